@@ -1,0 +1,184 @@
+"""Flat arguments from a YAML file and `--key value` overrides, in the manner of TRL's parser, without torch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from densepath.errors import ConfigError, MissingFileError, UsageError
+
+T = TypeVar("T")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def coerce(value: Any, hint: Any, name: str) -> Any:
+    """A YAML or command-line value as the type of its field: "5e-5" for a float, "a,b" for a list.
+
+    Raises:
+        ConfigError: it cannot be read as that type.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        says_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
+        if says_none and type(None) in options:
+            return None
+        for option in sorted((o for o in options if o is not type(None)), key=_specificity):
+            try:
+                return coerce(value, option, name)
+            except ConfigError:
+                continue
+        raise ConfigError(f"{name}={value!r} does not fit {hint}")
+    if origin is list:
+        items = value if isinstance(value, list) else [v for v in str(value).replace(",", " ").split() if v]
+        return [coerce(item, options[0], name) for item in items]
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("true", "1", "yes", "y", "t"):
+            return True
+        if str(value).lower() in ("false", "0", "no", "n", "f"):
+            return False
+        raise ConfigError(f"{name}={value!r} must be true or false")
+    if hint in (int, float):
+        if isinstance(value, bool) or value is None:
+            raise ConfigError(f"{name}={value!r} must be a number")
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{name}={value!r} must be a number") from None
+        if hint is float:
+            return number
+        if number != int(number):
+            raise ConfigError(f"{name}={value!r} must be a whole number")
+        return int(number)
+    if hint is str:
+        if isinstance(value, (dict, list)) or value is None:
+            raise ConfigError(f"{name}={value!r} must be text")
+        return str(value)
+    return value
+
+
+def _specificity(hint: Any) -> int:
+    """Narrow types first, so that "5" becomes a number where a number fits."""
+    order = {bool: 0, int: 1, float: 2}
+    return order.get(hint, 4 if hint is str else 3)
+
+
+def load_yaml(path: str) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        MissingFileError: it is not there.
+        ConfigError: it is not YAML, or not a flat mapping.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingFileError(f"--config {path}: no such file") from None
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, got a {type(value).__name__}")
+    return {str(key): item for key, item in value.items()}
+
+
+def parse(
+    kind: type[T], argv: Sequence[str], *, prog: str, description: str, passthrough: Mapping[str, str] | None = None
+) -> tuple[T, dict[str, Any]]:
+    """Arguments of a command: defaults, then `--config` YAML, then `--key value`.
+
+    Args:
+        kind: dataclass of the command's own arguments.
+        argv: words after the command.
+        prog: what `--help` calls the command.
+        description: its first paragraph.
+        passthrough: prefix -> name of the TRL config that takes keys with this prefix; "" takes any key.
+
+    Returns:
+        The dataclass, and the keys left to TRL's configs (values as YAML reads them).
+
+    Raises:
+        UsageError: an unknown key (with the nearest known one) or a value that does not fit.
+    """
+    passthrough = passthrough or {}
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    epilog = "; ".join(
+        f"any {prefix + '*' if prefix else 'other'} key goes to {target}" for prefix, target in passthrough.items()
+    )
+    parser = _Parser(prog=prog, description=description, epilog=epilog or None, allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="Recipe: flat `key: value` lines with the names below.")
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
+    for name, f in fields.items():
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        text = f.metadata.get("help", "").replace("%", "%%")
+        nargs: str | None = "*" if isinstance(default, list) else "?" if isinstance(default, bool) else None
+        extra: dict[str, Any] = {"const": "true"} if isinstance(default, bool) else {}
+        parser.add_argument(
+            f"--{name}",
+            default=argparse.SUPPRESS,
+            nargs=nargs,
+            metavar=name.upper(),
+            help=f"{text} (default: {shown})",
+            **extra,
+        )
+    known, rest = parser.parse_known_args(list(argv))
+    given = vars(known)
+    config_path = given.pop("config")
+    given.pop("debug")
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    if config_path is not None:
+        for key, value in load_yaml(config_path).items():
+            values[key], sources[key] = value, config_path
+    for key, value in [*given.items(), *_pairs(rest, prog).items()]:
+        values[key], sources[key] = value, "the command line"
+    own: dict[str, Any] = {}
+    others: dict[str, Any] = {}
+    for key, value in values.items():
+        if key in fields:
+            own[key] = coerce(value, hints[key], key)
+        elif any(key.startswith(prefix) and key != prefix for prefix in passthrough):
+            others[key] = yaml.safe_load(value) if isinstance(value, str) and sources[key] != config_path else value
+        else:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help"
+            raise ConfigError(f"{sources[key]}: unknown key {key!r}{hint}")
+    return kind(**own), others
+
+
+def _pairs(words: list[str], prog: str) -> dict[str, str]:
+    """`--key value` and `--key=value` words that the parser did not know."""
+    pairs: dict[str, str] = {}
+    index = 0
+    while index < len(words):
+        word = words[index]
+        if not word.startswith("--"):
+            raise UsageError(f"unexpected word {word!r} (see {prog} --help)")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            following = words[index + 1] if index + 1 < len(words) else "--"
+            if following.startswith("--"):
+                value = "true"
+            else:
+                value, index = following, index + 1
+        pairs[key] = value
+        index += 1
+    return pairs

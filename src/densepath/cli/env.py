@@ -1,0 +1,30 @@
+"""`densepath env`: versions and devices, for bug reports."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from densepath.errors import UsageError
+
+_HELP = "usage: densepath env [--json]\n\nPrint versions and devices, for bug reports."
+
+
+def run(argv: Sequence[str]) -> int:
+    """Print what matters about this installation and machine."""
+    words = [word for word in argv if word != "--debug"]
+    if words in (["-h"], ["--help"]):
+        print(_HELP)
+        return 0
+    if words not in ([], ["--json"]):
+        raise UsageError(f"unexpected argument {words[0]!r} (see densepath env --help)")
+    from densepath.pipeline.environment import environment
+
+    found = environment()
+    if words:
+        print(json.dumps(found, indent=2))
+    else:
+        width = max(map(len, found))
+        for name, value in found.items():
+            print(f"{name:<{width}}  {value}")
+    return 0

@@ -1,0 +1,99 @@
+"""`densepath COMMAND`: finds the command, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from densepath import __version__
+from densepath.errors import DensepathError
+
+COMMANDS = {
+    "run": "The whole job: SFT, references, dense reward, DPR, held-out evaluation, report.",
+    "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
+    "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
+    "score": "Grade every token of given completions with the dense reward.",
+    "eval": "Sample held-out completions and check them with a program.",
+    "report": "Make the HTML report of a run folder again.",
+    "theory": "Verify the statements behind the method numerically.",
+    "env": "Versions and devices, for bug reports.",
+}
+
+
+def usage() -> str:
+    """What `densepath --help` prints."""
+    lines = "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())
+    return (
+        "usage: densepath COMMAND [--config recipe.yaml] [--key value ...]\n\n"
+        "The dense reward hidden in supervised fine-tuning, and Dense-Path REINFORCE on it.\n\n"
+        f"commands:\n{lines}\n\n"
+        "densepath COMMAND --help lists a command's arguments. --debug shows tracebacks.\n"
+        "exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    if words[0] == "--version":
+        print(f"densepath {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command not in COMMANDS:
+        print(f"densepath: no command {command!r}; choose one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    debug = "--debug" in rest
+    try:
+        result = import_module(f"densepath.cli.{command}").run(rest)
+        return int(result)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("\ndensepath: interrupted; what was written is whole, and the same command goes on", file=sys.stderr)
+        return 130
+    except DensepathError as error:
+        if debug:
+            raise
+        print(f"densepath: error: {_one_line(error)}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        message = _expected(error)
+        if message is None:
+            raise
+        print(f"densepath: error: {message}", file=sys.stderr)
+        return 1
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _expected(error: Exception) -> str | None:
+    """A line for failures of the machine rather than of the program: no disk, no memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            place = f" at {seen.filename}" if seen.filename else ""
+            return f"cannot write{place}: {os.strerror(seen.errno)}; free some space and run the same command again"
+        text = str(seen).lower()
+        if "no space left on device" in text:
+            return "the disk is full; free some space and run the same command again"
+        if "out of memory" in text or "can't allocate memory" in text:
+            return f"{_one_line(seen)[:200]}; lower the batch size, max_length or score_token_budget"
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Pure functions of tensors: the mathematics. No I/O, no transformers, no configuration, no logging."""

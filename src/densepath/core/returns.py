@@ -1,0 +1,192 @@
+"""Returns-to-go, and the baselines that turn them into advantages.
+
+Each baseline says whether the gradient estimate stays unbiased: a baseline at position t must not depend
+on the action taken at t.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import torch
+from torch import Tensor
+
+from densepath.core.masks import check_mask, masked_mean, masked_sum
+
+
+class Baseline(str, Enum):
+    """What is subtracted from the return-to-go."""
+
+    NONE = "none"
+    POSITION_MEAN = "position_mean"
+    LEAVE_ONE_OUT = "leave_one_out"
+
+
+def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Sum of the rewards from each token on: `G_t = r_t + gamma G_{t+1}`, `G = 0` after the last token.
+
+    With gamma = 1 (the paper's) `G_0` is the sequence's whole reward. The discount counts from t, so
+    gamma < 1 shortens the sight of every token alike; it is not the objective's gamma^t weighting.
+
+    Args:
+        rewards: (batch, tokens) float, nats.
+        mask: (batch, tokens) bool; each row True from column 0 up to its length.
+        gamma: discount in [0, 1].
+
+    Returns:
+        (batch, tokens) float, zero where the mask is False.
+    """
+    check_mask(mask, rewards)
+    if rewards.dim() != 2:
+        raise ValueError(f"rewards must be (batch, tokens), got {tuple(rewards.shape)}")
+    if not 0.0 <= gamma <= 1.0:
+        raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
+    zero = torch.zeros((), dtype=rewards.dtype, device=rewards.device)
+    rewards = torch.where(mask, rewards, zero)
+    if gamma == 1.0:
+        returns = rewards.flip(1).cumsum(1).flip(1)
+    else:
+        # G_t = r_t + gamma G_{t+1}, from the last column to the first
+        returns = torch.zeros_like(rewards)
+        following = rewards.new_zeros(rewards.shape[0])
+        for t in range(rewards.shape[1] - 1, -1, -1):
+            following = rewards[:, t] + gamma * following
+            returns[:, t] = following
+    return torch.where(mask, returns, zero)
+
+
+def returns_after(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
+    """Sum of the rewards strictly after each token: `G_t - r_t = gamma G_{t+1}`.
+
+    What multiplies the score function when the immediate reward is taken as an expectation
+    (`objective.all_action_loss`).
+
+    Args:
+        rewards: (batch, tokens) float, nats.
+        mask: (batch, tokens) bool; each row True from column 0 up to its length.
+        gamma: discount in [0, 1].
+
+    Returns:
+        (batch, tokens) float, zero where the mask is False.
+    """
+    returns = returns_to_go(rewards, mask, gamma)
+    return gamma * torch.nn.functional.pad(returns[:, 1:], (0, 1)) * mask
+
+
+def sequence_returns(rewards: Tensor, mask: Tensor) -> Tensor:
+    """The whole sequence's return on each of its tokens: sequence-level REINFORCE, `G_t = sum_k r_k`.
+
+    Unbiased like `returns_to_go` with gamma = 1: the rewards before t do not depend on the action at t and
+    average out. They only add variance.
+
+    Args:
+        rewards: (batch, tokens) float, nats.
+        mask: (batch, tokens) bool.
+
+    Returns:
+        (batch, tokens) float, zero where the mask is False.
+    """
+    check_mask(mask, rewards)
+    return masked_sum(rewards, mask, dim=1).unsqueeze(1) * mask
+
+
+def kl_penalised_rewards(
+    rewards: Tensor, policy_logprobs: Tensor, sft_logprobs: Tensor, beta: float, mask: Tensor
+) -> Tensor:
+    """Reward with the KL to the SFT policy inside: `q_t = r_t - beta (log pi_theta - log pi_SFT)`.
+
+    Its return-to-go carries the KL of later states too, so that the fixed point is the optimum
+    `pi* ~ pi_SFT exp(sum r / beta)`. A separate exact KL loss per state moves the fixed point.
+
+    Args:
+        rewards: (batch, tokens) float, nats.
+        policy_logprobs: (batch, tokens) float, log pi_theta of the sampled tokens; taken as constants.
+        sft_logprobs: the same under pi_SFT.
+        beta: coefficient, at least 0.
+        mask: (batch, tokens) bool.
+
+    Returns:
+        (batch, tokens) float, zero where the mask is False.
+    """
+    check_mask(mask, rewards)
+    if beta < 0:
+        raise ValueError(f"beta must be at least 0, got {beta}")
+    penalised = rewards - beta * (policy_logprobs.detach() - sft_logprobs)
+    return torch.where(mask, penalised, torch.zeros((), dtype=penalised.dtype, device=penalised.device))
+
+
+def position_mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
+    """Mean return of the *other* completions that reach each position; 0 where there is none.
+
+    `b[i, t] = sum_{j != i, alive at t} G[j, t] / #{j != i alive at t}`. Leaving the own completion out makes
+    it independent of its actions, hence unbiased; it equals the plain batch mean but for the factor
+    n / (n - 1) on the advantage.
+
+    Args:
+        returns: (batch, tokens) float.
+        mask: (batch, tokens) bool.
+
+    Returns:
+        (batch, tokens) float, zero where the mask is False.
+    """
+    check_mask(mask, returns)
+    zero = torch.zeros((), dtype=returns.dtype, device=returns.device)
+    kept = torch.where(mask, returns, zero)
+    others = kept.sum(dim=0, keepdim=True) - kept
+    count = mask.sum(dim=0, keepdim=True) - mask.long()
+    return torch.where(mask & (count > 0), others / count.clamp(min=1), zero)
+
+
+def leave_one_out_baseline(returns: Tensor, mask: Tensor, num_generations: int) -> Tensor:
+    """Mean whole-sequence return of the other completions of the same prompt, minus the rewards already had.
+
+    The state value that a completion at position t can expect is estimated as
+    `mean_{j != i, same prompt} G[j, 0] - (G[i, 0] - G[i, t])`: the siblings' return from the start, less what
+    completion i collected before t. Both parts are independent of the action at t, so it is unbiased.
+
+    Args:
+        returns: (batch, tokens) float, undiscounted; rows of one prompt are neighbours.
+        mask: (batch, tokens) bool.
+        num_generations: completions per prompt, at least 2; divides batch.
+
+    Returns:
+        (batch, tokens) float, zero where the mask is False.
+    """
+    check_mask(mask, returns)
+    batch = returns.shape[0]
+    if num_generations < 2 or batch % num_generations:
+        raise ValueError(f"num_generations must be at least 2 and divide the batch {batch}, got {num_generations}")
+    totals = returns[:, 0].view(-1, num_generations)
+    siblings = (totals.sum(dim=1, keepdim=True) - totals) / (num_generations - 1)
+    collected = returns[:, :1] - returns
+    zero = torch.zeros((), dtype=returns.dtype, device=returns.device)
+    return torch.where(mask, siblings.reshape(-1, 1) - collected, zero)
+
+
+def baseline(kind: Baseline, returns: Tensor, mask: Tensor, num_generations: int) -> Tensor:
+    """The baseline of that kind; see the functions above."""
+    if kind is Baseline.NONE:
+        return torch.zeros_like(returns)
+    if kind is Baseline.POSITION_MEAN:
+        return position_mean_baseline(returns, mask)
+    return leave_one_out_baseline(returns, mask, num_generations)
+
+
+def whiten(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """Advantages divided by their standard deviation over all tokens that count; the mean is kept.
+
+    The mean stays because the baseline has seen to it. The scale is a random number that depends on the
+    batch, so the estimate is biased; the optimum stays a fixed point only with the KL inside the return.
+
+    Args:
+        advantages: (batch, tokens) float.
+        mask: (batch, tokens) bool.
+        eps: added to the standard deviation.
+
+    Returns:
+        (batch, tokens) float, zero where the mask is False.
+    """
+    mean = masked_mean(advantages, mask)
+    variance = masked_mean((advantages - mean) ** 2, mask)
+    zero = torch.zeros((), dtype=advantages.dtype, device=advantages.device)
+    return torch.where(mask, advantages / (variance.sqrt() + eps), zero)

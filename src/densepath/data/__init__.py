@@ -1,0 +1,42 @@
+"""Any TRL-format data set becomes validated examples, and tokenisation happens in exactly one place."""
+
+from densepath.data.encode import (
+    EncodeCounts,
+    Encoded,
+    decode_spans,
+    encode_completion,
+    encode_demonstration,
+    encode_demonstrations,
+    encode_pairs,
+    encode_prompt,
+)
+from densepath.data.formats import dataset_fingerprint, load_dataset_rows, validate_rows
+from densepath.data.rows import DataFormat, Row, detect_format, prompt_of, split_turns
+from densepath.data.splits import check_disjoint, content_hash, split_by_content
+from densepath.data.tasks import TaskFamily, check_answer, generate_tasks, normalise_answer
+
+__all__ = [
+    "DataFormat",
+    "EncodeCounts",
+    "Encoded",
+    "Row",
+    "TaskFamily",
+    "check_answer",
+    "check_disjoint",
+    "content_hash",
+    "dataset_fingerprint",
+    "decode_spans",
+    "detect_format",
+    "encode_completion",
+    "encode_demonstration",
+    "encode_demonstrations",
+    "encode_pairs",
+    "encode_prompt",
+    "generate_tasks",
+    "load_dataset_rows",
+    "normalise_answer",
+    "prompt_of",
+    "split_by_content",
+    "split_turns",
+    "validate_rows",
+]

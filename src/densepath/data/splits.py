@@ -1,0 +1,114 @@
+"""Splits by content: the prompt alone decides where a row goes, so no prompt is ever in two splits."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from densepath.data.rows import DataFormat, Row, Turns, canonical_json, detect_format, prompt_of, short
+from densepath.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+DEFAULT_SHARES: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
+_HASH_BITS = 64  # of the 256, as many as decide a row's place in [0, 1)
+
+
+def content_hash(row: Row) -> str:
+    """SHA-256 of the canonical prompt; the completion never enters.
+
+    hash = sha256(JSON([[role, text], ...])), text in Unicode's NFKC form with every run of whitespace as one space.
+    Plain text counts as one user turn, so the same question in standard and in conversational form is one content.
+    Of `messages` the turns before the last assistant turn are the prompt; a `text` row is hashed whole.
+
+    Args:
+        row: an example in any format.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        DataError: the row is in no known format.
+
+    >>> content_hash({"prompt": "A  b\\n"}) == content_hash({"prompt": [{"role": "user", "content": "A b"}]})
+    True
+    """
+    prompt = str(row["text"]) if detect_format(row) is DataFormat.TEXT else prompt_of(row)
+    turns: Turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    canonical = [[turn["role"], normalise_text(turn["content"])] for turn in turns]
+    return hashlib.sha256(canonical_json(canonical).encode("ascii")).hexdigest()
+
+
+def normalise_text(text: str) -> str:
+    """Text in Unicode's NFKC form, stripped, with every run of whitespace as one space.
+
+    >>> normalise_text("\\u00a0ﬁne \\u2028 day ")
+    'fine day'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).split())
+
+
+def split_by_content(rows: Dataset | Sequence[Row], shares: Mapping[str, float] = DEFAULT_SHARES) -> dict[str, Any]:
+    """Splits of a data set by the hash of each row's prompt.
+
+    u = hash / 2^64 in [0, 1); a row is in the split whose stretch of the cumulated shares holds u. So a row's split
+    depends on its prompt and the shares alone, not on the order or the other rows, and duplicates stay together. The
+    shares are met on average: a small data set can leave a small split empty.
+
+    Args:
+        rows: a `datasets.Dataset`, or a sequence of examples.
+        shares: name of each split and its share; positive, summing to 1.
+
+    Returns:
+        Name to rows, in their order and of the kind that came in (`Dataset` or list).
+
+    Raises:
+        ConfigError: shares that are not positive or do not sum to 1.
+    """
+    if not shares or min(shares.values()) <= 0 or not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-9):
+        raise ConfigError(f"shares are {dict(shares)}; they must be positive and sum to 1")
+    members: dict[str, list[int]] = {name: [] for name in shares}
+    for index, row in enumerate(rows):
+        members[_split_of(row, shares)].append(index)
+    if isinstance(rows, Sequence):
+        return {name: [rows[index] for index in indices] for name, indices in members.items()}
+    return {name: rows.select(indices) for name, indices in members.items()}
+
+
+def check_disjoint(splits: Mapping[str, Dataset | Sequence[Row]]) -> None:
+    """Raise when two splits share a prompt; duplicates within one split are allowed.
+
+    Args:
+        splits: name to rows, for example the training and the evaluation prompts.
+
+    Raises:
+        DataError: names the two rows (1-based) and the prompt's beginning.
+    """
+    seen: dict[str, tuple[str, int]] = {}
+    for name, rows in splits.items():
+        for number, row in enumerate(rows, start=1):
+            first_name, first_number = seen.setdefault(content_hash(row), (name, number))
+            if first_name != name:
+                raise DataError(
+                    f"{first_name} row {first_number} and {name} row {number} have the same prompt "
+                    f"({_preview(row)}); remove one, or split with split_by_content"
+                )
+
+
+def _split_of(row: Row, shares: Mapping[str, float]) -> str:
+    place = int(content_hash(row)[: _HASH_BITS // 4], 16) / 2**_HASH_BITS
+    upper = 0.0
+    for name, share in shares.items():
+        upper += share
+        if place < upper:
+            return name
+    return name  # the sum of the shares fell short of 1 by rounding
+
+
+def _preview(row: Row) -> str:
+    prompt = row["text"] if detect_format(row) is DataFormat.TEXT else prompt_of(row)
+    return repr(short(prompt if isinstance(prompt, str) else prompt[-1]["content"]))

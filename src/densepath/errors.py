@@ -1,0 +1,47 @@
+"""The one exception tree: each error also inherits the stdlib error that a caller would catch."""
+
+from __future__ import annotations
+
+
+class DensepathError(Exception):
+    """Base of every error that densepath raises on purpose: a user's mistake, said in one line.
+
+    The message says what is wrong, where (file, row, key) and what to do. The command line prints it without
+    a traceback and exits with `exit_code`.
+    """
+
+    exit_code = 1
+
+
+class UsageError(DensepathError, ValueError):
+    """A command, key or value that cannot be used as given."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A recipe key or value that does not exist, does not fit, or contradicts another."""
+
+
+class MissingFileError(UsageError, FileNotFoundError):
+    """A file or folder that was named and is not there."""
+
+
+class DataError(UsageError):
+    """A data set that cannot be used: empty, or a row without what its format requires."""
+
+
+class ModelError(UsageError):
+    """A model or tokenizer that cannot be loaded, or models that do not fit each other."""
+
+
+class ResumeError(UsageError):
+    """A run folder that belongs to another configuration."""
+
+
+class NumericalError(DensepathError, ArithmeticError):
+    """NaN or infinity where a finite number is needed, with its location."""
+
+
+class StorageError(DensepathError, OSError):
+    """Writing failed (disk full, no permission); what was already written is intact."""

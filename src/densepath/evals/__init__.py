@@ -1,0 +1,1 @@
+"""Evaluation: verifiers, generation, judges, pairing, win rates and intervals."""

@@ -1,0 +1,100 @@
+"""Means with 95 % intervals, and paired differences with a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+RESAMPLES = 9999
+
+
+class Verdict(str, Enum):
+    """What a paired difference says when higher is better."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    TIE = "tie"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the ends of its 95 % interval, and the number of values behind it."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int]:
+        """For JSON."""
+        return asdict(self)
+
+
+def proportion_interval(successes: int, n: int) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927), sound also at 0 and 1.
+
+    Args:
+        successes: how often it came true.
+        n: how often it was tried, at least 1.
+    """
+    found = stats.binomtest(successes, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return Interval(successes / n, float(found.low), float(found.high), n)
+
+
+def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """Mean with a bootstrap interval (BCa) over the values; Wilson's if all are 0 or 1.
+
+    Args:
+        values: one number an independent unit (a prompt), at least one.
+        seed: of the resampling.
+    """
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        raise ValueError("mean_interval needs at least one value")
+    if np.isin(array, (0.0, 1.0)).all():
+        return proportion_interval(int(array.sum()), array.size)
+    mean = float(array.mean())
+    if array.size < 2 or np.ptp(array) == 0:
+        return Interval(mean, mean, mean, array.size)
+    found = stats.bootstrap(
+        (array,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(mean, float(found.low), float(found.high), array.size)
+
+
+def paired_difference(values: Sequence[float], others: Sequence[float], seed: int = 0) -> tuple[Interval, Verdict]:
+    """Mean of `values - others`, unit by unit, with a percentile bootstrap interval; a tie if it holds 0.
+
+    Args:
+        values: one number a unit.
+        others: numbers of the same units in the same order.
+        seed: of the resampling.
+    """
+    difference = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
+    if difference.size == 0:
+        raise ValueError("paired_difference needs at least one pair")
+    mean = float(difference.mean())
+    if difference.size < 2 or np.ptp(difference) == 0:
+        low = high = mean
+    else:
+        found = stats.bootstrap(
+            (difference,),
+            np.mean,
+            confidence_level=CONFIDENCE,
+            n_resamples=RESAMPLES,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+        low, high = float(found.low), float(found.high)
+    verdict = Verdict.BETTER if low > 0 else Verdict.WORSE if high < 0 else Verdict.TIE
+    return Interval(mean, low, high, int(difference.size)), verdict

@@ -1,0 +1,1 @@
+"""Models: load and freeze, adapters over one base, scoring engine, sampling."""

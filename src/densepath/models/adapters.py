@@ -1,0 +1,181 @@
+"""Policy, SFT model and reference as adapters over one base in memory: frozen copies, and switching between them."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from densepath.errors import ModelError, UsageError
+from densepath.models import locate
+
+
+def add_frozen_copy(peft_model: PeftModel, source: str = "default", name: str = "sft") -> None:
+    """Add adapter `name` with the present weights of `source`: frozen, without dropout, not active.
+
+    Gradient flags, modes and the active adapter of the rest stay as they are.
+
+    Raises:
+        UsageError: there is no adapter `source`, or already one called `name`.
+        ModelError: the adapter consists of virtual prompt tokens.
+    """
+    _check_name(peft_model, name)
+    _check_known(peft_model, source)
+    config = _frozen(peft_model.peft_config[source])
+    weights = {key: tensor.detach().clone() for key, tensor in _state(peft_model, source).items()}
+    with _unchanged(peft_model):
+        # No cast to float32: the copy must be the same function, to the last bit.
+        peft_model.add_adapter(name, config, autocast_adapter_dtype=False)
+        _cast_like(peft_model, source, name)
+        set_peft_model_state_dict(peft_model, weights, adapter_name=name)
+    if adapters_differ(peft_model, source, name):
+        raise ModelError(f"the copy {name!r} of adapter {source!r} does not have its weights: is its type supported?")
+    _freeze(peft_model, name)
+
+
+def load_frozen_adapter(peft_model: PeftModel, path: str | Path, name: str) -> None:
+    """Load a saved adapter as `name` beside those that are there: frozen, without dropout, not active.
+
+    Raises:
+        UsageError: there is already an adapter called `name`.
+        MissingFileError: the folder is not there.
+        ModelError: it is no adapter, does not fit this base, or lacks weights.
+    """
+    _check_name(peft_model, name)
+    source = locate.locate(path)
+    locate.check_adapter_folder(source)
+    try:
+        with locate.explained(source, "adapter"), _unchanged(peft_model):
+            peft_model.add_adapter(name, _frozen(PeftConfig.from_pretrained(source)))
+            weights = load_peft_weights(source, device=str(next(peft_model.parameters()).device))
+            result = set_peft_model_state_dict(peft_model, weights, adapter_name=name)
+        missing = [key for key in result.missing_keys if name in key.split(".")]
+        if missing:
+            raise ModelError(f"{path}: {len(missing)} weights of the adapter are missing, {missing[0]} among them")
+    except ModelError:
+        if name in peft_model.peft_config:
+            with _unchanged(peft_model):
+                peft_model.delete_adapter(name)
+        raise
+    _freeze(peft_model, name)
+
+
+@contextlib.contextmanager
+def active_adapter(peft_model: PeftModel, name: str | None) -> Iterator[None]:
+    """The model computes with adapter `name` inside the block; None: with the base alone.
+
+    PEFT's own `set_adapter` also switches gradient flags on and off; here they stay as they are, inside and after.
+    Afterwards the active adapter, every `requires_grad` and every module's train or eval mode are what they were,
+    exceptions included. Blocks may be nested. Run backward passes outside of it only where no activation
+    checkpointing recomputes a forward pass of the inside.
+
+    Raises:
+        UsageError: there is no adapter `name`.
+    """
+    if name is not None:
+        _check_known(peft_model, name)
+    with _unchanged(peft_model) as restore_flags:
+        if name is None:
+            peft_model.base_model.disable_adapter_layers()
+        else:
+            peft_model.base_model.enable_adapter_layers()
+            peft_model.set_adapter(name)
+        restore_flags()
+        yield
+
+
+def adapters_differ(peft_model: PeftModel, a: str, b: str) -> bool:
+    """Whether two adapters hold different weights; if not, their log-ratio is zero everywhere."""
+    for name in (a, b):
+        _check_known(peft_model, name)
+    weights_a, weights_b = _state(peft_model, a), _state(peft_model, b)
+    return weights_a.keys() != weights_b.keys() or any(
+        not torch.equal(weights_a[key], weights_b[key]) for key in weights_a
+    )
+
+
+@contextlib.contextmanager
+def _unchanged(peft_model: PeftModel) -> Iterator[Any]:
+    """Restore active adapter, disabled state, gradient flags and modes at the end; yields a restorer of the flags."""
+    modules = [(module, module.training) for module in peft_model.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in peft_model.parameters()]
+    active, active_in_layers = peft_model.active_adapter, list(peft_model.base_model.active_adapters)
+    disabled = any(layer.disable_adapters for layer in _tuner_layers(peft_model))
+
+    def restore_flags() -> None:
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+
+    try:
+        yield restore_flags
+    finally:
+        peft_model.base_model.enable_adapter_layers()
+        peft_model.set_adapter(active)
+        if active_in_layers != [active]:
+            peft_model.base_model.set_adapter(active_in_layers)
+        if disabled:
+            peft_model.base_model.disable_adapter_layers()
+        restore_flags()
+        for module, training in modules:
+            module.training = training
+
+
+def _tuner_layers(peft_model: PeftModel) -> Iterator[Any]:
+    return (module for module in peft_model.modules() if isinstance(module, BaseTunerLayer))
+
+
+def _state(peft_model: PeftModel, name: str) -> dict[str, torch.Tensor]:
+    """Weights of one adapter, without its name in the keys; embeddings only where the adapter trains them."""
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(
+        peft_model, adapter_name=name, save_embedding_layers=False
+    )
+    return state
+
+
+def _named(peft_model: PeftModel, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters that belong to one adapter alone."""
+    for key, parameter in peft_model.named_parameters():
+        if name in key.split("."):
+            yield key, parameter
+
+
+def _freeze(peft_model: PeftModel, name: str) -> None:
+    for _, parameter in _named(peft_model, name):
+        parameter.requires_grad_(False)
+
+
+def _cast_like(peft_model: PeftModel, source: str, name: str) -> None:
+    """Give the parameters of `name` the dtypes of those of `source`."""
+    parts = {tuple(key.split(".")): parameter.dtype for key, parameter in _named(peft_model, source)}
+    for key, parameter in _named(peft_model, name):
+        twin = tuple(source if part == name else part for part in key.split("."))
+        parameter.data = parameter.data.to(parts[twin])
+
+
+def _frozen(config: PeftConfig) -> PeftConfig:
+    """The same adapter without dropout, for inference."""
+    config = copy.deepcopy(config)
+    config.inference_mode = True
+    for attribute in ("lora_dropout", "module_dropout", "rank_dropout"):
+        if isinstance(getattr(config, attribute, None), float):
+            setattr(config, attribute, 0.0)
+    return config
+
+
+def _check_known(peft_model: PeftModel, name: str) -> None:
+    if name not in peft_model.peft_config:
+        raise UsageError(f"no adapter {name!r}; there are {', '.join(map(repr, peft_model.peft_config))}")
+    if peft_model.peft_config[name].is_prompt_learning:
+        raise ModelError(f"adapter {name!r} consists of virtual prompt tokens, which cannot share a base: use LoRA")
+
+
+def _check_name(peft_model: PeftModel, name: str) -> None:
+    if name in peft_model.peft_config:
+        raise UsageError(f"there is already an adapter {name!r}: delete it or choose another name")

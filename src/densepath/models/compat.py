@@ -1,0 +1,168 @@
+"""Whether models and tokenizers fit each other: token ids, vocabulary, context length, end tokens, weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from densepath.errors import MissingFileError, ModelError
+from densepath.models import locate
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """How many positions the model has, prompt and completion together, in tokens.
+
+    Read from the configuration (its text part, where it has several): a tokenizer's `model_max_length` may be
+    1e30. `sys.maxsize` for a model whose positions are not bounded (ALiBi, state-space models).
+    """
+    config = model.config.get_text_config(decoder=True)
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length"):
+        length = getattr(config, name, None)
+        if isinstance(length, int) and length > 0:
+            return length
+    return sys.maxsize
+
+
+def eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The token ids that end a completion: those of the generation config, and the tokenizer's before them.
+
+    Source: the rule of TRL's GRPOTrainer, so that both end completions at the same tokens.
+
+    Raises:
+        ModelError: neither the model nor the tokenizer names an end-of-sequence token.
+    """
+    generation_config = getattr(model, "generation_config", None)
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = [] if configured is None else [configured] if isinstance(configured, int) else list(configured)
+    own = tokenizer.eos_token_id
+    if own is not None and own not in ids:
+        ids = [own, *ids]
+    if not ids:
+        raise ModelError("neither the generation config nor the tokenizer has an eos_token_id: completions never end")
+    return tuple(ids)
+
+
+def check_same_tokenizer(
+    a: PreTrainedTokenizerBase, b: PreTrainedTokenizerBase, *, special_tokens: bool = True
+) -> None:
+    """Refuse two tokenizers that do not give every id the same meaning.
+
+    The models score one another's sampled ids, so ids must agree; how text is split into them need not. Pad is not
+    compared: nothing is ever read from a padded position.
+
+    Args:
+        a: one tokenizer.
+        b: the other.
+        special_tokens: also require the same EOS and BOS.
+
+    Raises:
+        ModelError: the first difference: vocabulary size, the id of a token, or a special token.
+    """
+    names = f"{a.name_or_path or 'the first'} and {b.name_or_path or 'the second'}"
+    vocab_a, vocab_b = a.get_vocab(), b.get_vocab()
+    for token, index in sorted(vocab_a.items(), key=lambda item: item[1]):
+        other = vocab_b.get(token)
+        if other != index:
+            there = "does not exist" if other is None else f"is {other}"
+            sizes = "" if len(vocab_a) == len(vocab_b) else f" (sizes {len(vocab_a)} and {len(vocab_b)})"
+            raise ModelError(f"the tokenizers of {names} differ: token {token!r} is {index} and {there}{sizes}")
+    if len(vocab_a) != len(vocab_b):
+        extra = min((index, token) for token, index in vocab_b.items() if token not in vocab_a)[1]
+        raise ModelError(
+            f"the tokenizers of {names} differ: vocabulary sizes {len(vocab_a)} and {len(vocab_b)}; "
+            f"{extra!r} is only in the second"
+        )
+    if special_tokens:
+        for name in ("eos_token_id", "bos_token_id"):
+            mine, yours = getattr(a, name), getattr(b, name)
+            if mine != yours:
+                raise ModelError(f"the tokenizers of {names} differ: {name} is {mine} and {yours}")
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    """Refuse a tokenizer with ids that the model has no embedding for. Spare embedding rows are fine.
+
+    Raises:
+        ModelError: the largest id lies outside of the embedding.
+    """
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    rows = model.get_input_embeddings().weight.shape[0]
+    if largest >= rows:
+        raise ModelError(
+            f"the tokenizer gives {token!r} the id {largest}, and the model has {rows} embeddings: "
+            "they do not belong together (or resize_token_embeddings was forgotten)"
+        )
+
+
+def weights_differ(a: str | Path, b: str | Path) -> bool:
+    """Whether two saved models are different functions; if not, their log-ratio is zero everywhere.
+
+    Args:
+        a: folder, adapter folder, catalogue name or cached hub id.
+        b: the other.
+
+    Returns:
+        False when they are one folder, or hold equal tensors under equal names (compared in float32). A LoRA
+        adapter whose B matrices are all zero counts as its base.
+
+    Raises:
+        MissingFileError: one of them is not on this disk.
+        ModelError: one of them has no safetensors weights.
+    """
+    source_a, source_b = _effective(locate.locate(a)), _effective(locate.locate(b))
+    if source_a == source_b or (Path(source_a).is_dir() and Path(source_a).resolve() == Path(source_b).resolve()):
+        return False
+    if locate.is_adapter(source_a) != locate.is_adapter(source_b):
+        return True
+    if locate.is_adapter(source_a) and weights_differ(locate.adapter_base(source_a), locate.adapter_base(source_b)):
+        return True
+    files_a, files_b = _tensor_files(source_a), _tensor_files(source_b)
+    return files_a.keys() != files_b.keys() or any(
+        not _equal(_tensor(files_a[name], name), _tensor(files_b[name], name)) for name in files_a
+    )
+
+
+def _effective(source: str) -> str:
+    """The base of a LoRA adapter that changes nothing; else `source` itself."""
+    if not locate.is_adapter(source):
+        return source
+    files = _tensor_files(source)
+    if not files or not all(".lora_A." in name or ".lora_B." in name for name in files):
+        return source
+    if any(_tensor(files[name], name).any() for name in files if ".lora_B." in name):
+        return source
+    return locate.adapter_base(source)
+
+
+def _tensor_files(source: str) -> dict[str, Path]:
+    """Tensor name -> the safetensors file that holds it."""
+    folder = Path(source)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(source, allow_patterns="*.safetensors", local_files_only=True))
+        except OSError:
+            raise MissingFileError(f"no such folder, and not in the hub's cache: {source}") from None
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with locate.explained(source, "model"), safe_open(path, framework="pt") as tensors:
+            files.update(dict.fromkeys(tensors.keys(), path))
+    if not files:
+        raise ModelError(f"{source}: no *.safetensors weights in it")
+    return files
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    with safe_open(path, framework="pt") as tensors:
+        tensor: Tensor = tensors.get_tensor(name)
+        return tensor
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a.float(), b.float())

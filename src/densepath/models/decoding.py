@@ -1,0 +1,164 @@
+"""Token-by-token decoding with a key-value cache whose rows can be repeated and dropped."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from densepath.errors import ModelError
+
+
+class Decoder:
+    """One model's next-token logits, a token at a time.
+
+    What the model can do decides how rows may be batched:
+
+    Attributes:
+        expands: its cache consists of key-value layers, so rows can be repeated and dropped. Without (state-space
+            layers, a cache of the model's own) rows must be decoded one by one, which is slow and correct.
+        pads: it takes `position_ids`, so prompts of different lengths can be padded on the left.
+        device: where its embeddings lie.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+            raise ModelError(
+                "an adapter with virtual prompt tokens (prefix or prompt tuning) cannot be sampled: use LoRA"
+            )
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        parameters = inspect.signature(base.forward).parameters
+        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.pads = "position_ids" in parameters
+        self._model = model
+        self._config = base.config.get_text_config(decoder=True)
+        self._one_position = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
+        self._caches = "past_key_values" in parameters and base._supports_default_dynamic_cache()
+        self.expands = self._caches and all(
+            hasattr(layer, "batch_select_indices") and not hasattr(layer, "update_conv_state")
+            for layer in DynamicCache(config=self._config).layers
+        )
+        if not self.expands:
+            warnings.warn(
+                f"{type(base).__name__}: the cache has no rows to select; rows are sampled one by one", stacklevel=2
+            )
+        self._cache: Any = None
+        self._ids: Tensor | None = None
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits after each prompt, (prompts, vocabulary), in the model's dtype; begins a new cache.
+
+        Args:
+            input_ids: (prompts, length) int64, padded on the left.
+            attention_mask: (prompts, length) int64, 1 = a token, 0 = padding.
+        """
+        self._cache = DynamicCache(config=self._config) if self._caches else None
+        self._ids = None
+        return self._forward(input_ids, attention_mask, (attention_mask.cumsum(-1) - 1).clamp(min=0))
+
+    def select(self, rows: Tensor) -> None:
+        """Let row `i` be what row `rows[i]` was: repeats, drops and reorders. `rows`: (new rows,) int64."""
+        if not self.expands:
+            raise ModelError("this model's cache has no rows to select")
+        self._cache.batch_select_indices(rows.to(self.device))
+
+    def step(self, tokens: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Logits after one more token in each row, (rows, vocabulary), in the model's dtype.
+
+        Args:
+            tokens: (rows,) int64.
+            attention_mask: (rows, length up to and including `tokens`) int64.
+            positions: (rows,) int64: of `tokens`, counted from the row's first real token.
+        """
+        return self._forward(tokens.unsqueeze(1), attention_mask, positions.unsqueeze(1))
+
+    def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
+        arguments: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
+        if not self._caches:  # read everything again
+            input_ids = input_ids if self._ids is None else torch.cat([self._ids, input_ids], dim=1)
+            positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+            arguments = {"use_cache": False}
+            self._ids = input_ids
+        if self.pads:
+            arguments["position_ids"] = positions.to(self.device)
+        output = self._model(input_ids=input_ids, attention_mask=attention_mask, **arguments, **self._one_position)
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+
+class RowBatch:
+    """Rows that are decoded together by one or two models, each distinct prompt read only once.
+
+    Attributes:
+        logits: of each decoder, (rows, vocabulary), on the first decoder's device.
+    """
+
+    def __init__(
+        self, decoders: Sequence[Decoder], prompts: Sequence[Sequence[int]], *, steps: int, pad_token_id: int
+    ) -> None:
+        """Read the prompts.
+
+        Args:
+            decoders: the models.
+            prompts: one for each row, token ids; equal ones should be neighbours or not, it does not matter.
+            steps: how often `step` may be called.
+            pad_token_id: fills the left of shorter prompts.
+        """
+        self._decoders = decoders
+        places: dict[tuple[int, ...], int] = {}
+        row_places = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
+        self._length = max(map(len, places))
+        ids = torch.full((len(places), self._length), pad_token_id)
+        mask = torch.ones(len(places), self._length + steps, dtype=torch.long)
+        for place, prompt in enumerate(places):
+            ids[place, self._length - len(prompt) :] = torch.tensor(prompt)
+            mask[place, : self._length - len(prompt)] = 0
+        self._device = decoders[0].device
+        self._mask = mask.to(self._device)
+        self._positions = torch.tensor([len(prompt) for prompt in places], device=self._device)
+        self.logits = self._gathered([d.prefill(ids, self._mask[:, : self._length]) for d in decoders])
+        if row_places != list(range(len(places))):
+            self.select(row_places)
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Let row `i` be what row `rows[i]` was."""
+        index = torch.tensor(rows, device=self._device)
+        for decoder in self._decoders:
+            decoder.select(index)
+        self._mask, self._positions = self._mask[index], self._positions[index]
+        self.logits = [logits[index] for logits in self.logits]
+
+    def step(self, tokens: Tensor) -> None:
+        """Append one token to each row, (rows,) int64, and compute the next logits."""
+        self._length += 1
+        mask = self._mask[:, : self._length]
+        self.logits = self._gathered([d.step(tokens, mask, self._positions) for d in self._decoders])
+        self._positions = self._positions + 1
+
+    def _gathered(self, logits: list[Tensor]) -> list[Tensor]:
+        return [each.to(self._device) for each in logits]
+
+
+@contextlib.contextmanager
+def inference(*models: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every submodule is in the mode it was in, exceptions included.
+
+    Eval mode also switches gradient checkpointing off, which would forbid the cache. Not `torch.inference_mode`:
+    tensors that a model keeps from inside it (rotary tables) could not be used in a later backward pass.
+    """
+    training = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, was_training in training:
+            module.training = was_training

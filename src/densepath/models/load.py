@@ -1,0 +1,210 @@
+"""Models and tokenizers from a hub id, a folder, an adapter folder or the catalogue: safetensors only, frozen."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from densepath.errors import ModelError, UsageError
+from densepath.models import locate
+from densepath.models.compat import check_vocabulary, context_length, eos_token_ids
+
+__all__ = [
+    "DTYPES",
+    "check_vocabulary",
+    "context_length",
+    "disable_dropout",
+    "eos_token_ids",
+    "freeze",
+    "load_model",
+    "load_tokenizer",
+]
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+"""The names that `dtype` accepts, besides "auto" (as the weights were saved)."""
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+    adapter: str | Path | None = None,
+    merge: bool = False,
+    for_training: bool = False,
+) -> PreTrainedModel:
+    """A causal language model, frozen unless `for_training`.
+
+    Args:
+        name_or_path: hub id, model folder, PEFT adapter folder (its base is loaded first) or catalogue name.
+        dtype: of the weights; a key of `DTYPES` or "auto". Scorers stay float32: bfloat16 adds noise of
+            0.01 nats per token, which does not shrink as the two models come closer.
+        device: None leaves the model on the CPU; "auto" takes CUDA where there is one.
+        trust_remote_code: run Python code that comes with the weights.
+        adapter: PEFT adapter folder or hub id to put on top of `name_or_path`.
+        merge: fold the adapter into the base weights; otherwise a `PeftModel` is returned.
+        for_training: train mode, the base trainable (with an adapter: the adapter alone), dropout as configured.
+
+    Returns:
+        The model; unless `for_training` in eval mode, with dropout zeroed and no parameter requiring a gradient.
+
+    Raises:
+        MissingFileError: a folder that was named is not there.
+        ModelError: it cannot be loaded: not found, no network, no safetensors, damaged or incomplete weights.
+        UsageError: an unknown dtype or device, or two adapters at once.
+    """
+    torch_dtype = _dtype(dtype)
+    source = locate.locate(name_or_path)
+    adapters = [locate.locate(adapter)] if adapter is not None else []
+    if locate.is_adapter(source):
+        if adapters:
+            raise UsageError(f"{name_or_path} is an adapter itself: give its base model together with adapter=")
+        adapters = [source]
+        source = locate.adapter_base(source)
+        if locate.is_adapter(source):
+            raise ModelError(f"{name_or_path}: its base {source} is an adapter too; merge that one first")
+    for folder in adapters:
+        locate.check_adapter_folder(folder)
+
+    model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code)
+    for folder in adapters:
+        model = _add_adapter(model, folder, trainable=for_training and not merge, merge=merge)
+    if (target := _device(device)) is not None:
+        model = model.to(target)
+    if for_training:
+        return model.train()
+    disable_dropout(model)
+    return freeze(model)
+
+
+def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer that pads on the left and has a pad token (EOS where it had none).
+
+    Args:
+        name_or_path: as for `load_model`; an adapter folder without a tokenizer gives that of its base.
+        trust_remote_code: run Python code that comes with the tokenizer.
+
+    Raises:
+        MissingFileError: a folder that was named is not there.
+        ModelError: there is no tokenizer, or it has no end-of-sequence token.
+    """
+    source = locate.locate(name_or_path)
+    if locate.is_adapter(source) and not locate.has_tokenizer(source):
+        source = locate.adapter_base(source)
+    if Path(source).is_dir() and not locate.has_tokenizer(source):
+        raise ModelError(f"{source}: no tokenizer.json in this folder: save the tokenizer beside the model")
+    with locate.explained(source, "tokenizer"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{source}: the tokenizer has no eos_token; set one in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+def freeze(model: PreTrainedModel) -> PreTrainedModel:
+    """The same model in eval mode with every parameter's `requires_grad` off."""
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def disable_dropout(model: nn.Module) -> int:
+    """Set every dropout probability to zero, so that train mode computes what eval mode does.
+
+    Covers `nn.Dropout` modules (those of adapters included), the float attributes that attention modules keep
+    (`attention_dropout` and the like), and the same entries of the configuration and its nested text part.
+
+    Returns:
+        How many probabilities were not zero before.
+    """
+    changed = 0
+    for module in model.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.p != 0.0:
+            module.p = 0.0
+            changed += 1
+        changed += _zero_dropout_attributes(module)
+    config = getattr(model, "config", None)
+    if config is not None:
+        nested = config.get_text_config() if hasattr(config, "get_text_config") else config
+        for part in (config,) if nested is config else (config, nested):
+            changed += _zero_dropout_attributes(part)
+    return changed
+
+
+def _zero_dropout_attributes(owner: object) -> int:
+    """Zero the float attributes named like a dropout probability; how many were not zero."""
+    names = [
+        name
+        for name, value in vars(owner).items()
+        if isinstance(value, float) and value != 0.0 and ("dropout" in name or name.endswith("pdrop"))
+    ]
+    for name in names:
+        setattr(owner, name, 0.0)
+    return len(names)
+
+
+def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r} is not one of {', '.join([*DTYPES, 'auto'])}")
+    return DTYPES[dtype]
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None:
+        return None
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device {device!r} is not one torch knows: give cpu, cuda, cuda:1 or auto") from None
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {device!r} was asked for, and torch finds no CUDA device: use cpu or auto")
+    return target
+
+
+def _load_base(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """The plain model at `source`; every weight it has must be in the files."""
+    locate.check_model_folder(source)
+    with locate.explained(source, "model"):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"{source}: {len(missing)} weights are not in its files and would be random, {missing[0]} among them: "
+            "save the whole model again"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge: bool) -> Any:
+    from peft import PeftModel
+
+    with locate.explained(folder, "adapter"), warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
+        try:
+            peft_model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        except UserWarning as warning:
+            raise ModelError(f"{folder}: weights of the adapter are missing: {str(warning)[:200]}") from warning
+        return peft_model.merge_and_unload().requires_grad_(True) if merge else peft_model

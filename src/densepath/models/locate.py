@@ -1,0 +1,187 @@
+"""Where a named model lies, and one line of English for each way in which it cannot be loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from densepath.errors import DensepathError, MissingFileError, ModelError
+from densepath.models import smollm2
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def locate(name_or_path: str | Path) -> str:
+    """What `from_pretrained` should be given: a folder that exists, or a hub id.
+
+    Args:
+        name_or_path: the catalogue name `smollm2-135m-instruct`, a folder, or a hub id.
+
+    Raises:
+        MissingFileError: it is written like a path and is not there.
+        ModelError: it is a file, not a folder, or a name that is neither a folder nor shaped like a hub id.
+    """
+    if str(name_or_path) == smollm2.NAME:
+        return str(smollm2.model_folder())
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return str(path)
+    if path.exists():
+        raise ModelError(f"{name_or_path} is a file: give the folder that holds it")
+    if isinstance(name_or_path, Path) or _written_like_a_path(name_or_path):
+        raise MissingFileError(f"no such model folder: {name_or_path}")
+    return name_or_path
+
+
+def _written_like_a_path(name: str) -> bool:
+    """Whether it cannot be a hub id, which is `name` or `owner/name`."""
+    return (
+        name.startswith((".", "/", "~"))
+        or name.endswith("/")
+        or name.count("/") > 1
+        or os.sep in name.replace("/", "")
+    )
+
+
+def is_adapter(source: str) -> bool:
+    """Whether the folder or hub repository holds a PEFT adapter."""
+    if Path(source).is_dir():
+        return (Path(source) / ADAPTER_CONFIG).is_file()
+    try:
+        return find_adapter_config_file(source) is not None
+    except OSError:
+        return False  # loading it will say what is wrong
+
+
+def adapter_base(source: str) -> str:
+    """Where the base model of an adapter lies.
+
+    A base out of the model cache is found again by its name when the adapter moved to another machine.
+
+    Raises:
+        ModelError: the adapter names no base, or one that is not there.
+    """
+    file = find_adapter_config_file(source)
+    try:
+        base = json.loads(Path(str(file)).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{source}: its {ADAPTER_CONFIG} cannot be read: {error}") from error
+    if not base:
+        raise ModelError(f"{source}: its {ADAPTER_CONFIG} names no base model: load the base with adapter={source}")
+    if Path(base).name == smollm2.NAME and not Path(base).is_dir():
+        base = smollm2.NAME
+    try:
+        return locate(base)
+    except MissingFileError:
+        raise ModelError(
+            f"{source}: its base model {base} is not there: load the base from where it is, with adapter={source}"
+        ) from None
+
+
+def has_tokenizer(source: str) -> bool:
+    """Whether a folder holds a tokenizer; True for a hub id, which loading will find out about."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return True
+    names = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+    return any((folder / name).is_file() for name in names)
+
+
+def check_model_folder(source: str) -> None:
+    """Refuse a local folder that cannot hold a safetensors model; a hub id passes.
+
+    Raises:
+        ModelError: no config.json, or no safetensors weights.
+    """
+    folder = Path(source)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        inside = sorted(p.parent.name for p in folder.glob("*/config.json"))
+        remedy = f"; {source}/{inside[-1]} has one" if inside else ": give the folder that save_pretrained wrote"
+        raise ModelError(f"{source}: no config.json, so it is not a model folder{remedy}")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("pytorch_model*.bin"))
+        raise ModelError(
+            f"{source}: no *.safetensors weights"
+            + (" (pickled .bin weights are not read): save them again as safetensors" if pickled else " in it")
+        )
+
+
+def check_adapter_folder(source: str) -> None:
+    """Refuse what is not a PEFT adapter with safetensors weights; a hub id need only be an adapter.
+
+    Raises:
+        ModelError: no adapter_config.json, or no safetensors weights.
+    """
+    if not is_adapter(source):
+        raise ModelError(f"{source}: no {ADAPTER_CONFIG}, so it is not a PEFT adapter")
+    if Path(source).is_dir() and not (Path(source) / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{source}: no adapter_model.safetensors in it: save the adapter again as safetensors")
+
+
+@contextlib.contextmanager
+def explained(source: str, kind: str) -> Iterator[None]:
+    """Turn whatever loading `source` raises into one `ModelError` of one line.
+
+    Args:
+        source: folder or hub id, as `locate` returned it.
+        kind: "model", "tokenizer" or "adapter": what was being loaded.
+    """
+    try:
+        yield
+    except DensepathError:
+        raise
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+        raise ModelError(f"cannot load the {kind} {source}: {_reason(error, source)}") from error
+
+
+def _reason(error: BaseException, source: str) -> str:
+    """What went wrong and what to do about it, in one line."""
+    causes = list(_chain(error))
+    names = {type(cause).__name__ for cause in causes}
+    text = " ".join(str(error).split())
+    if any(isinstance(cause, MemoryError) for cause in causes):
+        return "not enough memory"
+    if any(isinstance(cause, safetensors.SafetensorError) for cause in causes):
+        return f"its weights file is damaged ({text}): copy or download it again"
+    if "trust_remote_code" in text:
+        return "it brings Python code of its own: read it, then pass trust_remote_code=True"
+    if not Path(source).is_dir():
+        if "GatedRepoError" in names:
+            return "access is restricted: accept its terms on the hub and log in with `hf auth login`"
+        if names & {"RepositoryNotFoundError", "HFValidationError", "RevisionNotFoundError"}:
+            return "no such folder, and no such model on the hub (or it is private: `hf auth login`)"
+        if names & _OFFLINE or "offline" in text.lower() or "connect" in text.lower():
+            return (
+                "no such folder, and the hub cannot be reached: give a folder, or run once online so that it is cached"
+            )
+        if "safetensors" in text:
+            return "it has no safetensors weights: convert them first (pickled weights are not read)"
+    return text[:300] or type(error).__name__
+
+
+_OFFLINE = {
+    "ConnectError",
+    "ConnectionError",
+    "ConnectTimeout",
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "ProxyError",
+    "ReadTimeout",
+}
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    current: BaseException | None = error
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
+        yield current
+        current = current.__cause__ or current.__context__

@@ -1,0 +1,139 @@
+"""A packed forward pass behind TRL's own seam: `model(..., labels=labels, fused_lm_head=True)`.
+
+TRL's trainers get per-token log-probabilities by calling the model so (`add_fused_lm_head`). On a GPU that head
+projects labelled positions only; on a CPU it projects every position, padding included. `add_packed_forward` puts a
+pass in front that packs the rows without padding, computes a prompt that several rows share once, and on a CPU
+projects labelled positions alone. It stays inside of the model's `forward`: wrappers (DDP, PEFT) see one call.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import FusedCausalLMOutput
+
+from densepath.core.logprobs import chunked_token_logprobs
+from densepath.models.packing import IGNORED_LABEL, PackedBatch, pack
+from densepath.models.scoring import causal_lm, head_of, supports_packing
+
+
+def add_packed_forward(model: Any) -> bool:
+    """Put the packed pass in front of a model that TRL's `add_fused_lm_head` has prepared.
+
+    Args:
+        model: causal LM or the PEFT model around it, already patched by a TRL trainer.
+
+    Returns:
+        Whether it was added: not for models whose attention cannot be packed, which keep TRL's pass.
+    """
+    model = causal_lm(model)
+    if not supports_packing(model):
+        return False
+    inner = model.forward
+
+    @functools.wraps(type(model).forward)  # `generate` and the sampler read its signature
+    def forward(
+        self: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        input_ids, attention_mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        given = {name for name, value in kwargs.items() if value is not None and value is not False}
+        known = given <= {"input_ids", "attention_mask", "num_items_in_batch", "return_dict"}
+        if not (fused_lm_head and known and not args and labels is not None and attention_mask is not None):
+            if fused_lm_head:
+                kwargs["fused_lm_head"] = True
+            if labels is not None:
+                kwargs["labels"] = labels
+            return inner(*args, **kwargs)
+        rows = _Rows(input_ids, attention_mask, labels)
+        if not rows.indices:  # nothing is labelled: TRL's pass gives a zero that is connected to the weights
+            return inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels, fused_lm_head=True)
+        batch = next(pack(rows.prompts, rows.completions)).to(input_ids.device)
+        return _output(self, inner, batch, rows, kwargs.get("num_items_in_batch"))
+
+    model.forward = types.MethodType(forward, model)
+    return True
+
+
+class _Rows:
+    """Padded rows with labels as (prompt, completion) lists, and where each labelled token goes back to.
+
+    The prompt is everything before the first labelled token; unlabelled tokens after it (the user's turns of a
+    conversation) are part of the completion, and are not projected.
+    """
+
+    def __init__(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> None:
+        self.shape = (input_ids.shape[0], input_ids.shape[1] - 1)
+        self.prompts: list[list[int]] = []
+        self.completions: list[list[int]] = []
+        self.indices: list[int] = []
+        self.targets: list[list[int]] = []
+        self.columns: list[list[int]] = []
+        kept = attention_mask.bool().cpu()
+        ids, labelled = input_ids.cpu(), (labels != IGNORED_LABEL).cpu() & kept
+        labelled[:, 0] = False  # nothing precedes the first column, so nothing predicts it
+        for row in range(self.shape[0]):
+            positions = kept[row].nonzero().flatten()
+            marked = labelled[row, positions]
+            if len(positions) and bool(marked[0]):
+                marked = marked.clone()
+                marked[0] = False
+            if not bool(marked.any()):
+                continue
+            first, last = int(marked.nonzero()[0]), int(marked.nonzero()[-1])
+            tokens = ids[row, positions].tolist()
+            self.indices.append(row)
+            self.prompts.append(tokens[:first])
+            self.completions.append(tokens[first : last + 1])
+            self.targets.append(marked[first : last + 1].nonzero().flatten().tolist())
+            self.columns.append((positions[first : last + 1][marked[first : last + 1]] - 1).tolist())
+
+
+def _output(model: Any, inner: Any, batch: PackedBatch, rows: _Rows, num_items: Any) -> FusedCausalLMOutput:
+    device = batch.input_ids.device
+    packed_rows: list[int] = []
+    packed_columns: list[int] = []
+    out_rows: list[int] = []
+    out_columns: list[int] = []
+    for sequence, row, column in zip(batch.sequences, batch.rows, batch.columns, strict=True):
+        targets = rows.targets[sequence]
+        packed_rows += [row] * len(targets)
+        packed_columns += [column + target for target in targets]
+        out_rows += [rows.indices[sequence]] * len(targets)
+        out_columns += rows.columns[sequence]
+    where = torch.tensor(packed_rows, device=device), torch.tensor(packed_columns, device=device)
+    back = torch.tensor(out_rows, device=device), torch.tensor(out_columns, device=device)
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+    }
+    if device.type == "cpu":
+        weight, bias, scale, softcap = head_of(model)
+        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[where]
+        scores = chunked_token_logprobs(hidden, weight, batch.labels[where], bias, logit_scale=scale, softcap=softcap)
+        log_probs, entropy, is_top1 = scores.logprobs, scores.entropies, scores.is_top1
+    else:
+        labels = torch.full_like(batch.labels, IGNORED_LABEL)
+        labels[where] = batch.labels[where]
+        fused = inner(**inputs, shift_labels=labels, fused_lm_head=True)
+        log_probs, entropy = fused.log_probs[where], None if fused.entropy is None else fused.entropy[where]
+        is_top1 = None if fused.is_top1 is None else fused.is_top1[where]
+
+    def scatter(values: Tensor | None) -> Tensor | None:
+        return None if values is None else values.new_zeros(rows.shape).index_put(back, values)
+
+    label_mask = torch.zeros(rows.shape, dtype=torch.bool, device=device).index_put(
+        back, torch.ones(len(out_rows), dtype=torch.bool, device=device)
+    )
+    divisor = label_mask.sum().clamp(min=1) if num_items is None else num_items
+    return FusedCausalLMOutput(
+        loss=-log_probs.sum() / divisor,
+        log_probs=scatter(log_probs),
+        entropy=scatter(entropy),
+        is_top1=scatter(is_top1),
+        label_mask=label_mask,
+    )

@@ -1,0 +1,218 @@
+"""Token sequences -> one rectangular batch without waste: sequences share rows, and prompts are stored once.
+
+Scoring reads only the log-probabilities of completion tokens. A row therefore holds, for each group of
+completions with the same prompt, the prompt once and then one branch a completion; the attention mask lets a
+branch see its prompt and itself, and position ids say where each token stood. The last prompt token is
+repeated in front of every branch, because it predicts a different first token in each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+IGNORED_LABEL = -100
+ROW_TOKENS = 256
+"""Width that rows are filled to: attention over a row costs its square, and wider rows measured slower."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """What a causal LM takes, and where in its output each completion token's prediction stands.
+
+    Attributes:
+        input_ids: (rows, width) int64.
+        position_ids: (rows, width) int64, position of each token in its own sequence.
+        attention_mask: (rows, 1, width, width) bool, True = may be attended to; (rows, width) int64 when
+            each row holds one sequence.
+        labels: (rows, width) int64, the token that each position predicts (already shifted), or -100.
+        sequences: index of each packed sequence in the caller's order.
+        rows: row of each packed sequence.
+        columns: column at which the first completion token of each packed sequence is predicted.
+        lengths: completion tokens of each packed sequence.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    sequences: tuple[int, ...]
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    lengths: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> PackedBatch:
+        """The same batch with its tensors on `device`."""
+        return PackedBatch(
+            self.input_ids.to(device),
+            self.position_ids.to(device),
+            self.attention_mask.to(device),
+            self.labels.to(device),
+            self.sequences,
+            self.rows,
+            self.columns,
+            self.lengths,
+        )
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Cut per-position values into one (completion tokens,) tensor a packed sequence, in `sequences` order.
+
+        Args:
+            values: (rows, width), any dtype.
+        """
+        return [
+            values[row, column : column + length]
+            for row, column, length in zip(self.rows, self.columns, self.lengths, strict=True)
+        ]
+
+    def predicting(self) -> tuple[Tensor, Tensor]:
+        """Row and column indices of all positions that predict a completion token, sequence by sequence."""
+        rows = torch.tensor(self.rows).repeat_interleave(torch.tensor(self.lengths))
+        columns = torch.cat(
+            [torch.arange(column, column + length) for column, length in zip(self.columns, self.lengths, strict=True)]
+        )
+        return rows, columns
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Completions of one prompt that are packed together; `members` index the caller's sequences."""
+
+    prompt: Sequence[int]
+    members: tuple[int, ...]
+    width: int
+
+
+def _group(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    row_tokens: int,
+    share_prompts: bool,
+) -> list[_Group]:
+    by_prompt: dict[object, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"sequence {index}: the prompt is empty, so nothing predicts the first token")
+        if completions[index]:
+            by_prompt.setdefault(tuple(prompt) if share_prompts else index, []).append(index)
+    groups: list[_Group] = []
+    for members in by_prompt.values():
+        shared = len(prompts[members[0]]) - 1
+        chosen: list[int] = []
+        width = shared
+        for index in members:
+            if chosen and width + len(completions[index]) > row_tokens:
+                groups.append(_Group(prompts[members[0]], tuple(chosen), width))
+                chosen, width = [], shared
+            chosen.append(index)
+            width += len(completions[index])
+        groups.append(_Group(prompts[members[0]], tuple(chosen), width))
+    return groups
+
+
+def _fill_rows(groups: list[_Group], row_tokens: int, per_row: bool) -> list[list[_Group]]:
+    """First-fit decreasing: each group goes into the first row that has room."""
+    rows: list[list[_Group]] = []
+    room: list[int] = []
+    for group in sorted(groups, key=lambda g: (-g.width, g.members)):
+        place = next((i for i, free in enumerate(room) if free >= group.width), None)
+        if place is None or per_row:
+            rows.append([group])
+            room.append(row_tokens - group.width)
+        else:
+            rows[place].append(group)
+            room[place] -= group.width
+    return rows
+
+
+def _build(
+    rows: list[list[_Group]], completions: Sequence[Sequence[int]], pad_token_id: int, padded: bool
+) -> PackedBatch:
+    width = max(sum(group.width for group in row) for row in rows)
+    shape = (len(rows), width)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
+    position_ids = torch.zeros(shape, dtype=torch.long)
+    labels = torch.full(shape, IGNORED_LABEL, dtype=torch.long)
+    group_of = torch.full(shape, -1, dtype=torch.long)
+    branch_of = torch.zeros(shape, dtype=torch.long)
+    sequences, row_of, columns, lengths = [], [], [], []
+    for r, row in enumerate(rows):
+        at = 0
+        for g, group in enumerate(row):
+            shared = len(group.prompt) - 1
+            input_ids[r, at : at + shared] = torch.tensor(group.prompt[:-1], dtype=torch.long)
+            position_ids[r, at : at + shared] = torch.arange(shared)
+            group_of[r, at : at + group.width] = g
+            at += shared
+            for branch, index in enumerate(group.members, start=1):
+                completion = completions[index]
+                stop = at + len(completion)
+                input_ids[r, at:stop] = torch.tensor([group.prompt[-1], *completion[:-1]], dtype=torch.long)
+                labels[r, at:stop] = torch.tensor(completion, dtype=torch.long)
+                position_ids[r, at:stop] = torch.arange(shared, shared + len(completion))
+                branch_of[r, at:stop] = branch
+                sequences.append(index)
+                row_of.append(r)
+                columns.append(at)
+                lengths.append(len(completion))
+                at = stop
+    if padded:
+        attention_mask = (group_of >= 0).long()
+    else:
+        same_group = group_of.unsqueeze(2) == group_of.unsqueeze(1)
+        visible = (branch_of.unsqueeze(1) == 0) | (branch_of.unsqueeze(2) == branch_of.unsqueeze(1))
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        # Padding forms a group of its own (-1), so that no row of the mask is empty: softmax over nothing is NaN.
+        attention_mask = (same_group & visible & causal).unsqueeze(1)
+    return PackedBatch(
+        input_ids,
+        position_ids,
+        attention_mask,
+        labels,
+        tuple(sequences),
+        tuple(row_of),
+        tuple(columns),
+        tuple(lengths),
+    )
+
+
+def pack(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    token_budget: int | None = None,
+    row_tokens: int = ROW_TOKENS,
+    pad_token_id: int = 0,
+    padded: bool = False,
+) -> Iterator[PackedBatch]:
+    """Pack sequences into batches of at most `token_budget` tokens.
+
+    Args:
+        prompts: ids of each prompt, at least one token each.
+        completions: ids of each completion; an empty one is left out.
+        token_budget: most tokens (padding included) of one batch; one batch holds everything if None. A longer
+            single sequence makes a batch of its own.
+        row_tokens: width that rows are filled to; wider sequences get wider rows.
+        pad_token_id: any valid id; no result depends on it.
+        padded: one sequence a row, right-padded, with a 2-D mask: for models that do not take a 4-D mask.
+
+    Yields:
+        Batches that together hold each non-empty completion once, widest rows first.
+    """
+    if len(prompts) != len(completions):
+        raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
+    groups = _group(prompts, completions, row_tokens, share_prompts=not padded)
+    rows = _fill_rows(groups, row_tokens, per_row=padded)
+    rows.sort(key=lambda row: -sum(group.width for group in row))
+    batch: list[list[_Group]] = []
+    for row in rows:
+        width = sum(group.width for group in (batch[0] if batch else row))
+        if batch and token_budget is not None and (len(batch) + 1) * width > token_budget:
+            yield _build(batch, completions, pad_token_id, padded)
+            batch = []
+        batch.append(row)
+    if batch:
+        yield _build(batch, completions, pad_token_id, padded)

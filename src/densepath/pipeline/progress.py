@@ -1,0 +1,118 @@
+"""Progress of a run: stage, step, tokens per second, time left; a live bar on a terminal, lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from transformers import TrainerCallback
+
+LINE_EVERY_SECONDS = 10.0
+
+
+class StageProgress:
+    """One bar for one stage; use as a context manager.
+
+    Args:
+        console: where to print.
+        title: e.g. "2/7 SFT".
+        total: number of steps; None until it is known.
+        unit: what a step is, e.g. "step" or "completion".
+    """
+
+    def __init__(self, console: Console, title: str, total: int | None, unit: str = "step") -> None:
+        self.console, self.title, self.total, self.unit = console, title, total, unit
+        self.done = 0
+        self.tokens = 0
+        self.started = self._last_line = time.monotonic()
+        self._start_done = 0
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> StageProgress:
+        if self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f} " + self.unit + "s"),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task(self.title, total=self.total or 1, rate="", note="")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if error[0] is None:
+            seconds = time.monotonic() - self.started
+            self.console.print(
+                f"{self.title}: {self.done} {self.unit}s in {seconds:.0f} s{self._rate()}", highlight=False
+            )
+
+    def _rate(self) -> str:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        return f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
+
+    def start_at(self, done: int) -> None:
+        """Count steps that an earlier process did."""
+        self.done = self._start_done = done
+
+    def update(self, done: int, total: int | None = None, tokens: int = 0, note: str = "") -> None:
+        """Set how many steps are done; add the tokens that they took.
+
+        Args:
+            done: steps finished so far.
+            total: steps in all, if that has become known.
+            tokens: tokens processed since the last call.
+            note: a short text after the bar.
+        """
+        self.done = done
+        self.total = total if total is not None else self.total
+        self.tokens += tokens
+        if self._bar is not None and self._task is not None:
+            rate = self._rate().removeprefix(", ")
+            self._bar.update(self._task, completed=done, total=self.total or 1, rate=rate, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_EVERY_SECONDS and self.total:
+            self._last_line = now
+            fresh = max(done - self._start_done, 1e-9)
+            left = (self.total - done) * (now - self.started) / fresh
+            text = f"{self.title}: {self.unit} {done}/{self.total}{self._rate()}, {left:.0f} s left"
+            self.console.print(f"{text}  {note}".rstrip(), highlight=False)
+
+    def advance(self, count: int = 1, tokens: int = 0, note: str = "") -> None:
+        """Add finished steps."""
+        self.update(self.done + count, tokens=tokens, note=note)
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]
+    """Feeds a trainer's steps and token counts to a `StageProgress`."""
+
+    def __init__(self, progress: StageProgress) -> None:
+        self.progress = progress
+        self._tokens = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show where training starts: not at 0 when it is resumed."""
+        self.progress.start_at(state.global_step)
+        self.progress.update(state.global_step, total=state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Advance; `num_tokens` is cumulative in TRL's logs."""
+        logs = logs or {}
+        if "loss" not in logs:
+            return
+        total = float(logs.get("num_tokens") or 0)
+        fresh = total - self._tokens if self._tokens else 0.0
+        self._tokens = total
+        names = (("loss", "loss"), ("reward", "reward"), ("kl_sequence", "KL"))
+        note = "  ".join(f"{label} {logs[key]:.3f}" for key, label in names if isinstance(logs.get(key), float))
+        self.progress.update(state.global_step, state.max_steps, tokens=int(fresh), note=note)

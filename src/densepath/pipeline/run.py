@@ -1,0 +1,127 @@
+"""`densepath run`: the stages in their order, each done once in a run folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from rich.console import Console
+from transformers import AutoConfig
+
+from densepath.io import read_json, write_json_atomic
+from densepath.models import locate
+from densepath.models.compat import check_same_tokenizer, context_length
+from densepath.models.load import load_tokenizer
+from densepath.pipeline.config import RunArguments
+from densepath.pipeline.data import prepare_data
+from densepath.pipeline.environment import environment
+from densepath.pipeline.evaluation import run_evaluation
+from densepath.pipeline.run_folder import RunFolder, resolved
+from densepath.pipeline.selection import chosen, run_selection
+from densepath.pipeline.training import run_continued_sft, run_dpr, run_sft
+from densepath.report import ReportPaths, results_table, write_report
+
+
+def run_pipeline(
+    arguments: RunArguments, others: dict[str, Any] | None = None, console: Console | None = None
+) -> Path:
+    """The whole job: data, SFT with references, choice of the reference, DPR, control, evaluation, report.
+
+    Args:
+        arguments: the recipe.
+        others: `sft_*` and `dpr_*` keys for TRL's configs.
+        console: where progress goes; standard output if None.
+
+    Returns:
+        Path of the HTML report.
+
+    Raises:
+        DensepathError: a user's mistake (data, model, configuration), or a failure with its place. What was written
+            is whole, and the same call goes on from there.
+    """
+    console = console if console is not None else Console()
+    others = others or {}
+    quiet_libraries()
+    if arguments.num_threads is not None:
+        torch.set_num_threads(arguments.num_threads)
+    run = RunFolder(Path(arguments.output_dir))
+    try:
+        run.open_config(resolved(arguments, others))
+        if not (run / "environment.json").exists():
+            date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
+        paths = _stages(run, arguments, others, console)
+        show_results(run.path, console)
+        console.print(f"report: {paths.html.resolve()}", highlight=False, soft_wrap=True)
+        return paths.html
+    finally:
+        run.close()
+
+
+def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], console: Console) -> ReportPaths:
+    context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+    if not run.is_done("data"):
+        tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+        _check_reference_tokenizer(arguments, tokenizer)
+        prepare_data(run, arguments, tokenizer, context)
+    rows = read_json(run / "data.json")
+    counts = ", ".join(f"{record['rows']} {name}" for name, record in rows.items())
+    console.print(f"1/6 data: {counts} rows", highlight=False)
+    if not run.is_done("sft"):
+        run_sft(run, arguments, others, console, "2/6 SFT", context)
+    if not run.is_done("selection"):
+        run_selection(run, arguments, console, "3/6 choose the reference")
+    found = chosen(run)
+    reason = read_json(run / "selection.json")["reason"]
+    if found is None:
+        console.print(f"3/6 reference: none helps: {reason}. DPR is left out.", highlight=False)
+    else:
+        text = f"reference {found['reference']}, beta {found['beta']:g}: {reason}"
+        console.print(f"3/6 {text}", highlight=False)
+        if not run.is_done("dpr"):
+            run_dpr(run, arguments, others, console, "4/6 DPR", **found)
+        if arguments.continued_sft != "none" and not run.is_done("continued_sft"):
+            run_continued_sft(run, arguments, others, console, "5/6 continued SFT", context)
+    if not run.is_done("eval"):
+        run_evaluation(run, arguments, console, "6/6 evaluation")
+    return write_report(run.path)
+
+
+def show_results(run_dir: Path, console: Console) -> None:
+    """Print the table of a run."""
+    results = read_json(run_dir / "eval/results.json")
+    console.print(results_table(results))
+    for warning in results["warnings"]:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+
+
+def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:
+    """Context length of a model in tokens, from its configuration alone."""
+    source = locate.locate(name_or_path)
+    if locate.is_adapter(source):
+        source = locate.adapter_base(source)
+    with locate.explained(source, "configuration"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return context_length(SimpleNamespace(config=config))
+
+
+def _check_reference_tokenizer(arguments: RunArguments, tokenizer: Any) -> None:
+    """A reference given as a path must share the tokenizer: said before SFT rather than after it."""
+    try:
+        float(arguments.reference)
+    except ValueError:
+        if arguments.reference != "auto":
+            check_same_tokenizer(tokenizer, load_tokenizer(arguments.reference))
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to densepath: errors of the libraries only, no bars of their own."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.utils.logging.set_verbosity_error()
+    datasets.disable_progress_bars()

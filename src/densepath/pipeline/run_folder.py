@@ -1,0 +1,95 @@
+"""The folder of one run: its configuration, which stages are done, and the lock that keeps it to one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.errors import ResumeError, StorageError
+from densepath.io import read_json, write_json_atomic, write_text_atomic
+
+MACHINE_KEYS = ("output_dir", "num_threads")
+"""Keys that may change between two calls on the same folder: they do not change the result."""
+
+
+class RunFolder:
+    """Paths, state and lock of a run.
+
+    Args:
+        path: the folder; it is made if it is not there.
+
+    Raises:
+        StorageError: the folder cannot be written, or another process works in it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("a")
+        except OSError as error:
+            raise StorageError(f"cannot write the run folder {path}: {error.strerror or error}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StorageError(f"{path}: another densepath process works in this run folder; wait for it") from None
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def close(self) -> None:
+        """Let go of the lock."""
+        self._lock.close()
+
+    def open_config(self, config: dict[str, Any]) -> None:
+        """Write the resolved configuration, or compare it with the one that the folder was made with.
+
+        Raises:
+            ResumeError: a key that decides the result has another value; the message shows each difference.
+        """
+        path = self.path / "config.yaml"
+        if path.exists():
+            before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            differences = [
+                f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
+                for key in sorted({*before, *config})
+                if key not in MACHINE_KEYS and before.get(key) != config.get(key)
+            ]
+            if differences:
+                raise ResumeError(
+                    f"{self.path} holds a run with another configuration ({'; '.join(differences)}): "
+                    "undo the change to go on with it, or give another output_dir"
+                )
+            return
+        write_text_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+    def is_done(self, stage: str) -> bool:
+        """Whether a stage has finished."""
+        return (self.path / "stages" / f"{stage}.json").exists()
+
+    def outcome(self, stage: str) -> dict[str, Any]:
+        """What a finished stage left for the ones after it."""
+        result: dict[str, Any] = read_json(self.path / "stages" / f"{stage}.json")
+        return result
+
+    def finish(self, stage: str, started: float, **outcome: Any) -> None:
+        """Record that a stage is done. Its seconds are those of this process: a resumed stage counts its rest."""
+        outcome = {"seconds": round(time.time() - started, 1), **outcome}
+        write_json_atomic(self.path / "stages" / f"{stage}.json", outcome)
+
+    def drop(self, *names: str) -> None:
+        """Remove working files that no later stage reads (checkpoints for resuming)."""
+        for name in names:
+            for path in self.path.glob(name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def resolved(arguments: Any, others: dict[str, Any]) -> dict[str, Any]:
+    """One flat mapping of a command's arguments and the keys that go to TRL's configs."""
+    return {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}

@@ -1,0 +1,250 @@
+"""Choice of the reference and of beta on validation prompts, before any RL.
+
+With a verifier, each candidate is previewed by contrastive decoding, `softmax((1+a) z_SFT - a z_ref)` with a = 1/beta:
+what DPR would amortise, at the price of a few completions. First every reference at the first beta, then the other
+betas at the best reference. Without a verifier the criterion is the reward's margin: on held-out prompts, the
+demonstration's mean reward per token less that of the SFT policy's own completions. A reward that cannot tell the
+expert from the policy has nothing to teach. The margin says nothing about beta: the first candidate is taken.
+
+A candidate is chosen only if its paired difference to SFT (or its margin) is above 0 with a one-sided confidence of
+90 %; otherwise none helps, and DPR is not run. Derived and measured here, not the paper's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from scipy import stats
+
+from densepath.data import encode_pairs
+from densepath.evals.generation import generate
+from densepath.evals.intervals import mean_interval
+from densepath.evals.verifiers import get_verifier
+from densepath.io import read_json, write_json_atomic
+from densepath.models.compat import eos_token_ids, weights_differ
+from densepath.models.load import load_model, load_tokenizer
+from densepath.pipeline.config import RunArguments
+from densepath.pipeline.data import read_split
+from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.run_folder import RunFolder
+from densepath.pipeline.training import reference_path
+from densepath.rewards.dense import DenseReward
+from densepath.trainers.sft import reference_name
+
+ONE_SIDED_CONFIDENCE = 0.9
+
+
+def lower_bound(differences: Sequence[float], seed: int = 0) -> float:
+    """Lower end of the one-sided 90 % bootstrap interval of a mean."""
+    values = np.asarray(differences, dtype=np.float64)
+    if values.size < 2 or np.ptp(values) == 0:
+        return float(values.mean())
+    found = stats.bootstrap(
+        (values,),
+        np.mean,
+        confidence_level=2 * ONE_SIDED_CONFIDENCE - 1,
+        n_resamples=9999,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low)
+
+
+def candidate_references(arguments: RunArguments) -> list[str]:
+    """The references to choose among: all that were kept, or the one that is fixed."""
+    if arguments.reference != "auto":
+        return [arguments.reference]
+    return [reference_name(fraction) for fraction in arguments.reference_fractions]
+
+
+def candidate_betas(arguments: RunArguments) -> list[float]:
+    """The values of beta to choose among, or the one that is fixed."""
+    return list(arguments.candidate_betas) if arguments.beta == "auto" else [float(arguments.beta)]
+
+
+def run_selection(run: RunFolder, arguments: RunArguments, console: Console, title: str) -> None:
+    """Write `selection.json`: the candidates, their scores, and what was chosen and why (null: none helps)."""
+    started = time.time()
+    references, betas = candidate_references(arguments), candidate_betas(arguments)
+    warnings = [
+        f"reference {name} has the same weights as the SFT model: the reward is zero everywhere"
+        for name in references
+        if not weights_differ(run / "sft/model", reference_path(run, arguments, name))
+    ]
+    for warning in warnings:
+        console.print(f"warning: {warning}", style="yellow", highlight=False)
+    if len(references) == 1 and len(betas) == 1 and arguments.reference != "auto":
+        selection: dict[str, Any] = {
+            "mode": "fixed",
+            "criterion": "none",
+            "reason": "reference and beta were given",
+            "chosen": {"reference": references[0], "beta": betas[0]},
+            "baseline": None,
+            "rows": [],
+        }
+    elif arguments.dense_reward != "baseline_relative":
+        selection = {
+            "mode": "fixed",
+            "criterion": "none",
+            "reason": f"the reward {arguments.dense_reward} uses no reference",
+            "chosen": {"reference": references[0], "beta": betas[0]},
+            "baseline": None,
+            "rows": [],
+        }
+    elif arguments.verifier is not None:
+        selection = _preview(run, arguments, references, betas, console, title)
+    else:
+        selection = _margin(run, arguments, references, betas[0], console, title)
+    selection["warnings"] = warnings
+    write_json_atomic(run / "selection.json", selection)
+    run.finish("selection", started, chosen=selection["chosen"])
+
+
+def chosen(run: RunFolder) -> dict[str, Any] | None:
+    """`{"reference", "beta"}` of a run whose selection stage is done, or None if none helps."""
+    found: dict[str, Any] | None = read_json(run / "selection.json")["chosen"]
+    return found
+
+
+def _preview(
+    run: RunFolder, arguments: RunArguments, references: list[str], betas: list[float], console: Console, title: str
+) -> dict[str, Any]:
+    verifier = get_verifier(arguments.verifier or "")
+    tokenizer = load_tokenizer(str(run / "sft/model"))
+    sft = load_model(str(run / "sft/model"), merge=True)
+    rows = read_split(run, "validation")
+    runs = 1 + len(references) + len(betas) - 1
+    table: list[dict[str, Any]] = []
+    scores: dict[tuple[str, float], list[float]] = {}
+    with StageProgress(console, title, runs * len(rows), "completion") as progress:
+
+        def score(ref: Any, beta: float | None) -> list[float]:
+            before = progress.done
+            found = generate(
+                sft,
+                tokenizer,
+                rows,
+                max_completion_length=arguments.max_completion_length,
+                temperature=1.0,
+                eos_token_ids=eos_token_ids(sft, tokenizer),
+                seed=arguments.seed,
+                verifier=verifier,
+                second_model=ref,
+                alpha=0.0 if beta is None else 1.0 / beta,
+                on_progress=lambda done, _: progress.update(before + done),
+            )
+            progress.advance(0, tokens=sum(len(c.completion_ids) for c in found))
+            return [float(c.metric or 0.0) for c in found]
+
+        baseline = score(None, None)
+
+        def try_candidate(name: str, ref: Any, beta: float) -> None:
+            scores[name, beta] = values = score(ref, beta)
+            difference = mean_interval([a - b for a, b in zip(values, baseline, strict=True)])
+            table.append(
+                {
+                    "reference": name,
+                    "beta": beta,
+                    "alpha": 1.0 / beta,
+                    "score": mean_interval(values).as_dict(),
+                    "difference": difference.as_dict(),
+                    "n": len(values),
+                }
+            )
+
+        for name in references:
+            ref = load_model(reference_path(run, arguments, name), merge=True)
+            try_candidate(name, ref, betas[0])
+        best = max(references, key=lambda name: sum(scores[name, betas[0]]))
+        if len(betas) > 1:
+            ref = load_model(reference_path(run, arguments, best), merge=True)
+            for beta in betas[1:]:
+                try_candidate(best, ref, beta)
+    (name, beta), values = max(scores.items(), key=lambda item: sum(item[1]))
+    low = lower_bound([a - b for a, b in zip(values, baseline, strict=True)])
+    fixed = arguments.reference != "auto"
+    helps = low > 0 or fixed
+    mean, base = sum(values) / len(values), sum(baseline) / len(baseline)
+    if low > 0:
+        reason = f"its preview reaches {mean:.3f} on validation against {base:.3f} for SFT"
+    elif fixed:
+        reason = f"the reference was given; no preview beats SFT ({base:.3f}), the best reaches {mean:.3f}"
+    else:
+        reason = (
+            f"no preview beats SFT ({base:.3f}) with 90 % confidence; the best ({name}, beta {beta:g}) has {mean:.3f}"
+        )
+    return {
+        "mode": "auto",
+        "criterion": f"{arguments.verifier} of contrastive decoding on {len(rows)} validation prompts, temperature 1",
+        "reason": reason,
+        "chosen": {"reference": name, "beta": beta} if helps else None,
+        "baseline": mean_interval(baseline).as_dict(),
+        "rows": table,
+    }
+
+
+def _margin(
+    run: RunFolder, arguments: RunArguments, references: list[str], beta: float, console: Console, title: str
+) -> dict[str, Any]:
+    tokenizer = load_tokenizer(str(run / "sft/model"))
+    sft = load_model(str(run / "sft/model"), merge=True)
+    rows = [row for row in read_split(run, "validation") if "completion" in row or "messages" in row]
+    with StageProgress(console, title, len(rows) * (1 + 2 * len(references)), "completion") as progress:
+        sampled = generate(
+            sft,
+            tokenizer,
+            rows,
+            max_completion_length=arguments.max_completion_length,
+            temperature=1.0,
+            eos_token_ids=eos_token_ids(sft, tokenizer),
+            seed=arguments.seed,
+            on_progress=lambda done, _: progress.update(done),
+        )
+        progress.update(len(sampled), tokens=sum(len(c.completion_ids) for c in sampled))
+        demonstrated = [encode_pairs(row, tokenizer)[-1] for row in rows]
+        # Both are cut to one budget, so that a long demonstration is compared over the same stretch.
+        limit = arguments.max_completion_length
+        table: list[dict[str, Any]] = []
+        bounds: dict[str, float] = {}
+        for name in references:
+            reward = DenseReward(sft, load_model(reference_path(run, arguments, name), merge=True))
+            expert = reward.score_ids(
+                [pair.prompt_ids for pair in demonstrated], [pair.completion_ids[:limit] for pair in demonstrated]
+            )
+            own = reward.score_ids([c.prompt_ids for c in sampled], [c.completion_ids for c in sampled])
+            margins = [
+                float(torch.mean(a)) - float(torch.mean(b)) for a, b in zip(expert.rewards, own.rewards, strict=True)
+            ]
+            bounds[name] = lower_bound(margins)
+            table.append(
+                {
+                    "reference": name,
+                    "beta": beta,
+                    "alpha": 1.0 / beta,
+                    "score": mean_interval(margins).as_dict(),
+                    "standardised": float(np.mean(margins) / (np.std(margins) + 1e-12)),
+                    "n": len(margins),
+                }
+            )
+            progress.advance(2 * len(rows))
+    best = max(table, key=lambda row: row["standardised"])
+    helps = bounds[best["reference"]] > 0 or arguments.reference != "auto"
+    reason = (
+        f"its reward tells the held-out demonstrations best from the SFT policy's own completions "
+        f"({best['score']['mean']:+.4f} nats per token)"
+        if bounds[best["reference"]] > 0
+        else "no reference gives a reward that tells held-out demonstrations from the SFT policy's own completions"
+    )
+    return {
+        "mode": "auto",
+        "criterion": f"reward margin of held-out demonstrations over SFT samples, nats per token, {len(rows)} prompts",
+        "reason": reason,
+        "chosen": {"reference": best["reference"], "beta": beta} if helps else None,
+        "baseline": None,
+        "rows": table,
+    }

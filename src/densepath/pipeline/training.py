@@ -1,0 +1,243 @@
+"""The training stages of a run: SFT with references, DPR, and the continued-SFT control. Each goes on after a kill."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import PrinterCallback
+from trl import SFTConfig
+
+from densepath.data import encode_demonstrations, prompt_of
+from densepath.errors import ConfigError, NumericalError
+from densepath.io import read_jsonl
+from densepath.models.adapters import load_frozen_adapter
+from densepath.models.load import load_model, load_tokenizer
+from densepath.pipeline.config import RunArguments
+from densepath.pipeline.data import read_split
+from densepath.pipeline.progress import ProgressCallback, StageProgress
+from densepath.pipeline.run_folder import RunFolder
+from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
+from densepath.rewards.dense import FrozenPolicy
+from densepath.trainers.callbacks import save_folder_atomic
+from densepath.trainers.dpr import DPRTrainer
+from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.sft import reference_name, save_model, sft_trainer, train_resumable
+
+TRAIN_FLOPS = 6
+"""FLOPs a parameter and token: 2 forward, 4 backward."""
+
+
+def prefixed(others: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """The keys with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in others.items() if key.startswith(prefix)}
+
+
+def _train(trainer: Any, folder: Path, console: Console, title: str) -> None:
+    """Train with a progress bar, resuming if there is something to resume; refuse weights that are not finite."""
+    trainer.remove_callback(PrinterCallback)
+    with StageProgress(console, title, None) as progress:
+        trainer.add_callback(ProgressCallback(progress))
+        train_resumable(trainer, folder)
+    rows = read_jsonl(folder / "metrics.jsonl")
+    bad = next((row["step"] for row in rows if "loss" in row and row["loss"] is None), None)
+    if bad is not None:
+        raise NumericalError(
+            f"{title}: the loss is NaN or infinite at step {bad} ({folder / 'metrics.jsonl'}); "
+            "lower the learning rate, or check the model's weights"
+        )
+
+
+def _tokens_trained(folder: Path) -> int:
+    """Cumulative tokens at the end of a training stage, as TRL counts them."""
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if row.get("num_tokens")]
+    return int(rows[-1]["num_tokens"]) if rows else 0
+
+
+def sft_config(arguments: RunArguments, others: dict[str, Any], folder: Path, **changes: Any) -> SFTConfig:
+    """TRL's config of an SFT stage: densepath's defaults, the recipe's `sft_*` keys, then `changes`."""
+    values = {
+        **QUIET,
+        **device_defaults(),
+        "output_dir": str(folder),
+        "seed": arguments.seed,
+        "learning_rate": arguments.sft_learning_rate,
+        "max_steps": arguments.sft_max_steps,
+        "per_device_train_batch_size": arguments.sft_per_device_train_batch_size,
+        "save_steps": arguments.save_steps,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": max(1, arguments.sft_max_steps // 20),
+        "max_length": None,  # rows were cut when they were encoded
+        **prefixed(others, "sft_"),
+        **changes,
+    }
+    return trl_config(SFTConfig, values, "sft_")
+
+
+def encoded_train_split(run: RunFolder, arguments: RunArguments, tokenizer: Any, context: int) -> Dataset:
+    """The training demonstrations, tokenised."""
+    limit = min(arguments.max_length or context, context)
+    rows = read_split(run, "train")
+    return encode_demonstrations(rows, tokenizer, limit, drop_overlong=True, source=str(run / "data/train.jsonl"))[0]
+
+
+def run_sft(
+    run: RunFolder, arguments: RunArguments, others: dict[str, Any], console: Console, title: str, context: int
+) -> None:
+    """SFT from the given model; leaves `sft/model` and `sft/references/<fraction>`."""
+    started = time.time()
+    folder = run / "sft"
+    tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    trainer = sft_trainer(
+        _base(arguments),
+        tokenizer,
+        encoded_train_split(run, arguments, tokenizer, context),
+        sft_config(arguments, others, folder),
+        peft_config=peft_config(arguments),
+        reference_folder=folder / "references",
+        fractions=arguments.reference_fractions,
+    )
+    _train(trainer, folder, console, title)
+    save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"fraction": 1.0})
+    run.drop("sft/checkpoint-*")
+    tokens = _tokens_trained(folder)
+    flops = TRAIN_FLOPS * tokens * _parameters(trainer)
+    run.finish("sft", started, tokens=tokens, flops=flops, steps=trainer.state.global_step)
+
+
+def _base(arguments: RunArguments) -> Any:
+    return load_model(
+        arguments.model_name_or_path,
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        for_training=True,
+    )
+
+
+def _parameters(trainer: Any) -> int:
+    """Parameters that a forward pass multiplies: the adapters of a PEFT model included."""
+    return sum(p.numel() for p in trainer.model.parameters())
+
+
+def reference_path(run: RunFolder, arguments: RunArguments, reference: str) -> str:
+    """Where a reference lies: the model before SFT for 0, a kept checkpoint for a fraction, or a path.
+
+    Raises:
+        ConfigError: a fraction at which no reference was kept.
+    """
+    try:
+        fraction = float(reference)
+    except ValueError:
+        return reference
+    if fraction == 0:
+        return arguments.model_name_or_path
+    path = run / f"sft/references/{reference_name(fraction)}"
+    if not path.exists():
+        kept = ", ".join(reference_name(f) for f in arguments.reference_fractions)
+        raise ConfigError(f"reference={reference}: none was kept there; reference_fractions holds {kept}")
+    return str(path)
+
+
+def run_dpr(
+    run: RunFolder,
+    arguments: RunArguments,
+    others: dict[str, Any],
+    console: Console,
+    title: str,
+    *,
+    reference: str,
+    beta: float,
+) -> None:
+    """DPR from `sft/model` with the chosen reference and beta; leaves `dpr/model`."""
+    started = time.time()
+    folder = run / "dpr"
+    tokenizer = load_tokenizer(str(run / "sft/model"))
+    rows = read_split(run, "rl" if arguments.rl_prompts is not None else "train")
+    values = {
+        **QUIET,
+        **device_defaults(),
+        "output_dir": str(folder),
+        "seed": arguments.seed,
+        "learning_rate": arguments.dpr_learning_rate,
+        "max_steps": arguments.dpr_max_steps,
+        "per_device_train_batch_size": arguments.dpr_per_device_train_batch_size,
+        "num_generations": arguments.num_generations,
+        "max_completion_length": arguments.max_completion_length,
+        "save_steps": arguments.save_steps,
+        "lr_scheduler_type": "constant_with_warmup",
+        "warmup_steps": max(1, arguments.dpr_max_steps // 20),
+        "dense_reward": arguments.dense_reward,
+        **prefixed(others, "dpr_"),
+        "beta": beta,
+    }
+    policy = load_model(str(run / "sft/model"), dtype=arguments.dtype, for_training=True)
+    trainer = DPRTrainer(
+        model=policy,
+        ref_model=_frozen_reference(policy, reference_path(run, arguments, reference), arguments),
+        args=trl_config(DPRConfig, values, "dpr_"),
+        train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
+        processing_class=tokenizer,
+    )
+    _train(trainer, folder, console, title)
+    save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"beta": beta})
+    run.drop("dpr/checkpoint-*")
+    flops = sum(row.get("flops") or 0.0 for row in read_jsonl(folder / "metrics.jsonl"))
+    run.finish(
+        "dpr",
+        started,
+        tokens=_tokens_trained(folder),
+        flops=flops,
+        completions=trainer.state.global_step * trainer.args.generation_batch_size,
+        steps=trainer.state.global_step,
+    )
+
+
+def _frozen_reference(policy: Any, path: str, arguments: RunArguments) -> FrozenPolicy | Any:
+    """The reference as an adapter on the policy's base where that is what it is, else as a model of its own."""
+    if hasattr(policy, "peft_config"):
+        if path == arguments.model_name_or_path:
+            return FrozenPolicy(policy, None)
+        if (Path(path) / "adapter_config.json").exists():
+            load_frozen_adapter(policy, path, "ref")
+            return FrozenPolicy(policy, "ref")
+    return load_model(path, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code, merge=True)
+
+
+def run_continued_sft(
+    run: RunFolder, arguments: RunArguments, others: dict[str, Any], console: Console, title: str, context: int
+) -> None:
+    """The control: SFT goes on from `sft/model` with the compute that DPR took; leaves `continued_sft/model`.
+
+    FLOPs are 2 a parameter and token forward, 4 backward, over the tokens that were really computed: a prompt
+    that several completions share counts once. `samples` trains on as many demonstrations as DPR sampled completions.
+    """
+    started = time.time()
+    folder = run / "continued_sft"
+    sft, dpr = run.outcome("sft"), run.outcome("dpr")
+    if arguments.continued_sft == "flops":
+        steps = max(1, round(dpr["flops"] / (sft["flops"] / sft["steps"])))
+    else:
+        steps = max(1, round(dpr["completions"] / arguments.sft_per_device_train_batch_size))
+    rate = arguments.continued_sft_learning_rate
+    changes = {
+        "max_steps": steps,
+        "learning_rate": arguments.sft_learning_rate if rate is None else rate,
+        "warmup_steps": max(1, steps // 20),
+        "seed": arguments.seed + 1,  # another order of the demonstrations than SFT's
+    }
+    tokenizer = load_tokenizer(str(run / "sft/model"))
+    trainer = sft_trainer(
+        load_model(str(run / "sft/model"), dtype=arguments.dtype, for_training=True),
+        tokenizer,
+        encoded_train_split(run, arguments, tokenizer, context),
+        sft_config(arguments, others, folder, **changes),
+    )
+    _train(trainer, folder, console, title)
+    save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"steps": steps})
+    run.drop("continued_sft/checkpoint-*")
+    tokens = _tokens_trained(folder)
+    flops = TRAIN_FLOPS * tokens * _parameters(trainer)
+    run.finish("continued_sft", started, tokens=tokens, flops=flops, steps=steps)

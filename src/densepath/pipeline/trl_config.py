@@ -1,0 +1,85 @@
+"""TRL configs from flat keys: coerced to their fields' types, unknown keys refused with the nearest known one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+
+from densepath.errors import ConfigError
+
+T = TypeVar("T")
+
+QUIET: Mapping[str, Any] = {
+    "report_to": "none",
+    "disable_tqdm": True,
+    "logging_steps": 1,
+    "save_strategy": "steps",
+    "save_total_limit": 2,
+    "optim": "adamw_torch_fused",
+}
+"""What every stage sets: densepath shows progress and keeps metrics.jsonl itself. Two checkpoints are kept, since
+the newest may be the one that a kill cuts short."""
+
+
+def device_defaults() -> dict[str, Any]:
+    """TRL's bf16 and gradient checkpointing where there is a GPU; neither on a CPU, where both only cost time."""
+    cuda = torch.cuda.is_available()
+    return {"bf16": cuda and torch.cuda.is_bf16_supported(), "gradient_checkpointing": cuda}
+
+
+def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """A TRL config from keyword values that may come from YAML or the command line.
+
+    Args:
+        kind: `SFTConfig`, `DPRConfig` or another `TrainingArguments`.
+        values: field -> value; numbers may be text such as "5e-5".
+        prefix: put before field names in messages, e.g. "sft_".
+
+    Raises:
+        ConfigError: an unknown field, or a value that the config refuses.
+    """
+    names = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in names:
+            near = difflib.get_close_matches(key, names, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ConfigError(f"unknown key {prefix + key!r}: {kind.__name__} has no such argument{hint}")
+        checked[key] = _number_if_needed(value, names[key].type)
+    try:
+        return kind(**checked)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{kind.__name__}: {error}") from error
+
+
+def _number_if_needed(value: Any, hint: Any) -> Any:
+    """YAML reads 5e-5 as text; a field that takes a float gets a float."""
+    text = hint if isinstance(hint, str) else str(hint)
+    takes_float = hint is float or "float" in text
+    if isinstance(value, str) and takes_float and "str" not in text.replace("Strategy", ""):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def peft_config(arguments: Any) -> Any:
+    """A `LoraConfig` from the model arguments, or None for full fine-tuning."""
+    if not arguments.use_peft:
+        return None
+    from peft import LoraConfig
+
+    modules: typing.Any = arguments.lora_target_modules
+    if modules != "all-linear":
+        modules = [name for name in modules.replace(",", " ").split() if name]
+    return LoraConfig(
+        r=arguments.lora_r, lora_alpha=arguments.lora_alpha, target_modules=modules, task_type="CAUSAL_LM"
+    )

@@ -1,0 +1,97 @@
+"""Run folder -> `Report`, and both its files."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from densepath import __version__
+from densepath.io import write_json_atomic, write_text_atomic
+from densepath.report import parse
+from densepath.report.glossary import GLOSSARY
+from densepath.report.load import load_run
+from densepath.report.page import render_html
+from densepath.report.records import Report
+from densepath.report.verdict import alarms, verdict
+
+
+class ReportPaths(NamedTuple):
+    """Where a report was written."""
+
+    html: Path
+    json: Path
+
+
+def write_report(run_dir: Path) -> ReportPaths:
+    """Write `report.html` and its twin `report.json` into the run folder, each atomically.
+
+    Raises:
+        MissingFileError: no such folder, or nothing of a run in it.
+        StorageError: writing failed.
+    """
+    report = build_report(run_dir)
+    paths = ReportPaths(Path(run_dir) / "report.html", Path(run_dir) / "report.json")
+    page = render_html(report)
+    write_json_atomic(paths.json, report.to_dict())
+    write_text_atomic(paths.html, page)
+    return paths
+
+
+def build_report(run_dir: Path) -> Report:
+    """Everything known about a run, from its files alone: the same folder gives the same report.
+
+    Raises:
+        MissingFileError: no such folder, or nothing of a run in it.
+    """
+    run_dir = Path(run_dir)
+    parts = load_run(run_dir)
+    results, selection = parse.results(parts.results), parse.selection(parts.selection)
+    warnings = [*parts.warnings, *(results.warnings if results else ()), *alarms(results, parts.curves)]
+    model = next((parts.config[key] for key in ("model", "model_name_or_path") if parts.config.get(key)), None)
+    return Report(
+        run=parse.clean(run_dir.resolve().name),
+        model=None if model is None else str(model),
+        date=_date(parts.environment, parts.last_time),
+        version=_version(parts.environment),
+        made_by=__version__,
+        verdict=verdict(results, selection),
+        results=results,
+        selection=selection,
+        curves=tuple(parts.curves),
+        samples=tuple(parts.samples),
+        samples_total=parts.samples_total,
+        config=parts.config,
+        environment=parts.environment,
+        data=parts.data,
+        warnings=tuple(dict.fromkeys(warnings)),
+        missing=tuple(parts.missing),
+        glossary=GLOSSARY,
+    )
+
+
+def _date(environment: Mapping[str, Any], last_time: float | None) -> str | None:
+    """When the run happened: as it says itself, else the time of its last log line (UTC)."""
+    for key in ("date", "started", "time"):
+        value = environment.get(key)
+        if isinstance(value, str) and value:
+            return value
+        if parse.number(value) is not None:
+            last_time = parse.number(value)
+            break
+    if last_time is None:
+        return None
+    try:
+        return datetime.datetime.fromtimestamp(last_time, datetime.timezone.utc).isoformat(timespec="seconds")
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def _version(environment: Mapping[str, Any]) -> str | None:
+    """The densepath that made the run."""
+    packages = [environment.get(key) for key in ("versions", "packages")]
+    for source in (environment, *packages):
+        if isinstance(source, Mapping) and isinstance(source.get("densepath"), str):
+            return str(source["densepath"])
+    return None

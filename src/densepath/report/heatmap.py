@@ -1,0 +1,141 @@
+"""One completion with each token coloured by its dense reward: an HTML fragment that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from densepath.report import parse
+from densepath.report.records import Span
+from densepath.report.text import minus, visible
+
+LEVELS = 10
+"""Steps of colour on either side of zero; level 0 has no colour."""
+
+_NICE = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.5, 10.0)
+
+
+def color_level(reward: float, scale: float) -> int:
+    """The colour step of a reward: -LEVELS .. LEVELS, odd in the reward and monotone.
+
+        level = sign(r) * floor(LEVELS * min(|r| / scale, 1) + 1/2)
+
+    Args:
+        reward: nats.
+        scale: nats, positive; a reward of this size or more has the full colour.
+    """
+    if not math.isfinite(reward):
+        return 0
+    level = math.floor(LEVELS * min(abs(reward) / scale, 1.0) + 0.5)
+    return level if reward > 0 else -level
+
+
+def heat_scale(spans: Iterable[Span]) -> float:
+    """The 98th percentile of |reward| over the spans, rounded up to a round number (nats); 1 where all are zero.
+
+    A few extreme tokens therefore share the full colour instead of bleaching all others.
+    """
+    sizes = sorted(abs(span.reward) for span in spans)
+    size = sizes[math.ceil(0.98 * len(sizes)) - 1] if sizes else 0.0
+    if size <= 0 or not math.isfinite(size):
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(size))
+    return next(round(step * power, 9) for step in (*_NICE, 20.0) if step * power >= size * (1 - 1e-9))
+
+
+def heatmap_css() -> str:
+    """The style of the heat map: colours for light, dark and print."""
+    return (resources.files("densepath.report") / "templates" / "heatmap.css").read_text(encoding="utf-8")
+
+
+def legend_html(scale: float) -> str:
+    """Swatches with their rewards in nats, and how to read the underlines."""
+    swatches = []
+    for level in (-10, -7, -5, -2, 0, 2, 5, 7, 10):
+        number = minus(f"{level / LEVELS * scale:+.2g}") if level else "0"
+        bound = {-10: "≤ ", 10: "≥ "}.get(level, "")
+        swatches.append(Markup('<b class="{}">{}</b>').format(_level_class(level), bound + number))
+    legend = Markup(
+        '<p class="dp-legend"><span>dense reward of a token, nats:</span> <span class="dp-heat dp-scale">{}</span> '
+        "<span>solid underline: positive, dotted: negative</span></p>"
+    ).format(Markup("").join(swatches))
+    return str(legend)
+
+
+def heatmap_html(
+    spans: Sequence[Span | Mapping[str, Any]],
+    *,
+    scale: float | None = None,
+    label: str = "completion",
+    standalone: bool = True,
+) -> str:
+    """The coloured completion as an HTML fragment; all text is escaped.
+
+    Args:
+        spans: runs of tokens decoded together, in order, as `Span` or as a mapping with "text", "token_ids",
+            "rewards" (nats per token) and "logprobs". A run is coloured by the sum of its rewards; its tooltip
+            lists each token, and the sum of rewards up to and including the run.
+        scale: nats at full colour; by default from these spans. Give one scale to maps that are compared.
+        label: what a screen reader announces.
+        standalone: with the style and the legend; without them for a page that holds many.
+    """
+    known = [item if isinstance(item, Span) else parse.span(parse.clean(item)) for item in spans]
+    scale = heat_scale(known) if scale is None else scale
+    total = 0.0
+    parts = []
+    for item in known:
+        total += item.reward
+        parts.append(_span_html(item, total, scale))
+    body = Markup('<div class="dp-heat" dir="auto" role="group" aria-label="{}">{}</div>').format(
+        visible(label), Markup("").join(parts)
+    )
+    if not standalone:
+        return str(body)
+    page = Markup('<div class="dp-alone"><style>{}</style>{}{}</div>').format(
+        Markup(heatmap_css()), Markup(legend_html(scale)), body
+    )
+    return str(page)  # not Markup, whose + would escape the caller's own HTML
+
+
+def _level_class(level: int) -> str:
+    return f"p{level}" if level > 0 else f"n{-level}" if level < 0 else "z"
+
+
+def _span_html(span: Span, total: float, scale: float) -> Markup:
+    level = color_level(span.reward, scale)
+    sign = "" if level else (" s" if span.reward > 0 else "")
+    return Markup('<b class="{}" title="{}">{}</b>').format(
+        _level_class(level) + sign, _tooltip(span, total), _marked(span.text)
+    )
+
+
+def _tooltip(span: Span, total: float) -> str:
+    shown = visible(span.text).replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
+    lines = [f"“{shown}”"]
+    count = max(len(span.token_ids), len(span.rewards), len(span.logprobs))
+    for index in range(count):
+        words = []
+        if index < len(span.token_ids):
+            words.append(f"id {span.token_ids[index]}")
+        for name, values, form in (("reward", span.rewards, "+.3f"), ("logprob", span.logprobs, ".3f")):
+            value = values[index] if index < len(values) else None
+            words.append(f"{name} {'?' if value is None else minus(format(value, form))}")
+        lines.append(" · ".join(words))
+    if count > 1:
+        lines.append(minus(f"together {span.reward:+.3f}"))
+    return "\n".join([*lines, minus(f"sum so far {total:+.3f} nats")])
+
+
+def _marked(text: str) -> Markup:
+    """The text with marks at newlines, tabs and lone spaces; the marks are drawn, so the text itself is untouched."""
+    if not text:
+        return Markup('<i data-m="∅"></i>')
+    marked = escape(visible(text))
+    if not text.strip(" "):
+        return Markup('<i data-m="␣"></i>') + marked
+    marked = marked.replace("\n", Markup('<i data-m="↵"></i>\n'))
+    return marked.replace("\t", Markup('<i data-m="→"></i>\t'))

@@ -1,0 +1,133 @@
+"""Run folder -> raw parts, each optional; what cannot be read becomes a warning, not a traceback."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.errors import MissingFileError
+from densepath.io import read_json, read_jsonl
+from densepath.report import parse
+from densepath.report.records import Curve, Sample
+
+STAGES = {"sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
+"""Training stages by folder name, with the name a reader sees."""
+
+MAX_SAMPLES = 24
+MAX_SAMPLE_TOKENS = 12_000
+"""Samples on the page: the first ones of the file, until either limit (ours) keeps the page near 2 MB."""
+
+_PARTS = {
+    "config.yaml": "the configuration",
+    "environment.json": "versions and device",
+    "data.json": "data sources and hashes",
+    "selection.json": "the choice of reference",
+    "eval/results.json": "the evaluation",
+    "eval/samples.jsonl": "sample completions",
+} | {f"{stage}/metrics.jsonl": f"the training log of {name}" for stage, name in STAGES.items()}
+
+
+@dataclass
+class RunParts:
+    """What a run folder holds, parsed but not yet interpreted. `last_time` is in unix seconds."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    selection: Any = None
+    results: Any = None
+    samples: list[Sample] = field(default_factory=list)
+    samples_total: int = 0
+    curves: list[Curve] = field(default_factory=list)
+    last_time: float | None = None
+    missing: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def load_run(run_dir: Path) -> RunParts:
+    """The parts of a run folder.
+
+    Raises:
+        MissingFileError: the folder is not there, or holds none of a run's files.
+    """
+    run_dir = Path(run_dir)
+    if not run_dir.is_dir():
+        raise MissingFileError(f"{run_dir}: no such run folder")
+    parts = RunParts()
+    found = {name: (run_dir / name).is_file() for name in _PARTS}
+    if not any(found.values()):
+        raise MissingFileError(f"{run_dir} is not a run folder: it holds none of {', '.join(_PARTS)}")
+    parts.missing = [f"{meaning} ({name})" for name, meaning in _PARTS.items() if not found[name]]
+
+    def read(name: str) -> Any:
+        if not found[name]:
+            return None
+        path = run_dir / name
+        try:
+            if name.endswith(".yaml"):
+                return parse.clean(yaml.safe_load(path.read_text(encoding="utf-8")))
+            if name.endswith(".jsonl"):
+                return [row for row in read_jsonl(path) if isinstance(row, dict)]
+            return parse.clean(read_json(path))
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            reason = str(error).replace(str(path), name).split("\n")[0]
+            parts.warnings.append(f"{name} cannot be read and is left out: {reason}")
+            return None
+
+    for name, key in (("config.yaml", "config"), ("environment.json", "environment"), ("data.json", "data")):
+        value = read(name)
+        if isinstance(value, dict):
+            setattr(parts, key, value)
+        elif value is not None:
+            parts.warnings.append(f"{name} does not hold a mapping and is left out")
+    parts.selection = read("selection.json")
+    parts.results = read("eval/results.json")
+    for stage in STAGES:
+        rows = read(f"{stage}/metrics.jsonl")
+        if rows:
+            _add_curves(parts, stage, rows)
+    _add_samples(parts, read("eval/samples.jsonl") or [])
+    return parts
+
+
+def _add_curves(parts: RunParts, stage: str, rows: list[dict[str, Any]]) -> None:
+    """One curve per metric; a step logged twice (a resumed run) keeps its last value."""
+    points: dict[str, dict[float, float | None]] = {}
+    broken: dict[str, list[float]] = {}
+    for row in rows:
+        step = parse.number(row.get("step"))
+        time = parse.number(row.get("time"))
+        if time is not None:
+            parts.last_time = time if parts.last_time is None else max(time, parts.last_time)
+        if step is None:
+            continue
+        for name, raw in row.items():
+            if name in ("step", "time") or isinstance(raw, bool) or not isinstance(raw, int | float):
+                continue
+            value = parse.number(raw)
+            points.setdefault(parse.clean(name), {})[step] = value
+            if value is None:
+                broken.setdefault(parse.clean(name), []).append(step)
+    for name, steps in broken.items():
+        parts.warnings.append(
+            f"{stage}/metrics.jsonl: {name} is not finite at {len(steps)} step(s), first at step {min(steps):g}"
+        )
+    for name in sorted(points):
+        order = sorted(points[name])
+        values = tuple(points[name][step] for step in order)
+        parts.curves.append(Curve(stage, name, tuple(order), values))
+
+
+def _add_samples(parts: RunParts, rows: list[dict[str, Any]]) -> None:
+    """The first samples of the file: never a selection by outcome."""
+    parts.samples_total = len(rows)
+    tokens = 0
+    for row in rows[:MAX_SAMPLES]:
+        sample = parse.sample(parse.clean(row))
+        tokens += sum(completion.num_tokens for completion in sample.completions)
+        if parts.samples and tokens > MAX_SAMPLE_TOKENS:
+            break
+        parts.samples.append(sample)

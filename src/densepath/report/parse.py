@@ -1,0 +1,188 @@
+"""JSON and YAML values -> records. Nothing here raises on odd input: what cannot be read is None."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from densepath.report.records import (
+    Completion,
+    Estimate,
+    Metric,
+    PairedRow,
+    ResultRow,
+    Results,
+    Sample,
+    Selection,
+    SelectionRow,
+    Span,
+)
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SECRET = re.compile(r"(^|[_.])(hub_token|hf_token|auth_token|access_token|api_key|password|secret)$", re.I)
+
+
+def clean(value: Any, key: str = "") -> Any:
+    """`value` as strict JSON: NaN and infinity become None, a lone surrogate U+FFFD, a secret "(hidden)"."""
+    if isinstance(value, Mapping):
+        return {clean(str(name)): clean(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [clean(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int):
+        return value
+    if _SECRET.search(key) and str(value):
+        return "(hidden)"
+    return _SURROGATE.sub("\ufffd", str(value))
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None. Integers stay integers; bools count as 0 and 1."""
+    if isinstance(value, bool):
+        return float(value)
+    if isinstance(value, int):
+        return value
+    return value if isinstance(value, float) and math.isfinite(value) else None
+
+
+def _count(value: Any) -> int | None:
+    known = number(value)
+    return None if known is None else int(known)
+
+
+def _text(value: Any, default: str = "") -> str:
+    return default if value is None else str(value)
+
+
+def _optional_text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _rows(value: Any) -> list[Mapping[str, Any]]:
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
+
+
+def estimate(value: Any) -> Estimate | None:
+    """An `Estimate` from {"mean", "low", "high"} or from a bare number."""
+    if not isinstance(value, Mapping):
+        mean = number(value)
+        return None if mean is None else Estimate(mean)
+    mean = number(value.get("mean"))
+    return None if mean is None else Estimate(mean, number(value.get("low")), number(value.get("high")))
+
+
+def results(value: Any) -> Results | None:
+    """The content of `eval/results.json`; None where it has no row."""
+    if not isinstance(value, Mapping):
+        return None
+    described = value.get("metric")
+    described = described if isinstance(described, Mapping) else {}
+    rows = tuple(_result_row(row) for row in _rows(value.get("rows")))
+    paired = tuple(
+        PairedRow(
+            arm=_text(row.get("arm")),
+            against=_text(row.get("against")),
+            decoding=_text(row.get("decoding")),
+            difference=estimate(row.get("difference")),
+            verdict=_text(row.get("verdict"), "unknown"),
+        )
+        for row in _rows(value.get("paired"))
+    )
+    if not rows and not paired:
+        return None
+    warnings = value.get("warnings")
+    return Results(
+        metric=Metric(
+            name=_text(described.get("name"), "metric"),
+            higher_is_better=described.get("higher_is_better") is not False,
+            description=_text(described.get("description")),
+        ),
+        interval=_text(value.get("interval")),
+        rows=rows,
+        paired=paired,
+        warnings=tuple(str(line) for line in warnings) if isinstance(warnings, list) else (),
+    )
+
+
+def _result_row(row: Mapping[str, Any]) -> ResultRow:
+    arm = _text(row.get("arm"))
+    return ResultRow(
+        arm=arm,
+        label=_text(row.get("label")) or arm,
+        decoding=_text(row.get("decoding")),
+        n=_count(row.get("n")),
+        metric=estimate(row.get("metric")),
+        dense_reward=estimate(row.get("dense_reward")),
+        length=estimate(row.get("length")),
+        entropy=estimate(row.get("entropy")),
+        kl=estimate(row.get("kl")),
+        truncated=number(row.get("truncated")),
+        train_seconds=number(row.get("train_seconds")),
+        train_flops=number(row.get("train_flops")),
+    )
+
+
+def selection(value: Any) -> Selection | None:
+    """The content of `selection.json`."""
+    if not isinstance(value, Mapping):
+        return None
+    chosen = value.get("chosen")
+    chosen = chosen if isinstance(chosen, Mapping) else {}
+    baseline = value.get("baseline")
+    return Selection(
+        mode=_text(value.get("mode")),
+        criterion=_text(value.get("criterion")),
+        reason=_text(value.get("reason")),
+        chosen_reference=_optional_text(chosen.get("reference")),
+        chosen_beta=number(chosen.get("beta")),
+        baseline=estimate(baseline),
+        baseline_n=_count(baseline.get("n")) if isinstance(baseline, Mapping) else None,
+        rows=tuple(
+            SelectionRow(
+                reference=_text(row.get("reference")),
+                beta=number(row.get("beta")),
+                alpha=number(row.get("alpha")),
+                score=estimate(row.get("score")),
+                n=_count(row.get("n")),
+            )
+            for row in _rows(value.get("rows"))
+        ),
+    )
+
+
+def span(value: Mapping[str, Any]) -> Span:
+    """One run of tokens."""
+
+    def numbers(key: str) -> tuple[float | None, ...]:
+        items = value.get(key)
+        return tuple(number(item) for item in items) if isinstance(items, list | tuple) else ()
+
+    ids = tuple(-1 if item is None else int(item) for item in numbers("token_ids"))
+    return Span(_text(value.get("text")), ids, numbers("rewards"), numbers("logprobs"))
+
+
+def sample(value: Mapping[str, Any]) -> Sample:
+    """One line of `eval/samples.jsonl`."""
+    completions = value.get("completions")
+    return Sample(
+        id=_text(value.get("id")),
+        prompt=_text(value.get("prompt")),
+        answer=_optional_text(value.get("answer")),
+        category=_optional_text(value.get("category")),
+        completions=tuple(
+            Completion(
+                arm=str(arm),
+                label=_text(item.get("label")) or str(arm),
+                text=_text(item.get("text")),
+                metric=number(item.get("metric")),
+                reward=number(item.get("reward")),
+                truncated=bool(item.get("truncated")),
+                spans=tuple(span(part) for part in _rows(item.get("spans"))),
+            )
+            for arm, item in (completions.items() if isinstance(completions, Mapping) else ())
+            if isinstance(item, Mapping)
+        ),
+    )

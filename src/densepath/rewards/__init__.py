@@ -1,0 +1,1 @@
+"""The dense reward: a pair of models as one object."""

@@ -1,0 +1,82 @@
+"""All statements by number and key, and a run over some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from densepath.errors import UsageError
+from densepath.theory.contraction import contraction
+from densepath.theory.contrastive import contrastive
+from densepath.theory.inverse_bellman import inverse_bellman
+from densepath.theory.length import length
+from densepath.theory.optimum import optimum
+from densepath.theory.records import Report, StatementResult
+from densepath.theory.reward_error import reward_error
+from densepath.theory.sft_is_iq_learn import sft_is_iq_learn
+from densepath.theory.shaping import shaping
+
+Statement = Callable[[int, int], StatementResult]
+"""(seed, instances) -> result."""
+
+STATEMENTS: dict[str, Statement] = {
+    "sft-is-iq-learn": sft_is_iq_learn,
+    "inverse-bellman": inverse_bellman,
+    "shaping": shaping,
+    "length": length,
+    "optimum": optimum,
+    "reward-error": reward_error,
+    "contraction": contraction,
+    "contrastive": contrastive,
+}
+"""In the order of their numbers, from 1."""
+
+DEFAULT_INSTANCES = 12
+"""Random instances of each statement: twice through the six sizes of `instances.SIZES`."""
+
+
+def chosen_keys(only: Sequence[str]) -> list[str]:
+    """Keys of the statements named by number or key, in their own order; all of them for none.
+
+    Raises:
+        UsageError: a name that is neither.
+    """
+    keys = list(STATEMENTS)
+    by_name = {str(number): key for number, key in enumerate(keys, start=1)} | {key: key for key in keys}
+    unknown = [name for name in only if name not in by_name]
+    if unknown:
+        raise UsageError(f"no statement {', '.join(unknown)}; there are 1 to {len(keys)}: {', '.join(keys)}")
+    wanted = {by_name[name] for name in only} or set(keys)
+    return [key for key in keys if key in wanted]
+
+
+def run_statements(
+    seed: int = 0,
+    instances: int = DEFAULT_INSTANCES,
+    only: Sequence[str] = (),
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Check the statements on random instances.
+
+    Args:
+        seed: everything random follows from it; the same seed gives the same report on one machine.
+        instances: random instances of each statement, at least 1.
+        only: numbers or keys; all statements if empty.
+        progress: told the key of each statement before it is checked.
+
+    Raises:
+        UsageError: an unknown statement, or fewer than one instance.
+    """
+    if instances < 1:
+        raise UsageError(f"--instances must be at least 1, got {instances}")
+    if seed < 0:
+        raise UsageError(f"--seed must be at least 0, got {seed}")
+    return Report(seed, instances, tuple(_results(chosen_keys(only), seed, instances, progress)))
+
+
+def _results(
+    keys: Iterable[str], seed: int, instances: int, progress: Callable[[str], None] | None
+) -> Iterable[StatementResult]:
+    for key in keys:
+        if progress is not None:
+            progress(key)
+        yield STATEMENTS[key](seed, instances)

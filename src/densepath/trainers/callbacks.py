@@ -1,0 +1,109 @@
+"""What every training stage keeps: metrics as JSONL, reference checkpoints, and which checkpoints are whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
+
+COMPLETE_MARKER = "densepath_complete.json"
+"""Written into a checkpoint folder after everything else: a folder without it was cut short."""
+
+
+class MetricsCallback(TrainerCallback):  # type: ignore[misc]
+    """Appends every log to a JSONL file, and forgets on resume what comes after the checkpoint."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the rows up to the step that training starts from."""
+        if state.is_world_process_zero:
+            rows = read_jsonl(self.path) if self.path.exists() else []
+            write_jsonl_atomic(self.path, [row for row in rows if row["step"] <= state.global_step and "loss" in row])
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Append one line; NaN becomes null."""
+        if state.is_world_process_zero and logs:
+            row: dict[str, Any] = {"step": state.global_step, "time": time.time()}
+            for name, value in logs.items():
+                finite = not isinstance(value, float) or (value == value and abs(value) != float("inf"))
+                row[name] = value if finite else None
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row, allow_nan=False) + "\n")
+
+
+class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Marks each checkpoint as whole once it has been written."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write the marker."""
+        if state.is_world_process_zero:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            write_json_atomic(folder / COMPLETE_MARKER, {"step": state.global_step})
+
+
+def last_complete_checkpoint(output_dir: Path) -> str | None:
+    """The newest whole `checkpoint-N` under `output_dir`; folders that were cut short are removed.
+
+    Returns:
+        Its path for `Trainer.train(resume_from_checkpoint=...)`, or None.
+    """
+    found: list[tuple[int, Path]] = []
+    for folder in output_dir.glob("checkpoint-*"):
+        match = re.fullmatch(r"checkpoint-(\d+)", folder.name)
+        if match is None:
+            continue
+        if (folder / COMPLETE_MARKER).exists():
+            found.append((int(match.group(1)), folder))
+        else:
+            shutil.rmtree(folder)
+    return str(max(found)[1]) if found else None
+
+
+class ReferenceCheckpointCallback(TrainerCallback):  # type: ignore[misc]
+    """Saves the model at chosen fractions of the samples that SFT will see.
+
+    A fraction falls on the nearest optimizer step; the exact share of samples is written beside the weights.
+
+    Args:
+        folder: where to keep them, one folder a fraction.
+        fractions: shares in (0, 1); 0, the model before SFT, needs no copy.
+        save: writes the current model into a folder.
+    """
+
+    def __init__(self, folder: Path, fractions: Mapping[str, float], save: Callable[[Path], None]) -> None:
+        self.folder = folder
+        self.fractions = dict(fractions)
+        self.save = save
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save if this step is one of the chosen."""
+        for name, fraction in self.fractions.items():
+            step = min(max(round(fraction * state.max_steps), 1), state.max_steps)
+            if step == state.global_step and state.is_world_process_zero:
+                save_folder_atomic(
+                    self.folder / name,
+                    self.save,
+                    {"fraction": step / state.max_steps, "step": step, "max_steps": state.max_steps},
+                )
+
+
+def save_folder_atomic(folder: Path, save: Callable[[Path], None], record: dict[str, Any]) -> None:
+    """Fill a temporary folder and give it its name when it is whole; `reference.json` holds the record."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save(temporary)
+    write_json_atomic(temporary / "reference.json", record)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(temporary, folder)

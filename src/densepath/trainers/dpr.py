@@ -1,0 +1,270 @@
+"""`DPRTrainer`: Dense-Path REINFORCE on TRL's `GRPOTrainer`.
+
+What differs from GRPO, and nothing else does (generation engines, accelerate, PEFT, resume, logging are TRL's):
+
+1. The reward is dense, one number a token: `r_t = log pi_SFT - log pi_ref` on the sampled ids (`DenseReward`).
+2. The KL to SFT is inside the return: `q_t = r_t - beta (log pi_theta - log pi_SFT)`; no separate KL loss.
+3. Advantages are (batch, tokens): undiscounted returns-to-go of `q` less a baseline per position.
+4. The loss is REINFORCE, summed over tokens and divided by the number of completions (a constant), so its
+   expectation is the exact gradient. With several updates a batch it is PPO's clipped surrogate.
+5. Scoring and the policy's forward pass are packed, and completions of one prompt share its computation.
+
+It overrides `_generate_single_turn`, `_generate`, `_generate_and_score_completions` and `_compute_loss`, which are
+private: TRL's minor version is pinned and tests/trainers/test_trl_seam.py guards their signatures.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from trl import GRPOTrainer
+
+from densepath.core.masks import masked_sum
+from densepath.core.objective import clipped_loss, kl_estimate, reinforce_loss
+from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_to_go, whiten
+from densepath.errors import ModelError
+from densepath.models.adapters import add_frozen_copy
+from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
+from densepath.models.packed_forward import add_packed_forward
+from densepath.models.sampling import sample
+from densepath.models.scoring import score_completions
+from densepath.rewards.dense import DenseReward, FrozenPolicy, RewardKind
+from densepath.trainers.dpr_config import DPRConfig
+
+
+class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
+    """Improve an SFT policy with undiscounted REINFORCE on the dense reward hidden in it.
+
+    Args:
+        model: the SFT policy: path, hub id, model, or PEFT model whose adapter is the SFT adapter. Training
+            starts from it, and a frozen copy is the reward's numerator and the KL's anchor. With a PEFT model the
+            copy is a second adapter on the same base; with `peft_config` it is the model with its new adapter off.
+        ref_model: the reference of the reward: path, hub id, model or `FrozenPolicy`. Not needed by
+            `dense_reward="logprob"` and `"inverse_bellman"`.
+        args: `DPRConfig`.
+        train_dataset: rows with a `prompt` (standard or conversational).
+        sft_model: the SFT policy when `model` is not it (a policy that was already improved), else None.
+        kwargs: the other arguments of `GRPOTrainer` (`eval_dataset`, `processing_class`, `callbacks`, `optimizers`,
+            `peft_config`, ...), unchanged.
+
+    Raises:
+        ModelError: no reference where one is needed, or models that do not share a vocabulary.
+        ConfigError: see `DPRConfig`.
+
+    Source: Li, Vu, Abbasnejad, Haffari, "Beyond Imitation: Recovering Dense Rewards from Demonstrations";
+    docs/method.md says which details are the paper's.
+    """
+
+    _tag_names = ["trl", "dpr", "densepath"]  # noqa: RUF012 - TRL's class attribute
+    _name = "DPR"
+    _paper = {  # noqa: RUF012 - TRL's class attribute
+        "title": "Beyond Imitation: Recovering Dense Rewards from Demonstrations",
+        "id": "2510.02493",
+        "citation": (
+            "@article{li2025beyond,\n"
+            "    title  = {{Beyond Imitation: Recovering Dense Rewards from Demonstrations}},\n"
+            "    author = {Jiangnan Li and Thuy-Trang Vu and Ehsan Abbasnejad and Gholamreza Haffari},\n"
+            "    year   = 2025,\n"
+            "    eprint = {arXiv:2510.02493},\n"
+            "}"
+        ),
+    }
+
+    def __init__(
+        self,
+        model: Any,
+        ref_model: Any = None,
+        args: DPRConfig | None = None,
+        train_dataset: Any = None,
+        *,
+        sft_model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        args = args if args is not None else DPRConfig("dpr-output")
+        if isinstance(model, str):
+            kwargs.setdefault("processing_class", load_tokenizer(model))
+            model = load_model(model, for_training=True)
+        disable_dropout(model)
+        needs_ref = RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE
+        if needs_ref and ref_model is None:
+            raise ModelError("DPRTrainer needs ref_model, the reference of the reward; or dense_reward='logprob'")
+        is_peft = hasattr(model, "peft_config")
+        if sft_model is None and not is_peft and kwargs.get("peft_config") is None:
+            sft_model = freeze(copy.deepcopy(model))
+        # GRPO's own beta would load another copy and add a separate KL loss: the KL is in the return here.
+        beta, args.beta = args.beta, 0.0
+        super().__init__(
+            model=model, reward_funcs=[self.dense_reward_sum], args=args, train_dataset=train_dataset, **kwargs
+        )
+        args.beta = beta
+        policy = self.accelerator.unwrap_model(self.model)
+        if sft_model is None and is_peft:
+            add_frozen_copy(policy, source="default", name="sft")
+            sft = FrozenPolicy(policy, "sft")
+        elif sft_model is None:
+            sft = FrozenPolicy(policy, None)
+        else:
+            sft = self._frozen(sft_model)
+        self.dense_reward = DenseReward(
+            sft,
+            self._frozen(ref_model) if needs_ref else None,
+            kind=args.dense_reward,
+            token_budget=args.score_token_budget,
+        )
+        add_packed_forward(policy)
+        self._rollout: dict[str, Any] = {}
+        self._parameters = sum(p.numel() for p in policy.parameters())
+
+    def _frozen(self, model: Any) -> FrozenPolicy:
+        """A model, path or view as a frozen policy on this process's device."""
+        if isinstance(model, FrozenPolicy):
+            return model
+        if isinstance(model, str):
+            model = load_model(model)
+        disable_dropout(model)
+        return FrozenPolicy(freeze(model).to(self.accelerator.device))
+
+    # -- rollouts ----------------------------------------------------------------------------------------------
+
+    def _uses_own_sampler(self) -> bool:
+        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
+        return not (self.use_vllm or self.use_transformers_continuous_batching or sharded or self._is_vlm)
+
+    def _generate_single_turn(
+        self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kw: Any
+    ) -> Any:
+        """Completions and their log-probabilities; the prompt's computation is shared among its samples."""
+        if not self._uses_own_sampler() or images is not None or multimodal_fields:
+            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kw)
+        # A stream of its own for each step and process, so that a resumed run samples what it would have sampled.
+        step = self.state.global_step * 1_000_003 + self._step % max(1, self.args.gradient_accumulation_steps)
+        seed = hash((self.args.seed, step, self.accelerator.process_index, self.model.training)) % (2**63)
+        samples = sample(
+            self.accelerator.unwrap_model(self.model_wrapped),
+            prompt_ids,
+            max_completion_length=self.max_completion_length,
+            eos_token_ids=self.eos_token_ids,
+            generator=torch.Generator().manual_seed(seed),
+            pad_token_id=self._tokenizer.pad_token_id,
+        )
+        return samples.completion_ids, samples.logprobs
+
+    def _generate(self, prompts: Any) -> Any:
+        output = super()._generate(prompts)
+        prompt_ids, completion_ids, _, _, logprobs = output[:5]
+        self._rollout = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
+        return output
+
+    def dense_reward_sum(self, prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
+        """Dense reward of each completion of the current rollout, nats: what TRL logs as `reward`."""
+        rollout = self._rollout
+        scores = self.dense_reward.score_ids(
+            rollout["prompt_ids"], rollout["completion_ids"], eos_token_ids=self.eos_token_ids
+        )
+        rollout["scores"] = scores
+        if rollout["logprobs"] is None or self.use_vllm:
+            # Another engine sampled: the policy's own log-probabilities are what the KL is about.
+            policy = self.accelerator.unwrap_model(self.model)
+            rollout["policy_logprobs"] = score_completions(
+                policy, rollout["prompt_ids"], rollout["completion_ids"], token_budget=self.args.score_token_budget
+            ).logprobs
+        else:
+            rollout["policy_logprobs"] = [torch.tensor(values) for values in rollout["logprobs"]]
+        sums: list[float] = scores.sums.tolist()
+        return sums
+
+    def _padded(self, rows: list[Tensor], like: Tensor) -> Tensor:
+        """(completions, width) float32 of ragged rows, on the device and with the width of `like`."""
+        padded = pad_sequence([row.float() for row in rows], batch_first=True)
+        return torch.nn.functional.pad(padded, (0, like.shape[1] - padded.shape[1])).to(like.device)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        mode = "train" if self.model.training else "eval"
+        mask = output["completion_mask"].bool()
+        if "tool_mask" in output:
+            mask = mask & output["tool_mask"].bool()
+        scores = self._rollout["scores"]
+        rewards = self._padded(scores.rewards, mask)
+        sft_logprobs = self._padded(scores.sft_logprobs, mask)
+        policy_logprobs = self._padded(self._rollout["policy_logprobs"], mask)
+        penalised = kl_penalised_rewards(rewards, policy_logprobs, sft_logprobs, self.args.beta, mask)
+        returns = returns_to_go(penalised, mask, self.args.gamma)
+        output["advantages"] = self._advantages(returns, mask, mode)
+        kl = kl_estimate(policy_logprobs, sft_logprobs, mask)
+        counts = mask.sum().float(), torch.tensor(float(len(mask)), device=mask.device)
+        totals = torch.stack([kl.sum(), masked_sum(rewards, mask), *counts])
+        kl_sum, reward_sum, tokens, rows = self.accelerator.reduce(totals, reduction="sum").tolist()
+        self._metrics[mode]["kl"].append(kl_sum / max(tokens, 1.0))
+        self._metrics[mode]["kl_sequence"].append(kl_sum / max(rows, 1.0))
+        self._metrics[mode]["reward_per_token"].append(reward_sum / max(tokens, 1.0))
+        self._metrics[mode]["flops"].append(self._rollout_flops() * self.accelerator.num_processes)
+        self._rollout = {}
+        return output
+
+    def _advantages(self, returns: Tensor, mask: Tensor, mode: str) -> Tensor:
+        """Returns less the baseline over the *global* batch; this process's rows of it."""
+        group = self.num_generations if mode == "train" else self.num_generations_eval
+        kind = Baseline(self.args.baseline)
+        if group < 2 and kind is Baseline.LEAVE_ONE_OUT:
+            kind = Baseline.NONE
+        local = len(returns)
+        if self.accelerator.num_processes > 1:
+            returns = self.accelerator.gather(self.accelerator.pad_across_processes(returns, dim=1))
+            mask = self.accelerator.gather(self.accelerator.pad_across_processes(mask, dim=1))
+        advantages = torch.where(mask, returns - baseline(kind, returns, mask, group), torch.zeros_like(returns))
+        if self.args.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        start = self.accelerator.process_index * local
+        return advantages[start : start + local]
+
+    def _rollout_flops(self) -> float:
+        """FLOPs of one generation batch: sample, score the frozen models, forward and backward of the policy.
+
+        2 a parameter and token forward, 4 backward; a prompt that completions share is counted once, as computed.
+        """
+        prompts = {tuple(ids) for ids in self._rollout["prompt_ids"]}
+        tokens = sum(map(len, prompts)) + sum(map(len, self._rollout["completion_ids"]))
+        frozen = 2 if self.dense_reward.ref is not None else 1
+        return float(tokens * self._parameters * (2 + 2 * frozen + 6 * self.num_iterations))
+
+    # -- loss --------------------------------------------------------------------------------------------------
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        mode = "train" if self.model.training else "eval"
+        completion_mask = inputs["completion_mask"]
+        logprobs, entropies, _ = self._get_per_token_logps_and_entropies(
+            model,
+            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+            torch.cat([inputs["prompt_mask"], completion_mask], dim=1),
+            completion_mask.shape[1],
+            compute_entropy=True,
+        )
+        mask = completion_mask.bool()
+        if "tool_mask" in inputs:
+            mask = mask & inputs["tool_mask"].bool()
+        advantages = inputs["advantages"]
+        if "importance_sampling_ratio" in inputs:  # vLLM sampled: its numerics differ from the trainer's
+            advantages = advantages * inputs["importance_sampling_ratio"]
+        # Each process holds as many completions as the others, so the mean over processes that DDP takes is the
+        # mean over the global batch.
+        accumulation = self.current_gradient_accumulation_steps if mode == "train" else 1
+        normalizer = float(mask.shape[0] * accumulation)
+        old_logprobs = inputs.get("old_per_token_logps")
+        if old_logprobs is None:
+            loss, metrics = reinforce_loss(logprobs, advantages, mask, normalizer)
+        else:
+            loss, metrics = clipped_loss(
+                logprobs, old_logprobs, advantages, mask, normalizer, self.epsilon_low, self.epsilon_high
+            )
+        if entropies is not None:
+            totals = torch.stack([masked_sum(entropies.detach().float(), mask), mask.sum().float()])
+            entropy_sum, tokens = self.accelerator.reduce(totals, reduction="sum").tolist()
+            self._metrics[mode]["entropy"].append(entropy_sum / max(tokens, 1.0))
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(self.accelerator.gather(value.float()).mean().item())
+        return loss

@@ -1,0 +1,94 @@
+"""Supervised fine-tuning on TRL's `SFTTrainer`, with reference checkpoints kept on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from trl import SFTConfig, SFTTrainer
+
+from densepath.errors import ConfigError
+from densepath.models.load import disable_dropout
+from densepath.models.packed_forward import add_packed_forward
+from densepath.trainers.callbacks import (
+    CompleteCheckpointCallback,
+    MetricsCallback,
+    ReferenceCheckpointCallback,
+    last_complete_checkpoint,
+)
+
+
+def sft_trainer(
+    model: Any,
+    tokenizer: Any,
+    encoded: Any,
+    args: SFTConfig,
+    *,
+    peft_config: Any = None,
+    reference_folder: Path | None = None,
+    fractions: Sequence[float] = (),
+    callbacks: Sequence[Any] = (),
+) -> SFTTrainer:
+    """An `SFTTrainer` over demonstrations that were tokenised before.
+
+    Args:
+        model: causal LM to train.
+        tokenizer: its tokenizer.
+        encoded: `datasets.Dataset` with `input_ids` and `completion_mask` (1 = action, EOS included).
+        args: TRL's arguments; `completion_only_loss` is set here.
+        peft_config: train this adapter instead of the weights.
+        reference_folder: where reference checkpoints go.
+        fractions: shares of the samples, each in (0, 1), after which one is kept.
+        callbacks: further callbacks.
+
+    Raises:
+        ConfigError: a fraction outside (0, 1).
+    """
+    names: Mapping[str, float] = {reference_name(fraction): fraction for fraction in fractions if fraction != 0}
+    for fraction in fractions:
+        if not 0 <= fraction < 1:
+            raise ConfigError(f"reference fraction {fraction} must lie in [0, 1): 1 is the SFT model itself")
+    args.completion_only_loss = True
+    disable_dropout(model)
+    trainer = SFTTrainer(
+        model=model,
+        args=args,
+        train_dataset=encoded,
+        processing_class=tokenizer,
+        peft_config=peft_config,
+        callbacks=list(callbacks),
+    )
+    add_packed_forward(trainer.model)
+    if names and reference_folder is not None:
+        trainer.add_callback(
+            ReferenceCheckpointCallback(reference_folder, names, lambda folder: save_model(trainer, tokenizer, folder))
+        )
+    return trainer
+
+
+def reference_name(fraction: float) -> str:
+    """Folder name of a fraction: 0.5 -> "0.5"."""
+    return f"{fraction:g}"
+
+
+def save_model(trainer: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a trainer's current weights (the adapter alone under PEFT) and the tokenizer as safetensors."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if hasattr(model, "peft_config"):
+        model.save_pretrained(str(folder), selected_adapters=["default"])
+    else:
+        model.save_pretrained(str(folder))
+    tokenizer.save_pretrained(str(folder))
+
+
+def train_resumable(trainer: Any, output_dir: Path) -> float:
+    """Train, from the last whole checkpoint under `output_dir` if there is one, keeping metrics.jsonl there.
+
+    Returns:
+        Mean training loss over the steps of this call.
+    """
+    trainer.add_callback(MetricsCallback(output_dir / "metrics.jsonl"))
+    trainer.add_callback(CompleteCheckpointCallback())
+    result = trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
+    return float(result.training_loss)

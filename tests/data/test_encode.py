@@ -1,0 +1,409 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.support import CHATML, IM_END, tiny_tokenizer
+
+from densepath.data import (
+    Encoded,
+    decode_spans,
+    encode_completion,
+    encode_demonstration,
+    encode_demonstrations,
+    encode_pairs,
+    encode_prompt,
+    generate_tasks,
+    split_turns,
+)
+from densepath.errors import ConfigError, DataError, ModelError
+
+TOKENIZER = tiny_tokenizer()
+EOS = TOKENIZER.eos_token_id
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+    lambda text: text.strip() and "<|" not in text
+)
+
+
+def user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def ids_of(text: str, tokenizer: Any = TOKENIZER) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def kept(encoded: dict[str, list[int]]) -> list[int]:
+    return [token for token, bit in zip(encoded["input_ids"], encoded["completion_mask"], strict=True) if bit]
+
+
+# --- TRL sees the same ids -----------------------------------------------------------------------------------------
+
+
+def trl_prompt_ids(prompts: list[Any], tokenizer: Any, **chat_template_kwargs: Any) -> list[list[int]]:
+    from trl import GRPOTrainer
+
+    trainer = SimpleNamespace(
+        processing_class=tokenizer,
+        _is_vlm=False,
+        environment_factories=None,
+        tools=None,
+        chat_template=None,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    return GRPOTrainer._tokenize_prompts(trainer, prompts)[0]
+
+
+def with_bos(tokenizer: Any) -> Any:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", ids_of("<|im_start|>", tokenizer)[0])]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [TOKENIZER, tiny_tokenizer(pad_is_eos=False), tiny_tokenizer(byte_level=False), with_bos(tiny_tokenizer())],
+    ids=["pad is eos", "pad apart", "words", "adds bos"],
+)
+@pytest.mark.parametrize("pad_side", ["left", "right"])
+def test_prompt_ids_equal_trls(tokenizer: Any, pad_side: str) -> None:
+    tokenizer.padding_side = pad_side
+    texts = ["the answer", "  what is\n\nthe question? ", "é 🎉\u2028x"]
+    conversations = [
+        [user("the answer")],
+        [{"role": "system", "content": "Reply."}, user("what?")],
+        [user("a"), assistant("b"), user("c")],
+        [user("a"), {"role": "tool", "content": "4"}],
+    ]
+    for prompts in (texts, conversations):
+        assert [encode_prompt(prompt, tokenizer) for prompt in prompts] == trl_prompt_ids(prompts, tokenizer)
+
+
+def test_prompt_ids_equal_trls_with_template_arguments() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHATML + "{% if think is defined and not think %}no{% endif %}"
+    prompts = [[user("the answer")]]
+    plain, closed = encode_prompt(prompts[0], tokenizer), encode_prompt(prompts[0], tokenizer, {"think": False})
+    assert closed == trl_prompt_ids(prompts, tokenizer, think=False)[0] == plain + ids_of("no")
+
+
+def test_labels_of_trl_are_exactly_the_actions_eos_included_when_pad_is_eos(tmp_path: Path) -> None:
+    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    assert TOKENIZER.pad_token_id == EOS
+    rows = [
+        {"messages": [user("what?"), assistant("the answer"), user("b"), assistant("two")]},
+        {"prompt": [user("how many words are in this list?")], "completion": [assistant("3")]},
+    ]
+    table, _ = encode_demonstrations(rows, TOKENIZER)
+    before = table.to_list()
+    args = SFTConfig(output_dir=str(tmp_path), shuffle_dataset=False, use_cpu=True, bf16=False, report_to="none")
+    trainer = SimpleNamespace(completion_only_loss=True, _tokenizer=TOKENIZER)
+    prepared = SFTTrainer._prepare_dataset(trainer, table, TOKENIZER, args, False, None, "train")
+    batch = DataCollatorForLanguageModeling(pad_token_id=EOS)([prepared[0], prepared[1]])
+    longest = max(len(row["input_ids"]) for row in before)
+    for i, row in enumerate(before):
+        ids, mask = row["input_ids"], row["completion_mask"]
+        padding = longest - len(ids)
+        assert batch["input_ids"][i].tolist() == ids + [EOS] * padding
+        assert batch["attention_mask"][i].tolist() == [1] * len(ids) + [0] * padding
+        expected = [token if bit else -100 for token, bit in zip(ids, mask, strict=True)] + [-100] * padding
+        assert batch["labels"][i].tolist() == expected
+    assert (batch["labels"] == EOS).sum(dim=1).tolist() == [2, 1]  # one EOS per assistant turn
+
+
+# --- formats, by hand ----------------------------------------------------------------------------------------------
+
+
+def test_prompt_and_completion_of_turns() -> None:
+    row = {"prompt": [user("what?")], "completion": [assistant("the answer")]}
+    prompt = "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nwhat?<|im_end|>\n<|im_start|>assistant\n"
+    encoded = encode_demonstration(row, TOKENIZER)
+    state, action = ids_of(prompt), [*ids_of("the answer"), EOS]  # and no "\n" behind EOS
+    assert encoded["input_ids"] == state + action
+    assert encoded["completion_mask"] == [0] * len(state) + [1] * len(action)
+
+
+def test_prompt_and_completion_of_text_are_tokenised_apart() -> None:
+    row = {"prompt": "the ans", "completion": "wer"}
+    encoded = encode_demonstration(row, TOKENIZER)
+    assert encoded["input_ids"] == [*ids_of("the ans"), *ids_of("wer"), EOS]
+    assert encoded["input_ids"] != [*ids_of("the answer"), EOS]  # what tokenising together would give
+    assert kept(encoded) == [*ids_of("wer"), EOS]
+
+
+def test_a_newline_at_the_border_is_not_merged_into_the_prompt() -> None:
+    row = {"prompt": [user("what?")], "completion": [assistant("\n\n three")]}
+    together = ids_of(TOKENIZER.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False))
+    encoded = encode_demonstration(row, TOKENIZER)
+    prompt = encode_prompt(row["prompt"], TOKENIZER)
+    assert encoded["input_ids"][: len(prompt)] == prompt
+    assert together[: len(prompt)] != prompt  # the border does merge with this tokenizer
+
+
+def test_text_is_action_throughout_and_ends_in_one_eos() -> None:
+    for text in ("the answer", f"the answer{IM_END}"):
+        encoded = encode_demonstration({"text": text}, TOKENIZER)
+        assert encoded["input_ids"] == [*ids_of("the answer"), EOS]
+        assert encoded["completion_mask"] == [1] * len(encoded["input_ids"])
+
+
+def test_of_messages_every_assistant_turn_is_action_and_the_rest_is_state() -> None:
+    turns = [
+        user("a"),
+        assistant("the answer"),
+        {"role": "tool", "content": "4"},
+        assistant("two"),
+        user("unanswered"),
+    ]
+    encoded = encode_demonstration({"messages": turns}, TOKENIZER)
+    head = "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    between = "\n<|im_start|>tool\n4<|im_end|>\n<|im_start|>assistant\n"
+    expected = [(0, ids_of(head)), (1, [*ids_of("the answer"), EOS]), (0, ids_of(between)), (1, [*ids_of("two"), EOS])]
+    assert encoded["input_ids"] == [token for _, ids in expected for token in ids]
+    assert encoded["completion_mask"] == [bit for bit, ids in expected for _ in ids]
+
+
+def test_assistant_turns_of_the_prompt_are_state() -> None:
+    row = {"prompt": [user("a"), assistant("b"), user("c")], "completion": [assistant("d")]}
+    encoded = encode_demonstration(row, TOKENIZER)
+    prompt = encode_prompt(row["prompt"], TOKENIZER)
+    assert encoded["input_ids"] == [*prompt, *ids_of("d"), EOS]
+    assert sum(encoded["completion_mask"]) == 2
+
+
+def test_nulls_that_arrow_adds_to_turns_do_not_reach_the_template() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHATML.replace(
+        "message['content']", "message['content'] + ('!' if 'name' in message else '')"
+    )
+    named = {"role": "user", "content": "a", "name": "Ann"}
+    rows = [
+        {"prompt": [user("a")], "completion": [assistant("b")]},
+        {"prompt": [named], "completion": [assistant("b")]},
+    ]
+    table = datasets.Dataset.from_list(rows)
+    assert table[0]["prompt"][0]["name"] is None
+    for plain, stored in zip(rows, table, strict=True):
+        assert encode_demonstration(stored, tokenizer) == encode_demonstration(plain, tokenizer)
+
+
+# --- the three users of the ids agree ------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=3))
+def test_sft_scoring_and_rl_see_the_same_ids(exchanges: list[tuple[str, str]]) -> None:
+    turns = [turn for question, reply in exchanges for turn in (user(question), assistant(reply))]
+    row = {"messages": turns}
+    encoded = encode_demonstration(row, TOKENIZER)
+    pairs = encode_pairs(row, TOKENIZER)
+    assert len(pairs) == len(exchanges)
+    for pair in pairs:  # scoring sees slices of what SFT sees
+        whole = pair.prompt_ids + pair.completion_ids
+        assert encoded["input_ids"][: len(whole)] == list(whole)
+        assert pair.completion_ids[-1] == EOS
+    assert kept(encoded) == [token for pair in pairs for token in pair.completion_ids]
+    first = {"prompt": turns[:1], "completion": turns[1:2]}
+    assert list(pairs[0].prompt_ids) == encode_prompt(turns[:1], TOKENIZER)  # RL samples after the same prompt
+    assert list(pairs[0].completion_ids) == encode_completion(turns[1:2], TOKENIZER, prompt=turns[:1])
+    assert encode_pairs(first, TOKENIZER) == pairs[:1]
+    assert [TOKENIZER.decode(pair.completion_ids) for pair in pairs] == [reply + IM_END for _, reply in exchanges]
+
+
+@settings(max_examples=40, deadline=None)
+@given(TEXTS, TEXTS)
+def test_text_rows_agree_too(prompt: str, completion: str) -> None:
+    row = {"prompt": prompt, "completion": completion}
+    (pair,) = encode_pairs(row, TOKENIZER)
+    assert list(pair.prompt_ids) == encode_prompt(prompt, TOKENIZER)
+    assert list(pair.completion_ids) == encode_completion(completion, TOKENIZER)
+    assert encode_demonstration(row, TOKENIZER)["input_ids"] == [*pair.prompt_ids, *pair.completion_ids]
+
+
+def test_of_a_text_row_the_first_token_is_the_prompt() -> None:
+    (pair,) = encode_pairs({"text": "the answer"}, TOKENIZER)
+    ids = ids_of("the answer")
+    assert pair == Encoded(tuple(ids[:1]), (*ids[1:], EOS))
+
+
+def test_encoded_refuses_an_empty_side_with_both_numbers() -> None:
+    with pytest.raises(DataError, match="prompt has 0 tokens and the completion 2"):
+        Encoded((), (1, 2))
+    with pytest.raises(DataError, match="prompt has 1 tokens and the completion 0"):
+        Encoded((1,), ())
+    assert Encoded([1], [2]).prompt_ids == (1,)  # type: ignore[arg-type]
+
+
+# --- truncation ----------------------------------------------------------------------------------------------------
+
+
+def test_truncation_keeps_the_prompt_and_cuts_the_completions_end() -> None:
+    row = {"prompt": [user("what?")], "completion": [assistant("the answer is one two three")]}
+    whole = encode_demonstration(row, TOKENIZER)
+    size, state = len(whole["input_ids"]), whole["completion_mask"].index(1)
+    assert encode_demonstration(row, TOKENIZER, size) == whole
+    for length in range(state + 1, size):
+        cut = encode_demonstration(row, TOKENIZER, length)
+        assert cut == {"input_ids": whole["input_ids"][:length], "completion_mask": whole["completion_mask"][:length]}
+        assert EOS not in kept(cut)
+    with pytest.raises(DataError, match=rf"prompt has {state} tokens and max_length is {state}, .*drop_overlong"):
+        encode_demonstration(row, TOKENIZER, state)
+    with pytest.raises(ConfigError, match="max_length is 1"):
+        encode_demonstration(row, TOKENIZER, 1)
+
+
+def test_overlong_rows_are_named_or_dropped_and_counted() -> None:
+    rows = [
+        {"prompt": "a", "completion": "b"},  # 1 + 2 tokens
+        {"prompt": "a", "completion": "bcxyz"},  # 1 + 6: cut to 4
+        {"prompt": "axbx", "completion": "b"},  # the prompt alone fills it exactly
+        {"prompt": "a", "completion": "xz"},  # 1 + 3: fits exactly
+    ]
+    with pytest.raises(DataError, match=r"^lessons.jsonl, row 3: the prompt has 4 tokens and max_length is 4"):
+        encode_demonstrations(rows, TOKENIZER, 4, source="lessons.jsonl")
+    table, counts = encode_demonstrations(rows, TOKENIZER, 4, drop_overlong=True)
+    assert table["completion_mask"] == [[0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1]]
+    assert (counts.rows, counts.dropped, counts.truncated) == (4, 1, 1)
+    assert (counts.state_tokens, counts.action_tokens) == (3, 8)
+    assert table.column_names == ["input_ids", "completion_mask"]
+    with pytest.raises(DataError, match="no row is left of 1"):
+        encode_demonstrations(rows[2:3], TOKENIZER, 4, drop_overlong=True)
+
+
+def test_errors_of_a_row_carry_its_number() -> None:
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a"}]
+    with pytest.raises(DataError, match=r"^the data set, row 2: a prompt without"):
+        encode_demonstrations(rows, TOKENIZER)
+
+
+def test_generated_tasks_encode_with_either_tokenizer() -> None:
+    rows = generate_tasks(12, seed=0)
+    for tokenizer in (TOKENIZER, tiny_tokenizer(pad_is_eos=False, byte_level=False)):
+        table, counts = encode_demonstrations(rows, tokenizer)
+        assert counts.rows == len(table) == 12
+        assert all(kept(row)[-1] == tokenizer.eos_token_id for row in table)
+
+
+# --- tokenizers and templates that do not serve --------------------------------------------------------------------
+
+
+def test_a_conversation_without_template_is_refused_and_text_is_not() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    row = {"prompt": [user("a")], "completion": [assistant("b")]}
+    for encode in (encode_demonstration, encode_pairs):
+        with pytest.raises(ModelError, match=r"no chat template; set tokenizer\.chat_template"):
+            encode(row, tokenizer)
+    assert encode_demonstration({"prompt": "a", "completion": "b"}, tokenizer)["input_ids"]
+
+
+def test_a_tokenizer_without_eos_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match=r"set tokenizer.eos_token"):
+        encode_demonstration({"prompt": "a", "completion": "b"}, tokenizer)
+
+
+def test_a_template_that_raises_is_quoted() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(DataError, match=r"refuses these turns \(System role not supported\)"):
+        encode_prompt([user("a")], tokenizer)
+
+
+def test_a_template_that_rewrites_the_prompts_end_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
+    with pytest.raises(ModelError, match=r"renders '<think> ?.*at the prompt's end and 'b<|im_end|>"):
+        encode_demonstration({"prompt": [user("a")], "completion": [assistant("b")]}, tokenizer)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_and_split_turns_helps() -> None:
+    tokenizer = tiny_tokenizer()
+    shown = "(message['content'] if loop.last else message['content'].split('#')[-1])"  # earlier reasoning stripped
+    tokenizer.chat_template = CHATML.replace("message['content']", shown)
+    row = {"messages": [user("a"), assistant("why#b"), user("c"), assistant("why#d")]}
+    with pytest.raises(ModelError, match=r"before turn 4 differently.*split_turns"):
+        encode_demonstration(row, tokenizer)
+    actions = [kept(encode_demonstration(part, tokenizer)) for part in split_turns(row)]
+    assert actions == [[*ids_of("why#b"), EOS], [*ids_of("why#d"), EOS]]
+
+
+def test_a_template_without_eos_gets_one_appended() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+    )
+    encoded = encode_demonstration({"prompt": [user("a")], "completion": [assistant("b")]}, tokenizer)
+    assert kept(encoded) == [*ids_of("b\n"), EOS]
+
+
+def test_a_template_that_ends_turns_in_another_token_than_eos_is_refused() -> None:
+    tokenizer = tiny_tokenizer(pad_is_eos=False)
+    tokenizer.eos_token = tokenizer.pad_token
+    with pytest.raises(ModelError, match=r"ends assistant turns with '<\|im_end\|>'.*set tokenizer.eos_token"):
+        encode_demonstration({"prompt": [user("a")], "completion": [assistant("b")]}, tokenizer)
+
+
+def test_an_eos_inside_the_content_is_not_taken_for_the_end() -> None:
+    encoded = encode_demonstration({"prompt": "a", "completion": f"x{IM_END}y"}, TOKENIZER)
+    assert kept(encoded) == [*ids_of("x"), EOS, *ids_of("y"), EOS]
+
+
+def test_encode_completion_needs_one_assistant_turn_and_its_prompt() -> None:
+    with pytest.raises(DataError, match="give them as prompt"):
+        encode_completion([assistant("b")], TOKENIZER)
+    with pytest.raises(DataError, match="2 turns, not one; use encode_pairs"):
+        encode_completion([assistant("b"), assistant("c")], TOKENIZER, prompt=[user("a")])
+    with pytest.raises(DataError, match="is a user turn"):
+        encode_completion([user("b")], TOKENIZER, prompt=[user("a")])
+
+
+# --- spans ---------------------------------------------------------------------------------------------------------
+
+
+def test_characters_split_over_tokens_stay_whole() -> None:
+    ids = ids_of("é🎉x")
+    assert len(ids) == 2 + 4 + 1
+    assert decode_spans(ids, TOKENIZER) == [("é", ids[:2]), ("🎉", ids[2:6]), ("x", ids[6:])]
+    assert decode_spans([], TOKENIZER) == []
+
+
+def test_special_tokens_are_shown() -> None:
+    assert decode_spans([*ids_of("x"), EOS], TOKENIZER) == [("x", ids_of("x")), (IM_END, [EOS])]
+
+
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, tiny_tokenizer(byte_level=False)], ids=["bytes", "words"])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_spans_join_to_the_whole(tokenizer: Any, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=20))  # invalid UTF-8 included
+    spans = decode_spans(ids, tokenizer)
+    assert [token for _, run in spans for token in run] == ids
+    whole = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert "".join(text for text, _ in spans) == whole
+    assert all(run for _, run in spans)
+
+
+def test_a_decoder_that_treats_the_first_token_apart() -> None:
+    from tokenizers import decoders
+
+    tokenizer = tiny_tokenizer(byte_level=False)
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("answer", " answer")])
+    ids = ids_of("the answer is one", tokenizer)
+    assert "".join(text for text, _ in decode_spans(ids, tokenizer)) == tokenizer.decode(ids)

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import Any
+
+import datasets
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densepath.data import check_disjoint, content_hash, split_by_content
+from densepath.errors import ConfigError, DataError
+
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+PROMPTS = st.lists(TEXTS, min_size=1, max_size=30)
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def test_hash_is_that_of_the_canonical_turns() -> None:
+    expected = hashlib.sha256(b'[["user","caf\\u00e9 au lait"]]').hexdigest()
+    assert content_hash({"prompt": "  cafe\u0301 \u00a0au\u2028lait\n"}) == expected  # decomposed é, odd spaces
+    assert content_hash({"prompt": [turn("user", "café au lait")]}) == expected
+
+
+def test_the_completion_never_enters() -> None:
+    user, other = turn("user", "a"), turn("assistant", "b")
+    hashes = {
+        content_hash({"prompt": "a"}),
+        content_hash({"prompt": "a", "completion": "b", "id": 3}),
+        content_hash({"prompt": [user], "completion": [other]}),
+        content_hash({"messages": [user, other]}),
+        content_hash({"messages": [user]}),
+    }
+    assert len(hashes) == 1
+
+
+def test_earlier_turns_and_roles_do_enter() -> None:
+    turns = [turn("user", "a"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "d")]
+    assert content_hash({"messages": turns}) == content_hash({"prompt": turns[:3]})
+    assert content_hash({"messages": turns}) != content_hash({"prompt": turns[2:3]})
+    assert content_hash({"prompt": [turn("system", "a")]}) != content_hash({"prompt": [turn("user", "a")]})
+    assert content_hash({"text": "a"}) == content_hash({"prompt": "a"})  # text is hashed whole
+
+
+@given(PROMPTS, st.randoms(use_true_random=False))
+def test_a_rows_split_depends_on_its_prompt_alone(prompts: list[str], rng: random.Random) -> None:
+    rows = [{"prompt": prompt, "completion": str(i)} for i, prompt in enumerate(prompts)]
+    split_of = {row["completion"]: name for name, part in split_by_content(rows, SHARES).items() for row in part}
+    assert len(split_of) == len(rows)  # every row lands once
+    shuffled = rng.sample(rows, rng.randint(1, len(rows)))  # another order, other neighbours
+    for name, part in split_by_content(shuffled, SHARES).items():
+        assert all(split_of[row["completion"]] == name for row in part)
+
+
+@given(PROMPTS, TEXTS)
+def test_splits_are_disjoint_and_duplicates_stay_together(prompts: list[str], space: str) -> None:
+    rows = [{"prompt": prompt} for prompt in prompts] + [{"prompt": f"\t{prompt} \n"} for prompt in prompts]
+    splits = split_by_content(rows, {"a": 0.5, "b": 0.5})
+    check_disjoint(splits)
+    assert sorted(map(len, splits.values())) == sorted(2 * n for n in _half_sizes(prompts))
+
+
+def _half_sizes(prompts: list[str]) -> list[int]:
+    # The share 0.5 is decided by the hash's first bit, that is by its first hexadecimal digit.
+    upper = sum(content_hash({"prompt": prompt})[0] in "89abcdef" for prompt in prompts)
+    return [upper, len(prompts) - upper]
+
+
+def test_shares_are_met_on_average() -> None:
+    splits = split_by_content([{"prompt": str(i)} for i in range(4000)], SHARES)
+    # Binomial standard deviations are 25 and 19 rows: five of them on either side.
+    assert abs(len(splits["train"]) - 3200) < 126
+    assert abs(len(splits["test"]) - 400) < 95
+
+
+def test_a_dataset_gives_datasets_in_its_order() -> None:
+    rows = datasets.Dataset.from_list([{"prompt": str(i), "id": i} for i in range(40)])
+    splits = split_by_content(rows)
+    assert set(splits) == {"train", "validation", "test"}
+    assert all(isinstance(part, datasets.Dataset) for part in splits.values())
+    assert splits["train"]["id"] == sorted(splits["train"]["id"])
+    as_lists = split_by_content(list(rows))
+    assert {name: part.to_list() for name, part in splits.items()} == as_lists
+
+
+@pytest.mark.parametrize("shares", [{}, {"a": 0.5, "b": 0.4}, {"a": 1.0, "b": 0.0}, {"a": 1.5, "b": -0.5}])
+def test_bad_shares_are_refused(shares: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="sum to 1"):
+        split_by_content([{"prompt": "a"}], shares)
+
+
+def test_shares_that_sum_to_one_by_rounding_place_every_row() -> None:
+    shares = {str(i): 0.1 for i in range(10)}  # adds up to 0.9999999999999999
+    splits = split_by_content([{"prompt": str(i)} for i in range(500)], shares)
+    assert sum(map(len, splits.values())) == 500
+
+
+def test_a_shared_prompt_is_named_with_both_rows() -> None:
+    train: list[dict[str, Any]] = [{"prompt": "x"}, {"prompt": "What is\n it?"}, {"prompt": "x"}]
+    test = [{"prompt": "y"}, {"prompt": "z"}, {"prompt": [turn("user", "What is it?")]}]
+    check_disjoint({"train": train, "test": test[:2]})
+    with pytest.raises(DataError, match=r"train row 2 and test row 3 have the same prompt \('What is it\?'\)"):
+        check_disjoint({"train": train, "test": test})

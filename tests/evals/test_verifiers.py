@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from densepath.data import generate_tasks
+from densepath.errors import ConfigError, DataError
+from densepath.evals.verifiers import VERIFIERS, exact_match, final_number, get_verifier, number_in
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("She makes 9 * 2 = $<<9*2=18>>18 every day.\n#### 18", "18"),
+        ("#### 18 dollars for 2 days", "18"),  # the first one behind the mark
+        ("#### 7\nWait.\n#### 8", "8"),  # the last mark
+        ("####-5", "-5"),
+        ("so it is 42.", "42"),
+        ("so it is 42.50.", "42.5"),
+        ("$1,234,567.89!", "1234567.89"),
+        ("1,2,3", "3"),  # a list, not a number
+        ("7, 800 and 2", "2"),
+        ("12,3456", "3456"),
+        ("-3", "-3"),
+        ("−3", "-3"),  # U+2212
+        ("-$3", "-3"),
+        ("$-3", "-3"),
+        ("it fell by (-3)", "-3"),
+        ("16-3", "3"),  # a subtraction
+        ("16 - 3", "3"),
+        ("(16)-3", "3"),
+        ("x-3", "3"),
+        (".5", "0.5"),
+        ("007", "7"),
+        ("50%", "50"),
+        ("**72**", "72"),
+        (r"\boxed{72}", "72"),
+        ("no number", None),
+        ("", None),
+        ("16 - 3 = 13\n####", None),  # marked, and then nothing
+        ("٣", None),  # other scripts' digits are no answer
+    ],
+)
+def test_number_in(text: str, number: str | None) -> None:
+    assert number_in(text) == (None if number is None else Decimal(number))
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9))
+def test_a_number_is_read_however_it_is_written(value: Decimal) -> None:
+    for written in (f"{value}", f"{value:,}", f"Total: {value:,}.", f"1 + 1\n#### {value:,}\n"):
+        assert number_in(written) == value
+    assert number_in(f"{'-' if value < 0 else ''}${abs(value):,} in all") == value
+    assert final_number(f"#### {value}", {"answer": f"{value:,}"}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "reward"),
+    [
+        ("The answer is 18.", "18", 1.0),
+        ("18.00", 18, 1.0),
+        ("18", "9 * 2 = 18\n#### 18", 1.0),
+        ("18", 18.5, 0.0),
+        ("1800", "1,800", 1.0),
+        ("180", "18", 0.0),
+        ("I do not know", "18", 0.0),
+    ],
+)
+def test_final_number(completion: str, answer: Any, reward: float) -> None:
+    assert final_number(completion, {"answer": answer}) == reward
+
+
+@pytest.mark.parametrize("row", [{}, {"answer": None}, {"answer": "many"}, {"answer": True}, {"answer": [18]}])
+def test_an_answer_without_a_number_is_the_rows_fault(row: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="holds no number"):
+        final_number("18", row)
+
+
+def test_exact_match_agrees_with_the_tasks_own_check() -> None:
+    for row in generate_tasks(60, seed=0, error_rate=0.5):
+        assert exact_match(row["completion"][0]["content"], row) == float(row["correct"])
+        assert exact_match(f" {row['answer']}.\n", row) == 1.0
+
+
+def test_exact_match_is_case_sensitive_and_needs_an_answer() -> None:
+    assert exact_match("cat", {"answer": "CAT"}) == 0.0
+    with pytest.raises(DataError):
+        exact_match("cat", {})
+
+
+def test_get_verifier_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert get_verifier("exact_match") is exact_match
+    assert get_verifier("final_number") is VERIFIERS["final_number"] is final_number
+    assert get_verifier("densepath.evals.verifiers:exact_match") is exact_match
+    (tmp_path / "my_rewards.py").write_text(
+        "def short(completion, row):\n    return 1 / (1 + len(completion))\nx = 3\n"
+    )
+    (tmp_path / "my_broken.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert get_verifier("my_rewards:short")("abc", {}) == 0.25
+    for name, said in {
+        "exact": "verifier 'exact' does not exist; choose exact_match, final_number, or give",
+        "my_rewards:": "does not exist",
+        "my_rewards:long": "my_rewards has no 'long'",
+        "my_rewards:x": "my_rewards has no callable 'x'",
+        "my_nowhere:f": "'my_nowhere' cannot be imported .ModuleNotFoundError.*PYTHONPATH",
+        "my_broken:f": "'my_broken' cannot be imported .ZeroDivisionError",
+    }.items():
+        with pytest.raises(ConfigError, match=said):
+            get_verifier(name)

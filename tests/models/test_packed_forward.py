@@ -1,0 +1,122 @@
+"""The packed pass gives what TRL's own fused head gives: values, gradients, zeros, on either padding side."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trl.trainer.utils import add_fused_lm_head
+
+from densepath.models.packed_forward import add_packed_forward
+from tests.tiny_models import tiny_gemma3, tiny_llama, with_lora
+
+OUTPUTS = ("log_probs", "entropy", "is_top1")
+PLAIN = tiny_llama(dtype=torch.float64)
+add_fused_lm_head(PLAIN, outputs=OUTPUTS)
+PACKED = tiny_llama(dtype=torch.float64)
+add_fused_lm_head(PACKED, outputs=OUTPUTS)
+assert add_packed_forward(PACKED)
+
+
+def padded(rows, left: bool):
+    """(input_ids, attention_mask, labels) with garbage under the padding."""
+    width = max(len(ids) for ids, _ in rows)
+    input_ids = torch.full((len(rows), width), 9)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    labels = torch.full((len(rows), width), -100)
+    for r, (ids, marks) in enumerate(rows):
+        at = width - len(ids) if left else 0
+        input_ids[r, at : at + len(ids)] = torch.tensor(ids)
+        mask[r, at : at + len(ids)] = 1
+        labels[r, at : at + len(ids)] = torch.tensor([i if m else -100 for i, m in zip(ids, marks, strict=True)])
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+row = st.integers(2, 9).flatmap(
+    lambda n: st.tuples(
+        st.lists(st.integers(0, 4), min_size=n, max_size=n),  # few ids, so that rows share prompts
+        st.lists(st.booleans(), min_size=n, max_size=n),  # any labels: several turns, none, all
+    )
+)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(row, min_size=1, max_size=5), st.booleans())
+def test_values_and_gradients_equal_trls(rows, left):
+    inputs = padded(rows, left)
+    # The first token of a row has nothing before it: TRL's head would predict it from padding.
+    first = inputs["attention_mask"].argmax(dim=1)
+    inputs["labels"][torch.arange(len(rows)), first] = -100
+    weights = torch.randn(len(rows), inputs["input_ids"].shape[1] - 1, dtype=torch.float64)
+    grads = []
+    for model in (PLAIN, PACKED):
+        model.zero_grad()
+        out = model(**inputs, fused_lm_head=True)
+        (out.log_probs * weights).sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+        if model is PLAIN:
+            expected = out
+    assert torch.equal(out.label_mask, expected.label_mask)
+    for name in ("log_probs", "entropy"):
+        torch.testing.assert_close(
+            getattr(out, name).double(), getattr(expected, name).double(), atol=1e-5, rtol=1e-5
+        )
+    torch.testing.assert_close(out.loss.double(), expected.loss.double(), atol=1e-5, rtol=1e-5)
+    assert torch.equal(out.is_top1, expected.is_top1)
+    for ours, theirs in zip(grads[1], grads[0], strict=True):
+        if ours is None and theirs is None:
+            continue
+        ours = torch.zeros_like(theirs) if ours is None else ours
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_plain_calls_and_generation_are_untouched():
+    ids = torch.tensor([[1, 2, 3, 4]])
+    torch.testing.assert_close(PACKED(input_ids=ids).logits, PLAIN(input_ids=ids).logits)
+    kwargs = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 2}
+    assert PACKED.generate(ids, **kwargs).tolist() == PLAIN.generate(ids, **kwargs).tolist()
+
+
+def test_under_peft_only_the_adapter_gets_gradients():
+    base = tiny_llama(dtype=torch.float64)
+    model = with_lora(base)
+    reference = copy.deepcopy(model)
+    for m in (model, reference):
+        add_fused_lm_head(m.get_base_model(), outputs=OUTPUTS)
+    assert add_packed_forward(model)
+    calls = []
+    model.get_base_model().base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
+    inputs = padded([([1, 2, 3, 4], [0, 0, 1, 1]), ([1, 2, 5], [0, 0, 1])], left=False)
+    outputs = [m(**inputs, fused_lm_head=True) for m in (model, reference)]
+    assert calls == [(1, 4)], "one packed row: [1 | 2 3 | 2]"
+    torch.testing.assert_close(outputs[0].log_probs.double(), outputs[1].log_probs.double(), atol=1e-6, rtol=0)
+    outputs[0].loss.backward()
+    assert all((p.grad is not None) == ("lora" in n) for n, p in model.named_parameters() if "lora" in n)
+
+
+def test_sliding_windows_keep_trls_pass():
+    model = tiny_gemma3()
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    before = model.forward
+    assert not add_packed_forward(model)
+    assert model.forward == before
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_nothing_labelled_is_a_connected_zero(left):
+    out = PACKED(**padded([([1, 2, 3], [0, 0, 0])], left), fused_lm_head=True)
+    assert out.log_probs.abs().max().item() == 0
+    out.log_probs.sum().backward()
+
+
+def test_signature_stays_that_of_the_model():
+    """The sampler and `generate` read it to see what the model takes."""
+    import inspect
+
+    expected = inspect.signature(tiny_llama().forward).parameters
+    assert list(inspect.signature(PACKED.forward).parameters) == list(expected)

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, tiny_mistral, with_lora
+
+from densepath.errors import DataError, ModelError, NumericalError, UsageError
+from densepath.models.draws import inverse_cdf, row_uniforms
+from densepath.models.sampling import sample
+
+PROMPTS = [[5, 9, 3], [7], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [5, 9, 3, 8]]
+FAMILIES = {
+    "llama": tiny_llama,
+    "mistral-window": tiny_mistral,
+    "gemma3-mixed": tiny_gemma3,
+    "gpt2": tiny_gpt2,
+    "lora": lambda **kw: with_lora(tiny_llama(**kw)),
+}
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def full_logprobs(model, ids: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """Oracle: float64 log-softmax of one unpadded, uncached forward pass, (positions, vocabulary)."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+    return torch.log_softmax(logits.double() / temperature, dim=-1)
+
+
+def oracle_of_row(model, prompt, completion, temperature: float = 1.0) -> list[float]:
+    logprobs = full_logprobs(model, [*prompt, *completion], temperature)
+    return [float(logprobs[len(prompt) - 1 + t, token]) for t, token in enumerate(completion)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_equals_generate_of_each_prompt_alone(family):
+    model = FAMILIES[family](seed=1)
+    ours = sample(model, PROMPTS, max_completion_length=14, temperature=0, eos_token_ids=[2])
+    for prompt, completion in zip(PROMPTS, ours.completion_ids, strict=True):
+        theirs = model.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=14,
+            eos_token_id=2,
+            pad_token_id=2,
+        )
+        assert completion == theirs[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
+def test_logprobs_equal_a_float64_pass_over_the_whole_row(family, dtype, tolerance):
+    model = FAMILIES[family](seed=2, dtype=dtype)
+    got = sample(
+        model, PROMPTS, num_generations=3, max_completion_length=15, eos_token_ids=[2, 4], generator=seeded(3)
+    )
+    assert len({len(c) for c in got.completion_ids}) > 2  # rows ended at different steps, so the cache was cut
+    for row, completion in enumerate(got.completion_ids):
+        expected = oracle_of_row(model, PROMPTS[row // 3], completion)
+        assert got.logprobs[row] == pytest.approx(expected, abs=tolerance, rel=0)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.7])
+def test_logprobs_are_those_of_the_tempered_distribution(temperature):
+    model = tiny_llama(dtype=torch.float64)
+    got = sample(
+        model, PROMPTS, max_completion_length=6, temperature=temperature, eos_token_ids=[2], generator=seeded()
+    )
+    for prompt, completion, logprobs in zip(PROMPTS, got.completion_ids, got.logprobs, strict=True):
+        assert logprobs == pytest.approx(oracle_of_row(model, prompt, completion, temperature), abs=1e-10)
+
+
+def test_greedy_logprobs_are_those_at_temperature_one():
+    model = tiny_llama(dtype=torch.float64)
+    got = sample(model, PROMPTS[:1], max_completion_length=6, temperature=0, eos_token_ids=[2])
+    assert got.logprobs[0] == pytest.approx(oracle_of_row(model, PROMPTS[0], got.completion_ids[0]), abs=1e-10)
+
+
+def enumerated(model, prompt, length, eos, *, second=None, alpha=0.0, temperature=1.0) -> dict[tuple[int, ...], float]:
+    """Oracle: the probability of every completion of at most `length` tokens, by visiting them all."""
+    vocabulary = model.config.vocab_size
+    found: dict[tuple[int, ...], float] = {}
+
+    def visit(completion: tuple[int, ...], probability: float) -> None:
+        if len(completion) == length or (completion and completion[-1] == eos):
+            found[completion] = probability
+            return
+        ids = [*prompt, *completion]
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
+            if second is not None:
+                logits = (1 + alpha) * logits - alpha * second(input_ids=torch.tensor([ids])).logits[0, -1].double()
+        weights = [math.exp(z / temperature) for z in (logits - logits.max()).tolist()]
+        for token in range(vocabulary):
+            visit((*completion, token), probability * weights[token] / sum(weights))
+
+    visit((), 1.0)
+    assert sum(found.values()) == pytest.approx(1.0)
+    return found
+
+
+def chi_square(
+    counts: dict[tuple[int, ...], int], expected: dict[tuple[int, ...], float], n: int
+) -> tuple[float, int]:
+    """Pearson's statistic and its degrees of freedom; cells expecting fewer than 5 are pooled."""
+    assert set(counts) <= set(expected)
+    pooled_seen = pooled_expected = statistic = 0.0
+    cells = 0
+    for key, probability in expected.items():
+        seen, mean = counts.get(key, 0), n * probability
+        if mean < 5:
+            pooled_seen, pooled_expected = pooled_seen + seen, pooled_expected + mean
+        else:
+            statistic, cells = statistic + (seen - mean) ** 2 / mean, cells + 1
+    if pooled_expected > 0:
+        statistic, cells = statistic + (pooled_seen - pooled_expected) ** 2 / pooled_expected, cells + 1
+    return statistic, cells - 1
+
+
+@pytest.mark.parametrize(
+    ("temperature", "alpha"),
+    [(1.0, 0.0), (0.6, 0.0), (1.0, 0.7), (2.0, 0.5)],
+    ids=["plain", "cold", "contrast", "both"],
+)
+def test_frequencies_match_the_enumerated_probabilities(temperature, alpha):
+    model = tiny_llama(vocab_size=4, seed=3)
+    second = tiny_llama(vocab_size=4, seed=4) if alpha else None
+    prompt, n = [1, 3, 0], 4000
+    expected = enumerated(model, prompt, 3, 2, second=second, alpha=alpha, temperature=temperature)
+    got = sample(
+        model,
+        [prompt],
+        num_generations=n,
+        max_completion_length=3,
+        temperature=temperature,
+        eos_token_ids=[2],
+        generator=seeded(11),
+        second_model=second,
+        alpha=alpha,
+    )
+    counts: dict[tuple[int, ...], int] = {}
+    for completion in got.completion_ids:
+        counts[tuple(completion)] = counts.get(tuple(completion), 0) + 1
+    statistic, freedom = chi_square(counts, expected, n)
+    assert freedom >= 5
+    assert statistic < freedom + 4 * math.sqrt(2 * freedom)  # four standard deviations of a chi-square
+    # The recorded log-probabilities are those of the enumeration, row by row.
+    for completion, logprobs in zip(got.completion_ids[:50], got.logprobs[:50], strict=True):
+        assert sum(logprobs) == pytest.approx(math.log(expected[tuple(completion)]), abs=2e-4)
+
+
+def test_a_wrong_distribution_fails_the_chi_square():
+    """The frequency test has teeth: samples at temperature 1 are not those of temperature 0.8."""
+    model = tiny_llama(vocab_size=4, seed=3)
+    expected = enumerated(model, [1, 3, 0], 3, 2, temperature=0.8)
+    got = sample(
+        model, [[1, 3, 0]], num_generations=4000, max_completion_length=3, eos_token_ids=[2], generator=seeded(1)
+    )
+    counts: dict[tuple[int, ...], int] = {}
+    for completion in got.completion_ids:
+        counts[tuple(completion)] = counts.get(tuple(completion), 0) + 1
+    statistic, freedom = chi_square(counts, expected, 4000)
+    assert statistic > freedom + 4 * math.sqrt(2 * freedom)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    prompts=st.lists(st.lists(st.integers(0, 63), min_size=1, max_size=12), min_size=1, max_size=6),
+    batch_size=st.integers(1, 7),
+    token_budget=st.integers(1, 200),
+    seed=st.integers(0, 2**40),
+    family=st.sampled_from(["llama", "gemma3-mixed", "gpt2"]),
+)
+def test_batching_and_padding_never_matter(prompts, batch_size, token_budget, seed, family):
+    model = FAMILIES[family](seed=5, dtype=torch.float64)
+    arguments = {"num_generations": 2, "max_completion_length": 7, "eos_token_ids": [2, 4, 6, 8]}
+    alone = sample(model, prompts, **arguments, generator=seeded(seed), batch_size=1)
+    other = sample(
+        model,
+        prompts,
+        **arguments,
+        generator=seeded(seed),
+        batch_size=batch_size,
+        token_budget=token_budget,
+        pad_token_id=63,
+    )
+    assert other.completion_ids == alone.completion_ids
+    assert other.truncated == alone.truncated
+    for mine, yours in zip(other.logprobs, alone.logprobs, strict=True):
+        assert mine == pytest.approx(yours, abs=1e-10)
+
+
+def test_a_row_does_not_depend_on_rows_after_it_or_on_the_budget_of_tokens():
+    model = tiny_llama(dtype=torch.float64)
+    few = sample(model, PROMPTS[:2], max_completion_length=5, eos_token_ids=[2], generator=seeded(9))
+    more = sample(model, PROMPTS, max_completion_length=11, eos_token_ids=[2], generator=seeded(9))
+    for short, long in zip(few.completion_ids, more.completion_ids, strict=False):
+        assert long[:5] == short
+
+
+def test_equal_prompts_are_read_once_and_rows_are_prompt_major():
+    model = tiny_llama()
+    reads: list[tuple[int, ...]] = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    repeated = [p for p in PROMPTS[:2] for _ in range(3)]
+    as_trl = sample(model, repeated, max_completion_length=4, eos_token_ids=[], generator=seeded(2))
+    hook.remove()
+    assert reads == [(2, 3), (6, 1), (6, 1), (6, 1)]
+    assert as_trl == sample(
+        model, PROMPTS[:2], num_generations=3, max_completion_length=4, eos_token_ids=[], generator=seeded(2)
+    )
+
+
+def test_finished_rows_leave_the_batch():
+    model = tiny_llama()
+    sizes: list[int] = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: sizes.append(kwargs["input_ids"].shape[0]), with_kwargs=True
+    )
+    got = sample(
+        model, PROMPTS, num_generations=4, max_completion_length=20, eos_token_ids=range(12), generator=seeded(1)
+    )
+    hook.remove()
+    assert max(sizes[1:]) <= 16
+    assert sizes[1:] == sorted(sizes[1:], reverse=True)
+    assert sum(sizes[1:]) < 1.3 * sum(len(c) for c in got.completion_ids)
+
+
+def test_the_first_eos_is_kept_and_nothing_after_it():
+    got = sample(
+        tiny_llama(), PROMPTS, num_generations=8, max_completion_length=9, eos_token_ids=[2, 7, 9], generator=seeded(4)
+    )
+    assert {True, False} == set(got.truncated)
+    for completion, logprobs, truncated in zip(got.completion_ids, got.logprobs, got.truncated, strict=True):
+        assert len(completion) == len(logprobs) <= 9
+        assert not set(completion[:-1]) & {2, 7, 9}
+        assert truncated == (completion[-1] not in (2, 7, 9))
+        assert not truncated or len(completion) == 9
+
+
+def test_an_eos_as_the_last_token_of_the_budget_is_not_truncated():
+    model = tiny_llama()
+    free = sample(model, [[5]], max_completion_length=3, temperature=0, eos_token_ids=[])
+    last = free.completion_ids[0][2]
+    assert last not in free.completion_ids[0][:2]
+    got = sample(model, [[5]], max_completion_length=3, temperature=0, eos_token_ids=[last])
+    assert got.completion_ids == free.completion_ids
+    assert free.truncated == [True]
+    assert got.truncated == [False]
+
+
+def test_an_eos_in_the_prompt_ends_nothing():
+    got = sample(tiny_llama(), [[5, 2, 2], [2]], max_completion_length=5, eos_token_ids=[2], generator=seeded(5))
+    assert all(len(completion) >= 1 for completion in got.completion_ids)
+    assert oracle_of_row(tiny_llama(), [5, 2, 2], got.completion_ids[0]) == pytest.approx(got.logprobs[0], abs=1e-4)
+
+
+def test_without_eos_ids_every_row_is_truncated():
+    got = sample(tiny_llama(), PROMPTS, max_completion_length=5, eos_token_ids=[], generator=seeded())
+    assert got.truncated == [True] * 4
+    assert [len(c) for c in got.completion_ids] == [5] * 4
+
+
+def test_the_seed_decides_and_the_global_generator_serves_without_one():
+    model = tiny_llama()
+    arguments = {"num_generations": 4, "max_completion_length": 6, "eos_token_ids": [2]}
+    a, b, c = (sample(model, PROMPTS, **arguments, generator=seeded(s)) for s in (1, 1, 2))
+    assert a == b
+    assert a != c
+    torch.manual_seed(3)
+    d = sample(model, PROMPTS, **arguments)
+    torch.manual_seed(3)
+    assert d == sample(model, PROMPTS, **arguments)
+
+
+def test_contrast_with_itself_changes_nothing():
+    model = tiny_llama(dtype=torch.float64)
+    arguments = {"max_completion_length": 6, "eos_token_ids": [2]}
+    plain = sample(model, PROMPTS, **arguments, generator=seeded(6))
+    contrast = sample(model, PROMPTS, **arguments, generator=seeded(6), second_model=model, alpha=1.5)
+    assert contrast.completion_ids == plain.completion_ids
+    for mine, yours in zip(contrast.logprobs, plain.logprobs, strict=True):
+        assert mine == pytest.approx(yours, abs=1e-9)
+
+
+def test_train_mode_dropout_and_checkpointing_do_not_matter_and_are_restored():
+    model = tiny_gpt2(dropout=0.5)
+    expected = sample(model, PROMPTS, max_completion_length=8, eos_token_ids=[2], generator=seeded(7))
+    model.gradient_checkpointing_enable()
+    model.config.use_cache = False
+    model.train()
+    model.transformer.h[1].attn.eval()
+    modes = [module.training for module in model.modules()]
+    got = sample(model, PROMPTS, max_completion_length=8, eos_token_ids=[2], generator=seeded(7))
+    assert got == expected
+    assert [module.training for module in model.modules()] == modes
+    assert model.transformer.gradient_checkpointing
+    model(input_ids=torch.tensor([[1, 2, 3]])).logits.sum().backward()  # nothing was left in inference mode
+
+
+def test_modes_are_restored_when_the_model_fails():
+    model = tiny_llama().train()
+    with torch.no_grad():
+        model.lm_head.weight[7] = float("nan")
+    with pytest.raises(NumericalError, match=r"row \d: NaN or infinite logits at completion token 0"):
+        sample(model, PROMPTS, max_completion_length=3, eos_token_ids=[2])
+    assert model.training
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_model_without_a_key_value_cache_is_decoded_row_by_row():
+    model = tiny_mamba(dtype=torch.float64)
+    with pytest.warns(UserWarning, match="one by one"):
+        got = sample(
+            model, PROMPTS, num_generations=2, max_completion_length=6, eos_token_ids=[2, 4], generator=seeded(8)
+        )
+    for row, completion in enumerate(got.completion_ids):
+        assert got.logprobs[row] == pytest.approx(oracle_of_row(model, PROMPTS[row // 2], completion), abs=1e-6)
+
+
+def test_progress_counts_completed_rows():
+    seen: list[tuple[int, int]] = []
+    sample(
+        tiny_llama(),
+        PROMPTS,
+        num_generations=4,
+        max_completion_length=9,
+        eos_token_ids=range(6),
+        generator=seeded(),
+        batch_size=5,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1] == (16, 16)
+    assert all(a[0] < b[0] for a, b in itertools.pairwise(seen))
+
+
+def test_no_prompts_give_no_rows():
+    got = sample(tiny_llama(), [], max_completion_length=3, eos_token_ids=[2])
+    assert (got.completion_ids, got.logprobs, got.truncated) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"prompt_ids": [[3], []]}, DataError, "prompt 1 is empty"),
+        ({"prompt_ids": [[3], [3, 64]]}, DataError, "prompt 1 has token id 64"),
+        ({"prompt_ids": [[3], [3] * 253]}, DataError, "prompt 1 has 253 tokens.*context of 256: shorten"),
+        ({"max_completion_length": 0}, UsageError, "at least 1"),
+        ({"num_generations": 0}, UsageError, "at least 1"),
+        ({"batch_size": 0}, UsageError, "at least 1"),
+        ({"temperature": -1.0}, UsageError, "temperature"),
+        ({"temperature": float("nan")}, UsageError, "temperature"),
+        ({"alpha": 0.5}, UsageError, "alpha"),
+        ({"second_model": tiny_llama(), "alpha": 0.0}, UsageError, "alpha"),
+        ({"second_model": tiny_llama(vocab_size=65), "alpha": 1.0}, ModelError, "vocabularies of 64 and 65"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(change, error, message):
+    arguments = {"prompt_ids": [[3]], "max_completion_length": 4, "eos_token_ids": [2], **change}
+    with pytest.raises(error, match=message):
+        sample(tiny_llama(), **arguments)
+
+
+def test_a_prompt_may_fill_the_context_to_the_last_token():
+    got = sample(tiny_llama(), [[3] * 252], max_completion_length=4, eos_token_ids=[])
+    assert len(got.completion_ids[0]) == 4
+
+
+def test_inverse_cdf_by_hand():
+    # cumulative 0.25, 0.25, 0.75, 1.0: token 1 has probability zero and no interval.
+    logprobs = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).log().expand(6, 4)
+    uniforms = torch.tensor([0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53], dtype=torch.float64)
+    assert inverse_cdf(logprobs, uniforms).tolist() == [0, 0, 2, 2, 3, 3]
+    trailing_zero = torch.tensor([[1.0, 0.0]]).log()
+    assert inverse_cdf(trailing_zero, torch.tensor([1 - 2**-53], dtype=torch.float64)).tolist() == [0]
+
+
+def test_row_uniforms_depend_on_seed_and_row_alone():
+    small, large = row_uniforms(3, 5, seeded(1)), row_uniforms(40, 700, seeded(1))
+    assert torch.equal(large[:3, :5], small)
+    assert 0 <= large.min() < 0.001 < 0.999 < large.max() < 1
+    assert torch.corrcoef(large).fill_diagonal_(0).abs().max() < 0.2  # 40 rows, 700 numbers: sd 0.038

@@ -1,0 +1,102 @@
+"""Scoring: equal to a naive float64 forward pass, whatever the order, the company, the budget or the padding."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densepath.errors import NumericalError
+from densepath.models.scoring import score_completions, supports_packing
+from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama
+
+MODELS = {
+    "llama": tiny_llama(dtype=torch.float64),
+    "gpt2": tiny_gpt2(dtype=torch.float64),
+    "gemma3": tiny_gemma3(dtype=torch.float64),
+}
+VOCAB = min(m.config.get_text_config().vocab_size for m in MODELS.values())
+
+
+def naive(model, prompt: list[int], completion: list[int]) -> list[float]:
+    """One sequence, one forward pass, one token at a time."""
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([prompt + completion])).logits[0].double()
+    found = []
+    for t, token in enumerate(completion):
+        row = logits[len(prompt) + t - 1]
+        found.append(float(row[token] - math.log(sum(math.exp(float(z)) for z in row))))
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(deadline=None, max_examples=15)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from([(1,), (1, 2, 3), (5, 4, 3, 2, 1, 6, 7)]),
+            st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    budget=st.integers(4, 64),
+)
+def test_equals_a_naive_forward_pass(name, rows, budget):
+    model = MODELS[name]
+    prompts, completions = [list(p) for p, _ in rows], [c for _, c in rows]
+    scored = score_completions(model, prompts, completions, token_budget=budget)
+    for prompt, completion, values in zip(prompts, completions, scored.logprobs, strict=True):
+        assert values.dtype == torch.float64
+        # Gemma's and Llama's own norms round to float32 inside.
+        assert values.tolist() == pytest.approx(naive(model, prompt, completion), abs=2e-6)
+
+
+def test_which_models_are_packed():
+    assert supports_packing(MODELS["llama"])
+    assert supports_packing(MODELS["gpt2"])
+    assert not supports_packing(MODELS["gemma3"]), "sliding windows cannot be expressed by one mask"
+
+
+def test_order_company_and_mode_do_not_matter():
+    model = MODELS["llama"]
+    prompts, completions = [[1, 2], [3, 4, 5], [1, 2]], [[6, 7], [8], [9, 1, 2]]
+    together = score_completions(model, prompts, completions)
+    backwards = score_completions(model, prompts[::-1], completions[::-1])
+    model.train()
+    alone = [score_completions(model, [p], [c]) for p, c in zip(prompts, completions, strict=True)]
+    assert model.training
+    model.eval()
+    for index in range(3):
+        for field in ("logprobs", "entropies", "log_normalizers"):
+            value = getattr(together, field)[index]
+            torch.testing.assert_close(value, getattr(backwards, field)[2 - index], atol=1e-9, rtol=0)
+            torch.testing.assert_close(value, getattr(alone[index], field)[0], atol=1e-9, rtol=0)
+
+
+def test_entropy_and_normaliser_against_the_definition():
+    model = MODELS["llama"]
+    scored = score_completions(model, [[1, 2, 3]], [[4, 5]])
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[1, 2, 3, 4, 5]])).logits[0, 2:4].double()
+    probabilities = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
+    entropy = -(probabilities * probabilities.log()).sum(dim=1)
+    torch.testing.assert_close(scored.entropies[0], entropy, atol=1e-6, rtol=0)
+    torch.testing.assert_close(scored.log_normalizers[0], logits.exp().sum(dim=1).log(), atol=1e-6, rtol=0)
+
+
+def test_empty_completion_gives_an_empty_tensor():
+    scored = score_completions(MODELS["llama"], [[1], [2]], [[], [3]])
+    assert [len(values) for values in scored.logprobs] == [0, 1]
+
+
+def test_nan_is_named_with_its_place():
+    model = tiny_llama(seed=3)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[7] = float("nan")
+    model._densepath_supports_packing = False  # the check of packing would see the NaN first
+    with pytest.raises(NumericalError, match=r"sequence 1, completion token 0 \(id 7\): log-probability is nan"):
+        score_completions(model, [[1], [2]], [[3, 4], [7, 5]])

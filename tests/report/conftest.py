@@ -1,0 +1,126 @@
+import json
+from pathlib import Path
+
+import pytest
+
+
+def estimate(mean, half):
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+RESULTS = {
+    "metric": {"name": "exact_match", "higher_is_better": True, "description": "1 when equal, else 0."},
+    "interval": "95 % bootstrap over prompts",
+    "rows": [
+        {
+            "arm": arm,
+            "label": label,
+            "decoding": "greedy",
+            "n": 240,
+            "metric": estimate(mean, 0.0625),
+            "dense_reward": estimate(4.0, 0.5),
+            "length": estimate(13.5, 0.5),
+            "entropy": None,
+            "kl": estimate(0.25, 0.125),
+            "truncated": 0.0,
+            "train_seconds": 390.0,
+            "train_flops": None,
+        }
+        for arm, label, mean in (
+            ("sft", "SFT", 0.375),
+            ("continued_sft", "continued SFT", 0.4375),
+            ("dpr", "DPR", 0.5625),
+        )
+    ],
+    "paired": [
+        {
+            "arm": "dpr",
+            "against": "continued_sft",
+            "decoding": "greedy",
+            "difference": estimate(0.125, 0.0625),
+            "verdict": "better",
+        }
+    ],
+    "warnings": ["One seed."],
+}
+
+SELECTION = {
+    "mode": "auto",
+    "criterion": "exact match on validation",
+    "reason": "Highest score.",
+    "chosen": {"reference": "0", "beta": 0.5},
+    "baseline": {**estimate(0.375, 0.125), "n": 80},
+    "rows": [
+        {"reference": "0", "beta": 0.5, "alpha": 2.0, "score": estimate(0.5625, 0.125), "n": 80},
+        {"reference": "0.5", "beta": 0.5, "alpha": 2.0, "score": estimate(0.25, 0.125), "n": 80},
+    ],
+}
+
+SPANS = [
+    {"text": "KATZE", "token_ids": [11, 12], "rewards": [0.5, 0.25], "logprobs": [-0.5, -0.25]},
+    {"text": "\n", "token_ids": [13], "rewards": [-1.5], "logprobs": [-2.0]},
+    {"text": "<|im_end|>", "token_ids": [2], "rewards": [0.0], "logprobs": [-0.125]},
+]
+
+SAMPLES = [
+    {
+        "id": f"test-{index}",
+        "prompt": "Capitals: katze",
+        "answer": "KATZE",
+        "category": "capitals",
+        "completions": {
+            "sft": {
+                "label": "SFT",
+                "text": "katze",
+                "metric": 0.0,
+                "reward": -0.75,
+                "truncated": False,
+                "spans": SPANS[1:],
+            },
+            "dpr": {
+                "label": "DPR",
+                "text": "KATZE\n",
+                "metric": 1.0,
+                "reward": -0.75,
+                "truncated": True,
+                "spans": SPANS,
+            },
+        },
+    }
+    for index in range(2)
+]
+
+METRICS = {
+    "sft": [{"step": step, "time": 1.7e9 + step, "loss": 2.0 / step, "nll/demonstrations": 1.0} for step in (1, 2, 3)],
+    "dpr": [
+        {"step": 1, "time": 1.7e9 + 100, "reward": 4.0, "kl": 0.0, "loss": 0.5, "entropy": None},
+        {"step": 2, "time": 1.7e9 + 101, "reward": 5.0, "kl": 0.25, "loss": float("nan")},
+        {"step": 2, "time": 1.7e9 + 102, "reward": 5.5, "kl": 0.25},
+    ],
+}
+
+
+def write(path: Path, value) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = value if isinstance(value, list) else [value]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture
+def no_plots(monkeypatch):
+    """For tests of everything else: drawing is most of the time that a page takes."""
+    monkeypatch.setattr("densepath.report.plots.available", lambda: False)
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    folder = tmp_path / "a-run"
+    write(folder / "environment.json", {"date": "2026-01-02T03:04:05+00:00", "versions": {"densepath": "0.1.0"}})
+    write(folder / "data.json", {"test": {"source": "test.jsonl", "rows": 240, "sha256": "ab" * 32}})
+    (folder / "config.yaml").write_text("model: tiny/model\nsft.learning_rate: 5.0e-05\nhub_token: hunter2\n")
+    write(folder / "selection.json", SELECTION)
+    write(folder / "eval/results.json", RESULTS)
+    write(folder / "eval/samples.jsonl", SAMPLES)
+    for stage, rows in METRICS.items():
+        write(folder / stage / "metrics.jsonl", rows)
+    return folder

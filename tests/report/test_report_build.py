@@ -1,0 +1,182 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from densepath.errors import MissingFileError
+from densepath.report import build_report, render_html, write_report
+from densepath.report.load import MAX_SAMPLE_TOKENS, MAX_SAMPLES
+
+pytestmark = pytest.mark.usefixtures("no_plots")
+
+
+def twin(run_dir):
+    def refuse(name):
+        raise AssertionError(f"{name} in strict JSON")
+
+    return json.loads(write_report(run_dir).json.read_text(encoding="utf-8"), parse_constant=refuse)
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def edit(path, change):
+    value = read(path)
+    change(value)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def test_the_twin_holds_the_data_of_the_run_folder(run_dir):
+    data = twin(run_dir)
+    results = read(run_dir / "eval/results.json")
+    assert data["results"] == results
+    selection = read(run_dir / "selection.json")
+    assert data["selection"]["rows"] == selection["rows"]
+    assert data["selection"]["chosen_reference"] == "0"
+    assert data["selection"]["chosen_beta"] == 0.5
+    baseline = {key: selection["baseline"][key] for key in ("mean", "low", "high")}
+    assert (data["selection"]["baseline"], data["selection"]["baseline_n"]) == (baseline, 80)
+    samples = [json.loads(line) for line in (run_dir / "eval/samples.jsonl").read_text().splitlines()]
+    assert data["samples_total"] == len(samples)
+    for sample, shown in zip(samples, data["samples"], strict=True):
+        completions = [{"arm": arm, **item} for arm, item in sample.pop("completions").items()]
+        assert shown.pop("completions") == completions
+        assert shown == sample
+    assert data["data"] == read(run_dir / "data.json")
+    assert data["environment"] == read(run_dir / "environment.json")
+    assert (data["run"], data["model"], data["version"]) == ("a-run", "tiny/model", "0.1.0")
+    assert data["date"] == "2026-01-02T03:04:05+00:00"
+
+
+def test_the_twin_is_the_dump_of_the_report_that_made_the_page(run_dir):
+    report = build_report(run_dir)
+    paths = write_report(run_dir)
+    assert read(paths.json) == json.loads(json.dumps(report.to_dict()))
+    assert paths.html.read_text(encoding="utf-8") == render_html(report)
+
+
+def test_curves_keep_the_last_value_of_a_step_and_leave_a_gap_at_nan(run_dir):
+    curves = {(curve["stage"], curve["metric"]): curve for curve in twin(run_dir)["curves"]}
+    assert curves["dpr", "reward"] == {"stage": "dpr", "metric": "reward", "steps": [1, 2], "values": [4.0, 5.5]}
+    assert curves["dpr", "loss"]["values"] == [0.5, None]
+    assert ("dpr", "entropy") not in curves
+    assert curves["sft", "loss"]["values"] == [2.0, 1.0, 2.0 / 3]
+
+
+def test_nan_is_said_and_never_printed(run_dir):
+    report = build_report(run_dir)
+    assert "dpr/metrics.jsonl: loss is not finite at 1 step(s), first at step 2" in report.warnings
+    assert ">nan" not in render_html(report).lower()
+
+
+def test_all_null_evaluation_shows_dashes(run_dir):
+    row = {"arm": "sft", "label": "SFT", "decoding": "greedy"}
+    nulls = ("n", "metric", "dense_reward", "length", "entropy", "kl", "truncated", "train_seconds", "train_flops")
+    (run_dir / "eval/results.json").write_text(json.dumps({"rows": [row | dict.fromkeys(nulls)]}))
+    page = render_html(build_report(run_dir))
+    assert page.count("–</strong>") >= 5
+    assert "None" not in page
+
+
+PARTS = ["config.yaml", "environment.json", "data.json", "selection.json", "eval", "sft", "dpr"]
+
+
+@pytest.mark.parametrize("gone", PARTS)
+def test_each_part_may_be_missing_and_is_named(run_dir, gone):
+    path = run_dir / gone
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    report = build_report(run_dir)
+    assert any(gone in line for line in report.missing)
+    assert gone in render_html(report)
+
+
+@pytest.mark.parametrize("kept", PARTS)
+def test_each_part_alone_is_reportable(run_dir, kept):
+    for name in PARTS:
+        path = run_dir / name
+        if name == kept:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    page = render_html(build_report(run_dir))
+    assert page.startswith("<!doctype html>")
+    assert ("Not evaluated" in page) == (kept not in ("eval",))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "data.json", "selection.json", "eval/results.json", "dpr/metrics.jsonl"]
+)
+@pytest.mark.parametrize("content", ["{broken\n{}\n", "[1]\n", "\n", "null\n"])
+def test_a_broken_part_never_stops_the_report(run_dir, name, content):
+    (run_dir / name).write_text(content)
+    report = build_report(run_dir)
+    if content.startswith("{broken"):
+        assert any(line.startswith(f"{name} cannot be read") for line in report.warnings)
+        assert str(run_dir) not in " ".join(report.warnings)
+    assert "</html>" in render_html(report)
+
+
+def test_a_half_written_last_line_is_left_out(run_dir):
+    before = twin(run_dir)["curves"]
+    with (run_dir / "dpr/metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "rewa')
+    assert twin(run_dir)["curves"] == before
+    assert not any("cannot be read" in line for line in build_report(run_dir).warnings)
+
+
+def test_no_folder_and_no_run(tmp_path):
+    with pytest.raises(MissingFileError, match="no such run folder"):
+        build_report(tmp_path / "nowhere")
+    with pytest.raises(MissingFileError, match="not a run folder"):
+        build_report(tmp_path)
+
+
+def test_secrets_in_the_configuration_are_hidden(run_dir):
+    paths = write_report(run_dir)
+    for path in paths:
+        assert "hunter2" not in path.read_text(encoding="utf-8")
+    assert build_report(run_dir).config["hub_token"] == "(hidden)"
+
+
+def test_samples_are_the_first_ones_up_to_the_limits(run_dir):
+    path = run_dir / "eval/samples.jsonl"
+    line = path.read_text().split("\n")[0]
+    path.write_text((line + "\n") * (MAX_SAMPLES + 5))
+    report = build_report(run_dir)
+    assert (len(report.samples), report.samples_total) == (MAX_SAMPLES, MAX_SAMPLES + 5)
+    assert f"first {MAX_SAMPLES} of {MAX_SAMPLES + 5} in file order" in render_html(report)
+    big = json.loads(line)
+    big["completions"]["dpr"]["spans"] *= MAX_SAMPLE_TOKENS // 12  # 4 tokens each: a third of the limit per sample
+    path.write_text((json.dumps(big) + "\n") * 5)
+    assert len(build_report(run_dir).samples) == 2  # with the 2 tokens of SFT, three are just over it
+
+
+def test_no_chosen_reference_is_said(run_dir):
+    edit(run_dir / "selection.json", lambda value: value.update(chosen=None))
+    (run_dir / "eval/results.json").unlink()
+    report = build_report(run_dir)
+    assert report.verdict.kind == "none-helps"
+    assert "None helps" in render_html(report)
+
+
+def test_importing_the_report_imports_neither_torch_nor_matplotlib():
+    code = (
+        "import sys, densepath.report; print([m for m in ('torch', 'matplotlib', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_without_matplotlib_the_page_is_whole_and_says_so(run_dir):
+    page = render_html(build_report(run_dir))
+    assert "Plots need matplotlib" in page
+    assert "<svg" not in page
+    assert "last: SFT 0.667" in page

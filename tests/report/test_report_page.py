@@ -1,0 +1,201 @@
+import base64
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from densepath.report import build_report, render_html, write_report
+from densepath.report.plots import Whisker, curve_svg, running_mean, whisker_svg
+from densepath.report.records import Curve, Estimate
+from densepath.report.text import visible
+
+HOSTILE = (
+    "</script><script>alert(1)</script>\"'<img src=x onerror=alert(2)>&amp;\u2028\u202e\x00"
+    "👩\u200d🚀 שלום $\\frac{1}{2}$ {{ 1 }}"
+)
+
+
+class Page(HTMLParser):
+    VOID = ("meta", "input", "br")
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.stack, self.faults = [], [], "", [], []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attributes]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.stack.pop()
+
+    def handle_endtag(self, tag):
+        if not self.stack or self.stack.pop() != tag:
+            self.faults.append(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def poison(value, text):
+    """Every string of a JSON value, keys of free mappings included, with `text` appended."""
+    if isinstance(value, dict):
+        return {key: poison(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [poison(item, text) for item in value]
+    return value + text if isinstance(value, str) else value
+
+
+def poisoned(run_dir: Path, text: str):
+    for path in [*run_dir.rglob("*.json"), *run_dir.rglob("*.jsonl")]:
+        if path.name == "report.json":
+            continue
+        original = path.with_suffix(path.suffix + ".original")
+        if not original.exists():
+            original.write_bytes(path.read_bytes())
+        rows = [json.loads(line) for line in original.read_text(encoding="utf-8").split("\n") if line]
+        path.write_text("".join(json.dumps(poison(row, text)) + "\n" for row in rows), encoding="utf-8")
+    config = yaml.safe_dump({"model": "m" + text, "x" + text: text, "hub_token": "t"})
+    (run_dir / "config.yaml").write_text(config, encoding="utf-8")
+    return run_dir
+
+
+def test_page_is_well_formed_and_asks_for_nothing_from_outside(run_dir):
+    html = render_html(build_report(run_dir))
+    page = Page(html)
+    assert page.faults == []
+    assert page.stack == []
+    for tag, name, value in page.attributes:
+        assert name not in ("src", "action", "srcset", "onclick")
+        if name in ("href", "xlink:href"):
+            assert value.startswith("#"), (tag, value)
+    assert "@import" not in html
+    assert re.findall(r"https?://", html) == []
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    targets = [value[1:] for _, name, value in page.attributes if name == "href"]
+    assert set(targets) <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
+
+
+def test_policy_allows_exactly_the_one_script(run_dir):
+    html = render_html(build_report(run_dir))
+    [script] = re.findall(r"<script>(.*?)</script>", html, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)[1]
+    assert policy.startswith("default-src 'none';")
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "http" not in policy
+    assert "unsafe-eval" not in policy
+
+
+def test_hostile_strings_change_no_tag(run_dir):
+    clean = Page(render_html(build_report(run_dir)))
+    write_report(poisoned(run_dir, HOSTILE))
+    html = (run_dir / "report.html").read_text(encoding="utf-8")
+    page = Page(html)
+    assert page.faults == []
+    assert page.tags.count("script") == 1
+    assert "img" not in page.tags
+    assert set(page.tags) <= set(clean.tags)
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert visible("Capitals: katze" + HOSTILE) in page.text
+    assert "\x00" not in html
+    assert "\u202e" not in html
+    twin = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    assert twin["samples"][0]["prompt"] == "Capitals: katze" + HOSTILE
+    assert twin["config"]["x" + HOSTILE] == HOSTILE
+
+
+@pytest.mark.usefixtures("no_plots")
+@given(st.text(max_size=30))
+@settings(
+    max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_any_text_comes_back_from_page_and_twin(run_dir, text):
+    paths = write_report(poisoned(run_dir, text))
+    page = Page(paths.html.read_text(encoding="utf-8"))
+    assert page.faults == []
+    assert visible("Capitals: katze" + text) in page.text
+    assert json.loads(paths.json.read_text(encoding="utf-8"))["samples"][0]["prompt"] == "Capitals: katze" + text
+
+
+def test_a_lone_surrogate_is_replaced_and_written(run_dir):
+    paths = write_report(poisoned(run_dir, "\ud800"))
+    assert json.loads(paths.json.read_text(encoding="utf-8"))["samples"][0]["prompt"] == "Capitals: katze\ufffd"
+
+
+def test_twelve_samples_fit_in_a_megabyte(run_dir):
+    path = run_dir / "eval/samples.jsonl"
+    sample = json.loads(path.read_text().split("\n")[0])
+    for item in sample["completions"].values():
+        item["spans"] = [
+            {"text": f" word{index}", "token_ids": [40_000 + index], "rewards": [-1.234567], "logprobs": [-0.1234567]}
+            for index in range(200)
+        ]
+    path.write_text((json.dumps(sample) + "\n") * 12)
+    assert write_report(run_dir).html.stat().st_size < 1_000_000
+
+
+def test_the_page_says_what_matters(run_dir):
+    text = " ".join(Page(render_html(build_report(run_dir))).text.split())
+    for words in (
+        "DPR does better than continued SFT on exact_match.",
+        "exact_match changes by +0.125 [+0.062, +0.188]",
+        "0.375 [0.312, 0.438]",
+        "95 % bootstrap over prompts",
+        "Chosen: reference 0 (the model before SFT), β 0.5",
+        "tiny/model",
+        "2026-01-02 03:04:05 UTC",
+        "One seed.",
+        "cut off at the length limit",
+        "ab" * 32,
+        "Not logged:",
+    ):
+        assert words in text, words
+
+
+def test_same_folder_same_bytes(run_dir, tmp_path):
+    first = write_report(run_dir)
+    copy = tmp_path / "elsewhere" / run_dir.name
+    shutil.copytree(run_dir, copy)
+    second = write_report(copy)
+    assert first.html.read_bytes() == second.html.read_bytes()
+    assert first.json.read_bytes() == second.json.read_bytes()
+    assert [path.name for path in run_dir.glob(".*")] == []
+
+
+def test_plots_follow_the_theme_and_are_the_same_each_time():
+    curves = [Curve("dpr", "kl", tuple(range(50)), (None, *[0.1 * step for step in range(49)]))]
+    svg = curve_svg(curves, "nats", name="a", watch=1.5)
+    assert svg == curve_svg(curves, "nats", name="a", watch=1.5)
+    assert "var(--arm-dpr)" in svg
+    assert not re.search(r"#0[1-9a]0[1-9a]0[1-9a]", svg)
+    assert "metadata" not in svg
+    assert "DejaVu" not in svg
+    assert "nan" not in svg.lower()
+
+
+@pytest.mark.parametrize("label", ["$a$", "$\\frac{1", "<b>", "x" * 500, "👩‍🚀", "\x00", "line\nbreak", ""])
+def test_any_label_can_be_drawn(label):
+    svg = whisker_svg([Whisker(label, Estimate(0.5, None, None), "other")], label, name="a")
+    assert Page(svg).faults == []
+    assert svg.count("<script") == 0
+
+
+def test_running_mean_by_hand():
+    # windows of 3: (1,2), (1,2,_), (2,_,6), (_,6): means 1.5, 1.5, 4, 6
+    assert running_mean([1.0, 2.0, None, 6.0], 3) == [1.5, 1.5, 4.0, 6.0]

@@ -1,0 +1,49 @@
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from densepath.report import format_interval, results_table
+from densepath.report.records import Estimate
+
+
+def shown(results, width=200):
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(results_table(results))
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("estimate", "options", "text"),
+    [
+        (Estimate(0.5, 0.25, 0.75), {}, "0.500 [0.250, 0.750]"),
+        (Estimate(0.5, 0.25, 0.75), {"digits": 1, "signed": True}, "+0.5 [+0.2, +0.8]"),
+        (Estimate(-0.5, None, 0.75), {"digits": 2}, "-0.50"),
+        (None, {}, "-"),
+        (None, {"missing": "?"}, "?"),
+    ],
+)
+def test_format_interval(estimate, options, text):
+    assert format_interval(estimate, **options) == text
+
+
+def test_table_shows_the_numbers(run_dir):
+    text = shown(json.loads((run_dir / "eval/results.json").read_text()))
+    for words in (
+        "exact_match (higher is better)",
+        "0.562 [0.500, 0.625]",
+        "13.5 [13.0, 14.0]",
+        "continued SFT",
+        "greedy",
+    ):
+        assert words in text
+    assert text.count("\n") < 14
+
+
+def test_table_survives_markup_nan_and_nothing():
+    row = {"arm": "x", "label": "[bold]a[/bold]", "decoding": "[/]", "metric": {"mean": float("nan")}}
+    text = shown({"rows": [row]})
+    assert "[bold]a[/bold]" in text
+    assert "nan" not in text
+    assert "arm" in shown({})
