@@ -103,9 +103,7 @@ def sequence_probs(tree: TokenTree, table: Tensor) -> Tensor:
     return sequence_logprobs(tree, table).exp()
 
 
-def exact_objective(
-    tree: TokenTree, table: Tensor, rewards: Tensor, sft_table: Tensor, beta: float
-) -> Tensor:
+def exact_objective(tree: TokenTree, table: Tensor, rewards: Tensor, sft_table: Tensor, beta: float) -> Tensor:
     """`E[sum_t r] - beta KL(pi_theta || pi_SFT)` by enumeration; scalar with gradient."""
     return exact.regularised_return(tree.mdp, table, rewards, sft_table.detach(), beta)
 

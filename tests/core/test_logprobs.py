@@ -160,6 +160,4 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="hidden"):
         chunked_token_logprobs(torch.zeros(2, 3, 4), torch.zeros(5, 4), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="chunk_tokens"):
-        chunked_token_logprobs(
-            torch.zeros(2, 4), torch.zeros(5, 4), torch.zeros(2, dtype=torch.long), chunk_tokens=0
-        )
+        chunked_token_logprobs(torch.zeros(2, 4), torch.zeros(5, 4), torch.zeros(2, dtype=torch.long), chunk_tokens=0)

@@ -16,8 +16,8 @@ from tests.oracle import (
 from densepath.core.logprobs import token_logprobs
 from densepath.core.masks import mask_after_eos
 from densepath.core.mdp import gather_tokens
-from densepath.core.objective import reinforce_loss
-from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_to_go
+from densepath.core.objective import all_action_loss, expected_rewards, reinforce_loss
+from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_after, returns_to_go
 from densepath.core.rewards import baseline_relative
 
 VOCAB, HORIZON, EOS, BETA = 4, 3, 3, 0.5
@@ -59,9 +59,7 @@ def test_reinforce_expectation_is_the_exact_gradient_of_a_transformer(ground):
     policy, tree, table, sft, ref = ground
     exact = exact_gradient(policy, tree, table, reward_table(sft, ref), sft, BETA)
     rows = torch.arange(len(tree.sequences))
-    losses = torch.stack(
-        [loss_of(tree, table, sft, ref, row[None], Baseline.NONE, 1) for row in rows]
-    )
+    losses = torch.stack([loss_of(tree, table, sft, ref, row[None], Baseline.NONE, 1) for row in rows])
     estimate = -expected_gradient(policy, sequence_probs(tree, table), losses)
     assert exact.norm() > 0.1
     assert (estimate - exact).abs().max() < 1e-12
@@ -77,6 +75,26 @@ def test_baselines_leave_the_expectation(kind):
     batches, probs = batch_distribution(tree, sequence_probs(tree, table), num_generations=2)
     losses = torch.stack([loss_of(tree, table, sft, ref, rows, kind, 2) for rows in batches])
     assert (-expected_gradient(policy, probs, losses) - exact).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("kind", list(Baseline))
+def test_all_action_estimator_has_the_same_expectation(kind):
+    tree = token_tree(VOCAB, 2, EOS)
+    policy, *others = (tiny_llama(VOCAB, seed) for seed in (1, 2, 3))
+    table = policy_table(policy, PROMPTS[0], VOCAB, 2, EOS)
+    sft, ref = (policy_table(model, PROMPTS[0], VOCAB, 2, EOS).detach() for model in others)
+    exact = exact_gradient(policy, tree, table, reward_table(sft, ref), sft, BETA)
+    batches, probs = batch_distribution(tree, sequence_probs(tree, table), num_generations=2)
+    q = reward_table(sft, ref) - BETA * (table.detach() - sft)
+    expected_table = expected_rewards(table, q)
+    losses = []
+    for rows in batches:
+        mask, states = tree.mask[rows], tree.states[rows]
+        expected = expected_table[states]
+        later = returns_after(expected.detach(), mask)
+        advantages = later - baseline(kind, later, mask, 2)
+        losses.append(all_action_loss(gather_tokens(tree, table)[rows], expected, advantages, mask, 2.0)[0])
+    assert (-expected_gradient(policy, probs, torch.stack(losses)) - exact).abs().max() < 1e-12
 
 
 def test_oracle_can_fail(ground):

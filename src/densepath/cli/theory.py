@@ -19,9 +19,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of every random instance (default: 0)")
-    parser.add_argument(
-        "--instances", type=int, default=12, help="random instances of each statement (default: 12)"
-    )
+    parser.add_argument("--instances", type=int, default=12, help="random instances of each statement (default: 12)")
     parser.add_argument(
         "--only", action="append", default=[], metavar="N|KEY", help="a statement by number or key; may be repeated"
     )

@@ -119,6 +119,7 @@ def soft_optimum(
     """
     if beta <= 0:
         raise ValueError(f"beta must be above 0, got {beta}")
+    _check_table(mdp, rewards, "rewards")
     prior = torch.zeros_like(rewards) if log_prior is None else log_prior
     _check_table(mdp, prior, "log_prior")
     q, v = _backward(mdp, rewards, gamma, final, lambda q, layer: beta * (prior[layer] + q / beta).logsumexp(dim=-1))

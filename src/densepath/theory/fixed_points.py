@@ -64,7 +64,10 @@ def broyden(
     value = residual(point)
     for _ in range(rounds):
         columns = [(residual(point + STEP * unit) - value) / STEP for unit in torch.eye(len(point), dtype=start.dtype)]
-        inverse = torch.linalg.inv(torch.stack(columns, dim=1))
+        jacobian = torch.stack(columns, dim=1)
+        if not bool(jacobian.isfinite().all()):
+            break
+        inverse = torch.linalg.pinv(jacobian)
         for _ in range(steps):
             if float(value.abs().max()) <= tolerance:
                 return widen(point).log_softmax(dim=-1)
@@ -74,4 +77,6 @@ def broyden(
             change = inverse @ (following - value)
             inverse = inverse + torch.outer(move - change, move @ inverse) / (move @ change)
             point, value = point + move, following
+            if not bool(inverse.isfinite().all()):
+                break
     return widen(point).log_softmax(dim=-1)

@@ -48,6 +48,7 @@ def optimum(seed: int = 0, instances: int = 12) -> StatementResult:
             "ascent_gap": [curve.tolist() for curve in curves],
             "estimators": biases,
             "variance": variances,
+            "variance_ratio_to_all_actions": [_ratios(row) for places in variances for row in places.values()],
             "whitening_by_batch": _whitening(seed),
             "sampled_batches": SAMPLED_BATCHES,
             "beta": BETA,
@@ -153,6 +154,16 @@ def _unbiased(tally: Tally, problem: Problem, logits: Tensor) -> dict[str, dict[
         exact.sequence_kl(problem.tree.mdp, log_policy, problem.log_sft),
     )
     return variances
+
+
+def _ratios(variances: dict[str, float]) -> dict[str, float]:
+    """How many times the variance of the all-action estimate plain REINFORCE has, by baseline."""
+    pairs = {
+        "none": ("REINFORCE", "all actions"),
+        "position_mean": ("REINFORCE, position mean (default)", "all actions, position mean"),
+        "leave_one_out": ("REINFORCE, leave one out", "all actions, leave one out"),
+    }
+    return {name: variances[plain] / variances[better] for name, (plain, better) in pairs.items()}
 
 
 def _bias(tally: Tally, name: str, problems: list[tuple[Problem, Tensor]]) -> dict[str, Any]:

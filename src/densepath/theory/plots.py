@@ -34,9 +34,7 @@ def _draw(paint: Callable[[Axes], None], name: str, size: tuple[float, float] = 
         paint(axes)
         axes.spines[["top", "right"]].set_visible(False)
         buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = buffer.getvalue()
     return re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL).strip()
 
@@ -57,7 +55,7 @@ def report_plots(report: Report) -> dict[str, list[dict[str, str]]]:
         "contrastive": _contrastive,
     }
     for result in report.results:
-        if result.key in painters:
+        if result.key in painters and result.details:
             plots[result.key] = painters[result.key](result)
     return plots
 

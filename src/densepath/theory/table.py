@@ -8,25 +8,28 @@ from rich.text import Text
 
 from densepath.theory.records import Kind, Report, StatementResult, Verdict
 
+WIDE = 150
+"""Columns that a table with everything side by side needs; below, a statement's particulars stand under it."""
+
 
 def print_report(report: Report, console: Console, seconds: float | None = None) -> None:
     """Print the table, then every check that fails, then one line that sums up."""
-    table = Table(title="densepath theory", show_lines=True, expand=False)
-    table.add_column("#", justify="right")
-    table.add_column("statement", ratio=3)
-    table.add_column("source", ratio=1)
-    table.add_column("assumes", ratio=2)
-    table.add_column("checked by", ratio=2)
-    table.add_column("largest deviation", justify="right")
-    table.add_column("checks", justify="right")
-    table.add_column("verdict")
+    wide = console.width >= WIDE
+    table = Table(title="densepath theory", show_lines=True)
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("statement", overflow="fold", ratio=3)
+    if wide:
+        table.add_column("source", overflow="fold", ratio=1)
+        table.add_column("assumes", overflow="fold", ratio=2)
+        table.add_column("checked by", overflow="fold", ratio=2)
+    table.add_column("largest\ndeviation", justify="right", no_wrap=True)
+    table.add_column("checks", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
     for result in report.results:
+        particulars = [Text(text) for text in (result.source, result.assumes, result.method)]
         table.add_row(
             str(result.number),
-            Text(result.title),
-            Text(result.source),
-            Text(result.assumes),
-            Text(result.method),
+            *([Text(result.title), *particulars] if wide else [_stacked(result)]),
             f"{result.deviation:.1e}",
             _count(result),
             _verdict(result.verdict),
@@ -50,6 +53,13 @@ def print_report(report: Report, console: Console, seconds: float | None = None)
             "P: the paper's; D: derived in docs/theory.md"
         )
     )
+
+
+def _stacked(result: StatementResult) -> Text:
+    text = Text(result.title, style="bold")
+    for name, words in (("source", result.source), ("assumes", result.assumes), ("checked by", result.method)):
+        text.append(f"\n{name}: {words}", style="not bold")
+    return text
 
 
 def _count(result: StatementResult) -> str:
