@@ -5,24 +5,76 @@ Names are imported on first use, so that `import densepath` and `densepath --hel
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__"]
+__all__ = [
+    "DPRConfig",
+    "DPRTrainer",
+    "DenseReward",
+    "DenseScores",
+    "DensepathError",
+    "FrozenPolicy",
+    "RewardKind",
+    "RunArguments",
+    "__version__",
+    "encode_pairs",
+    "encode_prompt",
+    "generate_tasks",
+    "load_dataset_rows",
+    "load_model",
+    "load_tokenizer",
+    "run_pipeline",
+    "sample",
+    "score_completions",
+    "split_by_content",
+    "write_report",
+]
+
+_EXPORTS = {
+    "DPRConfig": "densepath.trainers.dpr_config",
+    "DPRTrainer": "densepath.trainers.dpr",
+    "DenseReward": "densepath.rewards.dense",
+    "DenseScores": "densepath.rewards.dense",
+    "DensepathError": "densepath.errors",
+    "FrozenPolicy": "densepath.rewards.dense",
+    "RewardKind": "densepath.rewards.dense",
+    "RunArguments": "densepath.pipeline.config",
+    "encode_pairs": "densepath.data",
+    "encode_prompt": "densepath.data",
+    "generate_tasks": "densepath.data",
+    "load_dataset_rows": "densepath.data",
+    "load_model": "densepath.models.load",
+    "load_tokenizer": "densepath.models.load",
+    "run_pipeline": "densepath.pipeline.run",
+    "sample": "densepath.models.sampling",
+    "score_completions": "densepath.models.scoring",
+    "split_by_content": "densepath.data",
+    "write_report": "densepath.report",
+}
 
 if TYPE_CHECKING:
-    pass
+    # Relative, since the front door names every room and stands outside of their layers.
+    from .data import encode_pairs, encode_prompt, generate_tasks, load_dataset_rows, split_by_content
+    from .errors import DensepathError
+    from .models.load import load_model, load_tokenizer
+    from .models.sampling import sample
+    from .models.scoring import score_completions
+    from .pipeline.config import RunArguments
+    from .pipeline.run import run_pipeline
+    from .report import write_report
+    from .rewards.dense import DenseReward, DenseScores, FrozenPolicy, RewardKind
+    from .trainers.dpr import DPRTrainer
+    from .trainers.dpr_config import DPRConfig
+else:
+    # Hidden from the type checker, for which any name at all would exist.
+    def __getattr__(name: str) -> object:
+        if name in _EXPORTS:
+            from importlib import import_module
 
-_EXPORTS: dict[str, str] = {}
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        from importlib import import_module
-
-        return getattr(import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module 'densepath' has no attribute {name!r}")
+            return getattr(import_module(_EXPORTS[name]), name)
+        raise AttributeError(f"module 'densepath' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

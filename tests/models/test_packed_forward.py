@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny_models import tiny_gemma3, tiny_llama, with_lora
 from trl.trainer.utils import add_fused_lm_head
 
 from densepath.models.packed_forward import add_packed_forward
-from tests.tiny_models import tiny_gemma3, tiny_llama, with_lora
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")
 PLAIN = tiny_llama(dtype=torch.float64)
@@ -61,9 +61,7 @@ def test_values_and_gradients_equal_trls(rows, left):
             expected = out
     assert torch.equal(out.label_mask, expected.label_mask)
     for name in ("log_probs", "entropy"):
-        torch.testing.assert_close(
-            getattr(out, name).double(), getattr(expected, name).double(), atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(getattr(out, name).double(), getattr(expected, name).double(), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(out.loss.double(), expected.loss.double(), atol=1e-5, rtol=1e-5)
     assert torch.equal(out.is_top1, expected.is_top1)
     for ours, theirs in zip(grads[1], grads[0], strict=True):

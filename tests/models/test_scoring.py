@@ -8,10 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama
 
 from densepath.errors import NumericalError
 from densepath.models.scoring import score_completions, supports_packing
-from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama
 
 MODELS = {
     "llama": tiny_llama(dtype=torch.float64),

@@ -7,7 +7,6 @@ import warnings
 import datasets
 import pytest
 import transformers
-
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 

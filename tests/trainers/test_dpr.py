@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
+from tests.tiny_models import with_lora
 
 from densepath.errors import ConfigError, ModelError
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
-from tests.tiny_models import with_lora
 
 
 def config(tmp_path, **changes) -> DPRConfig:

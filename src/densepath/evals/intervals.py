@@ -46,8 +46,15 @@ def proportion_interval(successes: int, n: int) -> Interval:
     return Interval(successes / n, float(found.low), float(found.high), n)
 
 
+def metric_interval(values: Sequence[float], seed: int = 0) -> Interval:
+    """Mean of a verifier's verdicts: Wilson's interval if each is 0 or 1, else `mean_interval`."""
+    if values and all(value in (0.0, 1.0) for value in values):
+        return proportion_interval(int(sum(values)), len(values))
+    return mean_interval(values, seed)
+
+
 def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
-    """Mean with a bootstrap interval (BCa) over the values; Wilson's if all are 0 or 1.
+    """Mean with a bootstrap interval (BCa) over the values.
 
     Args:
         values: one number an independent unit (a prompt), at least one.
@@ -56,8 +63,6 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("mean_interval needs at least one value")
-    if np.isin(array, (0.0, 1.0)).all():
-        return proportion_interval(int(array.sum()), array.size)
     mean = float(array.mean())
     if array.size < 2 or np.ptp(array) == 0:
         return Interval(mean, mean, mean, array.size)

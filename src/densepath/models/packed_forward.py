@@ -42,7 +42,7 @@ def add_packed_forward(model: Any) -> bool:
         input_ids, attention_mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         given = {name for name, value in kwargs.items() if value is not None and value is not False}
         known = given <= {"input_ids", "attention_mask", "num_items_in_batch", "return_dict"}
-        if not (fused_lm_head and known and not args and labels is not None and attention_mask is not None):
+        if input_ids is None or attention_mask is None or labels is None or not (fused_lm_head and known and not args):
             if fused_lm_head:
                 kwargs["fused_lm_head"] = True
             if labels is not None:
@@ -115,7 +115,9 @@ def _output(model: Any, inner: Any, batch: PackedBatch, rows: _Rows, num_items: 
         weight, bias, scale, softcap = head_of(model)
         hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[where]
         scores = chunked_token_logprobs(hidden, weight, batch.labels[where], bias, logit_scale=scale, softcap=softcap)
-        log_probs, entropy, is_top1 = scores.logprobs, scores.entropies, scores.is_top1
+        log_probs: Tensor = scores.logprobs
+        entropy: Tensor | None = scores.entropies
+        is_top1: Tensor | None = scores.is_top1
     else:
         labels = torch.full_like(batch.labels, IGNORED_LABEL)
         labels[where] = batch.labels[where]

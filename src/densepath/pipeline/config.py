@@ -47,6 +47,10 @@ class RunArguments(ModelArguments):
     )
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     max_train_samples: int = option(960, "Demonstrations used for SFT (all that there are, if fewer).")
+    task_families: list[str] = option(
+        ["reverse", "last_word", "capitals"],
+        "Families that text_tasks generates: reverse, sort_words, last_word, capitals, count, sort_numbers.",
+    )
     task_error_rate: float = option(0.35, "Share of wrong demonstrations that text_tasks generates.")
     rl_prompts: str | None = option(None, "Prompts for DPR, when they differ from those of the demonstrations.")
     eval_dataset_name: str | None = option(

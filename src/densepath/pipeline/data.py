@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,14 @@ Rows = list[dict[str, Any]]
 
 
 def load_rows(
-    source: str, split: str, needs: Needs | None, *, limit: int | None, seed: int, task_error_rate: float = 0.35
+    source: str,
+    split: str,
+    needs: Needs | None,
+    *,
+    limit: int | None,
+    seed: int,
+    task_families: Sequence[str] | None = None,
+    task_error_rate: float = 0.35,
 ) -> Rows:
     """Rows of a source as plain dicts; `text_tasks` generates them.
 
@@ -34,7 +42,9 @@ def load_rows(
         MissingFileError, DataError: see `load_dataset_rows`.
     """
     if source == TEXT_TASKS:
-        return generate_tasks(limit if limit is not None else 1000, seed=seed, error_rate=task_error_rate)
+        # An empty system turn is the shortest: without one, chat templates put in a longer one of their own.
+        count = limit if limit is not None else 1000
+        return generate_tasks(count, seed=seed, error_rate=task_error_rate, families=task_families, system="")
     return [_plain(row) for row in load_dataset_rows(source, split=split, limit=limit, seed=seed, needs=needs)]
 
 
@@ -98,6 +108,7 @@ def _splits(arguments: RunArguments) -> dict[str, Rows]:
             "demonstrations",
             limit=arguments.max_train_samples,
             seed=seed,
+            task_families=arguments.task_families,
             task_error_rate=arguments.task_error_rate,
         )
         rows = load_rows(arguments.eval_dataset_name, "test", None, limit=None, seed=seed)
@@ -114,6 +125,7 @@ def _splits(arguments: RunArguments) -> dict[str, Rows]:
             "demonstrations",
             limit=total,
             seed=seed,
+            task_families=arguments.task_families,
             task_error_rate=arguments.task_error_rate,
         )
         share = {name: count / sum(wanted.values()) for name, count in wanted.items()}

@@ -13,7 +13,7 @@ from rich.console import Console
 from densepath.data import decode_spans, encode_pairs, prompt_of
 from densepath.data.rows import is_conversational
 from densepath.evals.generation import Completion, generate
-from densepath.evals.intervals import mean_interval, paired_difference
+from densepath.evals.intervals import mean_interval, metric_interval, paired_difference
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import eos_token_ids
@@ -200,7 +200,9 @@ def _results(
 
 def _metric(arguments: RunArguments, part: Mapping[str, Any], nll: list[float] | None) -> dict[str, Any] | None:
     values = _column(part, "metric") if arguments.verifier is not None else nll
-    return None if values is None else mean_interval(values).as_dict()
+    if values is None:
+        return None
+    return (metric_interval(values) if arguments.verifier is not None else mean_interval(values)).as_dict()
 
 
 def _metric_record(arguments: RunArguments) -> dict[str, Any]:
@@ -259,12 +261,12 @@ def _warnings(run: RunFolder, table: Sequence[Mapping[str, Any]]) -> list[str]:
     warnings = list(selection.get("warnings", []))
     if selection["chosen"] is None:
         warnings.append(f"DPR was not run: {selection['reason']}")
+    worst: dict[str, float] = {}
     for row in table:
-        if row["truncated"] > 0.2:
-            warnings.append(
-                f"{row['label']}, {row['decoding']}: {row['truncated']:.0%} of the completions were truncated; "
-                "raise max_completion_length"
-            )
+        worst[row["label"]] = max(worst.get(row["label"], 0.0), row["truncated"])
+    cut = [f"{share:.0%} of {label}" for label, share in worst.items() if share > 0.2]
+    if cut:
+        warnings.append(f"completions were truncated: {', '.join(cut)}; raise max_completion_length")
     return warnings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 from rich.console import Console
 from transformers import AutoConfig
 
@@ -125,3 +127,7 @@ def quiet_libraries() -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    disable_progress_bars()
+    # What the libraries tell one another about their own future says nothing to a user.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")

@@ -16,6 +16,17 @@ from densepath.io import read_json, write_json_atomic, write_text_atomic
 
 MACHINE_KEYS = ("output_dir", "num_threads")
 """Keys that may change between two calls on the same folder: they do not change the result."""
+WRITTEN = (
+    *(
+        f".{name}."
+        for name in ("config.yaml", "environment.json", "data.json", "selection.json", "model", "metrics.jsonl")
+    ),
+    *(f".{name}." for name in ("report.html", "report.json")),
+    *("data/.", "stages/.", "eval/.", "eval/parts/.", "references/."),
+    *(f"{stage}/{place}" for stage in ("sft", "dpr", "continued_sft") for place in (".", "references/.")),
+)
+"""Beginnings of the temporary names under which densepath writes into a run folder. In the folder itself, which may
+hold anything, no other name is touched."""
 
 
 class RunFolder:
@@ -48,7 +59,7 @@ class RunFolder:
         self._lock.close()
 
     def open_config(self, config: dict[str, Any]) -> None:
-        """Write the resolved configuration, or compare it with the one that the folder was made with.
+        """Write the resolved configuration, or compare it with the one that the folder was made with; then tidy.
 
         Raises:
             ResumeError: a key that decides the result has another value; the message shows each difference.
@@ -66,8 +77,9 @@ class RunFolder:
                     f"{self.path} holds a run with another configuration ({'; '.join(differences)}): "
                     "undo the change to go on with it, or give another output_dir"
                 )
-            return
-        write_text_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        else:
+            write_text_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        self.tidy()
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""
@@ -79,15 +91,22 @@ class RunFolder:
         return result
 
     def finish(self, stage: str, started: float, **outcome: Any) -> None:
-        """Record that a stage is done. Its seconds are those of this process: a resumed stage counts its rest."""
+        """Record that a stage is done, and tidy. Seconds are this process's: a resumed stage counts its rest."""
         outcome = {"seconds": round(time.time() - started, 1), **outcome}
         write_json_atomic(self.path / "stages" / f"{stage}.json", outcome)
+        self.tidy()
 
-    def drop(self, *names: str) -> None:
-        """Remove working files that no later stage reads (checkpoints for resuming)."""
-        for name in names:
-            for path in self.path.glob(name):
-                shutil.rmtree(path, ignore_errors=True)
+    def tidy(self) -> None:
+        """Remove what nothing reads any more: checkpoints of finished training, and what a kill left half-written."""
+        finished = [self.path / record.stem for record in (self.path / "stages").glob("*.json")]
+        if (self.path / "model").exists():  # a single stage in a folder of its own
+            finished.append(self.path)
+        for folder in finished:
+            for checkpoint in sorted(folder.glob("checkpoint-*")):
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        for name in WRITTEN:
+            for half in self.path.glob(f"{name}*.tmp"):
+                shutil.rmtree(half, ignore_errors=True) if half.is_dir() else half.unlink(missing_ok=True)
 
 
 def resolved(arguments: Any, others: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from scipy import stats
 
 from densepath.data import encode_pairs
 from densepath.evals.generation import generate
-from densepath.evals.intervals import mean_interval
+from densepath.evals.intervals import mean_interval, metric_interval
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import eos_token_ids, weights_differ
@@ -151,7 +151,7 @@ def _preview(
                     "reference": name,
                     "beta": beta,
                     "alpha": 1.0 / beta,
-                    "score": mean_interval(values).as_dict(),
+                    "score": metric_interval(values).as_dict(),
                     "difference": difference.as_dict(),
                     "n": len(values),
                 }
@@ -183,7 +183,7 @@ def _preview(
         "criterion": f"{arguments.verifier} of contrastive decoding on {len(rows)} validation prompts, temperature 1",
         "reason": reason,
         "chosen": {"reference": name, "beta": beta} if helps else None,
-        "baseline": mean_interval(baseline).as_dict(),
+        "baseline": metric_interval(baseline).as_dict(),
         "rows": table,
     }
 

@@ -14,6 +14,7 @@ from trl import SFTConfig
 from densepath.data import encode_demonstrations, prompt_of
 from densepath.errors import ConfigError, NumericalError
 from densepath.io import read_jsonl
+from densepath.models import locate
 from densepath.models.adapters import load_frozen_adapter
 from densepath.models.load import load_model, load_tokenizer
 from densepath.pipeline.config import RunArguments
@@ -102,7 +103,6 @@ def run_sft(
     )
     _train(trainer, folder, console, title)
     save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"fraction": 1.0})
-    run.drop("sft/checkpoint-*")
     tokens = _tokens_trained(folder)
     flops = TRAIN_FLOPS * tokens * _parameters(trainer)
     run.finish("sft", started, tokens=tokens, flops=flops, steps=trainer.state.global_step)
@@ -176,14 +176,13 @@ def run_dpr(
     policy = load_model(str(run / "sft/model"), dtype=arguments.dtype, for_training=True)
     trainer = DPRTrainer(
         model=policy,
-        ref_model=_frozen_reference(policy, reference_path(run, arguments, reference), arguments),
+        ref_model=frozen_reference(policy, reference_path(run, arguments, reference), arguments.dtype),
         args=trl_config(DPRConfig, values, "dpr_"),
         train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
         processing_class=tokenizer,
     )
     _train(trainer, folder, console, title)
     save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"beta": beta})
-    run.drop("dpr/checkpoint-*")
     flops = sum(row.get("flops") or 0.0 for row in read_jsonl(folder / "metrics.jsonl"))
     run.finish(
         "dpr",
@@ -195,15 +194,17 @@ def run_dpr(
     )
 
 
-def _frozen_reference(policy: Any, path: str, arguments: RunArguments) -> FrozenPolicy | Any:
-    """The reference as an adapter on the policy's base where that is what it is, else as a model of its own."""
+def frozen_reference(policy: Any, path: str, dtype: str = "float32") -> FrozenPolicy | Any:
+    """The reference as an adapter on the policy's base, or as that base, where it is one; else a model of its own."""
     if hasattr(policy, "peft_config"):
-        if path == arguments.model_name_or_path:
+        base = policy.peft_config["default"].base_model_name_or_path
+        if locate.locate(path) == locate.locate(base):
             return FrozenPolicy(policy, None)
-        if (Path(path) / "adapter_config.json").exists():
-            load_frozen_adapter(policy, path, "ref")
+        source = locate.locate(path)
+        if locate.is_adapter(source) and locate.locate(locate.adapter_base(source)) == locate.locate(base):
+            load_frozen_adapter(policy, source, "ref")
             return FrozenPolicy(policy, "ref")
-    return load_model(path, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code, merge=True)
+    return load_model(path, dtype=dtype, merge=True)
 
 
 def run_continued_sft(
@@ -237,7 +238,6 @@ def run_continued_sft(
     )
     _train(trainer, folder, console, title)
     save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"steps": steps})
-    run.drop("continued_sft/checkpoint-*")
     tokens = _tokens_trained(folder)
     flops = TRAIN_FLOPS * tokens * _parameters(trainer)
     run.finish("continued_sft", started, tokens=tokens, flops=flops, steps=steps)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -34,32 +35,25 @@ def format_interval(estimate: Estimate | None, digits: int = 3, *, signed: bool 
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """The rows of `eval/results.json` as a table: the same numbers as on the page.
+    """The rows of `eval/results.json` as a table that fits 80 columns: the same numbers as on the page.
 
-    Dense reward and KL are in nats per completion, length in tokens, entropy in nats per token.
+    The metric has its interval; those of the other columns stand on the page. Dense reward and KL are in nats per
+    completion, length in tokens, entropy in nats per token.
     """
     parsed = parse.results(parse.clean(results))
     metric = parsed.metric if parsed else None
-    arrow = "" if metric is None else (" (higher is better)" if metric.higher_is_better else " (lower is better)")
-    table = Table(caption=Text(parsed.interval) if parsed and parsed.interval else None)
-    table.add_column("arm")
-    table.add_column("decoding")
-    for title in (
-        f"{metric.name if metric else 'metric'}{arrow}",
-        "dense reward, nats",
-        "length, tokens",
-        "entropy, nats/token",
-        "KL to SFT, nats",
-    ):
-        table.add_column(Text(title), justify="right")
+    caption = Text(f"interval: {parsed.interval}") if parsed and parsed.interval else None
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, caption=caption)
+    table.add_column("arm", no_wrap=True)
+    table.add_column("decoding", no_wrap=True)
+    name = metric.name if metric else "metric"
+    for title in (name, "reward", "length", "entropy", "KL"):
+        table.add_column(Text(title), justify="right", no_wrap=True)
     for row in parsed.rows if parsed else ():
-        table.add_row(
-            Text(row.label),
-            Text(row.decoding),
-            format_interval(row.metric),
-            format_interval(row.dense_reward, 2),
-            format_interval(row.length, 1),
-            format_interval(row.entropy),
-            format_interval(row.kl),
+        means = (
+            "-" if value is None else f"{value.mean:.{digits}f}"
+            for value, digits in ((row.dense_reward, 2), (row.length, 1), (row.entropy, 2), (row.kl, 2))
         )
+        decoding = row.decoding.replace("temperature ", "T = ")
+        table.add_row(Text(row.label), Text(decoding), format_interval(row.metric), *means)
     return table

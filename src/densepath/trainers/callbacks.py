@@ -25,6 +25,11 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def last(self, name: str, step: int) -> Any:
+        """The newest value of a metric up to a step, or None."""
+        rows = read_jsonl(self.path) if self.path.exists() else []
+        return next((row[name] for row in reversed(rows) if row["step"] <= step and name in row), None)
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the rows up to the step that training starts from."""
         if state.is_world_process_zero:

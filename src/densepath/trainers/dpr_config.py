@@ -64,6 +64,8 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             raise ConfigError(f"beta={self.beta} must be at least 0")
         if not 0 <= self.gamma <= 1:
             raise ConfigError(f"gamma={self.gamma} must lie in [0, 1]; 1 is undiscounted")
+        if self.gamma < 1 and Baseline(self.baseline) is Baseline.LEAVE_ONE_OUT:
+            raise ConfigError("baseline=leave_one_out needs gamma=1: with a discount it holds part of the future")
         if self.num_generations < 2:
             raise ConfigError(f"num_generations={self.num_generations} must be at least 2")
         truncates = self.top_p < 1 or self.top_k not in (0, -1, None) or (self.min_p or 0) > 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from densepath.errors import ConfigError
@@ -82,13 +83,21 @@ def save_model(trainer: Any, tokenizer: Any, folder: Path) -> None:
     tokenizer.save_pretrained(str(folder))
 
 
-def train_resumable(trainer: Any, output_dir: Path) -> float:
+def train_resumable(trainer: Any, output_dir: Path) -> None:
     """Train, from the last whole checkpoint under `output_dir` if there is one, keeping metrics.jsonl there.
 
-    Returns:
-        Mean training loss over the steps of this call.
+    The end is that of a training that was never interrupted: weights, metrics, and the count of tokens.
     """
-    trainer.add_callback(MetricsCallback(output_dir / "metrics.jsonl"))
+    metrics = MetricsCallback(output_dir / "metrics.jsonl")
+    trainer.add_callback(metrics)
     trainer.add_callback(CompleteCheckpointCallback())
-    result = trainer.train(resume_from_checkpoint=last_complete_checkpoint(output_dir))
-    return float(result.training_loss)
+    checkpoint = last_complete_checkpoint(output_dir)
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
+        if hasattr(trainer, "_total_train_tokens"):  # SFTTrainer forgets them on resume
+            trainer._total_train_tokens = int(metrics.last("num_tokens", state.global_step) or 0)
+        if state.global_step >= state.max_steps:  # the Trainer would take one step more
+            trainer.state = state
+            trainer._load_from_checkpoint(checkpoint)
+            return
+    trainer.train(resume_from_checkpoint=checkpoint)

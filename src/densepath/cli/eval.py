@@ -1,0 +1,23 @@
+"""`densepath eval`: sample completions of held-out prompts and check them with a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densepath.cli.arguments import parse
+from densepath.pipeline.config import EvalArguments
+
+DESCRIPTION = "Sample completions of held-out prompts and check them with a program."
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, then run."""
+    arguments, _ = parse(EvalArguments, argv, prog="densepath eval", description=DESCRIPTION)
+    from rich.console import Console
+
+    from densepath.pipeline.run import quiet_libraries
+    from densepath.pipeline.standalone import run_eval_command
+
+    quiet_libraries()
+    run_eval_command(arguments, Console())
+    return 0

@@ -1,0 +1,23 @@
+"""`densepath score`: grade every token of given completions: log pi_SFT - log pi_ref, in nats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densepath.cli.arguments import parse
+from densepath.pipeline.config import ScoreArguments
+
+DESCRIPTION = "Grade every token of given completions: log pi_SFT - log pi_ref, in nats."
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, then run."""
+    arguments, _ = parse(ScoreArguments, argv, prog="densepath score", description=DESCRIPTION)
+    from rich.console import Console
+
+    from densepath.pipeline.run import quiet_libraries
+    from densepath.pipeline.standalone import run_score_command
+
+    quiet_libraries()
+    run_score_command(arguments, Console())
+    return 0

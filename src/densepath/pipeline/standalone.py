@@ -1,0 +1,305 @@
+"""The stages on their own: `densepath sft`, `dpr`, `score` and `eval`, for any model and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from rich.console import Console
+from transformers import PrinterCallback
+from trl import SFTConfig
+
+from densepath.data import Encoded, decode_spans, encode_demonstrations, encode_pairs, encode_prompt, prompt_of
+from densepath.errors import ConfigError, DataError, ModelError
+from densepath.evals.generation import generate
+from densepath.evals.intervals import mean_interval, metric_interval
+from densepath.evals.verifiers import get_verifier
+from densepath.io import write_json_atomic, write_jsonl_atomic
+from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights_differ
+from densepath.models.load import load_model, load_tokenizer
+from densepath.pipeline.config import DPRArguments, EvalArguments, ModelArguments, ScoreArguments, SFTArguments
+from densepath.pipeline.data import load_rows
+from densepath.pipeline.progress import ProgressCallback, StageProgress
+from densepath.pipeline.run import model_context
+from densepath.pipeline.run_folder import RunFolder, resolved
+from densepath.pipeline.training import frozen_reference
+from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
+from densepath.rewards.dense import DenseReward
+from densepath.trainers.callbacks import save_folder_atomic
+from densepath.trainers.dpr import DPRTrainer
+from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.sft import save_model, sft_trainer, train_resumable
+
+
+def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, title: str) -> Path:
+    """Train in a run folder of its own and leave the model in `model`."""
+    trainer.remove_callback(PrinterCallback)
+    with StageProgress(console, title, None) as progress:
+        trainer.add_callback(ProgressCallback(progress))
+        train_resumable(trainer, folder.path)
+    save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"fraction": 1.0})
+    folder.tidy()
+    console.print(f"model: {(folder / 'model').resolve()}", highlight=False, soft_wrap=True)
+    return folder / "model"
+
+
+def _trained_before(folder: RunFolder, console: Console) -> bool:
+    done = (folder / "model").exists()
+    if done:
+        console.print(f"{folder / 'model'} is there already: nothing to do", highlight=False)
+    return done
+
+
+def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Console) -> Path:
+    """SFT into `output_dir/model`, references under `output_dir/references`; goes on after a kill.
+
+    Raises:
+        DensepathError: data, model or configuration that cannot be used.
+    """
+    folder = RunFolder(Path(arguments.output_dir))
+    try:
+        folder.open_config(resolved(arguments, others))
+        if _trained_before(folder, console):
+            return folder / "model"
+        tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+        context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+        values = {**QUIET, **device_defaults(), **others, "output_dir": str(folder.path), "max_length": None}
+        config = trl_config(SFTConfig, values)
+        rows = load_rows(
+            arguments.dataset_name,
+            arguments.dataset_train_split,
+            "demonstrations",
+            limit=arguments.max_train_samples,
+            seed=config.seed,
+        )
+        limit = min(arguments.max_length or context, context)
+        encoded, counts = encode_demonstrations(
+            rows, tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
+        )
+        console.print(
+            f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut", highlight=False
+        )
+        trainer = sft_trainer(
+            _trainable(arguments),
+            tokenizer,
+            encoded,
+            config,
+            peft_config=peft_config(arguments),
+            reference_folder=folder / "references",
+            fractions=arguments.reference_fractions,
+        )
+        return _train(trainer, tokenizer, folder, console, "SFT")
+    finally:
+        folder.close()
+
+
+def _trainable(arguments: ModelArguments) -> Any:
+    return load_model(
+        arguments.model_name_or_path,
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        for_training=True,
+    )
+
+
+def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Console) -> Path:
+    """DPR into `output_dir/model`; goes on after a kill.
+
+    Raises:
+        DensepathError: data, model or configuration that cannot be used.
+    """
+    folder = RunFolder(Path(arguments.output_dir))
+    try:
+        folder.open_config(resolved(arguments, others))
+        if _trained_before(folder, console):
+            return folder / "model"
+        config = trl_config(DPRConfig, {**QUIET, **device_defaults(), **others, "output_dir": str(folder.path)})
+        tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+        rows = load_rows(
+            arguments.dataset_name,
+            arguments.dataset_train_split,
+            "prompts",
+            limit=arguments.max_train_samples,
+            seed=config.seed,
+        )
+        _check_reference(arguments, config.dense_reward, tokenizer, console)
+        policy = _trainable(arguments)
+        reference = arguments.ref_model_name_or_path
+        trainer = DPRTrainer(
+            model=policy,
+            ref_model=None if reference is None else frozen_reference(policy, reference, arguments.dtype),
+            args=config,
+            train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
+            processing_class=tokenizer,
+            peft_config=None if hasattr(policy, "peft_config") else peft_config(arguments),
+        )
+        return _train(trainer, tokenizer, folder, console, "DPR")
+    finally:
+        folder.close()
+
+
+def _check_reference(
+    arguments: DPRArguments | ScoreArguments, dense_reward: str, tokenizer: Any, console: Console
+) -> None:
+    """Refuse a missing or foreign reference, and warn of one that gives no signal."""
+    reference = arguments.ref_model_name_or_path
+    if dense_reward != "baseline_relative":
+        return
+    if reference is None:
+        raise ConfigError(
+            "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
+            "or the model before SFT; or choose dense_reward=logprob"
+        )
+    check_same_tokenizer(tokenizer, load_tokenizer(reference))
+    if not weights_differ(arguments.model_name_or_path, reference):
+        console.print(
+            f"warning: {reference} and {arguments.model_name_or_path} have the same weights: the reward is zero",
+            style="yellow",
+            highlight=False,
+        )
+
+
+def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
+    """Write one JSON object a row: spans of text with their tokens and rewards, sum and mean, in nats.
+
+    Raises:
+        DensepathError: data, model or configuration that cannot be used.
+    """
+    if not arguments.dataset_name:
+        raise ConfigError("dataset_name is missing: a file with prompt and completion, or messages, in every row")
+    tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    _check_reference(arguments, arguments.dense_reward, tokenizer, console)
+    rows = load_rows(
+        arguments.dataset_name, arguments.dataset_train_split, "demonstrations", limit=arguments.max_samples, seed=0
+    )
+    context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+    pairs = [encode_pairs(row, tokenizer) for row in rows]
+    for number, turns in enumerate(pairs, start=1):
+        length = max(len(turn.prompt_ids) + len(turn.completion_ids) for turn in turns)
+        if length > context:
+            raise DataError(
+                f"{arguments.dataset_name}, row {number}: {length} tokens, but the model's context holds {context}; "
+                "shorten or leave out the row"
+            )
+    flat: list[Encoded] = [turn for turns in pairs for turn in turns]
+    reward = load_reward(arguments, console)
+    sft = reward.sft.model
+    passes = 2 if reward.ref is not None else 1
+    with StageProgress(console, "score", len(flat) * passes, "completion") as progress:
+        scores = reward.score_ids(
+            [turn.prompt_ids for turn in flat],
+            [turn.completion_ids for turn in flat],
+            eos_token_ids=eos_token_ids(sft, tokenizer),
+            on_progress=lambda count: progress.advance(count),
+        )
+    records = []
+    at = 0
+    for row, turns in zip(rows, pairs, strict=True):
+        found = [
+            _scored_turn(turn, scores.rewards[at + index].tolist(), tokenizer) for index, turn in enumerate(turns)
+        ]
+        at += len(turns)
+        total = sum(turn["reward"] for turn in found)
+        tokens = sum(len(turn.completion_ids) for turn in turns)
+        records.append({"id": row.get("id"), "reward": total, "reward_per_token": total / tokens, "turns": found})
+    path = Path(arguments.output_file)
+    write_jsonl_atomic(path, records)
+    interval = mean_interval([record["reward"] for record in records])
+    console.print(
+        f"{len(records)} rows, reward per row {interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] nats",
+        highlight=False,
+    )
+    console.print(f"scores: {path.resolve()}", highlight=False, soft_wrap=True)
+    return path
+
+
+def load_reward(arguments: ScoreArguments, console: Console) -> DenseReward:
+    """The reward that the arguments describe."""
+    sft = load_model(
+        arguments.model_name_or_path,
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        merge=True,
+        device="auto",
+    )
+    ref = None
+    if arguments.dense_reward == "baseline_relative":
+        if arguments.ref_model_name_or_path is None:
+            raise ModelError("the baseline_relative reward needs ref_model_name_or_path")
+        ref = load_model(arguments.ref_model_name_or_path, dtype=arguments.dtype, merge=True, device="auto")
+    return DenseReward(sft, ref, kind=arguments.dense_reward, token_budget=arguments.token_budget)
+
+
+def _scored_turn(turn: Encoded, rewards: Sequence[float], tokenizer: Any) -> dict[str, Any]:
+    spans, at = [], 0
+    for text, ids in decode_spans(turn.completion_ids, tokenizer):
+        spans.append({"text": text, "token_ids": ids, "rewards": list(rewards[at : at + len(ids)])})
+        at += len(ids)
+    return {"reward": sum(rewards), "spans": spans}
+
+
+def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, Any]:
+    """Sample completions of held-out prompts and check them; returns and prints the share that is right.
+
+    Raises:
+        DensepathError: data, model or configuration that cannot be used.
+    """
+    verifier = get_verifier(arguments.verifier)
+    tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    rows = load_rows(
+        arguments.dataset_name,
+        arguments.dataset_train_split,
+        "prompts",
+        limit=arguments.max_samples,
+        seed=arguments.seed,
+        task_error_rate=0.0,
+    )
+    context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+    for number, row in enumerate(rows, start=1):
+        length = len(encode_prompt(prompt_of(row), tokenizer))
+        if length + arguments.max_completion_length > context:
+            raise DataError(f"{arguments.dataset_name}, row {number}: {length} prompt tokens leave too little context")
+    model = load_model(
+        arguments.model_name_or_path,
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        merge=True,
+        device="auto",
+    )
+    with StageProgress(console, "eval", len(rows) * arguments.num_generations, "completion") as progress:
+        completions = generate(
+            model,
+            tokenizer,
+            rows,
+            max_completion_length=arguments.max_completion_length,
+            temperature=arguments.temperature,
+            eos_token_ids=eos_token_ids(model, tokenizer),
+            seed=arguments.seed,
+            verifier=verifier,
+            num_generations=arguments.num_generations,
+            on_progress=lambda done, _: progress.update(done),
+        )
+        progress.advance(0, tokens=sum(len(c.completion_ids) for c in completions))
+    by_prompt: list[list[float]] = [[] for _ in rows]
+    for completion in completions:
+        by_prompt[completion.row].append(float(completion.metric or 0.0))
+    interval = metric_interval([sum(values) / len(values) for values in by_prompt])
+    result = {
+        "verifier": arguments.verifier,
+        "temperature": arguments.temperature,
+        "metric": interval.as_dict(),
+        "length": mean_interval([float(len(c.completion_ids)) for c in completions]).as_dict(),
+        "truncated": sum(c.truncated for c in completions) / len(completions),
+    }
+    console.print(
+        f"{arguments.verifier}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}] "
+        f"on {len(rows)} prompts, 95 % interval",
+        highlight=False,
+    )
+    if arguments.output_file is not None:
+        record = {**result, "completions": [c.as_dict() for c in completions]}
+        write_json_atomic(Path(arguments.output_file), record)
+        console.print(f"completions: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+    return result
