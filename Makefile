@@ -51,9 +51,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/scoring.py
-	$(BIN)/python benchmarks/sampling.py
-	$(BIN)/python benchmarks/training_step.py
+	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.sampling
+	$(BIN)/python -m benchmarks.training_step
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

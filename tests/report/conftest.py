@@ -93,9 +93,9 @@ SAMPLES = [
 METRICS = {
     "sft": [{"step": step, "time": 1.7e9 + step, "loss": 2.0 / step, "nll/demonstrations": 1.0} for step in (1, 2, 3)],
     "dpr": [
-        {"step": 1, "time": 1.7e9 + 100, "reward": 4.0, "kl": 0.0, "loss": 0.5, "entropy": None},
-        {"step": 2, "time": 1.7e9 + 101, "reward": 5.0, "kl": 0.25, "loss": float("nan")},
-        {"step": 2, "time": 1.7e9 + 102, "reward": 5.5, "kl": 0.25},
+        {"step": 1, "time": 1.7e9 + 100, "reward": 4.0, "kl_sequence": 0.0, "loss": 0.5, "entropy": None},
+        {"step": 2, "time": 1.7e9 + 101, "reward": 5.0, "kl_sequence": 0.25, "loss": float("nan")},
+        {"step": 2, "time": 1.7e9 + 102, "reward": 5.5, "kl_sequence": 0.25},
     ],
 }
 

@@ -179,7 +179,7 @@ def test_same_folder_same_bytes(run_dir, tmp_path):
 
 
 def test_plots_follow_the_theme_and_are_the_same_each_time():
-    curves = [Curve("dpr", "kl", tuple(range(50)), (None, *[0.1 * step for step in range(49)]))]
+    curves = [Curve("dpr", "kl_sequence", tuple(range(50)), (None, *[0.1 * step for step in range(49)]))]
     svg = curve_svg(curves, "nats", name="a", watch=1.5)
     assert svg == curve_svg(curves, "nats", name="a", watch=1.5)
     assert "var(--arm-dpr)" in svg

@@ -70,8 +70,8 @@ def test_a_verdict_against_its_own_interval_is_flagged():
 @pytest.mark.parametrize(
     ("stage", "metric", "values", "count"),
     [
-        ("dpr", "kl", (0.0, 1.6), 1),
-        ("dpr", "kl", (0.0, 1.4), 0),
+        ("dpr", "kl_sequence", (0.0, 1.6), 1),
+        ("dpr", "kl_sequence", (0.0, 1.4), 0),
         ("dpr", "nll/demonstrations", (1.0, 1.2), 1),
         ("dpr", "nll/demonstrations", (1.0, None, 1.05), 0),
         ("sft", "nll/demonstrations", (1.0, 1.2), 0),

@@ -23,6 +23,19 @@ COMMANDS = {
 }
 
 
+_SPACE = "free some space and run the same command again, which goes on from here"
+_RIGHTS = "give an output_dir that you may write to"
+UNWRITABLE = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+}
+"""What to do where the machine refuses to write."""
+
+
 def usage() -> str:
     """What `densepath --help` prints."""
     lines = "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())
@@ -83,12 +96,15 @@ def _expected(error: Exception) -> str | None:
     """A line for failures of the machine rather than of the program: no disk, no memory."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            place = f" at {seen.filename}" if seen.filename else ""
-            return f"cannot write{place}: {os.strerror(seen.errno)}; free some space and run the same command again"
+        if isinstance(seen, OSError) and seen.errno in UNWRITABLE:
+            place = f" {seen.filename}" if seen.filename else ""
+            return f"cannot write{place}: {os.strerror(seen.errno)}; {UNWRITABLE[seen.errno]}"
         text = str(seen).lower()
         if "no space left on device" in text:
-            return "the disk is full; free some space and run the same command again"
+            return f"cannot write: the disk is full; {UNWRITABLE[errno.ENOSPC]}"
+        if "pytorchstreamwriter failed" in text or ("inline_container" in text and "unexpected pos" in text):
+            # What torch.save says of a full disk, without its errno.
+            return f"cannot write a checkpoint: the disk is full, or a quota; {UNWRITABLE[errno.ENOSPC]}"
         if "out of memory" in text or "can't allocate memory" in text:
             return f"{_one_line(seen)[:200]}; lower the batch size, max_length or score_token_budget"
         seen = seen.__cause__ or seen.__context__

@@ -113,20 +113,27 @@ def _measure(
     prompts = [c.prompt_ids for c in completions]
     ids = [c.completion_ids for c in completions]
     scores = reward.score_ids(prompts, ids, eos_token_ids=eos)
-    own = score_completions(model, prompts, ids)
     progress.advance(0, tokens=sum(map(len, ids)))
+    kl: list[float | None] = [None] * len(ids)
+    entropies: list[float | None] = [None] * len(ids)
+    if temperature > 0:
+        # Both are expectations under the policy's own samples: greedy text says nothing about them.
+        mine, spread = scores.sft_logprobs, scores.sft_entropies
+        if model is not sft:
+            own = score_completions(model, prompts, ids)
+            mine, spread = own.logprobs, own.entropies
+        kl = [float((a - b).sum()) for a, b in zip(mine, scores.sft_logprobs, strict=True)]
+        entropies = [float(values.mean()) for values in spread]
     return {
         "completions": [
             {
                 **_without_prompt(completion),
-                "rewards": _rounded(rewards),
-                "sft_logprobs": _rounded(logprobs),
-                "kl": float((mine - logprobs).sum()),
-                "entropy": float(entropies.mean()),
+                "rewards": _rounded(scores.rewards[index]),
+                "sft_logprobs": _rounded(scores.sft_logprobs[index]),
+                "kl": kl[index],
+                "entropy": entropies[index],
             }
-            for completion, rewards, logprobs, mine, entropies in zip(
-                completions, scores.rewards, scores.sft_logprobs, own.logprobs, own.entropies, strict=True
-            )
+            for index, completion in enumerate(completions)
         ]
     }
 
@@ -180,8 +187,7 @@ def _results(
                 "metric": _metric(arguments, part, nll),
                 "dense_reward": mean_interval([sum(c["rewards"]) for c in completions]).as_dict(),
                 "length": mean_interval([float(len(c["completion_ids"])) for c in completions]).as_dict(),
-                "entropy": mean_interval(_column(part, "entropy")).as_dict(),
-                # The log-ratio on the policy's own samples estimates the KL; on greedy text it does not.
+                "entropy": mean_interval(_column(part, "entropy")).as_dict() if temperature > 0 else None,
                 "kl": mean_interval(_column(part, "kl")).as_dict() if temperature == 1.0 else None,
                 "nll": None if nll is None else mean_interval(nll).as_dict(),
                 "truncated": sum(_column(part, "truncated")) / len(completions),

@@ -16,17 +16,14 @@ from densepath.io import read_json, write_json_atomic, write_text_atomic
 
 MACHINE_KEYS = ("output_dir", "num_threads")
 """Keys that may change between two calls on the same folder: they do not change the result."""
-WRITTEN = (
-    *(
-        f".{name}."
-        for name in ("config.yaml", "environment.json", "data.json", "selection.json", "model", "metrics.jsonl")
-    ),
-    *(f".{name}." for name in ("report.html", "report.json")),
-    *("data/.", "stages/.", "eval/.", "eval/parts/.", "references/."),
-    *(f"{stage}/{place}" for stage in ("sft", "dpr", "continued_sft") for place in (".", "references/.")),
+STAGES = ("sft", "dpr", "continued_sft")
+HALF_WRITTEN = (
+    *(f".{name}.*tmp" for name in ("config.yaml", "environment.json", "data.json", "selection.json", "report.html")),
+    *(".report.json.*tmp", ".metrics.jsonl.*tmp", ".model.tmp"),
+    *(f"{place}/.*.tmp" for place in ("data", "stages", "eval", "eval/parts", "references", *STAGES)),
+    *(f"{stage}/references/.*.tmp" for stage in STAGES),
 )
-"""Beginnings of the temporary names under which densepath writes into a run folder. In the folder itself, which may
-hold anything, no other name is touched."""
+"""Temporary names that a kill leaves. In the folder itself, which may hold anything, no name but these is touched."""
 
 
 class RunFolder:
@@ -104,9 +101,12 @@ class RunFolder:
         for folder in finished:
             for checkpoint in sorted(folder.glob("checkpoint-*")):
                 shutil.rmtree(checkpoint, ignore_errors=True)
-        for name in WRITTEN:
-            for half in self.path.glob(f"{name}*.tmp"):
-                shutil.rmtree(half, ignore_errors=True) if half.is_dir() else half.unlink(missing_ok=True)
+        for pattern in HALF_WRITTEN:
+            for half in self.path.glob(pattern):
+                if half.is_dir():
+                    shutil.rmtree(half, ignore_errors=True)
+                else:
+                    half.unlink(missing_ok=True)
 
 
 def resolved(arguments: Any, others: dict[str, Any]) -> dict[str, Any]:

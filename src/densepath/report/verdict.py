@@ -80,7 +80,7 @@ def alarms(results: Results | None, curves: Sequence[Curve]) -> list[str]:
         known = [value for value in curve.values if value is not None]
         if len(known) < 2 or curve.stage == "sft":
             continue
-        if curve.metric == "kl" and known[-1] > KL_WATCH:
+        if curve.metric == "kl_sequence" and known[-1] > KL_WATCH:
             found.append(
                 f"{curve.stage}: KL to SFT ended at {known[-1]:.2f} nats per completion; "
                 f"most collapses came above {KL_WATCH}."

@@ -69,11 +69,13 @@ class DenseScores:
         rewards: dense reward of each token, EOS included where it was sampled.
         sft_logprobs: log pi_SFT of each token.
         ref_logprobs: log pi_ref of each token; empty list when no reference is used.
+        sft_entropies: entropy of pi_SFT at each state.
     """
 
     rewards: list[Tensor]
     sft_logprobs: list[Tensor]
     ref_logprobs: list[Tensor]
+    sft_entropies: list[Tensor]
 
     @property
     def sums(self) -> Tensor:
@@ -142,10 +144,10 @@ class DenseReward:
         masks = [torch.ones_like(values, dtype=torch.bool) for values in sft.logprobs]
         if self.kind is RewardKind.LOGPROB or self.ref is None:
             rewards = [logprob(values, mask) for values, mask in zip(sft.logprobs, masks, strict=True)]
-            return DenseScores(rewards, sft.logprobs, [])
+            return DenseScores(rewards, sft.logprobs, [], sft.entropies)
         ref = self.ref.score(prompt_ids, completion_ids, self.token_budget, on_progress)
         rewards = [baseline_relative(a, b, mask) for a, b, mask in zip(sft.logprobs, ref.logprobs, masks, strict=True)]
-        return DenseScores(rewards, sft.logprobs, ref.logprobs)
+        return DenseScores(rewards, sft.logprobs, ref.logprobs, sft.entropies)
 
     def _inverse_bellman(
         self,
@@ -164,4 +166,4 @@ class DenseReward:
             ended = torch.tensor([bool(ids) and ids[-1] in set(eos_token_ids)])
             logits = logprobs + state_values[:-1]
             rewards.append(inverse_bellman(logits.unsqueeze(0), state_values.unsqueeze(0), mask, ended)[0])
-        return DenseScores(rewards, sft.logprobs, [])
+        return DenseScores(rewards, sft.logprobs, [], sft.entropies)
