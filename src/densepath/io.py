@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,6 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from densepath.errors import MissingFileError, StorageError
+
+_SPACE = "free some space and run the same command again; what was written before is whole"
+_RIGHTS = "give a place that you may write to"
+UNWRITABLE = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EACCES: _RIGHTS,
+    errno.EPERM: _RIGHTS,
+    errno.EROFS: _RIGHTS,
+}
+"""What to do where the machine refuses to write, by `errno`."""
 
 
 @contextlib.contextmanager
@@ -36,7 +49,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+        remedy = f"; {UNWRITABLE[error.errno]}" if error.errno in UNWRITABLE else ""
+        raise StorageError(f"cannot write {path}: {error.strerror or error}{remedy}") from error
     finally:
         if temporary is not None:
             with contextlib.suppress(OSError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,11 @@ from densepath.errors import ConfigError, MissingFileError, UsageError
 T = TypeVar("T")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaints are a `UsageError`, hence one line like every other."""
+
     def error(self, message: str) -> typing.NoReturn:
+        """Raise instead of leaving the process."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
@@ -60,7 +64,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
             raise ConfigError(f"{name}={value!r} must be a number") from None
         if hint is float:
             return number
-        if number != int(number):
+        if not math.isfinite(number) or number != int(number):
             raise ConfigError(f"{name}={value!r} must be a whole number")
         return int(number)
     if hint is str:
@@ -122,7 +126,7 @@ def parse(
     epilog = "; ".join(
         f"any {prefix + '*' if prefix else 'other'} key goes to {target}" for prefix, target in passthrough.items()
     )
-    parser = _Parser(prog=prog, description=description, epilog=epilog or None, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, epilog=epilog or None, allow_abbrev=False)
     parser.add_argument("--config", metavar="YAML", help="Recipe: flat `key: value` lines with the names below.")
     parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
     for name, f in fields.items():

@@ -10,6 +10,7 @@ from importlib import import_module
 
 from densepath import __version__
 from densepath.errors import DensepathError
+from densepath.io import UNWRITABLE
 
 COMMANDS = {
     "run": "The whole job: SFT, references, dense reward, DPR, held-out evaluation, report.",
@@ -21,19 +22,6 @@ COMMANDS = {
     "theory": "Verify the statements behind the method numerically.",
     "env": "Versions and devices, for bug reports.",
 }
-
-
-_SPACE = "free some space and run the same command again, which goes on from here"
-_RIGHTS = "give an output_dir that you may write to"
-UNWRITABLE = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EFBIG: _SPACE,
-    errno.EACCES: _RIGHTS,
-    errno.EPERM: _RIGHTS,
-    errno.EROFS: _RIGHTS,
-}
-"""What to do where the machine refuses to write."""
 
 
 def usage() -> str:

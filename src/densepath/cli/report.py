@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from densepath.cli.arguments import Parser
 from densepath.errors import MissingFileError
 
 
 def run(argv: Sequence[str]) -> int:
     """Write report.html and report.json, and print where they are."""
-    parser = argparse.ArgumentParser(
-        prog="densepath report", description="Make the HTML report of a run folder again."
-    )
+    parser = Parser(prog="densepath report", description="Make the HTML report of a run folder again.")
     parser.add_argument("run_dir", type=Path, help="Run folder, as given to densepath run as output_dir.")
     parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
     run_dir = parser.parse_args(list(argv)).run_dir

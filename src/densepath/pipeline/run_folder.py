@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ STAGES = ("sft", "dpr", "continued_sft")
 HALF_WRITTEN = (
     *(f".{name}.*tmp" for name in ("config.yaml", "environment.json", "data.json", "selection.json", "report.html")),
     *(".report.json.*tmp", ".metrics.jsonl.*tmp", ".model.tmp"),
-    *(f"{place}/.*.tmp" for place in ("data", "stages", "eval", "eval/parts", "references", *STAGES)),
+    *(f"{place}/.*.tmp" for place in ("data", "stages", "eval", "eval/parts", "selection", "references", *STAGES)),
     *(f"{stage}/references/.*.tmp" for stage in STAGES),
 )
 """Temporary names that a kill leaves. In the folder itself, which may hold anything, no name but these is touched."""
@@ -92,6 +93,13 @@ class RunFolder:
         outcome = {"seconds": round(time.time() - started, 1), **outcome}
         write_json_atomic(self.path / "stages" / f"{stage}.json", outcome)
         self.tidy()
+
+    def cached(self, name: str, compute: Callable[[], Any]) -> Any:
+        """The JSON value in the file `name` of the folder; computed and written if it is not there yet."""
+        path = self.path / name
+        if not path.exists():
+            write_json_atomic(path, compute())
+        return read_json(path)
 
     def tidy(self) -> None:
         """Remove what nothing reads any more: checkpoints of finished training, and what a kill left half-written."""

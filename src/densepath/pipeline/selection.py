@@ -12,16 +12,17 @@ A candidate is chosen only if its paired difference to SFT (or its margin) is ab
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from scipy import stats
 
 from densepath.data import encode_pairs
+from densepath.errors import DataError
 from densepath.evals.generation import generate
 from densepath.evals.intervals import mean_interval, metric_interval
 from densepath.evals.verifiers import get_verifier
@@ -118,12 +119,10 @@ def _preview(
     tokenizer = load_tokenizer(str(run / "sft/model"))
     sft = load_model(str(run / "sft/model"), merge=True)
     rows = read_split(run, "validation")
-    runs = 1 + len(references) + len(betas) - 1
-    table: list[dict[str, Any]] = []
     scores: dict[tuple[str, float], list[float]] = {}
-    with StageProgress(console, title, runs * len(rows), "completion") as progress:
+    with StageProgress(console, title, (len(references) + len(betas)) * len(rows), "completion") as progress:
 
-        def score(ref: Any, beta: float | None) -> list[float]:
+        def verdicts(ref: Any, alpha: float) -> list[float]:
             before = progress.done
             found = generate(
                 sft,
@@ -135,56 +134,55 @@ def _preview(
                 seed=arguments.seed,
                 verifier=verifier,
                 second_model=ref,
-                alpha=0.0 if beta is None else 1.0 / beta,
+                alpha=alpha,
                 on_progress=lambda done, _: progress.update(before + done),
             )
             progress.advance(0, tokens=sum(len(c.completion_ids) for c in found))
             return [float(c.metric or 0.0) for c in found]
 
-        baseline = score(None, None)
+        def candidate(name: str, beta: float) -> None:
+            def compute() -> list[float]:
+                ref = load_model(reference_path(run, arguments, name), merge=True)
+                return verdicts(ref, 1.0 / beta)
 
-        def try_candidate(name: str, ref: Any, beta: float) -> None:
-            scores[name, beta] = values = score(ref, beta)
-            difference = mean_interval([a - b for a, b in zip(values, baseline, strict=True)])
-            table.append(
-                {
-                    "reference": name,
-                    "beta": beta,
-                    "alpha": 1.0 / beta,
-                    "score": metric_interval(values).as_dict(),
-                    "difference": difference.as_dict(),
-                    "n": len(values),
-                }
-            )
+            scores[name, beta] = run.cached(f"selection/{references.index(name)}-{beta:g}.json", compute)
+            progress.update((1 + len(scores)) * len(rows))
 
+        baseline = run.cached("selection/sft.json", lambda: verdicts(None, 0.0))
+        progress.update(len(rows))
         for name in references:
-            ref = load_model(reference_path(run, arguments, name), merge=True)
-            try_candidate(name, ref, betas[0])
+            candidate(name, betas[0])
         best = max(references, key=lambda name: sum(scores[name, betas[0]]))
-        if len(betas) > 1:
-            ref = load_model(reference_path(run, arguments, best), merge=True)
-            for beta in betas[1:]:
-                try_candidate(best, ref, beta)
+        for beta in betas[1:]:
+            candidate(best, beta)
     (name, beta), values = max(scores.items(), key=lambda item: sum(item[1]))
-    low = lower_bound([a - b for a, b in zip(values, baseline, strict=True)])
     fixed = arguments.reference != "auto"
-    helps = low > 0 or fixed
+    beats = lower_bound([a - b for a, b in zip(values, baseline, strict=True)]) > 0
     mean, base = sum(values) / len(values), sum(baseline) / len(baseline)
-    if low > 0:
+    if beats:
         reason = f"its preview reaches {mean:.3f} on validation against {base:.3f} for SFT"
     elif fixed:
         reason = f"the reference was given; no preview beats SFT ({base:.3f}), the best reaches {mean:.3f}"
     else:
-        reason = (
-            f"no preview beats SFT ({base:.3f}) with 90 % confidence; the best ({name}, beta {beta:g}) has {mean:.3f}"
-        )
+        best_text = f"the best (reference {name}, beta {beta:g}) has {mean:.3f}"
+        reason = f"no preview beats SFT ({base:.3f}) with 90 % confidence; {best_text}"
     return {
         "mode": "auto",
         "criterion": f"{arguments.verifier} of contrastive decoding on {len(rows)} validation prompts, temperature 1",
         "reason": reason,
-        "chosen": {"reference": name, "beta": beta} if helps else None,
+        "chosen": {"reference": name, "beta": beta} if beats or fixed else None,
         "baseline": metric_interval(baseline).as_dict(),
-        "rows": table,
+        "rows": [
+            {
+                "reference": reference,
+                "beta": tried,
+                "alpha": 1.0 / tried,
+                "score": metric_interval(found).as_dict(),
+                "difference": mean_interval([a - b for a, b in zip(found, baseline, strict=True)]).as_dict(),
+                "n": len(found),
+            }
+            for (reference, tried), found in scores.items()
+        ],
     }
 
 
@@ -194,57 +192,68 @@ def _margin(
     tokenizer = load_tokenizer(str(run / "sft/model"))
     sft = load_model(str(run / "sft/model"), merge=True)
     rows = [row for row in read_split(run, "validation") if "completion" in row or "messages" in row]
-    with StageProgress(console, title, len(rows) * (1 + 2 * len(references)), "completion") as progress:
-        sampled = generate(
-            sft,
-            tokenizer,
-            rows,
-            max_completion_length=arguments.max_completion_length,
-            temperature=1.0,
-            eos_token_ids=eos_token_ids(sft, tokenizer),
-            seed=arguments.seed,
-            on_progress=lambda done, _: progress.update(done),
+    if not rows:
+        raise DataError(
+            "reference=auto needs a verifier, or held-out rows with a completion to compare with; give one of "
+            "them, or fix the reference"
         )
-        progress.update(len(sampled), tokens=sum(len(c.completion_ids) for c in sampled))
-        demonstrated = [encode_pairs(row, tokenizer)[-1] for row in rows]
-        # Both are cut to one budget, so that a long demonstration is compared over the same stretch.
-        limit = arguments.max_completion_length
-        table: list[dict[str, Any]] = []
-        bounds: dict[str, float] = {}
-        for name in references:
+    # Both are cut to one budget, so that a long demonstration is compared over the same stretch.
+    limit = arguments.max_completion_length
+    demonstrated = [encode_pairs(row, tokenizer)[-1] for row in rows]
+    prompts = [pair.prompt_ids for pair in demonstrated]
+    expert_ids = [pair.completion_ids[:limit] for pair in demonstrated]
+    margins: dict[str, list[float]] = {}
+    with StageProgress(console, title, len(rows) * (1 + len(references)), "completion") as progress:
+
+        def sample_sft() -> list[list[int]]:
+            found = generate(
+                sft,
+                tokenizer,
+                rows,
+                max_completion_length=limit,
+                temperature=1.0,
+                eos_token_ids=eos_token_ids(sft, tokenizer),
+                seed=arguments.seed,
+                on_progress=lambda done, _: progress.update(done),
+            )
+            return [completion.completion_ids for completion in found]
+
+        def margin(name: str) -> list[float]:
             reward = DenseReward(sft, load_model(reference_path(run, arguments, name), merge=True))
-            expert = reward.score_ids(
-                [pair.prompt_ids for pair in demonstrated], [pair.completion_ids[:limit] for pair in demonstrated]
-            )
-            own = reward.score_ids([c.prompt_ids for c in sampled], [c.completion_ids for c in sampled])
-            margins = [
-                float(torch.mean(a)) - float(torch.mean(b)) for a, b in zip(expert.rewards, own.rewards, strict=True)
-            ]
-            bounds[name] = lower_bound(margins)
-            table.append(
-                {
-                    "reference": name,
-                    "beta": beta,
-                    "alpha": 1.0 / beta,
-                    "score": mean_interval(margins).as_dict(),
-                    "standardised": float(np.mean(margins) / (np.std(margins) + 1e-12)),
-                    "n": len(margins),
-                }
-            )
-            progress.advance(2 * len(rows))
-    best = max(table, key=lambda row: row["standardised"])
-    helps = bounds[best["reference"]] > 0 or arguments.reference != "auto"
-    reason = (
-        f"its reward tells the held-out demonstrations best from the SFT policy's own completions "
-        f"({best['score']['mean']:+.4f} nats per token)"
-        if bounds[best["reference"]] > 0
-        else "no reference gives a reward that tells held-out demonstrations from the SFT policy's own completions"
-    )
+            expert, own = (reward.score_ids(prompts, ids).rewards for ids in (expert_ids, own_ids))
+            return [float(a.mean() - b.mean()) for a, b in zip(expert, own, strict=True)]
+
+        own_ids = run.cached("selection/samples.json", sample_sft)
+        progress.update(len(rows))
+        for index, name in enumerate(references):
+            margins[name] = run.cached(f"selection/{index}.json", functools.partial(margin, name))
+            progress.update((2 + index) * len(rows))
+    standardised = {name: float(np.mean(m) / (np.std(m) + 1e-12)) for name, m in margins.items()}
+    best = max(references, key=lambda name: standardised[name])
+    tells = lower_bound(margins[best]) > 0
+    if tells:
+        mean = float(np.mean(margins[best]))
+        reason = (
+            "its reward tells held-out demonstrations best from the SFT policy's own completions "
+            f"({mean:+.4f} nats per token)"
+        )
+    else:
+        reason = "no reference gives a reward that tells held-out demonstrations from the SFT policy's own completions"
     return {
         "mode": "auto",
         "criterion": f"reward margin of held-out demonstrations over SFT samples, nats per token, {len(rows)} prompts",
         "reason": reason,
-        "chosen": {"reference": best["reference"], "beta": beta} if helps else None,
+        "chosen": {"reference": best, "beta": beta} if tells or arguments.reference != "auto" else None,
         "baseline": None,
-        "rows": table,
+        "rows": [
+            {
+                "reference": name,
+                "beta": beta,
+                "alpha": 1.0 / beta,
+                "score": mean_interval(values).as_dict(),
+                "standardised": standardised[name],
+                "n": len(values),
+            }
+            for name, values in margins.items()
+        ],
     }

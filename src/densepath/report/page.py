@@ -36,7 +36,11 @@ class Panel(NamedTuple):
 PANELS = (
     Panel("reward", "Dense reward", "nats per completion", "A rise alone is not evidence of quality."),
     Panel(
-        "kl_sequence", "KL to SFT", "nats per completion", f"Dashed: {KL_WATCH}; most collapses came above it.", watch=KL_WATCH
+        "kl_sequence",
+        "KL to SFT",
+        "nats per completion",
+        f"Dashed: {KL_WATCH}; most collapses came above it.",
+        watch=KL_WATCH,
     ),
     Panel("nll/demonstrations", "Held-out NLL", "nats per token", "Rising: moving away from the demonstrations."),
     Panel("completions/mean_length", "Completion length", "tokens"),
