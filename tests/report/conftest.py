@@ -22,6 +22,7 @@ RESULTS = {
             "length": estimate(13.5, 0.5),
             "entropy": None,
             "kl": estimate(0.25, 0.125),
+            "nll": estimate(0.75, 0.125),
             "truncated": 0.0,
             "train_seconds": 390.0,
             "train_flops": None,
@@ -91,7 +92,7 @@ SAMPLES = [
 ]
 
 METRICS = {
-    "sft": [{"step": step, "time": 1.7e9 + step, "loss": 2.0 / step, "nll/demonstrations": 1.0} for step in (1, 2, 3)],
+    "sft": [{"step": step, "time": 1.7e9 + step, "loss": 2.0 / step} for step in (1, 2, 3)],
     "dpr": [
         {"step": 1, "time": 1.7e9 + 100, "reward": 4.0, "kl_sequence": 0.0, "loss": 0.5, "entropy": None},
         {"step": 2, "time": 1.7e9 + 101, "reward": 5.0, "kl_sequence": 0.25, "loss": float("nan")},

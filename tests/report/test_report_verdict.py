@@ -72,14 +72,20 @@ def test_a_verdict_against_its_own_interval_is_flagged():
     [
         ("dpr", "kl_sequence", (0.0, 1.6), 1),
         ("dpr", "kl_sequence", (0.0, 1.4), 0),
-        ("dpr", "nll/demonstrations", (1.0, 1.2), 1),
-        ("dpr", "nll/demonstrations", (1.0, None, 1.05), 0),
-        ("sft", "nll/demonstrations", (1.0, 1.2), 0),
         ("dpr", "reward", (1.0, 9.0), 0),
     ],
 )
 def test_monitors_that_came_with_failed_runs(stage, metric, values, count):
     assert len(alarms(None, [Curve(stage, metric, tuple(range(len(values))), values)])) == count
+
+
+@pytest.mark.parametrize(("nll", "count"), [(1.2, 1), (1.05, 0), (0.5, 0)])
+def test_a_rise_of_the_nll_of_held_out_demonstrations_is_flagged(nll, count):
+    rows = [
+        {"arm": "sft", "decoding": "greedy", "nll": {"mean": 1.0}},
+        {"arm": "dpr", "decoding": "greedy", "nll": {"mean": nll}},
+    ]
+    assert len(alarms(parse.results({"rows": rows}), [])) == count
 
 
 def test_length_and_truncation_are_flagged():

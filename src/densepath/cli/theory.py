@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from pathlib import Path
 
+from densepath.cli.arguments import Parser
+
 STDOUT = "-"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="densepath theory",
         description="Check the statements of docs/theory.md numerically, in float64, on random token MDPs that are "
         "enumerated whole. Exit status: 0 if all hold, 1 if one fails, 2 for a mistake in the command.",

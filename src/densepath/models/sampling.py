@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from densepath.core.logprobs import lift
+from densepath.core.logprobs import contrastive_logits, lift
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models.compat import context_length
 from densepath.models.decoding import Decoder, RowBatch, inference
@@ -208,8 +208,7 @@ def _scores(logits: list[Tensor], alpha: float) -> Tensor:
             f"the two models have vocabularies of {logits[0].shape[-1]} and {logits[1].shape[-1]} tokens: "
             "contrastive decoding needs one vocabulary"
         )
-    first, second = (torch.log_softmax(lift(each), dim=-1) for each in logits)
-    return (1 + alpha) * first - alpha * second
+    return contrastive_logits(logits[0], logits[1], alpha)
 
 
 def _batches(

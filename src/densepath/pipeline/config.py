@@ -9,6 +9,8 @@ from densepath.errors import ConfigError
 
 TEXT_TASKS = "text_tasks"
 """`dataset_name` of the task families that densepath generates itself."""
+REWARDS = ("baseline_relative", "logprob", "inverse_bellman")
+"""The readings of a pair of models, as `densepath.rewards.dense.RewardKind` names them."""
 
 
 def option(default: Any, text: str) -> Any:
@@ -46,7 +48,9 @@ class RunArguments(ModelArguments):
         TEXT_TASKS, "Demonstrations: JSONL, Parquet, a datasets folder or a hub id; text_tasks generates its own."
     )
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
-    max_train_samples: int = option(960, "Demonstrations used for SFT (all that there are, if fewer).")
+    max_train_samples: int | None = option(
+        None, "Demonstrations used for SFT. None: all that are not held out (960 of text_tasks)."
+    )
     task_families: list[str] = option(
         ["reverse", "last_word", "capitals"],
         "Families that text_tasks generates: reverse, sort_words, last_word, capitals, count, sort_numbers.",
@@ -56,6 +60,7 @@ class RunArguments(ModelArguments):
     eval_dataset_name: str | None = option(
         None, "Held-out rows for validation and test; by default split from dataset_name by content hash."
     )
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.")
     num_validation_samples: int = option(64, "Prompts that choose the reference.")
     num_test_samples: int = option(100, "Prompts that the final table is about; used once.")
     verifier: str | None = option(
@@ -95,8 +100,10 @@ class RunArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         _choice("continued_sft", self.continued_sft, ("flops", "samples", "none"))
-        _choice("dense_reward", self.dense_reward, ("baseline_relative", "logprob", "inverse_bellman"))
-        for name in ("max_train_samples", "num_validation_samples", "num_test_samples", "max_completion_length"):
+        _choice("dense_reward", self.dense_reward, REWARDS)
+        if self.max_train_samples is not None:
+            _at_least("max_train_samples", self.max_train_samples, 1)
+        for name in ("num_validation_samples", "num_test_samples", "max_completion_length"):
             _at_least(name, getattr(self, name), 1)
         for name in ("sft_max_steps", "dpr_max_steps", "save_steps"):
             _at_least(name, getattr(self, name), 1)
@@ -117,9 +124,30 @@ class RunArguments(ModelArguments):
         for temperature in self.eval_temperatures:
             if temperature < 0:
                 raise ConfigError(f"eval_temperatures: {temperature} must be at least 0; 0 is greedy")
+        for name in ("sft_learning_rate", "dpr_learning_rate", "continued_sft_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < float("inf"):
+                raise ConfigError(f"{name}={rate} must be a number, at least 0")
+        if not 0 <= self.task_error_rate <= 1:
+            raise ConfigError(f"task_error_rate={self.task_error_rate} must lie in [0, 1]")
+        if not self.eval_temperatures:
+            raise ConfigError("eval_temperatures is empty; 0 is greedy, 1 the policy as it is")
+        if self.beta == "auto" and not self.candidate_betas:
+            raise ConfigError("candidate_betas is empty; give the values among which beta=auto chooses")
+        self._check_reference()
+
+    def _check_reference(self) -> None:
+        kept = [f"{fraction:g}" for fraction in self.reference_fractions]
         fraction = _number(self.reference)
+        if self.reference == "auto" and not kept:
+            raise ConfigError("reference=auto needs reference_fractions to choose among")
         if fraction == fraction and not 0 <= fraction < 1:
             raise ConfigError(f"reference={self.reference} must be auto, a path, or a fraction in [0, 1)")
+        if fraction == fraction and fraction != 0 and f"{fraction:g}" not in kept:
+            raise ConfigError(
+                f"reference={self.reference} is not among reference_fractions ({', '.join(kept)}), at which "
+                "references are kept; add it there, or choose one of them"
+            )
 
 
 def _number(text: str) -> float:
@@ -181,6 +209,10 @@ class ScoreArguments(ModelArguments):
     max_samples: int | None = option(None, "Rows scored; all if None.")
     token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.")
 
+    def __post_init__(self) -> None:
+        _choice("dense_reward", self.dense_reward, REWARDS)
+        _at_least("token_budget", self.token_budget, 1)
+
 
 @dataclass
 class EvalArguments(ModelArguments):
@@ -193,5 +225,11 @@ class EvalArguments(ModelArguments):
     temperature: float = option(0.0, "0 is greedy.")
     num_generations: int = option(1, "Completions of each prompt.")
     max_completion_length: int = option(64, "Longest completion in tokens.")
-    seed: int = option(0, "Seed of sampling.")
+    seed: int = option(1_000_000, "Seed of sampling, and of text_tasks: not one that a run trained on.")
     output_file: str | None = option(None, "Write the figures and completions here as JSON.")
+
+    def __post_init__(self) -> None:
+        for name in ("max_samples", "num_generations", "max_completion_length"):
+            _at_least(name, getattr(self, name), 1)
+        if not 0 <= self.temperature < float("inf"):
+            raise ConfigError(f"temperature={self.temperature} must be at least 0; 0 is greedy")

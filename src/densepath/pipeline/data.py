@@ -18,12 +18,16 @@ from densepath.data import (
     split_by_content,
 )
 from densepath.data.formats import Needs
+from densepath.data.rows import DataFormat, detect_format
 from densepath.errors import ConfigError, DataError
+from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.pipeline.config import TEXT_TASKS, RunArguments
 from densepath.pipeline.run_folder import RunFolder
 
 Rows = list[dict[str, Any]]
+GENERATED_ROWS = 960
+"""Training rows that text_tasks generates when `max_train_samples` is None."""
 
 
 def load_rows(
@@ -32,11 +36,11 @@ def load_rows(
     needs: Needs | None,
     *,
     limit: int | None,
-    seed: int,
+    seed: int | None,
     task_families: Sequence[str] | None = None,
     task_error_rate: float = 0.35,
 ) -> Rows:
-    """Rows of a source as plain dicts; `text_tasks` generates them.
+    """Rows of a source as plain dicts; `text_tasks` generates them. Without a seed they keep their order.
 
     Raises:
         MissingFileError, DataError: see `load_dataset_rows`.
@@ -44,7 +48,7 @@ def load_rows(
     if source == TEXT_TASKS:
         # An empty system turn is the shortest: without one, chat templates put in a longer one of their own.
         count = limit if limit is not None else 1000
-        return generate_tasks(count, seed=seed, error_rate=task_error_rate, families=task_families, system="")
+        return generate_tasks(count, seed=seed or 0, error_rate=task_error_rate, families=task_families, system="")
     return [_plain(row) for row in load_dataset_rows(source, split=split, limit=limit, seed=seed, needs=needs)]
 
 
@@ -62,21 +66,31 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
     """
     started = time.time()
     splits = _splits(arguments)
+    _check_prompts_exist(arguments, splits)
     check_disjoint({name: splits[name] for name in ("train", "validation", "test")})
     if arguments.rl_prompts is not None:
         check_disjoint({name: splits[name] for name in ("rl", "validation", "test")})
-    _check_verifier(arguments, splits)
+    for name in ("validation", "test"):
+        check_answers(arguments.verifier, splits[name], *_origin(arguments, name))
     record = {}
-    longest = context - arguments.max_completion_length
     for name, rows in splits.items():
         if name != "train":
-            _check_prompts(rows, tokenizer, longest, f"{name} split")
-        record[name] = {"source": _source(arguments, name), "rows": len(rows), "sha256": dataset_fingerprint(rows)}
+            check_prompts(rows, tokenizer, context, arguments.max_completion_length, *_origin(arguments, name))
+        record[name] = {"source": _origin(arguments, name)[0], "rows": len(rows), "sha256": dataset_fingerprint(rows)}
         write_jsonl_atomic(run / f"data/{name}.jsonl", rows)
     limit = min(arguments.max_length or context, context)
     _, counts = encode_demonstrations(
-        splits["train"], tokenizer, limit, drop_overlong=True, source=_source(arguments, "train")
+        splits["train"], tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
     )
+    if arguments.rl_prompts is None:
+        longest = context - arguments.max_completion_length
+        kept = fitting_rows(splits["train"], tokenizer, longest)
+        record["train"]["unsampled"] = len(splits["train"]) - len(kept)
+        if not kept:
+            raise DataError(
+                f"{arguments.dataset_name}: no training prompt leaves room for a completion (context {context}, "
+                f"max_completion_length {arguments.max_completion_length}); lower max_completion_length"
+            )
     record["train"]["truncated"] = counts.truncated
     record["train"]["dropped"] = counts.dropped
     record["train"]["tokens"] = counts.state_tokens + counts.action_tokens
@@ -89,59 +103,55 @@ def read_split(run: RunFolder, name: str) -> Rows:
     return read_jsonl(Path(run / f"data/{name}.jsonl"))
 
 
-def _source(arguments: RunArguments, name: str) -> str:
+def _origin(arguments: RunArguments, name: str) -> tuple[str, str]:
+    """Data set and split that a split's rows came from."""
     if name == "rl" and arguments.rl_prompts is not None:
-        return arguments.rl_prompts
+        return arguments.rl_prompts, arguments.dataset_train_split
     if name in ("validation", "test") and arguments.eval_dataset_name is not None:
-        return arguments.eval_dataset_name
-    return arguments.dataset_name
+        return arguments.eval_dataset_name, arguments.dataset_test_split
+    return arguments.dataset_name, arguments.dataset_train_split
 
 
 def _splits(arguments: RunArguments) -> dict[str, Rows]:
     held_out = {"validation": arguments.num_validation_samples, "test": arguments.num_test_samples}
-    wanted = {"train": arguments.max_train_samples, **held_out}
-    seed = arguments.seed
-    if arguments.eval_dataset_name is not None:
-        train = load_rows(
-            arguments.dataset_name,
-            arguments.dataset_train_split,
-            "demonstrations",
-            limit=arguments.max_train_samples,
-            seed=seed,
-            task_families=arguments.task_families,
-            task_error_rate=arguments.task_error_rate,
-        )
-        rows = load_rows(arguments.eval_dataset_name, "test", None, limit=None, seed=seed)
-        held = sum(held_out.values())
-        parts = split_by_content(rows, {name: count / held for name, count in held_out.items()})
-        splits = {"train": train, **_cut(parts, held_out)}
+    generated = arguments.dataset_name == TEXT_TASKS
+    train_rows = arguments.max_train_samples or (GENERATED_ROWS if generated else None)
+    split_here = arguments.eval_dataset_name is None
+    # Hash splits meet their shares only on average: a fifth more rows than needed are generated.
+    spare = int(1.2 * sum(held_out.values())) + 60 + (train_rows or 0) // 5 if split_here and generated else 0
+    rows = load_rows(
+        arguments.dataset_name,
+        arguments.dataset_train_split,
+        "demonstrations",
+        limit=(train_rows or 0) + spare if generated else None,
+        seed=arguments.seed,
+        task_families=arguments.task_families,
+        task_error_rate=arguments.task_error_rate,
+    )
+    if split_here:
+        # Of each split a fifth more than asked for, but at most a tenth of the data for each that is held out.
+        share = {name: min(0.1, 1.2 * count / len(rows) + 0.01) for name, count in held_out.items()}
+        if generated:
+            share = {name: 1.1 * count / len(rows) for name, count in held_out.items()}
+        parts = split_by_content(rows, {"train": 1 - sum(share.values()), **share})
+        splits = {"train": parts["train"][:train_rows], **_cut(parts, held_out)}
     else:
-        # Hash splits meet their shares only on average: a fifth more rows than needed are generated.
-        generated = arguments.dataset_name == TEXT_TASKS
-        total = int(1.2 * sum(wanted.values())) + 60 if generated else None
-        rows = load_rows(
-            arguments.dataset_name,
-            arguments.dataset_train_split,
-            "demonstrations",
-            limit=total,
-            seed=seed,
-            task_families=arguments.task_families,
-            task_error_rate=arguments.task_error_rate,
+        found = load_rows(
+            arguments.eval_dataset_name or "", arguments.dataset_test_split, None, limit=None, seed=arguments.seed
         )
-        share = {name: count / sum(wanted.values()) for name, count in wanted.items()}
-        if not generated:
-            # A user's rows beyond what is held out are all for training.
-            each = min(0.1, max(held_out.values()) / len(rows) * 1.2 + 0.01)
-            share = {"train": 1 - 2 * each, "validation": each, "test": each}
-        splits = _cut(split_by_content(rows, share), wanted)
+        total = sum(held_out.values())
+        parts = split_by_content(found, {name: count / total for name, count in held_out.items()})
+        splits = {"train": rows[:train_rows], **_cut(parts, held_out)}
     for name, part in splits.items():
         if not part:
             raise DataError(
-                f"{_source(arguments, name)}: no row is left for the {name} split; give more rows, or held-out rows "
-                "of their own with eval_dataset_name"
+                f"{_origin(arguments, name)[0]}: no row is left for the {name} split; give more rows, or held-out "
+                "rows of their own with eval_dataset_name"
             )
     if arguments.rl_prompts is not None:
-        splits["rl"] = load_rows(arguments.rl_prompts, arguments.dataset_train_split, "prompts", limit=None, seed=seed)
+        splits["rl"] = load_rows(
+            arguments.rl_prompts, arguments.dataset_train_split, "prompts", limit=None, seed=arguments.seed
+        )
     return splits
 
 
@@ -149,23 +159,65 @@ def _cut(parts: dict[str, Rows], counts: dict[str, int]) -> dict[str, Rows]:
     return {name: parts[name][: counts[name]] for name in counts}
 
 
-def _check_verifier(arguments: RunArguments, splits: dict[str, Rows]) -> None:
-    if arguments.verifier not in ("exact_match", "final_number"):
+def place(source: str, split: str, row: dict[str, Any]) -> str:
+    """`file, row 7` of a row that was shuffled and split since; the file alone if it is not found again."""
+    if source == TEXT_TASKS:
+        return source
+    found = load_rows(source, split, None, limit=None, seed=None)
+    return f"{source}, row {found.index(row) + 1}" if row in found else source
+
+
+def _check_prompts_exist(arguments: RunArguments, splits: dict[str, Rows]) -> None:
+    """Plain text can be imitated and not be answered: prompts must then come from elsewhere."""
+    for name, key in (("test", "eval_dataset_name"), ("train", "rl_prompts")):
+        prompts = splits.get("rl", splits["train"]) if name == "train" else splits[name]
+        if detect_format(prompts[0]) is DataFormat.TEXT:
+            raise DataError(
+                f"{_origin(arguments, name)[0]}, row 1: plain text has no prompt to sample from; "
+                f"give prompts of their own with {key}"
+            )
+
+
+def check_answers(verifier: str | None, rows: Rows, source: str, split: str) -> None:
+    """Refuse rows that densepath's own verifiers could not check.
+
+    Raises:
+        DataError: a row without a usable `answer`.
+    """
+    if verifier not in VERIFIERS:
         return
-    for name in ("validation", "test"):
-        for number, row in enumerate(splits[name], start=1):
-            if "answer" not in row:
-                raise ConfigError(
-                    f"verifier={arguments.verifier} needs an `answer` in every held-out row; {name} row {number} of "
-                    f"{_source(arguments, name)} has none: add it, or leave the verifier out"
-                )
+    for row in rows:
+        try:
+            VERIFIERS[verifier]("", row)
+        except DataError as error:
+            raise DataError(
+                f"{place(source, split, row)}: {error} (verifier={verifier} needs it), or leave the verifier out"
+            ) from error
 
 
-def _check_prompts(rows: Rows, tokenizer: Any, longest: int, source: str) -> None:
-    for number, row in enumerate(rows, start=1):
+def check_prompts(
+    rows: Rows, tokenizer: Any, context: int, max_completion_length: int, source: str, split: str
+) -> None:
+    """Refuse prompts that leave no room for a completion.
+
+    Raises:
+        DataError: the first such row.
+        ConfigError: no prompt at all would fit.
+    """
+    longest = context - max_completion_length
+    if longest < 1:
+        raise ConfigError(
+            f"max_completion_length={max_completion_length} fills the model's context of {context} tokens"
+        )
+    for row in rows:
         length = len(encode_prompt(prompt_of(row), tokenizer))
         if length > longest:
             raise DataError(
-                f"{source}, row {number}: the prompt has {length} tokens, but only {longest} fit beside "
-                "max_completion_length in the model's context; shorten it, or lower max_completion_length"
+                f"{place(source, split, row)}: the prompt has {length} tokens, and the model's context of {context} "
+                f"leaves {longest} beside max_completion_length={max_completion_length}; shorten it, or lower that"
             )
+
+
+def fitting_rows(rows: Rows, tokenizer: Any, longest: int) -> Rows:
+    """The rows whose prompt has at most `longest` tokens."""
+    return [row for row in rows if len(encode_prompt(prompt_of(row), tokenizer)) <= longest]

@@ -17,14 +17,14 @@ from densepath.evals.intervals import mean_interval, metric_interval, paired_dif
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import eos_token_ids
-from densepath.models.load import load_model, load_tokenizer
+from densepath.models.load import load_tokenizer
 from densepath.models.scoring import score_completions
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen
-from densepath.pipeline.training import reference_path
+from densepath.pipeline.training import load_frozen, reference_path
 from densepath.rewards.dense import DenseReward
 from densepath.trainers.sft import reference_name
 
@@ -49,10 +49,10 @@ def run_evaluation(run: RunFolder, arguments: RunArguments, console: Console, ti
             path = _part_path(run, arm, temperature)
             if not path.exists():
                 if sft is None or reward is None:
-                    sft = load_model(str(run / "sft/model"), merge=True)
+                    sft = load_frozen(arguments, run / "sft/model")
                     reward = dense_reward(sft, reference_path(run, arguments, reference), arguments)
                 if index == 0 or parts[index - 1][0] != arm or model is None:
-                    model = sft if arm == "sft" else load_model(str(run / f"{arm}/model"), merge=True)
+                    model = sft if arm == "sft" else load_frozen(arguments, run / f"{arm}/model")
                 part = _measure(model, sft, reward, tokenizer, rows, arguments, temperature, progress, index * 2)
                 part["nll"] = _nll(model, tokenizer, rows, arguments) if temperature == parts[0][1] else None
                 write_json_atomic(path, part)
@@ -76,7 +76,7 @@ def reporting_reference(run: RunFolder, arguments: RunArguments) -> str:
 
 def dense_reward(sft: Any, reference: str, arguments: RunArguments) -> DenseReward:
     """The reward of a run, its reference loaded where the reading needs one."""
-    ref = load_model(reference, merge=True) if arguments.dense_reward == "baseline_relative" else None
+    ref = load_frozen(arguments, reference) if arguments.dense_reward == "baseline_relative" else None
     return DenseReward(sft, ref, kind=arguments.dense_reward)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,12 @@ import datasets
 import torch
 import transformers
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
+from huggingface_hub.utils import logging as hub_logging
 from rich.console import Console
 from transformers import AutoConfig
 
+from densepath.errors import ConfigError
+from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer, context_length
@@ -25,8 +29,19 @@ from densepath.pipeline.environment import environment
 from densepath.pipeline.evaluation import run_evaluation
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection
-from densepath.pipeline.training import run_continued_sft, run_dpr, run_sft
+from densepath.pipeline.training import dpr_config, run_continued_sft, run_dpr, run_sft, sft_config
 from densepath.report import ReportPaths, results_table, write_report
+
+OWN_KEYS = {
+    "sft_output_dir": "output_dir",
+    "dpr_output_dir": "output_dir",
+    "sft_max_length": "max_length",
+    "dpr_beta": "beta",
+    "dpr_dense_reward": "dense_reward",
+    "sft_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
+    "dpr_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
+}
+"""Arguments of TRL's configs that a run decides on, and what decides."""
 
 
 def run_pipeline(
@@ -51,6 +66,7 @@ def run_pipeline(
     quiet_libraries()
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
+    check_configuration(arguments, others)
     run = RunFolder(Path(arguments.output_dir))
     try:
         run.open_config(resolved(arguments, others))
@@ -73,7 +89,7 @@ def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], con
         prepare_data(run, arguments, tokenizer, context)
     rows = read_json(run / "data.json")
     counts = ", ".join(f"{record['rows']} {name}" for name, record in rows.items())
-    console.print(f"1/6 data: {counts} rows", highlight=False)
+    console.print(f"1/6 data: {counts} rows{_left_out(rows['train'])}", highlight=False)
     if not run.is_done("sft"):
         run_sft(run, arguments, others, console, "2/6 SFT", context)
     if not run.is_done("selection"):
@@ -86,7 +102,7 @@ def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], con
         text = f"reference {found['reference']}, beta {found['beta']:g}: {reason}"
         console.print(f"3/6 {text}", highlight=False)
         if not run.is_done("dpr"):
-            run_dpr(run, arguments, others, console, "4/6 DPR", **found)
+            run_dpr(run, arguments, others, console, "4/6 DPR", context, **found)
         if arguments.continued_sft != "none" and not run.is_done("continued_sft"):
             run_continued_sft(run, arguments, others, console, "5/6 continued SFT", context)
     if not run.is_done("eval"):
@@ -112,6 +128,32 @@ def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:
     return context_length(SimpleNamespace(config=config))
 
 
+def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> None:
+    """Refuse before the first stage what a later one would refuse after an hour of training.
+
+    Raises:
+        ConfigError: a verifier that does not exist, or a key or value that TRL's configs do not take.
+    """
+    for key, own in OWN_KEYS.items():
+        if key in others:
+            raise ConfigError(f"{key} is not taken from a recipe; set {own}")
+    if arguments.verifier is not None:
+        get_verifier(arguments.verifier)
+    sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft")
+    dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0)
+
+
+def _left_out(train: Mapping[str, Any]) -> str:
+    """What became of training rows that are too long, if there are any."""
+    notes = (
+        ("truncated", "cut to max_length"),
+        ("dropped", "left out of SFT: the prompt fills max_length"),
+        ("unsampled", "left out of DPR: the prompt leaves no room for a completion"),
+    )
+    found = [f"{train[name]} {text}" for name, text in notes if train.get(name)]
+    return f" ({'; '.join(found)})" if found else ""
+
+
 def _check_reference_tokenizer(arguments: RunArguments, tokenizer: Any) -> None:
     """A reference given as a path must share the tokenizer: said before SFT rather than after it."""
     try:
@@ -128,6 +170,7 @@ def quiet_libraries() -> None:
     datasets.utils.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     disable_progress_bars()
+    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     # What the libraries tell one another about their own future says nothing to a user.
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from densepath.errors import ResumeError, StorageError
-from densepath.io import read_json, write_json_atomic, write_text_atomic
+from densepath.errors import ResumeError, StorageError, UsageError
+from densepath.io import UNWRITABLE, read_json, write_json_atomic, write_text_atomic
 
 MACHINE_KEYS = ("output_dir", "num_threads")
 """Keys that may change between two calls on the same folder: they do not change the result."""
@@ -34,16 +34,20 @@ class RunFolder:
         path: the folder; it is made if it is not there.
 
     Raises:
+        UsageError: there is a file of that name.
         StorageError: the folder cannot be written, or another process works in it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"output_dir={path} is a file; give a folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
             self._lock = (path / ".lock").open("a")
         except OSError as error:
-            raise StorageError(f"cannot write the run folder {path}: {error.strerror or error}") from error
+            remedy = UNWRITABLE.get(error.errno or 0, "give another output_dir")
+            raise StorageError(f"cannot write the run folder {path}: {error.strerror or error}; {remedy}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -59,25 +63,33 @@ class RunFolder:
     def open_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration, or compare it with the one that the folder was made with; then tidy.
 
+        Before anything was trained, another configuration replaces the first: it may correct a mistake.
+
         Raises:
             ResumeError: a key that decides the result has another value; the message shows each difference.
         """
         path = self.path / "config.yaml"
-        if path.exists():
-            before = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            differences = [
-                f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
-                for key in sorted({*before, *config})
-                if key not in MACHINE_KEYS and before.get(key) != config.get(key)
-            ]
-            if differences:
-                raise ResumeError(
-                    f"{self.path} holds a run with another configuration ({'; '.join(differences)}): "
-                    "undo the change to go on with it, or give another output_dir"
-                )
-        else:
+        before = _read_config(path) if path.exists() else config
+        differences = [
+            f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
+            for key in sorted({*before, *config})
+            if key not in MACHINE_KEYS and before.get(key) != config.get(key)
+        ]
+        if differences and self._has_work():
+            raise ResumeError(
+                f"{self.path} holds a run with another configuration ({'; '.join(differences)}): "
+                "undo the change to go on with it, or give another output_dir"
+            )
+        if differences:
+            shutil.rmtree(self.path / "stages", ignore_errors=True)
+        if differences or not path.exists():
             write_text_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.tidy()
+
+    def _has_work(self) -> bool:
+        """Whether something was trained: if not, a mistake in the configuration can still be corrected."""
+        trained = (self.path / "model").exists() or self.is_done("sft")
+        return trained or any(self.path.glob("checkpoint-*")) or any(self.path.glob("*/checkpoint-*"))
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""
@@ -115,6 +127,16 @@ class RunFolder:
                     shutil.rmtree(half, ignore_errors=True)
                 else:
                     half.unlink(missing_ok=True)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ResumeError(f"{path} is not valid YAML ({' '.join(str(error).split())}): undo the change") from None
+    if not isinstance(found, dict):
+        raise ResumeError(f"{path} holds no `key: value` lines: undo the change")
+    return found
 
 
 def resolved(arguments: Any, others: dict[str, Any]) -> dict[str, Any]:

@@ -28,12 +28,12 @@ from densepath.evals.intervals import mean_interval, metric_interval
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import eos_token_ids, weights_differ
-from densepath.models.load import load_model, load_tokenizer
+from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
-from densepath.pipeline.training import reference_path
+from densepath.pipeline.training import load_frozen, reference_path
 from densepath.rewards.dense import DenseReward
 from densepath.trainers.sft import reference_name
 
@@ -117,7 +117,7 @@ def _preview(
 ) -> dict[str, Any]:
     verifier = get_verifier(arguments.verifier or "")
     tokenizer = load_tokenizer(str(run / "sft/model"))
-    sft = load_model(str(run / "sft/model"), merge=True)
+    sft = load_frozen(arguments, run / "sft/model")
     rows = read_split(run, "validation")
     scores: dict[tuple[str, float], list[float]] = {}
     with StageProgress(console, title, (len(references) + len(betas)) * len(rows), "completion") as progress:
@@ -142,7 +142,7 @@ def _preview(
 
         def candidate(name: str, beta: float) -> None:
             def compute() -> list[float]:
-                ref = load_model(reference_path(run, arguments, name), merge=True)
+                ref = load_frozen(arguments, reference_path(run, arguments, name))
                 return verdicts(ref, 1.0 / beta)
 
             scores[name, beta] = run.cached(f"selection/{references.index(name)}-{beta:g}.json", compute)
@@ -190,7 +190,7 @@ def _margin(
     run: RunFolder, arguments: RunArguments, references: list[str], beta: float, console: Console, title: str
 ) -> dict[str, Any]:
     tokenizer = load_tokenizer(str(run / "sft/model"))
-    sft = load_model(str(run / "sft/model"), merge=True)
+    sft = load_frozen(arguments, run / "sft/model")
     rows = [row for row in read_split(run, "validation") if "completion" in row or "messages" in row]
     if not rows:
         raise DataError(
@@ -219,7 +219,7 @@ def _margin(
             return [completion.completion_ids for completion in found]
 
         def margin(name: str) -> list[float]:
-            reward = DenseReward(sft, load_model(reference_path(run, arguments, name), merge=True))
+            reward = DenseReward(sft, load_frozen(arguments, reference_path(run, arguments, name)))
             expert, own = (reward.score_ids(prompts, ids).rewards for ids in (expert_ids, own_ids))
             return [float(a.mean() - b.mean()) for a, b in zip(expert, own, strict=True)]
 

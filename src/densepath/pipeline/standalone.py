@@ -11,20 +11,20 @@ from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import Encoded, decode_spans, encode_demonstrations, encode_pairs, encode_prompt, prompt_of
+from densepath.data import Encoded, decode_spans, encode_demonstrations, encode_pairs, prompt_of
 from densepath.errors import ConfigError, DataError, ModelError
 from densepath.evals.generation import generate
 from densepath.evals.intervals import mean_interval, metric_interval
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights_differ
-from densepath.models.load import load_model, load_tokenizer
-from densepath.pipeline.config import DPRArguments, EvalArguments, ModelArguments, ScoreArguments, SFTArguments
-from densepath.pipeline.data import load_rows
+from densepath.models.load import load_tokenizer
+from densepath.pipeline.config import DPRArguments, EvalArguments, ScoreArguments, SFTArguments
+from densepath.pipeline.data import check_answers, check_prompts, load_rows
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.training import frozen_reference
+from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
 from densepath.rewards.dense import DenseReward
 from densepath.trainers.callbacks import save_folder_atomic
@@ -82,7 +82,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
             f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut", highlight=False
         )
         trainer = sft_trainer(
-            _trainable(arguments),
+            load_trainable(arguments, arguments.model_name_or_path),
             tokenizer,
             encoded,
             config,
@@ -93,15 +93,6 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         return _train(trainer, tokenizer, folder, console, "SFT")
     finally:
         folder.close()
-
-
-def _trainable(arguments: ModelArguments) -> Any:
-    return load_model(
-        arguments.model_name_or_path,
-        dtype=arguments.dtype,
-        trust_remote_code=arguments.trust_remote_code,
-        for_training=True,
-    )
 
 
 def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Console) -> Path:
@@ -124,12 +115,15 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
             limit=arguments.max_train_samples,
             seed=config.seed,
         )
+        origin = arguments.dataset_name, arguments.dataset_train_split
+        context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+        check_prompts(rows, tokenizer, context, config.max_completion_length or 0, *origin)
         _check_reference(arguments, config.dense_reward, tokenizer, console)
-        policy = _trainable(arguments)
+        policy = load_trainable(arguments, arguments.model_name_or_path)
         reference = arguments.ref_model_name_or_path
         trainer = DPRTrainer(
             model=policy,
-            ref_model=None if reference is None else frozen_reference(policy, reference, arguments.dtype),
+            ref_model=None if reference is None else frozen_reference(policy, reference, arguments),
             args=config,
             train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
             processing_class=tokenizer,
@@ -172,7 +166,7 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
     tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     _check_reference(arguments, arguments.dense_reward, tokenizer, console)
     rows = load_rows(
-        arguments.dataset_name, arguments.dataset_train_split, "demonstrations", limit=arguments.max_samples, seed=0
+        arguments.dataset_name, arguments.dataset_train_split, "demonstrations", limit=arguments.max_samples, seed=None
     )
     context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
     pairs = [encode_pairs(row, tokenizer) for row in rows]
@@ -217,18 +211,12 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
 
 def load_reward(arguments: ScoreArguments, console: Console) -> DenseReward:
     """The reward that the arguments describe."""
-    sft = load_model(
-        arguments.model_name_or_path,
-        dtype=arguments.dtype,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=True,
-        device="auto",
-    )
+    sft = load_frozen(arguments, arguments.model_name_or_path)
     ref = None
     if arguments.dense_reward == "baseline_relative":
         if arguments.ref_model_name_or_path is None:
             raise ModelError("the baseline_relative reward needs ref_model_name_or_path")
-        ref = load_model(arguments.ref_model_name_or_path, dtype=arguments.dtype, merge=True, device="auto")
+        ref = load_frozen(arguments, arguments.ref_model_name_or_path)
     return DenseReward(sft, ref, kind=arguments.dense_reward, token_budget=arguments.token_budget)
 
 
@@ -257,17 +245,10 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
         task_error_rate=0.0,
     )
     context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
-    for number, row in enumerate(rows, start=1):
-        length = len(encode_prompt(prompt_of(row), tokenizer))
-        if length + arguments.max_completion_length > context:
-            raise DataError(f"{arguments.dataset_name}, row {number}: {length} prompt tokens leave too little context")
-    model = load_model(
-        arguments.model_name_or_path,
-        dtype=arguments.dtype,
-        trust_remote_code=arguments.trust_remote_code,
-        merge=True,
-        device="auto",
-    )
+    origin = arguments.dataset_name, arguments.dataset_train_split
+    check_answers(arguments.verifier, rows, *origin)
+    check_prompts(rows, tokenizer, context, arguments.max_completion_length, *origin)
+    model = load_frozen(arguments, arguments.model_name_or_path)
     with StageProgress(console, "eval", len(rows) * arguments.num_generations, "completion") as progress:
         completions = generate(
             model,

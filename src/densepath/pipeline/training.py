@@ -12,13 +12,13 @@ from transformers import PrinterCallback
 from trl import SFTConfig
 
 from densepath.data import encode_demonstrations, prompt_of
-from densepath.errors import ConfigError, NumericalError
+from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models import locate
 from densepath.models.adapters import load_frozen_adapter
 from densepath.models.load import load_model, load_tokenizer
-from densepath.pipeline.config import RunArguments
-from densepath.pipeline.data import read_split
+from densepath.pipeline.config import ModelArguments, RunArguments
+from densepath.pipeline.data import fitting_rows, read_split
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
@@ -38,18 +38,11 @@ def prefixed(others: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _train(trainer: Any, folder: Path, console: Console, title: str) -> None:
-    """Train with a progress bar, resuming if there is something to resume; refuse weights that are not finite."""
+    """Train with a progress bar, resuming if there is something to resume."""
     trainer.remove_callback(PrinterCallback)
     with StageProgress(console, title, None) as progress:
         trainer.add_callback(ProgressCallback(progress))
         train_resumable(trainer, folder)
-    rows = read_jsonl(folder / "metrics.jsonl")
-    bad = next((row["step"] for row in rows if "loss" in row and row["loss"] is None), None)
-    if bad is not None:
-        raise NumericalError(
-            f"{title}: the loss is NaN or infinite at step {bad} ({folder / 'metrics.jsonl'}); "
-            "lower the learning rate, or check the model's weights"
-        )
 
 
 def _tokens_trained(folder: Path) -> int:
@@ -70,12 +63,33 @@ def sft_config(arguments: RunArguments, others: dict[str, Any], folder: Path, **
         "per_device_train_batch_size": arguments.sft_per_device_train_batch_size,
         "save_steps": arguments.save_steps,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": max(1, arguments.sft_max_steps // 20),
+        "warmup_steps": arguments.sft_max_steps // 20,
         "max_length": None,  # rows were cut when they were encoded
         **prefixed(others, "sft_"),
         **changes,
     }
     return trl_config(SFTConfig, values, "sft_")
+
+
+def dpr_config(arguments: RunArguments, others: dict[str, Any], folder: Path, beta: float) -> DPRConfig:
+    """The config of the DPR stage: densepath's defaults, the recipe's `dpr_*` keys, then `beta`."""
+    values = {
+        **QUIET,
+        **device_defaults(),
+        "output_dir": str(folder),
+        "seed": arguments.seed,
+        "learning_rate": arguments.dpr_learning_rate,
+        "max_steps": arguments.dpr_max_steps,
+        "per_device_train_batch_size": arguments.dpr_per_device_train_batch_size,
+        "num_generations": arguments.num_generations,
+        "max_completion_length": arguments.max_completion_length,
+        "save_steps": arguments.save_steps,
+        "lr_scheduler_type": "constant",
+        "dense_reward": arguments.dense_reward,
+        **prefixed(others, "dpr_"),
+        "beta": beta,
+    }
+    return trl_config(DPRConfig, values, "dpr_")
 
 
 def encoded_train_split(run: RunFolder, arguments: RunArguments, tokenizer: Any, context: int) -> Dataset:
@@ -93,7 +107,7 @@ def run_sft(
     folder = run / "sft"
     tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     trainer = sft_trainer(
-        _base(arguments),
+        load_trainable(arguments, arguments.model_name_or_path),
         tokenizer,
         encoded_train_split(run, arguments, tokenizer, context),
         sft_config(arguments, others, folder),
@@ -108,18 +122,27 @@ def run_sft(
     run.finish("sft", started, tokens=tokens, flops=flops, steps=trainer.state.global_step)
 
 
-def _base(arguments: RunArguments) -> Any:
-    return load_model(
-        arguments.model_name_or_path,
-        dtype=arguments.dtype,
-        trust_remote_code=arguments.trust_remote_code,
-        for_training=True,
-    )
-
-
 def _parameters(trainer: Any) -> int:
     """Parameters that a forward pass multiplies: the adapters of a PEFT model included."""
     return sum(p.numel() for p in trainer.model.parameters())
+
+
+def load_frozen(arguments: ModelArguments, path: str | Path) -> Any:
+    """A model that is only sampled from and scored: adapters folded in, on the GPU where there is one."""
+    return load_model(
+        str(path),
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        merge=True,
+        device="auto",
+    )
+
+
+def load_trainable(arguments: ModelArguments, path: str | Path) -> Any:
+    """A model to train; the trainer moves it to its device."""
+    return load_model(
+        str(path), dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code, for_training=True
+    )
 
 
 def reference_path(run: RunFolder, arguments: RunArguments, reference: str) -> str:
@@ -147,6 +170,7 @@ def run_dpr(
     others: dict[str, Any],
     console: Console,
     title: str,
+    context: int,
     *,
     reference: str,
     beta: float,
@@ -155,29 +179,14 @@ def run_dpr(
     started = time.time()
     folder = run / "dpr"
     tokenizer = load_tokenizer(str(run / "sft/model"))
+    config = dpr_config(arguments, others, folder, beta)
     rows = read_split(run, "rl" if arguments.rl_prompts is not None else "train")
-    values = {
-        **QUIET,
-        **device_defaults(),
-        "output_dir": str(folder),
-        "seed": arguments.seed,
-        "learning_rate": arguments.dpr_learning_rate,
-        "max_steps": arguments.dpr_max_steps,
-        "per_device_train_batch_size": arguments.dpr_per_device_train_batch_size,
-        "num_generations": arguments.num_generations,
-        "max_completion_length": arguments.max_completion_length,
-        "save_steps": arguments.save_steps,
-        "lr_scheduler_type": "constant_with_warmup",
-        "warmup_steps": max(1, arguments.dpr_max_steps // 20),
-        "dense_reward": arguments.dense_reward,
-        **prefixed(others, "dpr_"),
-        "beta": beta,
-    }
-    policy = load_model(str(run / "sft/model"), dtype=arguments.dtype, for_training=True)
+    rows = fitting_rows(rows, tokenizer, context - (config.max_completion_length or 0))
+    policy = load_trainable(arguments, run / "sft/model")
     trainer = DPRTrainer(
         model=policy,
-        ref_model=frozen_reference(policy, reference_path(run, arguments, reference), arguments.dtype),
-        args=trl_config(DPRConfig, values, "dpr_"),
+        ref_model=frozen_reference(policy, reference_path(run, arguments, reference), arguments),
+        args=config,
         train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
         processing_class=tokenizer,
     )
@@ -194,7 +203,7 @@ def run_dpr(
     )
 
 
-def frozen_reference(policy: Any, path: str, dtype: str = "float32") -> FrozenPolicy | Any:
+def frozen_reference(policy: Any, path: str, arguments: ModelArguments) -> FrozenPolicy | Any:
     """The reference as an adapter on the policy's base, or as that base, where it is one; else a model of its own."""
     if hasattr(policy, "peft_config"):
         base = policy.peft_config["default"].base_model_name_or_path
@@ -204,7 +213,7 @@ def frozen_reference(policy: Any, path: str, dtype: str = "float32") -> FrozenPo
         if locate.is_adapter(source) and locate.locate(locate.adapter_base(source)) == locate.locate(base):
             load_frozen_adapter(policy, source, "ref")
             return FrozenPolicy(policy, "ref")
-    return load_model(path, dtype=dtype, merge=True)
+    return load_frozen(arguments, path)
 
 
 def run_continued_sft(
@@ -226,12 +235,12 @@ def run_continued_sft(
     changes = {
         "max_steps": steps,
         "learning_rate": arguments.sft_learning_rate if rate is None else rate,
-        "warmup_steps": max(1, steps // 20),
+        "warmup_steps": steps // 20,
         "seed": arguments.seed + 1,  # another order of the demonstrations than SFT's
     }
     tokenizer = load_tokenizer(str(run / "sft/model"))
     trainer = sft_trainer(
-        load_model(str(run / "sft/model"), dtype=arguments.dtype, for_training=True),
+        load_trainable(arguments, run / "sft/model"),
         tokenizer,
         encoded_train_split(run, arguments, tokenizer, context),
         sft_config(arguments, others, folder, **changes),

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from densepath.errors import ConfigError
+from densepath.pipeline.coerce import coerce
 
 T = TypeVar("T")
 
@@ -18,6 +19,7 @@ QUIET: Mapping[str, Any] = {
     "report_to": "none",
     "disable_tqdm": True,
     "logging_steps": 1,
+    "logging_nan_inf_filter": False,  # it would log a loss of NaN as the last one that was none
     "save_strategy": "steps",
     "save_total_limit": 2,
     "optim": "adamw_torch_fused",
@@ -43,14 +45,15 @@ def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     Raises:
         ConfigError: an unknown field, or a value that the config refuses.
     """
-    names = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    names = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigError(f"unknown key {prefix + key!r}: {kind.__name__} has no such argument{hint}")
-        checked[key] = _number_if_needed(value, names[key].type)
+        checked[key] = coerce(value, hints[key], prefix + key) if _is_scalar(hints[key]) else value
     try:
         return kind(**checked)
     except ConfigError:
@@ -59,16 +62,10 @@ def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         raise ConfigError(f"{kind.__name__}: {error}") from error
 
 
-def _number_if_needed(value: Any, hint: Any) -> Any:
-    """YAML reads 5e-5 as text; a field that takes a float gets a float."""
-    text = hint if isinstance(hint, str) else str(hint)
-    takes_float = hint is float or "float" in text
-    if isinstance(value, str) and takes_float and "str" not in text.replace("Strategy", ""):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _is_scalar(hint: Any) -> bool:
+    """Whether a field takes a number or a truth value, and no text that such a value could be meant as."""
+    options = typing.get_args(hint) or (hint,)
+    return all(option in (int, float, bool, type(None)) for option in options)
 
 
 def peft_config(arguments: Any) -> Any:

@@ -75,14 +75,14 @@ GLOSSARY: tuple[Term, ...] = (
     ),
     Term(
         "beta (β), alpha (α)",
-        "nats; α = 1/β",
+        "no unit; α = 1/β",
         "Strength of the pull back to SFT. The optimum is π_SFT^(1+α) · π_ref^(−α).",
         "Small β: the reward is gamed. Large β: nothing changes.",
     ),
     Term(
         "continued SFT",
         "",
-        "The control: plain fine-tuning for as long as DPR took.",
+        "The control: plain fine-tuning that goes on for the FLOPs (or the samples) that DPR took.",
         "A gain over SFT that continued SFT has too is not a gain of DPR.",
     ),
 )

@@ -42,7 +42,6 @@ PANELS = (
         f"Dashed: {KL_WATCH}; most collapses came above it.",
         watch=KL_WATCH,
     ),
-    Panel("nll/demonstrations", "Held-out NLL", "nats per token", "Rising: moving away from the demonstrations."),
     Panel("completions/mean_length", "Completion length", "tokens"),
     Panel("completions/clipped_ratio", "Share truncated", "share of completions", "Cut off at the length limit."),
     Panel("entropy", "Entropy", "nats per token"),

@@ -119,6 +119,7 @@ def _result_row(row: Mapping[str, Any]) -> ResultRow:
         length=estimate(row.get("length")),
         entropy=estimate(row.get("entropy")),
         kl=estimate(row.get("kl")),
+        nll=estimate(row.get("nll")),
         truncated=number(row.get("truncated")),
         train_seconds=number(row.get("train_seconds")),
         train_flops=number(row.get("train_flops")),

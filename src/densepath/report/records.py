@@ -30,6 +30,7 @@ class ResultRow:
     """One arm under one decoding, over `n` held-out prompts.
 
     `dense_reward` and `kl` are in nats per completion, `length` in tokens, `entropy` in nats per token,
+    `nll` that of held-out demonstrations in nats per token,
     `truncated` is the share of completions cut off at the length limit. None means not measured.
     """
 
@@ -42,6 +43,7 @@ class ResultRow:
     length: Estimate | None = None
     entropy: Estimate | None = None
     kl: Estimate | None = None
+    nll: Estimate | None = None
     truncated: float | None = None
     train_seconds: float | None = None
     train_flops: float | None = None

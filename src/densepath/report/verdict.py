@@ -85,16 +85,18 @@ def alarms(results: Results | None, curves: Sequence[Curve]) -> list[str]:
                 f"{curve.stage}: KL to SFT ended at {known[-1]:.2f} nats per completion; "
                 f"most collapses came above {KL_WATCH}."
             )
-        if curve.metric == "nll/demonstrations" and known[-1] > known[0] + NLL_WATCH:
-            found.append(
-                f"{curve.stage}: the NLL of held-out demonstrations rose from {known[0]:.3f} to {known[-1]:.3f} "
-                "nats per token: the model moves away from them."
-            )
     return found
 
 
 def _result_alarms(results: Results) -> list[str]:
     found = []
+    nll = {row.arm: row.nll.mean for row in results.rows if row.nll}
+    for arm, value in nll.items():
+        if "sft" in nll and value > nll["sft"] + NLL_WATCH:
+            found.append(
+                f"{arm}: the NLL of held-out demonstrations is {value:.3f} nats per token against "
+                f"{nll['sft']:.3f} for SFT: the model moved away from them."
+            )
     sft_length = {row.decoding: row.length.mean for row in results.rows if row.arm == "sft" and row.length}
     for row in results.rows:
         name = f"{row.label}, {row.decoding}"

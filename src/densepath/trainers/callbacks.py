@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from densepath.errors import NumericalError
 from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
 
 COMPLETE_MARKER = "densepath_complete.json"
@@ -20,7 +22,10 @@ COMPLETE_MARKER = "densepath_complete.json"
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
-    """Appends every log to a JSONL file, and forgets on resume what comes after the checkpoint."""
+    """Appends every log to a JSONL file, and forgets on resume what comes after the checkpoint.
+
+    Training ends with a `NumericalError` where the loss is not finite: nothing after it would mean anything.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,17 +39,23 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         """Keep the rows up to the step that training starts from."""
         if state.is_world_process_zero:
             rows = read_jsonl(self.path) if self.path.exists() else []
-            write_jsonl_atomic(self.path, [row for row in rows if row["step"] <= state.global_step and "loss" in row])
+            write_jsonl_atomic(
+                self.path, [row for row in rows if row["step"] <= state.global_step and "train_runtime" not in row]
+            )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Append one line; NaN becomes null."""
         if state.is_world_process_zero and logs:
             row: dict[str, Any] = {"step": state.global_step, "time": time.time()}
             for name, value in logs.items():
-                finite = not isinstance(value, float) or (value == value and abs(value) != float("inf"))
-                row[name] = value if finite else None
+                row[name] = value if not isinstance(value, float) or math.isfinite(value) else None
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+        if logs and not math.isfinite(logs.get("loss", 0.0)):
+            raise NumericalError(
+                f"the loss is {logs['loss']} at step {state.global_step} ({self.path}); lower the learning rate, "
+                "or check the model's weights for NaN"
+            )
 
 
 class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]

@@ -26,7 +26,7 @@ from trl import GRPOTrainer
 from densepath.core.masks import masked_sum
 from densepath.core.objective import clipped_loss, kl_estimate, reinforce_loss
 from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_to_go, whiten
-from densepath.errors import ModelError
+from densepath.errors import ConfigError, DensepathError, ModelError
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
 from densepath.models.packed_forward import add_packed_forward
@@ -97,10 +97,17 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
             sft_model = freeze(copy.deepcopy(model))
         # GRPO's own beta would load another copy and add a separate KL loss: the KL is in the return here.
         beta, args.beta = args.beta, 0.0
-        super().__init__(
-            model=model, reward_funcs=[self.dense_reward_sum], args=args, train_dataset=train_dataset, **kwargs
-        )
-        args.beta = beta
+        try:
+            super().__init__(
+                model=model, reward_funcs=[self.dense_reward_sum], args=args, train_dataset=train_dataset, **kwargs
+            )
+        except DensepathError:
+            raise
+        except ValueError as error:  # PEFT's and TRL's way to refuse a configuration
+            raise ConfigError(f"DPR cannot begin: {error}") from error
+        finally:
+            args.beta = beta
+        disable_dropout(self.model)  # that of a new adapter too
         policy = self.accelerator.unwrap_model(self.model)
         if sft_model is None and is_peft:
             add_frozen_copy(policy, source="default", name="sft")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from trl import GRPOConfig
@@ -11,13 +11,29 @@ from densepath.core.returns import Baseline
 from densepath.errors import ConfigError
 from densepath.rewards.dense import RewardKind
 
+_GRPO_ONLY = (
+    "scale_rewards",
+    "multi_objective_aggregation",
+    "loss_type",
+    "importance_sampling_level",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "top_entropy_quantile",
+    "off_policy_mask_threshold",
+    "sync_ref_model",
+    "use_bias_correction_kl",
+    "delta",
+)
+WITHOUT_EFFECT = {f.name: f.default for f in fields(GRPOConfig) if f.name in _GRPO_ONLY}
+"""Arguments of GRPO's own advantages, loss and reference, with their defaults: DPR refuses any other value."""
+
 
 @dataclass
 class DPRConfig(GRPOConfig):  # type: ignore[misc]
     """Arguments of `DPRTrainer`; everything else is TRL's `GRPOConfig` and transformers' `TrainingArguments`.
 
-    Where a default comes from: `gamma`, `dense_reward` and undiscounted returns are the paper's; `beta`, `baseline`
-    and the KL inside the return were measured (docs/log.md); the rest is TRL's.
+    Where a default comes from: `gamma`, `dense_reward` and undiscounted returns are the paper's; `beta`, `baseline`,
+    `num_generations` and the KL inside the return are ours (docs/trainer.md); the rest is TRL's.
 
     Raises:
         ConfigError: a value that biases the gradient without a correction, or does not exist.
@@ -66,6 +82,9 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             raise ConfigError(f"gamma={self.gamma} must lie in [0, 1]; 1 is undiscounted")
         if self.gamma < 1 and Baseline(self.baseline) is Baseline.LEAVE_ONE_OUT:
             raise ConfigError("baseline=leave_one_out needs gamma=1: with a discount it holds part of the future")
+        for name, default in WITHOUT_EFFECT.items():
+            if getattr(self, name, default) != default:
+                raise ConfigError(f"{name} has no effect in DPR, which has its own advantages and loss: leave it out")
         if self.num_generations < 2:
             raise ConfigError(f"num_generations={self.num_generations} must be at least 2")
         truncates = self.top_p < 1 or self.top_k not in (0, -1, None) or (self.min_p or 0) > 0

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from densepath.errors import ConfigError
+from densepath.errors import ConfigError, DensepathError
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward
 from densepath.trainers.callbacks import (
@@ -44,7 +44,7 @@ def sft_trainer(
         callbacks: further callbacks.
 
     Raises:
-        ConfigError: a fraction outside (0, 1).
+        ConfigError: a fraction outside (0, 1), or a configuration that TRL or PEFT refuses.
     """
     names: Mapping[str, float] = {reference_name(fraction): fraction for fraction in fractions if fraction != 0}
     for fraction in fractions:
@@ -52,14 +52,20 @@ def sft_trainer(
             raise ConfigError(f"reference fraction {fraction} must lie in [0, 1): 1 is the SFT model itself")
     args.completion_only_loss = True
     disable_dropout(model)
-    trainer = SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=encoded,
-        processing_class=tokenizer,
-        peft_config=peft_config,
-        callbacks=list(callbacks),
-    )
+    try:
+        trainer = SFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=encoded,
+            processing_class=tokenizer,
+            peft_config=peft_config,
+            callbacks=list(callbacks),
+        )
+    except DensepathError:
+        raise
+    except ValueError as error:  # PEFT's and TRL's way to refuse a configuration
+        raise ConfigError(f"SFT cannot begin: {error}") from error
+    disable_dropout(trainer.model)  # that of a new adapter too
     add_packed_forward(trainer.model)
     if names and reference_folder is not None:
         trainer.add_callback(

@@ -1,0 +1,68 @@
+"""Values from YAML or the command line as the types that fields are annotated with. No torch: `--help` reads this."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from typing import Any
+
+from densepath.errors import ConfigError
+
+
+def coerce(value: Any, hint: Any, name: str) -> Any:
+    """A YAML or command-line value as the type of its field: "5e-5" for a float, "a,b" for a list.
+
+    Raises:
+        ConfigError: it cannot be read as that type.
+    """
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        says_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
+        if says_none and type(None) in options:
+            return None
+        for option in sorted((o for o in options if o is not type(None)), key=_specificity):
+            try:
+                return coerce(value, option, name)
+            except ConfigError:
+                continue
+        raise ConfigError(f"{name}={value!r} does not fit {hint}")
+    if origin is list:
+        given = value if isinstance(value, list) else [value]
+        items = [part for item in given for part in (_words(item) if isinstance(item, str) else [item])]
+        return [coerce(item, options[0], name) for item in items]
+    if hint is bool:
+        if isinstance(value, bool):
+            return value
+        if str(value).lower() in ("true", "1", "yes", "y", "t"):
+            return True
+        if str(value).lower() in ("false", "0", "no", "n", "f"):
+            return False
+        raise ConfigError(f"{name}={value!r} must be true or false")
+    if hint in (int, float):
+        if isinstance(value, bool) or value is None:
+            raise ConfigError(f"{name}={value!r} must be a number")
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise ConfigError(f"{name}={value!r} must be a number") from None
+        if hint is float:
+            return number
+        if not math.isfinite(number) or number != int(number):
+            raise ConfigError(f"{name}={value!r} must be a whole number")
+        return int(number)
+    if hint is str:
+        if isinstance(value, (dict, list)) or value is None:
+            raise ConfigError(f"{name}={value!r} must be text")
+        return str(value)
+    return value
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _specificity(hint: Any) -> int:
+    """Narrow types first, so that "5" becomes a number where a number fits."""
+    order = {bool: 0, int: 1, float: 2}
+    return order.get(hint, 4 if hint is str else 3)

@@ -1,0 +1,136 @@
+"""`densepath`: help without torch, exit codes, one line instead of a traceback, and --debug for the traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+
+import densepath.cli.run
+from densepath import __version__
+from densepath.cli.main import COMMANDS, main
+from densepath.errors import NumericalError, StorageError
+
+HELP = """
+import contextlib, io, sys
+from densepath.cli.main import COMMANDS, main
+for words in ([], ["--help"], ["-h"], ["help"], ["--version"], *([name, "--help"] for name in COMMANDS)):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            code = main(words)
+        except SystemExit as stop:
+            code = stop.code
+    assert code == (0 if words else 2), (words, code)
+    assert "densepath" in out.getvalue(), words
+heavy = {"torch", "transformers", "trl", "datasets", "numpy", "matplotlib", "rich"} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def test_every_help_answers_without_importing_anything_heavy():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_names_every_command_and_argument(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in COMMANDS)
+    with pytest.raises(SystemExit) as stop:
+        main(["run", "--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for words in ("--model_name_or_path", "--reference", "(default: auto)", "(default: 0.0 0.25 0.5 0.75)"):
+        assert words in out
+    assert "sft_* key goes to TRL's SFTConfig" in " ".join(out.split())
+
+
+def test_version_and_unknown_commands(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"densepath {__version__}\n"
+    assert main(["evaluate"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "no command 'evaluate'; choose one of: run, sft" in err
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Make `densepath run` raise."""
+
+    def install(error: BaseException):
+        def run(argv):
+            raise error
+
+        monkeypatch.setattr(densepath.cli.run, "run", run)
+
+    return install
+
+
+def _full_disk_inside_of_another_error() -> Exception:
+    error = RuntimeError("saving failed")
+    error.__context__ = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "model.safetensors")
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (NumericalError("loss is nan\n  at step 3"), 1, "error: loss is nan at step 3"),
+        (StorageError("cannot write x"), 1, "error: cannot write x"),
+        (KeyboardInterrupt(), 130, "interrupted; what was written is whole, and the same command goes on"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b"),
+            1,
+            "cannot write a/b: No space left on device; free",
+        ),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b"), 1, "cannot write a/b: Disk quota exceeded; free some"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "cannot write a/b: Permission denied; give"),
+        (_full_disk_inside_of_another_error(), 1, "cannot write model.safetensors: No space left on device"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "the disk is full"),
+        (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), 1, "the disk is full"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), 1, "the disk is full"),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+            1,
+            "out of memory. Tried to allocate 2 GiB; low",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 1, "can't allocate memory"),
+    ],
+)
+def test_failures_are_one_line_and_debug_shows_the_traceback(failing, capsys, error, code, message):
+    failing(error)
+    assert main(["run"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert err.lstrip("\n").startswith("densepath: ")
+    with pytest.raises(type(error)):
+        main(["run", "--debug"])
+
+
+def test_a_bug_of_our_own_keeps_its_traceback(failing):
+    failing(KeyError("lost"))
+    with pytest.raises(KeyError):
+        main(["run"])
+
+
+def test_a_reader_that_went_away_is_no_error():
+    """`densepath env | head -1`: the pipe is closed before everything was printed."""
+    code = (
+        "import densepath.pipeline.environment as e; e.environment = lambda: {str(i): 'x' * 99 for i in range(9999)}\n"
+        "import sys; from densepath.cli.main import main; sys.exit(main(['env']))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.readline()
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    assert child.wait(timeout=60) == 0
+    child.stderr.close()

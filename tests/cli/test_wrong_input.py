@@ -1,0 +1,314 @@
+"""What a user can get wrong: one line on stderr with the place and the remedy, exit code 2, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from tests.pipeline.runs import leftovers, run_argv
+
+from densepath.cli.main import main
+from densepath.errors import DensepathError
+
+GOOD = [{"prompt": f"Say {i}:", "completion": f"{i}", "answer": f"{i}"} for i in range(60)]
+CHAT = [
+    {"prompt": [{"role": "user", "content": f"{i}?"}], "completion": [{"role": "assistant", "content": f"{i}"}]}
+    for i in range(60)
+]
+TEXT = [{"text": f"Say {i}: {i}"} for i in range(60)]
+LONG = {"prompt": "z" * 300, "completion": "y", "answer": "y"}
+ROBOT = {
+    "prompt": [{"role": "robot", "content": "x"}],
+    "completion": [{"role": "assistant", "content": "y"}],
+}
+
+
+@pytest.fixture
+def refused(models, tmp_path, capsys):
+    """Run `densepath run` with the changes; it must fail with one line, which is returned."""
+
+    def run(code: int = 2, **changes) -> str:
+        output = tmp_path / "run"
+        argv = run_argv(models["sft"], output, **{"verifier": "none", **changes})
+        assert main(argv) == code
+        err = capsys.readouterr().err
+        assert err.startswith("densepath: error: ")
+        assert err.count("\n") == 1
+        assert "Traceback" not in err
+        if output.exists():
+            assert leftovers(output) == []
+            for path in output.rglob("*.jsonl"):
+                assert all(json.loads(line) for line in path.read_text().splitlines())
+        with pytest.raises(DensepathError):
+            main([*argv, "--debug"])
+        capsys.readouterr()
+        return err
+
+    return run
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_file(refused):
+    assert "no data set at nowhere.jsonl: there is neither a file nor a folder; check the path" in refused(
+        dataset_name="nowhere.jsonl"
+    )
+
+
+def test_an_empty_data_set(refused, write_jsonl):
+    path = write_jsonl("empty.jsonl", [])
+    assert f"{path}: no rows; give at least one example" in refused(dataset_name=path)
+
+
+def test_too_few_rows_for_a_held_out_part(refused, write_jsonl):
+    path = write_jsonl("few.jsonl", GOOD[:2])
+    assert "no row is left for the" in refused(dataset_name=path)
+
+
+def test_a_row_without_a_completion(refused, write_jsonl):
+    path = write_jsonl("rows.jsonl", [*GOOD[:3], {"prompt": "x"}, *GOOD[3:]])
+    assert f'{path}, row 4: a prompt without "completion"; add the demonstrated answer' in refused(dataset_name=path)
+
+
+def test_a_role_that_does_not_exist(refused, write_jsonl):
+    path = write_jsonl("roles.jsonl", [*CHAT[:4], ROBOT])
+    err = refused(dataset_name=path)
+    assert f"{path}, row 5: " in err
+    assert "the role 'robot'; the roles are system, user, assistant" in err
+
+
+def test_a_line_that_is_not_json(refused, tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "comple\n')
+    assert f"{path}, row 2: not valid JSON" in refused(dataset_name=str(path))
+
+
+@pytest.mark.parametrize("key", ["rl_prompts", "eval_dataset_name"])
+def test_a_prompt_longer_than_the_context_names_its_row_in_its_file(refused, write_jsonl, key):
+    changes = {"dataset_name": write_jsonl("good.jsonl", GOOD), "eval_dataset_name": write_jsonl("held.jsonl", CHAT)}
+    rows = [{"prompt": f"Repeat {i}.", "completion": "x"} for i in range(30)]
+    changes[key] = write_jsonl("long.jsonl", [*rows[:7], LONG, *rows[7:]])
+    err = refused(**changes, num_validation_samples=20, num_test_samples=20)
+    assert f"{changes[key]}, row 8: the prompt has 300 tokens, and the model's context of 256 leaves 250" in err
+    assert "max_completion_length=6; shorten it" in err
+
+
+def test_training_prompts_longer_than_the_context_are_left_out_and_counted(models, tmp_path, write_jsonl, capsys):
+    """SFT and DPR can do without them; a run whose every training prompt is too long cannot."""
+    held = write_jsonl("held.jsonl", CHAT)
+    nearly = {"prompt": "z" * 252, "completion": "y"}  # fits the context, and leaves no room to sample 6 tokens
+    path = write_jsonl("some.jsonl", [LONG, nearly, *GOOD[:12]])
+    output = tmp_path / "some"
+    argv = run_argv(models["sft"], output, dataset_name=path, eval_dataset_name=held, verifier="none", beta=1)
+    argv += ["--sft_max_steps", "2", "--dpr_max_steps", "2", "--continued_sft", "none"]
+    assert main(argv) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "14 train, 4 validation, 4 test rows (1 left out of SFT: the prompt fills max_length;" in out
+    assert "2 left out of DPR: the prompt leaves no room for a completion)" in out
+    argv = run_argv(models["sft"], tmp_path / "all", dataset_name=write_jsonl("all.jsonl", [nearly]), verifier="none")
+    assert main([*argv, "--eval_dataset_name", held]) == 2
+    assert "all.jsonl: no training prompt leaves room for a completion" in capsys.readouterr().err
+
+
+def test_a_completion_budget_that_fills_the_context(refused):
+    assert "max_completion_length=256 fills the model's context of 256 tokens" in refused(max_completion_length=256)
+
+
+def test_plain_text_has_no_prompts_to_sample_from(refused, write_jsonl):
+    text, good = write_jsonl("text.jsonl", TEXT), write_jsonl("good.jsonl", GOOD)
+    assert f"{text}, row 1: plain text has no prompt to sample from; give prompts of their own with eval" in refused(
+        dataset_name=text
+    )
+    assert "give prompts of their own with rl_prompts" in refused(dataset_name=text, eval_dataset_name=good)
+
+
+def test_held_out_prompts_that_are_trained_on(refused, write_jsonl):
+    train = write_jsonl("train.jsonl", GOOD)
+    leak = {"prompt": "  Say\n17: ", "completion": "another"}  # the same content, written in another way
+    held = write_jsonl("held.jsonl", [{**row, "prompt": f"Repeat {row['answer']}."} for row in GOOD] + [leak])
+    err = refused(dataset_name=train, eval_dataset_name=held, max_train_samples=60, num_test_samples=60)
+    assert "have the same prompt ('Say 17:'); remove one" in err
+    err = refused(
+        dataset_name=write_jsonl("other.jsonl", CHAT),
+        rl_prompts=write_jsonl("rl.jsonl", [*GOOD[:5], leak]),
+        eval_dataset_name=held,
+        num_test_samples=60,
+    )
+    assert "rl row" in err
+    assert "have the same prompt" in err
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+def test_models_whose_tokenizers_differ(refused, models):
+    err = refused(reference=models["foreign"])
+    assert f"the tokenizers of {models['sft']} and {models['foreign']} differ" in err
+
+
+def test_a_model_that_is_not_there(refused, models):
+    assert "no such model folder: ./nowhere" in refused(model_name_or_path="./nowhere")
+    assert "no such model folder: ./nowhere" in refused(reference="./nowhere")
+
+
+def test_modules_that_an_adapter_cannot_sit_on(refused):
+    assert "Target modules {'nowhere'} not found" in refused(use_peft="true", lora_target_modules="nowhere")
+
+
+def test_a_reference_equal_to_the_sft_model_is_a_warning(models, tmp_path, capsys):
+    argv = run_argv(models["sft"], tmp_path / "run", sft_learning_rate=0, beta=1, sft_max_steps=2, dpr_max_steps=2)
+    assert main([*argv, "--reference", "0.5", "--continued_sft", "none"]) == 0
+    warning = "reference 0.5 has the same weights as the SFT model: the reward is zero everywhere"
+    assert f"warning: {warning}" in " ".join(capsys.readouterr().out.split())
+    results = json.loads((tmp_path / "run/eval/results.json").read_text())
+    assert warning in results["warnings"]
+    assert all(abs(row["dense_reward"]["mean"]) < 1e-5 for row in results["rows"])
+    assert "the reward is zero everywhere" in (tmp_path / "run/report.html").read_text()
+
+
+def test_weights_that_are_not_numbers_stop_at_the_first_step(refused, models, tmp_path):
+    folder = tmp_path / "broken"
+    shutil.copytree(models["sft"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    err = refused(code=1, model_name_or_path=str(folder))
+    assert (
+        f"the loss is nan at step 1 ({tmp_path / 'run/sft/metrics.jsonl'}); lower the learning rate, or check" in err
+    )
+
+
+def test_training_that_diverges_names_the_step(refused, tmp_path):
+    assert "the loss is nan at step 3" in refused(code=1, sft_learning_rate="1e20")
+    assert not (tmp_path / "run/sft/model").exists()
+
+
+# --- the recipe -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_train_sample": 3}, "unknown key 'max_train_sample'; did you mean max_train_samples?"),
+        (
+            {"sft_learning_rat": 3},
+            "unknown key 'sft_learning_rat': SFTConfig has no such argument; did you mean sft_le",
+        ),
+        ({"dpr_num_generation": 3}, "unknown key 'dpr_num_generation': DPRConfig has no such argument; did you mean "),
+        ({"sft_max_steps": "many"}, "sft_max_steps='many' must be a number"),
+        ({"sft_weight_decay": "abc"}, "sft_weight_decay='abc' must be a number"),
+        ({"sft_dataloader_num_workers": "1.5"}, "sft_dataloader_num_workers=1.5 must be a whole number"),
+        ({"dpr_bf16": "perhaps"}, "dpr_bf16='perhaps' does not fit bool | None"),
+        ({"sft_lr_scheduler_type": "zigzag"}, "zigzag is not a valid SchedulerType"),
+        ({"dpr_temperature": 0.5}, "REINFORCE must sample from the policy it differentiates: set temperature=1"),
+        ({"dpr_baseline": "critic"}, "baseline='critic' does not exist; choose one of: none, position_mean"),
+        ({"dpr_beta": 0.5}, "dpr_beta is not taken from a recipe; set beta"),
+        ({"sft_output_dir": "x"}, "sft_output_dir is not taken from a recipe; set output_dir"),
+        (
+            {"verifier": "exactmatch"},
+            "verifier 'exactmatch' does not exist; choose exact_match, final_number, or give",
+        ),
+        ({"verifier": "nowhere:f"}, "'nowhere' cannot be imported (ModuleNotFoundError"),
+        ({"reference": 0.3}, "reference=0.3 is not among reference_fractions (0, 0.25, 0.5, 0.75)"),
+    ],
+)
+def test_a_recipe_is_refused_before_anything_is_written(refused, tmp_path, changes, message):
+    assert message in refused(**changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dtype_that_does_not_exist(refused):
+    assert "dtype 'float31' is not one of float32, bfloat16" in refused(dtype="float31")
+
+
+def test_answers_that_the_verifier_needs(refused, write_jsonl):
+    path = write_jsonl("chat.jsonl", [*CHAT[:59], {**CHAT[59], "answer": "59"}])
+    err = refused(dataset_name=path, verifier="exact_match")
+    assert f"{path}, row " in err
+    assert 'no "answer" to compare with' in err
+    assert "or leave the verifier out" in err
+    rows = [{**row, "answer": "many"} if i == 11 else row for i, row in enumerate(GOOD)]
+    path = write_jsonl("words.jsonl", rows)
+    err = refused(
+        dataset_name=write_jsonl("train.jsonl", CHAT), eval_dataset_name=path, verifier="final_number",
+        num_validation_samples=30, num_test_samples=60,
+    )  # fmt: skip
+    assert f"{path}, row 12: " in err
+    assert "holds no number" in err
+
+
+def test_a_run_folder_that_is_a_file(refused, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "is a file; give a folder" in refused(output_dir=str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+    assert "Not a directory; give another output_dir" in refused(code=1, output_dir=str(tmp_path / "file/run"))
+
+
+def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_jsonl, capsys):
+    """The configuration of a run that trained nothing yet binds nobody."""
+    output = tmp_path / "run"
+    wrong = run_argv(models["sft"], output, dataset_name=write_jsonl("rows.jsonl", [*GOOD, {"prompt": "x"}]))
+    assert main(wrong) == 2
+    capsys.readouterr()
+    right = run_argv(models["sft"], output, dataset_name=write_jsonl("good.jsonl", GOOD), dtype="float31")
+    assert main(right) == 2
+    assert "dtype" in capsys.readouterr().err
+    other = run_argv(models["sft"], output, num_test_samples=5, sft_max_steps=1, dpr_max_steps=1, beta=1)
+    assert main([*other, "--save_steps", "1"]) == 0
+    assert "5 test rows" in capsys.readouterr().out
+    assert len((output / "data/test.jsonl").read_text().splitlines()) == 5
+    assert main(right) == 2
+    assert "holds a run with another configuration" in capsys.readouterr().err
+
+
+# --- the other commands -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("run --config nowhere.yaml", "--config nowhere.yaml: no such file"),
+        ("run recipe.yaml", "unexpected word 'recipe.yaml' (see densepath run --help)"),
+        ("report", "the following arguments are required: run_dir (see densepath report --help)"),
+        ("report nowhere", "nowhere: no such run folder; give the output_dir of densepath run"),
+        ("report nowhere --fast", "unrecognized arguments: --fast"),
+        ("theory --seed x", "argument --seed: invalid int value: 'x' (see densepath theory --help)"),
+        ("env --fast", "unexpected argument '--fast'"),
+        ("score", "dataset_name is missing"),
+        ("score --dense_reward x", "dense_reward='x' does not exist; choose one of: baseline_relative, logprob"),
+        ("score --datasetname x", "unknown key 'datasetname'; did you mean dataset_name?"),
+        ("score --dataset_name good --model_name_or_path SFT", "baseline_relative needs ref_model_name_or_path"),
+        ("score --dataset_name long --model_name_or_path SFT --dense_reward logprob", "long.jsonl, row 61: 302 tokens"),
+        ("eval --verifier x", "verifier 'x' does not exist; choose exact_match"),
+        ("eval --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
+        ("eval --num_generations 0", "num_generations=0 must be at least 1"),
+        ("eval --dataset_name chat --model_name_or_path SFT", 'the row has no "answer" to compare with'),
+        ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: the prompt has 300 tokens"),
+        ("eval --dataset_name text --model_name_or_path SFT", 'text.jsonl, row 1: a "text" row has no prompt'),
+        ("sft --model_name_or_path SFT --max_step 2", "unknown key 'max_step': SFTConfig has no such argument; did you"),
+        ("dpr --model_name_or_path SFT --max_completion_length 4", "needs ref_model_name_or_path"),
+        ("dpr --model_name_or_path SFT --dataset_name text", 'text.jsonl, row 1: a "text" row has no prompt'),
+        (
+            "dpr --model_name_or_path SFT --ref_model_name_or_path FOREIGN --max_completion_length 4",
+            "differ: token",
+        ),
+        (
+            "dpr --model_name_or_path SFT --dataset_name long --max_completion_length 4",
+            "long.jsonl, row 61: the prompt has 300 tokens",
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_input_of_the_other_commands(models, tmp_path, write_jsonl, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(tmp_path)
+    files = {"good": GOOD, "chat": CHAT, "text": TEXT, "long": [*GOOD, LONG]}
+    values = {name: write_jsonl(f"{name}.jsonl", rows) for name, rows in files.items() if f" {name}" in words}
+    values |= {"SFT": models["sft"], "FOREIGN": models["foreign"]}
+    assert main([values.get(word, word) for word in words.split()]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+    assert not list(Path(tmp_path).rglob("*.tmp"))

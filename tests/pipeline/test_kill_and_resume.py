@@ -1,0 +1,78 @@
+"""kill -9 in the middle of every stage, and the same command again: the run ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import pytest
+from tests.pipeline.runs import assert_same_run, checkpoint_steps, leftovers, run_argv
+
+STEP = "transformers.trainer:Trainer.training_step"
+OPTIMIZER = "transformers.trainer:Trainer._save_optimizer_and_scheduler"
+MARKER = "densepath.trainers.callbacks:CompleteCheckpointCallback.on_save"
+LOG = "densepath.trainers.callbacks:MetricsCallback.on_log"
+REFERENCE = "densepath.trainers.sft:save_model"
+FINAL_MODEL = "densepath.pipeline.training:save_model"
+FINISH = "densepath.pipeline.run_folder:RunFolder.finish"
+TIDY = "densepath.pipeline.run_folder:shutil.rmtree"
+
+# What is cut short, where the process is killed, and the checkpoints that are there then, in the order of a run. The
+# folder is the same all along, so every kill but the first hits a process that was itself resumed.
+# With 18 rows, batches of 4 and accumulation over 2, SFT's 8 steps are 2, 2, 1, 2, 2, 1, 2, 2 batches.
+FULL = [
+    ("the configuration, before it has its name", {"target": "densepath.io:os.fsync"}, {}),
+    ("data, between two files", {"target": "densepath.pipeline.data:write_jsonl_atomic", "call": 2}, {}),
+    ("data, before it is called done", {"target": FINISH}, {}),
+    ("SFT, step 2 of 8", {"target": STEP, "call": 3}, {}),
+    ("SFT, step 4 of 8", {"target": STEP, "call": 6, "when": "after"}, {"sft": [2]}),
+    ("SFT, a checkpoint without its optimizer", {"target": OPTIMIZER}, {"sft": [2, 4]}),
+    ("SFT, a checkpoint without its marker", {"target": MARKER, "call": 2}, {"sft": [4, 6]}),
+    ("SFT, a reference without its name", {"target": REFERENCE, "when": "after"}, {"sft": [4]}),
+    ("SFT, steps that were logged and not saved", {"target": LOG, "call": 2, "when": "after"}, {"sft": [4]}),
+    ("SFT, the final model without its name", {"target": FINAL_MODEL, "when": "after"}, {"sft": [6, 8]}),
+    ("SFT, before it is called done", {"target": FINISH}, {"sft": [6, 8]}),
+    ("SFT, removal of its checkpoints", {"target": TIDY, "call": 3, "when": "after"}, {"sft": [8]}),
+    ("selection, second candidate", {"target": "densepath.pipeline.selection:generate", "call": 2}, {}),
+    ("selection, before it is called done", {"target": FINISH}, {}),
+    ("DPR, third sampling", {"target": "densepath.trainers.dpr:sample", "call": 3, "when": "after"}, {"dpr": [2]}),
+    ("DPR, a checkpoint without its optimizer", {"target": OPTIMIZER}, {"dpr": [2, 4]}),
+    ("DPR, a checkpoint without its marker", {"target": MARKER, "call": 1}, {"dpr": [2, 4]}),
+    ("DPR, step 6 of 7", {"target": STEP, "call": 4}, {"dpr": [2, 4]}),
+    ("DPR, the final model without its name", {"target": FINAL_MODEL, "when": "after"}, {"dpr": [6, 7]}),
+    ("DPR, before it is called done", {"target": FINISH}, {"dpr": [6, 7]}),
+    ("continued SFT, step 3", {"target": STEP, "call": 5}, {"continued_sft": [2]}),
+    ("continued SFT, a checkpoint without its marker", {"target": MARKER}, {"continued_sft": [2, 4]}),
+    ("evaluation, third part", {"target": "densepath.pipeline.evaluation:generate", "call": 3}, {}),
+    ("evaluation, samples", {"target": "densepath.pipeline.evaluation:write_jsonl_atomic"}, {}),
+    ("report, between its two files", {"target": "densepath.report.build:write_text_atomic"}, {}),
+]
+ADAPTER = [
+    ("SFT, step 4 of 8", {"target": STEP, "call": 4}, {"sft": [2]}),
+    ("SFT, a checkpoint without its optimizer", {"target": OPTIMIZER}, {"sft": [2, 4]}),
+    ("SFT, before it is called done", {"target": FINISH}, {"sft": [6, 8]}),
+    ("DPR, step 4 of 7", {"target": STEP, "call": 4}, {"dpr": [2]}),
+    ("DPR, a checkpoint without its marker", {"target": MARKER}, {"dpr": [2, 4]}),
+    ("DPR, before it is called done", {"target": FINISH}, {"dpr": [6, 7]}),
+    ("continued SFT, step 3", {"target": STEP, "call": 3}, {"continued_sft": [2]}),
+    ("evaluation, second part", {"target": "densepath.pipeline.evaluation:generate", "call": 2}, {}),
+]
+
+
+@pytest.mark.parametrize(
+    ("kills", "changes"),
+    [
+        pytest.param(FULL, {"sft_gradient_accumulation_steps": 2}, id="all weights"),
+        pytest.param(ADAPTER, {"use_peft": "true", "lora_r": 4, "dpr_num_iterations": 2}, id="adapter"),
+    ],
+)
+def test_killed_in_every_stage_equals_uninterrupted(tmp_path, tiny_model, forks, kills, changes):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert forks.run(run_argv(tiny_model, whole, **changes)) == 0, forks.stderr
+    assert leftovers(whole) == []
+    argv = run_argv(tiny_model, killed, **changes)
+    for what, hook, checkpoints in kills:
+        assert forks.run(argv, hook=hook) == -9, f"{what}: not reached\n{forks.stdout}\n{forks.stderr}"
+        there = {stage: checkpoint_steps(killed / stage) for stage in ("sft", "dpr", "continued_sft")}
+        assert {stage: found for stage, found in there.items() if found} == checkpoints, what
+    assert forks.run(argv) == 0, forks.stderr
+    assert_same_run(killed, whole)
+    assert leftovers(killed) == []
+    assert (killed / "report.html").stat().st_size > 10_000
