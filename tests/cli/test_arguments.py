@@ -158,7 +158,7 @@ def test_unknown_keys_are_refused_with_the_nearest_name_and_where_they_stand(rec
 
 
 def test_words_without_a_key_are_refused():
-    with pytest.raises(UsageError, match="unexpected word 'recipe.yaml'"):
+    with pytest.raises(UsageError, match=r"unexpected word 'recipe\.yaml'"):
         run_arguments("recipe.yaml")
     with pytest.raises(UsageError, match="--config: expected one argument"):
         run_arguments("--config")

@@ -43,10 +43,10 @@ def test_help_names_every_command_and_argument(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["run", "--help"])
     assert stop.value.code == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     for words in ("--model_name_or_path", "--reference", "(default: auto)", "(default: 0.0 0.25 0.5 0.75)"):
         assert words in out
-    assert "sft_* key goes to TRL's SFTConfig" in " ".join(out.split())
+    assert "any sft_* key goes to TRL's SFTConfig" in out
 
 
 def test_version_and_unknown_commands(capsys):

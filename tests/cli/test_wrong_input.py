@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def refused(models, tmp_path, capsys):
     return run
 
 
-# --- data -------------------------------------------------------------------------------------------------------------
+# --- data ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_missing_file(refused):
@@ -104,7 +105,7 @@ def test_training_prompts_longer_than_the_context_are_left_out_and_counted(model
     path = write_jsonl("some.jsonl", [LONG, nearly, *GOOD[:12]])
     output = tmp_path / "some"
     argv = run_argv(models["sft"], output, dataset_name=path, eval_dataset_name=held, verifier="none", beta=1)
-    argv += ["--sft_max_steps", "2", "--dpr_max_steps", "2", "--continued_sft", "none"]
+    argv += ["--sft_max_steps", "1", "--dpr_max_steps", "1", "--continued_sft", "none", "--eval_temperatures", "0"]
     assert main(argv) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "14 train, 4 validation, 4 test rows (1 left out of SFT: the prompt fills max_length;" in out
@@ -142,7 +143,7 @@ def test_held_out_prompts_that_are_trained_on(refused, write_jsonl):
     assert "have the same prompt" in err
 
 
-# --- models -----------------------------------------------------------------------------------------------------------
+# --- models ----------------------------------------------------------------------------------------------------------
 
 
 def test_models_whose_tokenizers_differ(refused, models):
@@ -160,8 +161,8 @@ def test_modules_that_an_adapter_cannot_sit_on(refused):
 
 
 def test_a_reference_equal_to_the_sft_model_is_a_warning(models, tmp_path, capsys):
-    argv = run_argv(models["sft"], tmp_path / "run", sft_learning_rate=0, beta=1, sft_max_steps=2, dpr_max_steps=2)
-    assert main([*argv, "--reference", "0.5", "--continued_sft", "none"]) == 0
+    argv = run_argv(models["sft"], tmp_path / "run", sft_learning_rate=0, beta=1, sft_max_steps=2, dpr_max_steps=1)
+    assert main([*argv, "--reference", "0.5", "--continued_sft", "none", "--eval_temperatures", "0"]) == 0
     warning = "reference 0.5 has the same weights as the SFT model: the reward is zero everywhere"
     assert f"warning: {warning}" in " ".join(capsys.readouterr().out.split())
     results = json.loads((tmp_path / "run/eval/results.json").read_text())
@@ -183,11 +184,11 @@ def test_weights_that_are_not_numbers_stop_at_the_first_step(refused, models, tm
 
 
 def test_training_that_diverges_names_the_step(refused, tmp_path):
-    assert "the loss is nan at step 3" in refused(code=1, sft_learning_rate="1e20")
+    assert re.search(r"the loss is nan at step [23] \(", refused(code=1, sft_learning_rate="1e20"))
     assert not (tmp_path / "run/sft/model").exists()
 
 
-# --- the recipe -------------------------------------------------------------------------------------------------------
+# --- the recipe ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -257,15 +258,17 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
     right = run_argv(models["sft"], output, dataset_name=write_jsonl("good.jsonl", GOOD), dtype="float31")
     assert main(right) == 2
     assert "dtype" in capsys.readouterr().err
-    other = run_argv(models["sft"], output, num_test_samples=5, sft_max_steps=1, dpr_max_steps=1, beta=1)
-    assert main([*other, "--save_steps", "1"]) == 0
-    assert "5 test rows" in capsys.readouterr().out
-    assert len((output / "data/test.jsonl").read_text().splitlines()) == 5
+    other = run_argv(models["sft"], output, sft_max_steps=1, dpr_max_steps=1, beta=1, continued_sft="none")
+    assert main([*other, "--eval_temperatures", "0"]) == 0
+    assert "text_tasks" in (output / "data.json").read_text()
+    assert "good.jsonl" not in (output / "data.json").read_text()
+    assert "dataset_name: text_tasks" in (output / "config.yaml").read_text()
+    capsys.readouterr()
     assert main(right) == 2
     assert "holds a run with another configuration" in capsys.readouterr().err
 
 
-# --- the other commands -----------------------------------------------------------------------------------------------
+# --- the other commands ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -282,14 +285,14 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("score --dense_reward x", "dense_reward='x' does not exist; choose one of: baseline_relative, logprob"),
         ("score --datasetname x", "unknown key 'datasetname'; did you mean dataset_name?"),
         ("score --dataset_name good --model_name_or_path SFT", "baseline_relative needs ref_model_name_or_path"),
-        ("score --dataset_name long --model_name_or_path SFT --dense_reward logprob", "long.jsonl, row 61: 302 tokens"),
+        ("score --dataset_name long --model_name_or_path SFT --dense_reward logprob", "row 61: 302 tokens"),
         ("eval --verifier x", "verifier 'x' does not exist; choose exact_match"),
         ("eval --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
         ("eval --num_generations 0", "num_generations=0 must be at least 1"),
         ("eval --dataset_name chat --model_name_or_path SFT", 'the row has no "answer" to compare with'),
         ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: the prompt has 300 tokens"),
         ("eval --dataset_name text --model_name_or_path SFT", 'text.jsonl, row 1: a "text" row has no prompt'),
-        ("sft --model_name_or_path SFT --max_step 2", "unknown key 'max_step': SFTConfig has no such argument; did you"),
+        ("sft --model_name_or_path SFT --max_step 2", "unknown key 'max_step': SFTConfig has no such argument"),
         ("dpr --model_name_or_path SFT --max_completion_length 4", "needs ref_model_name_or_path"),
         ("dpr --model_name_or_path SFT --dataset_name text", 'text.jsonl, row 1: a "text" row has no prompt'),
         (

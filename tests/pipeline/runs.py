@@ -148,8 +148,8 @@ def read(path: Path) -> Any:
 
 def assert_same_run(run: Path, other: Path) -> None:
     """Weights to the last bit, the steps' metrics, the data, the choice, the results and the samples."""
-    models = sorted(path.parent.relative_to(other) for path in other.rglob("reference.json"))
-    assert models == sorted(path.parent.relative_to(run) for path in run.rglob("reference.json"))
+    models = sorted(path.parent.relative_to(other) for path in other.rglob("densepath.json"))
+    assert models == sorted(path.parent.relative_to(run) for path in run.rglob("densepath.json"))
     for model in models:
         ours, theirs = weights(run / model), weights(other / model)
         assert ours.keys() == theirs.keys()

@@ -7,10 +7,13 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 9999
+ROUNDING = 1e-12
+"""Relative spread below which values are one value in float64: BCa's corrections would divide zero by zero."""
 
 
 class Verdict(str, Enum):
@@ -63,18 +66,7 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         raise ValueError("mean_interval needs at least one value")
-    mean = float(array.mean())
-    if array.size < 2 or np.ptp(array) == 0:
-        return Interval(mean, mean, mean, array.size)
-    found = stats.bootstrap(
-        (array,),
-        np.mean,
-        confidence_level=CONFIDENCE,
-        n_resamples=RESAMPLES,
-        method="BCa",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), array.size)
+    return Interval(float(array.mean()), *_bootstrap(array, "BCa", seed), array.size)
 
 
 def paired_difference(values: Sequence[float], others: Sequence[float], seed: int = 0) -> tuple[Interval, Verdict]:
@@ -84,22 +76,31 @@ def paired_difference(values: Sequence[float], others: Sequence[float], seed: in
         values: one number a unit.
         others: numbers of the same units in the same order.
         seed: of the resampling.
+
+    Raises:
+        ValueError: no pair, or a value without its other.
     """
+    if len(values) != len(others) or not len(values):
+        raise ValueError(f"paired_difference needs as many values as others, got {len(values)} and {len(others)}")
     difference = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
-    if difference.size == 0:
-        raise ValueError("paired_difference needs at least one pair")
-    mean = float(difference.mean())
-    if difference.size < 2 or np.ptp(difference) == 0:
-        low = high = mean
-    else:
-        found = stats.bootstrap(
-            (difference,),
-            np.mean,
-            confidence_level=CONFIDENCE,
-            n_resamples=RESAMPLES,
-            method="percentile",
-            rng=np.random.default_rng(seed),
-        ).confidence_interval
-        low, high = float(found.low), float(found.high)
+    low, high = _bootstrap(difference, "percentile", seed)
     verdict = Verdict.BETTER if low > 0 else Verdict.WORSE if high < 0 else Verdict.TIE
-    return Interval(mean, low, high, int(difference.size)), verdict
+    if len(values) < 2:  # one unit has no spread to judge by
+        verdict = Verdict.TIE
+    return Interval(float(difference.mean()), low, high, int(difference.size)), verdict
+
+
+def _bootstrap(array: NDArray[np.float64], method: str, seed: int) -> tuple[float, float]:
+    """Ends of the bootstrap interval of a mean; the mean itself where all values are equal up to rounding."""
+    mean = float(array.mean())
+    if array.size < 2 or float(np.ptp(array)) <= ROUNDING * float(np.abs(array).max()):
+        return mean, mean
+    found = stats.bootstrap(
+        (array,),
+        np.mean,
+        confidence_level=CONFIDENCE,
+        n_resamples=RESAMPLES,
+        method=method,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -34,12 +35,17 @@ class RunFolder:
         path: the folder; it is made if it is not there.
 
     Raises:
-        UsageError: there is a file of that name.
+        UsageError: there is a file of that name, or a launcher started several processes.
         StorageError: the folder cannot be written, or another process works in it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError(
+                "densepath's commands run in one process; for several, call DPRTrainer in a script of your own "
+                "under accelerate launch"
+            )
         if path.exists() and not path.is_dir():
             raise UsageError(f"output_dir={path} is a file; give a folder")
         try:

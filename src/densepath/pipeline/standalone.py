@@ -48,7 +48,7 @@ def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, ti
 def _trained_before(folder: RunFolder, console: Console) -> bool:
     done = (folder / "model").exists()
     if done:
-        console.print(f"{folder / 'model'} is there already: nothing to do", highlight=False)
+        console.print(f"{folder / 'model'} is there already: nothing to do", highlight=False, soft_wrap=True)
     return done
 
 

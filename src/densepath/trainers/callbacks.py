@@ -89,7 +89,7 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
 class ReferenceCheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """Saves the model at chosen fractions of the samples that SFT will see.
 
-    A fraction falls on the nearest optimizer step; the exact share of samples is written beside the weights.
+    A fraction falls on the nearest optimizer step; the exact share of the steps is written beside the weights.
 
     Args:
         folder: where to keep them, one folder a fraction.
@@ -115,11 +115,11 @@ class ReferenceCheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def save_folder_atomic(folder: Path, save: Callable[[Path], None], record: dict[str, Any]) -> None:
-    """Fill a temporary folder and give it its name when it is whole; `reference.json` holds the record."""
+    """Fill a temporary folder and give it its name when it is whole; `densepath.json` holds the record."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     save(temporary)
-    write_json_atomic(temporary / "reference.json", record)
+    write_json_atomic(temporary / "densepath.json", record)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(temporary, folder)

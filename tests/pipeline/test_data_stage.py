@@ -1,0 +1,176 @@
+"""The data stage: what is held out is held out, whatever the data set looks like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.support import tiny_tokenizer
+
+from densepath.errors import ConfigError, DataError
+from densepath.io import read_json, read_jsonl
+from densepath.pipeline.config import RunArguments
+from densepath.pipeline.data import load_rows, place, prepare_data
+from densepath.pipeline.run_folder import RunFolder
+
+CONTEXT = 256
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """Run the stage; the rows of each split."""
+    count = 0
+
+    def run(**changes) -> dict[str, list[dict]]:
+        nonlocal count
+        count += 1
+        folder = RunFolder(tmp_path / f"run-{count}")
+        arguments = RunArguments(
+            **{
+                "output_dir": str(folder.path),
+                "max_train_samples": 40,
+                "num_validation_samples": 10,
+                "num_test_samples": 10,
+                "max_completion_length": 8,
+                **changes,
+            }
+        )
+        prepare_data(folder, arguments, tiny_tokenizer(), CONTEXT)
+        assert folder.is_done("data")
+        record = read_json(folder / "data.json")
+        found = {name: read_jsonl(folder / f"data/{name}.jsonl") for name in record}
+        assert {name: len(rows) for name, rows in found.items()} == {n: record[n]["rows"] for n in record}
+        folder.close()
+        return found
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_rows(name: str, rows: list) -> str:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    return write_rows
+
+
+def words(row: dict) -> str:
+    """A prompt by what it says: its turns' words, however they are spaced."""
+    prompt = row["prompt"] if "prompt" in row else row["messages"][:-1]
+    text = prompt if isinstance(prompt, str) else " / ".join(turn["content"] for turn in prompt)
+    return " ".join(text.split())
+
+
+def said(rows: list[dict]) -> set[str]:
+    return {words(row) for row in rows}
+
+
+def test_generated_tasks_are_split_without_a_common_prompt(prepare):
+    found = prepare(verifier="exact_match")
+    train, validation, test = (said(found[name]) for name in ("train", "validation", "test"))
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+    assert len(found["train"]) == 40
+    assert 1 <= len(found["validation"]) <= 10
+    assert 1 <= len(found["test"]) <= 10
+    assert found == prepare(verifier="exact_match")
+    assert said(found["train"]) != said(prepare(seed=1)["train"])
+
+
+def test_rows_that_repeat_a_prompt_stay_on_one_side(prepare, write):
+    """40 prompts, each five times: with other completions, another spacing, another kind of row."""
+    rows = [
+        {"prompt": f"Say{' ' * (1 + copy)}{i}:" + "\n" * copy, "completion": f"{i} {copy}"}
+        for copy in range(5)
+        for i in range(40)
+    ]
+    found = prepare(dataset_name=write("rows.jsonl", rows), max_train_samples=200)
+    assert not said(found["train"]) & (said(found["validation"]) | said(found["test"]))
+    assert not said(found["validation"]) & said(found["test"])
+    assert len(found["train"]) > len(said(found["train"]))
+
+
+def test_what_is_not_held_out_is_trained_on(prepare, write):
+    """Nothing is lost but the surplus of the held-out parts."""
+    rows = [{"prompt": f"Say {i}:", "completion": f"{i}"} for i in range(300)]
+    found = prepare(dataset_name=write("rows.jsonl", rows), max_train_samples=300)
+    assert len(found["train"]) > 240
+    assert 3 <= len(found["test"]) <= 10  # a hash meets shares on average
+    assert 3 <= len(found["validation"]) <= 10
+    assert said(found["train"]) < {f"Say {i}:" for i in range(300)}
+
+
+def test_held_out_rows_of_their_own(prepare, write):
+    train = [{"prompt": f"Say {i}:", "completion": f"{i}"} for i in range(30)]
+    held = [{"prompt": f"Repeat {i}:", "completion": f"{i}"} for i in range(60)]
+    found = prepare(dataset_name=write("train.jsonl", train), eval_dataset_name=write("held.jsonl", held))
+    assert said(found["train"]) == {f"Say {i}:" for i in range(30)}
+    assert said(found["validation"]) | said(found["test"]) < {f"Repeat {i}:" for i in range(60)}
+    assert not said(found["validation"]) & said(found["test"])
+
+
+def test_a_planted_leak_is_refused(prepare, write):
+    train = [{"prompt": f"Say {i}:", "completion": f"{i}"} for i in range(30)]
+    held = [{"prompt": [{"role": "user", "content": f"Say {i}:"}], "answer": "x"} for i in range(29, 60)]
+    with pytest.raises(DataError, match="have the same prompt"):
+        prepare(
+            dataset_name=write("train.jsonl", train),
+            eval_dataset_name=write("held.jsonl", held),
+            num_validation_samples=31,
+            num_test_samples=31,
+        )
+
+
+def test_rl_prompts_are_kept_apart_from_what_is_held_out(prepare, write):
+    rows = [{"prompt": f"Say {i}:", "completion": f"{i}"} for i in range(200)]
+    prompts = [{"prompt": f"Repeat {i}:"} for i in range(20)]
+    path = write("rows.jsonl", rows)
+    found = prepare(dataset_name=path, rl_prompts=write("prompts.jsonl", prompts))
+    assert said(found["rl"]) == said(prompts)
+    # SFT's own prompts may be used again; a held-out one may not.
+    again = prepare(dataset_name=path, rl_prompts=write("again.jsonl", found["train"][:5]))
+    assert said(again["rl"]) == said(found["train"][:5])
+    with pytest.raises(DataError, match="have the same prompt"):
+        prepare(dataset_name=path, rl_prompts=write("leak.jsonl", [*prompts, found["test"][0]]))
+
+
+def test_conversations_keep_their_turns(prepare, write):
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Count from {i}."},
+                {"role": "assistant", "content": f"{i}"},
+                {"role": "user", "content": "Go on."},
+                {"role": "assistant", "content": f"{i + 1}"},
+            ]
+        }
+        for i in range(120)
+    ]
+    found = prepare(dataset_name=write("rows.jsonl", rows))
+    assert all(row in rows for part in found.values() for row in part)
+
+
+def test_a_row_is_found_in_its_file_again(write):
+    rows = [{"prompt": f"Say {i}:", "completion": f"{i}", "note": "x" if i == 3 else None} for i in range(8)]
+    path = write("rows.jsonl", rows)
+    shuffled = load_rows(path, "train", "demonstrations", limit=None, seed=3)
+    assert [row["prompt"] for row in shuffled] != [row["prompt"] for row in rows]
+    for row in shuffled:
+        number = int(row["completion"]) + 1
+        assert place(path, "train", row) == f"{path}, row {number}"
+    assert place(path, "train", {"prompt": "other"}) == path
+    assert place("text_tasks", "train", {"prompt": "other"}) == "text_tasks"
+
+
+def test_rows_keep_their_order_without_a_seed(write):
+    rows = [{"prompt": f"Say {i}:", "completion": f"{i}"} for i in range(20)]
+    assert load_rows(write("rows.jsonl", rows), "train", None, limit=7, seed=None) == rows[:7]
+
+
+def test_a_budget_beyond_the_context_is_refused(prepare, tmp_path):
+    with pytest.raises(ConfigError, match="max_completion_length=256 fills the model's context of 256 tokens"):
+        prepare(max_completion_length=CONTEXT)
+    assert not (Path(tmp_path) / "run-1/stages").exists()

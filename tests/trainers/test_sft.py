@@ -1,0 +1,302 @@
+"""SFT against a training loop written out by hand: its loss, its references, accumulation and resuming."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from tests.tiny_models import tiny_gpt2
+from transformers import TrainerCallback
+from trl import SFTConfig
+
+from densepath.errors import ConfigError, NumericalError
+from densepath.trainers.callbacks import COMPLETE_MARKER, last_complete_checkpoint
+from densepath.trainers.sft import reference_name, save_model, sft_trainer, train_resumable
+
+EOS = 1  # <|im_end|> of the tiny tokenizer, its pad token as well
+ROWS = [  # (ids, 1 where the token is an action); lengths and shares of actions differ
+    ([10, 11, 12, 40, 41, EOS], [0, 0, 0, 1, 1, 1]),
+    ([10, 13, 42, EOS], [0, 0, 1, 1]),
+    ([20, 21, 22, 23, 24, 25, 43, 44, 45, 46, EOS], [0] * 6 + [1] * 5),
+    ([30, 50, EOS, 31, 32, 51, 52, EOS], [0, 1, 1, 0, 0, 1, 1, 1]),  # two turns
+]
+LORA = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def encoded(rows=ROWS) -> Dataset:
+    return Dataset.from_dict({"input_ids": [ids for ids, _ in rows], "completion_mask": [mask for _, mask in rows]})
+
+
+def config(folder: Path, **changes) -> SFTConfig:
+    values = {
+        "output_dir": str(folder),
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 0.05,
+        "optim": "sgd",
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "max_length": None,
+        "dataloader_pin_memory": False,
+        **changes,
+    }
+    return SFTConfig(**values)
+
+
+def trainer_of(model, tokenizer, folder, rows=ROWS, fractions=(), peft_config=None, callbacks=(), **changes):
+    return sft_trainer(
+        model,
+        tokenizer,
+        encoded(rows),
+        config(folder, **changes),
+        peft_config=peft_config,
+        reference_folder=folder / "references",
+        fractions=fractions,
+        callbacks=callbacks,
+    )
+
+
+def loss_of(model, rows) -> torch.Tensor:
+    """- sum of log-probabilities of the actions, divided by their number: row by row, in float64."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    for ids, mask in rows:
+        logprobs = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        for position in range(1, len(ids)):
+            if mask[position]:
+                total = total - logprobs[position - 1, ids[position]]
+                count += 1
+    return total / count
+
+
+def by_hand(model, steps: int, rate: float = 0.05) -> tuple[list[float], list[dict[str, torch.Tensor]]]:
+    """Losses, and the weights after each step, of plain gradient descent on all rows."""
+    model, losses, weights = copy.deepcopy(model), [], []
+    for _ in range(steps):
+        loss = loss_of(model, ROWS)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter -= rate * gradient
+        losses.append(loss.item())
+        weights.append({name: value.detach().clone() for name, value in model.named_parameters()})
+    return losses, weights
+
+
+def logged(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "loss" in row]
+
+
+def assert_close(found, expected, **tolerance) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+def flat(model) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def test_losses_weights_and_references_are_those_of_a_loop_by_hand(tmp_path, make_model, tokenizer):
+    assert tokenizer.eos_token_id == tokenizer.pad_token_id == EOS
+    model = make_model(0)
+    losses, weights = by_hand(model, 8)
+    trainer = trainer_of(model, tokenizer, tmp_path, fractions=(0.0, 0.25, 0.5, 0.75))
+    train_resumable(trainer, tmp_path)
+    assert [row["loss"] for row in logged(tmp_path)] == pytest.approx(losses, abs=1e-4)
+    assert_close(dict(model.named_parameters()), weights[-1], atol=1e-5, rtol=1e-4)
+    assert sorted(path.name for path in (tmp_path / "references").iterdir()) == ["0.25", "0.5", "0.75"]
+    for name, step in (("0.25", 2), ("0.5", 4), ("0.75", 6)):
+        folder = tmp_path / "references" / name
+        assert_close(load_file(folder / "model.safetensors"), weights[step - 1], atol=1e-5, rtol=1e-4)
+        record = json.loads((folder / "densepath.json").read_text())
+        assert record == {"fraction": step / 8, "step": step, "max_steps": 8}
+        assert (folder / "tokenizer.json").exists()
+    assert losses[-1] < losses[0] - 0.5
+    assert (weights[1]["lm_head.weight"] - weights[3]["lm_head.weight"]).abs().max() > 1e-3
+
+
+def test_eos_is_trained_although_it_is_the_pad_token(tmp_path, make_model, tokenizer):
+    """Rows whose only action is EOS: masked with the padding, there would be nothing to learn."""
+    rows = [([10, 11, 12, EOS], [0, 0, 0, 1]), ([13, EOS], [0, 1])]
+    model = make_model(0)
+    before = loss_of(model, rows).item()
+    train_resumable(trainer_of(model, tokenizer, tmp_path, rows), tmp_path)
+    assert logged(tmp_path)[0]["loss"] == pytest.approx(before, abs=1e-4)
+    assert loss_of(model, rows).item() < before - 1
+
+
+def test_prompts_and_the_users_turns_are_not_imitated(tmp_path, make_model, tokenizer):
+    """Other targets than the actions leave no trace in the gradient of the head."""
+    model = make_model(0)
+    before = model.lm_head.weight.detach().clone()
+    train_resumable(trainer_of(model, tokenizer, tmp_path, max_steps=1), tmp_path)
+    # Gradient descent raises the logit of every target: seen is the sign of the change along the state it is read in.
+    changed = model.lm_head.weight.detach() - before
+    with torch.no_grad():
+        for ids, mask in ROWS:
+            states = make_model(0).model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            pushes = states[:-1] @ changed.T
+            targets = [(t - 1, ids[t]) for t in range(1, len(ids))]
+            imitated = [float(pushes[state, token]) for (state, token), m in zip(targets, mask[1:], strict=True) if m]
+            assert sum(imitated) > 0
+    only_prompts = [(ids, [1 - m if t else 0 for t, m in enumerate(mask)]) for ids, mask in ROWS]
+    gain, learned = (loss_of(make_model(0), rows) - loss_of(model, rows) for rows in (only_prompts, ROWS))
+    assert gain.item() < 0.2 * learned.item()
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(2, 2), (1, 4)])
+def test_accumulation_changes_nothing(tmp_path, make_model, tokenizer, size, accumulation):
+    """Each step sees all four rows, whose numbers of actions differ: tokens count equally, not batches."""
+    whole, parts = make_model(0), make_model(0)
+    train_resumable(trainer_of(whole, tokenizer, tmp_path / "whole", max_steps=3), tmp_path / "whole")
+    trainer = trainer_of(
+        parts,
+        tokenizer,
+        tmp_path / "parts",
+        max_steps=3,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=accumulation,
+    )
+    train_resumable(trainer, tmp_path / "parts")
+    torch.testing.assert_close(flat(parts), flat(whole), atol=1e-5, rtol=1e-4)
+    assert (flat(whole) - flat(make_model(0))).abs().max() > 1e-3
+    losses = [[row["loss"] for row in logged(tmp_path / name)] for name in ("whole", "parts")]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_dropout_is_off(tmp_path, tokenizer):
+    """A model that is scored without dropout later is trained without it."""
+    model = tiny_gpt2(vocab_size=len(tokenizer), dropout=0.5)
+    expected = loss_of(copy.deepcopy(model).eval(), ROWS).item()
+    train_resumable(trainer_of(model, tokenizer, tmp_path, max_steps=1, learning_rate=0.0), tmp_path)
+    assert logged(tmp_path)[0]["loss"] == pytest.approx(expected, abs=1e-4)
+
+
+class StopAt(TrainerCallback):
+    """End training after a step, cleanly or as Ctrl-C does."""
+
+    def __init__(self, step: int, error: type[BaseException] | None = None) -> None:
+        self.step, self.error = step, error
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            if self.error is not None:
+                raise self.error
+            control.should_training_stop = True
+
+
+MANY = [([10 + i, 11, 40 + i, 41 + (i % 3), EOS], [0, 0, 1, 1, 1]) for i in range(10)]
+ADAM = {
+    "optim": "adamw_torch_fused",
+    "learning_rate": 3e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+    "max_grad_norm": 1.0,
+    "per_device_train_batch_size": 3,
+    "max_steps": 9,
+}
+"""As in a run: AdamW, a schedule over nine steps, two epochs and a bit, the last batch of each with one row."""
+
+
+@pytest.mark.parametrize("peft", [False, True])
+@pytest.mark.parametrize(("fraction", "step"), [(0.33, 3), (0.6, 5), (0.01, 1), (0.99, 9)])
+def test_a_reference_is_the_model_of_a_training_that_was_stopped_there(
+    tmp_path, make_model, tokenizer, peft, fraction, step
+):
+    adapter = LORA if peft else None
+    trainer = trainer_of(
+        make_model(0), tokenizer, tmp_path, MANY, fractions=[fraction], peft_config=adapter, **ADAM
+    )  # fmt: skip
+    train_resumable(trainer, tmp_path)
+    stopped = trainer_of(
+        make_model(0), tokenizer, tmp_path / "stopped", MANY, peft_config=adapter, callbacks=[StopAt(step)], **ADAM
+    )  # fmt: skip
+    stopped.train()
+    assert stopped.state.global_step == step
+    folder = tmp_path / "references" / reference_name(fraction)
+    save_model(stopped, tokenizer, tmp_path / "expected")
+    name = "adapter_model.safetensors" if peft else "model.safetensors"
+    ours, theirs = load_file(folder / name), load_file(tmp_path / "expected" / name)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert json.loads((folder / "densepath.json").read_text())["step"] == step
+    if peft:
+        model = PeftModel.from_pretrained(make_model(0), folder).eval()
+        ids = torch.tensor([MANY[0][0]])
+        expected = stopped.model.eval()(input_ids=ids).logits
+        torch.testing.assert_close(model(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fraction", [1.0, -0.1, 1.5])
+def test_a_fraction_outside_of_the_run_is_refused(tmp_path, make_model, tokenizer, fraction):
+    with pytest.raises(ConfigError, match=r"must lie in \[0, 1\): 1 is the SFT model itself"):
+        trainer_of(make_model(0), tokenizer, tmp_path, fractions=[fraction])
+
+
+def test_a_configuration_that_peft_refuses_is_a_config_error(tmp_path, make_model, tokenizer):
+    nowhere = LoraConfig(target_modules=["nowhere"], task_type="CAUSAL_LM")
+    with pytest.raises(ConfigError, match="SFT cannot begin: Target modules .*nowhere.* not found"):
+        trainer_of(make_model(0), tokenizer, tmp_path, peft_config=nowhere)
+
+
+@pytest.mark.parametrize(("stop", "resumes_from"), [(2, None), (5, 4), (8, 6), (9, 8)])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, stop, resumes_from):
+    changes = {**ADAM, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
+    whole = trainer_of(make_model(0), tokenizer, tmp_path / "whole", MANY, **changes)
+    train_resumable(whole, tmp_path / "whole")
+    folder = tmp_path / "cut"
+    cut = trainer_of(make_model(0), tokenizer, folder, MANY, callbacks=[StopAt(stop, KeyboardInterrupt)], **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train_resumable(cut, folder)
+    found = last_complete_checkpoint(folder)
+    assert found == (None if resumes_from is None else str(folder / f"checkpoint-{resumes_from}"))
+    resumed = trainer_of(make_model(0), tokenizer, folder, MANY, **changes)
+    train_resumable(resumed, folder)
+    assert torch.equal(flat(resumed.model), flat(whole.model))
+    assert resumed.state.global_step == 9
+    rows = [[{k: v for k, v in row.items() if k != "time"} for row in logged(f)] for f in (folder, tmp_path / "whole")]
+    assert rows[0] == rows[1]
+    assert rows[0][-1]["num_tokens"] == 5 * 23  # rows of 5 tokens: 10 in each epoch, and a batch of 3
+    # Once more: the last checkpoint is the end, and there is nothing left to do.
+    again = trainer_of(make_model(0), tokenizer, folder, MANY, **changes)
+    train_resumable(again, folder)
+    assert again.state.global_step == 9
+    assert torch.equal(flat(again.model), flat(whole.model))
+    assert len(logged(folder)) == 9
+
+
+def test_a_checkpoint_that_was_cut_short_is_removed_and_not_used(tmp_path):
+    for step, whole in ((2, True), (4, True), (6, False)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if whole:
+            (tmp_path / f"checkpoint-{step}" / COMPLETE_MARKER).write_text("{}")
+    (tmp_path / "checkpoint-best").mkdir()  # somebody else's
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-best"]
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path, make_model, tokenizer):
+    model = make_model(0)
+    with torch.no_grad():
+        model.lm_head.weight[40] = float("nan")
+    trainer = trainer_of(model, tokenizer, tmp_path, logging_nan_inf_filter=False)
+    with pytest.raises(
+        NumericalError, match=r"the loss is nan at step 1 \(.*metrics\.jsonl\); lower the learning rate"
+    ):
+        train_resumable(trainer, tmp_path)
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert row["loss"] is None
