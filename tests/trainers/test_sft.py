@@ -139,22 +139,13 @@ def test_eos_is_trained_although_it_is_the_pad_token(tmp_path, make_model, token
 
 
 def test_prompts_and_the_users_turns_are_not_imitated(tmp_path, make_model, tokenizer):
-    """Other targets than the actions leave no trace in the gradient of the head."""
+    """What is learned is the actions: the likelihood of the other tokens hardly moves."""
     model = make_model(0)
-    before = model.lm_head.weight.detach().clone()
-    train_resumable(trainer_of(model, tokenizer, tmp_path, max_steps=1), tmp_path)
-    # Gradient descent raises the logit of every target: seen is the sign of the change along the state it is read in.
-    changed = model.lm_head.weight.detach() - before
-    with torch.no_grad():
-        for ids, mask in ROWS:
-            states = make_model(0).model(input_ids=torch.tensor([ids])).last_hidden_state[0]
-            pushes = states[:-1] @ changed.T
-            targets = [(t - 1, ids[t]) for t in range(1, len(ids))]
-            imitated = [float(pushes[state, token]) for (state, token), m in zip(targets, mask[1:], strict=True) if m]
-            assert sum(imitated) > 0
-    only_prompts = [(ids, [1 - m if t else 0 for t, m in enumerate(mask)]) for ids, mask in ROWS]
-    gain, learned = (loss_of(make_model(0), rows) - loss_of(model, rows) for rows in (only_prompts, ROWS))
-    assert gain.item() < 0.2 * learned.item()
+    train_resumable(trainer_of(model, tokenizer, tmp_path), tmp_path)
+    others = [(ids, [0, *(1 - m for m in mask[1:])]) for ids, mask in ROWS]
+    learned, gained = (loss_of(make_model(0), rows) - loss_of(model, rows) for rows in (ROWS, others))
+    assert learned.item() > 1.5
+    assert abs(gained.item()) < 0.3 * learned.item()
 
 
 @pytest.mark.parametrize(("size", "accumulation"), [(2, 2), (1, 4)])
@@ -248,7 +239,7 @@ def test_a_fraction_outside_of_the_run_is_refused(tmp_path, make_model, tokenize
 
 def test_a_configuration_that_peft_refuses_is_a_config_error(tmp_path, make_model, tokenizer):
     nowhere = LoraConfig(target_modules=["nowhere"], task_type="CAUSAL_LM")
-    with pytest.raises(ConfigError, match="SFT cannot begin: Target modules .*nowhere.* not found"):
+    with pytest.raises(ConfigError, match=r"SFT cannot begin: Target modules .*nowhere.* not found"):
         trainer_of(make_model(0), tokenizer, tmp_path, peft_config=nowhere)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -91,9 +92,9 @@ def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], con
     counts = ", ".join(f"{record['rows']} {name}" for name, record in rows.items())
     console.print(f"1/6 data: {counts} rows{_left_out(rows['train'])}", highlight=False)
     if not run.is_done("sft"):
-        run_sft(run, arguments, others, console, "2/6 SFT", context)
+        _do(run_sft, run, arguments, others, console, "2/6 SFT", context)
     if not run.is_done("selection"):
-        run_selection(run, arguments, console, "3/6 choose the reference")
+        _do(run_selection, run, arguments, console, "3/6 choose the reference")
     found = chosen(run)
     reason = read_json(run / "selection.json")["reason"]
     if found is None:
@@ -102,12 +103,18 @@ def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], con
         text = f"reference {found['reference']}, beta {found['beta']:g}: {reason}"
         console.print(f"3/6 {text}", highlight=False)
         if not run.is_done("dpr"):
-            run_dpr(run, arguments, others, console, "4/6 DPR", context, **found)
+            _do(run_dpr, run, arguments, others, console, "4/6 DPR", context, **found)
         if arguments.continued_sft != "none" and not run.is_done("continued_sft"):
-            run_continued_sft(run, arguments, others, console, "5/6 continued SFT", context)
+            _do(run_continued_sft, run, arguments, others, console, "5/6 continued SFT", context)
     if not run.is_done("eval"):
-        run_evaluation(run, arguments, console, "6/6 evaluation")
+        _do(run_evaluation, run, arguments, console, "6/6 evaluation")
     return write_report(run.path)
+
+
+def _do(stage: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+    """Run a stage, then free what it held: trainers are reference cycles around a model and its optimizer."""
+    stage(*args, **kwargs)
+    gc.collect()
 
 
 def show_results(run_dir: Path, console: Console) -> None:

@@ -222,7 +222,8 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
         local = len(returns)
         if self.accelerator.num_processes > 1:
             returns = self.accelerator.gather(self.accelerator.pad_across_processes(returns, dim=1))
-            mask = self.accelerator.gather(self.accelerator.pad_across_processes(mask, dim=1))
+            # Padding a bool tensor makes it int64 (accelerate 1.15).
+            mask = self.accelerator.gather(self.accelerator.pad_across_processes(mask, dim=1)).bool()
         advantages = torch.where(mask, returns - baseline(kind, returns, mask, group), torch.zeros_like(returns))
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask)
