@@ -209,7 +209,8 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
         self._metrics[mode]["kl"].append(kl_sum / max(tokens, 1.0))
         self._metrics[mode]["kl_sequence"].append(kl_sum / max(rows, 1.0))
         self._metrics[mode]["reward_per_token"].append(reward_sum / max(tokens, 1.0))
-        self._metrics[mode]["flops"].append(self._rollout_flops() * self.accelerator.num_processes)
+        flops = torch.tensor(self._rollout_flops(), device=mask.device)
+        self._metrics[mode]["flops"].append(self.accelerator.reduce(flops, reduction="sum").item())
         self._rollout = {}
         return output
 
@@ -219,16 +220,16 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
         kind = Baseline(self.args.baseline)
         if group < 2 and kind is Baseline.LEAVE_ONE_OUT:
             kind = Baseline.NONE
-        local = len(returns)
+        local, width = returns.shape
         if self.accelerator.num_processes > 1:
             returns = self.accelerator.gather(self.accelerator.pad_across_processes(returns, dim=1))
-            # Padding a bool tensor makes it int64 (accelerate 1.15).
-            mask = self.accelerator.gather(self.accelerator.pad_across_processes(mask, dim=1)).bool()
+            # As int64: padding turns a bool tensor into one, and a process that has nothing to pad would keep its own.
+            mask = self.accelerator.gather(self.accelerator.pad_across_processes(mask.long(), dim=1)).bool()
         advantages = torch.where(mask, returns - baseline(kind, returns, mask, group), torch.zeros_like(returns))
         if self.args.whiten_advantages:
             advantages = whiten(advantages, mask)
         start = self.accelerator.process_index * local
-        return advantages[start : start + local]
+        return advantages[start : start + local, :width]
 
     def _rollout_flops(self) -> float:
         """FLOPs of one generation batch: sample, score the frozen models, forward and backward of the policy.
