@@ -102,13 +102,13 @@ def test_training_prompts_longer_than_the_context_are_left_out_and_counted(model
     """SFT and DPR can do without them; a run whose every training prompt is too long cannot."""
     held = write_jsonl("held.jsonl", CHAT)
     nearly = {"prompt": "z" * 252, "completion": "y"}  # fits the context, and leaves no room to sample 6 tokens
-    path = write_jsonl("some.jsonl", [LONG, nearly, *GOOD[:12]])
+    path = write_jsonl("some.jsonl", [LONG, nearly, *GOOD[:3]])
     output = tmp_path / "some"
     argv = run_argv(models["sft"], output, dataset_name=path, eval_dataset_name=held, verifier="none", beta=1)
-    argv += ["--sft_max_steps", "1", "--dpr_max_steps", "1", "--continued_sft", "none", "--eval_temperatures", "0"]
-    assert main(argv) == 0
+    argv += ["--sft_max_steps", "1", "--dpr_max_steps", "3", "--continued_sft", "none", "--eval_temperatures", "0"]
+    assert main(argv) == 0  # three steps of two prompts: all that are left
     out = " ".join(capsys.readouterr().out.split())
-    assert "14 train, 4 validation, 4 test rows (1 left out of SFT: the prompt fills max_length;" in out
+    assert "5 train, 4 validation, 4 test rows (1 left out of SFT: the prompt fills max_length;" in out
     assert "2 left out of DPR: the prompt leaves no room for a completion)" in out
     argv = run_argv(models["sft"], tmp_path / "all", dataset_name=write_jsonl("all.jsonl", [nearly]), verifier="none")
     assert main([*argv, "--eval_dataset_name", held]) == 2

@@ -176,6 +176,18 @@ def test_dropout_is_off(tmp_path, tokenizer):
     assert logged(tmp_path)[0]["loss"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_dropout_of_an_adapter_is_off(tmp_path, make_model, tokenizer):
+    trained = []
+    for dropout in (0.0, 0.5):
+        adapter = LoraConfig(r=4, target_modules="all-linear", lora_dropout=dropout, task_type="CAUSAL_LM")
+        folder = tmp_path / str(dropout)
+        trainer = trainer_of(make_model(0), tokenizer, folder, peft_config=adapter, max_steps=3)
+        train_resumable(trainer, folder)
+        trained.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad]))
+    assert torch.equal(trained[0], trained[1])
+    assert trained[0].abs().max() > 0
+
+
 class StopAt(TrainerCallback):
     """End training after a step, cleanly or as Ctrl-C does."""
 

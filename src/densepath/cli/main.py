@@ -45,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"densepath {__version__}")
         return 0
+    # Threads that wait by spinning slow a shared machine several-fold; torch reads this when it is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command, rest = words[0], words[1:]
     if command not in COMMANDS:
         print(f"densepath: no command {command!r}; choose one of: {', '.join(COMMANDS)}", file=sys.stderr)
