@@ -32,6 +32,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return middle - half, middle + half
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_a_proportions_interval_is_wilsons(case):
     successes, n = case

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.pipeline.runs import assert_same_run, checkpoint_steps, leftovers, run_argv
+import torch
+from tests.pipeline.runs import assert_same_run, checkpoint_steps, leftovers, run_argv, steps, weights
 
 STEP = "transformers.trainer:Trainer.training_step"
 OPTIMIZER = "transformers.trainer:Trainer._save_optimizer_and_scheduler"
@@ -76,3 +77,39 @@ def test_killed_in_every_stage_equals_uninterrupted(tmp_path, tiny_model, forks,
     assert_same_run(killed, whole)
     assert leftovers(killed) == []
     assert (killed / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_stages_on_their_own_go_on_as_well(tmp_path, tiny_model, forks):
+    """`densepath sft`, then `densepath dpr` from its model and one of its references."""
+
+    def sft(folder):
+        words = ["sft", "--model_name_or_path", tiny_model, "--max_train_samples", "10", "--max_steps", "5"]
+        words += ["--output_dir", folder, "--per_device_train_batch_size", "3", "--reference_fractions", "0.4"]
+        return [*words, "--save_steps", "2", "--learning_rate", "1e-3"]
+
+    def dpr(folder, start):
+        words = ["dpr", "--model_name_or_path", start / "model", "--ref_model_name_or_path", start / "references/0.4"]
+        words += ["--output_dir", folder, "--max_train_samples", "9", "--max_steps", "5", "--save_steps", "2"]
+        words += ["--per_device_train_batch_size", "4", "--num_generations", "2", "--max_completion_length", "5"]
+        return [*words, "--learning_rate", "1e-3"]
+
+    start = tmp_path / "sft-whole"
+    kills = [
+        ({"target": STEP, "call": 4}, [2]),
+        ({"target": OPTIMIZER}, [2, 4]),
+        ({"target": "densepath.pipeline.standalone:save_model", "when": "after"}, [4, 5]),
+        ({"target": TIDY, "call": 3}, [4, 5]),  # the model has its name, and its checkpoints are not removed yet
+    ]
+    for name, command in (("sft", sft), ("dpr", lambda folder: dpr(folder, start))):
+        whole, killed = tmp_path / f"{name}-whole", tmp_path / f"{name}-killed"
+        assert forks.run(command(whole)) == 0, forks.stderr
+        for hook, checkpoints in kills:
+            assert forks.run(command(killed), hook=hook) == -9, forks.stderr
+            assert checkpoint_steps(killed) == checkpoints
+        assert forks.run(command(killed)) == 0, forks.stderr
+        assert leftovers(killed) == []
+        for folder in ("model", "references/0.4") if name == "sft" else ("model",):
+            ours, theirs = weights(killed / folder), weights(whole / folder)
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+        assert steps(killed, "") == steps(whole, "")

@@ -214,10 +214,11 @@ ADAM = {
 """As in a run: AdamW, a schedule over nine steps, two epochs and a bit, the last batch of each with one row."""
 
 
-@pytest.mark.parametrize("peft", [False, True])
-@pytest.mark.parametrize(("fraction", "step"), [(0.33, 3), (0.6, 5), (0.01, 1), (0.99, 9)])
+@pytest.mark.parametrize(
+    ("fraction", "step", "peft"), [(0.33, 3, False), (0.6, 5, True), (0.01, 1, False), (0.99, 9, False)]
+)
 def test_a_reference_is_the_model_of_a_training_that_was_stopped_there(
-    tmp_path, make_model, tokenizer, peft, fraction, step
+    tmp_path, make_model, tokenizer, fraction, step, peft
 ):
     adapter = LORA if peft else None
     trainer = trainer_of(
@@ -255,7 +256,7 @@ def test_a_configuration_that_peft_refuses_is_a_config_error(tmp_path, make_mode
         trainer_of(make_model(0), tokenizer, tmp_path, peft_config=nowhere)
 
 
-@pytest.mark.parametrize(("stop", "resumes_from"), [(2, None), (5, 4), (8, 6), (9, 8)])
+@pytest.mark.parametrize(("stop", "resumes_from"), [(2, None), (5, 4), (9, 8)])
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, stop, resumes_from):
     changes = {**ADAM, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 2}
     whole = trainer_of(make_model(0), tokenizer, tmp_path / "whole", MANY, **changes)
