@@ -277,6 +277,7 @@ def test_dpr_without_a_reference_where_the_reward_needs_none(models, tmp_path):
     assert (tmp_path / "dpr/model/model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_the_stages_by_hand_make_the_same_sft_model_as_a_run(models, tmp_path):
     """`densepath sft` on the rows that a run trained on; all of them in each step, so that order does not matter."""
     same = ["--learning_rate", "1e-3", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
