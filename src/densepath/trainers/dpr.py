@@ -20,12 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from trl import GRPOTrainer
 
 from densepath.core.masks import masked_sum
-from densepath.core.objective import clipped_loss, kl_estimate, reinforce_loss
-from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_to_go, whiten
+from densepath.core.objective import clipped_loss, reinforce_loss
 from densepath.errors import ConfigError, DensepathError, ModelError
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
@@ -34,6 +32,7 @@ from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
 from densepath.rewards.dense import DenseReward, FrozenPolicy, RewardKind
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops
 
 
 class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -123,7 +122,7 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
             token_budget=args.score_token_budget,
         )
         add_packed_forward(policy)
-        self._rollout: dict[str, Any] = {}
+        self._rollout = Rollout()
         self._parameters = sum(p.numel() for p in policy.parameters())
 
     def _frozen(self, model: Any) -> FrozenPolicy:
@@ -163,83 +162,40 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
     def _generate(self, prompts: Any) -> Any:
         output = super()._generate(prompts)
         prompt_ids, completion_ids, _, _, logprobs = output[:5]
-        self._rollout = {"prompt_ids": prompt_ids, "completion_ids": completion_ids, "logprobs": logprobs}
+        self._rollout = Rollout(prompt_ids, completion_ids, logprobs)
         return output
 
     def dense_reward_sum(self, prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
         """Dense reward of each completion of the current rollout, nats: what TRL logs as `reward`."""
         rollout = self._rollout
-        scores = self.dense_reward.score_ids(
-            rollout["prompt_ids"], rollout["completion_ids"], eos_token_ids=self.eos_token_ids
+        rollout.scores = self.dense_reward.score_ids(
+            rollout.prompt_ids, rollout.completion_ids, eos_token_ids=self.eos_token_ids
         )
-        rollout["scores"] = scores
-        if rollout["logprobs"] is None or self.use_vllm:
+        if rollout.sampling_logprobs is None or self.use_vllm:
             # Another engine sampled: the policy's own log-probabilities are what the KL is about.
             policy = self.accelerator.unwrap_model(self.model)
-            rollout["policy_logprobs"] = score_completions(
-                policy, rollout["prompt_ids"], rollout["completion_ids"], token_budget=self.args.score_token_budget
+            rollout.policy_logprobs = score_completions(
+                policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
             ).logprobs
         else:
-            rollout["policy_logprobs"] = [torch.tensor(values) for values in rollout["logprobs"]]
-        sums: list[float] = scores.sums.tolist()
+            rollout.policy_logprobs = [torch.tensor(values) for values in rollout.sampling_logprobs]
+        sums: list[float] = rollout.scores.sums.tolist()
         return sums
-
-    def _padded(self, rows: list[Tensor], like: Tensor) -> Tensor:
-        """(completions, width) float32 of ragged rows, on the device and with the width of `like`."""
-        padded = pad_sequence([row.float() for row in rows], batch_first=True)
-        return torch.nn.functional.pad(padded, (0, like.shape[1] - padded.shape[1])).to(like.device)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
-        mask = output["completion_mask"].bool()
-        if "tool_mask" in output:
-            mask = mask & output["tool_mask"].bool()
-        scores = self._rollout["scores"]
-        rewards = self._padded(scores.rewards, mask)
-        sft_logprobs = self._padded(scores.sft_logprobs, mask)
-        policy_logprobs = self._padded(self._rollout["policy_logprobs"], mask)
-        penalised = kl_penalised_rewards(rewards, policy_logprobs, sft_logprobs, self.args.beta, mask)
-        returns = returns_to_go(penalised, mask, self.args.gamma)
-        output["advantages"] = self._advantages(returns, mask, mode)
-        kl = kl_estimate(policy_logprobs, sft_logprobs, mask)
-        counts = mask.sum().float(), torch.tensor(float(len(mask)), device=mask.device)
-        totals = torch.stack([kl.sum(), masked_sum(rewards, mask), *counts])
-        kl_sum, reward_sum, tokens, rows = self.accelerator.reduce(totals, reduction="sum").tolist()
-        self._metrics[mode]["kl"].append(kl_sum / max(tokens, 1.0))
-        self._metrics[mode]["kl_sequence"].append(kl_sum / max(rows, 1.0))
-        self._metrics[mode]["reward_per_token"].append(reward_sum / max(tokens, 1.0))
-        flops = torch.tensor(self._rollout_flops(), device=mask.device)
-        self._metrics[mode]["flops"].append(self.accelerator.reduce(flops, reduction="sum").item())
-        self._rollout = {}
-        return output
-
-    def _advantages(self, returns: Tensor, mask: Tensor, mode: str) -> Tensor:
-        """Returns less the baseline over the *global* batch; this process's rows of it."""
         group = self.num_generations if mode == "train" else self.num_generations_eval
-        kind = Baseline(self.args.baseline)
-        if group < 2 and kind is Baseline.LEAVE_ONE_OUT:
-            kind = Baseline.NONE
-        local, width = returns.shape
-        if self.accelerator.num_processes > 1:
-            returns = self.accelerator.gather(self.accelerator.pad_across_processes(returns, dim=1))
-            # As int64: padding turns a bool tensor into one, and a process that has nothing to pad would keep its own.
-            mask = self.accelerator.gather(self.accelerator.pad_across_processes(mask.long(), dim=1)).bool()
-        advantages = torch.where(mask, returns - baseline(kind, returns, mask, group), torch.zeros_like(returns))
-        if self.args.whiten_advantages:
-            advantages = whiten(advantages, mask)
-        start = self.accelerator.process_index * local
-        return advantages[start : start + local, :width]
-
-    def _rollout_flops(self) -> float:
-        """FLOPs of one generation batch: sample, score the frozen models, forward and backward of the policy.
-
-        2 a parameter and token forward, 4 backward; a prompt that completions share is counted once, as computed.
-        """
-        prompts = {tuple(ids) for ids in self._rollout["prompt_ids"]}
-        tokens = sum(map(len, prompts)) + sum(map(len, self._rollout["completion_ids"]))
+        output["advantages"], metrics = advantages_of(
+            self._rollout, loss_mask(output), self.args, num_generations=group, accelerator=self.accelerator
+        )
         frozen = 2 if self.dense_reward.ref is not None else 1
-        return float(tokens * self._parameters * (2 + 2 * frozen + 6 * self.num_iterations))
+        flops = torch.tensor(rollout_flops(self._rollout, self._parameters, frozen, self.num_iterations))
+        metrics["flops"] = self.accelerator.reduce(flops.to(self.accelerator.device), reduction="sum").item()
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
+        self._rollout = Rollout()
+        return output
 
     # -- loss --------------------------------------------------------------------------------------------------
 
@@ -253,9 +209,7 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
             completion_mask.shape[1],
             compute_entropy=True,
         )
-        mask = completion_mask.bool()
-        if "tool_mask" in inputs:
-            mask = mask & inputs["tool_mask"].bool()
+        mask = loss_mask(inputs)
         advantages = inputs["advantages"]
         if "importance_sampling_ratio" in inputs:  # vLLM sampled: its numerics differ from the trainer's
             advantages = advantages * inputs["importance_sampling_ratio"]
