@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.live_memory import LiveBytes
 
 from densepath.core.logprobs import (
     chunked_token_logprobs,
@@ -133,6 +134,33 @@ def test_chunked_equals_whole_with_gradients(chunk, softcap):
     plain = (token_logprobs(logits, ids) ** 2).sum() + entropy(logits).sum()
     for left, right in zip(mine, torch.autograd.grad(plain, (hidden, weight, bias)), strict=True):
         torch.testing.assert_close(left, right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("chosen", [(0,), (1,), (2,), (0, 1, 2)])
+def test_each_score_alone_has_its_gradient(chosen):
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(5, 3, dtype=torch.float64, generator=generator, requires_grad=True)
+    weight = torch.randn(7, 3, dtype=torch.float64, generator=generator)
+    weight[3] = -1e3  # next to no probability where hidden is positive
+    ids = torch.tensor([0, 1, 3, 5, 6])
+    factors = torch.randn(3, 5, dtype=torch.float64, generator=generator)
+    scores = chunked_token_logprobs(hidden, weight, ids, chunk_tokens=2)
+    (mine,) = torch.autograd.grad(sum((factors[k] * scores[k]).sum() for k in chosen), hidden)
+    logits = hidden @ weight.T
+    plain = (token_logprobs(logits, ids), entropy(logits), logits.logsumexp(-1))
+    (expected,) = torch.autograd.grad(sum((factors[k] * plain[k]).sum() for k in chosen), hidden)
+    torch.testing.assert_close(mine, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [8, 64])
+def test_nothing_of_the_vocabulary_outlives_its_chunk(rows):
+    """Forward and backward hold a few (chunk, vocabulary) tensors, however many chunks there are."""
+    vocabulary, chunk = 4000, 8
+    hidden, weight = torch.randn(rows, 2, requires_grad=True), torch.randn(vocabulary, 2, requires_grad=True)
+    with LiveBytes() as live:
+        scores = chunked_token_logprobs(hidden, weight, torch.arange(rows), chunk_tokens=chunk)
+        scores.logprobs.sum().backward()  # entropies are for the log: no gradient comes back to them
+    assert live.peak < 2.5 * chunk * vocabulary * 4
 
 
 def test_chunked_lifts_half_precision_and_takes_nothing():

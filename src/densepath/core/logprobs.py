@@ -6,11 +6,11 @@ that take hidden states project a chunk of positions at a time: (tokens, vocabul
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 DEFAULT_CHUNK_TOKENS = 512
 """Positions projected through the head at once: 512 x 49,152 float32 logits are 96 MiB."""
@@ -114,16 +114,122 @@ def contrastive_logits(sft_logits: Tensor, ref_logits: Tensor, alpha: float) -> 
     return (1 + alpha) * sft - alpha * ref
 
 
-def _project_chunk(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, scale: float, softcap: float | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    logits = lift(torch.nn.functional.linear(hidden, weight, bias)) * scale
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+def _head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    logits = lift(torch.nn.functional.linear(hidden, weight, bias))
+    if scale != 1.0:
+        logits = logits * scale
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _scores_in_place(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `TokenScores` holds of one chunk; the logits are overwritten, so that two copies of them exist at most."""
     log_normalizers = logits.logsumexp(dim=-1, keepdim=True)
-    logprobs = logits - log_normalizers
+    is_top1 = logits.argmax(dim=-1) == ids
+    logprobs = logits.sub_(log_normalizers)
     chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    return chosen, _entropy(logprobs), log_normalizers.squeeze(-1), logprobs.argmax(dim=-1) == ids
+    probs = logprobs.exp()
+    # a token of probability 0 adds nothing, where 0 * -inf would be NaN
+    entropies = -probs.mul_(logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
+    return chosen, entropies, log_normalizers.squeeze(-1), is_top1
+
+
+class _ChunkedScores(torch.autograd.Function):
+    """TokenScores, a chunk of positions at a time; the backward pass projects each chunk again.
+
+    With p = softmax(z), H the entropy and V = logsumexp(z), the gradients by the logits are
+
+        d log p(a) / dz_j = 1[j = a] - p_j      dH / dz_j = -p_j (log p_j + H)      dV / dz_j = p_j
+
+    so nothing of the width of the vocabulary outlives its chunk. (Activation checkpoints of each chunk would keep
+    what a score without a gradient saved, until the whole backward pass ends.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        chunk_tokens: int,
+        scale: float,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        chunks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for start in range(0, hidden.shape[0], chunk_tokens):
+            part, chosen = hidden[start : start + chunk_tokens], ids[start : start + chunk_tokens]
+            chunks.append(_scores_in_place(_head_logits(part, weight, bias, scale, softcap), chosen))
+        scores = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
+        ctx.save_for_backward(hidden, weight, bias, ids, scores[1], scores[2])
+        ctx.settings = chunk_tokens, scale, softcap
+        ctx.compute_dtype = _compute_dtype(hidden)
+        ctx.mark_non_differentiable(scores[3])
+        ctx.set_materialize_grads(False)
+        return scores[0], scores[1], scores[2], scores[3]
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, by_logprobs: Tensor | None, by_entropies: Tensor | None, by_normalizers: Tensor | None, _: None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, weight, bias, ids, entropies, log_normalizers = ctx.saved_tensors
+        chunk_tokens, scale, softcap = ctx.settings
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        sums = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        of_hidden = torch.empty_like(hidden) if needs_hidden else None
+        of_weight = torch.zeros_like(weight, dtype=sums) if needs_weight else None
+        of_bias = torch.zeros_like(bias, dtype=sums) if needs_bias and bias is not None else None
+        cast = weight.to(ctx.compute_dtype)
+        for start in range(0, hidden.shape[0], chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            read = hidden[part].to(ctx.compute_dtype)
+            logits = _head_logits(read, cast, None if bias is None else bias.to(cast.dtype), scale, softcap)
+            inner = None if softcap is None else 1 - (logits / softcap).square()  # 1 - tanh^2
+            logprobs = logits.sub_(log_normalizers[part].unsqueeze(-1))
+            probs = logprobs.exp()
+            factor = torch.zeros_like(log_normalizers[part])
+            if by_logprobs is not None:
+                factor -= by_logprobs[part]
+            if by_normalizers is not None:
+                factor += by_normalizers[part]
+            if by_entropies is None:
+                grad = probs.mul_(factor.unsqueeze(-1))
+            else:  # a token of probability 0 has no gradient, where 0 * -inf would be NaN
+                slope = logprobs.clamp_(min=torch.finfo(logprobs.dtype).min).add_(entropies[part].unsqueeze(-1))
+                slope.mul_(by_entropies[part].unsqueeze(-1)).neg_().add_(factor.unsqueeze(-1))
+                grad = probs.mul_(slope)
+            if by_logprobs is not None:
+                grad.scatter_add_(-1, ids[part].unsqueeze(-1), by_logprobs[part].unsqueeze(-1))
+            if inner is not None:
+                grad.mul_(inner)
+            if scale != 1.0:
+                grad.mul_(scale)
+            if of_bias is not None:
+                of_bias += grad.sum(dim=0)
+            grad = grad.to(cast.dtype)
+            if of_hidden is not None:
+                of_hidden[part] = grad @ cast
+            if of_weight is not None:
+                if grad.dtype == sums:
+                    of_weight.addmm_(grad.T, read)
+                else:
+                    of_weight += grad.T @ read
+            del logits, logprobs, probs, grad, inner  # before the next chunk is projected
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None or bias is None else of_bias.to(bias.dtype),
+            None,
+            None,
+            None,
+            None,
+        )
+
+
+def _compute_dtype(hidden: Tensor) -> torch.dtype:
+    """The type that a matrix product of these values runs in: autocast's where it is on."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
 
 
 def chunked_token_logprobs(
@@ -159,16 +265,8 @@ def chunked_token_logprobs(
         )
     if chunk_tokens < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
-    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    chunks = []
-    for start in range(0, hidden.shape[0], chunk_tokens):
-        stop = start + chunk_tokens
-        arguments = (hidden[start:stop], weight, bias, ids[start:stop], logit_scale, softcap)
-        if needs_grad:
-            chunks.append(checkpoint(_project_chunk, *arguments, use_reentrant=False))
-        else:
-            chunks.append(_project_chunk(*arguments))
-    if not chunks:
+    if not hidden.shape[0]:
         empty = lift(hidden.new_zeros(0))
         return TokenScores(empty, empty.clone(), empty.clone(), torch.zeros(0, dtype=torch.bool, device=hidden.device))
-    return TokenScores(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+    scores = _ChunkedScores.apply(hidden, weight, bias, ids, chunk_tokens, logit_scale, softcap)  # type: ignore[no-untyped-call]
+    return TokenScores(*scores)
