@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from markupsafe import Markup, escape
 
 from densepath.report import parse
+from densepath.report.html import asset
 from densepath.report.records import Span
 from densepath.report.text import minus, visible
 
@@ -49,7 +49,7 @@ def heat_scale(spans: Iterable[Span]) -> float:
 
 def heatmap_css() -> str:
     """The style of the heat map: colours for light, dark and print."""
-    return (resources.files("densepath.report") / "templates" / "heatmap.css").read_text(encoding="utf-8")
+    return asset("heatmap.css")
 
 
 def legend_html(scale: float) -> str:
@@ -72,6 +72,7 @@ def heatmap_html(
     scale: float | None = None,
     label: str = "completion",
     standalone: bool = True,
+    marks: Mapping[tuple[int, int], str] | None = None,
 ) -> str:
     """The coloured completion as an HTML fragment; all text is escaped.
 
@@ -82,6 +83,7 @@ def heatmap_html(
         scale: nats at full colour; by default from these spans. Give one scale to maps that are compared.
         label: what a screen reader announces.
         standalone: with the style and the legend; without them for a page that holds many.
+        marks: (start, end) of runs that a link leads to -> the id of that place in the page; they do not overlap.
     """
     known = [item if isinstance(item, Span) else parse.span(parse.clean(item)) for item in spans]
     scale = heat_scale(known) if scale is None else scale
@@ -89,7 +91,10 @@ def heatmap_html(
     parts = []
     for item in known:
         total += item.reward
-        parts.append(_span_html(item, total, scale))
+        parts.append(span_html(item, total, scale))
+    for (start, end), name in (marks or {}).items():
+        parts[start] = Markup('<span class="dp-run" id="{}">').format(name) + parts[start]
+        parts[end - 1] += Markup("</span>")
     body = Markup('<div class="dp-heat" dir="auto" role="group" aria-label="{}">{}</div>').format(
         visible(label), Markup("").join(parts)
     )
@@ -105,17 +110,29 @@ def _level_class(level: int) -> str:
     return f"p{level}" if level > 0 else f"n{-level}" if level < 0 else "z"
 
 
-def _span_html(span: Span, total: float, scale: float) -> Markup:
+def span_html(span: Span, total: float, scale: float, text: str | None = None) -> Markup:
+    """One run of tokens, coloured and with its numbers as a tooltip.
+
+    Args:
+        span: the run.
+        total: nats, the sum of rewards up to and including the run.
+        scale: nats at full colour.
+        text: what to show in place of the run's own text.
+    """
     level = color_level(span.reward, scale)
     sign = "" if level else (" s" if span.reward > 0 else "")
     return Markup('<b class="{}" title="{}">{}</b>').format(
-        _level_class(level) + sign, _tooltip(span, total), _marked(span.text)
+        _level_class(level) + sign, _tooltip(span, total), _marked(span.text if text is None else text)
     )
 
 
+def shown(text: str) -> str:
+    """Text on one line, with its spaces, tabs and line ends drawn."""
+    return visible(text).replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
+
+
 def _tooltip(span: Span, total: float) -> str:
-    shown = visible(span.text).replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
-    lines = [f"“{shown}”"]
+    lines = [f"“{shown(span.text)}”"]
     count = max(len(span.token_ids), len(span.rewards), len(span.logprobs))
     for index in range(count):
         words = []

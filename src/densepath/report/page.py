@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
 import json
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from densepath.report import plots
 from densepath.report.heatmap import heat_scale, heatmap_css, heatmap_html, legend_html
+from densepath.report.html import asset, make_environment, script_hash
 from densepath.report.load import STAGES
 from densepath.report.records import Curve, Estimate, Report
 from densepath.report.table import format_interval
-from densepath.report.text import minus, visible
+from densepath.report.text import minus
 from densepath.report.verdict import KL_WATCH
 
 
@@ -53,8 +51,7 @@ PANELS = (
 
 def render_html(report: Report) -> str:
     """The whole page as text: one file, no network, complete without JavaScript."""
-    script = _asset("page.js")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = asset("tokens.js") + asset("page.js")
     spans = [part for sample in report.samples for item in sample.completions for part in item.spans]
     scale = heat_scale(spans)
     return (
@@ -62,9 +59,9 @@ def render_html(report: Report) -> str:
         .get_template("report.html")
         .render(
             report=report,
-            css=Markup(_asset("page.css") + heatmap_css()),
+            css=Markup(asset("page.css") + heatmap_css()),
             script=Markup(script),
-            script_hash=digest,
+            script_hash=script_hash(script),
             plots_available=plots.available(),
             arm_plots=_arm_plots(report),
             paired_plot=_paired_plot(report),
@@ -81,32 +78,7 @@ def render_html(report: Report) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("densepath.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    environment.filters |= {
-        "interval": _interval,
-        "num": lambda value, digits=3: "–" if value is None else minus(f"{value:.{digits}f}"),
-        "share": lambda value: "–" if value is None else f"{100 * value:.1f} %",
-        "g": lambda value, digits=4: "–" if value is None else minus(f"{value:.{digits}g}"),
-        "duration": _duration,
-        "flat": flat,
-        "arm_css": plots.arm_css,
-    }
-    return environment
-
-
-def _finalize(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _asset(name: str) -> str:
-    return (resources.files("densepath.report") / "templates" / name).read_text(encoding="utf-8")
+    return make_environment(interval=_interval, duration=_duration, flat=flat, arm_css=plots.arm_css)
 
 
 def _interval(estimate: Estimate | None, digits: int = 3, signed: bool = False) -> Markup:

@@ -163,6 +163,50 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class ScoredRow:
+    """A row that `densepath score` graded, or a text typed in: its turns with their rewards.
+
+    `number` counts the rows of the file from 1; `prompt` is the text before the first turn, where it is known.
+    """
+
+    number: int
+    id: str | None
+    prompt: str | None
+    category: str | None
+    turns: tuple[Completion, ...]
+
+    @property
+    def label(self) -> str:
+        """What the row is called on a page."""
+        return f"row {self.number}" if self.id is None else self.id
+
+    @property
+    def spans(self) -> tuple[Span, ...]:
+        """The runs of all turns, in order."""
+        return tuple(span for turn in self.turns for span in turn.spans)
+
+    @property
+    def num_tokens(self) -> int:
+        """Scored tokens of all turns."""
+        return sum(turn.num_tokens for turn in self.turns)
+
+    @property
+    def reward(self) -> float:
+        """Sum of the rewards of all tokens, nats."""
+        return sum(span.reward for span in self.spans)
+
+    @property
+    def reward_per_token(self) -> float:
+        """Mean reward of a token, nats per token; 0 where nothing was scored."""
+        return self.reward / self.num_tokens if self.num_tokens else 0.0
+
+    @property
+    def lowest(self) -> float:
+        """The lowest reward of a single token, nats; 0 where nothing was scored."""
+        return min((reward for span in self.spans for reward in span.rewards if reward is not None), default=0.0)
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The answer in plain words. `kind`: better, worse, tie, mixed, none-helps or unknown."""
 

@@ -1,0 +1,336 @@
+"""Files that `densepath score` wrote, of any size: an index of the rows in memory, the rows themselves on disk."""
+
+from __future__ import annotations
+
+import json
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from densepath.errors import DataError, MissingFileError, UsageError
+from densepath.report import parse
+from densepath.report.heatmap import heat_scale
+from densepath.report.records import Completion, ScoredRow
+
+SORTS = ("row", "reward", "reward_per_token", "tokens", "lowest")
+"""What rows can be ordered by: file order, summed reward, mean reward, length, lowest reward of one token."""
+
+SCALE_ROWS = 200
+"""Rows, evenly spread over the file, from which the common colour scale is made."""
+
+
+class RowQuery(NamedTuple):
+    """Which rows, in which order, from where on.
+
+    Attributes:
+        sort: one of `SORTS`.
+        descending: the largest first.
+        text: only rows in whose id, category, prompt or completion this occurs, upper and lower case alike.
+        low: only rows whose sort key is at least this.
+        high: only rows whose sort key is at most this.
+        start: position in that order to begin at: 0, or the `next` of the page before.
+        limit: rows on a page.
+        max_tokens: tokens on a page; at least one row is given whatever its length.
+        seconds: time to search for `text` before giving what was found.
+    """
+
+    sort: str = "row"
+    descending: bool = False
+    text: str = ""
+    low: float | None = None
+    high: float | None = None
+    start: int = 0
+    limit: int = 20
+    max_tokens: int = 12_000
+    seconds: float = 3.0
+
+
+class RowPage(NamedTuple):
+    """Rows of one page; `next` is where the following one starts, None at the end.
+
+    `candidates` rows are within the bounds, and `searched` of them were read up to here.
+    """
+
+    rows: list[ScoredRow]
+    next: int | None
+    candidates: int
+    searched: int
+
+
+_Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+
+
+@dataclass(frozen=True)
+class _Index:
+    """One number a row: where it stands in the file, and what rows are sorted by."""
+
+    places: Sequence[int]
+    columns: dict[str, _Array]
+
+
+def scored_row(value: Any, number: int, source: str) -> ScoredRow:
+    """A row of a scored file, whichever layout it was written in.
+
+    Args:
+        value: the JSON object: `turns` of `spans` of `text`, `token_ids` and `rewards`, or `spans` alone; `id`,
+            `category` and `prompt` (text or turns) where they are known.
+        number: its place in the file, from 1.
+        source: the file's name, for messages.
+
+    Raises:
+        DataError: it holds no scored turn.
+    """
+    if isinstance(value, Mapping) and isinstance(value.get("spans"), list):
+        value = {**value, "turns": [value]}
+    turns = value.get("turns") if isinstance(value, Mapping) else None
+    if not isinstance(turns, list) or not all(
+        isinstance(t, Mapping) and isinstance(t.get("spans"), list) for t in turns
+    ):
+        raise DataError(
+            f'{source}, row {number}: not a scored row, it has no "turns" with "spans"; see densepath score'
+        )
+    cleaned = parse.clean(value)
+    known = [_turn(turn, place) for place, turn in enumerate(cleaned["turns"], start=1)]
+    name = cleaned.get("id")
+    category = cleaned.get("category")
+    return ScoredRow(
+        number=number,
+        id=None if name is None else str(name),
+        prompt=prompt_text(cleaned.get("prompt")),
+        category=None if category is None else str(category),
+        turns=tuple(known),
+    )
+
+
+def _turn(value: Mapping[str, Any], place: int) -> Completion:
+    spans = tuple(parse.span(part) for part in value["spans"] if isinstance(part, Mapping))
+    return Completion(
+        arm="",
+        label=f"turn {place}",
+        text="".join(span.text for span in spans),
+        metric=None,
+        reward=sum(span.reward for span in spans),
+        truncated=bool(value.get("truncated")),
+        spans=spans,
+    )
+
+
+def prompt_text(value: Any) -> str | None:
+    """A prompt as text: turns become `role: content` paragraphs."""
+    if isinstance(value, list):
+        return "\n\n".join(
+            f"{turn.get('role')}: {turn.get('content')}" if isinstance(turn, Mapping) else str(turn) for turn in value
+        )
+    return None if value is None else str(value)
+
+
+class ScoredFile:
+    """A scored file: its rows are read when they are shown, and only numbers about them are kept.
+
+    Args:
+        path: JSONL or Parquet, as `densepath score` writes it.
+        on_progress: called with the share of the file that has been read, while the index is made.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DataError: it holds no row, or one that was not scored, with its number.
+    """
+
+    def __init__(self, path: Path, *, on_progress: Callable[[float], None] | None = None) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise MissingFileError(f"{self.path}: no such file; give one that densepath score wrote")
+        self._rows: _Rows = _ParquetRows(self.path) if self.path.suffix == ".parquet" else _JsonlRows(self.path)
+        self._state = self._stat()
+        self._index = self._make_index(on_progress)
+        self._orders: dict[tuple[str, bool], _Array] = {}
+        spread = np.linspace(0, len(self) - 1, min(len(self), SCALE_ROWS)).astype(int)
+        self.scale = heat_scale(span for row in self.read(spread.tolist()) for span in row.spans)
+
+    def __len__(self) -> int:
+        return len(self._index.places)
+
+    def _stat(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_mtime_ns, found.st_size
+
+    def _make_index(self, on_progress: Callable[[float], None] | None) -> _Index:
+        places = array("q")
+        numbers = {name: array("d") for name in SORTS[1:]}
+        for place, value, share in self._rows:
+            row = scored_row(value, len(places) + 1, self.path.name)
+            places.append(place)
+            numbers["reward"].append(row.reward)
+            numbers["reward_per_token"].append(row.reward_per_token)
+            numbers["tokens"].append(row.num_tokens)
+            numbers["lowest"].append(row.lowest)
+            if on_progress is not None:
+                on_progress(share)
+        if not places:
+            raise DataError(f"{self.path}: no rows; give a file that densepath score wrote")
+        columns: dict[str, _Array] = {name: np.frombuffer(values) for name, values in numbers.items()}
+        columns["row"] = np.arange(1, len(places) + 1)
+        return _Index(places, columns)
+
+    def read(self, indices: Sequence[int]) -> list[ScoredRow]:
+        """The rows at these indices (from 0), in this order.
+
+        Raises:
+            DataError: the file has changed since it was opened.
+        """
+        if self._stat() != self._state:
+            raise DataError(f"{self.path} has changed since it was opened; start densepath view again")
+        values = self._rows.read([self._index.places[index] for index in indices])
+        return [scored_row(value, i + 1, self.path.name) for i, value in zip(indices, values, strict=True)]
+
+    def find(self, query: RowQuery) -> RowPage:
+        """One page of the rows that a query asks for.
+
+        Raises:
+            UsageError: an order that does not exist.
+        """
+        order = self._candidates(query)
+        words = query.text.casefold().strip()
+        rows: list[ScoredRow] = []
+        tokens = 0
+        until = time.monotonic() + query.seconds
+        at = max(query.start, 0)
+        while at < len(order):
+            # Without words each row is shown, so no more are read than fit.
+            step = query.limit - len(rows) if not words else 64
+            for row in self.read(order[at : at + step].tolist()):
+                if words and words not in _searched_text(row):
+                    at += 1
+                    continue
+                if rows and (len(rows) == query.limit or tokens + row.num_tokens > query.max_tokens):
+                    return RowPage(rows, at, len(order), at)
+                rows.append(row)
+                tokens += row.num_tokens
+                at += 1
+            if len(rows) == query.limit or (words and time.monotonic() > until):
+                break
+        return RowPage(rows, at if at < len(order) else None, len(order), min(at, len(order)))
+
+    def _candidates(self, query: RowQuery) -> _Array:
+        if query.sort not in SORTS:
+            raise UsageError(f"sort={query.sort!r} does not exist; choose one of: {', '.join(SORTS)}")
+        key = query.sort, query.descending
+        column = self._index.columns[query.sort]
+        if key not in self._orders:
+            self._orders[key] = np.argsort(-column if query.descending else column, kind="stable").astype(np.int64)
+        order = self._orders[key]
+        if query.low is None and query.high is None:
+            return order
+        values = column[order]
+        keep = np.ones(len(order), dtype=bool)
+        if query.low is not None:
+            keep &= values >= query.low
+        if query.high is not None:
+            keep &= values <= query.high
+        return order[keep]
+
+    def row(self, name: str) -> ScoredRow:
+        """A row by its number (from 1), or by its id.
+
+        Raises:
+            UsageError: there is none.
+        """
+        if name.isdecimal() and 1 <= int(name) <= len(self):
+            return self.read([int(name) - 1])[0]
+        for number, (_, value, _) in enumerate(self._rows, start=1):
+            if str(value.get("id")) == name:
+                return scored_row(value, number, self.path.name)
+        raise UsageError(f"{self.path}: no row {name!r}; give a number from 1 to {len(self)}, or an id")
+
+
+def _searched_text(row: ScoredRow) -> str:
+    parts = [row.id or "", row.category or "", row.prompt or "", *(turn.text for turn in row.turns)]
+    return "\n".join(parts).casefold()
+
+
+class _Rows:
+    """How one file format is read: all rows in order as (place, value, share of the file), and some by their place."""
+
+    def __iter__(self) -> Iterator[tuple[int, Any, float]]:
+        raise NotImplementedError
+
+    def read(self, places: Sequence[int]) -> list[Any]:
+        raise NotImplementedError
+
+
+class _JsonlRows(_Rows):
+    """A place is the byte at which the line starts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[tuple[int, Any, float]]:
+        size = max(self.path.stat().st_size, 1)
+        place = number = 0
+        with self.path.open("rb") as file:
+            for line in file:
+                number += 1
+                value = self._value(line, number) if line.strip() else None
+                if value is not None:
+                    yield place, value, (place + len(line)) / size
+                place += len(line)
+
+    def read(self, places: Sequence[int]) -> list[Any]:
+        with self.path.open("rb") as file:
+            values = []
+            for place in places:
+                file.seek(place)
+                values.append(json.loads(file.readline()))
+        return values
+
+    def _value(self, line: bytes, number: int) -> Any:
+        try:
+            return json.loads(line)
+        except (ValueError, RecursionError):
+            if not line.endswith(b"\n"):
+                return None  # the last line of a writer that was killed, or is still at work
+            raise DataError(
+                f"{self.path}, line {number}: not valid JSON; give a file that densepath score wrote"
+            ) from None
+
+
+class _ParquetRows(_Rows):
+    """A place is the number of the row. The row group that was read last stays in memory."""
+
+    BATCH = 256
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq  # type: ignore[import-untyped]
+
+        try:
+            self.file = pq.ParquetFile(path)
+        except (OSError, ValueError) as error:
+            reason = str(error).split("\n")[0]
+            raise DataError(f"{path}: not a Parquet file ({reason}); give one that densepath score wrote") from None
+        groups = [self.file.metadata.row_group(i).num_rows for i in range(self.file.metadata.num_row_groups)]
+        self.starts = np.concatenate([[0], np.cumsum(groups)]).astype(int)
+        self._group: tuple[int, Any] = (-1, None)
+
+    def __iter__(self) -> Iterator[tuple[int, Any, float]]:
+        total = max(int(self.starts[-1]), 1)
+        place = 0
+        for batch in self.file.iter_batches(self.BATCH):
+            for value in batch.to_pylist():
+                yield place, value, (place + 1) / total
+                place += 1
+
+    def read(self, places: Sequence[int]) -> list[Any]:
+        found: dict[int, Any] = {}
+        groups = (np.searchsorted(self.starts, places, side="right") - 1).tolist()
+        for group in sorted(set(groups)):
+            if self._group[0] != group:
+                self._group = (group, self.file.read_row_group(group))
+            for place, of in zip(places, groups, strict=True):
+                if of == group:
+                    found[place] = self._group[1].slice(place - int(self.starts[group]), 1).to_pylist()[0]
+        return [found[place] for place in places]
