@@ -36,9 +36,9 @@ _EXPORTS = {
     "DPRConfig": "densepath.trainers.dpr_config",
     "DPRTrainer": "densepath.trainers.dpr",
     "DenseReward": "densepath.rewards.dense",
-    "DenseScores": "densepath.rewards.dense",
+    "DenseScores": "densepath.rewards.scores",
     "DensepathError": "densepath.errors",
-    "FrozenPolicy": "densepath.rewards.dense",
+    "FrozenPolicy": "densepath.rewards.frozen",
     "RewardKind": "densepath.rewards.dense",
     "RunArguments": "densepath.pipeline.config",
     "encode_pairs": "densepath.data",
@@ -64,7 +64,9 @@ if TYPE_CHECKING:
     from .pipeline.config import RunArguments
     from .pipeline.run import run_pipeline
     from .report import write_report
-    from .rewards.dense import DenseReward, DenseScores, FrozenPolicy, RewardKind
+    from .rewards.dense import DenseReward, RewardKind
+    from .rewards.frozen import FrozenPolicy
+    from .rewards.scores import DenseScores
     from .trainers.dpr import DPRTrainer
     from .trainers.dpr_config import DPRConfig
 else:

@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 
 from densepath.core.masks import lengths_to_mask
 from densepath.core.returns import returns_to_go
-from densepath.core.rewards import baseline_relative, inverse_bellman, logprob, mean_probability
+from densepath.core.rewards import (
+    ReferenceMean,
+    baseline_relative,
+    inverse_bellman,
+    logprob,
+    mean_logprob,
+    mean_probability,
+    pair_rewards,
+    position_z_scores,
+)
 
 NAN = float("nan")
 
@@ -113,3 +122,43 @@ def test_wrong_inputs_are_refused():
         inverse_bellman(torch.zeros(2, 3), torch.zeros(2, 4), mask, torch.ones(2))
     with pytest.raises(ValueError, match="at least one"):
         mean_probability([])
+
+
+def test_mean_logprob_literal():
+    logprobs = [torch.tensor([-1.0, -4.0]), torch.tensor([-3.0, -4.0])]
+    assert mean_logprob(logprobs).tolist() == [-2.0, -4.0]
+    with pytest.raises(ValueError, match="at least one"):
+        mean_logprob([])
+
+
+def test_pair_rewards_literal():
+    sft = torch.tensor([[-1.0, -9.0, -6.0, -0.5, NAN]])
+    ref = torch.tensor([[-2.0, -7.0, -1.0, -8.0, NAN]])
+    mask = torch.tensor([[True, True, True, True, False]])
+    # differences 1, -2, -5, 7.5; with the floor -5: -1+2, -5+5, -5+1, -0.5+5; halved; cut at 1.5
+    assert pair_rewards(sft, [ref], mask).tolist() == [[1.0, -2.0, -5.0, 7.5, 0.0]]
+    assert pair_rewards(sft, [ref], mask, floor=-5.0).tolist() == [[1.0, 0.0, -4.0, 4.5, 0.0]]
+    assert pair_rewards(sft, [ref], mask, floor=-5.0, scale=0.5).tolist() == [[0.5, 0.0, -2.0, 2.25, 0.0]]
+    assert pair_rewards(sft, [ref], mask, floor=-5.0, scale=0.5, clip=1.5).tolist() == [[0.5, 0.0, -1.5, 1.5, 0.0]]
+    assert pair_rewards(sft, [], mask, floor=-5.0).tolist() == [[-1.0, -5.0, -5.0, -0.5, 0.0]]
+
+
+def test_the_geometric_mean_of_references_is_the_mean_of_their_rewards():
+    sft, *refs = (torch.randn(3, 5, dtype=torch.float64) for _ in range(4))
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    found = pair_rewards(sft, refs, mask, reference_mean=ReferenceMean.GEOMETRIC)
+    each = [pair_rewards(sft, [ref], mask) for ref in refs]
+    torch.testing.assert_close(found, sum(each) / 3, atol=1e-14, rtol=0)
+    assert (pair_rewards(sft, refs, mask) < found).all()  # the arithmetic mean is larger, Jensen
+
+
+def test_position_z_scores_literal():
+    rewards = torch.tensor([[1.0, 5.0, 2.0], [3.0, 5.0, NAN], [5.0, 5.0, NAN]])
+    mask = lengths_to_mask(torch.tensor([3, 2, 2]), 3)
+    # first column: mean 3, deviation sqrt(8/3); second: all equal; third: alone
+    side = 2 / math.sqrt(8 / 3)
+    assert position_z_scores(rewards, mask).tolist() == [
+        [pytest.approx(-side), 0.0, 0.0],
+        [0.0, 0.0, 0.0],
+        [pytest.approx(side), 0.0, 0.0],
+    ]

@@ -12,7 +12,6 @@ from tests.support import CHATML, IM_END, tiny_tokenizer
 
 from densepath.data import (
     Encoded,
-    decode_spans,
     encode_completion,
     encode_demonstration,
     encode_demonstrations,
@@ -372,38 +371,3 @@ def test_encode_completion_needs_one_assistant_turn_and_its_prompt() -> None:
         encode_completion([assistant("b"), assistant("c")], TOKENIZER, prompt=[user("a")])
     with pytest.raises(DataError, match="is a user turn"):
         encode_completion([user("b")], TOKENIZER, prompt=[user("a")])
-
-
-# --- spans ---------------------------------------------------------------------------------------------------------
-
-
-def test_characters_split_over_tokens_stay_whole() -> None:
-    ids = ids_of("é🎉x")
-    assert len(ids) == 2 + 4 + 1
-    assert decode_spans(ids, TOKENIZER) == [("é", ids[:2]), ("🎉", ids[2:6]), ("x", ids[6:])]
-    assert decode_spans([], TOKENIZER) == []
-
-
-def test_special_tokens_are_shown() -> None:
-    assert decode_spans([*ids_of("x"), EOS], TOKENIZER) == [("x", ids_of("x")), (IM_END, [EOS])]
-
-
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, tiny_tokenizer(byte_level=False)], ids=["bytes", "words"])
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_spans_join_to_the_whole(tokenizer: Any, data: st.DataObject) -> None:
-    ids = data.draw(st.lists(st.integers(0, len(tokenizer) - 1), max_size=20))  # invalid UTF-8 included
-    spans = decode_spans(ids, tokenizer)
-    assert [token for _, run in spans for token in run] == ids
-    whole = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert "".join(text for text, _ in spans) == whole
-    assert all(run for _, run in spans)
-
-
-def test_a_decoder_that_treats_the_first_token_apart() -> None:
-    from tokenizers import decoders
-
-    tokenizer = tiny_tokenizer(byte_level=False)
-    tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.Fuse(), decoders.Replace("answer", " answer")])
-    ids = ids_of("the answer is one", tokenizer)
-    assert "".join(text for text, _ in decode_spans(ids, tokenizer)) == tokenizer.decode(ids)

@@ -132,12 +132,12 @@ def test_python_blocks_run(place, workplace, few_steps, monkeypatch, capsys):
         keys |= {key for row in sft for key in row}
         assert {key for key in keys if f"`{key}`" not in TEXTS["docs/metrics.md"]} == set()
     if "scores" in namespace:
-        assert capsys.readouterr().out.count("nats") == len(namespace["pairs"][0].completion_ids)
+        assert capsys.readouterr().out.count("nats") == len(namespace["scores"].completion_ids[0])
 
 
 def test_the_readme_shows_the_whole_job_and_the_trainer_in_under_15_lines():
     codes = [code for place, code in blocks("python") if place.startswith("README.md")]
-    for name in ("run_pipeline(", "DPRTrainer(", "DenseReward("):
+    for name in ("run_pipeline(", "DPRTrainer(", "DenseReward."):
         (code,) = (code for code in codes if name in code)
         assert len([line for line in code.splitlines() if line.strip()]) < 15
 

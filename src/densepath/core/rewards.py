@@ -6,12 +6,20 @@ All are (batch, tokens) tensors in nats, zero where the mask is False. See docs/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 
 import torch
 from torch import Tensor
 
 from densepath.core.logprobs import lift
-from densepath.core.masks import check_mask
+from densepath.core.masks import check_mask, masked_mean
+
+
+class ReferenceMean(str, Enum):
+    """How several references become one."""
+
+    ARITHMETIC = "arithmetic"
+    GEOMETRIC = "geometric"
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
@@ -102,3 +110,91 @@ def mean_probability(logprobs: Sequence[Tensor]) -> Tensor:
         raise ValueError("mean_probability needs at least one tensor")
     stacked = torch.stack(list(logprobs))
     return stacked.logsumexp(dim=0) - torch.log(torch.tensor(float(len(logprobs)), dtype=stacked.dtype))
+
+
+def mean_logprob(logprobs: Sequence[Tensor]) -> Tensor:
+    """Log of the geometric mean probability of several references, not normalised: `(1/K) sum_k log pi_k`.
+
+    The reward against it is the mean of the rewards against each reference.
+
+    Args:
+        logprobs: K tensors of one shape, nats.
+
+    Returns:
+        A tensor of that shape, nats.
+
+    Source: derived. Its normaliser over the vocabulary would add a function of the state to the reward.
+    """
+    if not logprobs:
+        raise ValueError("mean_logprob needs at least one tensor")
+    return torch.stack(list(logprobs)).mean(dim=0)
+
+
+def pair_rewards(
+    sft_logprobs: Tensor,
+    ref_logprobs: Sequence[Tensor],
+    mask: Tensor,
+    *,
+    reference_mean: ReferenceMean = ReferenceMean.ARITHMETIC,
+    scale: float = 1.0,
+    floor: float | None = None,
+    clip: float | None = None,
+) -> Tensor:
+    """The reward of a model and its references: `clip(scale (max(log pi_SFT, floor) - max(log pi_ref, floor)))`.
+
+    Without references it is that of the model alone, `logprob`. All is elementwise, so the shapes may be those of
+    sampled tokens or of a chunk of whole-vocabulary rows.
+
+    Args:
+        sft_logprobs: (...) float, nats.
+        ref_logprobs: one tensor of that shape for each reference; empty for none.
+        mask: (...) bool, True = counts.
+        reference_mean: how several references become one.
+        scale: factor on the reward; the beta of a DPO pair makes it DPO's implicit reward.
+        floor: log-probabilities are raised to at least this, nats, below 0. Where both models are that unsure the
+            reward is 0. None for none.
+        clip: the scaled reward is cut at plus and minus this, nats, above 0. None for none. It moves the optimum.
+
+    Returns:
+        (...) float, nats, zero where the mask is False.
+
+    Source: the difference is the paper's; mean, scale, floor and clip are ours.
+    """
+    if floor is not None:
+        sft_logprobs = sft_logprobs.clamp(min=floor)
+    if ref_logprobs:
+        ref = reference_logprobs(ref_logprobs, reference_mean)
+        rewards = baseline_relative(sft_logprobs, ref if floor is None else ref.clamp(min=floor), mask)
+    else:
+        rewards = logprob(sft_logprobs, mask)
+    if scale != 1.0:
+        rewards = rewards * scale
+    return rewards if clip is None else rewards.clamp(min=-clip, max=clip)
+
+
+def reference_logprobs(logprobs: Sequence[Tensor], mean: ReferenceMean) -> Tensor:
+    """Log-probability under one or several references: `mean_probability` or `mean_logprob` of them."""
+    if len(logprobs) == 1:
+        return logprobs[0]
+    return mean_probability(logprobs) if mean is ReferenceMean.ARITHMETIC else mean_logprob(logprobs)
+
+
+def position_z_scores(rewards: Tensor, mask: Tensor) -> Tensor:
+    """Each reward against those at the same position: `z[i, t] = (r[i, t] - mean_t) / sd_t`, without a unit.
+
+    A score to look at, not a reward to train on: it depends on the company. The deviation is the population's; a
+    position whose rewards are equal, or that one completion alone reaches, has z = 0.
+
+    Args:
+        rewards: (batch, tokens) float, nats.
+        mask: (batch, tokens) bool.
+
+    Returns:
+        (batch, tokens) float, zero where the mask is False.
+    """
+    centred = rewards - masked_mean(rewards, mask, dim=0)
+    deviation = masked_mean(centred**2, mask, dim=0).sqrt()
+    # Rounding leaves a deviation of about 1e-8 where all are equal.
+    spread = deviation > 1e-6 * masked_mean(rewards.abs(), mask, dim=0)
+    z = centred / torch.where(spread, deviation, torch.ones_like(deviation))
+    return torch.where(mask & spread, z, torch.zeros_like(z))

@@ -12,19 +12,17 @@ never by token id, so that an EOS which is also the pad token stays an action.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from densepath.data.rows import DataFormat, Row, Turns, conversation_of, detect_format, is_conversational, short
-from densepath.data.tokenizer_calls import apply_template, as_ints, decode, eos, plain, render, tokenise, with_eos
+from densepath.data.tokenizer_calls import apply_template, as_ints, eos, plain, render, tokenise, with_eos
 from densepath.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-_REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,35 +248,6 @@ def encode_pairs(
         pairs.append(Encoded(tuple(before), tuple(action)))
         before += action
     return pairs
-
-
-def decode_spans(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
-    """Text of each shortest run of tokens that decodes to whole characters.
-
-    A character can be split over several byte-level tokens; a run is extended until its text no longer ends in an
-    incomplete character. The texts joined equal the decoding of all tokens, the runs joined equal `token_ids`.
-
-    Args:
-        token_ids: ids to decode, special tokens included.
-        tokenizer: a transformers tokenizer.
-
-    Returns:
-        (text, run of ids) in order; empty for no tokens.
-    """
-    ids = as_ints(token_ids)
-    whole = decode(ids, tokenizer)
-    spans: list[tuple[str, list[int]]] = []
-    context = start = 0  # the run before is decoded along, as some decoders treat the first token apart
-    for end in range(1, len(ids) + 1):
-        text = decode(ids[context:end], tokenizer)
-        if text.endswith(_REPLACEMENT) and end < len(ids):
-            continue
-        known = decode(ids[context:start], tokenizer)
-        spans.append((text[len(known) :], ids[start:end]))
-        context, start = start, end
-    if "".join(text for text, _ in spans) == whole:
-        return spans
-    return [(whole, ids)]  # a decoder that rewrites what it wrote before: no finer runs exist
 
 
 # --- segments ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from densepath.data import decode_spans, encode_pairs, prompt_of
+from densepath.data import encode_pairs, prompt_of, token_spans
 from densepath.data.rows import is_conversational
 from densepath.evals.generation import Completion, generate
 from densepath.evals.intervals import mean_interval, metric_interval, paired_difference
@@ -293,7 +293,9 @@ def _samples(
                 "metric": record["metric"],
                 "reward": sum(record["rewards"]),
                 "truncated": record["truncated"],
-                "spans": _spans(record, tokenizer),
+                "spans": token_spans(
+                    record["completion_ids"], tokenizer, rewards=record["rewards"], logprobs=record["sft_logprobs"]
+                ),
             }
         answer = row.get("answer")
         found.append(
@@ -306,22 +308,6 @@ def _samples(
             }
         )
     return found
-
-
-def _spans(record: Mapping[str, Any], tokenizer: Any) -> list[dict[str, Any]]:
-    spans, at = [], 0
-    for text, ids in decode_spans(record["completion_ids"], tokenizer):
-        stop = at + len(ids)
-        spans.append(
-            {
-                "text": text,
-                "token_ids": ids,
-                "rewards": record["rewards"][at:stop],
-                "logprobs": record["sft_logprobs"][at:stop],
-            }
-        )
-        at = stop
-    return spans
 
 
 def _prompt_text(prompt: str | list[dict[str, Any]]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import Encoded, decode_spans, encode_demonstrations, encode_pairs, prompt_of
+from densepath.data import Encoded, encode_demonstrations, encode_pairs, prompt_of, token_spans
 from densepath.errors import ConfigError, DataError, ModelError
 from densepath.evals.generation import generate
 from densepath.evals.intervals import mean_interval, metric_interval
@@ -180,22 +179,23 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
     flat: list[Encoded] = [turn for turns in pairs for turn in turns]
     reward = load_reward(arguments, console)
     sft = reward.sft.model
-    passes = 2 if reward.ref is not None else 1
-    with StageProgress(console, "score", len(flat) * passes, "completion") as progress:
+    with StageProgress(console, "score", len(flat) * reward.passes, "completion") as progress:
         scores = reward.score_ids(
             [turn.prompt_ids for turn in flat],
             [turn.completion_ids for turn in flat],
             eos_token_ids=eos_token_ids(sft, tokenizer),
             on_progress=lambda count: progress.advance(count),
         )
-    records = []
+    records: list[dict[str, Any]] = []
     at = 0
     for row, turns in zip(rows, pairs, strict=True):
+        values = scores.rewards[at : at + len(turns)]
         found = [
-            _scored_turn(turn, scores.rewards[at + index].tolist(), tokenizer) for index, turn in enumerate(turns)
+            {"reward": float(r.sum()), "spans": token_spans(turn.completion_ids, tokenizer, rewards=r.tolist())}
+            for turn, r in zip(turns, values, strict=True)
         ]
         at += len(turns)
-        total = sum(turn["reward"] for turn in found)
+        total = sum(float(r.sum()) for r in values)
         tokens = sum(len(turn.completion_ids) for turn in turns)
         records.append({"id": row.get("id"), "reward": total, "reward_per_token": total / tokens, "turns": found})
     path = Path(arguments.output_file)
@@ -218,14 +218,6 @@ def load_reward(arguments: ScoreArguments, console: Console) -> DenseReward:
             raise ModelError("the baseline_relative reward needs ref_model_name_or_path")
         ref = load_frozen(arguments, arguments.ref_model_name_or_path)
     return DenseReward(sft, ref, kind=arguments.dense_reward, token_budget=arguments.token_budget)
-
-
-def _scored_turn(turn: Encoded, rewards: Sequence[float], tokenizer: Any) -> dict[str, Any]:
-    spans, at = [], 0
-    for text, ids in decode_spans(turn.completion_ids, tokenizer):
-        spans.append({"text": text, "token_ids": ids, "rewards": list(rewards[at : at + len(ids)])})
-        at += len(ids)
-    return {"reward": sum(rewards), "spans": spans}
 
 
 def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, Any]:

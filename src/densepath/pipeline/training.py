@@ -22,7 +22,7 @@ from densepath.pipeline.data import fitting_rows, read_split
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
-from densepath.rewards.dense import FrozenPolicy
+from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig

@@ -1,21 +1,32 @@
-"""`DenseReward`: an SFT model and a reference as one object that grades every token of a completion."""
+"""`DenseReward`: an SFT model and its references as one object that grades every token of a completion."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from densepath.core.masks import lengths_to_mask
-from densepath.core.rewards import baseline_relative, inverse_bellman, logprob
-from densepath.errors import ModelError
-from densepath.models.adapters import active_adapter
-from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, score_completions
+from densepath.core.rewards import ReferenceMean, inverse_bellman, pair_rewards, reference_logprobs
+from densepath.data import Encoded, encode_completion, encode_prompt, token_offsets
+from densepath.data.rows import Turns
+from densepath.errors import ConfigError, DataError, ModelError, UsageError
+from densepath.io import read_json, write_json_atomic
+from densepath.models.compat import eos_token_ids as ending_ids
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores
+from densepath.rewards.frozen import FrozenPolicy
+from densepath.rewards.loading import load_common_tokenizer, load_policies
+from densepath.rewards.scores import DenseScores
+
+REWARD_FILE = "dense_reward.json"
+_SAVED = ("kind", "reference_mean", "scale", "clip", "floor")
 
 
 class RewardKind(str, Enum):
@@ -26,98 +37,171 @@ class RewardKind(str, Enum):
     INVERSE_BELLMAN = "inverse_bellman"
 
 
-@dataclass(frozen=True)
-class FrozenPolicy:
-    """A model that is only scored: on its own, or one adapter of a PEFT model that others use too.
-
-    Attributes:
-        model: causal LM, or the PEFT model that holds the adapter.
-        adapter: adapter to switch to while scoring; "" scores the model as it stands, None the bare base.
-    """
-
-    model: Any
-    adapter: str | None = ""
-
-    @contextlib.contextmanager
-    def active(self) -> Iterator[Any]:
-        """The model, with the adapter switched on for the block."""
-        if self.adapter == "":
-            yield self.model
-        else:
-            with active_adapter(self.model, self.adapter):
-                yield self.model
-
-    def score(
-        self,
-        prompt_ids: Sequence[Sequence[int]],
-        completion_ids: Sequence[Sequence[int]],
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
-        on_progress: Callable[[int], None] | None = None,
-    ) -> CompletionScores:
-        """Log-probabilities and entropies of the completions; see `score_completions`."""
-        with self.active() as model:
-            return score_completions(
-                model, prompt_ids, completion_ids, token_budget=token_budget, on_progress=on_progress
-            )
-
-
-@dataclass(frozen=True)
-class DenseScores:
-    """Per-token rewards with what they were made from; lists of (completion tokens,) tensors, nats.
-
-    Attributes:
-        rewards: dense reward of each token, EOS included where it was sampled.
-        sft_logprobs: log pi_SFT of each token.
-        ref_logprobs: log pi_ref of each token; empty list when no reference is used.
-        sft_entropies: entropy of pi_SFT at each state.
-    """
-
-    rewards: list[Tensor]
-    sft_logprobs: list[Tensor]
-    ref_logprobs: list[Tensor]
-    sft_entropies: list[Tensor]
-
-    @property
-    def sums(self) -> Tensor:
-        """(sequences,) float: reward of each whole completion, nats."""
-        return torch.stack([values.sum() for values in self.rewards]) if self.rewards else torch.zeros(0)
-
-
 class DenseReward:
-    """The token-level reward hidden in an SFT model: `log pi_SFT - log pi_ref` on given token ids.
+    """The token-level reward hidden in an SFT model: `log pi_SFT - log pi_ref` on given tokens, in nats.
+
+    It is also a reward function for TRL's trainers: `GRPOTrainer(reward_funcs=[DenseReward.from_models(...)])`.
 
     Args:
         sft: the SFT policy.
-        ref: the reference: an earlier checkpoint of the same run, the model before SFT, or any model with the
-            same tokenizer. Needed by `baseline_relative` alone.
+        ref: the reference, or several: an earlier checkpoint of the same run, an average of its weights, the model
+            before SFT, or any model with the same tokenizer. Needed by `baseline_relative` alone.
         kind: which reading; `baseline_relative` is the method's.
+        tokenizer: needed by `score` and by the call as a reward function; `score_ids` does without.
+        reference_mean: several references are one by the arithmetic mean of their probabilities, or the geometric
+            (the mean of the rewards against each).
+        scale: factor on the reward; for a DPO model and its reference, DPO's beta.
+        clip: rewards are cut at plus and minus this, nats; None for none.
+        floor: log-probabilities are raised to at least this, nats; None for none.
         token_budget: tokens in one forward pass.
 
     Raises:
         ModelError: `baseline_relative` without a reference, or models with different vocabularies.
+        ConfigError: a scale, clip or floor that makes no sense.
+
+    Source: the paper; `core.rewards.pair_rewards` says what is ours.
     """
 
     def __init__(
         self,
         sft: FrozenPolicy | Any,
-        ref: FrozenPolicy | Any | None = None,
+        ref: FrozenPolicy | Any | Sequence[Any] | None = None,
         *,
         kind: RewardKind | str = RewardKind.BASELINE_RELATIVE,
+        tokenizer: Any = None,
+        reference_mean: ReferenceMean | str = ReferenceMean.ARITHMETIC,
+        scale: float = 1.0,
+        clip: float | None = None,
+        floor: float | None = None,
         token_budget: int = DEFAULT_TOKEN_BUDGET,
     ) -> None:
-        self.sft = sft if isinstance(sft, FrozenPolicy) else FrozenPolicy(sft)
-        self.ref = ref if ref is None or isinstance(ref, FrozenPolicy) else FrozenPolicy(ref)
         self.kind = RewardKind(kind)
+        self.sft = _frozen(sft)
+        given = [] if ref is None else list(ref) if isinstance(ref, (list, tuple)) else [ref]
+        self.refs = tuple(map(_frozen, given)) if self.kind is RewardKind.BASELINE_RELATIVE else ()
+        self.tokenizer = tokenizer
+        self.reference_mean = ReferenceMean(reference_mean)
+        self.scale, self.clip, self.floor = scale, clip, floor
         self.token_budget = token_budget
-        if self.ref is None and self.kind is RewardKind.BASELINE_RELATIVE:
+        self.sources: dict[str, Any] | None = None
+        self.__name__ = "dense_reward"  # what TRL calls the reward in its logs
+        if not self.refs and self.kind is RewardKind.BASELINE_RELATIVE:
             raise ModelError("the baseline_relative reward needs a reference model; name one, or use reward=logprob")
-        if self.ref is not None:
-            sizes = [p.model.get_input_embeddings().weight.shape[0] for p in (self.sft, self.ref)]
-            if sizes[0] != sizes[1]:
+        _check_shaping(self.kind, scale, clip, floor)
+        mine = _vocabulary(self.sft)
+        for policy in self.refs:
+            if _vocabulary(policy) != mine:
                 raise ModelError(
-                    f"the SFT model has a vocabulary of {sizes[0]} tokens, the reference of {sizes[1]}: "
+                    f"the SFT model has a vocabulary of {mine} tokens, the reference of {_vocabulary(policy)}: "
                     "both must share one tokenizer; choose a checkpoint of the same model family"
                 )
+
+    # -- from and to disk --------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_models(
+        cls,
+        sft: str | Path,
+        ref: str | Path | Sequence[str | Path] | None = None,
+        *,
+        dtype: str | torch.dtype = "float32",
+        device: str | torch.device | None = None,
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> DenseReward:
+        """The reward of models by name: hub ids, model folders or adapter folders.
+
+        Adapters of one base, and that base, share it in memory.
+
+        Args:
+            sft: the SFT policy.
+            ref: the reference, or several.
+            dtype: of the weights. Scorers stay float32: bfloat16 adds noise of about 0.01 nats a token.
+            device: None: CPU; "auto": CUDA where there is one.
+            trust_remote_code: run Python code that comes with the weights.
+            settings: the other arguments of `DenseReward`.
+
+        Raises:
+            MissingFileError, ModelError: models that cannot be loaded or do not fit each other.
+        """
+        refs: list[str | Path] = [] if ref is None else [ref] if isinstance(ref, (str, Path)) else list(ref)
+        if RewardKind(settings.get("kind", RewardKind.BASELINE_RELATIVE)) is not RewardKind.BASELINE_RELATIVE:
+            refs = []
+        tokenizer = load_common_tokenizer(sft, refs, trust_remote_code=trust_remote_code)
+        policies = load_policies([sft, *refs], dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        reward = cls(policies[0], policies[1:], tokenizer=tokenizer, **settings)
+        reward.sources = {"sft": str(sft), "refs": [str(name) for name in refs]}
+        return reward
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Write `dense_reward.json`: which models, and how they are read. The weights stay where they are.
+
+        A model below `save_directory` is named relative to it, so that the folder may move.
+
+        Raises:
+            UsageError: the models were given as objects, which have no place on disk.
+        """
+        if self.sources is None:
+            raise UsageError(
+                "this DenseReward was made from model objects: save the models, then use DenseReward.from_models"
+            )
+        folder = Path(save_directory).expanduser().resolve()
+        models = {
+            "sft": _portable(self.sources["sft"], folder),
+            "refs": [_portable(name, folder) for name in self.sources["refs"]],
+        }
+        settings = {name: getattr(self, name) for name in _SAVED}
+        write_json_atomic(folder / REWARD_FILE, {"format": 1, **models, **settings})
+
+    @classmethod
+    def from_pretrained(cls, pretrained_path: str | Path, **kwargs: Any) -> DenseReward:
+        """The reward that `save_pretrained` wrote.
+
+        Args:
+            pretrained_path: the folder that holds `dense_reward.json`.
+            kwargs: what the file does not say: `dtype`, `device`, `trust_remote_code`, `token_budget`.
+
+        Raises:
+            MissingFileError: no such file. ConfigError: it is not one of ours. ModelError: see `from_models`.
+        """
+        folder = Path(pretrained_path).expanduser()
+        path = folder / REWARD_FILE
+        try:
+            record = read_json(path)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{path}: not JSON: {error}") from None
+        if not isinstance(record, dict) or record.get("format") != 1 or not {"sft", "refs", *_SAVED} <= set(record):
+            raise ConfigError(f"{path}: not a file that DenseReward.save_pretrained of this version wrote")
+        settings = {name: record[name] for name in _SAVED}
+        refs = [_resolved(name, folder) for name in record["refs"]]
+        return cls.from_models(_resolved(record["sft"], folder), refs, **{**settings, **kwargs})
+
+    # -- scoring -----------------------------------------------------------------------------------------------
+
+    @property
+    def passes(self) -> int:
+        """Models scored for one reward: how often each completion is counted by `on_progress`."""
+        return 1 + len(self.refs)
+
+    def from_logprobs(self, sft_logprobs: Tensor, ref_logprobs: Sequence[Tensor], mask: Tensor) -> Tensor:
+        """Rewards from log-probabilities, of sampled tokens or of whole-vocabulary rows alike.
+
+        Not for `inverse_bellman`, which reads the value of the next state too.
+
+        Args:
+            sft_logprobs: (...) float, nats.
+            ref_logprobs: one such tensor for each reference.
+            mask: (...) bool, True = counts.
+        """
+        return pair_rewards(
+            sft_logprobs,
+            ref_logprobs,
+            mask,
+            reference_mean=self.reference_mean,
+            scale=self.scale,
+            floor=self.floor,
+            clip=self.clip,
+        )
 
     def score_ids(
         self,
@@ -139,15 +223,93 @@ class DenseReward:
             NumericalError: NaN or infinity, with its place.
         """
         sft = self.sft.score(prompt_ids, completion_ids, self.token_budget, on_progress)
+        ids = [list(tokens) for tokens in completion_ids]
         if self.kind is RewardKind.INVERSE_BELLMAN:
-            return self._inverse_bellman(prompt_ids, completion_ids, sft, eos_token_ids)
-        masks = [torch.ones_like(values, dtype=torch.bool) for values in sft.logprobs]
-        if self.kind is RewardKind.LOGPROB or self.ref is None:
-            rewards = [logprob(values, mask) for values, mask in zip(sft.logprobs, masks, strict=True)]
-            return DenseScores(rewards, sft.logprobs, [], sft.entropies)
-        ref = self.ref.score(prompt_ids, completion_ids, self.token_budget, on_progress)
-        rewards = [baseline_relative(a, b, mask) for a, b, mask in zip(sft.logprobs, ref.logprobs, masks, strict=True)]
-        return DenseScores(rewards, sft.logprobs, ref.logprobs, sft.entropies)
+            rewards = self._inverse_bellman(prompt_ids, completion_ids, sft, eos_token_ids)
+            return DenseScores(rewards, sft.logprobs, [], sft.entropies, ids)
+        found = [ref.score(prompt_ids, completion_ids, self.token_budget, on_progress).logprobs for ref in self.refs]
+        refs = list(zip(*found, strict=True))  # by completion
+        rewards = [
+            self.from_logprobs(values, refs[index] if refs else (), torch.ones_like(values, dtype=torch.bool))
+            for index, values in enumerate(sft.logprobs)
+        ]
+        ref_logprobs = [reference_logprobs(values, self.reference_mean) for values in refs]
+        return DenseScores(rewards, sft.logprobs, ref_logprobs, sft.entropies, ids)
+
+    def score(
+        self,
+        prompts: Sequence[str | Turns],
+        completions: Sequence[str | Turns],
+        *,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> DenseScores:
+        """Rewards of completions given as text or as an assistant turn, each with its prompt.
+
+        EOS is appended to a completion and scored: ending there is an action too.
+
+        Args:
+            prompts: text, or a list of turns, each.
+            completions: text where the prompt is text, a list of one assistant turn where it is turns.
+            on_progress: called with the number of completions that each forward pass finished.
+
+        Returns:
+            DenseScores, texts and offsets included.
+
+        Raises:
+            DataError: not one completion a prompt, or one that cannot be encoded; the message names which.
+            UsageError: no tokenizer was given.
+            NumericalError: NaN or infinity, with its place.
+        """
+        tokenizer = self._tokenizer()
+        if len(prompts) != len(completions):
+            raise DataError(f"{len(prompts)} prompts but {len(completions)} completions")
+        pairs = [
+            _encoded(index, prompt, completion, tokenizer)
+            for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        ]
+        scores = self.score_ids(
+            [pair.prompt_ids for pair in pairs],
+            [pair.completion_ids for pair in pairs],
+            eos_token_ids=ending_ids(self.sft.model, tokenizer),
+            on_progress=on_progress,
+        )
+        for pair in pairs:
+            text, offsets = token_offsets(pair.completion_ids, tokenizer)
+            scores.texts.append(text)
+            scores.offsets.append(offsets)
+        return scores
+
+    def __call__(
+        self,
+        prompts: Sequence[str | Turns],
+        completions: Sequence[str | Turns],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **kwargs: Any,
+    ) -> list[float]:
+        """A reward function in TRL's form: the reward of each completion, summed over its tokens, nats.
+
+        Args:
+            prompts: text, or a list of turns, each.
+            completions: the completions; read only where `completion_ids` are missing.
+            completion_ids: the sampled ids, which TRL's trainers give; scored as they are.
+            kwargs: the other columns and arguments that TRL passes; not used.
+        """
+        if completion_ids is None:
+            return list(map(float, self.score(prompts, completions).sums))
+        tokenizer = self._tokenizer()
+        scores = self.score_ids(
+            [encode_prompt(prompt, tokenizer) for prompt in prompts],
+            completion_ids,
+            eos_token_ids=ending_ids(self.sft.model, tokenizer),
+        )
+        return list(map(float, scores.sums))
+
+    def _tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise UsageError(
+                "this DenseReward has no tokenizer to read text with: give it tokenizer=, or use score_ids"
+            )
+        return self.tokenizer
 
     def _inverse_bellman(
         self,
@@ -155,7 +317,7 @@ class DenseReward:
         completion_ids: Sequence[Sequence[int]],
         sft: CompletionScores,
         eos_token_ids: Sequence[int],
-    ) -> DenseScores:
+    ) -> list[Tensor]:
         # V of the state after the last token is read where one more token would be predicted; which one that
         # is does not matter to the normaliser.
         longer = [[*ids, 0] for ids in completion_ids]
@@ -166,4 +328,46 @@ class DenseReward:
             ended = torch.tensor([bool(ids) and ids[-1] in set(eos_token_ids)])
             logits = logprobs + state_values[:-1]
             rewards.append(inverse_bellman(logits.unsqueeze(0), state_values.unsqueeze(0), mask, ended)[0])
-        return DenseScores(rewards, sft.logprobs, [], sft.entropies)
+        return rewards
+
+
+def _frozen(model: Any) -> FrozenPolicy:
+    return model if isinstance(model, FrozenPolicy) else FrozenPolicy(model)
+
+
+def _vocabulary(policy: FrozenPolicy) -> int:
+    return int(policy.model.get_input_embeddings().weight.shape[0])
+
+
+def _check_shaping(kind: RewardKind, scale: float, clip: float | None, floor: float | None) -> None:
+    if not (math.isfinite(scale) and scale > 0):
+        raise ConfigError(f"scale={scale} must be a number above 0")
+    if clip is not None and not clip > 0:
+        raise ConfigError(f"clip={clip} must be above 0, in nats")
+    if floor is not None and not floor < 0:
+        raise ConfigError(f"floor={floor} must be below 0: it is a log-probability, in nats")
+    if kind is RewardKind.INVERSE_BELLMAN and (scale != 1.0 or clip is not None or floor is not None):
+        raise ConfigError("scale, clip and floor are for rewards made of log-probabilities, not for inverse_bellman")
+
+
+def _encoded(index: int, prompt: str | Turns, completion: str | Turns, tokenizer: Any) -> Encoded:
+    try:
+        turns = None if isinstance(prompt, str) else prompt
+        if isinstance(completion, str) and turns is not None:
+            completion = [{"role": "assistant", "content": completion}]
+        ids = encode_completion(completion, tokenizer, prompt=turns)
+        return Encoded(tuple(encode_prompt(prompt, tokenizer)), tuple(ids))
+    except (DataError, ModelError) as error:
+        raise type(error)(f"completion {index}: {error}") from error
+
+
+def _portable(name: str, folder: Path) -> str:
+    """A model's name for the file: relative below `folder`, absolute elsewhere; a hub id as it is."""
+    path = Path(name).expanduser().resolve()
+    if not path.is_dir():
+        return name
+    return os.path.join(".", path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def _resolved(name: str, folder: Path) -> str:
+    return str(folder / name) if name.startswith(f".{os.sep}") else name

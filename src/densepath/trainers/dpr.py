@@ -30,7 +30,8 @@ from densepath.models.load import disable_dropout, freeze, load_model, load_toke
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
-from densepath.rewards.dense import DenseReward, FrozenPolicy, RewardKind
+from densepath.rewards.dense import DenseReward, RewardKind
+from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops
 
@@ -189,7 +190,7 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
         output["advantages"], metrics = advantages_of(
             self._rollout, loss_mask(output), self.args, num_generations=group, accelerator=self.accelerator
         )
-        frozen = 2 if self.dense_reward.ref is not None else 1
+        frozen = self.dense_reward.passes
         flops = torch.tensor(rollout_flops(self._rollout, self._parameters, frozen, self.num_iterations))
         metrics["flops"] = self.accelerator.reduce(flops.to(self.accelerator.device), reduction="sum").item()
         for name, value in metrics.items():

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from densepath.core.masks import masked_sum
 from densepath.core.objective import kl_estimate
 from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_to_go, whiten
-from densepath.rewards.dense import DenseScores
+from densepath.rewards.scores import DenseScores
 from densepath.trainers.dpr_config import DPRConfig
 
 

@@ -1,0 +1,93 @@
+"""Token ids back to text, without breaking a character: runs of tokens, and each token's place in the text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from densepath.data.tokenizer_calls import as_ints, decode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
+
+
+def decode_spans(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
+    """Text of each shortest run of tokens that decodes to whole characters.
+
+    A character can be split over several byte-level tokens; a run is extended until its text no longer ends in an
+    incomplete character. The texts joined equal the decoding of all tokens, the runs joined equal `token_ids`.
+
+    Args:
+        token_ids: ids to decode, special tokens included.
+        tokenizer: a transformers tokenizer.
+
+    Returns:
+        (text, run of ids) in order; empty for no tokens.
+    """
+    ids = as_ints(token_ids)
+    whole = decode(ids, tokenizer)
+    spans: list[tuple[str, list[int]]] = []
+    context = start = 0  # the run before is decoded along, as some decoders treat the first token apart
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[context:end], tokenizer)
+        if text.endswith(_REPLACEMENT) and end < len(ids):
+            continue
+        known = decode(ids[context:start], tokenizer)
+        spans.append((text[len(known) :], ids[start:end]))
+        context, start = start, end
+    if "".join(text for text, _ in spans) == whole:
+        return spans
+    return [(whole, ids)]  # a decoder that rewrites what it wrote before: no finer runs exist
+
+
+def token_spans(
+    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, **values: Sequence[float]
+) -> list[dict[str, Any]]:
+    """The runs of `decode_spans` as records, with their share of per-token values: what a heat map is drawn from.
+
+    Args:
+        token_ids: ids to decode, special tokens included.
+        tokenizer: a transformers tokenizer.
+        values: name -> one number a token.
+
+    Returns:
+        Records with `text`, `token_ids` and one list under each name, in order.
+
+    Raises:
+        ValueError: not one number a token.
+    """
+    for name, numbers in values.items():
+        if len(numbers) != len(token_ids):
+            raise ValueError(f"{name} holds {len(numbers)} numbers for {len(token_ids)} tokens")
+    spans: list[dict[str, Any]] = []
+    at = 0
+    for text, ids in decode_spans(token_ids, tokenizer):
+        stop = at + len(ids)
+        spans.append(
+            {"text": text, "token_ids": ids, **{name: list(numbers[at:stop]) for name, numbers in values.items()}}
+        )
+        at = stop
+    return spans
+
+
+def token_offsets(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
+    """Text of a completion, and where in it each token stands.
+
+    Args:
+        token_ids: ids of the completion.
+        tokenizer: a transformers tokenizer.
+
+    Returns:
+        The text without a final EOS, and (start, end) in characters for each token. Tokens that share a character
+        share its range; a final EOS has an empty range at the end.
+    """
+    ids = as_ints(token_ids)
+    ended = bool(ids) and ids[-1] == tokenizer.eos_token_id
+    text = ""
+    offsets: list[tuple[int, int]] = []
+    for piece, run in decode_spans(ids[:-1] if ended else ids, tokenizer):
+        offsets += [(len(text), len(text) + len(piece))] * len(run)
+        text += piece
+    return text, [*offsets, (len(text), len(text))] if ended else offsets

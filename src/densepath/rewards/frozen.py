@@ -1,0 +1,46 @@
+"""`FrozenPolicy`: a model that is only scored, on its own or as one adapter of a base that others use too."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from densepath.models.adapters import active_adapter
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, score_completions
+
+
+@dataclass(frozen=True)
+class FrozenPolicy:
+    """A model that is only scored: on its own, or one adapter of a PEFT model that others use too.
+
+    Attributes:
+        model: causal LM, or the PEFT model that holds the adapter.
+        adapter: adapter to switch to while scoring; "" scores the model as it stands, None the bare base.
+    """
+
+    model: Any
+    adapter: str | None = ""
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[Any]:
+        """The model, with the adapter switched on for the block."""
+        if self.adapter == "":
+            yield self.model
+        else:
+            with active_adapter(self.model, self.adapter):
+                yield self.model
+
+    def score(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> CompletionScores:
+        """Log-probabilities and entropies of the completions; see `score_completions`."""
+        with self.active() as model:
+            return score_completions(
+                model, prompt_ids, completion_ids, token_budget=token_budget, on_progress=on_progress
+            )

@@ -1,0 +1,76 @@
+"""Models of a dense reward by name: one base in memory for all adapters on it, one tokenizer for all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from densepath.models import locate
+from densepath.models.adapters import load_frozen_adapter
+from densepath.models.compat import check_same_tokenizer, weights_differ
+from densepath.models.load import load_model, load_tokenizer
+from densepath.rewards.frozen import FrozenPolicy
+
+
+def load_policies(
+    names: Sequence[str | Path],
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> list[FrozenPolicy]:
+    """The models as frozen policies; adapters of one base, and that base itself, share it in memory.
+
+    Args:
+        names: hub ids, model folders, adapter folders or catalogue names.
+        dtype: of the weights; scorers stay float32 (`load_model`).
+        device: None leaves them on the CPU; "auto" takes CUDA where there is one.
+        trust_remote_code: run Python code that comes with the weights.
+
+    Raises:
+        MissingFileError, ModelError: see `load_model`.
+    """
+    sources = [locate.locate(name) for name in names]
+    bases = [locate.locate(locate.adapter_base(s)) if locate.is_adapter(s) else s for s in sources]
+    shared = {base for source, base in zip(sources, bases, strict=True) if source != base}
+    models: dict[str, Any] = {}
+    adapters: dict[str, str] = {}
+    policies = []
+    for source, base in zip(sources, bases, strict=True):
+        if base not in models:
+            # A base that has adapters is loaded with the first of them, whatever comes first in the list.
+            first = next(s for s, b in zip(sources, bases, strict=True) if b == base and (s != b or b not in shared))
+            models[base] = load_model(first, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            if base in shared:
+                adapters[first] = "default"
+        model = models[base]
+        if base not in shared:
+            policies.append(FrozenPolicy(model))
+        elif source == base:
+            policies.append(FrozenPolicy(model, None))
+        else:
+            if source not in adapters:
+                adapters[source] = f"adapter_{len(adapters)}"
+                load_frozen_adapter(model, source, adapters[source])
+            policies.append(FrozenPolicy(model, adapters[source]))
+    return policies
+
+
+def load_common_tokenizer(sft: str | Path, refs: Sequence[str | Path] = (), *, trust_remote_code: bool = False) -> Any:
+    """The SFT model's tokenizer, after a look that each reference gives every id the same meaning.
+
+    Warns (`UserWarning`) of a reference with the weights of the SFT model: its reward is zero everywhere.
+
+    Raises:
+        ModelError: tokenizers that differ; the message says where.
+    """
+    tokenizer = load_tokenizer(sft, trust_remote_code=trust_remote_code)
+    for ref in refs:
+        check_same_tokenizer(tokenizer, load_tokenizer(ref, trust_remote_code=trust_remote_code))
+        if not weights_differ(sft, ref):
+            warnings.warn(f"{ref} and {sft} have the same weights: the reward is zero everywhere", stacklevel=2)
+    return tokenizer

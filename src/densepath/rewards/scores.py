@@ -1,0 +1,81 @@
+"""`DenseScores`: what grading completions token by token gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from densepath.core.masks import lengths_to_mask
+from densepath.core.rewards import position_z_scores
+from densepath.data import token_spans
+
+
+@dataclass(frozen=True)
+class DenseScores:
+    """Per-token rewards with what they were made from; one entry a completion.
+
+    Attributes:
+        rewards: (completion tokens,) float, dense reward of each token in nats, EOS included where it is there.
+        sft_logprobs: likewise, log pi_SFT.
+        ref_logprobs: likewise, log pi_ref, of several references their mean; empty list where none is used.
+        sft_entropies: likewise, entropy of pi_SFT at each state, nats.
+        completion_ids: ids of the tokens.
+        texts: text of each completion without its final EOS; filled by `DenseReward.score`.
+        offsets: (start, end) of each token in its text, characters; tokens that share a character share its range,
+            and a final EOS has an empty one at the end. Filled by `DenseReward.score`.
+    """
+
+    rewards: list[Tensor]
+    sft_logprobs: list[Tensor]
+    ref_logprobs: list[Tensor]
+    sft_entropies: list[Tensor]
+    completion_ids: list[list[int]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    offsets: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def sums(self) -> Tensor:
+        """(completions,) float: reward of each whole completion, nats. Longer ones tend to have more."""
+        return torch.stack([values.sum() for values in self.rewards]) if self.rewards else torch.zeros(0)
+
+    @property
+    def means(self) -> Tensor:
+        """(completions,) float: mean reward of a token of each completion, nats per token."""
+        return torch.stack([values.mean() for values in self.rewards]) if self.rewards else torch.zeros(0)
+
+    def z_scores(self) -> list[Tensor]:
+        """Each reward against those of the other completions at its position, without a unit; to look at only.
+
+        Returns:
+            (completion tokens,) tensors; see `core.rewards.position_z_scores`.
+        """
+        if not self.rewards:
+            return []
+        lengths = torch.tensor([len(values) for values in self.rewards])
+        padded = pad_sequence(self.rewards, batch_first=True)
+        z = position_z_scores(padded, lengths_to_mask(lengths, padded.shape[1]))
+        return [row[:length] for row, length in zip(z, lengths.tolist(), strict=True)]
+
+    def spans(self, index: int, tokenizer: Any) -> list[dict[str, Any]]:
+        """One completion as runs of whole characters, for a heat map.
+
+        Args:
+            index: which completion.
+            tokenizer: that of the models.
+
+        Returns:
+            Records with `text`, `token_ids`, `rewards` (nats per token) and `logprobs` (log pi_SFT, nats).
+        """
+        return token_spans(
+            self.completion_ids[index],
+            tokenizer,
+            rewards=self.rewards[index].tolist(),
+            logprobs=self.sft_logprobs[index].tolist(),
+        )
