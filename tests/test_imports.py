@@ -21,6 +21,7 @@ LAYERS = [
     {"trainers", "evals"},
     {"report"},
     {"pipeline"},
+    {"serve"},
     {"cli"},
 ]
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -19,6 +19,7 @@ import densepath
 from densepath.cli.arguments import parse
 from densepath.cli.main import COMMANDS
 from densepath.pipeline import config
+from densepath.pipeline.serve_config import ServeArguments
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -35,6 +36,7 @@ ARGUMENTS = {
     "dpr": config.DPRArguments,
     "score": config.ScoreArguments,
     "eval": config.EvalArguments,
+    "serve": ServeArguments,
 }
 PASSTHROUGH = {"sft_": "SFTConfig", "dpr_": "DPRConfig"}
 CHEAP = ("densepath --help", "densepath env")

@@ -19,6 +19,7 @@ COMMANDS = {
     "score": "Grade every token of given completions with the dense reward.",
     "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
     "eval": "Sample held-out completions and check them with a program.",
+    "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
     "report": "Make the HTML report of a run folder again.",
     "theory": "Verify the statements behind the method numerically.",
     "env": "Versions and devices, for bug reports.",

@@ -264,7 +264,7 @@ class DenseReward:
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts but {len(completions)} completions")
         pairs = [
-            _encoded(index, prompt, completion, tokenizer)
+            self._encoded(index, prompt, completion)
             for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
         scores = self.score_ids(
@@ -303,6 +303,29 @@ class DenseReward:
             eos_token_ids=ending_ids(self.sft.model, tokenizer),
         )
         return list(map(float, scores.sums))
+
+    def encode(self, prompt: str | Turns, completion: str | Turns) -> Encoded:
+        """Token ids of a prompt and a completion, as `score` reads them: EOS is appended to the completion.
+
+        Args:
+            prompt: text, or a list of turns.
+            completion: text, or, where the prompt is turns, a list of one assistant turn.
+
+        Raises:
+            DataError, ModelError: what cannot be encoded. UsageError: no tokenizer was given.
+        """
+        tokenizer = self._tokenizer()
+        turns = None if isinstance(prompt, str) else prompt
+        if isinstance(completion, str) and turns is not None:
+            completion = [{"role": "assistant", "content": completion}]
+        ids = encode_completion(completion, tokenizer, prompt=turns)
+        return Encoded(tuple(encode_prompt(prompt, tokenizer)), tuple(ids))
+
+    def _encoded(self, index: int, prompt: str | Turns, completion: str | Turns) -> Encoded:
+        try:
+            return self.encode(prompt, completion)
+        except (DataError, ModelError) as error:
+            raise type(error)(f"completion {index}: {error}") from error
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:
@@ -348,17 +371,6 @@ def _check_shaping(kind: RewardKind, scale: float, clip: float | None, floor: fl
         raise ConfigError(f"floor={floor} must be below 0: it is a log-probability, in nats")
     if kind is RewardKind.INVERSE_BELLMAN and (scale != 1.0 or clip is not None or floor is not None):
         raise ConfigError("scale, clip and floor are for rewards made of log-probabilities, not for inverse_bellman")
-
-
-def _encoded(index: int, prompt: str | Turns, completion: str | Turns, tokenizer: Any) -> Encoded:
-    try:
-        turns = None if isinstance(prompt, str) else prompt
-        if isinstance(completion, str) and turns is not None:
-            completion = [{"role": "assistant", "content": completion}]
-        ids = encode_completion(completion, tokenizer, prompt=turns)
-        return Encoded(tuple(encode_prompt(prompt, tokenizer)), tuple(ids))
-    except (DataError, ModelError) as error:
-        raise type(error)(f"completion {index}: {error}") from error
 
 
 def _portable(name: str, folder: Path) -> str:

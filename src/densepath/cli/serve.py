@@ -1,0 +1,25 @@
+"""`densepath serve`: the dense reward over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densepath.cli.arguments import parse
+from densepath.pipeline.serve_config import ServeArguments
+
+DESCRIPTION = "Serve the dense reward over HTTP: /v1/score, /v1/rank, /health, /metrics, and a page at /docs."
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, then serve until interrupted."""
+    arguments, _ = parse(ServeArguments, argv, prog="densepath serve", description=DESCRIPTION)
+    from rich.console import Console
+
+    from densepath.serve import require_extra
+
+    require_extra()
+    from densepath.pipeline.run import quiet_libraries
+    from densepath.serve.command import run_serve_command
+
+    quiet_libraries()
+    return run_serve_command(arguments, Console(stderr=True))

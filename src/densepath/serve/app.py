@@ -1,0 +1,249 @@
+"""`create_app`: the dense reward as a web application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Body, Depends, FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPBearer
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse
+
+from densepath import __version__
+from densepath.errors import UsageError
+from densepath.models.compat import context_length, eos_token_ids
+from densepath.rewards.dense import DenseReward
+from densepath.serve.docs_page import DOCS_PATHS, add_docs_page
+from densepath.serve.engine import ScoringEngine
+from densepath.serve.errors import ApiError
+from densepath.serve.guard import Guard
+from densepath.serve.metrics import CountRequests, Metrics
+from densepath.serve.reading import rank_response, read_rank_request, read_score_request, score_response
+from densepath.serve.schemas import (
+    ErrorResponse,
+    Health,
+    ModelInfo,
+    RankRequest,
+    RankResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
+from densepath.serve.settings import Access, Limits
+
+T = TypeVar("T")
+
+DESCRIPTION = (
+    "Grades every token of a completion with the dense reward hidden in a fine-tuned model: "
+    "log pi_SFT - log pi_ref, in nats."
+)
+_TAGS = {"text", "chat", "str", "constrained-str"}
+_LONGEST_PLACE = 80
+_REASONS = {
+    400: "Not a request that can be read.",
+    401: "No bearer token, or another one.",
+    403: "Sent by a page of another site.",
+    408: "The request did not arrive in time.",
+    413: "Too many bytes, items or tokens.",
+    415: "Not JSON.",
+    422: "Not what this path takes, or an item that the models cannot read.",
+    429: "The queue is full; Retry-After says when to come back.",
+    500: "A fault of the server.",
+    503: "The server starts, stops, or has too many connections.",
+    504: "Accepted, but not answered in time.",
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse, "description": reason} for status, reason in _REASONS.items()
+}
+
+
+def create_app(
+    reward: DenseReward,
+    *,
+    limits: Limits | None = None,
+    access: Access | None = None,
+    public_paths: Collection[str] = (),
+) -> FastAPI:
+    """The web application of one reward; `app.state.engine` is its `ScoringEngine`.
+
+    Args:
+        reward: with its tokenizer.
+        limits: what clients may ask.
+        access: who may ask.
+        public_paths: further paths that need no token, for pages mounted on it.
+    """
+    tokenizer = reward.tokenizer
+    if tokenizer is None:
+        raise UsageError("this DenseReward has no tokenizer to read requests with: give it tokenizer=")
+    context = min(context_length(policy.model) for policy in (reward.sft, *reward.refs))
+    given = limits or Limits()
+    limits = replace(given, max_length=min(given.max_length or context, context))
+    access = access or Access()
+    metrics = Metrics()
+    engine = ScoringEngine(
+        reward,
+        eos_token_ids=eos_token_ids(reward.sft.model, tokenizer),
+        max_queue_size=limits.max_queue_size,
+        request_timeout=limits.request_timeout,
+        observer=metrics,
+    )
+    metrics.watch(engine)
+    info = _info(reward, limits)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await engine.start()
+        yield
+        await engine.stop()
+
+    app = FastAPI(
+        title="densepath",
+        description=DESCRIPTION,
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.engine = engine
+    add_docs_page(app)
+    add_error_handlers(app)
+    secured = [Depends(HTTPBearer(auto_error=False, description="The server's key, if it has one."))]
+
+    @app.post("/v1/score", responses=_ERRORS, dependencies=secured, tags=["reward"])
+    async def score(request: Request, body: ScoreRequest) -> ScoreResponse:
+        """Rewards per token of completions."""
+
+        async def work() -> ScoreResponse:
+            pairs = await engine.read(read_score_request, body.items, reward.encode, limits)
+            scores = await engine.score(pairs)
+            return await engine.read(score_response, pairs, scores, body.logprobs, tokenizer)
+
+        return await unless_gone(request, lambda: engine.accept(work))
+
+    @app.post("/v1/rank", responses=_ERRORS, dependencies=secured, tags=["reward"])
+    async def rank(request: Request, body: Annotated[RankRequest, Body()]) -> RankResponse:
+        """Completions of one prompt by their reward."""
+
+        async def work() -> RankResponse:
+            pairs = await engine.read(read_rank_request, body, reward.encode, limits)
+            return rank_response(pairs, await engine.score(pairs), body.aggregation)
+
+        return await unless_gone(request, lambda: engine.accept(work))
+
+    @app.get("/v1/model", responses=_only(400, 401, 403), dependencies=secured, tags=["reward"])
+    async def model() -> ModelInfo:
+        """What this server scores with, and its limits."""
+        return info
+
+    @app.get("/health", responses=_only(400, 403, 503), tags=["operation"])
+    async def health() -> Health:
+        """Whether requests are accepted; 503 from the moment that the server stops."""
+        if engine.refusing is not None:
+            raise ApiError(503, engine.refusing)
+        return Health()
+
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        responses=_only(400, 401, 403),
+        dependencies=secured,
+        tags=["operation"],
+    )
+    async def prometheus() -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    app.add_middleware(
+        Guard, access=access, limits=limits, public_paths={"/health", "/openapi.json", *DOCS_PATHS, *public_paths}
+    )
+    app.add_middleware(CountRequests, metrics=metrics)
+    return app
+
+
+def _info(reward: DenseReward, limits: Limits) -> ModelInfo:
+    sources = reward.sources or {"sft": "", "refs": []}
+    return ModelInfo(
+        model_name_or_path=sources["sft"],
+        ref_model_name_or_path=sources["refs"],
+        dense_reward=reward.kind.value,
+        max_length=None if limits.max_length == sys.maxsize else limits.max_length,
+        max_items=limits.max_items,
+        max_request_bytes=limits.max_request_bytes,
+        max_request_tokens=limits.max_request_tokens,
+        request_timeout=limits.request_timeout,
+    )
+
+
+def _only(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: _ERRORS[status] for status in statuses}
+
+
+async def unless_gone(request: Request, work: Callable[[], Awaitable[T]]) -> T:
+    """Do the work of a request, and drop it when its client goes away.
+
+    Raises:
+        ApiError: 499, which nobody reads, where the client is gone; what `work` raises.
+    """
+    task = asyncio.ensure_future(work())
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(499, "the client is gone")
+    finally:
+        for future in (task, gone):
+            future.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every error of an application in the one JSON shape."""
+
+    def answer(error: ApiError) -> Response:
+        return Response(error.body(), error.status, headers=error.headers, media_type="application/json")
+
+    @app.exception_handler(ApiError)
+    async def ours(_: Request, error: ApiError) -> Response:
+        return answer(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        return answer(validation_error(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        messages = {404: "there is nothing at this path; see /docs", 405: f"this path does not take {request.method}"}
+        message = messages.get(error.status_code, str(error.detail))
+        return answer(ApiError(error.status_code, message, headers=error.headers))
+
+    @app.exception_handler(Exception)
+    async def fault(_: Request, error: Exception) -> Response:
+        return answer(ApiError(500, "a fault of the server; its log says more"))
+
+
+def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """The first of pydantic's complaints in one line, with its place as clients write it: `items[3].prompt`."""
+    first = errors[0]
+    if first["type"] == "json_invalid":
+        return ApiError(422, f"not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
+    place = ""
+    for part in first["loc"][1:]:
+        if part in _TAGS:
+            continue  # pydantic's names of the members of a union
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    place = place[:_LONGEST_PLACE]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return ApiError(422, f"{place or 'the body'}: {first['msg']}{more}", param=place or None)
