@@ -99,6 +99,33 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
         )
 
 
+def check_deterministic(model: PreTrainedModel) -> None:
+    """Refuse a policy that draws random numbers in train mode: dropout that could not be switched off, for one.
+
+    REINFORCE differentiates the log-probabilities of the policy that sampled, which has no such noise.
+
+    Raises:
+        ModelError: two passes over the same tokens in train mode differ.
+    """
+    embeddings = model.get_input_embeddings().weight
+    if embeddings.numel() == 0 or embeddings.device.type == "meta":
+        return  # sharded at load time: nothing can be computed yet
+    ids = torch.arange(8, device=embeddings.device).unsqueeze(0) % embeddings.shape[0]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train()
+        with torch.no_grad(), torch.random.fork_rng():
+            first, second = (model(input_ids=ids).logits for _ in range(2))
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not torch.equal(first, second):
+        raise ModelError(
+            "the policy draws random numbers in train mode (dropout is on): its log-probabilities would not be those "
+            "of the policy that sampled; set every dropout of the model's configuration and code to 0"
+        )
+
+
 def weights_differ(a: str | Path, b: str | Path) -> bool:
     """Whether two saved models are different functions; if not, their log-ratio is zero everywhere.
 

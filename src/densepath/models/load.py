@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def load_model(
     adapter: str | Path | None = None,
     merge: bool = False,
     for_training: bool = False,
+    model_init_kwargs: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """A causal language model, frozen unless `for_training`.
 
@@ -55,6 +57,8 @@ def load_model(
         adapter: PEFT adapter folder or hub id to put on top of `name_or_path`.
         merge: fold the adapter into the base weights; otherwise a `PeftModel` is returned.
         for_training: train mode, the base trainable (with an adapter: the adapter alone), dropout as configured.
+        model_init_kwargs: further arguments of `from_pretrained` for the base: `attn_implementation`, `revision`,
+            `quantization_config`, ...
 
     Returns:
         The model; unless `for_training` in eval mode, with dropout zeroed and no parameter requiring a gradient.
@@ -77,7 +81,7 @@ def load_model(
     for folder in adapters:
         locate.check_adapter_folder(folder)
 
-    model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code)
+    model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code, **(model_init_kwargs or {}))
     for folder in adapters:
         model = _add_adapter(model, folder, trainable=for_training and not merge, merge=merge)
     if (target := _device(device)) is not None:
@@ -177,7 +181,7 @@ def _device(device: str | torch.device | None) -> torch.device | None:
     return target
 
 
-def _load_base(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _load_base(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool, **kwargs: Any) -> PreTrainedModel:
     """The plain model at `source`; every weight it has must be in the files."""
     locate.check_model_folder(source)
     with locate.explained(source, "model"):
@@ -187,6 +191,7 @@ def _load_base(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
+            **kwargs,
         )
     missing = sorted(info["missing_keys"])
     if missing:

@@ -14,8 +14,6 @@ from trl import SFTConfig
 from densepath.data import encode_demonstrations, prompt_of
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
-from densepath.models import locate
-from densepath.models.adapters import load_frozen_adapter
 from densepath.models.load import load_model, load_tokenizer
 from densepath.pipeline.config import ModelArguments, RunArguments
 from densepath.pipeline.data import fitting_rows, read_split
@@ -23,6 +21,7 @@ from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.rewards.loading import view_on_base
 from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
@@ -205,15 +204,7 @@ def run_dpr(
 
 def frozen_reference(policy: Any, path: str, arguments: ModelArguments) -> FrozenPolicy | Any:
     """The reference as an adapter on the policy's base, or as that base, where it is one; else a model of its own."""
-    if hasattr(policy, "peft_config"):
-        base = policy.peft_config["default"].base_model_name_or_path
-        if locate.locate(path) == locate.locate(base):
-            return FrozenPolicy(policy, None)
-        source = locate.locate(path)
-        if locate.is_adapter(source) and locate.locate(locate.adapter_base(source)) == locate.locate(base):
-            load_frozen_adapter(policy, source, "ref")
-            return FrozenPolicy(policy, "ref")
-    return load_frozen(arguments, path)
+    return view_on_base(policy, path, "ref") or load_frozen(arguments, path)
 
 
 def run_continued_sft(

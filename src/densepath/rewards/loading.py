@@ -74,3 +74,37 @@ def load_common_tokenizer(sft: str | Path, refs: Sequence[str | Path] = (), *, t
         if not weights_differ(sft, ref):
             warnings.warn(f"{ref} and {sft} have the same weights: the reward is zero everywhere", stacklevel=2)
     return tokenizer
+
+
+def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> FrozenPolicy | None:
+    """A model as a view of a PEFT policy's base in memory: the base itself, or an adapter of it.
+
+    Args:
+        policy: PEFT model with an adapter "default", or a plain model.
+        name_or_path: what `load_model` takes.
+        adapter_name: what the adapter is called on the base.
+
+    Returns:
+        The view; None where the policy is a plain model, or the model is another one.
+
+    Raises:
+        MissingFileError, ModelError: an adapter of this base that cannot be loaded.
+    """
+    if not hasattr(policy, "peft_config"):
+        return None
+    base = policy.peft_config["default"].base_model_name_or_path
+    source = locate.locate(name_or_path)
+    if not base:
+        return None
+    if _same(source, base):
+        return FrozenPolicy(policy, None)
+    if locate.is_adapter(source) and _same(locate.adapter_base(source), base):
+        load_frozen_adapter(policy, source, adapter_name)
+        return FrozenPolicy(policy, adapter_name)
+    return None
+
+
+def _same(a: str, b: str) -> bool:
+    """Whether two names lead to one model: the same folder by whatever path, or the same hub id."""
+    places = [Path(locate.locate(name)) for name in (a, b)]
+    return places[0] == places[1] or (all(p.is_dir() for p in places) and places[0].resolve() == places[1].resolve())

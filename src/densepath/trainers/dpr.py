@@ -16,40 +16,52 @@ private: TRL's minor version is pinned and tests/trainers/test_trl_seam.py guard
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
 
 from densepath.core.masks import masked_sum
 from densepath.core.objective import clipped_loss, reinforce_loss
-from densepath.errors import ConfigError, DensepathError, ModelError
 from densepath.models.adapters import add_frozen_copy
-from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
+from densepath.models.compat import check_deterministic
+from densepath.models.load import freeze, load_model, load_tokenizer
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.trainers.checks import check_arguments, check_mixture, check_prompt_lengths
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops
+from densepath.trainers.grpo import RecordedGRPOTrainer, as_list, grpo_arguments
+from densepath.trainers.model_card import name_of, public_name
+from densepath.trainers.policies import loading_arguments, shared_or_loaded, switch_off_dropout
+from densepath.trainers.reward_functions import RewardFunctions
+from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops, token_rewards
+
+DENSE_REWARD = "dense_reward_sum"
+"""Name of the dense reward among TRL's reward functions, hence of its metrics."""
 
 
-class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
+class DPRTrainer(RecordedGRPOTrainer):
     """Improve an SFT policy with undiscounted REINFORCE on the dense reward hidden in it.
 
     Args:
         model: the SFT policy: path, hub id, model, or PEFT model whose adapter is the SFT adapter. Training
             starts from it, and a frozen copy is the reward's numerator and the KL's anchor. With a PEFT model the
             copy is a second adapter on the same base; with `peft_config` it is the model with its new adapter off.
-        ref_model: the reference of the reward: path, hub id, model or `FrozenPolicy`. Not needed by
+        ref_model: the reference of the reward, or several: path, hub id, model or `FrozenPolicy`. With a PEFT policy a
+            path to its base, or to another adapter of it, is put on that base in memory. Not needed by
             `dense_reward="logprob"` and `"inverse_bellman"`.
         args: `DPRConfig`.
         train_dataset: rows with a `prompt` (standard or conversational).
+        eval_dataset, processing_class: as in `GRPOTrainer`.
+        reward_funcs: TRL's reward functions, for the hybrid reward (`dense_reward_weight`) or to be logged alone. They
+            return a number a completion, or a list of one number a token.
+        reward_processing_classes, callbacks, optimizers, quantization_config, peft_config, tools, rollout_func,
+            environment_factory: as in `GRPOTrainer`.
         sft_model: the SFT policy when `model` is not it (a policy that was already improved), else None.
-        kwargs: the other arguments of `GRPOTrainer` (`eval_dataset`, `processing_class`, `callbacks`, `optimizers`,
-            `peft_config`, ...), unchanged.
 
     Raises:
         ModelError: no reference where one is needed, or models that do not share a vocabulary.
@@ -80,60 +92,77 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
         ref_model: Any = None,
         args: DPRConfig | None = None,
         train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        reward_funcs: Any = None,
+        reward_processing_classes: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        quantization_config: Any = None,
+        peft_config: Any = None,
+        tools: list[Any] | None = None,
+        rollout_func: Any = None,
+        environment_factory: Any = None,
         *,
         sft_model: Any = None,
-        **kwargs: Any,
     ) -> None:
-        args = args if args is not None else DPRConfig("dpr-output")
+        args = args if args is not None else DPRConfig(f"{public_name(name_of(model))}-DPR")
+        check_arguments(ref_model, args)
+        loading = loading_arguments(args, quantization_config)
+        self._names = {"sft": name_of(model if sft_model is None else sft_model), "ref": name_of(ref_model)}
         if isinstance(model, str):
-            kwargs.setdefault("processing_class", load_tokenizer(model))
-            model = load_model(model, for_training=True)
-        disable_dropout(model)
-        needs_ref = RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE
-        if needs_ref and ref_model is None:
-            raise ModelError("DPRTrainer needs ref_model, the reference of the reward; or dense_reward='logprob'")
+            if processing_class is None:
+                processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
+            model = load_model(model, for_training=True, **loading)
+        switch_off_dropout(model)
         is_peft = hasattr(model, "peft_config")
-        if sft_model is None and not is_peft and kwargs.get("peft_config") is None:
+        if sft_model is None and not is_peft and peft_config is None:
             sft_model = freeze(copy.deepcopy(model))
-        # GRPO's own beta would load another copy and add a separate KL loss: the KL is in the return here.
-        beta, args.beta = args.beta, 0.0
-        try:
+        self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
+        check_mixture(args, self._functions, environment_factory)
+        with grpo_arguments(args, self._functions):
             super().__init__(
-                model=model, reward_funcs=[self.dense_reward_sum], args=args, train_dataset=train_dataset, **kwargs
+                model=model,
+                reward_funcs=[self.dense_reward_sum, *self._functions.wrapped],
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                processing_class=processing_class,
+                reward_processing_classes=[None, *as_list(reward_processing_classes, len(self._functions))],
+                callbacks=callbacks,
+                optimizers=optimizers,
+                peft_config=peft_config,
+                tools=tools,
+                rollout_func=rollout_func,
+                environment_factory=environment_factory,
             )
-        except DensepathError:
-            raise
-        except ValueError as error:  # PEFT's and TRL's way to refuse a configuration
-            raise ConfigError(f"DPR cannot begin: {error}") from error
-        finally:
-            args.beta = beta
-        disable_dropout(self.model)  # that of a new adapter too
+        self.reward_weights[1 + len(self._functions) :] *= 1 - args.dense_reward_weight  # an environment's own reward
+        switch_off_dropout(self.model)  # that of a new adapter too
         policy = self.accelerator.unwrap_model(self.model)
-        if sft_model is None and is_peft:
+        frozen = functools.partial(shared_or_loaded, policy, loading=loading, tokenizer=self._tokenizer)
+        if sft_model is not None:
+            sft = frozen(sft_model, adapter_name="sft")
+        elif is_peft:
             add_frozen_copy(policy, source="default", name="sft")
             sft = FrozenPolicy(policy, "sft")
-        elif sft_model is None:
-            sft = FrozenPolicy(policy, None)
         else:
-            sft = self._frozen(sft_model)
+            sft = FrozenPolicy(policy, None)
+        refs = []
+        if RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE:
+            given = ref_model if isinstance(ref_model, (list, tuple)) else [ref_model]
+            refs = [frozen(ref, adapter_name=f"ref_{index}") for index, ref in enumerate(given)]
+        for view in (sft, *refs):
+            if view.model is not policy:
+                view.model.to(self.accelerator.device)
         self.dense_reward = DenseReward(
-            sft,
-            self._frozen(ref_model) if needs_ref else None,
-            kind=args.dense_reward,
-            token_budget=args.score_token_budget,
+            sft, refs, kind=args.dense_reward, token_budget=args.score_token_budget, tokenizer=self._tokenizer
         )
         add_packed_forward(policy)
+        check_deterministic(policy)
+        if environment_factory is None:
+            check_prompt_lengths(self, policy)
         self._rollout = Rollout()
         self._parameters = sum(p.numel() for p in policy.parameters())
-
-    def _frozen(self, model: Any) -> FrozenPolicy:
-        """A model, path or view as a frozen policy on this process's device."""
-        if isinstance(model, FrozenPolicy):
-            return model
-        if isinstance(model, str):
-            model = load_model(model)
-        disable_dropout(model)
-        return FrozenPolicy(freeze(model).to(self.accelerator.device))
 
     # -- rollouts ----------------------------------------------------------------------------------------------
 
@@ -162,8 +191,9 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
 
     def _generate(self, prompts: Any) -> Any:
         output = super()._generate(prompts)
-        prompt_ids, completion_ids, _, _, logprobs = output[:5]
+        prompt_ids, completion_ids, tool_mask, _, logprobs = output[:5]
         self._rollout = Rollout(prompt_ids, completion_ids, logprobs)
+        self._functions.begin(tool_mask)
         return output
 
     def dense_reward_sum(self, prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
@@ -183,13 +213,26 @@ class DPRTrainer(GRPOTrainer):  # type: ignore[misc]
         sums: list[float] = rollout.scores.sums.tolist()
         return sums
 
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
+        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        start = self.accelerator.process_index * len(prompts)
+        self._rollout.function_rewards = rewards[start : start + len(prompts), 1:]
+        return rewards
+
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
         group = self.num_generations if mode == "train" else self.num_generations_eval
+        mask = loss_mask(output)
+        if self.args.dense_reward_weight < 1:
+            given = self._rollout.function_rewards
+            self._rollout.external = self._functions.external(given, self.reward_func_names[1:], mask)
         output["advantages"], metrics = advantages_of(
-            self._rollout, loss_mask(output), self.args, num_generations=group, accelerator=self.accelerator
+            self._rollout, mask, self.args, num_generations=group, accelerator=self.accelerator
         )
+        if self.log_completions:
+            rewards = token_rewards(self._rollout, mask, self.args)
+            self._log_tokens(self._rollout.completion_ids, rewards, output["advantages"])
         frozen = self.dense_reward.passes
         flops = torch.tensor(rollout_flops(self._rollout, self._parameters, frozen, self.num_iterations))
         metrics["flops"] = self.accelerator.reduce(flops.to(self.accelerator.device), reduction="sum").item()

@@ -50,6 +50,12 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             "help": "Reading of the models: baseline_relative (log pi_SFT - log pi_ref), logprob, inverse_bellman."
         },
     )
+    dense_reward_weight: float = field(
+        default=1.0,
+        metadata={
+            "help": "alpha of the hybrid reward alpha * dense + (1 - alpha) * reward_funcs. At 1 they are only logged."
+        },
+    )
     baseline: str = field(
         default="position_mean",
         metadata={
@@ -76,6 +82,8 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             if value not in [str(member.value) for member in kind]:
                 allowed = ", ".join(str(member.value) for member in kind)
                 raise ConfigError(f"{name}={value!r} does not exist; choose one of: {allowed}")
+        if not 0 <= self.dense_reward_weight <= 1:
+            raise ConfigError(f"dense_reward_weight={self.dense_reward_weight} must lie in [0, 1]; 1 is dense alone")
         if self.beta < 0:
             raise ConfigError(f"beta={self.beta} must be at least 0")
         if not 0 <= self.gamma <= 1:

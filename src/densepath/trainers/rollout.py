@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from densepath.core.hybrid import hybrid_rewards
 from densepath.core.masks import masked_sum
 from densepath.core.objective import kl_estimate
 from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_to_go, whiten
@@ -28,6 +29,8 @@ class Rollout:
         sampling_logprobs: log-probabilities that the sampler reported, nats; None if it reports none.
         scores: dense rewards of the sampled tokens, with the log-probabilities they were made from.
         policy_logprobs: log pi_theta of the sampled tokens under the trainer's own policy, nats.
+        function_rewards: (completions, functions) float, what TRL's reward functions returned, summed over tokens.
+        external: (completions, tokens) float, their weighted sum where it belongs; None if it is not trained on.
     """
 
     prompt_ids: list[list[int]] = field(default_factory=list)
@@ -35,6 +38,8 @@ class Rollout:
     sampling_logprobs: list[list[float]] | None = None
     scores: DenseScores | None = None
     policy_logprobs: list[Tensor] = field(default_factory=list)
+    function_rewards: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    external: Tensor | None = None
 
 
 def loss_mask(inputs: dict[str, Any]) -> Tensor:
@@ -47,6 +52,15 @@ def pad_rows(rows: Sequence[Tensor], like: Tensor) -> Tensor:
     """(completions, width) float32 of ragged rows, on the device and with the width of `like`."""
     padded = pad_sequence([row.float() for row in rows], batch_first=True)
     return torch.nn.functional.pad(padded, (0, like.shape[1] - padded.shape[1])).to(like.device)
+
+
+def token_rewards(rollout: Rollout, mask: Tensor, args: DPRConfig) -> Tensor:
+    """(completions, tokens) float: the dense reward of each token, mixed with the reward functions' if they count."""
+    assert rollout.scores is not None
+    rewards = torch.where(mask, pad_rows(rollout.scores.rewards, mask), torch.zeros(mask.shape, device=mask.device))
+    if rollout.external is None:
+        return rewards
+    return hybrid_rewards(rewards, rollout.external, mask, args.dense_reward_weight)
 
 
 def advantages_of(
@@ -65,7 +79,7 @@ def advantages_of(
         (completions, tokens) float32 for this process's completions; metrics by name.
     """
     assert rollout.scores is not None
-    rewards = pad_rows(rollout.scores.rewards, mask)
+    rewards = token_rewards(rollout, mask, args)
     sft_logprobs = pad_rows(rollout.scores.sft_logprobs, mask)
     policy_logprobs = pad_rows(rollout.policy_logprobs, mask)
     penalised = kl_penalised_rewards(rewards, policy_logprobs, sft_logprobs, args.beta, mask)

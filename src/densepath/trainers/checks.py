@@ -1,0 +1,94 @@
+"""What a DPR trainer refuses before its first step, each with the row or argument that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+
+from densepath.errors import ConfigError, DataError, ModelError
+from densepath.models.compat import context_length
+from densepath.rewards.dense import RewardKind
+from densepath.rewards.frozen import FrozenPolicy
+from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.reward_functions import RewardFunctions
+
+_TEMPLATE_TOKENS = 256
+"""What a chat template may add to the bytes of a prompt, before its tokens are counted."""
+
+
+def check_arguments(ref_model: Any, args: Any) -> None:
+    """Refuse what is left of a GRPO script that does not fit here.
+
+    Raises:
+        ConfigError: arguments of another trainer, or a reward function in the reference's place.
+        ModelError: no reference where one is needed.
+    """
+    if not isinstance(args, DPRConfig):
+        raise ConfigError(
+            f"args is a {type(args).__name__}: DPRTrainer takes a DPRConfig, which has the same arguments"
+        )
+    for each in ref_model if isinstance(ref_model, (list, tuple)) else [ref_model]:
+        if callable(each) and not isinstance(each, (nn.Module, FrozenPolicy)):
+            raise ConfigError(
+                "ref_model is a function: it is the second argument, the reference of the reward; "
+                "reward functions go to reward_funcs="
+            )
+    if RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE and (ref_model is None or ref_model == []):
+        raise ModelError("DPRTrainer needs ref_model, the reference of the reward; or dense_reward='logprob'")
+
+
+def check_mixture(args: DPRConfig, functions: RewardFunctions, environment_factory: Any) -> None:
+    """Refuse a hybrid reward without a reward from outside.
+
+    Raises:
+        ConfigError: `dense_reward_weight` below 1, and nothing to mix in.
+    """
+    if args.dense_reward_weight < 1 and len(functions) == 0 and environment_factory is None:
+        raise ConfigError(
+            f"dense_reward_weight={args.dense_reward_weight} mixes in a reward from outside: give reward_funcs, "
+            "or leave it at 1"
+        )
+
+
+def check_prompt_lengths(trainer: Any, policy: Any) -> None:
+    """Refuse a prompt that leaves no room for a completion in the context, in any data set with rows.
+
+    A prompt has no more tokens than bytes, so few need to be tokenised. Streamed rows are checked as they are sampled.
+
+    Raises:
+        DataError: the first such row.
+    """
+    context, budget = context_length(policy), trainer.max_completion_length
+    room = context - budget
+    if room < 1:
+        raise ConfigError(f"max_completion_length={budget} fills the model's context of {context} tokens: lower it")
+    for name, dataset in _datasets(trainer):
+        for row, prompt in enumerate(dataset["prompt"]):
+            if _bytes(prompt) + _TEMPLATE_TOKENS <= room:
+                continue
+            length = len(trainer._tokenize_prompts([prompt])[0][0])
+            if length > room:
+                raise DataError(
+                    f"{name}, row {row}: its prompt has {length} tokens, and the context of {context} leaves {room} "
+                    f"beside max_completion_length={budget}: shorten or leave out the row"
+                )
+
+
+def _datasets(trainer: Any) -> Iterator[tuple[str, Any]]:
+    given = trainer.eval_dataset
+    evals = given if isinstance(given, dict) else {"": given}
+    found = {"train_dataset": trainer.train_dataset}
+    found |= {f"eval_dataset {name}".rstrip(): dataset for name, dataset in evals.items()}
+    for name, dataset in found.items():
+        if isinstance(dataset, Dataset) and "prompt" in dataset.column_names:
+            yield name, dataset
+
+
+def _bytes(prompt: Any) -> int:
+    """UTF-8 bytes of a prompt's text. Parts that are not text (images) count nothing: their tokens are the model's."""
+    if isinstance(prompt, str):
+        return len(prompt.encode())
+    return sum(len(turn["content"].encode()) for turn in prompt if isinstance(turn.get("content"), str))

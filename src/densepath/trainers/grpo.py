@@ -1,0 +1,167 @@
+"""What stands between TRL's `GRPOTrainer` and DPR: its arguments, and what a run leaves on disk.
+
+Tables of completions get columns per token, the model card a section, a checkpoint the generation that is still in
+use, and a saved PEFT model its own adapter alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import gather_object
+from huggingface_hub import ModelCard
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import GRPOTrainer
+
+from densepath.errors import ConfigError, DensepathError
+from densepath.io import atomic_path, write_text_atomic
+from densepath.trainers.completion_table import TokenTable, token_rows
+from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.model_card import public_name, run_section, with_section
+from densepath.trainers.reward_functions import RewardFunctions
+
+
+@contextlib.contextmanager
+def grpo_arguments(args: DPRConfig, functions: RewardFunctions) -> Iterator[None]:
+    """The arguments as GRPO's constructor should read them, inside of the block.
+
+    GRPO's own `beta` would load another copy of the model and add a separate KL loss; `reward_weights` needs a number
+    for the dense reward too. What TRL and PEFT refuse becomes a `ConfigError`.
+    """
+    beta, weights = args.beta, args.reward_weights
+    alpha = args.dense_reward_weight
+    args.beta = 0.0
+    args.reward_weights = [alpha, *((1 - alpha) * weight for weight in functions.weights)]
+    try:
+        yield
+    except DensepathError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"DPR cannot begin: {error}") from error
+    finally:
+        args.beta, args.reward_weights = beta, weights
+
+
+def as_list(given: Any, length: int) -> list[Any]:
+    """One or several of something as a list; None stands for `length` times None."""
+    if given is None:
+        return [None] * length
+    return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """`GRPOTrainer` with token tables, a section of the model card, and checkpoints that hold the rollout in use."""
+
+    compared_with: tuple[str, ...] = ()
+    """Controls that were run beside this training, for the model card."""
+    _names: dict[str, str | None]
+    _functions: RewardFunctions
+
+    # -- completion tables -------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def _token_table(self) -> TokenTable:
+        return TokenTable(self.args.generation_batch_size)
+
+    def _log_tokens(self, completion_ids: Sequence[Sequence[int]], rewards: Tensor, advantages: Tensor) -> None:
+        """Keep the tokens of the global batch for the table, and put DPR's advantage in place of GRPO's.
+
+        Args:
+            completion_ids: of this process, EOS included.
+            rewards: (completions, tokens) float.
+            advantages: (completions, tokens) float; the table's one number is that of the first token, which is the
+                return of the whole completion less its baseline.
+        """
+        self._token_table.extend(gather_object(token_rows(self._tokenizer, completion_ids, rewards, advantages)))
+        first = self.accelerator.gather(advantages[:, 0].contiguous()).tolist()
+        for _ in first:
+            self._logs["advantages"].pop()
+        self._logs["advantages"].extend(first)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as TRL does, and add the columns per token to the table of completions."""
+        super().log(logs, start_time)
+        if self.accelerator.is_main_process and self.log_completions:
+            folder = Path(self.args.output_dir) / "completions"
+            self._token_table.add_to(folder / f"completions_{self.state.global_step:05d}.parquet")
+
+    # -- model card --------------------------------------------------------------------------------------------
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """TRL's model card with a section on this run: models, arguments, where it ended, controls."""
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if not self.is_world_process_zero():
+            return
+        path = Path(self.args.output_dir) / "README.md"
+        section = run_section(
+            self.args,
+            sft=public_name(self._names["sft"]),
+            reference=public_name(self._names["ref"]) if self._names["ref"] else "none",
+            reward_functions=self.reward_func_names[1:],
+            history=self.state.log_history,
+            max_steps=self.state.max_steps,
+            compared_with=self.compared_with,
+        )
+        card = ModelCard.load(path)
+        write_text_atomic(path, with_section(str(card), section))
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the policy. Frozen adapters beside it are not part of the model."""
+        model = self.accelerator.unwrap_model(self.model)
+        if not hasattr(model, "peft_config"):
+            super()._save(output_dir, state_dict)
+            return
+        model.save_pretrained = functools.partial(type(model).save_pretrained, model, selected_adapters=["default"])
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        buffered = self._buffered_inputs or []
+        if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
+            buffered = []  # the next step generates anew
+        tensors, whole = {}, True
+        for index, batch in enumerate(buffered):
+            for name, value in batch.items():
+                whole = whole and isinstance(value, Tensor)
+                tensors[f"{index}.{name}"] = value
+        metadata = {"step": str(self._step), "processes": str(self.accelerator.num_processes)}
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(self._rollout_file(folder)) as temporary:
+            kept = (
+                {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()} if whole else {}
+            )
+            save_file(kept, temporary, metadata=metadata)
+        self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None or not self._rollout_file(Path(checkpoint)).exists():
+            return
+        with safe_open(self._rollout_file(Path(checkpoint)), framework="pt") as file:
+            metadata = file.metadata()
+            if int(metadata["processes"]) != self.accelerator.num_processes:
+                return
+            self._step = int(metadata["step"])
+            batches: dict[int, dict[str, Tensor]] = {}
+            for key in sorted(file.keys()):
+                index, _, name = key.partition(".")
+                batches.setdefault(int(index), {})[name] = file.get_tensor(key).to(self.accelerator.device)
+        self._buffered_inputs = [batches[index] for index in sorted(batches)] or None
+
+    def _rollout_file(self, folder: Path) -> Path:
+        return folder / f"rollout_{self.accelerator.process_index}.safetensors"

@@ -1,0 +1,99 @@
+"""The models of a DPR run: the policy that is trained, the frozen SFT policy, and the reference of the reward."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available
+
+from densepath.errors import ConfigError, ModelError
+from densepath.models import locate
+from densepath.models.compat import check_same_tokenizer
+from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
+from densepath.rewards.frozen import FrozenPolicy
+from densepath.rewards.loading import view_on_base
+
+
+def loading_arguments(args: Any, quantization_config: Any = None) -> dict[str, Any]:
+    """Keyword arguments of `load_model` for models given by name, from TRL's `model_init_kwargs` and its relatives.
+
+    `load_in_4bit=True` among them stands for `BitsAndBytesConfig(load_in_4bit=True)`, `load_in_8bit` likewise.
+
+    Raises:
+        ConfigError: a quantisation given twice.
+        ModelError: one that needs bitsandbytes, where it is not installed.
+    """
+    kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})
+    found = [quantization_config, kwargs.pop("quantization_config", None)]
+    bits = {name: kwargs.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in kwargs}
+    if any(bits.values()):
+        found.append(BitsAndBytesConfig(**bits))
+    given = [config for config in found if config is not None]
+    if len(given) > 1:
+        raise ConfigError(
+            "the quantisation is given more than once: leave it in one of quantization_config= and model_init_kwargs"
+        )
+    if given:
+        kwargs["quantization_config"] = given[0]
+        _check_quantization(given[0])
+    return {
+        "dtype": kwargs.pop("dtype", None) or "float32",
+        "trust_remote_code": kwargs.pop("trust_remote_code", args.trust_remote_code),
+        "model_init_kwargs": kwargs,
+    }
+
+
+def _check_quantization(config: Any) -> None:
+    values: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
+    bits = [name for name in ("load_in_4bit", "load_in_8bit") if values.get(name) or values.get(f"_{name}")]
+    if bits and not is_bitsandbytes_available():
+        raise ModelError(
+            f"{bits[0]} needs bitsandbytes: pip install 'densepath[quantization]', or leave the quantisation out"
+        )
+
+
+def shared_or_loaded(
+    policy: Any, given: Any, *, adapter_name: str, loading: Mapping[str, Any], tokenizer: Any = None
+) -> FrozenPolicy:
+    """A model, path or view as a frozen policy: on the policy's base in memory where it is a path to a part of it.
+
+    Args:
+        policy: the policy, as a PEFT model or a plain one.
+        given: `FrozenPolicy`, model, or the name of a model, an adapter, or the policy's base.
+        adapter_name: what an adapter that is loaded onto the policy's base is called there.
+        loading: keyword arguments of `load_model`; a quantisation is for the policy's base alone, since scorers stay
+            float32, and is left out for a model of its own.
+        tokenizer: the policy's; a model given by name must have one of the same ids.
+
+    Raises:
+        ModelError: a model that cannot be loaded, or whose tokenizer gives an id another meaning.
+    """
+    if isinstance(given, FrozenPolicy):
+        return given
+    if isinstance(given, str):
+        source = locate.locate(given)
+        if tokenizer is not None and (not Path(source).is_dir() or locate.has_tokenizer(source)):
+            other = load_tokenizer(given, trust_remote_code=loading["trust_remote_code"])
+            check_same_tokenizer(tokenizer, other, special_tokens=False)
+        shared = view_on_base(policy, given, adapter_name)
+        if shared is not None:
+            return shared
+        init = {k: v for k, v in loading["model_init_kwargs"].items() if k not in ("quantization_config", "revision")}
+        given = load_model(given, **{**loading, "model_init_kwargs": init})
+    disable_dropout(given)
+    return FrozenPolicy(freeze(given))
+
+
+def switch_off_dropout(model: Any) -> None:
+    """Set every dropout probability to zero, and warn if one was not: REINFORCE needs the policy that sampled."""
+    count = disable_dropout(model)
+    if count:
+        warnings.warn(
+            f"dropout was on in {count} places of the policy; it is off now, in training too: the log-probabilities "
+            "must be those of the policy that sampled",
+            stacklevel=3,
+        )
