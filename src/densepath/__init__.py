@@ -18,6 +18,7 @@ __all__ = [
     "FrozenPolicy",
     "RewardKind",
     "RunArguments",
+    "ScoreView",
     "__version__",
     "encode_pairs",
     "encode_prompt",
@@ -29,6 +30,7 @@ __all__ = [
     "sample",
     "score_completions",
     "split_by_content",
+    "view_scores",
     "write_report",
 ]
 
@@ -41,6 +43,7 @@ _EXPORTS = {
     "FrozenPolicy": "densepath.rewards.frozen",
     "RewardKind": "densepath.rewards.dense",
     "RunArguments": "densepath.pipeline.config",
+    "ScoreView": "densepath.report.view",
     "encode_pairs": "densepath.data",
     "encode_prompt": "densepath.data",
     "generate_tasks": "densepath.data",
@@ -51,6 +54,7 @@ _EXPORTS = {
     "sample": "densepath.models.sampling",
     "score_completions": "densepath.models.scoring",
     "split_by_content": "densepath.data",
+    "view_scores": "densepath.report.view",
     "write_report": "densepath.report",
 }
 
@@ -64,6 +68,7 @@ if TYPE_CHECKING:
     from .pipeline.config import RunArguments
     from .pipeline.run import run_pipeline
     from .report import write_report
+    from .report.view import ScoreView, view_scores
     from .rewards.dense import DenseReward, RewardKind
     from .rewards.frozen import FrozenPolicy
     from .rewards.scores import DenseScores

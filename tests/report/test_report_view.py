@@ -14,7 +14,7 @@ from densepath.errors import UsageError
 from densepath.report.compare import compare
 from densepath.report.scored import RowQuery, ScoredFile, scored_row
 from densepath.report.text import visible
-from densepath.report.view import LONGEST_WORST, LiveView, ScoreView, page_html, view_scores, worst_runs
+from densepath.report.view import LONGEST_WORST, ScoreView, live_page_html, page_html, view_scores, worst_runs
 
 RECORDS = [scored_row(value, number, "scores.jsonl") for number, value in enumerate(ROWS, 1)]
 
@@ -48,13 +48,13 @@ def test_an_answer_with_more_tokens_leaves_a_gap():
     longer = scored_row(row("longer", turn(*RIGHT[:3], span("5", 0.5), span("0", -1.0), RIGHT[4], END)), 1, "file")
     columns = compare(RECORDS[0], longer).columns()
     assert [column.a is None for column in columns] == [False, False, False, False, True, False, False]
-    html = a_view([RECORDS[0], longer]).to_html()
+    html = page_html(a_view([RECORDS[0], longer]))
     assert html.count('class="dp-gap"') == 1
 
 
 def test_a_line_breaks_after_a_column_that_ends_one():
     rows = [scored_row(row(name, turn(span("a\n", 0.5), span(end, 0.5))), 1, "file") for name, end in ("xb", "yc")]
-    html = a_view(rows).to_html()
+    html = page_html(a_view(rows))
     assert html.count('class="dp-break"') == 1
     assert "a↵" in html
 
@@ -63,7 +63,7 @@ def test_a_line_breaks_after_a_column_that_ends_one():
 
 
 def test_the_worst_span_is_the_altered_token_and_leads_to_its_place():
-    html = a_view().to_html()
+    html = page_html(a_view())
     links = re.findall(r'<a href="#([^"]+)"><b>([^<]+)</b> <q>([^<]*)</q> <small>([^<]+)</small>', html)
     assert ("r1-0-0", "−4.00", "7", "token 4") in links
     for target, *_ in links:
@@ -83,9 +83,9 @@ def test_faint_neighbours_do_not_widen_a_worst_span():
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("live", [None, LiveView(["a"], ["b"], ["logprob"], True, 99)])
-def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(live):
-    html = page_html(a_view(), live)
+@pytest.mark.parametrize("make", [lambda: page_html(a_view()), live_page_html], ids=["file", "live"])
+def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(make):
+    html = make()
     page = Page(html)
     assert (page.faults, page.stack) == ([], [])
     for _, name, value in page.attributes:
@@ -101,37 +101,35 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(live):
 
 
 def test_the_policy_allows_exactly_the_one_script_and_only_a_live_page_asks_its_server():
-    for live in (None, LiveView(has_file=True)):
-        html = page_html(a_view(), live)
+    for live, html in ((False, page_html(a_view())), (True, live_page_html())):
         [script] = re.findall(r"<script>(.*?)</script>", html, re.S)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)[1]
         assert policy.startswith("default-src 'none';")
         assert f"script-src 'sha256-{digest}'" in policy
-        assert ("connect-src 'self'" in policy) == (live is not None)
+        assert ("connect-src 'self'" in policy) == live
 
 
 def test_hostile_strings_change_no_tag():
-    clean = Page(a_view().to_html())
+    clean = Page(page_html(a_view()))
     rows = [scored_row(poison(value, HOSTILE), 1, "scores") for value in ROWS]
     facts = ((HOSTILE, HOSTILE),)
     view = ScoreView(rows=tuple(rows), comparison=compare(*rows[:2]), title=HOSTILE, facts=facts)
-    for html in (view.to_html(), page_html(view, LiveView([HOSTILE], [HOSTILE], [HOSTILE], True, 9))):
-        page = Page(html)
-        assert page.faults == []
-        assert page.tags.count("script") == 1
-        assert "img" not in page.tags
-        assert not any(name.startswith("on") for _, name, _ in page.attributes)
-        assert visible("What does it cost?" + HOSTILE) in page.text
-        assert "\x00" not in html
-        assert "\u202e" not in html
-    assert set(Page(view.to_html()).tags) <= {*clean.tags, "dt", "dd", "i"}
+    html = page_html(view)
+    page = Page(html)
+    assert page.faults == []
+    assert page.tags.count("script") == 1
+    assert set(page.tags) <= {*clean.tags, "dt", "dd", "i"}
+    assert not any(name.startswith("on") for _, name, _ in page.attributes)
+    assert visible("What does it cost?" + HOSTILE) in page.text
+    assert "\x00" not in html
+    assert "\u202e" not in html
 
 
 def test_the_page_says_what_matters(tmp_path):
     file = ScoredFile(write_jsonl(tmp_path / "scores.jsonl"))
     rows = tuple(file.find(RowQuery(limit=2)).rows)
-    html = ScoreView(rows=rows, facts=(("SFT model", "my/model"),), total=len(file), scale=file.scale).to_html()
+    html = page_html(ScoreView(rows=rows, facts=(("SFT model", "my/model"),), total=len(file), scale=file.scale))
     text = " ".join(Page(html).text.split())
     for words in (
         "SFT model my/model",
@@ -211,7 +209,7 @@ def test_a_notebook_shows_the_same_fragments_twice_with_ids_of_their_own():
         assert "http" not in html
     heats = [
         [re.sub(r' id="[^"]+"', "", heat) for heat in re.findall(r'<div class="dp-heat.*?</div>', html, re.S)]
-        for html in (*outputs, view.to_html())
+        for html in (*outputs, page_html(view))
     ]
     assert heats[0] == heats[1] == heats[2]
     assert len(heats[0]) == 3  # aligned, A, B

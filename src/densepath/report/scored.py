@@ -20,6 +20,7 @@ from densepath.report.records import Completion, ScoredRow
 SORTS = ("row", "reward", "reward_per_token", "tokens", "lowest")
 """What rows can be ordered by: file order, summed reward, mean reward, length, lowest reward of one token."""
 
+_PROGRESS_EVERY = 256
 SCALE_ROWS = 200
 """Rows, evenly spread over the file, from which the common colour scale is made."""
 
@@ -169,7 +170,7 @@ class ScoredFile:
             numbers["reward_per_token"].append(row.reward_per_token)
             numbers["tokens"].append(row.num_tokens)
             numbers["lowest"].append(row.lowest)
-            if on_progress is not None:
+            if on_progress is not None and len(places) % _PROGRESS_EVERY == 0:
                 on_progress(share)
         if not places:
             raise DataError(f"{self.path}: no rows; give a file that densepath score wrote")

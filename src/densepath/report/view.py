@@ -24,12 +24,15 @@ from densepath.report.curve import Line, curve_html
 from densepath.report.heatmap import LEVELS, heat_scale, heatmap_css, heatmap_html, legend_html, shown
 from densepath.report.html import asset, make_environment, script_hash
 from densepath.report.records import Completion, ScoredRow, Span
-from densepath.report.scored import scored_row
+from densepath.report.scored import SORTS, scored_row
 
 WORST = 3
 """Worst spans shown of each completion."""
 LONGEST_WORST = 12
 """Runs in a worst span at most: what a reader takes in at once, and no bridge between two faults far apart."""
+
+MOST_IN_NOTEBOOK = 20
+"""Completions in one output of a notebook, which keeps its outputs in its file."""
 
 _LONGEST_QUOTE = 48
 _outputs = itertools.count(1)
@@ -72,10 +75,6 @@ class ScoreView:
             value["comparison"]["edits"] = [edit._asdict() for edit in self.comparison.edits]
         return {"made_by": __version__, "facts": dict(self.facts)} | {k: v for k, v in value.items() if k != "facts"}
 
-    def to_html(self) -> str:
-        """The whole page as text: one file, no network, complete without JavaScript."""
-        return page_html(self)
-
     def save(self, path: str | Path) -> ReportPaths:
         """Write the page, and its JSON twin beside it, each atomically.
 
@@ -86,7 +85,7 @@ class ScoreView:
         paths = ReportPaths(Path(path), Path(path).with_suffix(".json"))
         if paths.html == paths.json:
             raise UsageError(f"{path}: give the page a name that ends in .html; its JSON twin takes .json")
-        page = self.to_html()
+        page = page_html(self)
         write_json_atomic(paths.json, self.to_dict())
         write_text_atomic(paths.html, page)
         return paths
@@ -97,47 +96,65 @@ class ScoreView:
         parts = [Markup(legend_html(self.scale))]
         if self.comparison is not None:
             parts.append(comparison_html(self.comparison, self.scale, prefix))
-        parts += [row_html(row, self.scale, f"{prefix}{place}-") for place, row in enumerate(self.rows)]
+        shown_rows = self.rows[:MOST_IN_NOTEBOOK]
+        parts += [row_html(row, self.scale, f"{prefix}{place}-") for place, row in enumerate(shown_rows)]
+        if len(shown_rows) < self.total:
+            parts.append(Markup('<p class="dp-note">{} of {} completions.</p>').format(len(shown_rows), self.total))
         page = Markup('<div class="dp-alone"><style>{}</style>{}</div>').format(
             Markup(heatmap_css() + asset("view.css")), Markup("").join(parts)
         )
         return str(page)
 
 
-class LiveView(NamedTuple):
-    """What the page of a running server offers beyond a file.
-
-    Attributes:
-        sft: names of SFT models to choose from; none: texts cannot be scored.
-        ref: names of references to choose from.
-        rewards: readings to choose from.
-        has_file: a scored file is there to page through.
-        max_characters: longest text that a box takes.
-    """
-
-    sft: Sequence[str] = ()
-    ref: Sequence[str] = ()
-    rewards: Sequence[str] = ()
-    has_file: bool = False
-    max_characters: int = 0
-
-
-def page_html(view: ScoreView, live: LiveView | None = None) -> str:
-    """The page of a view; with `live` its script asks the server that it came from, and nobody else."""
-    script = asset("tokens.js") + asset("view.js")
-    parts = [row_html(row, view.scale, f"r{place}-") for place, row in enumerate(view.rows)]
-    template = _environment().get_template("view.html")
-    return template.render(
+def page_html(view: ScoreView) -> str:
+    """The page of a view: one file, no network, complete without JavaScript."""
+    return _page(
+        live=False,
         view=view,
-        live=live,
-        made_by=__version__,
-        css=Markup(asset("page.css") + heatmap_css() + asset("view.css")),
-        script=Markup(script),
-        script_hash=script_hash(script),
         legend=Markup(legend_html(view.scale)),
         comparison=comparison_html(view.comparison, view.scale, "c-") if view.comparison else "",
-        rows=parts,
+        rows=[row_html(row, view.scale, f"r{place}-") for place, row in enumerate(view.rows)],
     )
+
+
+def live_page_html() -> str:
+    """The page of a running server, without anything to see: its script asks the server that it came from."""
+    return _page(live=True, view=ScoreView(), legend="", comparison="", rows=())
+
+
+def content_policy(live: bool) -> str:
+    """What a page may do: run its one script, and, where a server is behind it, ask that server alone."""
+    connect = "connect-src 'self'; " if live else ""
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_hash(_script())}'; "
+        f"{connect}img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _script() -> str:
+    return asset("tokens.js") + asset("view.js")
+
+
+def _page(*, live: bool, **values: Any) -> str:
+    return (
+        _environment()
+        .get_template("view.html")
+        .render(
+            live=live,
+            made_by=__version__,
+            css=Markup(asset("page.css") + heatmap_css() + asset("view.css")),
+            policy=Markup(content_policy(live)),
+            script=Markup(_script()),
+            sorts=SORTS,
+            **values,
+        )
+    )
+
+
+def rows_html(rows: Sequence[ScoredRow], scale: float, *, picks: bool = False) -> Markup:
+    """Rows for a page that is there already, with the legend of their colours."""
+    parts = [row_html(row, scale, f"r{row.number}-", picks=picks) for row in rows]
+    return Markup(legend_html(scale)) + Markup("").join(parts)
 
 
 def row_html(row: ScoredRow, scale: float, prefix: str, *, picks: bool = False) -> Markup:
@@ -234,8 +251,9 @@ def view_scores(
     labels: Sequence[str] | None = None,
     pair: tuple[int, int] | None = None,
     tokenizer: Any = None,
+    limit: int | None = None,
 ) -> ScoreView:
-    """A view of `DenseScores`, for a notebook or a file.
+    """A view of `DenseScores`, for a notebook (as the last value of a cell) or a file (`save`).
 
     Args:
         scores: what `DenseReward.score` or `score_ids` returned.
@@ -243,6 +261,7 @@ def view_scores(
         labels: what to call the completions; by default completion 1, 2, ...
         pair: indices of two answers to one prompt, to align instead of listing all completions.
         tokenizer: that of the models; needed for scores made from ids, and to show the name of a final EOS.
+        limit: take the first completions alone; all if None.
 
     Raises:
         UsageError: scores without texts and no tokenizer, or a pair that is not there.
@@ -253,7 +272,7 @@ def view_scores(
     if pair is not None and not all(0 <= index < size for index in pair):
         raise UsageError(f"pair={pair}: there are completions 0 to {size - 1}")
     rows = []
-    for index in range(size):
+    for index in range(size if limit is None or pair is not None else min(size, limit)):
         runs = scores.spans(index, tokenizer) if tokenizer is not None else _runs(scores, index)
         value = {"id": labels[index] if labels else f"completion {index + 1}", "spans": runs}
         if prompts is not None:
@@ -261,7 +280,7 @@ def view_scores(
         rows.append(scored_row(value, index + 1, "scores"))
     if pair is not None:
         return ScoreView(comparison=compare(rows[pair[0]], rows[pair[1]]))
-    return ScoreView(rows=tuple(rows))
+    return ScoreView(rows=tuple(rows), total=size)
 
 
 def _runs(scores: Any, index: int) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import position_z_scores
 from densepath.data import token_spans
 
+_MOST_IN_NOTEBOOK = 20
+
 
 @dataclass(frozen=True)
 class DenseScores:
@@ -62,6 +64,14 @@ class DenseScores:
         padded = pad_sequence(self.rewards, batch_first=True)
         z = position_z_scores(padded, lengths_to_mask(lengths, padded.shape[1]))
         return [row[:length] for row, length in zip(z, lengths.tolist(), strict=True)]
+
+    def _repr_html_(self) -> str | None:
+        """What a notebook shows: the first completions as heat maps; None where there is no text (`score_ids`)."""
+        if not self.rewards or len(self.texts) != len(self.rewards):
+            return None
+        from densepath import view_scores  # the package's front door: this room knows nothing of pages
+
+        return view_scores(self, limit=_MOST_IN_NOTEBOOK)._repr_html_()
 
     def spans(self, index: int, tokenizer: Any) -> list[dict[str, Any]]:
         """One completion as runs of whole characters, for a heat map.

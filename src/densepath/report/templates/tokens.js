@@ -85,8 +85,11 @@ var densepath = (function () {
         link.addEventListener("click", function () {
           var run = document.getElementById(link.hash.slice(1));
           if (!run) { return; }
-          heat.focus({ preventScroll: true });
-          show(items.indexOf(run.querySelector("b")), false);
+          // Afterwards: following the link takes the focus away.
+          window.setTimeout(function () {
+            heat.focus({ preventScroll: true });
+            show(items.indexOf(run.querySelector("b")), false);
+          });
         });
       });
     }

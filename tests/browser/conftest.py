@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import pytest
+from tests.browser.driver import MISSING, chromium
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """One browser for the tests of a file."""
+    if MISSING:
+        pytest.skip(f"needs {' and '.join(MISSING)} on the PATH; as root on Debian: make browser")
+    with chromium(tmp_path_factory.mktemp("browser")) as running:
+        yield running
