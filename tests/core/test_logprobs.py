@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.live_memory import LiveBytes
 
+from densepath.core import logprobs as module
 from densepath.core.logprobs import (
     chunked_token_logprobs,
     contrastive_logits,
@@ -161,6 +162,41 @@ def test_nothing_of_the_vocabulary_outlives_its_chunk(rows):
         scores = chunked_token_logprobs(hidden, weight, torch.arange(rows), chunk_tokens=chunk)
         scores.logprobs.sum().backward()  # entropies are for the log: no gradient comes back to them
     assert live.peak < 2.5 * chunk * vocabulary * 4
+
+
+@pytest.mark.parametrize("tile", [1, 3, 8, 17, 1000])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, 5.0)])
+def test_tiles_of_the_vocabulary_equal_the_whole(monkeypatch, tile, scale, softcap):
+    """Without gradients: maxima that rise from tile to tile, ties, an impossible token, large offsets."""
+    monkeypatch.setattr(module, "TILE_ELEMENTS", {"cpu": tile * 4})  # 4 tokens a chunk
+    generator = torch.Generator().manual_seed(2)
+    hidden = 3 * torch.randn(7, 4, dtype=torch.float64, generator=generator)
+    weight = torch.randn(17, 4, dtype=torch.float64, generator=generator)
+    weight[[5, 11]] = weight[2].clone()  # ties: only the first of them is top-1
+    bias = torch.linspace(-20, 400, 17, dtype=torch.float64) if softcap is None else torch.zeros(17).double()
+    bias[7] = -torch.inf if softcap is None else 0.0
+    ids = torch.tensor([0, 16, 5, 2, 11, 16, 8])
+    logits = scale * (hidden @ weight.T + bias)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    for order in (torch.arange(17), torch.arange(17).flip(0)):  # maxima at the end, and at the beginning
+        z = logits[:, order]
+        with torch.no_grad():
+            scores = chunked_token_logprobs(
+                hidden, weight[order], ids, bias[order], chunk_tokens=4, logit_scale=scale, softcap=softcap
+            )
+        probabilities = torch.softmax(z, -1)
+        nats = torch.where(probabilities > 0, probabilities * probabilities.log(), torch.zeros_like(z))
+        torch.testing.assert_close(scores.logprobs, token_logprobs(z, ids), rtol=0, atol=1e-12)
+        torch.testing.assert_close(scores.entropies, -nats.sum(-1), rtol=0, atol=1e-12)
+        torch.testing.assert_close(scores.log_normalizers, z.logsumexp(-1), rtol=0, atol=1e-12)
+        assert torch.equal(scores.is_top1, z.argmax(-1) == ids)
+
+
+def test_an_id_outside_of_the_vocabulary_is_not_a_number():
+    with torch.no_grad():
+        scores = chunked_token_logprobs(torch.ones(2, 3), torch.ones(5, 3), torch.tensor([1, 5]))
+    assert scores.logprobs.isnan().tolist() == [False, True]
 
 
 def test_chunked_lifts_half_precision_and_takes_nothing():

@@ -13,7 +13,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 DEFAULT_CHUNK_TOKENS = 512
-"""Positions projected through the head at once: 512 x 49,152 float32 logits are 96 MiB."""
+"""Positions projected through the head at once; in the backward pass their logits exist whole: 512 x 49,152 float32
+are 96 MiB."""
+TILE_ELEMENTS = {"cpu": 2**20}
+"""Logits that the forward pass holds at once, by device type: 4 MiB of float32 stay in a CPU's cache."""
+DEFAULT_TILE_ELEMENTS = 2**26
+"""The same on a GPU, where few large products are faster than many small ones."""
 
 
 class TokenScores(NamedTuple):
@@ -121,16 +126,50 @@ def _head_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: flo
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 
 
-def _scores_in_place(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `TokenScores` holds of one chunk; the logits are overwritten, so that two copies of them exist at most."""
-    log_normalizers = logits.logsumexp(dim=-1, keepdim=True)
-    is_top1 = logits.argmax(dim=-1) == ids
-    logprobs = logits.sub_(log_normalizers)
-    chosen = logprobs.gather(-1, ids.unsqueeze(-1)).squeeze(-1)
-    probs = logprobs.exp()
-    # a token of probability 0 adds nothing, where 0 * -inf would be NaN
-    entropies = -probs.mul_(logprobs.clamp_(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
-    return chosen, entropies, log_normalizers.squeeze(-1), is_top1
+def _stream_scores(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `TokenScores` holds of one chunk, in one pass over tiles of the vocabulary that never leave the cache.
+
+    With the running maximum m, each tile adds to Z = sum exp(z - m) and U = sum exp(z - m) (z - m); a new maximum m'
+    rescales both by exp(m - m'). At the end log pi(a) = z_a - m - log Z, and the entropy is log Z - U / Z.
+    """
+    tokens, vocabulary = hidden.shape[0], weight.shape[0]
+    hidden = hidden.to(_compute_dtype(hidden))
+    elements = TILE_ELEMENTS.get(hidden.device.type, DEFAULT_TILE_ELEMENTS)
+    tile = max(1, min(vocabulary, elements // tokens))
+    products = hidden.new_empty(tokens * tile)
+    exponentials = torch.empty_like(products, dtype=lift(products[:0]).dtype)
+    lowest = torch.finfo(exponentials.dtype).min
+    peak = exponentials.new_full((tokens,), lowest)
+    chosen = torch.full_like(peak, torch.nan)
+    total, moment = torch.zeros_like(peak), torch.zeros_like(peak)
+    best = torch.zeros_like(ids)
+    for start in range(0, vocabulary, tile):
+        rows = weight[start : start + tile].to(hidden.dtype)
+        shape = tokens, rows.shape[0]
+        size = shape[0] * shape[1]
+        logits = lift(torch.mm(hidden, rows.t(), out=products[:size].view(shape)))
+        if bias is not None:
+            logits += bias[start : start + tile]
+        if scale != 1.0:
+            logits *= scale
+        if softcap is not None:
+            logits.div_(softcap).tanh_().mul_(softcap)
+        inside = (ids >= start) & (ids < start + shape[1])
+        here = (ids - start).clamp(0, shape[1] - 1)
+        chosen = torch.where(inside, logits.gather(1, here.unsqueeze(1)).squeeze(1), chosen)
+        highest, index = logits.max(dim=1)
+        best = torch.where(highest > peak, index + start, best)
+        before, peak = peak, torch.maximum(peak, highest)
+        logits -= peak.unsqueeze(1)
+        probs = torch.exp(logits, out=exponentials[:size].view(shape))
+        moment = torch.exp(before - peak) * (moment + (before - peak) * total)
+        total = torch.exp(before - peak) * total + probs.sum(dim=1)
+        # a token of probability 0 adds nothing, where 0 * -inf would be NaN
+        moment += probs.mul_(logits.clamp_(min=lowest)).sum(dim=1)
+    spread = total.log()
+    return chosen - peak - spread, spread - moment / total, peak + spread, best == ids
 
 
 class _ChunkedScores(torch.autograd.Function):
@@ -158,7 +197,7 @@ class _ChunkedScores(torch.autograd.Function):
         chunks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         for start in range(0, hidden.shape[0], chunk_tokens):
             part, chosen = hidden[start : start + chunk_tokens], ids[start : start + chunk_tokens]
-            chunks.append(_scores_in_place(_head_logits(part, weight, bias, scale, softcap), chosen))
+            chunks.append(_stream_scores(part, weight, bias, chosen, scale, softcap))
         scores = tuple(torch.cat(parts) for parts in zip(*chunks, strict=True))
         ctx.save_for_backward(hidden, weight, bias, ids, scores[1], scores[2])
         ctx.settings = chunk_tokens, scale, softcap
@@ -244,8 +283,8 @@ def chunked_token_logprobs(
 ) -> TokenScores:
     """Log-probabilities and entropies from hidden states, without the whole (tokens, vocabulary) tensor.
 
-    Equal to `token_logprobs(hidden @ weight.T, ids)` and `entropy(hidden @ weight.T)`; with gradients each
-    chunk is projected again in the backward pass.
+    Equal to `token_logprobs(hidden @ weight.T, ids)` and `entropy(hidden @ weight.T)`. The forward pass reads the
+    vocabulary in tiles; with gradients each chunk is projected again, whole, in the backward pass.
 
     Args:
         hidden: (tokens, width) float, last hidden states at the positions that predict `ids`.
