@@ -40,7 +40,15 @@ class ResumeError(UsageError):
 
 
 class NumericalError(DensepathError, ArithmeticError):
-    """NaN or infinity where a finite number is needed, with its location."""
+    """NaN or infinity where a finite number is needed, with its location.
+
+    Attributes:
+        sequences: indices of the sequences that were hit, where the caller gave several.
+    """
+
+    def __init__(self, message: str, sequences: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.sequences = sequences
 
 
 class StorageError(DensepathError, OSError):

@@ -12,6 +12,9 @@ from densepath.models.packing import IGNORED_LABEL, pack
 
 def context_of(batch, row: int, column: int) -> list[int]:
     """The tokens that a position attends to, ordered by their position ids: what the model conditions on."""
+    if batch.attention_mask is None:  # causal attention: everything up to it, at consecutive positions
+        assert batch.position_ids[row].tolist() == list(range(batch.position_ids.shape[1]))
+        return batch.input_ids[row, : column + 1].tolist()
     seen = batch.attention_mask[row, 0, column].nonzero().flatten()
     order = batch.position_ids[row, seen].argsort(stable=True)
     return batch.input_ids[row, seen[order]].tolist()
@@ -71,6 +74,15 @@ def test_token_budget_bounds_every_batch_but_a_longer_sequence():
     assert all(batch.input_ids.numel() <= 20 for batch in batches)
     (alone,) = pack([[1] * 30], [[2] * 30], token_budget=8)
     assert alone.input_ids.shape == (1, 59)
+
+
+def test_rows_of_one_sequence_need_no_mask():
+    (batch,) = pack([[1, 2, 3], [4]], [[5, 6], [7]], row_tokens=1)
+    assert batch.attention_mask is None
+    assert batch.input_ids.tolist() == [[1, 2, 3, 5], [4, 0, 0, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3]] * 2
+    (shared,) = pack([[1, 2, 3], [4]], [[5, 6], [7]])
+    assert shared.attention_mask is not None
 
 
 def test_padded_rows_hold_one_sequence_each():

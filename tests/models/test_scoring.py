@@ -98,5 +98,8 @@ def test_nan_is_named_with_its_place():
     with torch.no_grad():
         model.get_input_embeddings().weight[7] = float("nan")
     model._densepath_supports_packing = False  # the check of packing would see the NaN first
-    with pytest.raises(NumericalError, match=r"sequence 1, completion token 0 \(id 7\): log-probability is nan"):
-        score_completions(model, [[1], [2]], [[3, 4], [7, 5]])
+    with pytest.raises(
+        NumericalError, match=r"sequence 1, completion token 0 \(id 7\): log-probability is nan"
+    ) as raised:
+        score_completions(model, [[1], [2], [7]], [[3, 4], [7, 5], [3]])
+    assert raised.value.sequences == (1, 2)

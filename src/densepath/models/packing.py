@@ -26,8 +26,9 @@ class PackedBatch:
     Attributes:
         input_ids: (rows, width) int64.
         position_ids: (rows, width) int64, position of each token in its own sequence.
-        attention_mask: (rows, 1, width, width) bool, True = may be attended to; (rows, width) int64 when
-            each row holds one sequence.
+        attention_mask: (rows, 1, width, width) bool, True = may be attended to. None when each row holds one
+            sequence: causal attention alone is right then, and no mask grows with the square of the width. With
+            `padded`, (rows, width) int64.
         labels: (rows, width) int64, the token that each position predicts (already shifted), or -100.
         sequences: index of each packed sequence in the caller's order.
         rows: row of each packed sequence.
@@ -37,7 +38,7 @@ class PackedBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     labels: Tensor
     sequences: tuple[int, ...]
     rows: tuple[int, ...]
@@ -49,7 +50,7 @@ class PackedBatch:
         return PackedBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),
-            self.attention_mask.to(device),
+            None if self.attention_mask is None else self.attention_mask.to(device),
             self.labels.to(device),
             self.sequences,
             self.rows,
@@ -159,8 +160,13 @@ def _build(
                 columns.append(at)
                 lengths.append(len(completion))
                 at = stop
+    attention_mask: Tensor | None
     if padded:
         attention_mask = (group_of >= 0).long()
+    elif all(len(row) == 1 and len(row[0].members) == 1 for row in rows):
+        # Padding stands behind the sequence. Its positions go on, since transformers takes a jump for a new sequence.
+        position_ids = torch.arange(width).repeat(len(rows), 1)
+        attention_mask = None
     else:
         same_group = group_of.unsqueeze(2) == group_of.unsqueeze(1)
         visible = (branch_of.unsqueeze(1) == 0) | (branch_of.unsqueeze(2) == branch_of.unsqueeze(1))

@@ -73,20 +73,23 @@ def _check_packing(model: Any, device: torch.device) -> bool:
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = [(7 * k + 3) % vocabulary for k in range(12)]
     prompts, completions = [ids[:4], ids[:4], ids[5:7]], [ids[4:8], ids[8:11], ids[7:11]]
-    weight, bias, scale, softcap = head_of(model)
+    head = head_of(model)
 
-    def score(padded: bool) -> Tensor:
+    def score(**packing: Any) -> Tensor:
         found: dict[int, Tensor] = {}
-        for batch in pack(prompts, completions, padded=padded):
-            for index, scores in _score_batch(model, batch.to(device), weight, bias, scale, softcap):
+        for batch in pack(prompts, completions, **packing):
+            for index, scores in _score_batch(model, batch.to(device), *head):
                 found[index] = scores.logprobs
         return torch.cat([found[index] for index in range(len(prompts))])
 
     try:
-        packed = score(padded=False)
+        shared, single = score(), score(row_tokens=1)  # two branches of a prompt in one row; the third row has no mask
     except (TypeError, ValueError, RuntimeError, IndexError):
         return False
-    return bool(torch.allclose(packed, score(padded=True), atol=_CHECK_TOLERANCE, rtol=_CHECK_TOLERANCE))
+    plain = score(padded=True)
+    return all(
+        torch.allclose(found, plain, atol=_CHECK_TOLERANCE, rtol=_CHECK_TOLERANCE) for found in (shared, single)
+    )
 
 
 def supports_packing(model: Any) -> bool:
@@ -164,13 +167,15 @@ def score_completions(
                 on_progress(len(batch.sequences))
     finally:
         model.train(training)
-    for index, (values, *_) in enumerate(results):
-        if not bool(torch.isfinite(values).all()):
-            token = int((~torch.isfinite(values)).nonzero()[0])
-            raise NumericalError(
-                f"sequence {index}, completion token {token} (id {completion_ids[index][token]}): "
-                f"log-probability is {float(values[token])}; check the model's weights for NaN"
-            )
+    bad = tuple(index for index, scores in enumerate(results) if not bool(torch.isfinite(scores.logprobs).all()))
+    if bad:
+        values = results[bad[0]].logprobs
+        token = int((~torch.isfinite(values)).nonzero()[0])
+        raise NumericalError(
+            f"sequence {bad[0]}, completion token {token} (id {completion_ids[bad[0]][token]}): "
+            f"log-probability is {float(values[token])}; check the model's weights for NaN",
+            bad,
+        )
     return CompletionScores(
         [scores.logprobs for scores in results],
         [scores.entropies for scores in results],
