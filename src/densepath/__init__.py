@@ -22,6 +22,7 @@ __all__ = [
     "__version__",
     "encode_pairs",
     "encode_prompt",
+    "evaluate_reward",
     "generate_tasks",
     "load_dataset_rows",
     "load_model",
@@ -46,6 +47,7 @@ _EXPORTS = {
     "ScoreView": "densepath.report.view",
     "encode_pairs": "densepath.data",
     "encode_prompt": "densepath.data",
+    "evaluate_reward": "densepath.evals.reward_eval",
     "generate_tasks": "densepath.data",
     "load_dataset_rows": "densepath.data",
     "load_model": "densepath.models.load",
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     # Relative, since the front door names every room and stands outside of their layers.
     from .data import encode_pairs, encode_prompt, generate_tasks, load_dataset_rows, split_by_content
     from .errors import DensepathError
+    from .evals.reward_eval import evaluate_reward
     from .models.load import load_model, load_tokenizer
     from .models.sampling import sample
     from .models.scoring import score_completions

@@ -17,6 +17,7 @@ COMMANDS = {
     "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
     "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
     "score": "Grade every token of given completions with the dense reward.",
+    "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
     "eval": "Sample held-out completions and check them with a program.",
     "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
     "report": "Make the HTML report of a run folder again.",
@@ -27,7 +28,7 @@ COMMANDS = {
 
 def usage() -> str:
     """What `densepath --help` prints."""
-    lines = "\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())
+    lines = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
     return (
         "usage: densepath COMMAND [--config recipe.yaml] [--key value ...]\n\n"
         "The dense reward hidden in supervised fine-tuning, and Dense-Path REINFORCE on it.\n\n"
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     debug = "--debug" in rest
     try:
-        result = import_module(f"densepath.cli.{command}").run(rest)
+        result = import_module(f"densepath.cli.{command.replace('-', '_')}").run(rest)
         return int(result)
     except KeyboardInterrupt:
         if debug:

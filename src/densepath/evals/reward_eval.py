@@ -1,0 +1,219 @@
+"""Is the reward any good? One function over preference pairs, first-error data and altered numbers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Any
+
+from densepath.data import load_dataset_rows
+from densepath.data.formats import validate_rows
+from densepath.data.rows import Row
+from densepath.errors import ConfigError, DataError, ModelError, UsageError
+from densepath.evals.altered_numbers import AlteredAnswer, alter_answer, altered_figures, changes
+from densepath.evals.figures import Figure
+from densepath.evals.first_error import SteppedSolution, check_steps, encode_steps, first_error_figures
+from densepath.evals.preferences import PreferencePair, check_preference, encode_preference, preference_figures
+from densepath.evals.signals import Aggregation, Signals, signal_passes, token_signals
+from densepath.models.compat import context_length
+from densepath.rewards.dense import DenseReward
+from densepath.rewards.frozen import FrozenPolicy
+
+Example = PreferencePair | SteppedSolution | AlteredAnswer
+
+
+class RewardTask(str, Enum):
+    """What a data set asks of the reward."""
+
+    PREFERENCE = "preference"
+    FIRST_ERROR = "first_error"
+    ALTERED_NUMBERS = "altered_numbers"
+
+
+def detect_task(row: Row) -> RewardTask:
+    """The task of a row by its columns; altered numbers must be asked for, as any demonstrations would do.
+
+    Raises:
+        DataError: neither preference pairs nor first-error data.
+    """
+    if row.get("chosen") is not None or row.get("rejected") is not None:
+        return RewardTask.PREFERENCE
+    if row.get("steps") is not None or row.get("first_error") is not None:
+        return RewardTask.FIRST_ERROR
+    raise DataError(
+        'neither "chosen" and "rejected" (preference) nor "steps" and "first_error" (first_error) is there; '
+        "for demonstrations give task=altered_numbers"
+    )
+
+
+def evaluate_reward(
+    reward: DenseReward,
+    rows: Any,
+    *,
+    task: RewardTask | str | None = None,
+    base: FrozenPolicy | Any | None = None,
+    aggregation: Aggregation | str = Aggregation.MEAN,
+    max_samples: int | None = None,
+    step_separator: str = "\n",
+    seed: int = 0,
+    source: str = "the data set",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """How well the dense reward agrees with labels, beside the baselines that it must beat.
+
+    * `preference`: rows with `prompt`, `chosen`, `rejected` (and `category`): accuracy.
+    * `first_error`: rows with `prompt`, `steps`, `first_error` (0-based, -1 = none): how often the first wrong step is
+      lowest, AUROC of steps, of tokens, and of whole solutions.
+    * `altered_numbers`: demonstrations: one digit of one number of each answer is altered (fixed by the seed).
+
+    Baselines: guessing, length, log pi_SFT, and the log-probability under the model before SFT; each signal as sum,
+    mean and lowest token. Differences are paired over rows (bootstrap) and corrected for their number (Holm).
+
+    Args:
+        reward: the reward, with a tokenizer.
+        rows: a path, a hub id, a `Dataset`, or a list of rows.
+        task: what the rows ask; by their columns if None.
+        base: the model before SFT; the reference stands in where it is None.
+        aggregation: the one that is compared with the baselines: `mean`, `sum` or `min`.
+        max_samples: rows drawn with the seed; all if None.
+        step_separator: what stands between two steps.
+        seed: of the draw of rows, the altered digits and the bootstrap.
+        source: name of the rows in messages.
+        on_progress: called with (scored, all) completions, counted once for each model.
+
+    Returns:
+        A JSON record: `task`, `rows`, `set_aside`, `figures` (see `Figure`), and for altered numbers `changes`.
+
+    Raises:
+        DataError: a row that is not of the task, with its number; or no row that can be used.
+        UsageError: the reward has no tokenizer.
+        ConfigError: an unknown task or aggregation, or max_samples below 1.
+    """
+    tokenizer = reward.tokenizer
+    if tokenizer is None:
+        raise UsageError("this DenseReward has no tokenizer to read text with: give it tokenizer=")
+    how, given = _member(Aggregation, aggregation, "aggregation"), rows
+    if max_samples is not None and max_samples < 1:
+        raise ConfigError(f"max_samples={max_samples} must be at least 1")
+    if isinstance(rows, str):
+        source = rows
+    rows = [{k: v for k, v in dict(row).items() if v is not None} for row in load_dataset_rows(given)]
+    kind = _task(task, rows[0], source)
+    _check(rows, kind, source)
+    examples, set_aside = _encode(rows, kind, reward, tokenizer, max_samples, step_separator, seed, source)
+    completions = [completion for example in examples for completion in example.completions]
+    before = base if base is None or isinstance(base, FrozenPolicy) else FrozenPolicy(base)
+    total = signal_passes(reward, before) * len(completions)
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, total)
+
+    signals = token_signals(reward, completions, base=before, on_progress=progress)
+    record: dict[str, Any] = {
+        "task": kind.value,
+        "rows": len(examples),
+        "set_aside": set_aside,
+        "aggregation": how.value,
+        "seed": seed,
+        "reward": reward.kind.value,
+        "interval": (
+            "95 % over rows: Wilson for shares, bootstrap for the rest; differences paired over rows, p by bootstrap, "
+            "verdicts at 5 % after Holm's correction within each figure"
+        ),
+        "figures": [figure.as_dict() for figure in _figures(kind, examples, signals, how, seed)],
+    }
+    if kind is RewardTask.ALTERED_NUMBERS:
+        record["changes"] = changes([e for e in examples if isinstance(e, AlteredAnswer)], signals)
+    return record
+
+
+def _member(kind: Any, value: Any, name: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ConfigError(f"{name}={value} is not one of {', '.join(member.value for member in kind)}") from None
+
+
+def _task(task: RewardTask | str | None, row: Row, source: str) -> RewardTask:
+    if task is not None:
+        return RewardTask(_member(RewardTask, task, "task"))
+    try:
+        return detect_task(row)
+    except DataError as error:
+        raise DataError(f"{source}, row 1: {error}") from None
+
+
+def _check(rows: Sequence[Row], kind: RewardTask, source: str) -> None:
+    if kind is RewardTask.ALTERED_NUMBERS:
+        validate_rows(rows, "demonstrations", source=source)
+        return
+    check = check_preference if kind is RewardTask.PREFERENCE else check_steps
+    for number, row in enumerate(rows, start=1):
+        try:
+            check(row)
+        except DataError as error:
+            raise DataError(f"{source}, row {number}: {error}") from None
+
+
+def _encode(
+    rows: Sequence[Row],
+    kind: RewardTask,
+    reward: DenseReward,
+    tokenizer: Any,
+    max_samples: int | None,
+    separator: str,
+    seed: int,
+    source: str,
+) -> tuple[list[Example], list[dict[str, Any]]]:
+    """Examples of as many rows as asked for, in their order, and the rows that say nothing, with the reason."""
+    context = context_length(reward.sft.model)
+    order = list(range(len(rows)))
+    if max_samples is not None and max_samples < len(rows):
+        random.Random(seed).shuffle(order)
+    found: dict[int, Example] = {}
+    set_aside = []
+    for index in order:
+        if len(found) == (max_samples or len(rows)):
+            break
+        example = _encode_row(rows[index], index, kind, tokenizer, separator, seed, source)
+        if not isinstance(example, str):
+            longest = max(len(c.prompt_ids) + len(c.completion_ids) for c in example.completions)
+            if longest <= context:
+                found[index] = example
+                continue
+            example = f"{longest} tokens, and the model's context holds {context}"
+        set_aside.append({"row": index + 1, "reason": example})
+    if not found:
+        raise DataError(f"{source}: no row can be used; of row {set_aside[0]['row']}: {set_aside[0]['reason']}")
+    return [found[index] for index in sorted(found)], sorted(set_aside, key=lambda item: item["row"])
+
+
+def _encode_row(
+    row: Row, index: int, kind: RewardTask, tokenizer: Any, separator: str, seed: int, source: str
+) -> Example | str:
+    try:
+        if kind is RewardTask.PREFERENCE:
+            return encode_preference(row, tokenizer)
+        if kind is RewardTask.FIRST_ERROR:
+            return encode_steps(row, tokenizer, separator)
+        return alter_answer(row, tokenizer, random.Random(f"{seed} {index}"))
+    except (DataError, ModelError) as error:
+        raise type(error)(f"{source}, row {index + 1}: {error}") from error
+
+
+def _figures(
+    kind: RewardTask, examples: Sequence[Example], signals: Signals, how: Aggregation, seed: int
+) -> list[Figure]:
+    if kind is RewardTask.PREFERENCE:
+        pairs = [e for e in examples if isinstance(e, PreferencePair)]
+        return preference_figures(pairs, signals, aggregation=how.value, seed=seed)
+    if kind is RewardTask.FIRST_ERROR:
+        solutions = [e for e in examples if isinstance(e, SteppedSolution)]
+        return first_error_figures(solutions, signals, aggregation=how.value, seed=seed)
+    answers = [e for e in examples if isinstance(e, AlteredAnswer)]
+    return altered_figures(answers, signals, aggregation=how.value, seed=seed)

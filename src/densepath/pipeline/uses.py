@@ -1,0 +1,112 @@
+"""The reward without RL as commands: `densepath reward-eval`, `rank`, `audit`, `select`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from densepath.evals.reward_eval import evaluate_reward
+from densepath.io import write_json_atomic
+from densepath.models import locate
+from densepath.models.compat import check_same_tokenizer
+from densepath.models.load import load_model, load_tokenizer
+from densepath.pipeline.data import load_rows
+from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.uses_config import RewardArguments, RewardEvalArguments
+from densepath.report.reward_eval import reward_eval_tables
+from densepath.rewards.dense import DenseReward
+from densepath.rewards.frozen import FrozenPolicy
+
+NAMED = 3
+"""Rows set aside that are named in the terminal; the file names all."""
+
+
+def load_dense_reward(arguments: RewardArguments, console: Console) -> DenseReward:
+    """The reward that the arguments describe, on the GPU where there is one; warnings go to the console."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        reward = DenseReward.from_models(
+            arguments.model_name_or_path,
+            arguments.ref_model_name_or_path,
+            kind=arguments.dense_reward,
+            dtype=arguments.dtype,
+            device="auto",
+            trust_remote_code=arguments.trust_remote_code,
+            token_budget=arguments.token_budget,
+        )
+    for warning in caught:
+        if issubclass(warning.category, UserWarning):
+            console.print(f"warning: {warning.message}", style="yellow", highlight=False)
+    return reward
+
+
+def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) -> dict[str, Any]:
+    """Print how well the reward agrees with labels beside its baselines; returns (and writes) the record.
+
+    Raises:
+        DensepathError: data, model or configuration that cannot be used.
+    """
+    rows = load_rows(arguments.dataset_name, arguments.dataset_train_split, None, limit=None, seed=None)
+    base_name = arguments.base_model_name_or_path
+    if base_name is not None:
+        trust = arguments.trust_remote_code
+        check_same_tokenizer(
+            load_tokenizer(arguments.model_name_or_path, trust_remote_code=trust),
+            load_tokenizer(base_name, trust_remote_code=trust),
+        )
+    reward = load_dense_reward(arguments, console)
+    with StageProgress(console, "reward-eval", None, "completion") as progress:
+        record = evaluate_reward(
+            reward,
+            rows,
+            task=None if arguments.task == "auto" else arguments.task,
+            base=None if base_name is None else _base(arguments, base_name, reward),
+            aggregation=arguments.aggregation,
+            max_samples=arguments.max_samples,
+            step_separator=arguments.step_separator.replace("\\n", "\n").replace("\\t", "\t"),
+            seed=arguments.seed,
+            source=arguments.dataset_name,
+            on_progress=lambda done, total: progress.update(done, total),
+        )
+    record = {
+        "dataset_name": arguments.dataset_name,
+        "model_name_or_path": arguments.model_name_or_path,
+        "ref_model_name_or_path": arguments.ref_model_name_or_path,
+        "base_model_name_or_path": base_name,
+        **record,
+    }
+    print_set_aside(record["set_aside"], arguments.dataset_name, console)
+    for part in reward_eval_tables(record):
+        console.print(part)
+    console.print(record["interval"], style="dim", highlight=False)
+    if arguments.output_file is not None:
+        write_json_atomic(Path(arguments.output_file), record)
+        console.print(f"figures: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+    return record
+
+
+def print_set_aside(set_aside: Sequence[dict[str, Any]], source: str, console: Console) -> None:
+    """Name the rows that were left out, the first few of them."""
+    if not set_aside:
+        return
+    named = "; ".join(f"row {item['row']}: {item['reason']}" for item in set_aside[:NAMED])
+    more = f"; and {len(set_aside) - NAMED} more" if len(set_aside) > NAMED else ""
+    console.print(
+        f"warning: {source}: {len(set_aside)} rows set aside: {named}{more}", style="yellow", highlight=False
+    )
+
+
+def _base(arguments: RewardArguments, name: str, reward: DenseReward) -> FrozenPolicy:
+    """The model before SFT; the reference itself where it is the same one."""
+    reference = arguments.ref_model_name_or_path
+    if reward.refs and reference is not None and locate.locate(name) == locate.locate(reference):
+        return reward.refs[0]
+    return FrozenPolicy(
+        load_model(
+            name, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code, merge=True, device="auto"
+        )
+    )

@@ -1,0 +1,67 @@
+"""The flat configuration of the commands that use the reward without RL. No torch: `--help` reads this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from densepath.errors import ConfigError
+from densepath.pipeline.config import REWARDS, _at_least, _choice, option
+
+AGGREGATIONS = ("mean", "sum", "min")
+TASKS = ("auto", "preference", "first_error", "altered_numbers")
+
+
+@dataclass
+class RewardArguments:
+    """Which models make the reward, and which rows it reads."""
+
+    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
+    ref_model_name_or_path: str | None = option(
+        None, "Reference: an earlier checkpoint of the SFT run, or the model before SFT. Not needed by logprob."
+    )
+    dense_reward: str = option("baseline_relative", "baseline_relative, logprob or inverse_bellman.")
+    dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model.")
+    dataset_name: str = option("", "Rows: JSONL, JSON, Parquet, a datasets folder or a hub id.")
+    dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
+    token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.")
+
+    def __post_init__(self) -> None:
+        for name, what in (("model_name_or_path", "the SFT model"), ("dataset_name", "the rows to read")):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is missing: {what}")
+        _choice("dense_reward", self.dense_reward, REWARDS)
+        _at_least("token_budget", self.token_budget, 1)
+        if self.dense_reward == "baseline_relative" and self.ref_model_name_or_path is None:
+            raise ConfigError(
+                "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
+                "or the model before SFT; with one model alone choose dense_reward=logprob"
+            )
+
+
+@dataclass
+class RewardEvalArguments(RewardArguments):
+    """Arguments of `densepath reward-eval`."""
+
+    base_model_name_or_path: str | None = option(
+        None, "The model before SFT, whose log-probability is a baseline. None: the reference's takes its place."
+    )
+    task: str = option(
+        "auto",
+        "preference (prompt, chosen, rejected), first_error (prompt, steps, first_error), altered_numbers "
+        "(demonstrations, one number of each altered), or auto: one of the first two, by the columns.",
+    )
+    aggregation: str = option(
+        "mean", "How the reward's tokens become one number where it is compared: mean, sum, min."
+    )
+    step_separator: str = option("\\n", "What stands between two steps (first_error); \\n is a new line.")
+    max_samples: int | None = option(None, "Rows drawn; all if None.")
+    seed: int = option(0, "Seed of the draw, the altered digits and the bootstrap.")
+    output_file: str | None = option(None, "Write all figures here as JSON.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("task", self.task, TASKS)
+        _choice("aggregation", self.aggregation, AGGREGATIONS)
+        if self.max_samples is not None:
+            _at_least("max_samples", self.max_samples, 1)
