@@ -76,10 +76,13 @@ class RunArguments(ModelArguments):
     reference_fractions: list[float] = option(
         [0.0, 0.25, 0.5, 0.75], "Shares of the SFT samples at which a reference is kept; 0 is the model before SFT."
     )
+    reference_ema_decay: float | None = option(
+        None, "Also keep an exponential moving average of the SFT weights as reference ema; lags by 1/(1-decay) steps."
+    )
     save_steps: int = option(20, "Optimizer steps between checkpoints for resuming, in every training stage.")
 
     reference: str = option(
-        "auto", "Reference of the reward: auto (chosen on validation prompts), a fraction such as 0.5, or a path."
+        "auto", "Reference of the reward: auto (chosen on validation prompts), a fraction such as 0.5, ema, or a path."
     )
     beta: str = option("auto", "KL coefficient of DPR: auto (chosen with the reference) or a number.")
     candidate_betas: list[float] = option([0.5, 1.0], "Values of beta among which auto chooses.")
@@ -138,8 +141,10 @@ class RunArguments(ModelArguments):
 
     def _check_reference(self) -> None:
         kept = [f"{fraction:g}" for fraction in self.reference_fractions]
+        if self.reference == "ema" and self.reference_ema_decay is None:
+            raise ConfigError("reference=ema needs reference_ema_decay, such as 0.95: SFT keeps the average only then")
         fraction = _number(self.reference)
-        if self.reference == "auto" and not kept:
+        if self.reference == "auto" and not kept and self.reference_ema_decay is None:
             raise ConfigError("reference=auto needs reference_fractions to choose among")
         if fraction == fraction and not 0 <= fraction < 1:
             raise ConfigError(f"reference={self.reference} must be auto, a path, or a fraction in [0, 1)")
@@ -178,6 +183,9 @@ class SFTArguments(ModelArguments):
     output_dir: str = option("sft-output", "Where the model, its references and checkpoints go.")
     reference_fractions: list[float] = option(
         [0.25, 0.5, 0.75], "Shares of the samples at which a reference is kept, under output_dir/references."
+    )
+    reference_ema_decay: float | None = option(
+        None, "Also keep an exponential moving average of the weights, as references/ema; lags by 1/(1-decay) steps."
     )
     max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut.")
 

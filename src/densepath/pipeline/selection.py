@@ -35,6 +35,7 @@ from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.training import load_frozen, reference_path
 from densepath.rewards.dense import DenseReward
+from densepath.trainers.ema import EMA_NAME
 from densepath.trainers.sft import reference_name
 
 ONE_SIDED_CONFIDENCE = 0.9
@@ -60,7 +61,8 @@ def candidate_references(arguments: RunArguments) -> list[str]:
     """The references to choose among: all that were kept, or the one that is fixed."""
     if arguments.reference != "auto":
         return [arguments.reference]
-    return [reference_name(fraction) for fraction in arguments.reference_fractions]
+    kept = [reference_name(fraction) for fraction in arguments.reference_fractions]
+    return kept if arguments.reference_ema_decay is None else [*kept, EMA_NAME]
 
 
 def candidate_betas(arguments: RunArguments) -> list[float]:

@@ -88,6 +88,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
             peft_config=peft_config(arguments),
             reference_folder=folder / "references",
             fractions=arguments.reference_fractions,
+            ema_decay=arguments.reference_ema_decay,
         )
         return _train(trainer, tokenizer, folder, console, "SFT")
     finally:

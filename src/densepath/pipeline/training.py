@@ -25,6 +25,7 @@ from densepath.rewards.loading import view_on_base
 from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.ema import EMA_NAME
 from densepath.trainers.sft import reference_name, save_model, sft_trainer, train_resumable
 
 TRAIN_FLOPS = 6
@@ -113,6 +114,7 @@ def run_sft(
         peft_config=peft_config(arguments),
         reference_folder=folder / "references",
         fractions=arguments.reference_fractions,
+        ema_decay=arguments.reference_ema_decay,
     )
     _train(trainer, folder, console, title)
     save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"fraction": 1.0})
@@ -145,11 +147,13 @@ def load_trainable(arguments: ModelArguments, path: str | Path) -> Any:
 
 
 def reference_path(run: RunFolder, arguments: RunArguments, reference: str) -> str:
-    """Where a reference lies: the model before SFT for 0, a kept checkpoint for a fraction, or a path.
+    """Where a reference lies: the model before SFT for 0, what SFT kept for a fraction or `ema`, or a path.
 
     Raises:
         ConfigError: a fraction at which no reference was kept.
     """
+    if reference == EMA_NAME:
+        return str(run / f"sft/references/{EMA_NAME}")
     try:
         fraction = float(reference)
     except ValueError:

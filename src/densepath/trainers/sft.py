@@ -18,6 +18,7 @@ from densepath.trainers.callbacks import (
     ReferenceCheckpointCallback,
     last_complete_checkpoint,
 )
+from densepath.trainers.ema import EMACallback
 
 
 def sft_trainer(
@@ -29,6 +30,7 @@ def sft_trainer(
     peft_config: Any = None,
     reference_folder: Path | None = None,
     fractions: Sequence[float] = (),
+    ema_decay: float | None = None,
     callbacks: Sequence[Any] = (),
 ) -> SFTTrainer:
     """An `SFTTrainer` over demonstrations that were tokenised before.
@@ -41,10 +43,11 @@ def sft_trainer(
         peft_config: train this adapter instead of the weights.
         reference_folder: where reference checkpoints go.
         fractions: shares of the samples, each in (0, 1), after which one is kept.
+        ema_decay: also keep an exponential moving average of the weights, as the reference `ema`; None for none.
         callbacks: further callbacks.
 
     Raises:
-        ConfigError: a fraction outside (0, 1), or a configuration that TRL or PEFT refuses.
+        ConfigError: a fraction or decay outside (0, 1), or a configuration that TRL or PEFT refuses.
     """
     names: Mapping[str, float] = {reference_name(fraction): fraction for fraction in fractions if fraction != 0}
     for fraction in fractions:
@@ -67,10 +70,15 @@ def sft_trainer(
         raise ConfigError(f"SFT cannot begin: {error}") from error
     disable_dropout(trainer.model)  # that of a new adapter too
     add_packed_forward(trainer.model)
-    if names and reference_folder is not None:
-        trainer.add_callback(
-            ReferenceCheckpointCallback(reference_folder, names, lambda folder: save_model(trainer, tokenizer, folder))
-        )
+    if reference_folder is not None:
+
+        def save(folder: Path) -> None:
+            save_model(trainer, tokenizer, folder)
+
+        if names:
+            trainer.add_callback(ReferenceCheckpointCallback(reference_folder, names, save))
+        if ema_decay is not None:
+            trainer.add_callback(EMACallback(reference_folder, ema_decay, save))
     return trainer
 
 
