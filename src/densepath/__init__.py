@@ -20,6 +20,7 @@ __all__ = [
     "RunArguments",
     "ScoreView",
     "__version__",
+    "audit_demonstrations",
     "encode_pairs",
     "encode_prompt",
     "evaluate_reward",
@@ -27,6 +28,7 @@ __all__ = [
     "load_dataset_rows",
     "load_model",
     "load_tokenizer",
+    "rank_completions",
     "run_pipeline",
     "sample",
     "score_completions",
@@ -45,6 +47,7 @@ _EXPORTS = {
     "RewardKind": "densepath.rewards.dense",
     "RunArguments": "densepath.pipeline.config",
     "ScoreView": "densepath.report.view",
+    "audit_demonstrations": "densepath.evals.audit",
     "encode_pairs": "densepath.data",
     "encode_prompt": "densepath.data",
     "evaluate_reward": "densepath.evals.reward_eval",
@@ -52,6 +55,7 @@ _EXPORTS = {
     "load_dataset_rows": "densepath.data",
     "load_model": "densepath.models.load",
     "load_tokenizer": "densepath.models.load",
+    "rank_completions": "densepath.evals.ranking",
     "run_pipeline": "densepath.pipeline.run",
     "sample": "densepath.models.sampling",
     "score_completions": "densepath.models.scoring",
@@ -64,6 +68,8 @@ if TYPE_CHECKING:
     # Relative, since the front door names every room and stands outside of their layers.
     from .data import encode_pairs, encode_prompt, generate_tasks, load_dataset_rows, split_by_content
     from .errors import DensepathError
+    from .evals.audit import audit_demonstrations
+    from .evals.ranking import rank_completions
     from .evals.reward_eval import evaluate_reward
     from .models.load import load_model, load_tokenizer
     from .models.sampling import sample

@@ -17,6 +17,8 @@ COMMANDS = {
     "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
     "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
     "score": "Grade every token of given completions with the dense reward.",
+    "rank": "Best of n: completions of a prompt by falling reward.",
+    "audit": "Demonstrations that the trained model finds least like expert behaviour.",
     "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
     "eval": "Sample held-out completions and check them with a program.",
     "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",

@@ -93,7 +93,7 @@ def evaluate_reward(
     tokenizer = reward.tokenizer
     if tokenizer is None:
         raise UsageError("this DenseReward has no tokenizer to read text with: give it tokenizer=")
-    how, given = _member(Aggregation, aggregation, "aggregation"), rows
+    how, given = Aggregation.of(aggregation), rows
     if max_samples is not None and max_samples < 1:
         raise ConfigError(f"max_samples={max_samples} must be at least 1")
     if isinstance(rows, str):
@@ -132,20 +132,16 @@ def evaluate_reward(
     return record
 
 
-def _member(kind: Any, value: Any, name: str) -> Any:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ConfigError(f"{name}={value} is not one of {', '.join(member.value for member in kind)}") from None
-
-
 def _task(task: RewardTask | str | None, row: Row, source: str) -> RewardTask:
-    if task is not None:
-        return RewardTask(_member(RewardTask, task, "task"))
     try:
+        if task is not None:
+            return RewardTask(task)
         return detect_task(row)
     except DataError as error:
         raise DataError(f"{source}, row 1: {error}") from None
+    except ValueError:
+        known = ", ".join(member.value for member in RewardTask)
+        raise ConfigError(f"task={task} is not one of {known}") from None
 
 
 def _check(rows: Sequence[Row], kind: RewardTask, source: str) -> None:

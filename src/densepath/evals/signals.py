@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.data import Encoded
+from densepath.errors import ConfigError
 from densepath.models.compat import eos_token_ids
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.frozen import FrozenPolicy
@@ -32,6 +33,19 @@ class Aggregation(str, Enum):
     SUM = "sum"
     MEAN = "mean"
     MIN = "min"
+
+    @classmethod
+    def of(cls, value: Aggregation | str) -> Aggregation:
+        """The member of that value.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        try:
+            return cls(value)
+        except ValueError:
+            known = ", ".join(member.value for member in cls)
+            raise ConfigError(f"aggregation={value} is not one of {known}") from None
 
 
 class Piece(NamedTuple):

@@ -40,6 +40,50 @@ class RewardArguments:
 
 
 @dataclass
+class AuditArguments(RewardArguments):
+    """Arguments of `densepath audit`."""
+
+    aggregation: str = option("mean", "What rows are ranked by: mean of the reward, sum, or min, the lowest token.")
+    max_length: int | None = option(None, "Longest demonstration in tokens; what lies beyond is flagged, not scored.")
+    max_samples: int | None = option(None, "Rows audited, the first ones; all if None.")
+    num_shown: int = option(20, "Rows in the table and on the page, the worst ones.")
+    output_file: str = option("audit.jsonl", "One JSON object a row, the worst first; densepath view opens it.")
+    html_file: str | None = option(None, "Also write the worst rows as a page, with each token coloured.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("aggregation", self.aggregation, AGGREGATIONS)
+        _at_least("num_shown", self.num_shown, 1)
+        if self.html_file is not None and not self.html_file.endswith((".html", ".htm")):
+            raise ConfigError(f"html_file={self.html_file} must end in .html; its JSON twin takes .json")
+        for name, least in (("max_samples", 1), ("max_length", 2)):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), least)
+
+
+@dataclass
+class RankArguments(RewardArguments):
+    """Arguments of `densepath rank`."""
+
+    aggregation: str = option(
+        "sum", "What completions are ranked by: sum (the return; favours longer ones), mean, or min, the lowest token."
+    )
+    verifier: str | None = option(
+        None, "Also report how often the best is right: exact_match, final_number or package.module:function."
+    )
+    max_samples: int | None = option(None, "Prompts ranked; all if None.")
+    output_file: str = option(
+        "ranking.jsonl", "One JSON object a prompt: order, and score, sum, mean, length of each."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _choice("aggregation", self.aggregation, AGGREGATIONS)
+        if self.max_samples is not None:
+            _at_least("max_samples", self.max_samples, 1)
+
+
+@dataclass
 class RewardEvalArguments(RewardArguments):
     """Arguments of `densepath reward-eval`."""
 

@@ -1,0 +1,26 @@
+"""`densepath audit`: the demonstrations that a trained model finds least like expert behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densepath.cli.arguments import parse
+from densepath.pipeline.uses_config import AuditArguments
+
+DESCRIPTION = (
+    "Audit demonstrations: the rows and spans that the trained model finds least like expert behaviour come first; "
+    "duplicates, over-long rows and cut-off ends are flagged."
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, then run."""
+    arguments, _ = parse(AuditArguments, argv, prog="densepath audit", description=DESCRIPTION)
+    from rich.console import Console
+
+    from densepath.pipeline.audit import run_audit_command
+    from densepath.pipeline.run import quiet_libraries
+
+    quiet_libraries()
+    run_audit_command(arguments, Console())
+    return 0

@@ -1,0 +1,209 @@
+"""Demonstrations that a trained model finds least like expert behaviour: rows, spans, duplicates and cut-off ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from densepath.core.spans import worst_spans
+from densepath.data import Encoded, encode_pairs
+from densepath.data.formats import validate_rows
+from densepath.data.rows import DataFormat, Row, detect_format, prompt_of
+from densepath.errors import ConfigError, DataError, ModelError, UsageError
+from densepath.evals.altered_numbers import answer_of
+from densepath.evals.duplicates import exact_key, first_occurrences, normal_key
+from densepath.evals.signals import Aggregation, aggregate
+from densepath.models.compat import context_length, eos_token_ids
+from densepath.rewards.dense import DenseReward
+from densepath.rewards.scores import DenseScores
+
+SPANS = 3
+"""Worst spans named of each row."""
+LONGEST_SPAN = 12
+"""Runs of tokens in a span at most: what a reader takes in at once."""
+UNLIKELY_EOS = 0.05
+"""Probability of EOS below which an answer that ends without punctuation counts as cut off."""
+
+_OPENING = frozenset(",;:-–—([{<=+*/\\&")
+
+
+class Flag(str, Enum):
+    """What is wrong with a row, whatever its reward."""
+
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    OVER_LONG = "over_long"
+    CUT_OFF = "cut_off"
+
+
+def audit_demonstrations(
+    reward: DenseReward,
+    rows: Sequence[Row],
+    *,
+    aggregation: Aggregation | str = Aggregation.MEAN,
+    max_length: int | None = None,
+    source: str = "the data set",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Demonstrations by rising reward: what the trained model finds least like expert behaviour comes first.
+
+    A low reward says that SFT moved away from this answer, or towards it less than towards others: an error, another
+    style, or a rare subject. It points at rows to read, and is no proof.
+
+    Flags:
+
+    * `duplicate`: prompt and completion equal those of an earlier row (`of`, its number); `near_duplicate`: but for
+      case, spacing and punctuation.
+    * `over_long`: more tokens than `max_length`; only those within it are scored, and EOS is not among them.
+    * `cut_off`: the text ends within a sentence (no closing punctuation, or an open code fence), and the SFT model
+      gives EOS less than 5 % there.
+
+    Args:
+        reward: the reward, with a tokenizer.
+        rows: demonstrations in any of TRL's formats; every assistant turn that is an action is scored.
+        aggregation: how the tokens of a row become the number it is ranked by: `mean`, `sum` or `min`.
+        max_length: longest demonstration in tokens; the model's context if None.
+        source: name of the rows in messages.
+        on_progress: called with (scored, all) completions, counted once for each model.
+
+    Returns:
+        One record a row, in the layout of `densepath score` (`turns` of `spans`) with `row` (from 1), `rank` (from 1),
+        `score`, `lowest`, `flags` and `worst_spans` (`text`, `reward`, `turn`, `start`, `end` in tokens).
+
+    Raises:
+        DataError: a row that is no demonstration, or whose prompt alone fills `max_length`.
+        ConfigError: an aggregation that does not exist, or max_length below 2.
+        UsageError: the reward has no tokenizer.
+    """
+    tokenizer = reward.tokenizer
+    if tokenizer is None:
+        raise UsageError("this DenseReward has no tokenizer to read text with: give it tokenizer=")
+    how = Aggregation.of(aggregation)
+    context = context_length(reward.sft.model)
+    if max_length is not None and max_length < 2:
+        raise ConfigError(f"max_length={max_length} must hold at least a prompt and a completion token")
+    limit = min(max_length or context, context)
+    rows = [{key: value for key, value in dict(row).items() if value is not None} for row in rows]
+    validate_rows(rows, "demonstrations", source=source)
+    encoded = [_encode(row, number, tokenizer, limit, source) for number, row in enumerate(rows, start=1)]
+    flat = [pair for pairs, _ in encoded for pair in pairs]
+    done = 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done, reward.passes * len(flat))
+
+    eos = eos_token_ids(reward.sft.model, tokenizer)
+    scores = reward.score_ids(
+        [pair.prompt_ids for pair in flat],
+        [pair.completion_ids for pair in flat],
+        eos_token_ids=eos,
+        on_progress=progress,
+    )
+    exact, normal = (first_occurrences(rows, key) for key in (exact_key, normal_key))
+    faint = _faint(scores)
+    records = []
+    at = 0
+    for index, (row, (pairs, length)) in enumerate(zip(rows, encoded, strict=True)):
+        turns = range(at, at + len(pairs))
+        at += len(pairs)
+        record = _record(row, index + 1, turns, scores, tokenizer, how, faint)
+        flags: list[dict[str, Any]] = []
+        for flag, found in ((Flag.DUPLICATE, exact[index]), (Flag.NEAR_DUPLICATE, normal[index])):
+            if found is not None and not flags:
+                flags.append({"flag": flag.value, "of": found + 1})
+        if length > limit:
+            flags.append({"flag": Flag.OVER_LONG.value, "tokens": length})
+        else:
+            ending = (
+                math.exp(float(scores.sft_logprobs[turns[-1]][-1])) if pairs[-1].completion_ids[-1] in eos else 1.0
+            )
+            if ending < UNLIKELY_EOS and ends_openly(answer_of(row)):
+                flags.append({"flag": Flag.CUT_OFF.value, "eos_probability": ending})
+        records.append({**record, "flags": flags})
+    records.sort(key=lambda record: record["score"])
+    return [{"rank": rank, **record} for rank, record in enumerate(records, start=1)]
+
+
+def ends_openly(text: str) -> bool:
+    """Whether a text stops where a sentence goes on: after a letter, a digit, an opening or joining sign, or in code.
+
+    >>> ends_openly("She sold 9 of"), ends_openly("She sold 9."), ends_openly("so:"), ends_openly("(as she said)")
+    (True, False, True, False)
+    """
+    text = text.rstrip()
+    return text.count("```") % 2 == 1 or (bool(text) and (text[-1].isalnum() or text[-1] in _OPENING))
+
+
+def _encode(row: Row, number: int, tokenizer: Any, limit: int, source: str) -> tuple[list[Encoded], int]:
+    """The row's turns as far as they lie within the limit, and its whole length in tokens."""
+    try:
+        pairs = encode_pairs(row, tokenizer)
+    except (DataError, ModelError) as error:
+        raise type(error)(f"{source}, row {number}: {error}") from error
+    length = len(pairs[-1].prompt_ids) + len(pairs[-1].completion_ids)
+    kept = [
+        Encoded(pair.prompt_ids, pair.completion_ids[: limit - len(pair.prompt_ids)])
+        for pair in pairs
+        if len(pair.prompt_ids) < limit
+    ]
+    if not kept:
+        raise DataError(
+            f"{source}, row {number}: the prompt has {len(pairs[0].prompt_ids)} tokens, and the limit is {limit}; "
+            "raise max_length, or leave the row out"
+        )
+    return kept, length
+
+
+def _faint(scores: DenseScores) -> float:
+    """Nats below which a reward does not widen a span: a twentieth of the 98th percentile of their sizes."""
+    sizes = np.abs(np.concatenate([values.double().cpu().numpy() for values in scores.rewards]))
+    return float(np.quantile(sizes, 0.98)) / 20
+
+
+def _record(
+    row: Row, number: int, turns: Sequence[int], scores: DenseScores, tokenizer: Any, how: Aggregation, faint: float
+) -> dict[str, Any]:
+    values = np.concatenate([scores.rewards[turn].double().cpu().numpy() for turn in turns])
+    logprobs = np.concatenate([scores.sft_logprobs[turn].double().cpu().numpy() for turn in turns])
+    worst: list[dict[str, Any]] = []
+    drawn = []
+    for place, turn in enumerate(turns):
+        runs = scores.spans(turn, tokenizer)
+        drawn.append({"reward": float(scores.rewards[turn].sum()), "spans": runs})
+        worst += _worst(runs, place, faint)
+    return {
+        "row": number,
+        "id": row.get("id"),
+        "category": row.get("category"),
+        "prompt": None if detect_format(row) is DataFormat.TEXT else prompt_of(row),
+        "score": aggregate(values, how),
+        "reward": aggregate(values, Aggregation.SUM),
+        "reward_per_token": aggregate(values, Aggregation.MEAN),
+        "lowest": aggregate(values, Aggregation.MIN),
+        "sft_logprob_per_token": aggregate(logprobs, Aggregation.MEAN),
+        "num_tokens": int(values.size),
+        "worst_spans": sorted(worst, key=lambda span: span["reward"])[:SPANS],
+        "turns": drawn,
+    }
+
+
+def _worst(runs: Sequence[Mapping[str, Any]], turn: int, faint: float) -> list[dict[str, Any]]:
+    rewards = [math.fsum(run["rewards"]) for run in runs]
+    starts = np.concatenate([[0], np.cumsum([len(run["token_ids"]) for run in runs])]).tolist()
+    return [
+        {
+            "text": "".join(run["text"] for run in runs[span.start : span.end]),
+            "reward": span.reward,
+            "turn": turn,
+            "start": starts[span.start],
+            "end": starts[span.end],
+        }
+        for span in worst_spans(rewards, SPANS, margin=faint, max_tokens=LONGEST_SPAN)
+    ]

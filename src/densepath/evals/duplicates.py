@@ -1,0 +1,50 @@
+"""Demonstrations that occur more than once: letter by letter, or but for case, spacing and punctuation."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from densepath.data.rows import Row, canonical_json, conversation_of
+from densepath.data.splits import normalise_text
+
+# Punctuation says little beside words, and much between digits: 2.5 is not 25.
+_PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"“”‘’`…]+|[.,;:!?'\"“”‘’`…]+(?![0-9])")
+
+
+def exact_key(row: Row) -> str:
+    """What two demonstrations share when prompt and completion are the same, whatever their other columns."""
+    return canonical_json({name: row[name] for name in ("prompt", "completion", "messages", "text") if name in row})
+
+
+def normal_key(row: Row) -> str:
+    """The same for demonstrations that differ in case, spacing, punctuation, Unicode form, or in the row's format."""
+    turns, _ = conversation_of(row)
+    if turns is not None:
+        parts = [(str(turn["role"]), str(turn["content"])) for turn in turns]
+    elif "text" in row:
+        parts = [("text", str(row["text"]))]
+    else:
+        parts = [("user", str(row["prompt"])), ("assistant", str(row["completion"]))]
+    return canonical_json([[role, normalise_words(text)] for role, text in parts])
+
+
+def normalise_words(text: str) -> str:
+    """Words of a text in one case, one form and one spacing, without punctuation but between digits.
+
+    >>> normalise_words("It is  2.5, she said."), normalise_words("it is 2.5 she said")
+    ('it is 2.5 she said', 'it is 2.5 she said')
+    """
+    plain = _PUNCTUATION.sub(" ", unicodedata.normalize("NFKC", text))
+    return normalise_text(plain.casefold())
+
+
+def first_occurrences(rows: Iterable[Row], key: Callable[[Row], str]) -> Sequence[int | None]:
+    """For each row the index of the first row with the same key, or None where it is the first itself."""
+    seen: dict[str, int] = {}
+    found: list[int | None] = []
+    for index, row in enumerate(rows):
+        first = seen.setdefault(key(row), index)
+        found.append(None if first == index else first)
+    return found

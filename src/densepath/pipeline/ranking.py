@@ -1,0 +1,103 @@
+"""`densepath rank`: the completions of each prompt by falling reward, and what the best ones are like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from densepath.data.rows import is_conversational
+from densepath.errors import DataError
+from densepath.evals.intervals import Verdict, mean_interval, metric_interval, paired_difference
+from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
+from densepath.evals.verifiers import get_verifier
+from densepath.io import write_jsonl_atomic
+from densepath.pipeline.data import load_rows
+from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.uses import load_dense_reward
+from densepath.pipeline.uses_config import RankArguments
+
+
+def run_rank_command(arguments: RankArguments, console: Console) -> Path:
+    """Write one JSON object a prompt, and say how long, and how often right, the best completions are.
+
+    Raises:
+        DensepathError: data, model or configuration that cannot be used.
+    """
+    source = arguments.dataset_name
+    groups = group_completions(load_rows(source, arguments.dataset_train_split, None, limit=None, seed=None), source)
+    groups = groups[: arguments.max_samples]
+    verdicts = None if arguments.verifier is None else _verdicts(arguments.verifier, groups, source)
+    reward = load_dense_reward(arguments, console)
+    total = sum(len(group.completions) for group in groups)
+    with StageProgress(console, "rank", total * reward.passes, "completion") as progress:
+        rankings = rank_completions(
+            reward,
+            [group.prompt for group in groups],
+            [group.completions for group in groups],
+            aggregation=arguments.aggregation,
+            on_progress=lambda count: progress.advance(count),
+            places=[f"{source}, row {group.rows[0]}" for group in groups],
+        )
+    path = Path(arguments.output_file)
+    write_jsonl_atomic(path, [_record(group, ranking) for group, ranking in zip(groups, rankings, strict=True)])
+    console.print(f"{len(groups)} prompts, {total} completions, ranked by the {arguments.aggregation} of the reward")
+    for line in [*_lengths(rankings), *([] if verdicts is None else _shares_right(verdicts, rankings))]:
+        console.print(line, highlight=False)
+    console.print(f"ranking: {path.resolve()}", highlight=False, soft_wrap=True)
+    return path
+
+
+def _record(group: CompletionGroup, ranking: Ranking) -> dict[str, Any]:
+    return {
+        "id": group.row.get("id"),
+        "rows": group.rows if "completion" in group.row else group.rows[:1],
+        **ranking.as_dict(),
+        "best": group.completions[ranking.order[0]],
+    }
+
+
+def _lengths(rankings: Sequence[Ranking]) -> list[str]:
+    """Whether the ranking is one by length in disguise."""
+    several = [ranking for ranking in rankings if len(ranking.order) > 1]
+    if not several:
+        return ["every prompt has one completion: there is nothing to choose"]
+    best = [float(r.num_tokens[r.order[0]]) for r in several]
+    mean = [sum(r.num_tokens) / len(r.num_tokens) for r in several]
+    difference, verdict = paired_difference(best, mean)
+    words = {Verdict.BETTER: "longer than", Verdict.WORSE: "shorter than", Verdict.TIE: "as long as"}[verdict]
+    return [
+        f"length: the best completions are {words} the rest: {sum(best) / len(best):.1f} tokens against "
+        f"{sum(mean) / len(mean):.1f} on average, difference {difference.mean:+.1f} "
+        f"[{difference.low:+.1f}, {difference.high:+.1f}]"
+    ]
+
+
+def _verdicts(name: str, groups: Sequence[CompletionGroup], source: str) -> list[list[float]]:
+    verifier = get_verifier(name)
+    found = []
+    for group in groups:
+        try:
+            found.append([float(verifier(_text(completion), group.row)) for completion in group.completions])
+        except DataError as error:
+            raise DataError(f"{source}, row {group.rows[0]}: {error}") from error
+    return found
+
+
+def _text(completion: Any) -> str:
+    return "\n".join(str(turn["content"]) for turn in completion) if is_conversational(completion) else str(completion)
+
+
+def _shares_right(verdicts: Sequence[Sequence[float]], rankings: Sequence[Ranking]) -> list[str]:
+    """The verifier's view: the best one, any one at random, and the best there was."""
+    best = [values[ranking.order[0]] for values, ranking in zip(verdicts, rankings, strict=True)]
+    mean = [sum(values) / len(values) for values in verdicts]
+    difference, verdict = paired_difference(best, mean)
+    chosen, guessed = metric_interval(best), mean_interval(mean)
+    return [
+        f"right: {chosen.mean:.3f} [{chosen.low:.3f}, {chosen.high:.3f}] of the best, {guessed.mean:.3f} of all, "
+        f"{sum(map(max, verdicts)) / len(verdicts):.3f} if one always chose well",
+        f"best less all: {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]: {verdict.value}",
+    ]
