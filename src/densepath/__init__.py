@@ -19,6 +19,8 @@ __all__ = [
     "RewardKind",
     "RunArguments",
     "ScoreView",
+    "Signal",
+    "SignalCallback",
     "__version__",
     "audit_demonstrations",
     "encode_pairs",
@@ -48,6 +50,8 @@ _EXPORTS = {
     "RunArguments": "densepath.pipeline.config",
     "ScoreView": "densepath.report.view",
     "audit_demonstrations": "densepath.evals.audit",
+    "Signal": "densepath.trainers.early_stopping",
+    "SignalCallback": "densepath.trainers.early_stopping",
     "encode_pairs": "densepath.data",
     "encode_prompt": "densepath.data",
     "evaluate_reward": "densepath.evals.reward_eval",
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
     from .rewards.scores import DenseScores
     from .trainers.dpr import DPRTrainer
     from .trainers.dpr_config import DPRConfig
+    from .trainers.early_stopping import Signal, SignalCallback
 else:
     # Hidden from the type checker, for which any name at all would exist.
     def __getattr__(name: str) -> object:

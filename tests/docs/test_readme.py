@@ -121,7 +121,7 @@ def test_python_blocks_run(place, workplace, few_steps, monkeypatch, capsys):
     if trainer is not None and trainer.state.log_history:
         functions = {"dense_reward_sum": "dense_reward_sum"}  # those of the user's are documented as NAME
         logged = {
-            re.sub(r"^rewards/(\w+)/", lambda match: f"rewards/{functions.get(match[1], 'NAME')}/", key)
+            re.sub(r"^(rewards|reward_corr)/(\w+)", lambda match: f"{match[1]}/{functions.get(match[2], 'NAME')}", key)
             for row in trainer.state.log_history
             for key in row
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from transformers import Trainer
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
@@ -23,6 +24,20 @@ from trl.trainer.utils import FusedCausalLMOutput
 )
 def test_overridden_methods_keep_their_signatures(method, parameters):
     assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == parameters
+
+
+def test_the_gradient_norm_is_known_before_the_optimizer_steps():
+    assert list(inspect.signature(Trainer._get_grad_norm).parameters) == ["self", "model", "grad_norm"]
+    source = inspect.getsource(Trainer._run_epoch)
+    assert source.index("self._get_grad_norm(") < source.index("self.optimizer.step()")
+
+
+def test_what_the_monitors_read_is_there():
+    source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
+    assert 'self._logs["rewards"][name].extend(rewards_per_func[:, i].tolist())' in source
+    assert 'output["sampling_per_token_logps"] = sampling_per_token_logps' in source
+    assert 'metrics = {f"eval_{key}": val for key, val in metrics.items()}' in inspect.getsource(GRPOTrainer.log)
+    assert list(inspect.signature(Trainer._load_best_model).parameters) == ["self"]
 
 
 def test_generate_returns_ids_completions_and_logprobs_in_this_order():

@@ -34,17 +34,15 @@ from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.checks import check_arguments, check_mixture, check_prompt_lengths
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.grpo import RecordedGRPOTrainer, as_list, grpo_arguments
+from densepath.trainers.grpo import as_list, grpo_arguments
 from densepath.trainers.model_card import name_of, public_name
+from densepath.trainers.monitored import DENSE_REWARD, MonitoredTrainer
 from densepath.trainers.policies import loading_arguments, shared_or_loaded, switch_off_dropout
 from densepath.trainers.reward_functions import RewardFunctions
 from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops, token_rewards
 
-DENSE_REWARD = "dense_reward_sum"
-"""Name of the dense reward among TRL's reward functions, hence of its metrics."""
 
-
-class DPRTrainer(RecordedGRPOTrainer):
+class DPRTrainer(MonitoredTrainer):
     """Improve an SFT policy with undiscounted REINFORCE on the dense reward hidden in it.
 
     Args:
@@ -62,6 +60,8 @@ class DPRTrainer(RecordedGRPOTrainer):
         reward_processing_classes, callbacks, optimizers, quantization_config, peft_config, tools, rollout_func,
             environment_factory: as in `GRPOTrainer`.
         sft_model: the SFT policy when `model` is not it (a policy that was already improved), else None.
+        held_out_ref_model: a second reference, such as another checkpoint, under which the reward is logged
+            (`reward_held_out_ref`) and never optimised.
 
     Raises:
         ModelError: no reference where one is needed, or models that do not share a vocabulary.
@@ -105,6 +105,7 @@ class DPRTrainer(RecordedGRPOTrainer):
         environment_factory: Any = None,
         *,
         sft_model: Any = None,
+        held_out_ref_model: Any = None,
     ) -> None:
         args = args if args is not None else DPRConfig(f"{public_name(name_of(model))}-DPR")
         check_arguments(ref_model, args)
@@ -151,7 +152,10 @@ class DPRTrainer(RecordedGRPOTrainer):
         if RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE:
             given = ref_model if isinstance(ref_model, (list, tuple)) else [ref_model]
             refs = [frozen(ref, adapter_name=f"ref_{index}") for index, ref in enumerate(given)]
-        for view in (sft, *refs):
+        held_out = []
+        if held_out_ref_model is not None:
+            held_out = [frozen(held_out_ref_model, adapter_name="held_out_ref")]
+        for view in (sft, *refs, *held_out):
             if view.model is not policy:
                 view.model.to(self.accelerator.device)
         self.dense_reward = DenseReward(
@@ -161,7 +165,7 @@ class DPRTrainer(RecordedGRPOTrainer):
         check_deterministic(policy)
         if environment_factory is None:
             check_prompt_lengths(self, policy)
-        self._rollout = Rollout()
+        self._start_monitors(*held_out)
         self._parameters = sum(p.numel() for p in policy.parameters())
 
     # -- rollouts ----------------------------------------------------------------------------------------------
@@ -179,6 +183,7 @@ class DPRTrainer(RecordedGRPOTrainer):
         # A stream of its own for each step and process, so that a resumed run samples what it would have sampled.
         step = self.state.global_step * 1_000_003 + self._step % max(1, self.args.gradient_accumulation_steps)
         seed = hash((self.args.seed, step, self.accelerator.process_index, self.model.training)) % (2**63)
+        self._use(Rollout(prompt_ids))  # what an error in the sampler leaves to look at
         samples = sample(
             self.accelerator.unwrap_model(self.model_wrapped),
             prompt_ids,
@@ -192,7 +197,7 @@ class DPRTrainer(RecordedGRPOTrainer):
     def _generate(self, prompts: Any) -> Any:
         output = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask, _, logprobs = output[:5]
-        self._rollout = Rollout(prompt_ids, completion_ids, logprobs)
+        self._use(Rollout(prompt_ids, completion_ids, logprobs))
         self._functions.begin(tool_mask)
         return output
 
@@ -236,9 +241,10 @@ class DPRTrainer(RecordedGRPOTrainer):
         frozen = self.dense_reward.passes
         flops = torch.tensor(rollout_flops(self._rollout, self._parameters, frozen, self.num_iterations))
         metrics["flops"] = self.accelerator.reduce(flops.to(self.accelerator.device), reduction="sum").item()
+        self._rollout.advantages = output["advantages"]
+        metrics |= self._rollout_monitors(output)
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
-        self._rollout = Rollout()
         return output
 
     # -- loss --------------------------------------------------------------------------------------------------
@@ -254,6 +260,7 @@ class DPRTrainer(RecordedGRPOTrainer):
             compute_entropy=True,
         )
         mask = loss_mask(inputs)
+        self._loss_monitors(logprobs, inputs, mask)
         advantages = inputs["advantages"]
         if "importance_sampling_ratio" in inputs:  # vLLM sampled: its numerics differ from the trainer's
             advantages = advantages * inputs["importance_sampling_ratio"]

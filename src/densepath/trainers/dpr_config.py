@@ -27,6 +27,9 @@ _GRPO_ONLY = (
 WITHOUT_EFFECT = {f.name: f.default for f in fields(GRPOConfig) if f.name in _GRPO_ONLY}
 """Arguments of GRPO's own advantages, loss and reference, with their defaults: DPR refuses any other value."""
 
+LOWER_IS_BETTER = ("nll", "nll_increase", "kl", "kl_sequence", "completions/clipped_ratio")
+"""Metrics of which a `metric_for_best_model` keeps the lowest."""
+
 
 @dataclass
 class DPRConfig(GRPOConfig):  # type: ignore[misc]
@@ -70,6 +73,24 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
     score_token_budget: int = field(
         default=2048, metadata={"help": "Tokens in one forward pass of the frozen models; bounds memory."}
     )
+    early_stopping: bool = field(
+        default=False,
+        metadata={"help": "Stop, and go back to the last good checkpoint, where a threshold below is crossed."},
+    )
+    early_stopping_patience: int = field(
+        default=3, metadata={"help": "Logs in a row with kl_sequence above its threshold before it warns or stops."}
+    )
+    kl_sequence_threshold: float | None = field(
+        default=1.5, metadata={"help": "KL to SFT, nats per completion, that is alarming. None: not watched."}
+    )
+    nll_increase_threshold: float | None = field(
+        default=0.1,
+        metadata={"help": "Held-out NLL above the SFT model's, nats per token, that is alarming. None: not watched."},
+    )
+    predict_with_generate: bool = field(
+        default=True,
+        metadata={"help": "Sample completions in evaluations; False measures the held-out NLL alone, which is cheap."},
+    )
 
     def __post_init__(self) -> None:
         if getattr(self, "bf16", None) is None and not self.fp16 and not torch.cuda.is_available():
@@ -102,6 +123,11 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
                 f"min_p=None, repetition_penalty=1 (got temperature={self.temperature}, top_p={self.top_p}, "
                 f"top_k={self.top_k}, min_p={self.min_p}, repetition_penalty={self.repetition_penalty})"
             )
+        if self.early_stopping_patience < 1:
+            raise ConfigError(f"early_stopping_patience={self.early_stopping_patience} must be at least 1")
+        best: str | None = self.metric_for_best_model
+        if getattr(self, "greater_is_better", None) is None and (best or "").removeprefix("eval_") in LOWER_IS_BETTER:
+            self.greater_is_better: bool | None = False  # transformers guesses True for what does not end in "loss"
         try:
             super().__post_init__()
         except ValueError as error:

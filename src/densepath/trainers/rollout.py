@@ -31,6 +31,7 @@ class Rollout:
         policy_logprobs: log pi_theta of the sampled tokens under the trainer's own policy, nats.
         function_rewards: (completions, functions) float, what TRL's reward functions returned, summed over tokens.
         external: (completions, tokens) float, their weighted sum where it belongs; None if it is not trained on.
+        advantages: (completions, tokens) float, once they are computed.
     """
 
     prompt_ids: list[list[int]] = field(default_factory=list)
@@ -40,6 +41,7 @@ class Rollout:
     policy_logprobs: list[Tensor] = field(default_factory=list)
     function_rewards: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     external: Tensor | None = None
+    advantages: Tensor | None = None
 
 
 def loss_mask(inputs: dict[str, Any]) -> Tensor:

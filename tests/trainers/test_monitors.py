@@ -1,0 +1,190 @@
+"""What DPRTrainer logs, against slow loops over its own completions; the pieces against values by hand."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import datasets
+import pytest
+import torch
+from tests.trainers.test_dpr import config, naive_logprobs
+from transformers import TrainerCallback
+
+from densepath.data import encode_pairs
+from densepath.errors import ConfigError, DataError
+from densepath.trainers.dpr import DPRTrainer
+from densepath.trainers.monitors import (
+    EffectiveSampleSize,
+    HeldOutDemonstrations,
+    distinct_ngrams,
+    held_out_reward,
+    reward_correlations,
+)
+
+ALONE = SimpleNamespace(
+    reduce=lambda values, reduction: values,
+    gather=lambda values: values,
+    sync_gradients=True,
+    process_index=0,
+    num_processes=1,
+    device="cpu",
+)
+"""An accelerator of one process, as far as monitors ask."""
+DEMONSTRATIONS = [
+    {"prompt": "Say red tree:", "completion": " red tree"},
+    {"prompt": "Say one:", "completion": " one one one one"},
+    {"prompt": "Only a prompt:", "completion": None},
+    {"prompt": "Say red tree:", "completion": " tree"},
+]
+
+
+def test_distinct_ngrams_are_averaged_over_completions_that_have_any():
+    ids = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 2, 3, 4, 5, 9], [7, 7, 7, 9, 9, 9]])
+    mask = torch.tensor([[True] * 6, [True] * 5 + [False], [True] * 3 + [False] * 3])
+    # 4-grams: 1 of 3 are distinct; 2 of 2; the third has none and does not count: (1/3 + 1) / 2
+    assert distinct_ngrams(ids, mask, ALONE) == pytest.approx(2 / 3)
+    assert math.isnan(distinct_ngrams(ids, mask & False, ALONE))
+
+
+def test_held_out_reward_literal():
+    sft = torch.tensor([[-1.0, -2.0], [-3.0, math.nan]])
+    other = torch.tensor([[-2.0, -1.5], [-5.0, math.nan]])
+    mask = torch.tensor([[True, True], [True, False]])
+    assert held_out_reward(sft, other, mask, ALONE) == 1.25  # ((1 - 0.5) + 2) / 2
+
+
+def test_reward_correlations_literal():
+    found = reward_correlations(
+        [1.0, 2.0, 3.0, 9.0], {"right": [0.0, 1.0, 1.0, None], "same": [1.0] * 4, "anti": [3.0, 2.0, 1.0, -5.0]}
+    )
+    # deviations (-1, 0, 1) and (-2/3, 1/3, 1/3): 1 / sqrt(2 * 2/3)
+    assert found["reward_corr/right"] == pytest.approx(1 / math.sqrt(4 / 3))
+    assert math.isnan(found["reward_corr/same"])
+    assert found["reward_corr/anti"] == pytest.approx(-1.0)
+
+
+def test_effective_sample_size_is_that_of_all_micro_batches_of_a_step():
+    accelerator = SimpleNamespace(**{**vars(ALONE), "sync_gradients": False})
+    size = EffectiveSampleSize(accelerator)
+    nan = math.nan
+    mask = torch.tensor([[True, True], [True, False]])
+    sampled = torch.tensor([[-1.0, -1.0], [-1.0, -1.0]])
+    # log weights 0 and log 3; then NaN (no correction) and 0: weights 1, 3, 1, 1
+    assert size.add(torch.tensor([[-0.5, -1.5], [-1.0 + math.log(3), 7.0]]), sampled, mask) is None
+    accelerator.sync_gradients = True
+    share = size.add(torch.tensor([[-1.0, -1.0], [-9.0, -1.0]]), torch.tensor([[-1.0, -1.0], [nan, -1.0]]), mask)
+    assert share == pytest.approx(6**2 / (4 * 12))
+    assert size.add(sampled, sampled, mask) == pytest.approx(1.0)  # a new step begins with nothing
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "x", "completion": [{"role": "assistant", "content": "a"}]}, "row 2: .*differ in kind"),
+        ({"prompt": "x" * 60, "completion": "a"}, "row 2: 6[0-9] tokens exceed the model's context of 50"),
+    ],
+)
+def test_a_demonstration_that_cannot_be_used_is_named(tokenizer, row, message):
+    with pytest.raises(DataError, match=message):
+        HeldOutDemonstrations([DEMONSTRATIONS[0], row], tokenizer, max_length=50)
+
+
+def trainer_of(tmp_path, make_model, tokenizer, prompts, callbacks=(), **changes) -> DPRTrainer:
+    return DPRTrainer(
+        model=make_model(0),
+        ref_model=make_model(1),
+        held_out_ref_model=make_model(2),
+        args=config(tmp_path, **changes),
+        train_dataset=prompts,
+        eval_dataset=datasets.Dataset.from_list(DEMONSTRATIONS),
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+
+
+class Snapshots(TrainerCallback):
+    """The policy after each step, and the generation batch that the step used."""
+
+    def __init__(self, make_model):
+        self.make_model, self.models, self.rollouts = make_model, [], []
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.models.append(self.make_model(0))
+        self.models[-1].load_state_dict(model.state_dict())
+        self.rollouts.append(self.trainer._rollout)
+
+
+def naive_nll(model, tokenizer) -> float:
+    pairs = [pair for row in DEMONSTRATIONS if row["completion"] for pair in encode_pairs(row, tokenizer)]
+    values = torch.cat([naive_logprobs(model, list(p.prompt_ids), list(p.completion_ids)) for p in pairs])
+    return -values.mean().item()
+
+
+def test_logs_equal_loops_over_what_was_sampled(tmp_path, make_model, tokenizer, prompts):
+    """Two updates on each batch, in two micro-batches; the held-out NLL after each, without sampling."""
+    snapshots = Snapshots(make_model)
+    trainer = trainer_of(
+        tmp_path,
+        make_model,
+        tokenizer,
+        prompts,
+        [snapshots],
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_iterations=2,
+        learning_rate=1e-3,
+        max_completion_length=12,
+        eval_strategy="steps",
+        eval_steps=1,
+        eval_on_start=True,
+        predict_with_generate=False,
+    )
+    snapshots.trainer = trainer
+    trainer.train()
+    train = [row for row in trainer.state.log_history if "loss" in row]
+    evals = [row for row in trainer.state.log_history if "eval_nll" in row]
+    assert snapshots.rollouts[0] is snapshots.rollouts[1]
+    rollout = snapshots.rollouts[0]
+    held_out, shares, weights = [], [], []
+    for prompt, ids, sampled in zip(
+        rollout.prompt_ids, rollout.completion_ids, rollout.sampling_logprobs, strict=True
+    ):
+        held_out.append(
+            (naive_logprobs(make_model(0), prompt, ids) - naive_logprobs(make_model(2), prompt, ids)).sum()
+        )
+        grams = [tuple(ids[at : at + 4]) for at in range(len(ids) - 3)]
+        shares += [len(set(grams)) / len(grams)] if grams else []
+        weights.append(math.exp(naive_logprobs(snapshots.models[0], prompt, ids).sum() - sum(sampled)))
+    assert train[0]["reward_held_out_ref"] == pytest.approx(torch.stack(held_out).mean().item(), abs=1e-4)
+    assert train[0]["completions/distinct_4"] == pytest.approx(sum(shares) / len(shares))
+    assert train[0]["effective_sample_size"] == pytest.approx(1.0, abs=1e-4)
+    expected = sum(weights) ** 2 / (len(weights) * sum(weight**2 for weight in weights))
+    assert expected < 0.95  # the policy has moved
+    assert train[1]["effective_sample_size"] == pytest.approx(expected, abs=1e-3)
+    sft = naive_nll(make_model(0), tokenizer)
+    assert [row["step"] for row in evals] == [0, 1, 2]
+    for row, model in zip(evals, [make_model(0), *snapshots.models], strict=True):
+        assert row["eval_nll"] == pytest.approx(naive_nll(model, tokenizer), abs=1e-4)
+        assert row["eval_nll_increase"] == pytest.approx(row["eval_nll"] - sft, abs=1e-4)
+    assert evals[0]["eval_nll_increase"] == pytest.approx(0, abs=1e-6)
+    assert "eval_reward" not in evals[0]  # nothing was sampled
+
+
+def test_an_evaluation_with_sampling_has_the_nll_too(tmp_path, make_model, tokenizer, prompts):
+    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, per_device_eval_batch_size=4)
+    metrics = trainer.evaluate()
+    assert metrics["eval_nll"] == pytest.approx(naive_nll(make_model(0), tokenizer), abs=1e-4)
+    assert {"eval_reward", "eval_kl_sequence", "eval_completions/distinct_4", "eval_nll_increase"} <= metrics.keys()
+
+
+def test_an_evaluation_of_nothing_is_refused_before_the_first_step(tmp_path, make_model, tokenizer, prompts):
+    with pytest.raises(ConfigError, match="no row of eval_dataset has a completion"):
+        DPRTrainer(
+            make_model(0),
+            make_model(1),
+            config(tmp_path, predict_with_generate=False),
+            prompts,
+            eval_dataset=prompts,
+            processing_class=tokenizer,
+        )
