@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from densepath.errors import ConfigError
 from densepath.pipeline.config import REWARDS, _at_least, _choice, option
 
 
@@ -48,6 +49,7 @@ class ServeArguments:
     def __post_init__(self) -> None:
         _choice("dense_reward", self.dense_reward, REWARDS)
         _at_least("token_budget", self.token_budget, 1)
-        _at_least("port", self.port, 0)
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port={self.port} must lie in [0, 65535]; 0 takes a free one")
         if self.num_threads is not None:
             _at_least("num_threads", self.num_threads, 1)

@@ -37,7 +37,7 @@ def run_serve_command(arguments: ServeArguments, console: Console) -> int:
         request_timeout=arguments.request_timeout,
         read_timeout=arguments.read_timeout,
     )
-    access = Access(api_key=read_api_key(arguments.api_key_file), allowed_hosts=tuple(arguments.allowed_hosts))
+    access = Access(read_api_key(arguments.api_key_file), allowed_hosts=(arguments.host, *arguments.allowed_hosts))
     with bind(arguments.host, arguments.port) as bound:
         if not is_loopback(arguments.host):
             guard = "who has the key" if access.api_key else "anyone, since there is no key (api_key_file)"
