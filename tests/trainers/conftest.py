@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 
 import datasets
@@ -9,6 +10,14 @@ import pytest
 import transformers
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _light_garbage_collection():
+    """accelerate collects garbage at each training's begin and end: a third of a second over what imports made."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -181,7 +181,10 @@ class DPRTrainer(MonitoredTrainer):
         if not self._uses_own_sampler() or images is not None or multimodal_fields:
             return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kw)
         # A stream of its own for each step and process, so that a resumed run samples what it would have sampled.
-        step = self.state.global_step * 1_000_003 + self._step % max(1, self.args.gradient_accumulation_steps)
+        part = self._step % max(1, self.args.gradient_accumulation_steps)
+        if not self.model.training:
+            part = len(self._metrics["eval"]["kl"])  # how many batches of this evaluation are done
+        step = self.state.global_step * 1_000_003 + part
         seed = hash((self.args.seed, step, self.accelerator.process_index, self.model.training)) % (2**63)
         self._use(Rollout(prompt_ids))  # what an error in the sampler leaves to look at
         samples = sample(

@@ -1,0 +1,85 @@
+"""A training that was interrupted ends where it would have ended, to the last bit on a CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.tiny_models import with_lora
+from tests.trainers.test_dpr import trainer_of
+from transformers import TrainerCallback
+
+STEPS = 5
+COMMON = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4}
+
+
+class Interrupt(TrainerCallback):
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.after:
+            control.should_training_stop = True
+
+
+def policy(make_model, peft: bool):
+    return with_lora(make_model(0)) if peft else make_model(0)
+
+
+def weights(model) -> torch.Tensor:
+    return torch.cat([parameter.detach().flatten() for name, parameter in model.named_parameters()])
+
+
+@pytest.mark.parametrize(
+    ("peft", "changes", "after"),
+    [
+        (False, {}, 2),
+        (True, {}, 2),
+        # One generation serves 4 micro-batches, hence 2 steps: the checkpoint at 3 is in the middle of the second.
+        (False, {"gradient_accumulation_steps": 2, "steps_per_generation": 4}, 3),
+        (False, {"num_iterations": 2}, 3),  # each generation is trained on twice
+    ],
+)
+def test_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, prompts, peft, changes, after):
+    def made(folder, **more):
+        model = policy(make_model, peft)
+        trainer = trainer_of(
+            tmp_path / folder, make_model, tokenizer, prompts, model=model, **{**COMMON, **changes, **more}
+        )
+        return trainer, model
+
+    whole, expected = made("whole")
+    whole.train()
+    first, _ = made("cut")
+    first.add_callback(Interrupt(after))
+    first.train()
+    assert first.state.global_step == after
+    second, resumed = made("cut")
+    second.train(resume_from_checkpoint=True)
+    assert second.state.global_step == STEPS
+    assert torch.equal(weights(resumed), weights(expected))
+    names = ("loss", "reward", "kl_sequence", "entropy", "grad_norm", "num_tokens")
+    logs = [
+        [{name: row.get(name) for name in names} for row in trainer.state.log_history if "loss" in row]
+        for trainer in (whole, second)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_a_checkpoint_holds_the_policy_alone_and_the_rollout_only_while_it_is_used(
+    tmp_path, make_model, tokenizer, prompts
+):
+    changes = {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "max_steps": 2}
+    trainer = trainer_of(
+        tmp_path, make_model, tokenizer, prompts, model=policy(make_model, peft=True), **{**COMMON, **changes}
+    )
+    trainer.train()
+    inside, between = (Path(trainer.args.output_dir) / f"checkpoint-{step}" for step in (1, 2))
+    assert not [path for path in inside.iterdir() if path.is_dir()]  # no folder of the frozen adapter
+    names = load_file(inside / "adapter_model.safetensors").keys()
+    assert names
+    assert not [name for name in names if "sft" in name]
+    assert load_file(inside / "rollout_0.safetensors")["2.completion_ids"].shape[0] == 4
+    assert load_file(between / "rollout_0.safetensors") == {}
