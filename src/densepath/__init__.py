@@ -34,6 +34,7 @@ __all__ = [
     "run_pipeline",
     "sample",
     "score_completions",
+    "select_reference",
     "split_by_content",
     "view_scores",
     "write_report",
@@ -63,6 +64,7 @@ _EXPORTS = {
     "run_pipeline": "densepath.pipeline.run",
     "sample": "densepath.models.sampling",
     "score_completions": "densepath.models.scoring",
+    "select_reference": "densepath.evals.reference_choice",
     "split_by_content": "densepath.data",
     "view_scores": "densepath.report.view",
     "write_report": "densepath.report",
@@ -74,6 +76,7 @@ if TYPE_CHECKING:
     from .errors import DensepathError
     from .evals.audit import audit_demonstrations
     from .evals.ranking import rank_completions
+    from .evals.reference_choice import select_reference
     from .evals.reward_eval import evaluate_reward
     from .models.load import load_model, load_tokenizer
     from .models.sampling import sample

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-import statistics
 
-import numpy as np
 import pytest
 from rich.console import Console
 from tests.pipeline.planted import save_planted
@@ -16,7 +14,7 @@ from densepath.io import read_json, write_jsonl_atomic
 from densepath.pipeline import selection
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.run_folder import RunFolder
-from densepath.pipeline.selection import chosen, lower_bound, run_selection
+from densepath.pipeline.selection import chosen, run_selection
 
 PROMPTS = 80
 HALF = {":": {"A": 0.5, "B": 0.5}}
@@ -174,11 +172,3 @@ def test_without_a_verifier_none_may_help_either(select):
 def test_a_fixed_reference_is_obeyed_without_a_verifier(select):
     found, _ = select({"0": 0.1, "0.25": 0.9}, verifier=None, reference="0.25")
     assert found["chosen"] == {"reference": "0.25", "beta": 1.0}
-
-
-def test_the_lower_bound_is_one_sided():
-    """Of many normal values: the mean less 1.2816 standard errors, the normal distribution's 90 % point."""
-    values = np.random.default_rng(0).normal(0.2, 1.0, 1500).tolist()
-    expected = statistics.fmean(values) - 1.2816 * statistics.stdev(values) / math.sqrt(1500)
-    assert lower_bound(values) == pytest.approx(expected, abs=0.003)
-    assert lower_bound([0.5, 0.5]) == 0.5

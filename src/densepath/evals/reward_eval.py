@@ -100,7 +100,7 @@ def evaluate_reward(
         source = rows
     rows = [{k: v for k, v in dict(row).items() if v is not None} for row in load_dataset_rows(given)]
     kind = _task(task, rows[0], source)
-    _check(rows, kind, source)
+    check_rows(rows, kind, source)
     examples, set_aside = _encode(rows, kind, reward, tokenizer, max_samples, step_separator, seed, source)
     completions = [completion for example in examples for completion in example.completions]
     before = base if base is None or isinstance(base, FrozenPolicy) else FrozenPolicy(base)
@@ -144,7 +144,12 @@ def _task(task: RewardTask | str | None, row: Row, source: str) -> RewardTask:
         raise ConfigError(f"task={task} is not one of {known}") from None
 
 
-def _check(rows: Sequence[Row], kind: RewardTask, source: str) -> None:
+def check_rows(rows: Sequence[Row], kind: RewardTask, source: str) -> None:
+    """Refuse rows that are not of the task.
+
+    Raises:
+        DataError: the first bad row, with its number.
+    """
     if kind is RewardTask.ALTERED_NUMBERS:
         validate_rows(rows, "demonstrations", source=source)
         return

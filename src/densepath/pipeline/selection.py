@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from scipy import stats
 
 from densepath.data import encode_pairs
 from densepath.errors import DataError
 from densepath.evals.generation import generate
 from densepath.evals.intervals import mean_interval, metric_interval
+from densepath.evals.signal_to_noise import lower_bound, reward_margins, signal_to_noise
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import eos_token_ids, weights_differ
@@ -37,24 +36,6 @@ from densepath.pipeline.training import load_frozen, reference_path
 from densepath.rewards.dense import DenseReward
 from densepath.trainers.ema import EMA_NAME
 from densepath.trainers.sft import reference_name
-
-ONE_SIDED_CONFIDENCE = 0.9
-
-
-def lower_bound(differences: Sequence[float], seed: int = 0) -> float:
-    """Lower end of the one-sided 90 % bootstrap interval of a mean."""
-    values = np.asarray(differences, dtype=np.float64)
-    if values.size < 2 or np.ptp(values) == 0:
-        return float(values.mean())
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=2 * ONE_SIDED_CONFIDENCE - 1,
-        n_resamples=9999,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.confidence_interval.low)
 
 
 def candidate_references(arguments: RunArguments) -> list[str]:
@@ -222,15 +203,14 @@ def _margin(
 
         def margin(name: str) -> list[float]:
             reward = DenseReward(sft, load_frozen(arguments, reference_path(run, arguments, name)))
-            expert, own = (reward.score_ids(prompts, ids).rewards for ids in (expert_ids, own_ids))
-            return [float(a.mean() - b.mean()) for a, b in zip(expert, own, strict=True)]
+            return reward_margins(*(reward.score_ids(prompts, ids).rewards for ids in (expert_ids, own_ids)))
 
         own_ids = run.cached("selection/samples.json", sample_sft)
         progress.update(len(rows))
         for index, name in enumerate(references):
             margins[name] = run.cached(f"selection/{index}.json", functools.partial(margin, name))
             progress.update((2 + index) * len(rows))
-    standardised = {name: float(np.mean(m) / (np.std(m) + 1e-12)) for name, m in margins.items()}
+    standardised = {name: signal_to_noise(values) for name, values in margins.items()}
     best = max(references, key=lambda name: standardised[name])
     tells = lower_bound(margins[best]) > 0
     if tells:

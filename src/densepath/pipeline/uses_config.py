@@ -8,6 +8,7 @@ from densepath.errors import ConfigError
 from densepath.pipeline.config import REWARDS, _at_least, _choice, option
 
 AGGREGATIONS = ("mean", "sum", "min")
+CRITERIA = ("auto", "preference", "verifier", "altered", "samples")
 TASKS = ("auto", "preference", "first_error", "altered_numbers")
 
 
@@ -81,6 +82,42 @@ class RankArguments(RewardArguments):
         _choice("aggregation", self.aggregation, AGGREGATIONS)
         if self.max_samples is not None:
             _at_least("max_samples", self.max_samples, 1)
+
+
+@dataclass
+class SelectArguments:
+    """Arguments of `densepath select`."""
+
+    run_dir: str = option("", "Folder of an SFT run: output_dir of densepath sft (or run), with its references.")
+    dataset_name: str = option("", "Held-out demonstrations: JSONL, JSON, Parquet, a datasets folder or a hub id.")
+    dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
+    preference_dataset_name: str | None = option(None, "Rows with prompt, chosen, rejected, to compare references by.")
+    verifier: str | None = option(
+        None,
+        "Program that checks the SFT policy's own completions: exact_match, final_number or package.module:function.",
+    )
+    criterion: str = option(
+        "auto", "What the choice is made by: preference, verifier, altered, samples; auto is the first that there is."
+    )
+    include_base: bool = option(True, "The model before SFT is a candidate too, as 0.")
+    ensemble: bool = option(True, "The mean probability of all references is a candidate too, as all.")
+    max_samples: int = option(64, "Demonstrations, and preference rows, drawn.")
+    num_generations: int = option(1, "Completions sampled for each prompt at temperature 1; 0 for none.")
+    max_completion_length: int = option(128, "Longest sampled completion in tokens.")
+    dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
+    trust_remote_code: bool = option(False, "Run code that comes with the model.")
+    token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.")
+    seed: int = option(0, "Seed of the draw, of sampling, of altered digits and of the bootstrap.")
+    output_file: str | None = option(None, "Write all figures here as JSON.")
+
+    def __post_init__(self) -> None:
+        for name, what in (("run_dir", "an SFT run's folder"), ("dataset_name", "held-out demonstrations")):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is missing: {what}")
+        _choice("criterion", self.criterion, CRITERIA)
+        for name, least in (("max_samples", 1), ("num_generations", 0), ("max_completion_length", 1)):
+            _at_least(name, getattr(self, name), least)
+        _at_least("token_budget", self.token_budget, 1)
 
 
 @dataclass

@@ -1,0 +1,37 @@
+"""The record of `densepath select` as a terminal table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from densepath.report import parse
+from densepath.report.table import format_interval
+
+UNITS = {
+    "preference": "accuracy",
+    "verifier": "AUROC",
+    "altered": "mean / sd",
+    "samples": "mean / sd",
+}
+
+
+def selection_table(record: Mapping[str, Any]) -> Table:
+    """One row a reference, one column a criterion; the best of each column is marked."""
+    criteria = list(record["best_by"])
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table.add_column("reference", no_wrap=True)
+    for name in criteria:
+        table.add_column(Text(f"{name}\n{UNITS[name]}"), justify="right", no_wrap=True)
+    for candidate in record["candidates"]:
+        cells = []
+        for name in criteria:
+            best = record["best_by"][name] == candidate["reference"]
+            value = format_interval(parse.estimate(candidate["criteria"][name]["value"]), 2)
+            cells.append(Text(value + (" *" if best else "  "), style="bold" if best else ""))
+        table.add_row(Text(candidate["reference"]), *cells)
+    return table

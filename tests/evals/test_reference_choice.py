@@ -1,0 +1,173 @@
+"""The choice of a reference where it is known which one is best, and every figure against plain forward passes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+import statistics
+
+import numpy as np
+import pytest
+import torch
+from tests.pipeline.planted import planted_model
+from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
+
+from densepath.data import encode_pairs
+from densepath.errors import ConfigError, DataError
+from densepath.evals import reference_choice as module
+from densepath.evals.reference_choice import select_reference
+
+
+def candidate(record, name):
+    return next(c for c in record["candidates"] if c["reference"] == name)["criteria"]
+
+
+def answers(right: float):
+    return {":": {"A": right, "B": 1 - right}}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Policies by their probability of "A" after ":"; all end after it."""
+    return {right: planted_model(TOKENIZER, answers(right)) for right in (0.1, 0.3, 0.5, 0.9)}
+
+
+ROWS = [{"prompt": f"{index}:", "completion": "A", "answer": "A"} for index in range(60)]
+PAIRS = [{"prompt": f"{index}:", "chosen": "A", "rejected": "B"} for index in range(20)]
+
+
+def test_each_criterion_finds_the_reference_that_it_should(planted):
+    """SFT says "A" half of the time. Against 0.9 the reward of "A" is negative, against 0.1 and 0.3 positive."""
+    references = {"0": planted[0.9], "0.25": planted[0.3], "0.5": planted[0.1]}
+    record = select_reference(
+        planted[0.5], references, ROWS, tokenizer=TOKENIZER, preferences=PAIRS, verifier="exact_match",
+        max_completion_length=3,
+    )  # fmt: skip
+    assert set(record["best_by"]) == {"preference", "verifier", "samples"}  # no number to alter
+    assert (record["criterion"], record["chosen"]) == ("preference", "0.25")  # the first of those with accuracy 1
+    for name, accuracy in {"0": 0.0, "0.25": 1.0, "0.5": 1.0}.items():
+        assert candidate(record, name)["preference"]["value"]["mean"] == accuracy
+        assert candidate(record, name)["verifier"]["value"]["mean"] == accuracy  # AUROC of right samples
+    # Of SFT's samples half are "A": margin 0 there, and half the contrast of "A" with "B" (two tokens) elsewhere.
+    for name, right in {"0": 0.9, "0.25": 0.3, "0.5": 0.1}.items():
+        contrast = (math.log(0.5 / right) - math.log(0.5 / (1 - right))) / 2
+        found = candidate(record, name)["samples"]
+        share = found["margin"] / contrast  # of samples that were "B"
+        assert abs(share - 0.5) < 4 * math.sqrt(0.25 / 60)
+        expected = math.copysign(share / math.sqrt(share * (1 - share)), contrast)
+        assert found["value"]["mean"] == pytest.approx(expected, rel=1e-3)
+        assert candidate(record, name)["verifier"]["right"] == pytest.approx(1 - share, abs=1e-6)
+
+
+def test_the_mean_of_all_references_is_a_candidate(planted):
+    references = {"0": planted[0.9], "0.5": planted[0.1]}
+    record = select_reference(
+        planted[0.5], references, ROWS[:20], tokenizer=TOKENIZER, max_completion_length=3, criterion="samples"
+    )
+    # (0.9 + 0.1) / 2 is the SFT policy itself: no reward at all.
+    assert candidate(record, "all")["samples"]["margin"] == pytest.approx(0.0, abs=1e-5)
+    alone = select_reference(
+        planted[0.5], references, ROWS[:20], tokenizer=TOKENIZER, max_completion_length=3, ensemble=False
+    )
+    assert [c["reference"] for c in alone["candidates"]] == ["0", "0.5"]
+
+
+def test_none_is_chosen_where_none_tells(planted):
+    record = select_reference(
+        planted[0.5], {"0": planted[0.9]}, ROWS, tokenizer=TOKENIZER, preferences=PAIRS, max_completion_length=3
+    )
+    assert record["chosen"] is None
+    assert record["reason"].startswith("no reference is shown to be above 0.5; the best, 0, has accuracy (preference)")
+    same = select_reference(planted[0.5], {"1": planted[0.5]}, ROWS[:10], tokenizer=TOKENIZER, max_completion_length=3)
+    assert same["chosen"] is None
+
+
+def test_a_verifier_that_finds_all_alike_is_no_criterion(planted):
+    rows = [{**row, "answer": "C"} for row in ROWS[:10]]
+    arguments = {"tokenizer": TOKENIZER, "verifier": "exact_match", "max_completion_length": 3}
+    record = select_reference(planted[0.5], {"0": planted[0.1]}, rows, **arguments)
+    assert set(record["best_by"]) == {"samples"}
+    with pytest.raises(ConfigError, match=r"criterion=verifier cannot be computed .*; there is samples"):
+        select_reference(planted[0.5], {"0": planted[0.1]}, rows, criterion="verifier", **arguments)
+
+
+def plain_logprobs(model, pair):
+    ids = torch.tensor([[*pair.prompt_ids, *pair.completion_ids]])
+    with torch.no_grad():
+        table = model(input_ids=ids).logits[0].log_softmax(-1)
+    start = len(pair.prompt_ids)
+    return [float(table[start - 1 + t, token]) for t, token in enumerate(pair.completion_ids)]
+
+
+def test_altered_and_samples_by_plain_forward_passes(monkeypatch):
+    sft, ref, base = counting_models()
+    rows = counting_rows(12, seed=21)
+    twins, samples = {}, {}
+    whole, drawn = module.alter_answer, module.generate
+    exact = [copy.deepcopy(model).double() for model in (sft, ref, base)]
+    monkeypatch.setattr(module, "alter_answer", lambda row, *given: twins.setdefault(str(row), whole(row, *given)))
+
+    def keep(*given, **named):
+        found = drawn(*given, **named)
+        samples.update({completion.row: completion for completion in found})
+        return found
+
+    monkeypatch.setattr(module, "generate", keep)
+    seen = []
+    record = select_reference(
+        sft, {"0": base, "0.25": ref}, rows, tokenizer=TOKENIZER, max_completion_length=4, seed=5,
+        on_progress=lambda done, total: seen.append((done, total)),
+    )  # fmt: skip
+    # Sampled; then demonstrations, twins and samples under three models, equal ones once.
+    done, total = seen[-1]
+    assert done == total
+    assert 12 + 3 * 24 <= total <= 12 + 3 * 36
+    assert record["criterion"] == "altered"
+
+    @functools.cache
+    def logprobs(pair):
+        found = dict(zip(("sft", "0.25", "0"), (plain_logprobs(model, pair) for model in exact), strict=True))
+        both = zip(found["0.25"], found["0"], strict=True)
+        return {**found, "all": [math.log((math.exp(a) + math.exp(b)) / 2) for a, b in both]}
+
+    def rewards(name, pair):
+        return [a - b for a, b in zip(logprobs(pair)["sft"], logprobs(pair)[name], strict=True)]
+
+    for name in ("0", "0.25", "all"):
+        altered, own = [], []
+        for index, row in enumerate(rows):
+            (pair,) = encode_pairs(row, TOKENIZER)
+            demonstration = rewards(name, pair)
+            twin = twins[str(row)].completions[1]
+            altered.append(statistics.fmean(demonstration) - statistics.fmean(rewards(name, twin)))
+            sample = samples[index]
+            theirs = rewards(name, module.Encoded(tuple(sample.prompt_ids), tuple(sample.completion_ids)))
+            own.append(statistics.fmean(demonstration[:4]) - statistics.fmean(theirs))
+        for criterion, margins in (("altered", altered), ("samples", own)):
+            found = candidate(record, name)[criterion]
+            assert found["margin"] == pytest.approx(statistics.fmean(margins), abs=1e-4)
+            assert found["above"] == pytest.approx(np.mean(np.array(margins) > 1e-6), abs=1e-9)
+            assert found["value"]["mean"] == pytest.approx(
+                statistics.fmean(margins) / statistics.pstdev(margins), abs=1e-3
+            )
+    # After a real SFT the reward tells right answers from altered ones.
+    assert record["chosen"] is not None
+    assert candidate(record, record["chosen"])["altered"]["above"] > 0.8
+
+
+def test_mistakes_are_named(planted):
+    arguments = {"tokenizer": TOKENIZER, "max_completion_length": 3}
+    with pytest.raises(ConfigError, match="there is no reference to choose from"):
+        select_reference(planted[0.5], {}, ROWS, **arguments)
+    with pytest.raises(ConfigError, match="criterion=luck is not one of preference, verifier, altered, samples"):
+        select_reference(planted[0.5], {"0": planted[0.1]}, ROWS, criterion="luck", **arguments)
+    with pytest.raises(DataError, match="nothing to compare by: no number to alter; sample with num_generations"):
+        select_reference(planted[0.5], {"0": planted[0.1]}, ROWS[:3], num_generations=0, **arguments)
+    with pytest.raises(DataError, match='row 2: a prompt without "completion"'):
+        select_reference(planted[0.5], {"0": planted[0.1]}, [ROWS[0], {"prompt": "a"}], **arguments)
+    bad = [{"prompt": "a", "chosen": "b"}]
+    with pytest.raises(DataError, match='the preference rows, row 1: no "rejected"'):
+        select_reference(planted[0.5], {"0": planted[0.1]}, ROWS[:2], preferences=bad, **arguments)
+    with pytest.raises(DataError, match=r"row 1: 1.. tokens, and the model's context holds 128"):
+        select_reference(planted[0.5], {"0": planted[0.1]}, [{"prompt": "z" * 130, "completion": "A"}], **arguments)
