@@ -1,7 +1,8 @@
 """Two steps of DPR, run by one process or by several: `python distributed_script.py OUTPUT MODE BATCH_SIZE`.
 
 MODE "fixed" replaces the sampler by one whose completions depend on the prompt and on the place among its siblings
-alone, so that processes and a single process see the same global batch; "sampled" keeps the sampler.
+alone, so that processes and a single process see the same global batch; "sampled" keeps the sampler; "nan" makes the
+loss of the last process NaN at the second step.
 """
 
 from __future__ import annotations
@@ -15,12 +16,16 @@ import torch
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
+from densepath.errors import NumericalError
 from densepath.models.sampling import Samples
 from densepath.trainers import dpr
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 
 PROMPTS = [{"prompt": f"Say {word}:"} for word in ("red", "blue", "green", "tree", "bird", "fish", "stone", "cloud")]
+
+DEMONSTRATIONS = [{**row, "completion": " " + "red " * count} for count, row in enumerate(PROMPTS[:5], start=1)]
+"""Five, so that two processes score differently many."""
 
 
 def fixed_samples(model, prompt_ids, *, max_completion_length, eos_token_ids, **kwargs) -> Samples:
@@ -45,7 +50,7 @@ def main(output: Path, mode: str, batch_size: int) -> None:
     """Train and save what this process ended with."""
     torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
-    models = [tiny_llama(vocab_size=len(tokenizer), seed=seed) for seed in (0, 1)]
+    models = [tiny_llama(vocab_size=len(tokenizer), seed=seed) for seed in (0, 1, 2)]
     for model in models:
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     if mode == "fixed":
@@ -53,6 +58,7 @@ def main(output: Path, mode: str, batch_size: int) -> None:
     trainer = DPRTrainer(
         model=models[0],
         ref_model=models[1],
+        held_out_ref_model=models[2],
         args=DPRConfig(
             output_dir=str(output / "trainer"),
             max_steps=2,
@@ -66,6 +72,9 @@ def main(output: Path, mode: str, batch_size: int) -> None:
             beta=0.3,
             logging_steps=1,
             save_strategy="no",
+            eval_strategy="steps",
+            eval_steps=1,
+            predict_with_generate=False,
             report_to="none",
             disable_tqdm=True,
             use_cpu=True,
@@ -74,6 +83,7 @@ def main(output: Path, mode: str, batch_size: int) -> None:
             seed=1,
         ),
         train_dataset=datasets.Dataset.from_list(PROMPTS),
+        eval_dataset=datasets.Dataset.from_list(DEMONSTRATIONS),
         processing_class=tokenizer,
     )
     seen = []
@@ -84,10 +94,24 @@ def main(output: Path, mode: str, batch_size: int) -> None:
         return inner(prompt_ids, completion_ids, **kwargs)
 
     trainer.dense_reward.score_ids = recorded
+    rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    if mode == "nan":
+        honest = trainer._compute_loss
+
+        def planted(model, inputs):
+            bad = rank == processes - 1 and trainer.state.global_step == 1
+            return honest(model, inputs) * (float("nan") if bad else 1.0)
+
+        trainer._compute_loss = planted
+        try:
+            trainer.train()
+        except NumericalError as error:
+            torch.save({"error": str(error), "processes": processes}, output / f"{rank}.pt")
+            return
     trainer.train()
     weights = torch.cat([parameter.detach().flatten() for parameter in models[0].parameters()])
-    logs = [row for row in trainer.state.log_history if "loss" in row]
-    rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
+    rows = [row for row in trainer.state.log_history if "train_runtime" not in row]
+    logs = [train | evaluation for train, evaluation in zip(rows[::2], rows[1::2], strict=True)]
     torch.save({"weights": weights, "logs": logs, "seen": seen, "processes": processes}, output / f"{rank}.pt")
 
 

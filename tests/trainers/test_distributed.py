@@ -14,7 +14,20 @@ from tests.tiny_models import tiny_llama
 pytestmark = pytest.mark.slow  # each launch imports torch and TRL in two processes
 
 ROOT = Path(__file__).parents[2]
-SHARED = ("reward", "kl", "kl_sequence", "reward_per_token", "entropy", "flops", "completions/mean_length")
+EVAL = ("eval_nll", "eval_nll_increase")
+SHARED = (
+    "reward",
+    "reward_held_out_ref",
+    "completions/distinct_4",
+    "effective_sample_size",
+    *EVAL,
+    "kl",
+    "kl_sequence",
+    "reward_per_token",
+    "entropy",
+    "flops",
+    "completions/mean_length",
+)
 """Metrics of the global batch, which every number of processes should report alike."""
 
 
@@ -55,3 +68,11 @@ def test_processes_sample_each_their_own_and_stay_one_model(tmp_path):
     for step in range(2):
         assert len(first["seen"][step]) == len(second["seen"][step]) == 4
         assert not {tuple(ids) for ids in first["seen"][step]} & {tuple(ids) for ids in second["seen"][step]}
+
+
+def test_a_nan_on_one_process_stops_all_of_them(tmp_path):
+    first, second = launch(tmp_path / "two", "nan", 2)
+    assert first["error"].startswith("training stopped at step 2: loss: 1 values of another process are NaN")
+    assert second["error"].startswith("training stopped at step 2: loss is nan")
+    for rank in range(2):
+        assert (tmp_path / "two" / "trainer" / "nan_batches" / f"step-2-process-{rank}.safetensors").is_file()
