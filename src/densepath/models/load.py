@@ -87,6 +87,7 @@ def load_model(
     if (target := _device(device)) is not None:
         model = model.to(target)
     if for_training:
+        _keep_gradients(model)
         return model.train()
     disable_dropout(model)
     return freeze(model)
@@ -157,6 +158,13 @@ def _zero_dropout_attributes(owner: object) -> int:
     for name in names:
         setattr(owner, name, 0.0)
     return len(names)
+
+
+def _keep_gradients(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU when it scores: gradients stop at repacked ones."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - an attribute of bitsandbytes' own
 
 
 def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:

@@ -1,0 +1,247 @@
+"""The three models of a run: on one base in memory or apart, quantised, by name; and what is refused before a step."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from tests.support import tiny_tokenizer
+from tests.tiny_models import tiny_gpt2, tiny_llama, with_lora
+from tests.trainers.test_dpr import config, trainer_of
+from transformers import BitsAndBytesConfig
+from transformers.utils import is_bitsandbytes_available
+
+from densepath.errors import ConfigError, DataError, ModelError
+from densepath.models.load import load_model
+from densepath.rewards.frozen import FrozenPolicy
+from densepath.trainers import policies
+from densepath.trainers.dpr import DPRTrainer
+from densepath.trainers.dpr_config import DPRConfig
+
+
+@pytest.fixture
+def folders(tmp_path, make_model, tokenizer):
+    """base, and two adapters of it: sft and earlier."""
+    base = tmp_path / "base"
+    make_model(0).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    found = {"base": str(base)}
+    for seed, name in ((1, "sft"), (2, "earlier")):
+        adapter = with_lora(load_model(base, for_training=True), seed=seed)
+        adapter.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+        found[name] = str(tmp_path / name)
+    return found
+
+
+def adapter_weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters() if ".default." in name}
+
+
+@pytest.mark.parametrize("reference", ["base", "earlier"])
+def test_models_on_one_base_train_like_models_apart(tmp_path, folders, prompts, reference):
+    """Two steps with policy, SFT model and reference on one base, and with three models: the same adapter."""
+
+    def made(ref, sft=None):
+        args = config(tmp_path, learning_rate=5e-3, optim="sgd", max_grad_norm=0.0)
+        trainer = DPRTrainer(folders["sft"], ref, args, prompts, sft_model=sft)
+        trainer.train()
+        return trainer
+
+    shared = made(folders[reference])
+    views = [shared.dense_reward.sft, *shared.dense_reward.refs]
+    assert all(view.model is shared.model for view in views)
+    assert [view.adapter for view in views] == ["sft", None if reference == "base" else "ref_0"]
+    apart = made(load_model(folders[reference], merge=True), load_model(folders["sft"], merge=True))
+    assert all(view.model is not apart.model for view in (apart.dense_reward.sft, *apart.dense_reward.refs))
+    start = adapter_weights(DPRTrainer(folders["sft"], folders["base"], config(tmp_path), prompts))
+    a, b = adapter_weights(shared), adapter_weights(apart)
+    assert max((a[name] - start[name]).abs().max() for name in a) > 0.01
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-5, rtol=1e-4)
+    rewards = [[row["reward"] for row in t.state.log_history if "reward" in row] for t in (shared, apart)]
+    assert rewards[0] == pytest.approx(rewards[1], abs=1e-3)
+
+
+def test_a_base_is_found_by_another_path_to_it(tmp_path, folders, prompts, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = DPRTrainer(folders["sft"], "base", config(tmp_path), prompts)
+    assert trainer.dense_reward.refs == (FrozenPolicy(trainer.model, None),)
+
+
+def test_several_references_and_a_new_adapter_share_the_base(tmp_path, folders, prompts):
+    from peft import LoraConfig
+
+    trainer = DPRTrainer(
+        folders["base"],
+        [folders["earlier"], folders["sft"]],
+        config(tmp_path, max_steps=1),
+        prompts,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"),
+    )
+    assert trainer.dense_reward.sft == FrozenPolicy(trainer.model, None)
+    assert [view.adapter for view in trainer.dense_reward.refs] == ["ref_0", "ref_1"]
+    trainer.train()
+    assert trainer.state.global_step == 1
+    moved = [name for name, p in trainer.model.named_parameters() if p.requires_grad]
+    assert moved
+    assert all(".default." in name for name in moved)
+
+
+def test_model_init_kwargs_reach_models_given_by_name(tmp_path, folders, prompts):
+    trainer = DPRTrainer(
+        folders["base"],
+        folders["base"],
+        config(tmp_path, model_init_kwargs={"attn_implementation": "eager", "dtype": "float64"}),
+        prompts,
+    )
+    for model in (trainer.model, trainer.dense_reward.refs[0].model):
+        assert model.config._attn_implementation == "eager"
+        assert model.dtype == torch.float64
+
+
+# -- quantisation ------------------------------------------------------------------------------------------------
+
+
+def test_without_bitsandbytes_quantisation_is_refused_by_name(tmp_path, folders, prompts, monkeypatch):
+    monkeypatch.setattr(policies, "is_bitsandbytes_available", lambda: False)
+    for kwargs in ({"load_in_4bit": True}, {"quantization_config": {"load_in_4bit": True}}):
+        with pytest.raises(ModelError, match=r"load_in_4bit needs bitsandbytes: pip install 'densepath\[quant"):
+            DPRTrainer(folders["sft"], folders["base"], config(tmp_path, model_init_kwargs=kwargs), prompts)
+    with pytest.raises(ModelError, match="load_in_8bit needs bitsandbytes"):
+        DPRTrainer(
+            folders["sft"],
+            folders["base"],
+            config(tmp_path),
+            prompts,
+            quantization_config=BitsAndBytesConfig(load_in_8bit=True),
+        )
+
+
+def test_a_quantisation_given_twice_is_refused(tmp_path, folders, prompts):
+    with pytest.raises(ConfigError, match="the quantisation is given more than once"):
+        DPRTrainer(
+            folders["sft"],
+            folders["base"],
+            config(tmp_path, model_init_kwargs={"load_in_4bit": True}),
+            prompts,
+            quantization_config=BitsAndBytesConfig(load_in_4bit=True),
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_bitsandbytes_available(), reason="needs the extra `quantization`")
+def test_qlora_trains_an_adapter_on_a_base_of_4_bits(tmp_path, prompts, tokenizer):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    widths = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}  # a block of 4-bit weights is 64
+    base = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), num_attention_heads=4, initializer_range=0.2, **widths)
+    )
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    with_lora(load_model(tmp_path / "base", for_training=True), seed=1).save_pretrained(tmp_path / "sft")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    trainer = DPRTrainer(
+        str(tmp_path / "sft"), str(tmp_path / "base"), config(tmp_path), prompts, quantization_config=quantization
+    )
+    kinds = {type(module).__name__ for module in trainer.model.modules()}
+    assert "Linear4bit" in kinds
+    assert all(view.model is trainer.model for view in (trainer.dense_reward.sft, *trainer.dense_reward.refs))
+    before = adapter_weights(trainer)
+    trainer.train()
+    assert any(not torch.equal(before[name], now) for name, now in adapter_weights(trainer).items())
+    logged = [row for row in trainer.state.log_history if "kl_sequence" in row]
+    assert logged[0]["kl_sequence"] == pytest.approx(0.0, abs=0.05)  # the frozen copy of the adapter is the policy
+
+
+# -- wrong input, before the first step --------------------------------------------------------------------------
+
+
+def test_a_reference_with_another_vocabulary_is_refused(tmp_path, folders, prompts, make_model, tokenizer):
+    other = tmp_path / "other"
+    make_model(1).save_pretrained(other)  # the same size, but other words
+    strange = tiny_tokenizer(byte_level=False)
+    strange.save_pretrained(other)
+    with pytest.raises(ModelError, match=r"the tokenizers of .* differ: token"):
+        DPRTrainer(folders["base"], str(other), config(tmp_path), prompts)
+    with pytest.raises(ModelError, match="a vocabulary of 384 tokens, the reference of 77"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, ref=tiny_llama(vocab_size=77))
+
+
+def test_dropout_is_switched_off_with_a_warning(tmp_path, tokenizer, prompts, make_model):
+    models = [tiny_gpt2(vocab_size=len(tokenizer), seed=seed) for seed in (0, 1)]
+    with pytest.warns(UserWarning, match=r"dropout was on in \d+ places of the policy; it is off now"):
+        trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, model=models[0], ref=models[1])
+    ids = torch.arange(6).unsqueeze(0)
+    trainer.model.train()
+    assert torch.equal(trainer.model(input_ids=ids).logits, trainer.model(input_ids=ids).logits)
+
+
+def test_dropout_that_cannot_be_switched_off_is_refused(tmp_path, tokenizer, prompts, make_model):
+    model = make_model(0)
+    layer = model.model.layers[0].mlp
+    inner = layer.forward
+    layer.forward = lambda x: torch.nn.functional.dropout(inner(x), p=0.2, training=layer.training)
+    with pytest.raises(ModelError, match=r"draws random numbers in train mode \(dropout is on\)"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, model=model)
+
+
+def test_a_prompt_that_fills_the_context_is_named_with_its_row(tmp_path, tokenizer, prompts, make_model):
+    rows = prompts.to_list()
+    rows[17]["prompt"] = "blue " * 120
+    data = type(prompts).from_list(rows)
+    with pytest.raises(DataError, match=r"train_dataset, row 17: its prompt has \d+ tokens, and the context of 256"):
+        trainer_of(tmp_path, make_model, tokenizer, data)
+    with pytest.raises(DataError, match="eval_dataset hard, row 17"):
+        DPRTrainer(
+            make_model(0),
+            make_model(1),
+            config(tmp_path, eval_strategy="steps", per_device_eval_batch_size=8),
+            prompts,
+            {"hard": data},
+            tokenizer,
+        )
+    with pytest.raises(ConfigError, match="max_completion_length=256 fills the model's context of 256 tokens"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, max_completion_length=256)
+
+
+def test_what_is_left_of_a_grpo_script_is_explained(tmp_path, make_model, prompts, tokenizer):
+    from trl import GRPOConfig
+
+    def reward(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    with pytest.raises(ConfigError, match="args is a GRPOConfig: DPRTrainer takes a DPRConfig"):
+        DPRTrainer(make_model(0), make_model(1), GRPOConfig(str(tmp_path), bf16=False), prompts)
+    with pytest.raises(ConfigError, match=r"ref_model is a function: .* reward functions go to reward_funcs="):
+        DPRTrainer(make_model(0), reward, config(tmp_path), prompts)
+    with pytest.raises(ConfigError, match="DPR cannot begin: `train_dataset` must be a `Dataset`"):
+        DPRTrainer(make_model(0), make_model(1), config(tmp_path), prompts.to_list(), processing_class=tokenizer)
+
+
+def test_the_constructor_is_grpos(tmp_path, make_model, tokenizer, prompts, monkeypatch):
+    import inspect
+
+    from trl import GRPOTrainer
+
+    ours = list(inspect.signature(DPRTrainer.__init__).parameters)
+    theirs = list(inspect.signature(GRPOTrainer.__init__).parameters)
+    assert set(theirs) <= set(ours)
+    assert ours[:5] == ["self", "model", "ref_model", "args", "train_dataset"]
+    assert [name for name in ours if name in theirs and name != "reward_funcs"] == [
+        name for name in theirs if name != "reward_funcs"
+    ]
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = make_model(0)
+        model.config._name_or_path, model.config.max_position_embeddings = "org/my-sft", 1024
+        trainer = DPRTrainer(model, make_model(1), train_dataset=prompts, processing_class=tokenizer)
+    assert type(trainer.args) is DPRConfig
+    assert Path(trainer.args.output_dir).name == "my-sft-DPR"
