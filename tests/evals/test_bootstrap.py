@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from densepath.evals import bootstrap as module
 from densepath.evals.bootstrap import bootstrap, compare, holm, mean_replicates, replicate_interval
-from densepath.evals.intervals import Verdict
+from densepath.evals.figures import credit_interval
+from densepath.evals.intervals import Interval, Verdict, proportion_interval
 
 
 def test_replicates_of_a_mean_are_means_of_drawn_rows(monkeypatch):
@@ -94,3 +95,16 @@ def test_false_verdicts_are_as_rare_as_promised():
                         {str(m): replicates[:, m] for m in range(9)}, 50)  # fmt: skip
         shown += any(one.verdict is not Verdict.TIE for one in found)
     assert shown / 100 < 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
+
+
+def test_the_interval_of_credits_is_wilsons_or_the_bootstraps():
+    assert credit_interval(np.array([1.0, 1.0, 0.0])) == proportion_interval(2, 3)
+    assert credit_interval(np.full(7, 0.5)) == Interval(0.5, 0.5, 0.5, 7)
+    credits = np.random.default_rng(0).choice([0.0, 0.5, 1.0], 400, p=[0.2, 0.2, 0.6])
+    found = credit_interval(credits)
+    half = 1.959964 * credits.std() / 20
+    assert (found.mean, found.n) == (credits.mean(), 400)
+    assert (found.low, found.high) == (
+        pytest.approx(found.mean - half, abs=0.005),
+        pytest.approx(found.mean + half, abs=0.005),
+    )

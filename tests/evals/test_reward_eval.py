@@ -115,6 +115,21 @@ def test_a_base_that_is_the_reference_is_scored_once(planted):
     assert values(again, "accuracy") == values(other, "accuracy")
 
 
+@pytest.mark.parametrize("beside", [{}, {"prompt": "1:"}])
+def test_whole_conversations_that_share_their_prompt(planted, beside):
+    ask = {"role": "user", "content": "1:"}
+    turns = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "A"), ("rejected", "B and"))}
+    implicit = {**beside, **{name: [ask, *turn] for name, turn in turns.items()}}
+    reward = DenseReward(*planted, tokenizer=TOKENIZER)
+    found, expected = (evaluate_reward(reward, [row]) for row in (implicit, {"prompt": [ask], **turns}))
+    assert found == expected
+    with pytest.raises(DataError, match='row 1: "prompt" and "chosen" differ in kind'):
+        evaluate_reward(reward, [{"prompt": "1:", **turns}])
+    two = {"chosen": [ask, *turns["chosen"], ask, *turns["chosen"]], "rejected": [ask, *turns["rejected"]]}
+    with pytest.raises(DataError, match='row 1: "chosen" has 3 turns of its own; give one assistant turn'):
+        evaluate_reward(reward, [two])
+
+
 # --- against plain forward passes ----------------------------------------------------------------------------------
 
 
@@ -219,6 +234,7 @@ STEPS = STEPPED[0]
         (without(PAIRS[0], "rejected"), 'row 2: no "rejected"; a preference row has "prompt", "chosen"'),
         (without(PAIRS[0], "prompt"), 'row 2: no "prompt"'),
         ({**PAIRS[0], "chosen": " "}, 'row 2: "chosen" is empty'),
+        ({**PAIRS[0], "chosen": ""}, 'row 2: "chosen" is empty'),
     ],
 )
 def test_bad_preference_rows_are_named(planted, bad, message):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from densepath.evals.auroc import auroc, auroc_replicates
 from densepath.evals.bootstrap import Comparison, compare, mean_replicates, replicate_interval
-from densepath.evals.intervals import Interval, Verdict, metric_interval
+from densepath.evals.intervals import Interval, Verdict, proportion_interval
 from densepath.evals.signals import Floats
 
 Groupings = Mapping[str, Sequence[str]]
@@ -104,12 +104,10 @@ def credit_figure(
     measures = tuple(
         MeasureValue(
             measure,
-            metric_interval(values.tolist(), seed),
+            credit_interval(values, seed),
             int(((values > 0) & (values < 1)).sum()),
             {
-                grouping: {
-                    group: metric_interval(values[members].tolist(), seed) for group, members in _groups(labels)
-                }
+                grouping: {group: credit_interval(values[members], seed) for group, members in _groups(labels)}
                 for grouping, labels in (groupings or {}).items()
             },
         )
@@ -117,6 +115,16 @@ def credit_figure(
     )
     means = {measure: float(values.mean()) for measure, values in credits.items()}
     return Figure(name, description, chance, measures, tuple(compare(primary, means, by_name, rows)))
+
+
+def credit_interval(credits: Floats, seed: int = 0) -> Interval:
+    """Wilson's interval where every credit is 0 or 1, else the bootstrap's, whose memory is bounded for any number."""
+    if np.isin(credits, (0.0, 1.0)).all():
+        return proportion_interval(int(credits.sum()), credits.size)
+    mean = float(credits.mean())
+    if np.ptp(credits) == 0:
+        return Interval(mean, mean, mean, credits.size)
+    return replicate_interval(mean, mean_replicates(credits[None], seed=seed)[:, 0], credits.size)
 
 
 def auroc_figure(

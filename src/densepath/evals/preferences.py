@@ -25,12 +25,33 @@ class PreferencePair:
     completions: tuple[Encoded, Encoded]
 
 
+def explicit_prompt(row: Row) -> Row:
+    """The row with its prompt apart, where `chosen` and `rejected` are whole conversations that share one.
+
+    Many data sets are written so, some with the prompt as text beside it. Text without a prompt is left alone.
+
+    Source: `trl.data_utils.maybe_extract_prompt`.
+    """
+    both = row.get("chosen"), row.get("rejected")
+    if not all(isinstance(turns, (list, tuple)) and turns and isinstance(turns[0], dict) for turns in both):
+        return row
+    if any(turns[0].get("role") == "assistant" for turns in both if turns):  # answers alone
+        return row
+    from trl.data_utils import maybe_extract_prompt
+
+    return {
+        **row,
+        **maybe_extract_prompt({name: row[name] for name in ("prompt", "chosen", "rejected") if name in row}),
+    }
+
+
 def check_preference(row: Row) -> None:
-    """Refuse a row that is no preference pair in TRL's format.
+    """Refuse a row that is no preference pair in TRL's format, its prompt explicit or implicit.
 
     Raises:
         DataError: what is missing or of the wrong kind.
     """
+    row = explicit_prompt(row)
     for name in ("prompt", "chosen", "rejected"):
         value = row.get(name)
         if value is None:
@@ -48,11 +69,14 @@ def _check_turns(value: Any, name: str) -> None:
     if not all(isinstance(turn, dict) and isinstance(turn.get("content"), str) and turn.get("role") for turn in turns):
         raise DataError(f'"{name}" is {short(repr(value))}, not a string or a list of turns with role and content')
     if name != "prompt" and [turn["role"] for turn in turns] != ["assistant"]:
-        raise DataError(f'"{name}" has {len(turns)} turns; give one assistant turn, and the rest as "prompt"')
+        raise DataError(
+            f'"{name}" has {len(turns)} turns of its own; give one assistant turn, and the rest as "prompt"'
+        )
 
 
 def encode_preference(row: Row, tokenizer: Any) -> PreferencePair | str:
     """The pair as ids, EOS included; or why it says nothing."""
+    row = explicit_prompt(row)
     turns = row["prompt"] if is_conversational(row["prompt"]) else None
     prompt = tuple(encode_prompt(row["prompt"], tokenizer))
     chosen, rejected = (
