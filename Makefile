@@ -59,6 +59,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.serving
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
