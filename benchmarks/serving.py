@@ -118,9 +118,8 @@ def main() -> None:
         f"{len(items)} requests, {tokens} tokens, {scored} of them scored, {reward.passes} model(s), {kind}; "
         f"{torch.get_num_threads()} thread(s), torch {torch.__version__}; medians of {options.rounds} rounds in turn"
     )
-    print(
-        f"{'arm':<34}{'wall s':>8}{'CPU s':>8}{'tokens/s':>10}{'per CPU s':>10}{'p50 s':>8}{'p95 s':>8}{'worst diff':>12}"
-    )
+    columns = f"{'wall s':>8}{'CPU s':>8}{'tokens/s':>10}{'per CPU s':>10}{'p50 s':>8}{'p95 s':>8}{'worst diff':>12}"
+    print(f"{'arm':<34}{columns}")
     for name, found in runs.items():
         wall = statistics.median(run.wall for run in found)
         cpu = statistics.median(run.cpu for run in found)
