@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import httpx2
 import pytest
 import torch
+from fastapi import FastAPI
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
@@ -32,12 +33,11 @@ def reward() -> DenseReward:
 
 
 @contextlib.contextmanager
-def served(reward: DenseReward, limits: Limits | None = None, access: Access | None = None) -> Iterator[str]:
+def serving(app: FastAPI, limits: Limits) -> Iterator[str]:
     """The address of a server that runs during the block, and has stopped after it."""
-    limits = limits or Limits()
     ready = threading.Event()
     bound = bind("127.0.0.1", 0)
-    server = make_server(create_app(reward, limits=limits, access=access), limits=limits, on_ready=ready.set)
+    server = make_server(app, limits=limits, on_ready=ready.set)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     url = url_of(bound)
     thread.start()
@@ -48,6 +48,14 @@ def served(reward: DenseReward, limits: Limits | None = None, access: Access | N
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
+
+
+@contextlib.contextmanager
+def served(reward: DenseReward, limits: Limits | None = None, access: Access | None = None) -> Iterator[str]:
+    """The address of a server of this reward."""
+    limits = limits or Limits()
+    with serving(create_app(reward, limits=limits, access=access), limits) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from tests.serve.conftest import KEY
 from densepath.cli.main import main
 from densepath.pipeline.serve_config import ServeArguments
 from densepath.rewards.dense import DenseReward
-from densepath.serve import command
+from densepath.serve import access, command
 from densepath.serve.server import bind, url_of
 
 SENT = {"items": [{"prompt": "Say 3:", "completion": "3, 4"}]}
@@ -106,16 +106,16 @@ def test_a_port_that_is_taken_is_told_before_models_are_loaded(refused):
 def test_a_key_that_is_none(refused, tmp_path, monkeypatch, key, message):
     (tmp_path / "key").write_text(key, encoding="utf-8")
     assert message in refused(api_key_file=tmp_path / "key")
-    monkeypatch.setenv(command.API_KEY_VARIABLE, key)
-    assert f"{command.API_KEY_VARIABLE}: the key" in refused()
+    monkeypatch.setenv(access.API_KEY_VARIABLE, key)
+    assert f"{access.API_KEY_VARIABLE}: the key" in refused()
 
 
 def test_a_key_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
-    assert command.read_api_key(None) is None
-    monkeypatch.setenv(command.API_KEY_VARIABLE, "from-the-environment")
-    assert command.read_api_key(None) == "from-the-environment"
+    assert access.read_api_key(None) is None
+    monkeypatch.setenv(access.API_KEY_VARIABLE, "from-the-environment")
+    assert access.read_api_key(None) == "from-the-environment"
     (tmp_path / "key").write_text(f"{KEY}\n", encoding="utf-8")
-    assert command.read_api_key(str(tmp_path / "key")) == KEY
+    assert access.read_api_key(str(tmp_path / "key")) == KEY
 
 
 def test_a_missing_extra_is_named(refused, monkeypatch):

@@ -9,12 +9,15 @@ from densepath.errors import UsageError
 _PACKAGES = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "fastapi_offline")
 
 
-def require_extra() -> None:
+def require_extra(command: str = "serve") -> None:
     """Refuse to go on where a package of the extra is missing.
+
+    Args:
+        command: what needs it.
 
     Raises:
         UsageError: names what is missing, and how to install it.
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise UsageError(f"densepath serve needs {', '.join(missing)}: pip install 'densepath[serve]'")
+        raise UsageError(f"densepath {command} needs {', '.join(missing)}: pip install 'densepath[serve]'")

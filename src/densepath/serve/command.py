@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from densepath.errors import ConfigError, MissingFileError, ModelError
+from densepath.errors import ConfigError, ModelError
 from densepath.pipeline.serve_config import ServeArguments
 from densepath.rewards.dense import REWARD_FILE, DenseReward
+from densepath.serve.access import read_api_key, warn_if_open
 from densepath.serve.app import create_app
 from densepath.serve.server import bind, make_server, url_of
-from densepath.serve.settings import Access, Limits, is_loopback
+from densepath.serve.settings import Access, Limits
 
-API_KEY_VARIABLE = "DENSEPATH_API_KEY"
-_SHORTEST_KEY = 16
 _INTERRUPTED = 130
 
 
@@ -39,15 +37,7 @@ def run_serve_command(arguments: ServeArguments, console: Console) -> int:
     )
     access = Access(read_api_key(arguments.api_key_file), allowed_hosts=(arguments.host, *arguments.allowed_hosts))
     with bind(arguments.host, arguments.port) as bound:
-        if not is_loopback(arguments.host):
-            guard = "who has the key" if access.api_key else "anyone, since there is no key (api_key_file)"
-            console.print(
-                f"warning: {arguments.host} is reached from other machines, by {guard}, and not encrypted; "
-                "put a proxy with TLS in front",
-                style="yellow",
-                highlight=False,
-                soft_wrap=True,
-            )
+        warn_if_open(arguments.host, access, console)
         if arguments.num_threads is not None:
             torch.set_num_threads(arguments.num_threads)
         app = create_app(load_reward(arguments), limits=limits, access=access)
@@ -95,32 +85,3 @@ def load_reward(arguments: ServeArguments) -> DenseReward:
         token_budget=arguments.token_budget,
         **places,
     )
-
-
-def read_api_key(path: str | None) -> str | None:
-    """The bearer token: from a file, else from the environment, so that no list of processes shows it.
-
-    Raises:
-        MissingFileError: no such file. ConfigError: too short, or not printable ASCII without spaces.
-    """
-    if path is None:
-        key, place = os.environ.get(API_KEY_VARIABLE), API_KEY_VARIABLE
-        if key is None:
-            return None
-    else:
-        place = f"api_key_file={path}"
-        try:
-            key = Path(path).expanduser().read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            raise ConfigError(f"{place}: the key must be printable ASCII without spaces") from None
-        except OSError as error:
-            raise MissingFileError(f"{place}: cannot be read ({error.strerror})") from None
-    key = key.strip()
-    if not (key.isascii() and key.isprintable() and " " not in key):
-        raise ConfigError(f"{place}: the key must be printable ASCII without spaces")
-    if len(key) < _SHORTEST_KEY:
-        raise ConfigError(
-            f"{place}: the key has {len(key)} characters, at least {_SHORTEST_KEY} are needed; make one with "
-            "python -c 'import secrets; print(secrets.token_urlsafe())'"
-        )
-    return key

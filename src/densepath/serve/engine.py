@@ -6,10 +6,10 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -17,8 +17,8 @@ from densepath.data import Encoded
 from densepath.errors import NumericalError
 from densepath.rewards.dense import DenseReward
 from densepath.serve.errors import ApiError
+from densepath.serve.queue import RequestQueue
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _LONGEST_RETRY = 60
@@ -57,7 +57,7 @@ class _Request:
     results: dict[int, Scored] = field(default_factory=dict)
 
 
-class ScoringEngine:
+class ScoringEngine(RequestQueue):
     """Scores what concurrent requests bring, batch after batch, each of about `batch_tokens` tokens.
 
     A batch takes one unit (items of one prompt, at most a batch's worth) from each request in turn, so a large request
@@ -86,98 +86,36 @@ class ScoringEngine:
         batch_tokens: int | None = None,
         observer: Observer | None = None,
     ) -> None:
+        super().__init__(max_queue_size=max_queue_size, request_timeout=request_timeout)
         self.reward = reward
         self.eos_token_ids = tuple(eos_token_ids)
-        self.max_queue_size = max_queue_size
-        self.request_timeout = request_timeout
         self.batch_tokens = reward.token_budget if batch_tokens is None else batch_tokens
         self.observer = observer
-        self.accepted = 0
-        """Requests accepted and not answered yet."""
         self.queued_tokens = 0
         """Tokens of accepted requests that are not scored yet."""
-        self.refusing: str | None = "the server is starting; try again"
-        """Why nothing new is accepted; None while it is."""
         self._waiting: deque[_Request] = deque()
         self._rate = 0.0
         self._loop_task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    # -- life ------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Accept requests."""
         self._scorer = ThreadPoolExecutor(1, thread_name_prefix="scorer")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
         self._loop_task = asyncio.create_task(self._score_batches())
-        self.refusing = None
-
-    def refuse(self) -> None:
-        """Accept nothing more; what was accepted is still answered. Safe in a signal handler."""
-        self.refusing = "the server is shutting down; ask another one, or try again later"
+        await super().start()
 
     async def stop(self) -> None:
         """Answer what was accepted, then end the threads."""
-        self.refuse()
-        await self._idle.wait()
+        await super().stop()
         if self._loop_task is not None:
             self._loop_task.cancel()
             await asyncio.gather(self._loop_task, return_exceptions=True)
             self._scorer.shutdown(wait=True, cancel_futures=True)
-            self._reader.shutdown(wait=True, cancel_futures=True)
-
-    # -- what a request does ---------------------------------------------------------------------------------------
-
-    def check_open(self) -> None:
-        """Whether a request would be accepted now.
-
-        Raises:
-            ApiError: 503 where the server starts or stops, 429 where the queue is full.
-        """
-        if self.refusing is not None:
-            raise ApiError(503, self.refusing, headers={"Retry-After": "5"})
-        if self.accepted >= self.max_queue_size:
-            raise ApiError(
-                429,
-                f"{self.accepted} requests are waiting, as many as may (max_queue_size); try again later",
-                headers={"Retry-After": str(self.retry_after())},
-            )
 
     def retry_after(self) -> int:
         """Whole seconds after which the queue will have shrunk, by the rate of the last batches."""
         seconds = self.queued_tokens / self._rate if self._rate else 1.0
         return max(1, min(_LONGEST_RETRY, round(seconds)))
-
-    async def accept(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Do a request's work as one that is in the queue: counted, and within the time.
-
-        Args:
-            work: awaits `read` and `score`. It is cancelled when the time is over or the caller is.
-
-        Raises:
-            ApiError: 429, 503 (`check_open`), or 504 when the time is over; what `work` raises.
-        """
-        self.check_open()
-        self.accepted += 1
-        self._idle.clear()
-        try:
-            return await asyncio.wait_for(work(), self.request_timeout)
-        except asyncio.TimeoutError:
-            raise ApiError(
-                504,
-                f"not answered within {self.request_timeout:g} s (request_timeout); send less at once, or try later",
-                headers={"Retry-After": str(self.retry_after())},
-            ) from None
-        finally:
-            self.accepted -= 1
-            if not self.accepted:
-                self._idle.set()
-
-    async def read(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call something that uses the tokenizer, on the one thread that does."""
-        return await asyncio.get_running_loop().run_in_executor(self._reader, function, *arguments)
 
     async def score(self, pairs: Sequence[Encoded]) -> list[Scored]:
         """Scores of prompts with completions, in their order.
