@@ -26,6 +26,7 @@ def page(driver, address):
     """The page, freshly opened; at the end the browser has nothing to complain of."""
     resize(driver, 1280, 1000)
     driver.get("about:blank")
+    driver.get_log("browser")  # of whatever was open before
     driver.get(address)
     yield driver
     assert driver.get_log("browser") == []
@@ -138,11 +139,11 @@ def test_rows_are_sorted_bounded_and_searched(page):
     assert find(page, "#count").text == "1 of 3 rows shown"
     find(page, "#low").clear()
     find(page, "#high").clear()
-    find(page, "#text").send_keys("COST 7")  # letter by letter: nothing holds it
+    find(page, "#words").send_keys("COST 7")  # letter by letter: nothing holds it
     assert numbers(page) == []
-    find(page, "#text").send_keys(*[Keys.BACKSPACE] * 2)
+    find(page, "#words").send_keys(*[Keys.BACKSPACE] * 2)
     assert numbers(page) == ["1", "2"]
-    find(page, "#text").send_keys(Keys.ENTER)  # sends no form away
+    find(page, "#words").send_keys(Keys.ENTER)  # sends no form away
     assert numbers(page) == ["1", "2"]
 
 

@@ -20,6 +20,7 @@ from densepath.cli.arguments import parse
 from densepath.cli.main import COMMANDS
 from densepath.pipeline import config
 from densepath.pipeline.serve_config import ServeArguments
+from densepath.pipeline.view_config import ViewArguments
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -37,6 +38,7 @@ ARGUMENTS = {
     "score": config.ScoreArguments,
     "eval": config.EvalArguments,
     "serve": ServeArguments,
+    "view": ViewArguments,
 }
 PASSTHROUGH = {"sft_": "SFTConfig", "dpr_": "DPRConfig"}
 CHEAP = ("densepath --help", "densepath env")

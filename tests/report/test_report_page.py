@@ -23,7 +23,7 @@ HOSTILE = (
 
 
 class Page(HTMLParser):
-    VOID = ("meta", "input", "br")
+    VOID = ("meta", "link", "input", "br")
 
     def __init__(self, html):
         super().__init__()

@@ -75,18 +75,18 @@ def test_bounds_are_on_what_is_sorted_by(written):
 def test_a_search_finds_what_stands_across_tokens_in_any_case(written):
     file = ScoredFile(written())
     for words, numbers in (("COSTS 45", [1]), ("what does", [1, 2]), ("altered", [2]), ("zwei", [3]), ("nothing", [])):
-        page = file.find(RowQuery(text=words))
+        page = file.find(RowQuery(words=words))
         assert [item.number for item in page.rows] == numbers
         assert (page.next, page.searched) == (None, 3)
 
 
 def test_a_search_out_of_time_says_how_far_it_came(written):
     file = ScoredFile(written(many(200)))
-    page = file.find(RowQuery(text="id-200", seconds=0.0))
+    page = file.find(RowQuery(words="id-200", seconds=0.0))
     assert (page.rows, page.next, page.searched) == ([], 64, 64)
     seen = []
     while page.next is not None:
-        page = file.find(RowQuery(text="id-200", seconds=0.0, start=page.next))
+        page = file.find(RowQuery(words="id-200", seconds=0.0, start=page.next))
         seen += [item.number for item in page.rows]
     assert seen == [200]
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
     "eval": "Sample held-out completions and check them with a program.",
     "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
+    "view": "Look at scored completions, or score texts that are typed in: a local web page.",
     "report": "Make the HTML report of a run folder again.",
     "theory": "Verify the statements behind the method numerically.",
     "env": "Versions and devices, for bug reports.",

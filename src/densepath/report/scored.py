@@ -31,18 +31,18 @@ class RowQuery(NamedTuple):
     Attributes:
         sort: one of `SORTS`.
         descending: the largest first.
-        text: only rows in whose id, category, prompt or completion this occurs, upper and lower case alike.
+        words: only rows in whose id, category, prompt or completion this occurs, upper and lower case alike.
         low: only rows whose sort key is at least this.
         high: only rows whose sort key is at most this.
         start: position in that order to begin at: 0, or the `next` of the page before.
         limit: rows on a page.
         max_tokens: tokens on a page; at least one row is given whatever its length.
-        seconds: time to search for `text` before giving what was found.
+        seconds: time to search for `words` before giving what was found.
     """
 
     sort: str = "row"
     descending: bool = False
-    text: str = ""
+    words: str = ""
     low: float | None = None
     high: float | None = None
     start: int = 0
@@ -196,7 +196,7 @@ class ScoredFile:
             UsageError: an order that does not exist.
         """
         order = self._candidates(query)
-        words = query.text.casefold().strip()
+        words = query.words.casefold().strip()
         rows: list[ScoredRow] = []
         tokens = 0
         until = time.monotonic() + query.seconds

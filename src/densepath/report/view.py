@@ -25,6 +25,7 @@ from densepath.report.heatmap import LEVELS, heat_scale, heatmap_css, heatmap_ht
 from densepath.report.html import asset, make_environment, script_hash
 from densepath.report.records import Completion, ScoredRow, Span
 from densepath.report.scored import SORTS, scored_row
+from densepath.report.text import visible
 
 WORST = 3
 """Worst spans shown of each completion."""
@@ -93,15 +94,12 @@ class ScoreView:
     def _repr_html_(self) -> str:
         """What a notebook shows: the same fragments, with their style."""
         prefix = f"dp{next(_outputs)}-"
-        parts = [Markup(legend_html(self.scale))]
-        if self.comparison is not None:
-            parts.append(comparison_html(self.comparison, self.scale, prefix))
-        shown_rows = self.rows[:MOST_IN_NOTEBOOK]
-        parts += [row_html(row, self.scale, f"{prefix}{place}-") for place, row in enumerate(shown_rows)]
-        if len(shown_rows) < self.total:
-            parts.append(Markup('<p class="dp-note">{} of {} completions.</p>').format(len(shown_rows), self.total))
+        few = dataclasses.replace(self, rows=self.rows[:MOST_IN_NOTEBOOK])
+        parts = fragment_html(few, prefix)
+        if len(few.rows) < self.total:
+            parts += Markup('<p class="dp-note">{} of {} completions.</p>').format(len(few.rows), self.total)
         page = Markup('<div class="dp-alone"><style>{}</style>{}</div>').format(
-            Markup(heatmap_css() + asset("view.css")), Markup("").join(parts)
+            Markup(heatmap_css() + asset("view.css")), parts
         )
         return str(page)
 
@@ -151,10 +149,22 @@ def _page(*, live: bool, **values: Any) -> str:
     )
 
 
-def rows_html(rows: Sequence[ScoredRow], scale: float, *, picks: bool = False) -> Markup:
-    """Rows for a page that is there already, with the legend of their colours."""
-    parts = [row_html(row, scale, f"r{row.number}-", picks=picks) for row in rows]
-    return Markup(legend_html(scale)) + Markup("").join(parts)
+def fragment_html(view: ScoreView, prefix: str = "", *, picks: bool = False) -> Markup:
+    """A view without a page around it: legend, facts, comparison, rows.
+
+    Args:
+        view: what to show.
+        prefix: what all ids begin with.
+        picks: with buttons that choose rows for a comparison.
+    """
+    parts = [Markup(legend_html(view.scale))]
+    if view.facts:
+        facts = Markup(", ").join(Markup("{} <b>{}</b>").format(visible(n), visible(v)) for n, v in view.facts)
+        parts.append(Markup('<p class="dp-note">{}</p>').format(facts))
+    if view.comparison is not None:
+        parts.append(comparison_html(view.comparison, view.scale, f"{prefix}c-"))
+    parts += [row_html(row, view.scale, f"{prefix}r{place}-", picks=picks) for place, row in enumerate(view.rows)]
+    return Markup("").join(parts)
 
 
 def row_html(row: ScoredRow, scale: float, prefix: str, *, picks: bool = False) -> Markup:

@@ -21,7 +21,7 @@
   function arrange() {
     var rows = Array.prototype.slice.call(list.children);
     var key = byId("sort").value, sign = byId("direction").value === "down" ? -1 : 1;
-    var words = byId("text").value.trim().toLowerCase(), low = number("low"), high = number("high"), kept = 0;
+    var words = byId("words").value.trim().toLowerCase(), low = number("low"), high = number("high"), kept = 0;
     rows.sort(function (a, b) { return sign * (a.dataset[key] - b.dataset[key]) || a.dataset.row - b.dataset.row; });
     rows.forEach(function (row) {
       var value = Number(row.dataset[key]);
@@ -81,18 +81,18 @@
       tell("trouble", "");
       byId("title").textContent = info.title;
       document.title = info.title + " · densepath view";
-      put(byId("facts"), info.facts);
+      byId("facts").textContent = info.file ? info.file.path + ", " + info.file.rows + " rows" : "";
       if (info.models) {
         [["sft", info.models.sft], ["ref", info.models.ref], ["dense-reward", info.models.dense_rewards]].forEach(function (pair) {
           byId(pair[0]).replaceChildren.apply(byId(pair[0]), pair[1].map(function (name) { return new Option(name, name); }));
         });
         ["prompt", "answer-a", "answer-b"].forEach(function (id) { byId(id).maxLength = info.models.max_characters; });
         byId("chat").checked = info.models.chat;
-        byId("chat-label").hidden = !info.models.chat;
+        byId("chat-label").hidden = !info.models.has_chat_template;
         byId("try").hidden = false;
         needsReference();
       }
-      if (info.has_file) {
+      if (info.file) {
         byId("rows-section").hidden = false;
         turnTo([0]);
       }
@@ -134,7 +134,7 @@
 
   function turnTo(pages, scroll) {
     var query = new URLSearchParams({ sort: byId("sort").value, descending: byId("direction").value === "down", start: pages[pages.length - 1] });
-    [["text", byId("text").value.trim()], ["low", byId("low").value], ["high", byId("high").value]].forEach(function (pair) {
+    [["words", byId("words").value.trim()], ["low", byId("low").value], ["high", byId("high").value]].forEach(function (pair) {
       if (pair[1] !== "") { query.set(pair[0], pair[1]); }
     });
     var mine = asked += 1;

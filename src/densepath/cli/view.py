@@ -1,0 +1,26 @@
+"""`densepath view`: look at scored completions, or score texts that are typed in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densepath.cli.arguments import parse
+from densepath.pipeline.view_config import ViewArguments
+
+DESCRIPTION = (
+    "Look at completions token by token: densepath view scores.jsonl, or with two models to score texts that are "
+    "typed in. Serves a local page, or writes one with --html."
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, then write the page or serve it until interrupted."""
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = ["--scores_file", *words]
+    arguments, _ = parse(ViewArguments, words, prog="densepath view", description=DESCRIPTION)
+    from rich.console import Console
+
+    from densepath.serve.view_command import run_view_command
+
+    return run_view_command(arguments, Console(stderr=arguments.html is None))
