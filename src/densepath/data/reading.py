@@ -54,21 +54,31 @@ def read_source(name: str, split: str) -> list[Part]:
         MissingFileError: nothing is found under that name.
         DataError: a file that cannot be parsed, or a split that is not there.
     """
+    return [
+        _read_file(place) if isinstance(place, Path) else Part(name, table=place) for place in find_source(name, split)
+    ]
+
+
+def find_source(name: str, split: str) -> list[Path] | list[Dataset]:
+    """Where the rows of the data set with that name are: its files in order, or one table on disk.
+
+    Args, Raises: see `read_source`; no file is opened.
+    """
     path = Path(name).expanduser()
     if path.is_file():
-        return [_read_file(path)]
+        return [path]
     if path.is_dir():
-        return _read_folder(path, split)
+        return _find_in_folder(path, split)
     if path.suffix.lower() in FILE_SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise MissingFileError(f"no data set at {name}: there is neither a file nor a folder; check the path")
     return [_read_hub(name, split)]
 
 
-def _read_hub(name: str, split: str) -> Part:
+def _read_hub(name: str, split: str) -> Dataset:
     import datasets
 
     try:
-        return Part(name, table=datasets.load_dataset(name, split=split))
+        return datasets.load_dataset(name, split=split)
     except Exception as error:  # the hub client raises a dozen kinds; the reason travels in the message
         raise MissingFileError(
             f"no data set {name!r}: there is no such file or folder here, and the hub gave no split {split!r} of it "
@@ -76,7 +86,7 @@ def _read_hub(name: str, split: str) -> Part:
         ) from error
 
 
-def _read_folder(folder: Path, split: str) -> list[Part]:
+def _find_in_folder(folder: Path, split: str) -> list[Path] | list[Dataset]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return [_read_saved(folder, split)]
     files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FILE_SUFFIXES)
@@ -88,10 +98,10 @@ def _read_folder(folder: Path, split: str) -> list[Part]:
         if not files:
             there = short(", ".join(path.name for path in splits), 160)
             raise DataError(f"{folder}: no file of the split {split!r} among {there}; name another split")
-    return [_read_file(path) for path in files]
+    return files
 
 
-def _read_saved(folder: Path, split: str) -> Part:
+def _read_saved(folder: Path, split: str) -> Dataset:
     import datasets
 
     rows: Any = datasets.load_from_disk(str(folder))
@@ -99,7 +109,7 @@ def _read_saved(folder: Path, split: str) -> Part:
         if split not in rows:
             raise DataError(f"{folder}: no split {split!r}; the splits are {', '.join(sorted(rows))}")
         rows = rows[split]
-    return Part(str(folder), table=rows)
+    return rows
 
 
 def _split_in_name(path: Path) -> str | None:
@@ -135,16 +145,24 @@ def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield number, _json_object(line.removeprefix(b"\xef\xbb\xbf"), path, number)
+                try:
+                    yield number, json_row(line)
+                except DataError as error:
+                    raise DataError(f"{path}, row {number}: {error}") from None
 
 
-def _json_object(line: bytes, path: Path, number: int) -> Row:
+def json_row(line: bytes) -> Row:
+    """The object in one line of JSON.
+
+    Raises:
+        DataError: it is not UTF-8, not JSON, or not an object.
+    """
     try:
-        row = json.loads(line.decode("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}, row {number}: not valid JSON ({error}); give one UTF-8 object per line") from None
+        row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON ({error}); give one UTF-8 object per line") from None
     if not isinstance(row, dict):
-        raise DataError(f"{path}, row {number}: {short(repr(row))} is not an object; give one JSON object per line")
+        raise DataError(f"{short(repr(row))} is not an object; give one JSON object per line")
     return row
 
 
