@@ -7,7 +7,8 @@ import pytest
 from densepath.cli.arguments import load_yaml, parse
 from densepath.errors import ConfigError, MissingFileError, UsageError
 from densepath.pipeline.coerce import coerce
-from densepath.pipeline.config import RunArguments, ScoreArguments, SFTArguments
+from densepath.pipeline.config import RunArguments, SFTArguments
+from densepath.pipeline.score_config import ScoreArguments
 
 PASSTHROUGH = {"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"}
 

@@ -113,18 +113,21 @@ def test_score_equals_log_probabilities_of_a_plain_forward_pass(models, tmp_path
     assert len(records) == len(rows)
     sums = []
     for row, record in zip(rows, records, strict=True):  # line by line in the order of the file
-        assert record["id"] == row.get("id")
+        assert {name: record[name] for name in row} == row
         expected = turns_of(kind, row, tokenizer)
         assert len(record["turns"]) == len(expected)
         every = []
         for turn, (prompt, completion) in zip(record["turns"], expected, strict=True):
-            assert [i for span in turn["spans"] for i in span["token_ids"]] == completion
-            assert "".join(span["text"] for span in turn["spans"]) == tokenizer.decode(completion)
-            found = [value for span in turn["spans"] for value in span["rewards"]]
+            assert turn["token_ids"] == completion
+            assert turn["text"] == tokenizer.decode(completion[:-1])
+            assert [turn["text"][start:end] for start, end in turn["offsets"][:-1]] == turn["tokens"][:-1]
+            assert "".join(turn["tokens"]) == turn["text"] + IM_END
             naive = naive_rewards(reward, models["sft"], models["ref"], prompt, completion, tokenizer.eos_token_id)
-            assert found == pytest.approx(naive, abs=2e-5)
-            assert turn["reward"] == pytest.approx(sum(naive), abs=2e-4)
+            assert turn["rewards"] == pytest.approx(naive, abs=2e-5)
+            assert turn["sum"] == pytest.approx(sum(naive), abs=2e-4)
+            assert turn["mean"] == pytest.approx(sum(naive) / len(naive), abs=2e-5)
             every += naive
+        assert record["num_tokens"] == len(every)
         assert record["reward"] == pytest.approx(sum(every), abs=3e-4)
         assert record["reward_per_token"] == pytest.approx(sum(every) / len(every), abs=2e-5)
         sums.append(sum(every))

@@ -285,7 +285,11 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("score --dense_reward x", "dense_reward='x' does not exist; choose one of: baseline_relative, logprob"),
         ("score --datasetname x", "unknown key 'datasetname'; did you mean dataset_name?"),
         ("score --dataset_name good --model_name_or_path SFT", "baseline_relative needs ref_model_name_or_path"),
-        ("score --dataset_name long --model_name_or_path SFT --dense_reward logprob", "row 61: 302 tokens"),
+        ("score --dataset_name long --model_name_or_path SFT --dense_reward logprob --strict", "row 61: 302 tokens"),
+        ("score --output_file scores.csv", "output_file=scores.csv must end in .jsonl or .parquet"),
+        ("score --num_shards 2 --shard_index 2", "shard_index=2 must lie in 0..1, below num_shards"),
+        ("score --dataset_name prompts --model_name_or_path SFT --dense_reward logprob", "no row could be scored"),
+        ("score --dataset_name empty --model_name_or_path SFT --dense_reward logprob", "empty.jsonl: no rows"),
         ("eval --verifier x", "verifier 'x' does not exist; choose exact_match"),
         ("eval --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
         ("eval --num_generations 0", "num_generations=0 must be at least 1"),
@@ -307,7 +311,14 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
 )  # fmt: skip
 def test_wrong_input_of_the_other_commands(models, tmp_path, write_jsonl, monkeypatch, capsys, words, message):
     monkeypatch.chdir(tmp_path)
-    files = {"good": GOOD, "chat": CHAT, "text": TEXT, "long": [*GOOD, LONG]}
+    files = {
+        "good": GOOD,
+        "chat": CHAT,
+        "text": TEXT,
+        "long": [*GOOD, LONG],
+        "empty": [],
+        "prompts": [{"prompt": "?"}],
+    }
     values = {name: write_jsonl(f"{name}.jsonl", rows) for name, rows in files.items() if f" {name}" in words}
     values |= {"SFT": models["sft"], "FOREIGN": models["foreign"]}
     assert main([values.get(word, word) for word in words.split()]) == 2

@@ -18,7 +18,7 @@ from tests.tiny_models import tiny_llama, with_lora
 import densepath
 from densepath.cli.arguments import parse
 from densepath.cli.main import COMMANDS
-from densepath.pipeline import config
+from densepath.pipeline import config, score_config
 from densepath.pipeline.serve_config import ServeArguments
 from densepath.pipeline.view_config import ViewArguments
 
@@ -35,7 +35,7 @@ ARGUMENTS = {
     "run": config.RunArguments,
     "sft": config.SFTArguments,
     "dpr": config.DPRArguments,
-    "score": config.ScoreArguments,
+    "score": score_config.ScoreArguments,
     "eval": config.EvalArguments,
     "serve": ServeArguments,
     "view": ViewArguments,

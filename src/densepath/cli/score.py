@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import ScoreArguments
+from densepath.pipeline.score_config import ScoreArguments
 
 DESCRIPTION = "Grade every token of given completions: log pi_SFT - log pi_ref, in nats."
 
@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from densepath.pipeline.run import quiet_libraries
-    from densepath.pipeline.standalone import run_score_command
+    from densepath.pipeline.score_job import run_score_command
 
     quiet_libraries()
     run_score_command(arguments, Console())

@@ -115,7 +115,7 @@ def _validate(numbered: Iterable[tuple[int, Row]], needs: Needs, source: str) ->
     first: tuple[int, DataFormat, bool] | None = None
     for number, row in numbered:
         try:
-            found, conversational = _check_row(row, needs)
+            found, conversational = check_row(row, needs)
         except DataError as error:
             raise DataError(f"{source}, row {number}: {error}") from None
         if first is None:
@@ -131,7 +131,7 @@ def _validate(numbered: Iterable[tuple[int, Row]], needs: Needs, source: str) ->
     return first[1]
 
 
-def _check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
+def check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
     """Raise for a row that cannot serve `needs`; else its format (of prompts, without the completion) and kind."""
     _check_types(row)
     found = detect_format(row)

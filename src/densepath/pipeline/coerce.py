@@ -28,8 +28,11 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
                 continue
         raise ConfigError(f"{name}={value!r} does not fit {hint}")
     if origin is list:
-        given = value if isinstance(value, list) else [value]
-        items = [part for item in given for part in (_words(item) if isinstance(item, str) else [item])]
+        if isinstance(value, list) and options[0] is str:  # words of their own, which may be paths with spaces
+            items = [part for item in value for part in (item.split(",") if isinstance(item, str) else [item])]
+        else:
+            given = value if isinstance(value, list) else [value]
+            items = [part for item in given for part in (_words(item) if isinstance(item, str) else [item])]
         return [coerce(item, options[0], name) for item in items]
     if hint is bool:
         if isinstance(value, bool):

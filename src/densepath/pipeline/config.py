@@ -204,25 +204,6 @@ class DPRArguments(ModelArguments):
 
 
 @dataclass
-class ScoreArguments(ModelArguments):
-    """Arguments of `densepath score`."""
-
-    ref_model_name_or_path: str | None = option(
-        None, "Reference of the reward; not needed by logprob, inverse_bellman."
-    )
-    dense_reward: str = option("baseline_relative", "baseline_relative, logprob or inverse_bellman.")
-    dataset_name: str = option("", "Rows with prompt and completion, or messages, to score.")
-    dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
-    output_file: str = option("scores.jsonl", "One JSON object a row: rewards per token (nats), tokens, sum, mean.")
-    max_samples: int | None = option(None, "Rows scored; all if None.")
-    token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.")
-
-    def __post_init__(self) -> None:
-        _choice("dense_reward", self.dense_reward, REWARDS)
-        _at_least("token_budget", self.token_budget, 1)
-
-
-@dataclass
 class EvalArguments(ModelArguments):
     """Arguments of `densepath eval`."""
 

@@ -1,4 +1,4 @@
-"""The stages on their own: `densepath sft`, `dpr`, `score` and `eval`, for any model and data."""
+"""The stages on their own: `densepath sft`, `dpr` and `eval`, for any model and data."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import Encoded, encode_demonstrations, encode_pairs, prompt_of, token_spans
-from densepath.errors import ConfigError, DataError, ModelError
+from densepath.data import encode_demonstrations, prompt_of
+from densepath.errors import ConfigError
 from densepath.evals.generation import generate
 from densepath.evals.intervals import mean_interval, metric_interval
 from densepath.evals.verifiers import get_verifier
-from densepath.io import write_json_atomic, write_jsonl_atomic
+from densepath.io import write_json_atomic
 from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import DPRArguments, EvalArguments, ScoreArguments, SFTArguments
+from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
 from densepath.pipeline.data import check_answers, check_prompts, load_rows
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
-from densepath.rewards.dense import DenseReward
 from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
@@ -134,9 +133,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
         folder.close()
 
 
-def _check_reference(
-    arguments: DPRArguments | ScoreArguments, dense_reward: str, tokenizer: Any, console: Console
-) -> None:
+def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any, console: Console) -> None:
     """Refuse a missing or foreign reference, and warn of one that gives no signal."""
     reference = arguments.ref_model_name_or_path
     if dense_reward != "baseline_relative":
@@ -153,72 +150,6 @@ def _check_reference(
             style="yellow",
             highlight=False,
         )
-
-
-def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
-    """Write one JSON object a row: spans of text with their tokens and rewards, sum and mean, in nats.
-
-    Raises:
-        DensepathError: data, model or configuration that cannot be used.
-    """
-    if not arguments.dataset_name:
-        raise ConfigError("dataset_name is missing: a file with prompt and completion, or messages, in every row")
-    tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
-    _check_reference(arguments, arguments.dense_reward, tokenizer, console)
-    rows = load_rows(
-        arguments.dataset_name, arguments.dataset_train_split, "demonstrations", limit=arguments.max_samples, seed=None
-    )
-    context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
-    pairs = [encode_pairs(row, tokenizer) for row in rows]
-    for number, turns in enumerate(pairs, start=1):
-        length = max(len(turn.prompt_ids) + len(turn.completion_ids) for turn in turns)
-        if length > context:
-            raise DataError(
-                f"{arguments.dataset_name}, row {number}: {length} tokens, but the model's context holds {context}; "
-                "shorten or leave out the row"
-            )
-    flat: list[Encoded] = [turn for turns in pairs for turn in turns]
-    reward = load_reward(arguments, console)
-    sft = reward.sft.model
-    with StageProgress(console, "score", len(flat) * reward.passes, "completion") as progress:
-        scores = reward.score_ids(
-            [turn.prompt_ids for turn in flat],
-            [turn.completion_ids for turn in flat],
-            eos_token_ids=eos_token_ids(sft, tokenizer),
-            on_progress=lambda count: progress.advance(count),
-        )
-    records: list[dict[str, Any]] = []
-    at = 0
-    for row, turns in zip(rows, pairs, strict=True):
-        values = scores.rewards[at : at + len(turns)]
-        found = [
-            {"reward": float(r.sum()), "spans": token_spans(turn.completion_ids, tokenizer, rewards=r.tolist())}
-            for turn, r in zip(turns, values, strict=True)
-        ]
-        at += len(turns)
-        total = sum(float(r.sum()) for r in values)
-        tokens = sum(len(turn.completion_ids) for turn in turns)
-        records.append({"id": row.get("id"), "reward": total, "reward_per_token": total / tokens, "turns": found})
-    path = Path(arguments.output_file)
-    write_jsonl_atomic(path, records)
-    interval = mean_interval([record["reward"] for record in records])
-    console.print(
-        f"{len(records)} rows, reward per row {interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] nats",
-        highlight=False,
-    )
-    console.print(f"scores: {path.resolve()}", highlight=False, soft_wrap=True)
-    return path
-
-
-def load_reward(arguments: ScoreArguments, console: Console) -> DenseReward:
-    """The reward that the arguments describe."""
-    sft = load_frozen(arguments, arguments.model_name_or_path)
-    ref = None
-    if arguments.dense_reward == "baseline_relative":
-        if arguments.ref_model_name_or_path is None:
-            raise ModelError("the baseline_relative reward needs ref_model_name_or_path")
-        ref = load_frozen(arguments, arguments.ref_model_name_or_path)
-    return DenseReward(sft, ref, kind=arguments.dense_reward, token_budget=arguments.token_budget)
 
 
 def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, Any]:

@@ -1,0 +1,171 @@
+"""Data rows -> columns with their dense reward, token by token; rows that cannot be scored are told apart.
+
+The names of the columns and fields are those of `densepath serve`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from densepath.data import Encoded, Row, encode_pairs, token_offsets
+from densepath.data.formats import check_row
+from densepath.errors import DataError, ModelError, NumericalError
+from densepath.models.compat import eos_token_ids
+from densepath.rewards.dense import DenseReward
+from densepath.rewards.scores import DenseScores
+
+SCORE_COLUMNS = ("reward", "reward_per_token", "num_tokens", "turns")
+"""What is added to a row: reward summed over its turns (nats), per token, tokens, and each turn token by token."""
+
+
+class RowScorer:
+    """Scores rows of any TRL format with one reward.
+
+    Args:
+        reward: the reward.
+        tokenizer: that of its models.
+        context: most tokens of a prompt with its completion.
+        logprobs: also give log pi_SFT and log pi_ref of each token.
+    """
+
+    def __init__(self, reward: DenseReward, tokenizer: Any, *, context: int, logprobs: bool = False) -> None:
+        self.reward, self.tokenizer, self.context, self.logprobs = reward, tokenizer, context, logprobs
+        self._ends = eos_token_ids(reward.sft.model, tokenizer)
+
+    def encode(self, row: Row) -> list[Encoded]:
+        """Pairs to score, one for each assistant turn that is an action.
+
+        Raises:
+            DataError: a field that is missing or empty, turns that the chat template refuses, a column of that name,
+                text that is no Unicode, or more tokens than the context holds.
+            ModelError: the tokenizer or its chat template do not serve.
+        """
+        check_row(row, "demonstrations")
+        for name in SCORE_COLUMNS:
+            if name in row:
+                raise DataError(f'there is a column "{name}" already; rename it, or leave it out with remove_columns')
+        try:
+            json.dumps(row, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            where = f"{error.object[max(error.start - 20, 0) : error.start]!r}"
+            raise DataError(f"half of a surrogate pair behind {where}, which no file can hold; correct it") from None
+        pairs = encode_pairs(row, self.tokenizer)
+        length = max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs)
+        if length > self.context:
+            raise DataError(
+                f"{length} tokens, but the model's context holds {self.context}; shorten or leave out the row"
+            )
+        return pairs
+
+    def score(
+        self, rows: Sequence[Row], on_progress: Callable[[float, int], None] | None = None
+    ) -> list[dict[str, Any] | DataError]:
+        """`SCORE_COLUMNS` of each row, or why it has none.
+
+        Args:
+            rows: rows to score together: sorted by length and packed; the result does not depend on the company.
+            on_progress: called with the share of the work that a forward pass finished, and its tokens.
+        """
+        found: list[dict[str, Any] | DataError] = []
+        pairs: dict[int, list[Encoded]] = {}
+        for index, row in enumerate(rows):
+            found.append({})
+            try:
+                pairs[index] = self.encode(row)
+            except (DataError, ModelError) as error:
+                found[index] = DataError(str(error))
+        report = _share(pairs, self.reward.passes, on_progress)
+        scores, bad = self._finite_scores(pairs, report)
+        at = 0
+        for index, turns in pairs.items():
+            if index in bad:
+                found[index] = bad[index]
+            else:
+                found[index] = self._columns(turns, scores, at)
+                at += len(turns)
+        return found
+
+    def _finite_scores(
+        self, pairs: dict[int, list[Encoded]], report: Callable[[int], None] | None
+    ) -> tuple[DenseScores, dict[int, DataError]]:
+        """Scores of the rows whose log-probabilities are finite, and the others."""
+        bad: dict[int, DataError] = {}
+        while True:
+            kept = {index: turns for index, turns in pairs.items() if index not in bad}
+            try:
+                return self._score(list(kept.values()), report), bad
+            except NumericalError as error:
+                # A row shares its forward pass with others, which its NaN may reach: each is tried alone.
+                owners = [index for index, turns in kept.items() for _ in turns]
+                before = len(bad)
+                for index in dict.fromkeys(owners[sequence] for sequence in error.sequences):
+                    try:
+                        self._score([kept[index]], None)
+                    except NumericalError as alone:
+                        bad[index] = DataError(f"not finite: {alone}")
+                if len(bad) == before:
+                    raise
+
+    def _score(self, pairs: list[list[Encoded]], report: Callable[[int], None] | None) -> DenseScores:
+        flat = [turn for turns in pairs for turn in turns]
+        return self.reward.score_ids(
+            [turn.prompt_ids for turn in flat],
+            [turn.completion_ids for turn in flat],
+            eos_token_ids=self._ends,
+            on_progress=report,
+        )
+
+    def _columns(self, turns: list[Encoded], scores: DenseScores, at: int) -> dict[str, Any]:
+        records: list[dict[str, Any]] = []
+        for index, turn in enumerate(turns, start=at):
+            text, offsets = token_offsets(turn.completion_ids, self.tokenizer)
+            tokens = [text[start:end] for start, end in offsets]
+            if turn.completion_ids[-1] == self.tokenizer.eos_token_id:
+                tokens[-1] = str(self.tokenizer.eos_token)
+            rewards = _floats(scores.rewards[index])
+            record: dict[str, Any] = {
+                "text": text,
+                "token_ids": list(turn.completion_ids),
+                "tokens": tokens,
+                "offsets": [list(offset) for offset in offsets],
+                "rewards": rewards,
+                "sum": math.fsum(rewards),
+                "mean": math.fsum(rewards) / len(rewards),
+            }
+            if self.logprobs:
+                record["sft_logprobs"] = _floats(scores.sft_logprobs[index])
+                record["ref_logprobs"] = _floats(scores.ref_logprobs[index]) if scores.ref_logprobs else None
+            records.append(record)
+        total = math.fsum(record["sum"] for record in records)
+        count = sum(len(record["rewards"]) for record in records)
+        return {"reward": total, "reward_per_token": total / count, "num_tokens": count, "turns": records}
+
+
+def _floats(values: Tensor) -> list[float]:
+    """Numbers whose shortest decimal form is that of the tensor's type: 0.1 and not 0.10000000149011612."""
+    return [float(text) for text in np.asarray(values).astype(str)]
+
+
+def _share(
+    pairs: dict[int, list[Encoded]], passes: int, on_progress: Callable[[float, int], None] | None
+) -> Callable[[int], None] | None:
+    """`score_ids` counts sequences, once for each model; here they become a share of the whole, and tokens."""
+    turns = [turn for found in pairs.values() for turn in found]
+    tokens = sum(len(turn.prompt_ids) + len(turn.completion_ids) for turn in turns)
+    if on_progress is None or not turns:
+        return None
+    report, total = on_progress, len(turns) * passes
+    done = 0
+
+    def count(sequences: int) -> None:
+        nonlocal done
+        before, done = done, min(done + sequences, total)  # rows that are tried again count once
+        report((done - before) / total, done * tokens // total - before * tokens // total)
+
+    return count
