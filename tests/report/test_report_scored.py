@@ -41,6 +41,29 @@ def test_a_row_comes_back_as_it_was_written(written):
     assert third.reward_per_token == -1.75 / 6
 
 
+def test_aligned_lists_become_runs_of_whole_characters():
+    """What densepath score writes: "Jaé", whose last character is two tokens, and EOS."""
+    turn_of_lists = {
+        "text": "Jaé",
+        "tokens": ["Ja", "é", "é", "<|im_end|>"],
+        "offsets": [[0, 2], [2, 3], [2, 3], [3, 3]],
+        "token_ids": [10, 11, 12, 2],
+        "rewards": [-0.25, 0.5, -1.0, 0.5],
+        "sft_logprobs": [-1.0, -2.0, -3.0, -4.0],
+    }
+    messages = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Jaé"}]
+    found = scored_row({"id": 3, "messages": messages, "turns": [turn_of_lists]}, 1, "scores.jsonl")
+    assert [(s.text, s.token_ids, s.rewards, s.logprobs) for s in found.spans] == [
+        ("Ja", (10,), (-0.25,), (-1.0,)),
+        ("é", (11, 12), (0.5, -1.0), (-2.0, -3.0)),
+        ("<|im_end|>", (2,), (0.5,), (-4.0,)),
+    ]
+    assert found.turns[0].text == "Jaé<|im_end|>"
+    assert found.prompt == "user: Yes?"
+    with pytest.raises(DataError, match="row 1: not a scored row"):
+        scored_row({"turns": [{**turn_of_lists, "rewards": [1.0]}]}, 1, "scores.jsonl")
+
+
 @pytest.mark.parametrize("sort", ["row", "reward", "reward_per_token", "tokens", "lowest"])
 @pytest.mark.parametrize("descending", [False, True])
 def test_pages_one_after_the_other_give_every_row_once_in_order(written, sort, descending):

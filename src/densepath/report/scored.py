@@ -78,8 +78,9 @@ def scored_row(value: Any, number: int, source: str) -> ScoredRow:
     """A row of a scored file, whichever layout it was written in.
 
     Args:
-        value: the JSON object: `turns` of `spans` of `text`, `token_ids` and `rewards`, or `spans` alone; `id`,
-            `category` and `prompt` (text or turns) where they are known.
+        value: the JSON object: `turns` as `densepath score` writes them (`tokens`, `offsets`, `token_ids` and
+            `rewards`), `turns` of `spans` of `text`, `token_ids` and `rewards`, or `spans` alone; `id`, `category`
+            and `prompt` (text or turns) or `messages` where they are known.
         number: its place in the file, from 1.
         source: the file's name, for messages.
 
@@ -89,27 +90,55 @@ def scored_row(value: Any, number: int, source: str) -> ScoredRow:
     if isinstance(value, Mapping) and isinstance(value.get("spans"), list):
         value = {**value, "turns": [value]}
     turns = value.get("turns") if isinstance(value, Mapping) else None
-    if not isinstance(turns, list) or not all(
-        isinstance(t, Mapping) and isinstance(t.get("spans"), list) for t in turns
-    ):
+    if not isinstance(turns, list) or not all(map(_is_scored, turns)):
         raise DataError(
-            f'{source}, row {number}: not a scored row, it has no "turns" with "spans"; see densepath score'
+            f'{source}, row {number}: not a scored row, it has no "turns" of "tokens" or "spans"; see densepath score'
         )
     cleaned = parse.clean(value)
     known = [_turn(turn, place) for place, turn in enumerate(cleaned["turns"], start=1)]
     name = cleaned.get("id")
     category = cleaned.get("category")
+    prompt = cleaned.get("prompt")
+    if prompt is None and isinstance(cleaned.get("messages"), list):
+        asked = (isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in cleaned["messages"])
+        prompt = cleaned["messages"][: next((place for place, answer in enumerate(asked) if answer), None)]
     return ScoredRow(
         number=number,
         id=None if name is None else str(name),
-        prompt=prompt_text(cleaned.get("prompt")),
+        prompt=prompt_text(prompt),
         category=None if category is None else str(category),
         turns=tuple(known),
     )
 
 
+def _is_scored(turn: Any) -> bool:
+    if not isinstance(turn, Mapping):
+        return False
+    if isinstance(turn.get("spans"), list):
+        return True
+    lists = [turn.get(name) for name in ("tokens", "offsets", "token_ids", "rewards")]
+    return all(isinstance(values, list) and len(values) == len(lists[0] or ()) for values in lists)
+
+
+def _runs(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Spans of a turn's aligned lists: consecutive tokens with one range in the text share a character."""
+    logprobs = turn.get("sft_logprobs") or [None] * len(turn["tokens"])
+    spans: list[dict[str, Any]] = []
+    before = None
+    for token, offset, *numbers in zip(
+        turn["tokens"], turn["offsets"], turn["token_ids"], turn["rewards"], logprobs, strict=False
+    ):
+        if offset != before or not isinstance(offset, list) or offset[0] == offset[-1]:
+            spans.append({"text": token, "token_ids": [], "rewards": [], "logprobs": []})
+        for name, number in zip(("token_ids", "rewards", "logprobs"), numbers, strict=True):
+            spans[-1][name].append(number)
+        before = offset
+    return spans
+
+
 def _turn(value: Mapping[str, Any], place: int) -> Completion:
-    spans = tuple(parse.span(part) for part in value["spans"] if isinstance(part, Mapping))
+    parts = value["spans"] if isinstance(value.get("spans"), list) else _runs(value)
+    spans = tuple(parse.span(part) for part in parts if isinstance(part, Mapping))
     return Completion(
         arm="",
         label=f"turn {place}",
