@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from densepath.core.masks import lengths_to_mask
 from densepath.core.objective import (
+    Normalizer,
     all_action_loss,
     clipped_loss,
     expected_rewards,
     kl_estimate,
+    loss_divisor,
     reinforce_loss,
     sft_loss,
     state_kl_loss,
@@ -189,3 +191,9 @@ def test_wrong_shapes_are_refused():
         expected_rewards(torch.zeros(2, 3), torch.zeros(3))
     with pytest.raises(TypeError, match="bool"):
         sft_loss(lp, mask.float())
+
+
+def test_loss_divisor_literal():
+    assert loss_divisor(Normalizer.COMPLETIONS, 4.0, 37, 16) == 4
+    assert loss_divisor(Normalizer.MAX_COMPLETION_LENGTH, 4.0, 37, 16) == 64
+    assert loss_divisor(Normalizer.TOKENS, 4.0, 37, 16) == 37

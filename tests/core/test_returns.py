@@ -32,6 +32,15 @@ def test_returns_to_go_literal():
     assert returns_to_go(REWARDS, MASK, 0.0).tolist() == [[1.0, -2.0, 4.0, 0.0], [3.0, 0.5, 0.0, 0.0]]
 
 
+def test_tokens_of_a_tool_between_the_policys_earn_nothing_and_hide_nothing():
+    rewards = torch.tensor([[1.0, NAN, NAN, 2.0, 4.0]])
+    mask = torch.tensor([[True, False, False, True, True]])
+    assert returns_to_go(rewards, mask).tolist() == [[7.0, 0.0, 0.0, 6.0, 4.0]]
+    assert returns_after(rewards, mask).tolist() == [[6.0, 0.0, 0.0, 4.0, 0.0]]
+    # gamma counts them as time: 1/8 of 2 and 1/16 of 4
+    assert returns_after(rewards, mask, 0.5).tolist() == [[0.5, 0.0, 0.0, 2.0, 0.0]]
+
+
 def test_returns_after_and_whole_sequence_literal():
     # what comes later: -2 + 4, 4, nothing | 0.5, nothing
     assert returns_after(REWARDS, MASK).tolist() == [[2.0, 4.0, 0.0, 0.0], [0.5, 0.0, 0.0, 0.0]]

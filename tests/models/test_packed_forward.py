@@ -8,9 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import tiny_gemma3, tiny_llama, with_lora
+from tests.tiny_models import tiny_gemma3, tiny_llama, tiny_mistral, with_lora
 from trl.trainer.utils import add_fused_lm_head
 
+from densepath.core.heads import head_logprobs
 from densepath.models.packed_forward import add_packed_forward
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")
@@ -19,6 +20,9 @@ add_fused_lm_head(PLAIN, outputs=OUTPUTS)
 PACKED = tiny_llama(dtype=torch.float64)
 add_fused_lm_head(PACKED, outputs=OUTPUTS)
 assert add_packed_forward(PACKED)
+SLIDING = tiny_mistral(dtype=torch.float64)
+add_fused_lm_head(SLIDING, outputs=OUTPUTS)
+assert not add_packed_forward(SLIDING)
 
 
 def padded(rows, left: bool):
@@ -100,9 +104,12 @@ def test_under_peft_only_the_adapter_gets_gradients():
 def test_sliding_windows_keep_trls_pass():
     model = tiny_gemma3()
     add_fused_lm_head(model, outputs=OUTPUTS)
-    before = model.forward
+    inputs = padded([([1, 2, 3, 4], [False, True, False, True])], left=False)
+    expected = model(**inputs, fused_lm_head=True)
     assert not add_packed_forward(model)
-    assert model.forward == before
+    found = model(**inputs, fused_lm_head=True)
+    for name in OUTPUTS:
+        assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize("left", [True, False])
@@ -118,3 +125,39 @@ def test_signature_stays_that_of_the_model():
 
     expected = inspect.signature(tiny_llama().forward).parameters
     assert list(inspect.signature(PACKED.forward).parameters) == list(expected)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(row, min_size=1, max_size=5), st.booleans(), st.booleans())
+def test_token_loss_sees_each_labelled_token_with_its_place_and_state(rows, left, packs):
+    """The loss is the caller's own: here weights that depend on place and id, of the log-probability."""
+    model = PACKED if packs else SLIDING
+    inputs = padded(rows, left)
+    first = inputs["attention_mask"].argmax(dim=1)
+    inputs["labels"][torch.arange(len(rows)), first] = -100
+    weights = torch.randn(inputs["labels"].shape, dtype=torch.float64)
+
+    def token_loss(hidden, head, ids, at_rows, at_columns):
+        assert torch.equal(inputs["labels"][at_rows, at_columns], ids)
+        logprobs = head_logprobs(hidden, head)
+        chosen = logprobs[torch.arange(len(ids)), ids]
+        return (weights[at_rows, at_columns] * chosen).sum(), torch.tensor([float(len(ids))])
+
+    model.zero_grad()
+    out = model(**inputs, token_loss=token_loss)
+    out.loss.backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    assert out.values.item() == (inputs["labels"] != -100).sum()
+    model.zero_grad()
+    expected = model(**inputs, fused_lm_head=True)
+    total = (expected.log_probs * weights[:, 1:]).sum()
+    total.backward()
+    torch.testing.assert_close(out.loss.double(), total.double(), atol=1e-4, rtol=1e-4)
+    for mine, theirs in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(mine.double(), theirs.grad.double(), atol=1e-4, rtol=1e-4)
+
+
+def test_token_loss_takes_no_other_input():
+    inputs = padded([([1, 2, 3], [False, True, True])], left=False)
+    with pytest.raises(TypeError, match="token_loss takes"):
+        PACKED(**inputs, token_loss=lambda *args: None, position_ids=torch.arange(3).unsqueeze(0))

@@ -7,7 +7,16 @@ import torch
 
 from densepath.core import exact
 from densepath.core.mdp import gather_tokens
-from densepath.theory.estimators import BIASED, UNBIASED, Problem, all_batches, batch_loss, moments
+from densepath.theory import estimators
+from densepath.theory.estimators import (
+    BIASED,
+    UNBIASED,
+    Problem,
+    all_batches,
+    batch_gradients,
+    batch_loss,
+    moments,
+)
 from densepath.theory.fixed_points import broyden, resting_point
 from densepath.theory.instances import make_instance
 
@@ -77,6 +86,40 @@ def test_all_actions_have_less_variance_for_every_seed():
         assert better < plain
 
 
+def test_the_mixture_is_near_the_better_estimate_all_the_way_to_the_optimum():
+    """All actions win at the SFT policy and lose at the optimum; the mixture takes the better of both by itself."""
+    problem, _ = problem_of(3, 3, 1, 16, seed=1)
+    best = exact.soft_optimum(problem.tree.mdp, problem.log_sft - problem.log_ref, problem.log_sft, BETA).log_policy
+    kinds = ("REINFORCE, position mean", "all actions, position mean", "mixture, position mean (default)")
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for place, table in (("SFT", problem.log_sft), ("half", problem.log_sft.lerp(best, 0.5)), ("optimum", best)):
+        log_policy = table.log_softmax(-1)
+        chances = gather_tokens(problem.tree, log_policy).sum(dim=1).exp()
+        rows = torch.multinomial(chances, 1500 * 16, replacement=True, generator=generator).view(1500, 16)
+        found[place] = [
+            float(batch_gradients(UNBIASED[kind], problem, table, rows).var(dim=0).sum()) for kind in kinds
+        ]
+    sampled, everything, mixture = found["SFT"]
+    assert everything < sampled / 4
+    assert mixture < 1.2 * everything
+    sampled, everything, mixture = found["optimum"]
+    assert sampled < everything / 2
+    assert mixture < 1.2 * sampled
+    assert found["half"][2] < 1.2 * min(found["half"][:2])
+
+
+def test_a_mixture_that_asks_ones_own_completion_is_biased(monkeypatch):
+    def of_all(returns, noise, mask):
+        share = (returns * noise * mask).sum() / (noise.square() * mask).sum().clamp(min=1e-12)
+        return share.clamp(0, 1).expand(len(returns))
+
+    problem, logits = problem_of(3, 2, 1, 2)
+    honest = moments(UNBIASED["mixture, position mean (default)"], problem, logits)[0]
+    monkeypatch.setattr(estimators, "control_weights", of_all)
+    assert (moments(UNBIASED["mixture, position mean (default)"], problem, logits)[0] - honest).abs().max() > 1e-3
+
+
 def test_leave_one_out_needs_gamma_one():
     """With gamma < 1 its `collected` part holds the own future: a bias beyond gamma's own."""
     problem, logits = problem_of(3, 3, 1, 2)
@@ -92,7 +135,7 @@ def test_kl_as_a_loss_is_unbiased_at_the_sft_policy_alone():
     for table, agree in ((problem.log_sft, True), (logits, False)):
         left, right = (
             moments(estimator, problem, table)[0]
-            for estimator in (UNBIASED["REINFORCE, position mean (default)"], BIASED["KL as a loss per state"])
+            for estimator in (UNBIASED["REINFORCE, position mean"], BIASED["KL as a loss per state"])
         )
         assert bool((left - right).abs().max() < 1e-13) is agree
 

@@ -51,7 +51,7 @@ def test_measured_biases_have_the_known_order(small_settings):
     assert white["whitening, KL in the return"] < 0.1 * white["whitening, KL as a loss"]
     for place in details["variance"][0].values():
         assert place["all actions"] < place["REINFORCE"] / 3
-        assert place["PPO clip, first step"] == pytest.approx(place["REINFORCE, position mean (default)"])
+        assert place["PPO clip, first step"] == pytest.approx(place["REINFORCE, position mean"])
 
 
 def test_whitening_with_the_kl_inside_fades_with_the_batch(monkeypatch):

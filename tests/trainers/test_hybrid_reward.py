@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.trainers.test_dpr import completion_of, config, naive_logprobs, rollout
+from tests.trainers.test_dpr import completion_of, config, naive_distributions, naive_logprobs, rollout
 
 from densepath.errors import ConfigError, DataError
 from densepath.trainers.dpr import DPRTrainer
@@ -37,14 +37,15 @@ def hybrid_trainer(tmp_path, make_model, tokenizer, prompts, functions, *, model
 
 
 @pytest.mark.parametrize(
-    ("functions", "weights"),
+    ("functions", "weights", "estimator"),
     [
-        (parity_reward, None),
-        ([even_tokens], None),
-        ([parity_reward, even_tokens, slow_judge], [2.0, 0.5, 0.1]),
+        (parity_reward, None, "sampled"),
+        ([even_tokens], None, "all_action"),
+        ([parity_reward, even_tokens, slow_judge], [2.0, 0.5, 0.1], "sampled"),
+        ([parity_reward, even_tokens, slow_judge], [2.0, 0.5, 0.1], "all_action"),
     ],
 )
-def test_advantages_mix_both_rewards(tmp_path, make_model, tokenizer, prompts, functions, weights):
+def test_advantages_mix_both_rewards(tmp_path, make_model, tokenizer, prompts, functions, weights, estimator):
     models = make_model(2), make_model(0), make_model(1)
     trainer = hybrid_trainer(
         tmp_path,
@@ -55,6 +56,8 @@ def test_advantages_mix_both_rewards(tmp_path, make_model, tokenizer, prompts, f
         models=models,
         dense_reward_weight=0.25,
         reward_weights=weights,
+        estimator=estimator,
+        **({"all_action_weight": 1.0} if estimator == "all_action" else {}),
     )
     output = rollout(trainer)
     assert trainer.args.reward_weights == weights
@@ -66,6 +69,11 @@ def test_advantages_mix_both_rewards(tmp_path, make_model, tokenizer, prompts, f
         prompt, ids = completion_of(output, row)
         pi, sft, ref = (naive_logprobs(model, prompt, ids) for model in models)
         q = [0.25 * float(sft[t] - ref[t]) - 0.3 * float(pi[t] - sft[t]) for t in range(len(ids))]
+        present = [0.0] * len(ids)  # what stands in the loss as an expectation instead
+        if estimator == "all_action":
+            with torch.no_grad():
+                p, s, r = (naive_distributions(model, prompt, ids) for model in models)
+            q = present = (p.exp() * (0.25 * (s - r) - 0.3 * (p - s))).sum(-1).tolist()
         reward = 0.25 * float((sft - ref).sum())
         for name, weight in zip(names, weights or [1.0], strict=True):
             per_token = {
@@ -78,7 +86,7 @@ def test_advantages_mix_both_rewards(tmp_path, make_model, tokenizer, prompts, f
             q = [value + 0.75 * weight * extra for value, extra in zip(q, per_token, strict=True)]
         total += reward / rows
         for t in range(len(ids)):
-            assert output["advantages"][row, t].item() == pytest.approx(sum(q[t:]), abs=3e-4)
+            assert output["advantages"][row, t].item() == pytest.approx(sum(q[t:]) - present[t], abs=3e-4)
     logged = trainer._metrics["train"]
     for name, mean in means.items():
         assert logged[f"rewards/{name}/mean"] == [pytest.approx(mean, abs=1e-5)]

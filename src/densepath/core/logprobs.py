@@ -67,10 +67,11 @@ def entropy(logits: Tensor) -> Tensor:
     Returns:
         (...) float32 or float64, nats.
     """
-    return _entropy(torch.log_softmax(lift(logits), dim=-1))
+    return entropy_of_logprobs(torch.log_softmax(lift(logits), dim=-1))
 
 
-def _entropy(logprobs: Tensor) -> Tensor:
+def entropy_of_logprobs(logprobs: Tensor) -> Tensor:
+    """`entropy` of what is normalised already: (..., vocabulary) log-probabilities, nats -> (...) nats."""
     # a token of probability 0 adds nothing, where 0 * -inf would be NaN
     return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(dim=-1)
 
@@ -87,10 +88,14 @@ def exact_kl(logits: Tensor, other_logits: Tensor) -> Tensor:
     """
     if logits.shape != other_logits.shape:
         raise ValueError(f"shapes differ: {tuple(logits.shape)} and {tuple(other_logits.shape)}")
-    p = torch.log_softmax(lift(logits), dim=-1)
-    q = torch.log_softmax(lift(other_logits), dim=-1)
+    return kl_of_logprobs(torch.log_softmax(lift(logits), dim=-1), torch.log_softmax(lift(other_logits), dim=-1))
+
+
+def kl_of_logprobs(logprobs: Tensor, other_logprobs: Tensor) -> Tensor:
+    """`exact_kl` of what is normalised already: (..., vocabulary) log-probabilities of p and q, nats -> (...) nats."""
     # where p(a) = 0 the term is 0, even if q(a) = 0 too
-    return (p.exp() * torch.where(p > -torch.inf, p - q, torch.zeros_like(p))).sum(dim=-1)
+    difference = torch.where(logprobs > -torch.inf, logprobs - other_logprobs, torch.zeros_like(logprobs))
+    return (logprobs.exp() * difference).sum(dim=-1)
 
 
 def contrastive_logits(sft_logits: Tensor, ref_logits: Tensor, alpha: float) -> Tensor:

@@ -2,12 +2,42 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import torch
 from torch import Tensor
 
 from densepath.core.masks import check_mask, masked_mean, masked_sum
 
 Metrics = dict[str, Tensor]
+
+
+class Normalizer(str, Enum):
+    """What the summed loss is divided by; the first two are constants, and keep the gradient's direction exact."""
+
+    COMPLETIONS = "completions"
+    MAX_COMPLETION_LENGTH = "max_completion_length"
+    TOKENS = "tokens"
+
+
+def loss_divisor(
+    kind: Normalizer, completions: float, tokens: float | Tensor, max_completion_length: int
+) -> float | Tensor:
+    """What the loss is divided by: `n`, `n max_completion_length` or the number of tokens.
+
+    The first two are constants: the expected gradient keeps its direction. The third was sampled, and biases it.
+
+    Args:
+        kind: which.
+        completions: n, in the global batch (or a constant multiple of it).
+        tokens: that count, in the same batch.
+        max_completion_length: budget of one completion, tokens.
+    """
+    if kind is Normalizer.COMPLETIONS:
+        return completions
+    if kind is Normalizer.MAX_COMPLETION_LENGTH:
+        return completions * max_completion_length
+    return tokens
 
 
 def _kept(values: Tensor, mask: Tensor) -> Tensor:

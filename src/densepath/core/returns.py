@@ -30,29 +30,34 @@ def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
 
     Args:
         rewards: (batch, tokens) float, nats.
-        mask: (batch, tokens) bool; each row True from column 0 up to its length.
+        mask: (batch, tokens) bool. Tokens that do not count (a tool's, between the policy's) earn nothing; gamma
+            counts them as time.
         gamma: discount in [0, 1].
 
     Returns:
         (batch, tokens) float, zero where the mask is False.
     """
+    returns = _returns_to_go(rewards, mask, gamma)
+    return torch.where(mask, returns, torch.zeros((), dtype=returns.dtype, device=returns.device))
+
+
+def _returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """The same at every column, those that do not count included."""
     check_mask(mask, rewards)
     if rewards.dim() != 2:
         raise ValueError(f"rewards must be (batch, tokens), got {tuple(rewards.shape)}")
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
-    zero = torch.zeros((), dtype=rewards.dtype, device=rewards.device)
-    rewards = torch.where(mask, rewards, zero)
+    rewards = torch.where(mask, rewards, torch.zeros((), dtype=rewards.dtype, device=rewards.device))
     if gamma == 1.0:
-        returns = rewards.flip(1).cumsum(1).flip(1)
-    else:
-        # G_t = r_t + gamma G_{t+1}, from the last column to the first
-        returns = torch.zeros_like(rewards)
-        following = rewards.new_zeros(rewards.shape[0])
-        for t in range(rewards.shape[1] - 1, -1, -1):
-            following = rewards[:, t] + gamma * following
-            returns[:, t] = following
-    return torch.where(mask, returns, zero)
+        return rewards.flip(1).cumsum(1).flip(1)
+    # G_t = r_t + gamma G_{t+1}, from the last column to the first
+    returns = torch.zeros_like(rewards)
+    following = rewards.new_zeros(rewards.shape[0])
+    for t in range(rewards.shape[1] - 1, -1, -1):
+        following = rewards[:, t] + gamma * following
+        returns[:, t] = following
+    return returns
 
 
 def returns_after(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
@@ -63,13 +68,14 @@ def returns_after(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
 
     Args:
         rewards: (batch, tokens) float, nats.
-        mask: (batch, tokens) bool; each row True from column 0 up to its length.
+        mask: (batch, tokens) bool. Tokens that do not count (a tool's, between the policy's) earn nothing; gamma
+            counts them as time.
         gamma: discount in [0, 1].
 
     Returns:
         (batch, tokens) float, zero where the mask is False.
     """
-    returns = returns_to_go(rewards, mask, gamma)
+    returns = _returns_to_go(rewards, mask, gamma)
     return gamma * torch.nn.functional.pad(returns[:, 1:], (0, 1)) * mask
 
 

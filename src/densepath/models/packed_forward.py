@@ -4,21 +4,47 @@ TRL's trainers get per-token log-probabilities by calling the model so (`add_fus
 projects labelled positions only; on a CPU it projects every position, padding included. `add_packed_forward` puts a
 pass in front that packs the rows without padding, computes a prompt that several rows share once, and on a CPU
 projects labelled positions alone. It stays inside of the model's `forward`: wrappers (DDP, PEFT) see one call.
+
+With `token_loss=...` in the same call the loss is the caller's own, computed from the hidden states at the labelled
+positions and the head, in the same place.
 """
 
 from __future__ import annotations
 
 import functools
 import types
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import ModelOutput
 from trl.trainer.utils import FusedCausalLMOutput
 
+from densepath.core.heads import Head
 from densepath.core.logprobs import chunked_token_logprobs
 from densepath.models.packing import IGNORED_LABEL, PackedBatch, pack
-from densepath.models.scoring import causal_lm, head_of, supports_packing
+from densepath.models.scoring import causal_lm, head_of, hidden_states, supports_packing
+
+TokenLoss = Callable[[Tensor, Head, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""(hidden states (n, width), head, ids (n,) that they predict, row and column (n,) of each label) -> (loss, values).
+
+Rows and columns are those of `labels`. A call without any label has n = 0; its loss may be 0 without a gradient.
+"""
+
+
+@dataclass
+class TokenLossOutput(ModelOutput):  # type: ignore[misc]
+    """What `token_loss` returned.
+
+    Attributes:
+        loss: scalar with gradient.
+        values: a tensor of whatever shape, without.
+    """
+
+    loss: Tensor | None = None
+    values: Tensor | None = None
 
 
 def add_packed_forward(model: Any) -> bool:
@@ -28,21 +54,31 @@ def add_packed_forward(model: Any) -> bool:
         model: causal LM or the PEFT model around it, already patched by a TRL trainer.
 
     Returns:
-        Whether it was added: not for models whose attention cannot be packed, which keep TRL's pass.
+        Whether rows are packed: not for models whose attention does not allow it. They keep TRL's pass, and
+        `token_loss` gets the hidden states of padded rows.
     """
     model = causal_lm(model)
-    if not supports_packing(model):
-        return False
+    packs = supports_packing(model)
     inner = model.forward
 
     @functools.wraps(type(model).forward)  # `generate` and the sampler read its signature
     def forward(
-        self: Any, *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
+        self: Any,
+        *args: Any,
+        fused_lm_head: bool = False,
+        labels: Tensor | None = None,
+        token_loss: TokenLoss | None = None,
+        **kwargs: Any,
     ) -> Any:
         input_ids, attention_mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         given = {name for name, value in kwargs.items() if value is not None and value is not False}
-        known = given <= {"input_ids", "attention_mask", "num_items_in_batch", "return_dict"}
-        if input_ids is None or attention_mask is None or labels is None or not (fused_lm_head and known and not args):
+        known = given <= {"input_ids", "attention_mask", "num_items_in_batch", "return_dict"} and not args
+        if input_ids is None or attention_mask is None or labels is None or not known:
+            if token_loss is not None:
+                raise TypeError(f"token_loss takes input_ids, attention_mask and labels alone, got {sorted(given)}")
+        elif token_loss is not None:
+            return _token_loss_output(self, _Rows(input_ids, attention_mask, labels), token_loss, packs)
+        if input_ids is None or attention_mask is None or labels is None or not (packs and fused_lm_head and known):
             if fused_lm_head:
                 kwargs["fused_lm_head"] = True
             if labels is not None:
@@ -55,7 +91,7 @@ def add_packed_forward(model: Any) -> bool:
         return _output(self, inner, batch, rows, kwargs.get("num_items_in_batch"))
 
     model.forward = types.MethodType(forward, model)
-    return True
+    return packs
 
 
 class _Rows:
@@ -92,7 +128,8 @@ class _Rows:
             self.columns.append((positions[first : last + 1][marked[first : last + 1]] - 1).tolist())
 
 
-def _output(model: Any, inner: Any, batch: PackedBatch, rows: _Rows, num_items: Any) -> FusedCausalLMOutput:
+def _places(batch: PackedBatch, rows: _Rows) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Row and column of each labelled token's prediction: in the packed batch, and in the padded output."""
     device = batch.input_ids.device
     packed_rows: list[int] = []
     packed_columns: list[int] = []
@@ -105,7 +142,29 @@ def _output(model: Any, inner: Any, batch: PackedBatch, rows: _Rows, num_items: 
         out_rows += [rows.indices[sequence]] * len(targets)
         out_columns += rows.columns[sequence]
     where = torch.tensor(packed_rows, device=device), torch.tensor(packed_columns, device=device)
-    back = torch.tensor(out_rows, device=device), torch.tensor(out_columns, device=device)
+    return where, (torch.tensor(out_rows, device=device), torch.tensor(out_columns, device=device))
+
+
+def _token_loss_output(model: Any, rows: _Rows, token_loss: TokenLoss, packs: bool) -> TokenLossOutput:
+    head = head_of(model)
+    device = head.weight.device
+    if not rows.indices:
+        # A pass over any token gives a zero that is connected to the weights, as DDP needs it.
+        hidden = model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+        nothing = torch.zeros(0, dtype=torch.long, device=device)
+        states = hidden.last_hidden_state[0]
+        loss, values = token_loss(states[:0], head, nothing, nothing, nothing)
+        connected = states.sum() + head.weight.sum() + (0.0 if head.bias is None else head.bias.sum())
+        return TokenLossOutput(loss=loss + 0.0 * connected, values=values)
+    batch = next(pack(rows.prompts, rows.completions, padded=not packs)).to(device)
+    where, (out_rows, out_columns) = _places(batch, rows)
+    loss, values = token_loss(hidden_states(model, batch)[where], head, batch.labels[where], out_rows, out_columns + 1)
+    return TokenLossOutput(loss=loss, values=values)
+
+
+def _output(model: Any, inner: Any, batch: PackedBatch, rows: _Rows, num_items: Any) -> FusedCausalLMOutput:
+    device = batch.input_ids.device
+    where, back = _places(batch, rows)
     inputs = {
         "input_ids": batch.input_ids,
         "attention_mask": batch.attention_mask,
@@ -129,7 +188,7 @@ def _output(model: Any, inner: Any, batch: PackedBatch, rows: _Rows, num_items: 
         return None if values is None else values.new_zeros(rows.shape).index_put(back, values)
 
     label_mask = torch.zeros(rows.shape, dtype=torch.bool, device=device).index_put(
-        back, torch.ones(len(out_rows), dtype=torch.bool, device=device)
+        back, torch.ones(len(back[0]), dtype=torch.bool, device=device)
     )
     divisor = label_mask.sum().clamp(min=1) if num_items is None else num_items
     return FusedCausalLMOutput(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densepath.core.heads import Head
 from densepath.core.logprobs import TokenScores, chunked_token_logprobs
 from densepath.errors import NumericalError
 from densepath.models.packing import PackedBatch, pack
@@ -37,7 +38,7 @@ def causal_lm(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
 
 
-def head_of(model: Any) -> tuple[Tensor, Tensor | None, float, float | None]:
+def head_of(model: Any) -> Head:
     """Weight, bias, logit scale and soft-capping of the language-model head."""
     head = model.get_output_embeddings()
     config = model.config.get_text_config()
@@ -45,7 +46,7 @@ def head_of(model: Any) -> tuple[Tensor, Tensor | None, float, float | None]:
     if scale is None and getattr(config, "logits_scaling", None) is not None:
         scale = 1.0 / config.logits_scaling
     softcap = getattr(config, "final_logit_softcapping", None)
-    return head.weight, getattr(head, "bias", None), 1.0 if scale is None else float(scale), softcap
+    return Head(head.weight, getattr(head, "bias", None), 1.0 if scale is None else float(scale), softcap)
 
 
 def _has_plain_attention(model: Any) -> bool:
@@ -59,7 +60,8 @@ def _has_plain_attention(model: Any) -> bool:
     return getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False
 
 
-def _hidden_states(model: Any, batch: PackedBatch) -> Tensor:
+def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
+    """(rows, width, hidden width) last hidden states of a packed batch."""
     return model.base_model(  # type: ignore[no-any-return]
         input_ids=batch.input_ids,
         attention_mask=batch.attention_mask,
@@ -115,7 +117,7 @@ def _score_batch(
     model: Any, batch: PackedBatch, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
 ) -> list[tuple[int, TokenScores]]:
     rows, columns = batch.predicting()
-    hidden = _hidden_states(model, batch)
+    hidden = hidden_states(model, batch)
     rows, columns = rows.to(hidden.device), columns.to(hidden.device)
     scores = chunked_token_logprobs(
         hidden[rows, columns], weight, batch.labels[rows, columns], bias, logit_scale=scale, softcap=softcap
@@ -167,17 +169,28 @@ def score_completions(
                 on_progress(len(batch.sequences))
     finally:
         model.train(training)
-    bad = tuple(index for index, scores in enumerate(results) if not bool(torch.isfinite(scores.logprobs).all()))
-    if bad:
-        values = results[bad[0]].logprobs
-        token = int((~torch.isfinite(values)).nonzero()[0])
-        raise NumericalError(
-            f"sequence {bad[0]}, completion token {token} (id {completion_ids[bad[0]][token]}): "
-            f"log-probability is {float(values[token])}; check the model's weights for NaN",
-            bad,
-        )
+    check_finite([scores.logprobs for scores in results], completion_ids)
     return CompletionScores(
         [scores.logprobs for scores in results],
         [scores.entropies for scores in results],
         [scores.log_normalizers for scores in results],
     )
+
+
+def check_finite(
+    rows: Sequence[Tensor], completion_ids: Sequence[Sequence[int]], what: str = "log-probability"
+) -> None:
+    """Refuse NaN and infinity among values of completion tokens.
+
+    Raises:
+        NumericalError: the message names the first sequence and token, its `sequences` all of them.
+    """
+    bad = tuple(index for index, values in enumerate(rows) if not bool(torch.isfinite(values).all()))
+    if bad:
+        values = rows[bad[0]]
+        token = int((~torch.isfinite(values)).nonzero()[0])
+        raise NumericalError(
+            f"sequence {bad[0]}, completion token {token} (id {completion_ids[bad[0]][token]}): "
+            f"{what} is {float(values[token])}; check the model's weights for NaN",
+            bad,
+        )

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from densepath.models.adapters import active_adapter
+from densepath.models.hidden import completion_hidden_states
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, score_completions
 
 
@@ -44,3 +47,13 @@ class FrozenPolicy:
             return score_completions(
                 model, prompt_ids, completion_ids, token_budget=token_budget, on_progress=on_progress
             )
+
+    def hidden_states(
+        self,
+        prompt_ids: Sequence[Sequence[int]],
+        completion_ids: Sequence[Sequence[int]],
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+    ) -> list[Tensor]:
+        """Last hidden states where the completions' tokens are predicted; see `completion_hidden_states`."""
+        with self.active() as model:
+            return completion_hidden_states(model, prompt_ids, completion_ids, token_budget=token_budget)

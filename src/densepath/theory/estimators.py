@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from densepath.core import mdp, objective, returns, rewards
+from densepath.core.control import control_weights
 from densepath.core.logprobs import exact_kl
 from densepath.core.mdp import TokenTree
+from densepath.core.objective import Normalizer
 from densepath.core.returns import Baseline
 from densepath.theory.instances import Instance
 
@@ -25,13 +27,6 @@ class KL(str, Enum):
 
     IN_RETURN = "in the return"
     STATE_LOSS = "as a loss per state"
-
-
-class Normalizer(str, Enum):
-    """What the summed loss is divided by."""
-
-    COMPLETIONS = "completions"
-    TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
@@ -47,6 +42,7 @@ class Estimator:
         whiten: divide advantages by their standard deviation.
         normalizer: what the sum is divided by.
         all_action: the Rao-Blackwellised loss.
+        mixed: that and the sampled one, mixed for each completion as the others of the batch say.
         ppo: PPO's clipped surrogate at its first step, instead of the plain loss.
     """
 
@@ -58,12 +54,13 @@ class Estimator:
     whiten: bool = False
     normalizer: Normalizer = Normalizer.COMPLETIONS
     all_action: bool = False
+    mixed: bool = False
     ppo: bool = False
 
 
 UNBIASED: dict[str, Estimator] = {
     "REINFORCE": Estimator(),
-    "REINFORCE, position mean (default)": Estimator(Baseline.POSITION_MEAN),
+    "REINFORCE, position mean": Estimator(Baseline.POSITION_MEAN),
     "REINFORCE, leave one out": Estimator(Baseline.LEAVE_ONE_OUT),
     "sequence level": Estimator(whole_sequence=True),
     "sequence level, position mean": Estimator(Baseline.POSITION_MEAN, whole_sequence=True),
@@ -71,6 +68,8 @@ UNBIASED: dict[str, Estimator] = {
     "all actions": Estimator(all_action=True),
     "all actions, position mean": Estimator(Baseline.POSITION_MEAN, all_action=True),
     "all actions, leave one out": Estimator(Baseline.LEAVE_ONE_OUT, all_action=True),
+    "mixture, position mean (default)": Estimator(Baseline.POSITION_MEAN, mixed=True),
+    "mixture, leave one out": Estimator(Baseline.LEAVE_ONE_OUT, mixed=True),
     "PPO clip, first step": Estimator(Baseline.POSITION_MEAN, ppo=True),
 }
 """Estimators whose expectation is the exact gradient of the KL-regularised objective."""
@@ -117,20 +116,8 @@ def batch_loss(estimator: Estimator, problem: Problem, log_policy: Tensor, rows:
     tree = problem.tree
     states, ids, mask = tree.states[rows], tree.sequences[rows], tree.mask[rows]
     policy_lp, sft_lp, ref_lp = (table[states, ids] for table in (log_policy, problem.log_sft, problem.log_ref))
-    normalizer: float | Tensor = float(rows.shape[0])
-    if estimator.normalizer is Normalizer.TOKENS:
-        normalizer = mask.sum()
+    normalizer = objective.loss_divisor(estimator.normalizer, float(rows.shape[0]), mask.sum(), mask.shape[1])
     inside = problem.beta if estimator.kl is KL.IN_RETURN else 0.0
-
-    if estimator.all_action:
-        everywhere = mask.unsqueeze(-1).expand(*mask.shape, tree.mdp.num_actions)
-        log_dist, sft_dist = log_policy[states], problem.log_sft[states]
-        dense = rewards.baseline_relative(sft_dist, problem.log_ref[states], everywhere)
-        action_rewards = returns.kl_penalised_rewards(dense, log_dist, sft_dist, inside, everywhere)
-        expected = objective.expected_rewards(log_dist, action_rewards)
-        later = returns.returns_after(expected.detach(), mask, estimator.gamma)
-        advantages = later - returns.baseline(estimator.baseline, later, mask, problem.num_generations)
-        return objective.all_action_loss(policy_lp, expected, advantages, mask, normalizer)[0]
 
     dense = rewards.baseline_relative(sft_lp, ref_lp, mask)
     if estimator.clip is not None:
@@ -141,6 +128,20 @@ def batch_loss(estimator: Estimator, problem: Problem, log_policy: Tensor, rows:
     else:
         to_go = returns.returns_to_go(dense, mask, estimator.gamma)
     advantages = to_go - returns.baseline(estimator.baseline, to_go, mask, problem.num_generations)
+    if estimator.all_action or estimator.mixed:
+        log_dist, sft_dist = log_policy[states], problem.log_sft[states]
+        everywhere = mask.unsqueeze(-1).expand(*mask.shape, tree.mdp.num_actions)
+        everything = rewards.baseline_relative(sft_dist, problem.log_ref[states], everywhere)
+        action_rewards = returns.kl_penalised_rewards(everything, log_dist, sft_dist, inside, everywhere)
+        expected = objective.expected_rewards(log_dist, action_rewards)
+        later = returns.returns_after(expected.detach(), mask, estimator.gamma)
+        share = torch.ones_like(later[:, :1])
+        if estimator.mixed:
+            noise = returns.returns_to_go(dense - expected.detach(), mask, estimator.gamma)
+            share = control_weights(to_go, noise, mask).unsqueeze(1)
+        after = later - returns.baseline(estimator.baseline, later, mask, problem.num_generations)
+        advantages = (1 - share) * advantages + share * after
+        return objective.all_action_loss(policy_lp, share * expected, advantages, mask, normalizer)[0]
     if estimator.whiten:
         advantages = returns.whiten(advantages, mask)
     if estimator.ppo:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from densepath.core import exact
-from densepath.theory.estimators import BIASED, KL, Normalizer, Problem, expected_gradient
+from densepath.core.objective import Normalizer
+from densepath.theory.estimators import BIASED, KL, Problem, expected_gradient
 
 STEP = 1e-6
 """Of the finite differences behind Broyden's first Jacobian; it need not be exact."""

@@ -160,7 +160,7 @@ def _ratios(variances: dict[str, float]) -> dict[str, float]:
     """How many times the variance of the all-action estimate plain REINFORCE has, by baseline."""
     pairs = {
         "none": ("REINFORCE", "all actions"),
-        "position_mean": ("REINFORCE, position mean (default)", "all actions, position mean"),
+        "position_mean": ("REINFORCE, position mean", "all actions, position mean"),
         "leave_one_out": ("REINFORCE, leave one out", "all actions, leave one out"),
     }
     return {name: variances[plain] / variances[better] for name, (plain, better) in pairs.items()}

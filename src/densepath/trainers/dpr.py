@@ -22,18 +22,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densepath.core.masks import masked_sum
-from densepath.core.objective import clipped_loss, reinforce_loss
+from densepath.core.objective import Normalizer, loss_divisor
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.compat import check_deterministic
+from densepath.models.hidden import completion_hidden_states
 from densepath.models.load import freeze, load_model, load_tokenizer
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.sampling import sample
-from densepath.models.scoring import score_completions
+from densepath.models.scoring import causal_lm, head_of, score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.checks import check_arguments, check_mixture, check_prompt_lengths
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.estimation import (
+    choose_estimator,
+    importance_weights,
+    loss_metrics,
+    sampled_loss,
+    whole_vocabulary_loss,
+)
 from densepath.trainers.grpo import as_list, grpo_arguments
 from densepath.trainers.model_card import name_of, public_name
 from densepath.trainers.monitored import DENSE_REWARD, MonitoredTrainer
@@ -159,14 +166,30 @@ class DPRTrainer(MonitoredTrainer):
             if view.model is not policy:
                 view.model.to(self.accelerator.device)
         self.dense_reward = DenseReward(
-            sft, refs, kind=args.dense_reward, token_budget=args.score_token_budget, tokenizer=self._tokenizer
+            sft,
+            refs,
+            kind=args.dense_reward,
+            tokenizer=self._tokenizer,
+            reference_mean=args.reference_mean,
+            scale=args.reward_scale,
+            clip=args.reward_clip,
+            floor=args.reward_floor,
+            token_budget=args.score_token_budget,
         )
         add_packed_forward(policy)
         check_deterministic(policy)
         if environment_factory is None:
             check_prompt_lengths(self, policy)
+        self.estimator, self._vocabulary = choose_estimator(
+            args, self.dense_reward, policy, sharded=self._is_sharded(), multimodal=self._is_vlm
+        )
         self._start_monitors(*held_out)
         self._parameters = sum(p.numel() for p in policy.parameters())
+
+    def _is_sharded(self) -> bool:
+        """Whether no process holds the weights whole."""
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        return bool(self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
 
     # -- rollouts ----------------------------------------------------------------------------------------------
 
@@ -207,19 +230,37 @@ class DPRTrainer(MonitoredTrainer):
     def dense_reward_sum(self, prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
         """Dense reward of each completion of the current rollout, nats: what TRL logs as `reward`."""
         rollout = self._rollout
-        rollout.scores = self.dense_reward.score_ids(
-            rollout.prompt_ids, rollout.completion_ids, eos_token_ids=self.eos_token_ids
-        )
-        if rollout.sampling_logprobs is None or self.use_vllm:
-            # Another engine sampled: the policy's own log-probabilities are what the KL is about.
-            policy = self.accelerator.unwrap_model(self.model)
-            rollout.policy_logprobs = score_completions(
-                policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
-            ).logprobs
+        if self._vocabulary is not None:
+            policy = causal_lm(self.accelerator.unwrap_model(self.model))
+            hidden: list[Tensor] = []
+            if self._vocabulary.all_action:
+                with self.accelerator.autocast():  # as in the loss; the frozen models stay in their own precision
+                    hidden = completion_hidden_states(
+                        policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
+                    )
+            self._vocabulary.visit(rollout, hidden, head_of(policy), self.eos_token_ids)
         else:
-            rollout.policy_logprobs = [torch.tensor(values) for values in rollout.sampling_logprobs]
+            rollout.scores = self.dense_reward.score_ids(
+                rollout.prompt_ids, rollout.completion_ids, eos_token_ids=self.eos_token_ids
+            )
+        assert rollout.scores is not None
         sums: list[float] = rollout.scores.sums.tolist()
         return sums
+
+    def _policy_logprobs(self, output: dict[str, Any]) -> list[Tensor]:
+        """The trainer's own log-probabilities of the rollout's tokens: what the KL is about, whoever sampled."""
+        rollout = self._rollout
+        if rollout.policy_logprobs:
+            return rollout.policy_logprobs
+        if rollout.sampling_logprobs is not None and not self.use_vllm:
+            return [torch.tensor(values) for values in rollout.sampling_logprobs]
+        if "old_per_token_logps" in output:
+            rows = zip(output["old_per_token_logps"], rollout.completion_ids, strict=True)
+            return [values[: len(ids)] for values, ids in rows]
+        policy = self.accelerator.unwrap_model(self.model)
+        return score_completions(
+            policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
+        ).logprobs
 
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
         rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
@@ -232,6 +273,7 @@ class DPRTrainer(MonitoredTrainer):
         mode = "train" if self.model.training else "eval"
         group = self.num_generations if mode == "train" else self.num_generations_eval
         mask = loss_mask(output)
+        self._rollout.policy_logprobs = self._policy_logprobs(output)
         if self.args.dense_reward_weight < 1:
             given = self._rollout.function_rewards
             self._rollout.external = self._functions.external(given, self.reward_func_names[1:], mask)
@@ -248,40 +290,53 @@ class DPRTrainer(MonitoredTrainer):
         metrics |= self._rollout_monitors(output)
         for name, value in metrics.items():
             self._metrics[mode][name].append(value)
+        if self._vocabulary is not None:
+            output["frozen_hidden"], self._rollout.frozen_hidden = self._rollout.frozen_hidden, []
+            if self._vocabulary.all_action:
+                output["all_action_weights"] = self._rollout.all_action_weights
         return output
 
     # -- loss --------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         mode = "train" if self.model.training else "eval"
-        completion_mask = inputs["completion_mask"]
-        logprobs, entropies, _ = self._get_per_token_logps_and_entropies(
-            model,
-            torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            torch.cat([inputs["prompt_mask"], completion_mask], dim=1),
-            completion_mask.shape[1],
-            compute_entropy=True,
-        )
         mask = loss_mask(inputs)
-        self._loss_monitors(logprobs, inputs, mask)
-        advantages = inputs["advantages"]
-        if "importance_sampling_ratio" in inputs:  # vLLM sampled: its numerics differ from the trainer's
-            advantages = advantages * inputs["importance_sampling_ratio"]
-        # Each process holds as many completions as the others, so the mean over processes that DDP takes is the
-        # mean over the global batch.
-        accumulation = self.current_gradient_accumulation_steps if mode == "train" else 1
-        normalizer = float(mask.shape[0] * accumulation)
-        old_logprobs = inputs.get("old_per_token_logps")
-        if old_logprobs is None:
-            loss, metrics = reinforce_loss(logprobs, advantages, mask, normalizer)
+        normalizer = self._normalizer(inputs, mode)
+        weights = importance_weights(inputs, mask, self.vllm_importance_sampling_mode)
+        epsilons = self.epsilon_low, self.epsilon_high
+        if self._vocabulary is not None:
+            with self.accelerator.autocast():
+                loss, values = whole_vocabulary_loss(model, self._vocabulary, inputs, weights, normalizer, epsilons)
         else:
-            loss, metrics = clipped_loss(
-                logprobs, old_logprobs, advantages, mask, normalizer, self.epsilon_low, self.epsilon_high
+            logprobs, entropies, _ = self._get_per_token_logps_and_entropies(
+                model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                mask.shape[1],
+                compute_entropy=True,
             )
-        if entropies is not None:
-            totals = torch.stack([masked_sum(entropies.detach().float(), mask), mask.sum().float()])
-            entropy_sum, tokens = self.accelerator.reduce(totals, reduction="sum").tolist()
-            self._metrics[mode]["entropy"].append(entropy_sum / max(tokens, 1.0))
+            assert entropies is not None
+            loss, values = sampled_loss(logprobs, entropies, inputs, self.args, weights[0], normalizer, epsilons)
+        self._loss_monitors(values[0], inputs, mask)
+        metrics = loss_metrics(
+            values, mask, self.accelerator, clips=self.args.clips_updates, state_kl=not self.args.kl_in_return
+        )
         for name, value in metrics.items():
-            self._metrics[mode][name].append(self.accelerator.gather(value.float()).mean().item())
+            self._metrics[mode][name].append(value)
         return loss
+
+    def _normalizer(self, inputs: dict[str, Any], mode: str) -> float | Tensor:
+        """What this process divides the loss of one micro-batch by.
+
+        Each process holds as many completions as the others, so the mean over processes that DDP takes is the mean
+        over the global batch; micro-batches add up to it.
+        """
+        steps = self.current_gradient_accumulation_steps if mode == "train" else 1
+        # TRL counts the tokens of the generation batch, which spans `steps_per_generation` micro-batches.
+        tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+        return loss_divisor(
+            Normalizer(self.args.loss_normalizer),
+            completions=float(len(inputs["completion_ids"]) * steps),
+            tokens=tokens * (steps / self.args.steps_per_generation if mode == "train" else 1),
+            max_completion_length=self.max_completion_length,
+        )

@@ -3,13 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from enum import Enum
 
 import torch
 from trl import GRPOConfig
 
+from densepath.core.objective import Normalizer
 from densepath.core.returns import Baseline
+from densepath.core.rewards import ReferenceMean
 from densepath.errors import ConfigError
 from densepath.rewards.dense import RewardKind
+
+
+class Estimator(str, Enum):
+    """How the gradient is estimated from a batch; docs/method.md, "The estimators"."""
+
+    AUTO = "auto"
+    ALL_ACTION = "all_action"
+    SAMPLED = "sampled"
+
+
+class RewardLevel(str, Enum):
+    """What a token is credited with: the rewards from it on, or the whole completion's."""
+
+    TOKEN = "token"
+    SEQUENCE = "sequence"
+
 
 _GRPO_ONLY = (
     "scale_rewards",
@@ -24,11 +43,29 @@ _GRPO_ONLY = (
     "use_bias_correction_kl",
     "delta",
 )
+_CHOICES: dict[str, type[Enum]] = {
+    "baseline": Baseline,
+    "dense_reward": RewardKind,
+    "estimator": Estimator,
+    "loss_normalizer": Normalizer,
+    "reference_mean": ReferenceMean,
+    "reward_level": RewardLevel,
+}
+_INSTEAD = {
+    "loss_type": "loss_normalizer says what the loss is divided by",
+    "scale_rewards": "whiten_advantages divides advantages by their spread",
+    "importance_sampling_level": "reward_level says what a token is credited with",
+}
 WITHOUT_EFFECT = {f.name: f.default for f in fields(GRPOConfig) if f.name in _GRPO_ONLY}
 """Arguments of GRPO's own advantages, loss and reference, with their defaults: DPR refuses any other value."""
 
 LOWER_IS_BETTER = ("nll", "nll_increase", "kl", "kl_sequence", "completions/clipped_ratio")
 """Metrics of which a `metric_for_best_model` keeps the lowest."""
+
+
+def _refusal(name: str) -> str:
+    hint = f" ({_INSTEAD[name]})" if name in _INSTEAD else ""
+    return f"{name} has no effect in DPR, which has its own advantages and loss: leave it out{hint}"
 
 
 @dataclass
@@ -59,6 +96,49 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             "help": "alpha of the hybrid reward alpha * dense + (1 - alpha) * reward_funcs. At 1 they are only logged."
         },
     )
+    reference_mean: str = field(
+        default="arithmetic",
+        metadata={"help": "How several references become one: arithmetic or geometric mean of their probabilities."},
+    )
+    reward_scale: float = field(
+        default=1.0,
+        metadata={"help": "Factor on the dense reward; the beta of DPO for a DPO model and its reference."},
+    )
+    reward_clip: float | None = field(
+        default=None, metadata={"help": "Cut the reward of a token at plus and minus this, nats (moves the optimum)."}
+    )
+    reward_floor: float | None = field(
+        default=None,
+        metadata={
+            "help": "Raise log-probabilities to at least this, nats: no reward where both models are that unsure "
+            "(moves the optimum)."
+        },
+    )
+    reward_level: str = field(
+        default="token",
+        metadata={"help": "Credit a token with the rewards from it on (token), or with the whole sum (sequence)."},
+    )
+    kl_in_return: bool = field(
+        default=True,
+        metadata={"help": "The KL to SFT is part of the return; False: an exact KL loss at each state (biased)."},
+    )
+    ref_beta: float = field(
+        default=0.0, metadata={"help": "Coefficient of a second KL, to the reference, inside the return."}
+    )
+    estimator: str = field(
+        default="auto",
+        metadata={
+            "help": "all_action (expectations over all next tokens: less variance), sampled, or auto: all_action "
+            "where it is possible."
+        },
+    )
+    all_action_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the all-action estimate in its mixture with the sampled one; None: fitted for each "
+            "completion to the others of the batch."
+        },
+    )
     baseline: str = field(
         default="position_mean",
         metadata={
@@ -67,6 +147,13 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
     )
     whiten_advantages: bool = field(
         default=False, metadata={"help": "Divide advantages by their standard deviation over the batch (biased)."}
+    )
+    loss_normalizer: str = field(
+        default="completions",
+        metadata={
+            "help": "Divide the summed loss by the number of completions, by that times max_completion_length "
+            "(TRL's dr_grpo), or by the number of tokens (TRL's dapo; biased)."
+        },
     )
     num_generations: int = field(default=4, metadata={"help": "Completions sampled for each prompt."})
     learning_rate: float = field(default=1e-6, metadata={"help": "Initial learning rate of AdamW."})
@@ -96,24 +183,16 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         if getattr(self, "bf16", None) is None and not self.fp16 and not torch.cuda.is_available():
             # TRL's default of bf16 is emulated on most CPUs, and slow.
             self.bf16: bool | None = False
-        for name, kind, value in (
-            ("baseline", Baseline, self.baseline),
-            ("dense_reward", RewardKind, self.dense_reward),
-        ):
+        for name, kind in _CHOICES.items():
+            value = getattr(self, name)
             if value not in [str(member.value) for member in kind]:
                 allowed = ", ".join(str(member.value) for member in kind)
                 raise ConfigError(f"{name}={value!r} does not exist; choose one of: {allowed}")
-        if not 0 <= self.dense_reward_weight <= 1:
-            raise ConfigError(f"dense_reward_weight={self.dense_reward_weight} must lie in [0, 1]; 1 is dense alone")
-        if self.beta < 0:
-            raise ConfigError(f"beta={self.beta} must be at least 0")
-        if not 0 <= self.gamma <= 1:
-            raise ConfigError(f"gamma={self.gamma} must lie in [0, 1]; 1 is undiscounted")
-        if self.gamma < 1 and Baseline(self.baseline) is Baseline.LEAVE_ONE_OUT:
-            raise ConfigError("baseline=leave_one_out needs gamma=1: with a discount it holds part of the future")
         for name, default in WITHOUT_EFFECT.items():
             if getattr(self, name, default) != default:
-                raise ConfigError(f"{name} has no effect in DPR, which has its own advantages and loss: leave it out")
+                raise ConfigError(_refusal(name))
+        self._check_reward()
+        self._check_estimate()
         if self.num_generations < 2:
             raise ConfigError(f"num_generations={self.num_generations} must be at least 2")
         truncates = self.top_p < 1 or self.top_k not in (0, -1, None) or (self.min_p or 0) > 0
@@ -132,3 +211,66 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             super().__post_init__()
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        obstacle = self.all_action_obstacle()
+        if Estimator(self.estimator) is Estimator.ALL_ACTION and obstacle:
+            raise ConfigError(f"estimator=all_action is not possible: {obstacle}; use estimator=sampled")
+
+    @property
+    def clips_updates(self) -> bool:
+        """Whether a batch serves several updates, so that later ones are PPO's clipped surrogate (TRL's condition)."""
+        return bool(self.gradient_accumulation_steps % (self.steps_per_generation * self.num_iterations))
+
+    def all_action_obstacle(self) -> str | None:
+        """Why these arguments rule the all-action estimator out; None if they do not."""
+        if RewardKind(self.dense_reward) is RewardKind.INVERSE_BELLMAN:
+            return "dense_reward=inverse_bellman needs the value of the next state, which only the sampled token has"
+        if RewardLevel(self.reward_level) is RewardLevel.SEQUENCE:
+            return "reward_level=sequence adds the rewards before a token, which is variance alone"
+        if self.whiten_advantages:
+            return "whiten_advantages divides by the spread of sampled returns"
+        if self.clips_updates:
+            return (
+                f"num_iterations={self.num_iterations} and steps_per_generation={self.steps_per_generation} make "
+                "several updates on one batch, whose clipping compares sampled tokens alone"
+            )
+        return None
+
+    def _check_reward(self) -> None:
+        if not 0 <= self.dense_reward_weight <= 1:
+            raise ConfigError(f"dense_reward_weight={self.dense_reward_weight} must lie in [0, 1]; 1 is dense alone")
+        kind = RewardKind(self.dense_reward)
+        if kind is not RewardKind.BASELINE_RELATIVE:
+            for name, unused in (
+                ("ref_beta", self.ref_beta != 0),
+                ("reference_mean", self.reference_mean != "arithmetic"),
+            ):
+                if unused:
+                    raise ConfigError(
+                        f"{name} has no effect: dense_reward={kind.value} has no reference; leave it out"
+                    )
+        if self.reward_clip is not None and not self.reward_clip > 0:
+            raise ConfigError(f"reward_clip={self.reward_clip} must be above 0, in nats; None for none")
+        if self.reward_floor is not None and not self.reward_floor < 0:
+            raise ConfigError(
+                f"reward_floor={self.reward_floor} must be below 0: it bounds log-probabilities, in nats"
+            )
+
+    def _check_estimate(self) -> None:
+        for name in ("beta", "ref_beta"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 0")
+        if not 0 <= self.gamma <= 1:
+            raise ConfigError(f"gamma={self.gamma} must lie in [0, 1]; 1 is undiscounted")
+        if self.gamma < 1 and Baseline(self.baseline) is Baseline.LEAVE_ONE_OUT:
+            raise ConfigError("baseline=leave_one_out needs gamma=1: with a discount it holds part of the future")
+        if self.gamma < 1 and RewardLevel(self.reward_level) is RewardLevel.SEQUENCE:
+            raise ConfigError("gamma has no effect with reward_level=sequence, which sums the whole completion: set 1")
+        if self.all_action_weight is not None:
+            if not 0 < self.all_action_weight <= 1:
+                raise ConfigError(
+                    f"all_action_weight={self.all_action_weight} must lie in (0, 1]; for 0 use estimator=sampled"
+                )
+            if Estimator(self.estimator) is Estimator.SAMPLED:
+                raise ConfigError("all_action_weight has no effect with estimator=sampled: leave it out")
+        if not self.kl_in_return and self.beta == 0:
+            raise ConfigError("kl_in_return=False has no effect with beta=0, where there is no KL: leave it out")

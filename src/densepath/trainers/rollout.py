@@ -11,12 +11,21 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from densepath.core.control import control_weights
 from densepath.core.hybrid import hybrid_rewards
 from densepath.core.masks import masked_sum
 from densepath.core.objective import kl_estimate
-from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_to_go, whiten
+from densepath.core.returns import (
+    Baseline,
+    baseline,
+    kl_penalised_rewards,
+    returns_after,
+    returns_to_go,
+    sequence_returns,
+    whiten,
+)
 from densepath.rewards.scores import DenseScores
-from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.dpr_config import DPRConfig, RewardLevel
 
 
 @dataclass
@@ -32,6 +41,11 @@ class Rollout:
         function_rewards: (completions, functions) float, what TRL's reward functions returned, summed over tokens.
         external: (completions, tokens) float, their weighted sum where it belongs; None if it is not trained on.
         advantages: (completions, tokens) float, once they are computed.
+        frozen_hidden: last hidden states of the SFT model and of each reference, (tokens, width); empty where no whole
+            distribution is needed.
+        expected: expected immediate reward at each state, KL terms included, nats; empty unless all actions are used.
+        state_kl: exact KL to the SFT policy at each state, nats; likewise.
+        all_action_weights: (completions,) share of the all-action estimate; likewise.
     """
 
     prompt_ids: list[list[int]] = field(default_factory=list)
@@ -42,6 +56,10 @@ class Rollout:
     function_rewards: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     external: Tensor | None = None
     advantages: Tensor | None = None
+    frozen_hidden: list[tuple[Tensor, ...]] = field(default_factory=list)
+    expected: list[Tensor] = field(default_factory=list)
+    state_kl: list[Tensor] = field(default_factory=list)
+    all_action_weights: Tensor = field(default_factory=lambda: torch.zeros(0))
 
 
 def loss_mask(inputs: dict[str, Any]) -> Tensor:
@@ -84,9 +102,22 @@ def advantages_of(
     rewards = token_rewards(rollout, mask, args)
     sft_logprobs = pad_rows(rollout.scores.sft_logprobs, mask)
     policy_logprobs = pad_rows(rollout.policy_logprobs, mask)
-    penalised = kl_penalised_rewards(rewards, policy_logprobs, sft_logprobs, args.beta, mask)
-    returns = returns_to_go(penalised, mask, args.gamma)
+    ref_logprobs = pad_rows(rollout.scores.ref_logprobs, mask) if rollout.scores.ref_logprobs else None
+    penalised = penalised_rewards(rewards, policy_logprobs, sft_logprobs, ref_logprobs, args, mask)
+    if RewardLevel(args.reward_level) is RewardLevel.SEQUENCE:
+        returns = [sequence_returns(penalised, mask)]
+    else:
+        returns = [returns_to_go(penalised, mask, args.gamma)]
     kl = kl_estimate(policy_logprobs, sft_logprobs, mask)
+    if rollout.expected:
+        expected, external = pad_rows(rollout.expected, mask), torch.zeros_like(rewards)
+        if rollout.external is not None:  # known of the sampled token alone, so its return keeps the present one
+            external = hybrid_rewards(external, rollout.external, mask, args.dense_reward_weight)
+        returns += [
+            returns_after(expected, mask, args.gamma) + returns_to_go(external, mask, args.gamma),
+            returns_to_go(penalised - external - expected, mask, args.gamma),
+        ]
+        kl = masked_sum(pad_rows(rollout.state_kl, mask), mask, dim=1)
     counts = mask.sum().float(), torch.tensor(float(len(mask)), device=mask.device)
     totals = torch.stack([kl.sum(), masked_sum(rewards, mask), *counts])
     kl_sum, reward_sum, tokens, rows = accelerator.reduce(totals, reduction="sum").tolist()
@@ -95,32 +126,72 @@ def advantages_of(
         "kl_sequence": kl_sum / max(rows, 1.0),
         "reward_per_token": reward_sum / max(tokens, 1.0),
     }
-    return _less_baseline(returns, mask, args, num_generations, accelerator), metrics
+    advantages, weights = _advantages(returns, mask, args, num_generations, accelerator)
+    if weights is not None:
+        rollout.all_action_weights = weights[0]
+        metrics["all_action_weight"] = weights[1]
+    return advantages, metrics
 
 
-def _less_baseline(
-    returns: Tensor, mask: Tensor, args: DPRConfig, num_generations: int, accelerator: Accelerator
+def penalised_rewards(
+    rewards: Tensor, policy: Tensor, sft: Tensor, ref: Tensor | None, args: DPRConfig, mask: Tensor
 ) -> Tensor:
-    """Returns less the baseline over the *global* batch; this process's rows of it."""
+    """Rewards less the KL terms of the return, elementwise: those of sampled tokens or of whole distributions."""
+    if args.kl_in_return and args.beta > 0:
+        rewards = kl_penalised_rewards(rewards, policy, sft, args.beta, mask)
+    if args.ref_beta > 0 and ref is not None:
+        rewards = kl_penalised_rewards(rewards, policy, ref, args.ref_beta, mask)
+    return rewards
+
+
+def _advantages(
+    returns: Sequence[Tensor], mask: Tensor, args: DPRConfig, num_generations: int, accelerator: Accelerator
+) -> tuple[Tensor, tuple[Tensor, float] | None]:
+    """Returns less the baseline over the *global* batch, and the all-action weights; this process's rows of them.
+
+    Args:
+        returns: sampled ones; with all actions also those after each token in expectation, and the noise between.
+        mask: see `advantages_of`.
+        args: likewise.
+        num_generations: likewise.
+        accelerator: likewise.
+
+    Returns:
+        (completions, tokens) advantages; (completions,) weights and their mean over the global batch, or None.
+    """
     kind = Baseline(args.baseline)
     if num_generations < 2 and kind is Baseline.LEAVE_ONE_OUT:
         kind = Baseline.NONE
-    local, width = returns.shape
+    local, width = mask.shape
     if accelerator.num_processes > 1:
-        returns = accelerator.gather(accelerator.pad_across_processes(returns, dim=1))
+        returns = [accelerator.gather(accelerator.pad_across_processes(each, dim=1)) for each in returns]
         # As int64: padding turns a bool tensor into one, and a process that has nothing to pad would keep its own.
         mask = accelerator.gather(accelerator.pad_across_processes(mask.long(), dim=1)).bool()
-    advantages = torch.where(mask, returns - baseline(kind, returns, mask, num_generations), torch.zeros_like(returns))
-    if args.whiten_advantages:
-        advantages = whiten(advantages, mask)
+
+    def less_baseline(values: Tensor) -> Tensor:
+        return torch.where(mask, values - baseline(kind, values, mask, num_generations), torch.zeros_like(values))
+
+    advantages = less_baseline(returns[0])
     start = accelerator.process_index * local
-    return advantages[start : start + local, :width]
+    if len(returns) == 1:
+        if args.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        return advantages[start : start + local, :width], None
+    sampled, after, noise = returns
+    if args.all_action_weight is None:
+        weights = control_weights(sampled, noise, mask)
+    else:
+        weights = torch.full_like(sampled[:, 0], args.all_action_weight)
+    share = weights.unsqueeze(1)
+    advantages = (1 - share) * advantages + share * less_baseline(after)
+    return advantages[start : start + local, :width], (weights[start : start + local], float(weights.mean()))
 
 
 def rollout_flops(rollout: Rollout, parameters: int, frozen: int, num_iterations: int) -> float:
     """FLOPs of one generation batch: sample, score the frozen models, forward and backward of the policy.
 
-    2 a parameter and token forward, 4 backward; a prompt that completions share is counted once, as computed.
+    2 a parameter and token forward, 4 backward; a prompt that completions share is counted once, as computed. The
+    all-action estimator adds a pass of the policy.
 
     Args:
         rollout: the batch.
@@ -129,5 +200,7 @@ def rollout_flops(rollout: Rollout, parameters: int, frozen: int, num_iterations
         num_iterations: updates on it.
     """
     prompts = {tuple(ids) for ids in rollout.prompt_ids}
-    tokens = sum(map(len, prompts)) + sum(map(len, rollout.completion_ids))
-    return float(tokens * parameters * (2 + 2 * frozen + 6 * num_iterations))
+    completions = sum(map(len, rollout.completion_ids))
+    tokens = sum(map(len, prompts)) + completions
+    passes = 2 + 2 * frozen + 6 * num_iterations + (2 if rollout.expected else 0)
+    return float(tokens * parameters * passes)

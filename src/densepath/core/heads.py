@@ -1,0 +1,144 @@
+"""Losses of the whole distribution at each state: a language-model head applied to a chunk of hidden states at a time.
+
+Log-probabilities over the vocabulary exist for one chunk only, in float32 or better, and the gradient of a chunk's
+loss is taken while they exist. So a head is applied once per token in training, and (tokens, vocabulary) never lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from densepath.core.logprobs import lift
+
+CHUNK_ELEMENTS = 2**23
+"""Log-probabilities in one chunk: 32 MiB in float32, of which about ten such tensors live at a time."""
+
+
+class Head(NamedTuple):
+    """A language-model head: `logits = softcap(scale (hidden @ weight.T + bias))`.
+
+    Attributes:
+        weight: (vocabulary, width) float.
+        bias: (vocabulary,) float or None.
+        scale: factor on the logits (Cohere, Granite).
+        softcap: final logit soft-capping (Gemma 2), or None.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def lifted(self) -> Head:
+        """The same head with half-precision weights in float32."""
+        return self._replace(weight=lift(self.weight), bias=None if self.bias is None else lift(self.bias))
+
+
+def head_logprobs(hidden: Tensor, head: Head) -> Tensor:
+    """Log-probabilities over the vocabulary: `log_softmax(logits)`; autocast does not reach it.
+
+    Args:
+        hidden: (tokens, width) float, last hidden states.
+        head: the head.
+
+    Returns:
+        (tokens, vocabulary) float32 (float64 for float64 weights), nats.
+    """
+    head = head.lifted()
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+        if head.scale != 1.0:
+            logits = logits * head.scale
+        if head.softcap is not None:
+            logits = head.softcap * torch.tanh(logits / head.softcap)
+        return torch.log_softmax(logits, dim=-1)
+
+
+def token_chunks(tokens: int, vocabulary: int, chunk_tokens: int | None = None) -> Iterator[slice]:
+    """Slices of at most `chunk_tokens` that cover all tokens; by default, of `CHUNK_ELEMENTS` log-probabilities."""
+    size = max(1, CHUNK_ELEMENTS // vocabulary) if chunk_tokens is None else chunk_tokens
+    if size < 1:
+        raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
+    return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))
+
+
+ChunkLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""(log-probabilities of a chunk (tokens, vocabulary), its slice of the tokens) -> (scalar loss, (values, tokens))."""
+
+
+def chunked_loss(
+    function: ChunkLoss, hidden: Tensor, head: Head, *, chunk_tokens: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum of a loss over chunks of tokens: `sum_c function(log pi(.|s_c), c)`, with gradients to hidden and head.
+
+    Each chunk's gradient is taken at once (the sum is linear in the chunks), so nothing of a chunk is kept for the
+    backward pass, and no head is applied a second time there.
+
+    Args:
+        function: the loss of a chunk, differentiable in the log-probabilities, and values of its tokens to hand back.
+        hidden: (tokens, width) float, last hidden states, at least one token.
+        head: the policy's head.
+        chunk_tokens: tokens projected at once; the result does not depend on it.
+
+    Returns:
+        Scalar loss; (values, tokens) of all chunks, without gradient.
+    """
+    if hidden.dim() != 2 or not len(hidden):
+        raise ValueError(f"hidden must be (tokens, width) with at least one token, got {tuple(hidden.shape)}")
+    loss, values = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, head, function, chunk_tokens, torch.is_grad_enabled()
+    )
+    return loss, values
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        function: ChunkLoss,
+        chunk_tokens: int | None,
+        with_gradient: bool,
+    ) -> tuple[Tensor, Tensor]:
+        wants = [with_gradient and need for need in ctx.needs_input_grad[:3]]
+        lifted = head.lifted()
+        leaf_weight = lifted.weight.detach().requires_grad_(wants[1])
+        leaf_bias = None if lifted.bias is None else lifted.bias.detach().requires_grad_(wants[2])
+        leaf_head = lifted._replace(weight=leaf_weight, bias=leaf_bias)
+        shared = [leaf for leaf in (leaf_weight, leaf_bias) if leaf is not None and leaf.requires_grad]
+        of_shared = [torch.zeros_like(leaf) for leaf in shared]
+        of_hidden = torch.empty_like(hidden) if wants[0] else None
+        losses, values = [], []
+        for chunk in token_chunks(len(hidden), len(weight), chunk_tokens):
+            part = hidden[chunk].detach().requires_grad_(wants[0])
+            with torch.set_grad_enabled(any(wants)):
+                chunk_loss, chunk_values = function(head_logprobs(part, leaf_head), chunk)
+            losses.append(chunk_loss.detach())
+            values.append(chunk_values.detach())
+            if not any(wants):
+                continue
+            gradients = torch.autograd.grad(chunk_loss, [*([part] if wants[0] else []), *shared])
+            if of_hidden is not None:
+                of_hidden[chunk] = gradients[0]
+            for total, gradient in zip(of_shared, gradients[len(gradients) - len(shared) :], strict=True):
+                total += gradient
+        ctx.of_hidden, ctx.of_shared, ctx.wants = of_hidden, of_shared, wants
+        ctx.dtype = weight.dtype
+        joined = torch.cat(values, dim=1)
+        ctx.mark_non_differentiable(joined)
+        return torch.stack(losses).sum(), joined
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        of_shared = [(gradient * upstream[0]).to(ctx.dtype) for gradient in ctx.of_shared]
+        of_hidden = None if ctx.of_hidden is None else ctx.of_hidden * upstream[0]
+        of_weight = of_shared.pop(0) if ctx.wants[1] else None
+        of_bias = of_shared.pop(0) if ctx.wants[2] else None
+        return of_hidden, of_weight, of_bias, None, None, None, None

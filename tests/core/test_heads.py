@@ -1,0 +1,106 @@
+"""Losses of whole distributions in chunks: values and gradients of the naive computation, whatever the chunk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from densepath.core.heads import Head, chunked_loss, head_logprobs, token_chunks
+
+
+def naive_logprobs(hidden, weight, bias=None, scale=1.0, softcap=None):
+    logits = hidden.double() @ weight.double().T
+    logits = (logits if bias is None else logits + bias.double()) * scale
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    return logits - logits.exp().sum(-1, keepdim=True).log()
+
+
+@pytest.mark.parametrize(
+    ("bias", "scale", "softcap"), [(False, 1.0, None), (True, 1.0, None), (True, 0.25, None), (False, 2.0, 3.0)]
+)
+def test_head_logprobs_equal_the_naive_ones(bias, scale, softcap):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, 4, generator=generator)
+    weight = torch.randn(7, 4, generator=generator)
+    extra = torch.randn(7, generator=generator) if bias else None
+    found = head_logprobs(hidden, Head(weight, extra, scale, softcap))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(
+        found.double(), naive_logprobs(hidden, weight, extra, scale, softcap), atol=1e-5, rtol=0
+    )
+
+
+def test_half_precision_and_autocast_are_lifted_to_float32():
+    """Rounding happened to the inputs alone: the product, the bias and the softmax are float32."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(5, 64, generator=generator).bfloat16()
+    weight = torch.randn(50, 64, generator=generator).bfloat16()
+    expected = naive_logprobs(hidden, weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        for states, matrix in ((hidden, weight), (hidden.float(), weight.float())):
+            found = head_logprobs(states, Head(matrix))
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
+
+
+def weighted(weights):
+    """A loss that is linear in nothing: each token's weighted sum of probabilities squared, plus its first logprob."""
+
+    def function(logprobs, chunk):
+        each = (logprobs.exp() ** 2).sum(-1) + logprobs[:, 0]
+        return (weights[chunk] * each).sum(), torch.stack([each, 2 * weights[chunk].to(each)])
+
+    return function
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 9), st.integers(1, 12), st.booleans(), st.integers(0, 1000))
+def test_value_and_gradients_do_not_depend_on_the_chunks(tokens, chunk_tokens, bias, seed):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    extra = torch.randn(6, generator=generator, dtype=torch.float64, requires_grad=True) if bias else None
+    weights = torch.randn(tokens, generator=generator, dtype=torch.float64)
+    inputs = [hidden, weight, *([] if extra is None else [extra])]
+    expected, expected_values = weighted(weights)(naive_logprobs(hidden, weight, extra, 0.5, 4.0), slice(None))
+    loss, values = chunked_loss(weighted(weights), hidden, Head(weight, extra, 0.5, 4.0), chunk_tokens=chunk_tokens)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(values, expected_values.detach())
+    assert not values.requires_grad
+    # the upstream factor reaches the gradients
+    found = torch.autograd.grad(loss * -2.5, inputs)
+    for ours, theirs in zip(found, torch.autograd.grad(expected * -2.5, inputs), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_only_what_is_trained_gets_a_gradient_in_its_own_dtype():
+    hidden = torch.randn(4, 3).bfloat16().requires_grad_()
+    weight = torch.randn(6, 3).bfloat16()
+    loss, _ = chunked_loss(weighted(torch.ones(4)), hidden, Head(weight), chunk_tokens=3)
+    loss.backward()
+    assert hidden.grad.dtype == torch.bfloat16
+    assert weight.grad is None
+    weight.requires_grad_()
+    loss, _ = chunked_loss(weighted(torch.ones(4)), hidden.detach(), Head(weight), chunk_tokens=3)
+    loss.backward()
+    assert weight.grad.dtype == torch.bfloat16
+    with torch.no_grad():
+        assert not chunked_loss(weighted(torch.ones(4)), hidden, Head(weight))[0].requires_grad
+
+
+def test_chunks_cover_all_tokens_and_hold_a_bounded_number_of_elements():
+    assert list(token_chunks(5, 10, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(token_chunks(0, 10)) == []
+    sizes = [chunk.stop - chunk.start for chunk in token_chunks(1000, 128_256)]
+    assert sum(sizes) == 1000
+    assert max(sizes) * 128_256 <= 2**23
+    with pytest.raises(ValueError, match="at least 1"):
+        token_chunks(5, 10, 0)
+
+
+def test_no_token_is_refused():
+    with pytest.raises(ValueError, match="at least one token"):
+        chunked_loss(weighted(torch.ones(0)), torch.zeros(0, 3), Head(torch.zeros(6, 3)))
