@@ -54,7 +54,7 @@ class _Request:
     pairs: Sequence[Encoded]
     units: deque[Unit]
     future: asyncio.Future[list[Scored]]
-    results: dict[int, Scored] = field(default_factory=dict)
+    results: list[Scored] = field(default_factory=list)
 
 
 class ScoringEngine(RequestQueue):
@@ -156,7 +156,7 @@ class ScoringEngine(RequestQueue):
             self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
             self.queued_tokens -= tokens
             for request, unit in batch:
-                _deliver(request, unit, [next(outcomes) for _ in unit.items])
+                _deliver(request, [next(outcomes) for _ in unit.items])
             if self.observer is not None:
                 self.observer.batch(len(pairs), tokens, seconds)
 
@@ -197,16 +197,17 @@ class ScoringEngine(RequestQueue):
         return [Scored(*values) for values in zip(scores.rewards, scores.sft_logprobs, refs, strict=True)]
 
 
-def _deliver(request: _Request, unit: Unit, outcomes: Sequence[Scored | ApiError]) -> None:
+def _deliver(request: _Request, outcomes: Sequence[Scored | ApiError]) -> None:
+    """Hand a request the outcomes of its next items: units are scored in their order."""
     if request.future.done():
         return
-    for index, outcome in zip(unit.items, outcomes, strict=True):
+    for outcome in outcomes:
         if isinstance(outcome, ApiError):
             request.future.set_exception(outcome)
             return
-        request.results[index] = outcome
+        request.results.append(outcome)
     if len(request.results) == len(request.pairs):
-        request.future.set_result([request.results[index] for index in range(len(request.pairs))])
+        request.future.set_result(request.results)
 
 
 def units(pairs: Sequence[Encoded], most_tokens: int) -> deque[Unit]:
