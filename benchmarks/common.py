@@ -14,14 +14,18 @@ from densepath.data import encode_pairs, generate_tasks
 from densepath.models.load import load_model, load_tokenizer
 
 
+def parser(description: str) -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--model", default="smollm2-135m-instruct")
+    found.add_argument("--rounds", type=int, default=3)
+    found.add_argument("--prompts", type=int, default=8)
+    found.add_argument("--num-generations", type=int, default=4)
+    found.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return found
+
+
 def arguments(description: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", default="smollm2-135m-instruct")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--num-generations", type=int, default=4)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    found = parser.parse_args()
+    found = parser(description).parse_args()
     torch.set_num_threads(found.threads)
     return found
 
@@ -44,21 +48,29 @@ def batch(tokenizer, prompts: int, num_generations: int):
     return prompt_ids, completion_ids
 
 
-def side_by_side(arms: dict[str, Callable[[], object]], rounds: int) -> None:
-    """Run the arms in turn, once to warm up and then `rounds` times; print medians and ratios to the last arm."""
+def side_by_side(
+    arms: dict[str, Callable[[], object]], rounds: int, *, tokens: int | None = None, warm_up: bool = True
+) -> None:
+    """Run the arms in turn, once to warm up and then `rounds` times; print medians and ratios to the last arm.
+
+    With `tokens`, those that one run of an arm handles, also tokens per CPU second.
+    """
     wall: dict[str, list[float]] = {name: [] for name in arms}
     cpu: dict[str, list[float]] = {name: [] for name in arms}
-    for turn in range(rounds + 1):
+    for turn in range(-int(warm_up), rounds):
         for name, run in arms.items():
             started, started_cpu = time.perf_counter(), time.process_time()
             run()
-            if turn:
+            if turn >= 0:
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - started_cpu)
     last = list(arms)[-1]
-    print(f"{'arm':<34}{'wall s':>9}{'CPU s':>9}{'CPU ratio, min-max over rounds':>34}")
+    rate = "" if tokens is None else f"{'tokens/CPU s':>14}"
+    print(f"{'arm':<34}{'wall s':>9}{'CPU s':>9}{rate}{'CPU ratio, min-max over rounds':>34}")
     for name in arms:
         ratios = [mine / other for mine, other in zip(cpu[name], cpu[last], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
-        print(f"{name:<34}{statistics.median(wall[name]):>9.2f}{statistics.median(cpu[name]):>9.2f}{spread:>34}")
+        seconds = statistics.median(cpu[name])
+        rate = "" if tokens is None else f"{tokens / seconds:>14.0f}"
+        print(f"{name:<34}{statistics.median(wall[name]):>9.2f}{seconds:>9.2f}{rate}{spread:>34}")
     print(f"threads {torch.get_num_threads()}, torch {torch.__version__}")

@@ -76,6 +76,56 @@ def test_token_budget_bounds_every_batch_but_a_longer_sequence():
     assert alone.input_ids.shape == (1, 59)
 
 
+def test_turns_of_a_conversation_are_one_run_by_hand():
+    # [1 2] answers 3 4; then the user says 5 and it answers 6; another answer to [1 2] is 7
+    (batch,) = pack([[1, 2], (1, 2, 3, 4, 5), [1, 2]], [[3, 4], [6], [7]])
+    x = IGNORED_LABEL
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 2]]
+    assert batch.labels.tolist() == [[x, 3, 4, x, 6, 7]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 1]]
+    assert context_of(batch, 0, 4) == [1, 2, 3, 4, 5]
+    assert context_of(batch, 0, 5) == [1, 2]
+    assert (batch.sequences, batch.columns, batch.lengths) == ((0, 1, 2), (1, 4, 5), (2, 1, 1))
+    # without the last answer no mask is needed, and with another order they are sequences of their own
+    (alone,) = pack([[1, 2], [1, 2, 3, 4, 5]], [[3, 4], [6]])
+    assert alone.attention_mask is None
+    assert alone.input_ids.tolist() == [[1, 2, 3, 4, 5]]
+    (apart,) = pack([[1, 2, 3, 4, 5], [1, 2]], [[6], [3, 4]])
+    assert apart.input_ids.numel() == 5 + 3
+
+
+conversations = st.lists(
+    st.lists(st.tuples(st.lists(st.integers(1, 3), max_size=2), st.lists(st.integers(1, 3), min_size=1, max_size=3)),
+             min_size=1, max_size=4),
+    min_size=1, max_size=4,
+)  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(conversations, st.integers(1, 24), st.one_of(st.none(), st.integers(1, 40)), st.booleans())
+def test_conversations_are_predicted_turn_by_turn_from_all_before(turns_of, row_tokens, token_budget, padded):
+    """Few different tokens, so that prompts coincide and continue one another in unplanned ways too."""
+    prompts, completions = [], []
+    for turns in turns_of:
+        before = [9]
+        for state, action in turns:
+            prompts.append(before := [*before, *state])
+            completions.append(action)
+            before = [*before, *action]
+    seen = []
+    for batch in pack(prompts, completions, row_tokens=row_tokens, token_budget=token_budget, padded=padded):
+        for index, row, column, length in zip(batch.sequences, batch.rows, batch.columns, batch.lengths, strict=True):
+            for t in range(length):
+                assert batch.labels[row, column + t] == completions[index][t]
+                context = (
+                    batch.input_ids[row, : column + t + 1].tolist() if padded else context_of(batch, row, column + t)
+                )
+                assert context == prompts[index] + completions[index][:t]
+            seen.append(index)
+        assert int((batch.labels != IGNORED_LABEL).sum()) == sum(batch.lengths)
+    assert sorted(seen) == list(range(len(prompts)))
+
+
 def test_rows_of_one_sequence_need_no_mask():
     (batch,) = pack([[1, 2, 3], [4]], [[5, 6], [7]], row_tokens=1)
     assert batch.attention_mask is None

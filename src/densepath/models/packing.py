@@ -3,7 +3,8 @@
 Scoring reads only the log-probabilities of completion tokens. A row therefore holds, for each group of
 completions with the same prompt, the prompt once and then one branch a completion; the attention mask lets a
 branch see its prompt and itself, and position ids say where each token stood. The last prompt token is
-repeated in front of every branch, because it predicts a different first token in each.
+repeated in front of every branch, because it predicts a different first token in each. Turns of one conversation,
+given one after the other, are one branch: each prompt begins with the turn before.
 """
 
 from __future__ import annotations
@@ -80,11 +81,35 @@ class PackedBatch:
 
 @dataclass(frozen=True)
 class _Group:
-    """Completions of one prompt that are packed together; `members` index the caller's sequences."""
+    """Sequences that are packed together behind one prompt.
+
+    A branch is one sequence, or several of which each prompt begins with the one before (turns of a conversation),
+    as one run of tokens. Branches index the caller's sequences.
+    """
 
     prompt: Sequence[int]
-    members: tuple[int, ...]
+    branches: tuple[tuple[int, ...], ...]
     width: int
+
+
+def _branches(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[list[int]]:
+    found: list[list[int]] = []
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"sequence {index}: the prompt is empty, so nothing predicts the first token")
+        if not completions[index]:
+            continue
+        before = found[-1][-1] if found else -1
+        if before == index - 1 >= 0 and _begins_with(prompt, prompts[before], completions[before]):
+            found[-1].append(index)
+        else:
+            found.append([index])
+    return found
+
+
+def _begins_with(ids: Sequence[int], prompt: Sequence[int], completion: Sequence[int]) -> bool:
+    length = len(prompt) + len(completion)
+    return len(ids) >= length and [*ids[:length]] == [*prompt, *completion]
 
 
 def _group(
@@ -93,24 +118,23 @@ def _group(
     row_tokens: int,
     share_prompts: bool,
 ) -> list[_Group]:
-    by_prompt: dict[object, list[int]] = {}
-    for index, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"sequence {index}: the prompt is empty, so nothing predicts the first token")
-        if completions[index]:
-            by_prompt.setdefault(tuple(prompt) if share_prompts else index, []).append(index)
+    by_prompt: dict[object, list[tuple[int, ...]]] = {}
+    for branch in map(tuple, _branches(prompts, completions)):
+        by_prompt.setdefault(tuple(prompts[branch[0]]) if share_prompts else branch, []).append(branch)
     groups: list[_Group] = []
-    for members in by_prompt.values():
-        shared = len(prompts[members[0]]) - 1
-        chosen: list[int] = []
+    for branches in by_prompt.values():
+        prompt = prompts[branches[0][0]]
+        shared = len(prompt) - 1
+        chosen: list[tuple[int, ...]] = []
         width = shared
-        for index in members:
-            if chosen and width + len(completions[index]) > row_tokens:
-                groups.append(_Group(prompts[members[0]], tuple(chosen), width))
+        for branch in branches:
+            length = len(prompts[branch[-1]]) + len(completions[branch[-1]]) - 1 - shared
+            if chosen and width + length > row_tokens:
+                groups.append(_Group(prompt, tuple(chosen), width))
                 chosen, width = [], shared
-            chosen.append(index)
-            width += len(completions[index])
-        groups.append(_Group(prompts[members[0]], tuple(chosen), width))
+            chosen.append(branch)
+            width += length
+        groups.append(_Group(prompt, tuple(chosen), width))
     return groups
 
 
@@ -118,7 +142,7 @@ def _fill_rows(groups: list[_Group], row_tokens: int, per_row: bool) -> list[lis
     """First-fit decreasing: each group goes into the first row that has room."""
     rows: list[list[_Group]] = []
     room: list[int] = []
-    for group in sorted(groups, key=lambda g: (-g.width, g.members)):
+    for group in sorted(groups, key=lambda g: (-g.width, g.branches)):
         place = next((i for i, free in enumerate(room) if free >= group.width), None)
         if place is None or per_row:
             rows.append([group])
@@ -130,7 +154,11 @@ def _fill_rows(groups: list[_Group], row_tokens: int, per_row: bool) -> list[lis
 
 
 def _build(
-    rows: list[list[_Group]], completions: Sequence[Sequence[int]], pad_token_id: int, padded: bool
+    rows: list[list[_Group]],
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    pad_token_id: int,
+    padded: bool,
 ) -> PackedBatch:
     width = max(sum(group.width for group in row) for row in rows)
     shape = (len(rows), width)
@@ -148,22 +176,25 @@ def _build(
             position_ids[r, at : at + shared] = torch.arange(shared)
             group_of[r, at : at + group.width] = g
             at += shared
-            for branch, index in enumerate(group.members, start=1):
-                completion = completions[index]
-                stop = at + len(completion)
-                input_ids[r, at:stop] = torch.tensor([group.prompt[-1], *completion[:-1]], dtype=torch.long)
-                labels[r, at:stop] = torch.tensor(completion, dtype=torch.long)
-                position_ids[r, at:stop] = torch.arange(shared, shared + len(completion))
-                branch_of[r, at:stop] = branch
-                sequences.append(index)
-                row_of.append(r)
-                columns.append(at)
-                lengths.append(len(completion))
+            for number, branch in enumerate(group.branches, start=1):
+                run = [*prompts[branch[-1]], *completions[branch[-1]]][shared:-1]
+                stop = at + len(run)
+                input_ids[r, at:stop] = torch.tensor(run, dtype=torch.long)
+                position_ids[r, at:stop] = torch.arange(shared, shared + len(run))
+                branch_of[r, at:stop] = number
+                for index in branch:
+                    column = at + len(prompts[index]) - 1 - shared
+                    completion = completions[index]
+                    labels[r, column : column + len(completion)] = torch.tensor(completion, dtype=torch.long)
+                    sequences.append(index)
+                    row_of.append(r)
+                    columns.append(column)
+                    lengths.append(len(completion))
                 at = stop
     attention_mask: Tensor | None
     if padded:
         attention_mask = (group_of >= 0).long()
-    elif all(len(row) == 1 and len(row[0].members) == 1 for row in rows):
+    elif all(len(row) == 1 and len(row[0].branches) == 1 for row in rows):
         # Padding stands behind the sequence. Its positions go on, since transformers takes a jump for a new sequence.
         position_ids = torch.arange(width).repeat(len(rows), 1)
         attention_mask = None
@@ -217,8 +248,8 @@ def pack(
     for row in rows:
         width = sum(group.width for group in (batch[0] if batch else row))
         if batch and token_budget is not None and (len(batch) + 1) * width > token_budget:
-            yield _build(batch, completions, pad_token_id, padded)
+            yield _build(batch, prompts, completions, pad_token_id, padded)
             batch = []
         batch.append(row)
     if batch:
-        yield _build(batch, completions, pad_token_id, padded)
+        yield _build(batch, prompts, completions, pad_token_id, padded)
