@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -11,8 +13,10 @@ from starlette.testclient import TestClient
 from tests.serve.conftest import KEY, tiny_reward
 
 from densepath.errors import NumericalError, UsageError
+from densepath.pipeline.serve_config import ServeArguments
 from densepath.rewards.dense import DenseReward
 from densepath.serve.app import create_app
+from densepath.serve.errors import TYPES
 from densepath.serve.settings import Access, Limits
 
 TURNS = [{"role": "user", "content": "3?"}]
@@ -191,6 +195,16 @@ def test_too_much_is_a_413(application, limits, items, message):
     error(client.post("/v1/rank", json=many), 413)
 
 
+@pytest.mark.parametrize(
+    ("length", "status"),
+    [("101", 413), ("1" + "0" * 5000, 413), ("\u00b2" * 9, 413), ("100", 422), ("0099", 422), ("21", 422)],
+)
+def test_a_length_is_believed_before_the_body_comes(application, length, status):
+    client = application(Limits(max_request_bytes=100))
+    headers = {**JSON, "content-length": length.encode("latin-1")}
+    error(client.post("/v1/score", content=b"{", headers=headers), status)
+
+
 def test_a_body_of_unknown_length_is_counted(application):
     client = application(Limits(max_request_bytes=100))
     found = client.post("/v1/score", content=iter([b"x" * 60] * 3), headers=JSON)
@@ -347,6 +361,17 @@ def test_every_answer_has_the_safe_headers(client):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_the_document_names_every_error_limit_and_metric(client):
+    text = (Path(__file__).parents[2] / "docs/serve.md").read_text(encoding="utf-8")
+    for status, name in TYPES.items():
+        assert status == 499 or f"`{name}`" in text, name  # nobody reads a 499
+    for name in re.findall(r"^# TYPE (densepath_\w+) ", client.get("/metrics").text, flags=re.MULTILINE):
+        assert name.endswith("_created") or f"`{name}`" in text, name
+    for field in dataclasses.fields(Limits):
+        assert f"`{field.name}`" in text, field.name
+        assert getattr(ServeArguments(), field.name) == field.default, field.name
 
 
 def test_the_description_names_every_error(client):

@@ -89,8 +89,9 @@ class Guard:
     async def _with_body(self, scope: Scope, receive: Receive) -> Receive:
         """Read the whole body; the application is handed it in one piece, and hears of a disconnect after it."""
         headers = Headers(scope=scope)
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > self.limits.max_request_bytes:
+        length = headers.get("content-length", "0").lstrip("0") or "0"
+        most = str(self.limits.max_request_bytes)
+        if (len(length), length) > (len(most), most):  # as numbers, whatever was sent
             raise self._too_large()
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise ApiError(415, "compressed bodies (Content-Encoding) are not read; send plain JSON")
