@@ -137,7 +137,7 @@ def test_the_page_says_what_matters(tmp_path):
         "right 6 tokens, +2.00 nats, +0.333 per token, row 1",
         "altered",
         "No token has a reward below zero.",
-        "reward summed up, nats, over 6 tokens",
+        "cumulative reward, nats, over 6 tokens",
         "−4.00 7 token 4",
     ):
         assert words in text, words

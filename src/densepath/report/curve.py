@@ -1,4 +1,4 @@
-"""The reward summed up token by token, as a small plot: SVG that stretches with the page, and labels in HTML."""
+"""The cumulative reward, token by token, as a small plot: SVG that stretches with the page, and labels in HTML."""
 
 from __future__ import annotations
 
@@ -76,9 +76,9 @@ def curve_html(
     page = Markup(
         '<figure class="dp-curve" role="img" aria-label="{title}"><div class="dp-plot">'
         '<svg viewBox="0 0 {w} {h}" preserveAspectRatio="none" aria-hidden="true">{drawn}</svg>{labels}</div>'
-        "<figcaption>{keys}<span>reward summed up, nats, over {count} {steps}</span></figcaption></figure>"
+        "<figcaption>{keys}<span>cumulative reward, nats, over {count} {steps}</span></figcaption></figure>"
     ).format(
-        title=visible(f"Reward summed up over {steps}; at the end: {ends} nats"),
+        title=visible(f"Cumulative reward over {steps}; at the end: {ends} nats"),
         w=WIDTH,
         h=HEIGHT,
         drawn=Markup("").join(drawn),

@@ -148,7 +148,7 @@ def _info(file: ScoredFile | None, choices: RewardChoices | None, chat: bool, ma
             "max_characters": max_characters,
         }
     return {
-        "title": "Score a text" if file is None else file.path.name,
+        "title": "Dense reward, token by token" if file is None else file.path.name,
         "file": None if file is None else {"path": str(file.path), "rows": len(file)},
         "models": models,
     }
