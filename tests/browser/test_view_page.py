@@ -10,7 +10,7 @@ from tests.browser.driver import resize
 from tests.report.scored_files import ROWS
 
 from densepath.report.compare import compare
-from densepath.report.scored import scored_row
+from densepath.report.scored_row import scored_row
 from densepath.report.view import ScoreView
 
 

@@ -1,13 +1,17 @@
 """Scored files: both formats, bounds, order and search, against plain Python over all rows."""
 
 import json
+import math
 import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.report.scored_files import END, ROWS, row, span, turn, write_jsonl, write_parquet
 
 from densepath.errors import DataError, MissingFileError, UsageError
-from densepath.report.scored import RowQuery, ScoredFile, scored_row
+from densepath.report.scored import RowQuery, ScoredFile
+from densepath.report.scored_row import scored_row, searched_text, summary
 
 
 @pytest.fixture(params=["jsonl", "parquet"])
@@ -62,6 +66,28 @@ def test_aligned_lists_become_runs_of_whole_characters():
     assert found.prompt == "user: Yes?"
     with pytest.raises(DataError, match="row 1: not a scored row"):
         scored_row({"turns": [{**turn_of_lists, "rewards": [1.0]}]}, 1, "scores.jsonl")
+
+
+NUMBER = st.one_of(st.none(), st.just(math.nan), st.integers(-8, 8).map(lambda n: n / 4))
+SPAN = st.fixed_dictionaries(
+    {}, optional={"text": st.text(max_size=3), "token_ids": st.lists(st.integers(0, 9), max_size=3)}
+).flatmap(lambda span: st.lists(NUMBER, max_size=3).map(lambda rewards: {**span, "rewards": rewards}))
+
+
+@given(st.lists(st.lists(SPAN, max_size=4), max_size=3), st.booleans())
+def test_the_numbers_of_the_index_are_those_of_the_row(turns, known):
+    """Eighths have exact sums; what is not a number counts as a token without a reward."""
+    value = {"id": 1, "turns": [{"spans": spans if known else [*spans, "odd", {"text": None}]} for spans in turns]}
+    record = scored_row(value, 1, "file")
+    found = summary(value, 1, "file")
+    assert found == (record.reward, record.reward_per_token, record.num_tokens, record.lowest)
+
+
+def test_a_search_looks_through_what_is_shown():
+    for value in (ROWS[1], {**ROWS[1], "turns": ROWS[1]["turns"][:1]}):
+        record = scored_row(value, 1, "file")
+        for part in (record.id, record.category, record.prompt, record.turns[0].text):
+            assert part.casefold() in searched_text(value)
 
 
 @pytest.mark.parametrize("sort", ["row", "reward", "reward_per_token", "tokens", "lowest"])

@@ -12,7 +12,8 @@ from tests.report.test_report_page import HOSTILE, Page, poison
 
 from densepath.errors import UsageError
 from densepath.report.compare import compare
-from densepath.report.scored import RowQuery, ScoredFile, scored_row
+from densepath.report.scored import RowQuery, ScoredFile
+from densepath.report.scored_row import scored_row
 from densepath.report.text import visible
 from densepath.report.view import LONGEST_WORST, ScoreView, live_page_html, page_html, view_scores, worst_runs
 

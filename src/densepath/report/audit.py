@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from densepath.report.heatmap import shown
-from densepath.report.scored import scored_row
+from densepath.report.scored_row import scored_row
 from densepath.report.text import visible
 from densepath.report.view import ScoreView
 

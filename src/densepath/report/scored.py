@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from densepath.errors import DataError, MissingFileError, UsageError
-from densepath.report import parse
 from densepath.report.heatmap import heat_scale
-from densepath.report.records import Completion, ScoredRow
+from densepath.report.records import ScoredRow
+from densepath.report.scored_row import Summary, scored_row, searched_text, summary
 
-SORTS = ("row", "reward", "reward_per_token", "tokens", "lowest")
+SORTS = ("row", *Summary._fields)
 """What rows can be ordered by: file order, summed reward, mean reward, length, lowest reward of one token."""
 
 _PROGRESS_EVERY = 256
@@ -74,91 +74,6 @@ class _Index:
     columns: dict[str, _Array]
 
 
-def scored_row(value: Any, number: int, source: str) -> ScoredRow:
-    """A row of a scored file, whichever layout it was written in.
-
-    Args:
-        value: the JSON object: `turns` as `densepath score` writes them (`tokens`, `offsets`, `token_ids` and
-            `rewards`), `turns` of `spans` of `text`, `token_ids` and `rewards`, or `spans` alone; `id`, `category`
-            and `prompt` (text or turns) or `messages` where they are known.
-        number: its place in the file, from 1.
-        source: the file's name, for messages.
-
-    Raises:
-        DataError: it holds no scored turn.
-    """
-    if isinstance(value, Mapping) and isinstance(value.get("spans"), list):
-        value = {**value, "turns": [value]}
-    turns = value.get("turns") if isinstance(value, Mapping) else None
-    if not isinstance(turns, list) or not all(map(_is_scored, turns)):
-        raise DataError(
-            f'{source}, row {number}: not a scored row, it has no "turns" of "tokens" or "spans"; see densepath score'
-        )
-    cleaned = parse.clean(value)
-    known = [_turn(turn, place) for place, turn in enumerate(cleaned["turns"], start=1)]
-    name = cleaned.get("id")
-    category = cleaned.get("category")
-    prompt = cleaned.get("prompt")
-    if prompt is None and isinstance(cleaned.get("messages"), list):
-        asked = (isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in cleaned["messages"])
-        prompt = cleaned["messages"][: next((place for place, answer in enumerate(asked) if answer), None)]
-    return ScoredRow(
-        number=number,
-        id=None if name is None else str(name),
-        prompt=prompt_text(prompt),
-        category=None if category is None else str(category),
-        turns=tuple(known),
-    )
-
-
-def _is_scored(turn: Any) -> bool:
-    if not isinstance(turn, Mapping):
-        return False
-    if isinstance(turn.get("spans"), list):
-        return True
-    lists = [turn.get(name) for name in ("tokens", "offsets", "token_ids", "rewards")]
-    return all(isinstance(values, list) and len(values) == len(lists[0] or ()) for values in lists)
-
-
-def _runs(turn: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Spans of a turn's aligned lists: consecutive tokens with one range in the text share a character."""
-    logprobs = turn.get("sft_logprobs") or [None] * len(turn["tokens"])
-    spans: list[dict[str, Any]] = []
-    before = None
-    for token, offset, *numbers in zip(
-        turn["tokens"], turn["offsets"], turn["token_ids"], turn["rewards"], logprobs, strict=False
-    ):
-        if offset != before or not isinstance(offset, list) or offset[0] == offset[-1]:
-            spans.append({"text": token, "token_ids": [], "rewards": [], "logprobs": []})
-        for name, number in zip(("token_ids", "rewards", "logprobs"), numbers, strict=True):
-            spans[-1][name].append(number)
-        before = offset
-    return spans
-
-
-def _turn(value: Mapping[str, Any], place: int) -> Completion:
-    parts = value["spans"] if isinstance(value.get("spans"), list) else _runs(value)
-    spans = tuple(parse.span(part) for part in parts if isinstance(part, Mapping))
-    return Completion(
-        arm="",
-        label=f"turn {place}",
-        text="".join(span.text for span in spans),
-        metric=None,
-        reward=sum(span.reward for span in spans),
-        truncated=bool(value.get("truncated")),
-        spans=spans,
-    )
-
-
-def prompt_text(value: Any) -> str | None:
-    """A prompt as text: turns become `role: content` paragraphs."""
-    if isinstance(value, list):
-        return "\n\n".join(
-            f"{turn.get('role')}: {turn.get('content')}" if isinstance(turn, Mapping) else str(turn) for turn in value
-        )
-    return None if value is None else str(value)
-
-
 class ScoredFile:
     """A scored file: its rows are read when they are shown, and only numbers about them are kept.
 
@@ -192,13 +107,11 @@ class ScoredFile:
     def _make_index(self, on_progress: Callable[[float], None] | None) -> _Index:
         places = array("q")
         numbers = {name: array("d") for name in SORTS[1:]}
-        for place, value, share in self._rows:
-            row = scored_row(value, len(places) + 1, self.path.name)
+        for place, value, share in self._rows.scan(("turns", "spans")):
+            known = summary(value, len(places) + 1, self.path.name)
             places.append(place)
-            numbers["reward"].append(row.reward)
-            numbers["reward_per_token"].append(row.reward_per_token)
-            numbers["tokens"].append(row.num_tokens)
-            numbers["lowest"].append(row.lowest)
+            for name, number in known._asdict().items():
+                numbers[name].append(number)
             if on_progress is not None and len(places) % _PROGRESS_EVERY == 0:
                 on_progress(share)
         if not places:
@@ -213,10 +126,15 @@ class ScoredFile:
         Raises:
             DataError: the file has changed since it was opened.
         """
+        return [self._shown(i, value) for i, value in zip(indices, self._values(indices), strict=True)]
+
+    def _shown(self, index: int, value: Any) -> ScoredRow:
+        return scored_row(value, index + 1, self.path.name)
+
+    def _values(self, indices: Sequence[int]) -> list[Any]:
         if self._stat() != self._state:
             raise DataError(f"{self.path} has changed since it was opened; start densepath view again")
-        values = self._rows.read([self._index.places[index] for index in indices])
-        return [scored_row(value, i + 1, self.path.name) for i, value in zip(indices, values, strict=True)]
+        return self._rows.read([self._index.places[index] for index in indices])
 
     def find(self, query: RowQuery) -> RowPage:
         """One page of the rows that a query asks for.
@@ -233,10 +151,12 @@ class ScoredFile:
         while at < len(order):
             # Without words each row is shown, so no more are read than fit.
             step = query.limit - len(rows) if not words else 64
-            for row in self.read(order[at : at + step].tolist()):
-                if words and words not in _searched_text(row):
+            indices = order[at : at + step].tolist()
+            for index, value in zip(indices, self._values(indices), strict=True):
+                if words and words not in searched_text(value):
                     at += 1
                     continue
+                row = self._shown(index, value)
                 if rows and (len(rows) == query.limit or tokens + row.num_tokens > query.max_tokens):
                     return RowPage(rows, at, len(order), at)
                 rows.append(row)
@@ -272,21 +192,20 @@ class ScoredFile:
         """
         if name.isdecimal() and 1 <= int(name) <= len(self):
             return self.read([int(name) - 1])[0]
-        for number, (_, value, _) in enumerate(self._rows, start=1):
+        for index, (_, value, _) in enumerate(self._rows.scan()):
             if str(value.get("id")) == name:
-                return scored_row(value, number, self.path.name)
+                return self._shown(index, value)
         raise UsageError(f"{self.path}: no row {name!r}; give a number from 1 to {len(self)}, or an id")
 
 
-def _searched_text(row: ScoredRow) -> str:
-    parts = [row.id or "", row.category or "", row.prompt or "", *(turn.text for turn in row.turns)]
-    return "\n".join(parts).casefold()
-
-
 class _Rows:
-    """How one file format is read: all rows in order as (place, value, share of the file), and some by their place."""
+    """How one file format is read.
 
-    def __iter__(self) -> Iterator[tuple[int, Any, float]]:
+    `scan` gives all rows in order as (place, value, share of the file); where the format can, only some of their
+    columns. `read` gives some by their places.
+    """
+
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any, float]]:
         raise NotImplementedError
 
     def read(self, places: Sequence[int]) -> list[Any]:
@@ -299,7 +218,7 @@ class _JsonlRows(_Rows):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def __iter__(self) -> Iterator[tuple[int, Any, float]]:
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any, float]]:
         size = max(self.path.stat().st_size, 1)
         place = number = 0
         with self.path.open("rb") as file:
@@ -346,10 +265,11 @@ class _ParquetRows(_Rows):
         self.starts = np.concatenate([[0], np.cumsum(groups)]).astype(int)
         self._group: tuple[int, Any] = (-1, None)
 
-    def __iter__(self) -> Iterator[tuple[int, Any, float]]:
+    def scan(self, columns: Sequence[str] | None = None) -> Iterator[tuple[int, Any, float]]:
         total = max(int(self.starts[-1]), 1)
         place = 0
-        for batch in self.file.iter_batches(self.BATCH):
+        known = None if columns is None else [name for name in columns if name in self.file.schema_arrow.names]
+        for batch in self.file.iter_batches(self.BATCH, columns=known):
             for value in batch.to_pylist():
                 yield place, value, (place + 1) / total
                 place += 1

@@ -24,7 +24,8 @@ from densepath.report.curve import Line, curve_html
 from densepath.report.heatmap import LEVELS, heat_scale, heatmap_css, heatmap_html, legend_html, shown
 from densepath.report.html import asset, make_environment, script_hash
 from densepath.report.records import Completion, ScoredRow, Span
-from densepath.report.scored import SORTS, scored_row
+from densepath.report.scored import SORTS
+from densepath.report.scored_row import scored_row
 from densepath.report.text import visible
 
 WORST = 3
@@ -283,8 +284,8 @@ def view_scores(
         raise UsageError(f"pair={pair}: there are completions 0 to {size - 1}")
     rows = []
     for index in range(size if limit is None or pair is not None else min(size, limit)):
-        runs = scores.spans(index, tokenizer) if tokenizer is not None else _runs(scores, index)
-        value = {"id": labels[index] if labels else f"completion {index + 1}", "spans": runs}
+        turn = _turn_record(scores, index) if tokenizer is None else {"spans": scores.spans(index, tokenizer)}
+        value = {"id": labels[index] if labels else f"completion {index + 1}", "turns": [turn]}
         if prompts is not None:
             value["prompt"] = prompts[index]
         rows.append(scored_row(value, index + 1, "scores"))
@@ -293,15 +294,13 @@ def view_scores(
     return ScoreView(rows=tuple(rows), total=size)
 
 
-def _runs(scores: Any, index: int) -> list[dict[str, Any]]:
-    """Runs of whole characters from the offsets of the tokens: those that share a character share their range."""
-    runs: list[dict[str, Any]] = []
-    places = scores.offsets[index]
-    values = scores.completion_ids[index], scores.rewards[index].tolist(), scores.sft_logprobs[index].tolist()
-    for place, (token, reward, logprob) in enumerate(zip(*values, strict=True)):
-        start, end = places[place]
-        if place == 0 or places[place - 1] != (start, end) or start == end:
-            runs.append({"text": scores.texts[index][start:end], "token_ids": [], "rewards": [], "logprobs": []})
-        for name, value in (("token_ids", token), ("rewards", reward), ("logprobs", logprob)):
-            runs[-1][name].append(value)
-    return runs
+def _turn_record(scores: Any, index: int) -> dict[str, Any]:
+    """One completion with its text, as a scored file holds a turn."""
+    text, offsets = scores.texts[index], [list(offset) for offset in scores.offsets[index]]
+    return {
+        "tokens": [text[start:end] for start, end in offsets],
+        "offsets": offsets,
+        "token_ids": list(scores.completion_ids[index]),
+        "rewards": scores.rewards[index].tolist(),
+        "sft_logprobs": scores.sft_logprobs[index].tolist(),
+    }
