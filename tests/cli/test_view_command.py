@@ -79,7 +79,7 @@ def test_the_server_starts_answers_and_stops(here):
     [
         ("view", "nothing to view: give a file that densepath score wrote, or model_name_or_path and"),
         ("view nowhere.jsonl", "nowhere.jsonl: no such file; give one that densepath score wrote"),
-        ("view rows.jsonl", 'rows.jsonl, row 1: not a scored row, it has no "turns" with "spans"'),
+        ("view rows.jsonl", 'rows.jsonl, row 1: not a scored row, it has no "turns" of "tokens" or'),
         ("view scores.jsonl --sort size", "sort='size' does not exist; choose one of: row, reward"),
         ("view scores.jsonl --html a.json", "html=a.json: the page's JSON twin takes that name; end it in .html"),
         ("view scores.jsonl --html a.html --compare 1", "compare takes two rows, by number or id, not 1"),
