@@ -101,6 +101,22 @@ def test_the_likelihood_of_held_out_demonstrations(run, logits_of, prompts, arm)
     assert table["nll"]["mean"] == pytest.approx(statistics.fmean(found), abs=1e-4)
 
 
+def test_dpr_measures_the_likelihood_of_validation_demonstrations_while_it_trains(run, logits_of):
+    tokenizer = AutoTokenizer.from_pretrained(run / "sft/model")
+    nll: dict[str, list[float]] = {"sft": [], "dpr": []}
+    for row in read_jsonl(run / "data/validation.jsonl"):
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        text = row["completion"][0]["content"]
+        ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        for arm, values in nll.items():
+            values += (-chosen(logits_of(arm, prompt, ids), ids)).tolist()
+    (logged,) = [row for row in read_jsonl(run / "dpr/metrics.jsonl") if "eval_nll" in row]
+    assert logged["eval_nll"] == pytest.approx(statistics.fmean(nll["dpr"]), abs=1e-4)
+    assert logged["eval_nll_increase"] == pytest.approx(logged["eval_nll"] - statistics.fmean(nll["sft"]), abs=1e-4)
+
+
 def test_pairs_are_of_the_same_prompts(run):
     results = read_json(run / "eval/results.json")
     means = {(row["arm"], row["decoding"]): row["metric"]["mean"] for row in results["rows"]}

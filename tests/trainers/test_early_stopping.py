@@ -43,7 +43,7 @@ def test_it_stops_at_values_in_a_row_and_warns_once(caplog):
     (message,) = caplog.messages
     assert message == (
         "step 7: kl_sequence is 1.9, above the threshold of 1.5 for 2 logs; training stops, the last good checkpoint "
-        "is none: save more often; raise beta"
+        "is none: keep the SFT model, and save more often; raise beta"
     )
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import encode_demonstrations, prompt_of
+from densepath.data import encode_demonstrations, encode_pairs, prompt_of
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import load_model, load_tokenizer
@@ -191,6 +191,7 @@ def run_dpr(
         ref_model=frozen_reference(policy, reference_path(run, arguments, reference), arguments),
         args=config,
         train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
+        eval_dataset=None if config.eval_strategy == "no" else held_out_demonstrations(run, tokenizer, context),
         processing_class=tokenizer,
     )
     _train(trainer, folder, console, title)
@@ -204,6 +205,19 @@ def run_dpr(
         completions=trainer.state.global_step * trainer.args.generation_batch_size,
         steps=trainer.state.global_step,
     )
+
+
+def held_out_demonstrations(run: RunFolder, tokenizer: Any, context: int) -> Dataset:
+    """The validation rows as prompt and completion, as far as they fit the context; those without one, as prompts."""
+    found = []
+    for row in read_split(run, "validation"):
+        prompt, turns = prompt_of(row), row.get("messages")
+        completion = row.get("completion") if turns is None else turns[len(prompt) :] or None
+        pair = {"prompt": prompt, "completion": completion}
+        pairs = encode_pairs(pair, tokenizer) if completion else []
+        if all(len(each.prompt_ids) + len(each.completion_ids) <= context for each in pairs):
+            found.append(pair)
+    return Dataset.from_list(found)
 
 
 def frozen_reference(policy: Any, path: str, arguments: ModelArguments) -> FrozenPolicy | Any:

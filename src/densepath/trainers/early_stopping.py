@@ -172,5 +172,7 @@ def _warning(signal: Signal, measured: float, value: float, state: Any, stops: b
     text += f" for {signal.patience} logs" if signal.patience > 1 else ""
     if stops:
         kept = state.best_model_checkpoint
-        text += f"; training stops, the last good checkpoint is {kept or 'none: save more often'}"
+        text += (
+            f"; training stops, the last good checkpoint is {kept or 'none: keep the SFT model, and save more often'}"
+        )
     return f"{text}; {signal.advice}"
