@@ -250,6 +250,7 @@ def test_altered_figures_by_loops():
             rank.append(sum(1.0 if t > mine else 0.5 if t == mine else 0.0 for t in tokens) / len(tokens))
         assert values_of(figures["lowest_token"])[name] == pytest.approx(sum(lowest) / 20)
         assert values_of(figures["rank_of_token"])[name] == pytest.approx(sum(rank) / 20)
+    assert {measure.ties for measure in figures["rank_of_token"].measures} == {None}
     assert figures["lowest_token"].chance == pytest.approx(sum(1 / n for n in lengths) / 20)
     sums = [float(values.sum()) for values in signals["reward"]]
     credits = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(sums[0::2], sums[1::2], strict=True)]

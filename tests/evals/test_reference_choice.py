@@ -78,7 +78,14 @@ def test_none_is_chosen_where_none_tells(planted):
         planted[0.5], {"0": planted[0.9]}, ROWS, tokenizer=TOKENIZER, preferences=PAIRS, max_completion_length=3
     )
     assert record["chosen"] is None
+    assert record["preferences_set_aside"] == 0
     assert record["reason"].startswith("no reference is shown to be above 0.5; the best, 0, has accuracy (preference)")
+    useless = [PAIRS[0], {**PAIRS[1], "rejected": "A"}, {**PAIRS[2], "prompt": "z" * 200}]
+    found = select_reference(
+        planted[0.5], {"0": planted[0.1]}, ROWS[:4], tokenizer=TOKENIZER, preferences=useless, num_generations=0
+    )
+    assert found["preferences_set_aside"] == 2
+    assert candidate(found, "0")["preference"]["value"]["n"] == 1
     same = select_reference(planted[0.5], {"1": planted[0.5]}, ROWS[:10], tokenizer=TOKENIZER, max_completion_length=3)
     assert same["chosen"] is None
 

@@ -121,6 +121,7 @@ def altered_figures(
             rank,
             primary=REWARD,
             chance=0.5,
+            decides=False,
             groupings=groupings,
             seed=seed,
         ),

@@ -25,7 +25,7 @@ class MeasureValue:
     Attributes:
         name: of the measure.
         value: with its 95 % interval over rows.
-        ties: rows in which it could not decide, each counted by its share; None where ties are not rows.
+        ties: rows in which it could not decide; None where nothing is decided row by row.
         groups: grouping -> group -> value.
     """
 
@@ -84,6 +84,7 @@ def credit_figure(
     *,
     primary: str,
     chance: float,
+    decides: bool = True,
     groupings: Groupings | None = None,
     seed: int = 0,
 ) -> Figure:
@@ -95,6 +96,7 @@ def credit_figure(
         credits: measure -> (rows,) credits.
         primary: the measure that is compared with the others.
         chance: what guessing earns on average.
+        decides: a credit between 0 and 1 is a tie; False where credits are shares.
         groupings: further means within groups of rows.
         seed: of the bootstrap.
     """
@@ -105,7 +107,7 @@ def credit_figure(
         MeasureValue(
             measure,
             credit_interval(values, seed),
-            int(((values > 0) & (values < 1)).sum()),
+            int(((values > 0) & (values < 1)).sum()) if decides else None,
             {
                 grouping: {group: credit_interval(values[members], seed) for group, members in _groups(labels)}
                 for grouping, labels in (groupings or {}).items()

@@ -88,6 +88,7 @@ class _Texts:
     verdicts: list[list[float]] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
     places: dict[Encoded, int] = field(default_factory=dict)
+    unused: int = 0
 
     def add(self, pair: Encoded) -> int:
         """Its place; equal texts have one, so that rounding cannot part them."""
@@ -220,7 +221,7 @@ def select_reference(
         raise DataError(
             f"{source}: nothing to compare by: no number to alter; sample with num_generations, or give pairs"
         )
-    return _choose(measured, asked, rewards, seed)
+    return {**_choose(measured, asked, rewards, seed), "preferences_set_aside": texts.unused}
 
 
 def _criterion(value: Criterion | str) -> Criterion:
@@ -253,10 +254,12 @@ def _texts(
             judged = encode_preference(row, tokenizer)
         except (DataError, ModelError) as error:
             raise type(error)(f"the preference rows, row {index + 1}: {error}") from error
-        if not isinstance(judged, str):
-            longest = max(len(c.prompt_ids) + len(c.completion_ids) for c in judged.completions)
-            if longest <= context:
-                texts.pairs.append((texts.add(judged.completions[0]), texts.add(judged.completions[1])))
+        if isinstance(judged, str) or any(
+            len(c.prompt_ids) + len(c.completion_ids) > context for c in judged.completions
+        ):
+            texts.unused += 1
+            continue
+        texts.pairs.append((texts.add(judged.completions[0]), texts.add(judged.completions[1])))
     return texts
 
 
@@ -354,7 +357,7 @@ def _choose(
         reason = f"no reference is shown to be above {CHANCE[criterion]:g}; the best, {best}, has {what}"
     return {
         "criterion": criterion.value,
-        "unit": UNITS[criterion],
+        "units": {c.value: UNITS[c] for c in measured},
         "chosen": best if tells else None,
         "reason": reason,
         "best_by": best_by,

@@ -77,6 +77,11 @@ def run_select_command(arguments: SelectArguments, console: Console) -> dict[str
         "paths": references,
         **record,
     }
+    if record["preferences_set_aside"]:
+        _warn(
+            console,
+            f"{pairs}: {record['preferences_set_aside']} rows set aside: equal twins, or longer than the context",
+        )
     console.print(selection_table(record))
     chosen = "none" if record["chosen"] is None else record["chosen"]
     console.print(f"chosen: {chosen}: {record['reason']}", highlight=False)

@@ -1,4 +1,4 @@
-"""The reward without RL as commands: `densepath reward-eval`, `rank`, `audit`, `select`."""
+"""`densepath reward-eval`, and what it shares with the other commands that use the reward without RL."""
 
 from __future__ import annotations
 

@@ -12,13 +12,6 @@ from rich.text import Text
 from densepath.report import parse
 from densepath.report.table import format_interval
 
-UNITS = {
-    "preference": "accuracy",
-    "verifier": "AUROC",
-    "altered": "mean / sd",
-    "samples": "mean / sd",
-}
-
 
 def selection_table(record: Mapping[str, Any]) -> Table:
     """One row a reference, one column a criterion; the best of each column is marked."""
@@ -26,7 +19,7 @@ def selection_table(record: Mapping[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     table.add_column("reference", no_wrap=True)
     for name in criteria:
-        table.add_column(Text(f"{name}\n{UNITS[name]}"), justify="right", no_wrap=True)
+        table.add_column(Text(f"{name}\n{record['units'][name]}"), justify="right", no_wrap=True)
     for candidate in record["candidates"]:
         cells = []
         for name in criteria:
