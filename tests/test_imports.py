@@ -17,7 +17,7 @@ LAYERS = [
     {"errors", "io", "__init__"},
     {"core"},
     {"data", "models", "theory"},
-    {"rewards"},
+    {"rewards", "planning"},
     {"trainers", "evals"},
     {"report"},
     {"pipeline"},

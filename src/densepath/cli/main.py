@@ -14,6 +14,7 @@ from densepath.io import UNWRITABLE
 
 COMMANDS = {
     "run": "The whole job: SFT, references, dense reward, DPR, held-out evaluation, report.",
+    "plan": "What memory a recipe needs, without weights, and whether it fits.",
     "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
     "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
     "score": "Grade every token of given completions with the dense reward.",

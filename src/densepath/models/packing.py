@@ -160,7 +160,7 @@ def _build(
     pad_token_id: int,
     padded: bool,
 ) -> PackedBatch:
-    width = max(sum(group.width for group in row) for row in rows)
+    width = max(map(_width, rows))
     shape = (len(rows), width)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
     position_ids = torch.zeros(shape, dtype=torch.long)
@@ -239,17 +239,47 @@ def pack(
     Yields:
         Batches that together hold each non-empty completion once, widest rows first.
     """
+    for rows in _row_batches(prompts, completions, token_budget, row_tokens, padded):
+        yield _build(rows, prompts, completions, pad_token_id, padded)
+
+
+def packed_shapes(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    *,
+    token_budget: int | None = None,
+    row_tokens: int = ROW_TOKENS,
+    padded: bool = False,
+) -> list[tuple[int, int]]:
+    """(rows, width) of each batch that `pack` would yield, without building it. Arguments as there."""
+    return [
+        (len(rows), _width(rows[0])) for rows in _row_batches(prompts, completions, token_budget, row_tokens, padded)
+    ]
+
+
+def _width(row: list[_Group]) -> int:
+    return sum(group.width for group in row)
+
+
+def _row_batches(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    token_budget: int | None,
+    row_tokens: int,
+    padded: bool,
+) -> Iterator[list[list[_Group]]]:
+    """Rows of groups within the budget, widest first."""
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
     groups = _group(prompts, completions, row_tokens, share_prompts=not padded)
     rows = _fill_rows(groups, row_tokens, per_row=padded)
-    rows.sort(key=lambda row: -sum(group.width for group in row))
+    rows.sort(key=lambda row: -_width(row))
     batch: list[list[_Group]] = []
     for row in rows:
-        width = sum(group.width for group in (batch[0] if batch else row))
+        width = _width(batch[0] if batch else row)
         if batch and token_budget is not None and (len(batch) + 1) * width > token_budget:
-            yield _build(batch, prompts, completions, pad_token_id, padded)
+            yield batch
             batch = []
         batch.append(row)
     if batch:
-        yield _build(batch, prompts, completions, pad_token_id, padded)
+        yield batch

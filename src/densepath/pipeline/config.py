@@ -101,6 +101,15 @@ class RunArguments(ModelArguments):
     num_report_samples: int = option(12, "Completions shown token by token in the report.")
     num_threads: int | None = option(None, "CPU threads; torch's default if None.")
 
+    accelerate_config: str | None = option(
+        None, "accelerate file that the recipe is launched with: the memory plan reads processes and sharding from it."
+    )
+    num_processes: int | None = option(None, "Processes that the memory plan counts with; those of accelerate_config.")
+    gpu_memory: float | None = option(
+        None, "GiB of one GPU that the recipe is made for; a plan that does not fit is refused before the first stage."
+    )
+    max_prompt_length: int = option(512, "Longest prompt in tokens that the memory plan counts with.")
+
     def __post_init__(self) -> None:
         _choice("continued_sft", self.continued_sft, ("flops", "samples", "none"))
         _choice("dense_reward", self.dense_reward, REWARDS)
@@ -111,6 +120,11 @@ class RunArguments(ModelArguments):
         for name in ("sft_max_steps", "dpr_max_steps", "save_steps"):
             _at_least(name, getattr(self, name), 1)
         _at_least("num_generations", self.num_generations, 2)
+        _at_least("max_prompt_length", self.max_prompt_length, 1)
+        if self.num_processes is not None:
+            _at_least("num_processes", self.num_processes, 1)
+        if self.gpu_memory is not None and not 0 < self.gpu_memory < float("inf"):
+            raise ConfigError(f"gpu_memory={self.gpu_memory} must be a number of GiB above 0")
         if self.dpr_per_device_train_batch_size % self.num_generations:
             raise ConfigError(
                 f"dpr_per_device_train_batch_size={self.dpr_per_device_train_batch_size} must be a multiple of "
@@ -171,6 +185,13 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def _at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ConfigError(f"{name}={value} must be at least {least}")
+
+
+@dataclass
+class PlanArguments(RunArguments):
+    """Arguments of `densepath plan`: those of `densepath run`, whose recipe it reads."""
+
+    json: bool = option(False, "Print every term of every moment as JSON, in bytes.")
 
 
 @dataclass

@@ -1,0 +1,42 @@
+"""`densepath plan`: what memory a recipe needs, computed without weights, and whether it fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from densepath.cli.arguments import parse
+from densepath.pipeline.config import PlanArguments
+
+DESCRIPTION = (
+    "What memory a recipe of densepath run needs on each GPU, or on the CPU, computed without weights. "
+    "Exits with 2 and names the term that is too large when it cannot fit."
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, plan, print; a plan that cannot fit is an error."""
+    arguments, others = parse(
+        PlanArguments,
+        argv,
+        prog="densepath plan",
+        description=DESCRIPTION,
+        passthrough={"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"},
+    )
+    from rich.console import Console
+
+    from densepath.pipeline.plan import plan_recipe, require_fit
+    from densepath.pipeline.run import quiet_libraries
+    from densepath.planning.table import headline, plan_json, plan_table, verdict
+
+    quiet_libraries()
+    plan = plan_recipe(arguments, others)
+    if arguments.json:
+        print(json.dumps(plan_json(plan), indent=2))
+    else:
+        console = Console()
+        console.print(headline(plan), highlight=False, soft_wrap=True)
+        console.print(plan_table(plan))
+        console.print(verdict(plan), highlight=False, soft_wrap=True)
+    require_fit(plan)
+    return 0

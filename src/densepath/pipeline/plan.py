@@ -1,0 +1,212 @@
+"""The memory plan of a recipe: its keys and its accelerate file, as the sizes that `planning` computes with."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from densepath.errors import ConfigError, MissingFileError
+from densepath.pipeline.config import RunArguments
+from densepath.pipeline.training import dpr_config, sft_config
+from densepath.planning.architecture import Architecture, architecture_of
+from densepath.planning.memory import GIB, Adapter, Precision, Sharding
+from densepath.planning.plan import Machine, Plan, Setup, Training, check_fits, make_plan
+from densepath.trainers.dpr_config import DPRConfig
+
+CUDA_RESERVE = 1.5 * GIB
+"""CUDA context, cuBLAS workspaces, NCCL, and what the caching allocator cannot hand out: ours, an allowance."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
+HALF = ("bf16", "fp16")
+
+
+def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: float | None = None) -> Plan:
+    """The plan of a `densepath run` recipe; its weights are not read.
+
+    Args:
+        arguments: the recipe.
+        others: its `sft_*` and `dpr_*` keys.
+        process: bytes that the process takes before any model, on a CPU; measured if None: this process has
+            imported what a run imports.
+
+    Raises:
+        ConfigError: keys that contradict each other.
+        ModelError: a model whose configuration cannot be had, or that there are no formulas for.
+        MissingFileError: an accelerate file that is not there.
+    """
+    sharding, processes = launch_of(arguments)
+    cuda = arguments.gpu_memory is not None or processes > 1 or torch.cuda.is_available()
+    if cuda:
+        machine = Machine(True, _gpu_memory(arguments), CUDA_RESERVE, processes, sharding)
+    else:
+        machine = Machine(False, machine_memory(), resident_bytes() if process is None else process)
+    architecture = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    return make_plan(setup_of(arguments, others, architecture, cuda=cuda), machine)
+
+
+def require_fit(plan: Plan) -> None:
+    """Refuse a plan that needs more than there is.
+
+    Raises:
+        ConfigError: the stage, the term that is too large, and what to change.
+    """
+    reason = check_fits(plan)
+    if reason is not None:
+        raise ConfigError(reason)
+
+
+def setup_of(arguments: RunArguments, others: Mapping[str, Any], architecture: Architecture, *, cuda: bool) -> Setup:
+    """What the recipe asks of memory.
+
+    Raises:
+        ConfigError: a key or value that TRL's configs do not take, or lengths that exceed the context.
+    """
+    folder = Path(arguments.output_dir)
+    safe = {key: value for key, value in others.items() if key.partition("_")[2] not in HALF}
+    sft = sft_config(arguments, safe, folder / "sft", bf16=False)
+    dpr = dpr_config(arguments, {**safe, "dpr_bf16": False}, folder / "dpr", beta=1.0)
+    completion = dpr.max_completion_length or 0
+    longest = arguments.max_prompt_length + completion
+    length = arguments.max_length or longest
+    for name, value in (("max_length", length), ("max_prompt_length + max_completion_length", longest)):
+        if value > architecture.context:
+            raise ConfigError(f"{name} is {value}, and {architecture.name} has a context of {architecture.context}")
+    weights = BYTES.get(arguments.dtype, 4)
+
+    def precision(prefix: str) -> Precision:
+        half = any(others.get(f"{prefix}_{name}", cuda and name == "bf16") for name in HALF)
+        return Precision(weights, min(weights, 2) if half else weights)
+
+    adapter = None
+    if arguments.use_peft:
+        targets = arguments.lora_target_modules
+        names = None if targets == "all-linear" else tuple(targets.replace(",", " ").split())
+        adapter = Adapter(arguments.lora_r, names)
+    reads_reference = arguments.dense_reward == "baseline_relative"
+    chooses = reads_reference and (arguments.reference == "auto" or arguments.beta == "auto")
+    return Setup(
+        architecture=architecture,
+        weights=weights,
+        adapter=adapter,
+        four_bit=False,
+        sft=Training(
+            rows=sft.per_device_train_batch_size,
+            prompt=1,
+            completion=length - 1,
+            group=1,
+            accumulation=sft.gradient_accumulation_steps,
+            optimizer=str(sft.optim.value if hasattr(sft.optim, "value") else sft.optim),
+            checkpointing=bool(others.get("sft_gradient_checkpointing", cuda)),
+            precision=precision("sft"),
+        ),
+        dpr=Training(
+            rows=dpr.per_device_train_batch_size,
+            prompt=arguments.max_prompt_length,
+            completion=completion,
+            group=dpr.num_generations if dpr.steps_per_generation == 1 else 1,
+            accumulation=dpr.gradient_accumulation_steps,
+            optimizer=str(dpr.optim.value if hasattr(dpr.optim, "value") else dpr.optim),
+            checkpointing=bool(others.get("dpr_gradient_checkpointing", cuda)),
+            precision=precision("dpr"),
+            rollouts=dpr.per_device_train_batch_size * (dpr.steps_per_generation or 1),
+            token_budget=dpr.score_token_budget,
+        ),
+        references=int(reads_reference),
+        shared_reference=arguments.use_peft and (_is_fraction(arguments.reference) or arguments.reference == "auto"),
+        previews=2 if chooses else 0,
+        evaluated=3 if reads_reference else 2,
+        evaluation_rows=arguments.num_test_samples,
+        vllm=_vllm_share(dpr),
+        vllm_sleeps=bool(dpr.vllm_enable_sleep_mode),
+        own_sampler=not dpr.use_vllm,
+    )
+
+
+def _is_fraction(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _vllm_share(dpr: DPRConfig) -> float:
+    return float(dpr.vllm_gpu_memory_utilization) if dpr.use_vllm and dpr.vllm_mode == "colocate" else 0.0
+
+
+# -- the machine -------------------------------------------------------------------------------------------------
+
+
+def launch_of(arguments: RunArguments) -> tuple[Sharding, int]:
+    """How the accelerate file splits the model, and over how many processes.
+
+    Raises:
+        MissingFileError: it is not there.
+        ConfigError: it is no accelerate file, or contradicts `num_processes`.
+    """
+    path = arguments.accelerate_config
+    if path is None:
+        processes = arguments.num_processes or 1
+        return (Sharding.DDP if processes > 1 else Sharding.NONE), processes
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise MissingFileError(f"accelerate_config={path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    kind = str(values.get("distributed_type", "")).upper() if isinstance(values, dict) else ""
+    if kind not in _KINDS:
+        raise ConfigError(f"{path}: no accelerate configuration: distributed_type is none of {', '.join(_KINDS)}")
+    processes = arguments.num_processes or int(values.get("num_processes", 1))
+    if processes == 1 and kind in ("NO", "MULTI_GPU"):
+        return Sharding.NONE, 1
+    if kind == "NO":
+        raise ConfigError(
+            f"num_processes={processes}, and {path} is for one process: name recipes/accelerate/multi_gpu.yaml"
+        )
+    return _KINDS[kind](values), processes
+
+
+def _deepspeed(values: Mapping[str, Any]) -> Sharding:
+    stage = (values.get("deepspeed_config") or {}).get("zero_stage", 0)
+    return {1: Sharding.ZERO1, 2: Sharding.ZERO2, 3: Sharding.ZERO3}.get(int(stage), Sharding.DDP)
+
+
+_KINDS = {
+    "NO": lambda values: Sharding.NONE,
+    "MULTI_GPU": lambda values: Sharding.DDP,
+    "MULTI_CPU": lambda values: Sharding.DDP,
+    "FSDP": lambda values: Sharding.FSDP2,
+    "DEEPSPEED": _deepspeed,
+}
+
+
+def _gpu_memory(arguments: RunArguments) -> float | None:
+    if arguments.gpu_memory is not None:
+        return arguments.gpu_memory * GIB
+    if torch.cuda.is_available():
+        return float(torch.cuda.get_device_properties(0).total_memory)
+    return None
+
+
+def machine_memory() -> float:
+    """Bytes of memory that this process may use: the machine's, or the control group's where that is less."""
+    total = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, float(Path(path).read_text(encoding="ascii")))
+        except (OSError, ValueError):
+            continue
+    return total
+
+
+def resident_bytes() -> float:
+    """Most memory that this process has had resident so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -1,0 +1,365 @@
+"""The stages of a run and what is alive at each of their moments: a plan, and whether it fits.
+
+A stage's need is the largest of its moments: where the backward pass begins (all activations, no gradients yet), where
+it ends (all gradients, no activations), the optimizer's step, sampling, and scoring by the frozen models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from densepath.core.logprobs import DEFAULT_CHUNK_TOKENS
+from densepath.models.packing import packed_shapes
+from densepath.models.sampling import DEFAULT_TOKEN_BUDGET as SAMPLING_TOKENS
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET as SCORING_TOKENS
+from densepath.planning import memory
+from densepath.planning.architecture import Architecture
+from densepath.planning.memory import FLOAT32, GIB, Adapter, Precision, Sharding
+
+TERMS = {
+    "process": "what the process holds without a model: libraries, or the CUDA context and the allocator's reserve",
+    "policy": "weights of the model that is trained, adapters included",
+    "frozen models": "weights of the SFT model and the reference, where they are copies",
+    "gradients": "of the trained weights, and the buckets that several processes reduce them in",
+    "optimizer": "its state",
+    "activations": "what the backward pass needs, or one layer of a forward pass",
+    "logits": "rows of the vocabulary's width that exist at once",
+    "KV cache": "keys and values of the completions that are sampled together",
+    "buffers": "casts of autocast, gathered layers and communication buffers",
+    "vLLM": "the share of the GPU that a colocated vLLM takes",
+}
+"""Name of each term and what it counts."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One process's device.
+
+    Attributes:
+        cuda: a GPU; else the CPU and the memory of the process.
+        memory: bytes of it; None: not known, nothing is refused.
+        process: bytes before any model.
+        processes: how many there are.
+        sharding: how they split the trained model.
+    """
+
+    cuda: bool
+    memory: float | None
+    process: float
+    processes: int = 1
+    sharding: Sharding = Sharding.NONE
+
+
+@dataclass(frozen=True)
+class Training:
+    """What one training stage asks for, a process.
+
+    Attributes:
+        rows: sequences of one micro-batch.
+        prompt: tokens of a prompt.
+        completion: tokens of a completion.
+        group: completions of one prompt that stand in the same micro-batch.
+        accumulation: micro-batches of one step.
+        optimizer: transformers' name of it.
+        checkpointing: gradient checkpointing.
+        precision: bytes of an element.
+        rollouts: completions sampled at once; 0 for SFT.
+        token_budget: of a scoring pass.
+    """
+
+    rows: int
+    prompt: int
+    completion: int
+    group: int
+    accumulation: int
+    optimizer: str
+    checkpointing: bool
+    precision: Precision
+    rollouts: int = 0
+    token_budget: int = SCORING_TOKENS
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A recipe's facts that decide its memory.
+
+    Attributes:
+        architecture: of the model.
+        weights: bytes of a stored parameter.
+        adapter: LoRA; None trains all weights.
+        four_bit: the base is quantised.
+        sft: the SFT stage (and its continuation).
+        dpr: the DPR stage.
+        references: frozen models beside the SFT model that the reward reads: 0 or 1.
+        shared_reference: under LoRA it is the base, or an adapter on it.
+        previews: models that the choice of the reference holds: 0 (nothing is chosen) or 2.
+        evaluated: models that the evaluation holds.
+        evaluation_rows: completions that the evaluation samples.
+        vllm: share of the GPU of a colocated vLLM, or 0.
+        vllm_sleeps: it gives its share back while training.
+        own_sampler: completions come from densepath's sampler, or transformers'.
+    """
+
+    architecture: Architecture
+    weights: int
+    adapter: Adapter | None
+    four_bit: bool
+    sft: Training
+    dpr: Training
+    references: int
+    shared_reference: bool
+    previews: int
+    evaluated: int
+    evaluation_rows: int
+    vllm: float = 0.0
+    vllm_sleeps: bool = False
+    own_sampler: bool = True
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is alive at one point of a stage: name of a term -> bytes."""
+
+    name: str
+    terms: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return sum(self.terms.values())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage and its moments."""
+
+    name: str
+    moments: tuple[Moment, ...]
+
+    @property
+    def peak(self) -> Moment:
+        """The moment that needs most."""
+        return max(self.moments, key=lambda moment: moment.total)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every stage of a run on one device."""
+
+    setup: Setup
+    machine: Machine
+    stages: tuple[Stage, ...] = field(default=())
+
+    @property
+    def peak(self) -> Stage:
+        """The stage that needs most."""
+        return max(self.stages, key=lambda stage: stage.peak.total)
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained."""
+        return trained_parameters(self.setup)
+
+
+def trained_parameters(setup: Setup) -> int:
+    """Parameters that the optimizer changes."""
+    if setup.adapter is None:
+        return setup.architecture.parameters
+    return memory.adapter_parameters(setup.architecture, setup.adapter)
+
+
+def make_plan(setup: Setup, machine: Machine) -> Plan:
+    """The memory of each stage of `densepath run`, per process."""
+    stages = [Stage("SFT", tuple(_training(setup, machine, setup.sft)))]
+    if setup.previews:
+        stages.append(Stage("selection", (_sampling_frozen(setup, machine, setup.previews),)))
+    stages.append(Stage("DPR", tuple(_dpr(setup, machine))))
+    stages.append(Stage("evaluation", (_sampling_frozen(setup, machine, setup.evaluated),)))
+    return Plan(setup, machine, tuple(stages))
+
+
+# -- moments -----------------------------------------------------------------------------------------------------
+
+
+def _shard(value: float, machine: Machine, split: bool) -> float:
+    return value / machine.processes if split else value
+
+
+def _adapter_bytes(setup: Setup) -> float:
+    """An adapter's matrices: PEFT keeps them in float32 whatever the base is."""
+    return 0.0 if setup.adapter is None else trained_parameters(setup) * max(FLOAT32, setup.weights)
+
+
+def _model_bytes(setup: Setup, precision: Precision) -> float:
+    return memory.weight_bytes(setup.architecture, precision, four_bit=setup.four_bit)
+
+
+def _policy(setup: Setup, machine: Machine, training: Training) -> dict[str, float]:
+    """Process, weights and optimizer: what a training stage holds at each of its moments."""
+    sharding, trained = machine.sharding, trained_parameters(setup)
+    stored = Precision(2, 2) if sharding.is_deepspeed and training.precision.compute == 2 else training.precision
+    weights = _model_bytes(setup, stored) + _adapter_bytes(setup)
+    state_precision = training.precision if setup.adapter is None else Precision(FLOAT32, training.precision.compute)
+    state = memory.optimizer_bytes(trained, training.optimizer, state_precision, sharding)
+    return {
+        "process": machine.process,
+        "policy": _shard(weights, machine, sharding.shards_weights),
+        "optimizer": _shard(state, machine, sharding.shards_optimizer),
+    }
+
+
+def _gradients(setup: Setup, machine: Machine, training: Training) -> float:
+    """One number a trained weight; DDP's buckets hold them a second time."""
+    trained = trained_parameters(setup)
+    width = FLOAT32 if setup.adapter is not None else training.precision.weights
+    if machine.sharding.is_deepspeed and training.precision.compute == 2:
+        width = 2
+    copies = 2 if machine.sharding is Sharding.DDP else 1
+    return _shard(copies * trained * width, machine, machine.sharding.shards_gradients)
+
+
+def _buffers(setup: Setup, machine: Machine) -> float:
+    """Gathered layers and communication buckets of a sharded model."""
+    architecture = setup.architecture
+    if machine.sharding in (Sharding.ZERO1, Sharding.ZERO2):
+        return 2.0 * memory.DEEPSPEED_BUCKET * 2
+    if machine.sharding is Sharding.ZERO3:
+        return 2.0 * (memory.DEEPSPEED_BUCKET * 2 + min(architecture.parameters, memory.DEEPSPEED_LIVE))
+    if machine.sharding is Sharding.FSDP2:
+        root = architecture.embedding * (1 if architecture.tied else 2)
+        return float((root + 2 * architecture.layer_linears) * setup.weights)
+    return 0.0
+
+
+def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment]:
+    """Moments of an optimizer step."""
+    architecture, precision, adapter = setup.architecture, training.precision, setup.adapter
+    always = _policy(setup, machine, training)
+    always["buffers"] = _buffers(setup, machine)
+    (shape,) = packed_shapes(*_sequences(training.rows, training), padded=not architecture.packs)
+    tokens, width = shape[0] * shape[1], shape[1]
+    projected = training.rows * training.completion
+    gradients = _gradients(setup, machine, training)
+    head = float(architecture.embedding * FLOAT32) if adapter is None else 0.0
+    early = gradients if training.accumulation > 1 or machine.sharding is Sharding.DDP else 0.0
+    begins = {
+        **always,
+        "gradients": max(early, head),
+        "activations": memory.activation_bytes(
+            architecture, precision, tokens, width, checkpointing=training.checkpointing, adapter=adapter
+        ),
+        "logits": memory.head_bytes(architecture, precision, projected, cuda=machine.cuda),
+    }
+    if machine.cuda:
+        begins["buffers"] += memory.cast_bytes(architecture, precision, adapter)
+    # A tied embedding's gradient comes twice, from the head and from the lookup, and is added up at the very end.
+    ends = {**always, "gradients": gradients + (head if architecture.tied else 0.0)}
+    return [Moment("backward begins", begins), Moment("backward ends", ends)]
+
+
+def _sequences(rows: int, training: Training) -> tuple[list[range], list[range]]:
+    """Prompts and completions of the planned lengths; each group has a prompt of its own."""
+    prompts = []
+    for row in range(rows):
+        start = (row // training.group) * training.prompt
+        prompts.append(range(start, start + training.prompt))
+    return prompts, [range(training.completion)] * rows
+
+
+def _frozen(setup: Setup) -> float:
+    """Copies of the SFT model and the reference beside the policy; adapters where one base serves all."""
+    precision = Precision(setup.weights, setup.weights)
+    if setup.adapter is None:
+        return (1 + setup.references) * _model_bytes(setup, precision)
+    adapters = _adapter_bytes(setup) * (1 + (setup.references if setup.shared_reference else 0))
+    return adapters + (0.0 if setup.shared_reference else setup.references * _model_bytes(setup, precision))
+
+
+def _dpr(setup: Setup, machine: Machine) -> list[Moment]:
+    training = setup.dpr
+    frozen = _frozen(setup)
+    share = setup.vllm * (machine.memory or 0.0)
+    moments = [
+        Moment(moment.name, {**moment.terms, "frozen models": frozen, "vLLM": 0.0 if setup.vllm_sleeps else share})
+        for moment in _training(setup, machine, training)
+    ]
+    always = {**_policy(setup, machine, training), "frozen models": frozen, "vLLM": share}
+    always["buffers"] = _buffers(setup, machine) if machine.sharding.shards_weights else 0.0
+    if share == 0.0 and setup.own_sampler:
+        sampled = _sampled(setup, training.precision, training.rollouts, training, models=1)
+        moments.append(Moment("sampling", {**always, **sampled}))
+    scored = _scored(setup, training)
+    moments.append(Moment("scoring", {**always, **scored, "vLLM": 0.0 if setup.vllm_sleeps else share}))
+    return moments
+
+
+def _sampled(setup: Setup, precision: Precision, rows: int, training: Training, *, models: int) -> dict[str, float]:
+    """Cache, logits and one layer of a forward pass while `rows` completions are sampled."""
+    length = training.prompt + training.completion
+    together = min(rows, max(1, SAMPLING_TOKENS // length))
+    prompts = -(-together // training.group)
+    return {
+        "KV cache": models * memory.cache_bytes(setup.architecture, precision, together, length),
+        "logits": memory.sampling_logit_bytes(setup.architecture, together, models),
+        "activations": memory.forward_bytes(setup.architecture, precision, prompts * training.prompt, training.prompt),
+    }
+
+
+def _scored(setup: Setup, training: Training) -> dict[str, float]:
+    """One batch of a scoring pass."""
+    rows = min(training.rollouts, 4 * training.token_budget)
+    shapes = packed_shapes(
+        *_sequences(rows, training), token_budget=training.token_budget, padded=not setup.architecture.packs
+    )
+    rows, width = max(shapes, key=lambda shape: shape[0] * shape[1])
+    precision = Precision(setup.weights, setup.weights)
+    return {
+        "activations": memory.forward_bytes(setup.architecture, precision, rows * width, width),
+        "logits": memory.scored_logit_bytes(setup.architecture, min(rows * width, DEFAULT_CHUNK_TOKENS)),
+    }
+
+
+def _sampling_frozen(setup: Setup, machine: Machine, models: int) -> Moment:
+    """Frozen models on their own: the choice of the reference, and the evaluation."""
+    precision = Precision(setup.weights, setup.weights)
+    sampled = _sampled(setup, precision, setup.evaluation_rows, setup.dpr, models=min(models, 2))
+    frozen = models * _model_bytes(setup, precision)
+    return Moment("sampling", {"process": machine.process, "frozen models": frozen, **sampled})
+
+
+def check_fits(plan: Plan) -> str | None:
+    """One line that says which term is too large and what to change, or None where the plan fits."""
+    limit = plan.machine.memory
+    stage = plan.peak
+    moment = stage.peak
+    if limit is None or moment.total <= limit:
+        return None
+    name = max((term for term in moment.terms if term != "process"), key=lambda term: moment.terms[term])
+    place = "GPU" if plan.machine.cuda else "process"
+    return (
+        f"{stage.name} needs {moment.total / GIB:.1f} GiB per {place} and there are {limit / GIB:.1f}: "
+        f"{name} take{'s' if name in ('policy', 'optimizer', 'KV cache', 'vLLM') else ''} "
+        f"{moment.terms[name] / GIB:.1f} GiB; {_remedy(name, plan, stage)}"
+    )
+
+
+def _remedy(term: str, plan: Plan, stage: Stage) -> str:
+    setup, prefix = plan.setup, "sft" if stage.name == "SFT" else "dpr"
+    batch = f"lower {prefix}_per_device_train_batch_size (and raise {prefix}_gradient_accumulation_steps)"
+    training = setup.sft if stage.name == "SFT" else setup.dpr
+    adapters = "set use_peft: true"
+    several = "shard it over more GPUs (accelerate_config: recipes/accelerate/fsdp2.yaml)"
+    if term in ("optimizer", "gradients"):
+        return f"{adapters}, or {several}" if setup.adapter is None else several
+    if term == "policy":
+        return several if not setup.four_bit else "choose a smaller model"
+    if term == "frozen models":
+        return f"{adapters}: adapters share one base" if setup.adapter is None else "choose a smaller model or dtype"
+    if term == "activations":
+        return batch if training.checkpointing else f"set {prefix}_gradient_checkpointing: true, or {batch}"
+    if term == "KV cache":
+        return "lower max_completion_length or num_generations"
+    if term == "vLLM":
+        return "lower dpr_vllm_gpu_memory_utilization, or set dpr_vllm_enable_sleep_mode: true"
+    return batch

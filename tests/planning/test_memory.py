@@ -1,0 +1,217 @@
+"""The formulas against what is there: what autograd saves, what an optimizer holds, what a cache keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.live_memory import LiveBytes, saved_bytes
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
+
+from densepath.core.logprobs import chunked_token_logprobs
+from densepath.models.draws import inverse_cdf
+from densepath.planning import memory
+from densepath.planning.architecture import read_architecture
+from densepath.planning.memory import Adapter, Precision, Sharding
+
+ROWS, WIDTH, RANK = 2, 40, 2
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "qwen2": {},
+    "qwen3": {},
+    "gemma3_text": {"sliding_window": 6},
+}
+
+
+def build(family: str, layers: int) -> Any:
+    values = {
+        "hidden_size": 32,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 64,
+        "max_position_embeddings": 256,
+        "pad_token_id": 0,
+        "num_hidden_layers": layers,
+        **FAMILIES[family],
+    }
+    if family == "qwen2":  # its heads are always hidden_size / heads wide
+        del values["head_dim"]
+    if family == "gemma3_text":
+        values["layer_types"] = ["full_attention"] * layers
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[family](**values), attn_implementation="sdpa")
+
+
+def with_lora(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
+
+
+def saved(family: str, layers: int, *, half: bool, lora: bool, checkpointing: bool) -> int:
+    """Bytes that autograd keeps of one forward pass over packed rows."""
+    torch.manual_seed(0)
+    model = build(family, layers)
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if lora:
+        model = with_lora(model)
+        model.enable_input_require_grads()
+    model.train()
+    base = model.get_base_model().base_model if lora else model.base_model
+    mask = torch.ones(WIDTH, WIDTH).tril().bool().expand(ROWS, 1, WIDTH, WIDTH).clone()
+    with saved_bytes(*model.parameters()) as total, torch.autocast("cpu", torch.bfloat16, enabled=half):
+        base(
+            input_ids=torch.ones(ROWS, WIDTH, dtype=torch.long),
+            attention_mask=mask,
+            position_ids=torch.arange(WIDTH).expand(ROWS, WIDTH),
+            use_cache=False,
+        )
+    return total[0]
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_layer_keeps_what_the_formula_says(family, half, lora):
+    two, one = (saved(family, layers, half=half, lora=lora, checkpointing=False) for layers in (2, 1))
+    sizes = read_architecture(build(family, 1), family)
+    precision, adapter = Precision(4, 2 if half else 4), Adapter(RANK) if lora else None
+    planned = memory.activation_bytes(
+        sizes, precision, ROWS * WIDTH, WIDTH, checkpointing=False, adapter=adapter
+    ) + memory.cast_bytes(sizes, precision, adapter)
+    # Left out: casts of LoRA's own matrices, and Gemma's gains.
+    assert planned == pytest.approx(two - one, rel=0.02)
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_with_checkpointing_a_layer_keeps_its_input_alone(lora):
+    two, one = (saved("llama", layers, half=False, lora=lora, checkpointing=True) for layers in (2, 1))
+    # 2 rows of 40 tokens x 32 numbers x 4 bytes
+    assert two - one == 2 * 40 * 32 * 4
+    sizes = read_architecture(build("llama", 2), "llama")
+    adapter = Adapter(RANK) if lora else None
+    planned = memory.activation_bytes(sizes, Precision(), ROWS * WIDTH, WIDTH, checkpointing=True, adapter=adapter)
+    layer = memory.layer_bytes_per_token(sizes, Precision(), WIDTH, adapter)
+    assert planned == ROWS * WIDTH * layer + 2 * (two - one)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_an_adapter_has_the_parameters_that_peft_gives_it(family):
+    model = build(family, 3)
+    sizes = read_architecture(model, family)
+    peft_model = with_lora(model)
+    trained = sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
+    assert memory.adapter_parameters(sizes, Adapter(RANK)) == trained
+    assert memory.adapter_parameters(sizes, Adapter(RANK, ("q_proj", "v_proj"))) == 3 * RANK * sum(
+        each.inputs + each.outputs for each in sizes.linears if each.name in ("q_proj", "v_proj")
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "states"),
+    [
+        ("adamw_torch_fused", torch.optim.AdamW, 2),
+        ("sgd", torch.optim.SGD, 0),
+        ("rmsprop", torch.optim.RMSprop, 1),
+        ("adagrad", torch.optim.Adagrad, 1),
+    ],
+)
+def test_the_optimizer_holds_what_the_formula_says(name, kind, states):
+    parameter = torch.nn.Parameter(torch.zeros(50, 30))
+    optimizer = kind([parameter], lr=0.1)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    held = sum(value.nbytes for state in optimizer.state.values() for value in state.values() if value.numel() > 1)
+    assert held == memory.optimizer_bytes(1500, name, Precision(), Sharding.NONE) == states * 1500 * 4
+
+
+def test_deepspeed_keeps_float32_weights_and_moments_and_8_bit_optimizers_two_bytes():
+    # ZeRO, section 3.1: 12 bytes beside the 2 + 2 of half-precision weights and gradients
+    assert memory.optimizer_bytes(10, "adamw_torch", Precision(4, 2), Sharding.ZERO2) == 120
+    assert memory.optimizer_bytes(10, "paged_adamw_8bit", Precision(), Sharding.NONE) == 20
+
+
+def test_four_bit_weights():
+    sizes = read_architecture(build("llama", 2), "llama")
+    # A layer: 32x64 q, 2 of 32x32 k and v, 64x32 o, 3 of 32x96: 15,360; the rest keeps 2 bytes.
+    linears = 2 * 15_360
+    assert sizes.layer_linears * 2 == linears
+    found = memory.weight_bytes(sizes, Precision(2, 2), four_bit=True)
+    assert found == pytest.approx(linears * 4.127 / 8 + (sizes.parameters - linears) * 2)
+    assert memory.weight_bytes(sizes, Precision(2, 2)) == sizes.parameters * 2
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
+def test_a_cache_keeps_what_the_formula_says(family, half):
+    model = build(family, 2).eval()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
+        model(input_ids=torch.ones(3, 20, dtype=torch.long), past_key_values=cache, use_cache=True)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    sizes = read_architecture(model, family)
+    assert held == memory.cache_bytes(sizes, Precision(4, 2 if half else 4), 3, 20)
+
+
+def test_a_sliding_layer_caches_its_window_alone():
+    model = AutoModelForCausalLM.from_config(
+        CONFIG_MAPPING["gemma3_text"](
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            vocab_size=64,
+            sliding_window=6,
+            layer_types=["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"],
+        )
+    ).eval()
+    sizes = read_architecture(model, "gemma")
+    assert sizes.windows == (6, 6, 6, None)
+    assert not sizes.packs
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.ones(2, 20, dtype=torch.long), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.ones(2, 1, dtype=torch.long), past_key_values=cache, use_cache=True)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    # transformers keeps window - 1 of the past; the newest token joins it for the attention
+    assert held <= memory.cache_bytes(sizes, Precision(), 2, 21) <= held * 1.1
+
+
+def test_drawing_a_token_holds_as_many_rows_of_logits_as_the_formula_says():
+    vocabulary, rows = 3000, 4
+    logits = torch.randn(rows, vocabulary)
+    uniforms = torch.rand(rows, dtype=torch.float64)
+    with LiveBytes() as live:
+        inverse_cdf(torch.log_softmax(logits, dim=-1), uniforms)
+    sizes = read_architecture(build("llama", 1), "llama")
+    planned = memory.sampling_logit_bytes(sizes, rows, 1) / sizes.vocabulary * vocabulary
+    assert live.peak + logits.nbytes == pytest.approx(planned, rel=0.01)
+
+
+def test_the_chunked_head_holds_what_the_formula_says():
+    sizes = read_architecture(build("llama", 1), "llama")
+    tokens, vocabulary = 600, 3000
+    hidden = torch.randn(tokens, 4, requires_grad=True)
+    with LiveBytes() as live:
+        chunked_token_logprobs(
+            hidden, torch.randn(vocabulary, 4), torch.zeros(tokens, dtype=torch.long)
+        ).logprobs.sum()
+    planned = memory.head_bytes(sizes, Precision(), tokens, cuda=False) / sizes.vocabulary * vocabulary
+    assert live.peak == pytest.approx(planned, rel=0.02)
+
+
+def test_a_forward_pass_without_gradients_holds_no_more_than_the_formula_says():
+    sizes_of = build("llama", 3).eval()
+    sizes = read_architecture(sizes_of, "llama")
+    mask = torch.ones(WIDTH, WIDTH).tril().bool().expand(ROWS, 1, WIDTH, WIDTH).clone()
+    with torch.no_grad(), LiveBytes() as live:
+        sizes_of.base_model(input_ids=torch.ones(ROWS, WIDTH, dtype=torch.long), attention_mask=mask, use_cache=False)
+    planned = memory.forward_bytes(sizes, Precision(), ROWS * WIDTH, WIDTH)
+    assert live.peak <= planned * 1.1
+    assert live.peak >= planned * 0.7
