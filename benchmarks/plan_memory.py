@@ -75,8 +75,13 @@ CASES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
+    parser.add_argument(
+        "--mmap_threshold", help="glibc's MALLOC_MMAP_THRESHOLD_, which ends its waste; its own if not given"
+    )
     parser.add_argument("--smollm2", default=SMOLLM2, help="folder or catalogue name of the real model")
     given = parser.parse_args()
+    if given.mmap_threshold:
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = given.mmap_threshold
     print(f"{'case':<28}{'planned GiB':>12}{'measured GiB':>14}{'ratio':>8}", flush=True)
     for name in given.case:
         with tempfile.TemporaryDirectory() as folder:

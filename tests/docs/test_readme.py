@@ -33,6 +33,7 @@ TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 
 ARGUMENTS = {
     "run": config.RunArguments,
+    "plan": config.PlanArguments,
     "sft": config.SFTArguments,
     "dpr": config.DPRArguments,
     "score": score_config.ScoreArguments,
@@ -185,6 +186,7 @@ def known_flags(command: str) -> frozenset[str]:
     sft, dpr = ({f.name for f in dataclasses.fields(kind)} for kind in (SFTConfig, DPRConfig))
     handed_on = {
         "run": {f"sft_{name}" for name in sft} | {f"dpr_{name}" for name in dpr},
+        "plan": {f"sft_{name}" for name in sft} | {f"dpr_{name}" for name in dpr},
         "sft": sft,
         "dpr": dpr,
     }.get(command, set())

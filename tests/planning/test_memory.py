@@ -196,12 +196,10 @@ def test_drawing_a_token_holds_as_many_rows_of_logits_as_the_formula_says():
 
 def test_the_chunked_head_holds_what_the_formula_says():
     sizes = read_architecture(build("llama", 1), "llama")
-    tokens, vocabulary = 600, 3000
-    hidden = torch.randn(tokens, 4, requires_grad=True)
+    tokens, vocabulary = 1030, 3000
+    hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocabulary, 4)
     with LiveBytes() as live:
-        chunked_token_logprobs(
-            hidden, torch.randn(vocabulary, 4), torch.zeros(tokens, dtype=torch.long)
-        ).logprobs.sum()
+        chunked_token_logprobs(hidden, weight, torch.zeros(tokens, dtype=torch.long)).logprobs.sum().backward()
     planned = memory.head_bytes(sizes, Precision(), tokens, cuda=False) / sizes.vocabulary * vocabulary
     assert live.peak == pytest.approx(planned, rel=0.02)
 

@@ -18,7 +18,6 @@ from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
-from densepath.models.scoring import score_completions
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
@@ -26,6 +25,8 @@ from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen
 from densepath.pipeline.training import load_frozen, reference_path
 from densepath.rewards.dense import DenseReward
+from densepath.rewards.frozen import FrozenPolicy
+from densepath.rewards.loading import load_policies, view_on_base
 from densepath.trainers.sft import reference_name
 
 LABELS = {"sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
@@ -42,19 +43,18 @@ def run_evaluation(run: RunFolder, arguments: RunArguments, console: Console, ti
     reference = reporting_reference(run, arguments)
     tokenizer = load_tokenizer(str(run / "sft/model"))
     with StageProgress(console, title, len(parts) * len(rows) * 2, "completion") as progress:
-        sft: Any = None
         reward: DenseReward | None = None
-        model: Any = None
+        policy: FrozenPolicy | None = None
         for index, (arm, temperature) in enumerate(parts):
             path = _part_path(run, arm, temperature)
             if not path.exists():
-                if sft is None or reward is None:
-                    sft = load_frozen(arguments, run / "sft/model")
-                    reward = dense_reward(sft, reference_path(run, arguments, reference), arguments)
-                if index == 0 or parts[index - 1][0] != arm or model is None:
-                    model = sft if arm == "sft" else load_frozen(arguments, run / f"{arm}/model")
-                part = _measure(model, sft, reward, tokenizer, rows, arguments, temperature, progress, index * 2)
-                part["nll"] = _nll(model, tokenizer, rows, arguments) if temperature == parts[0][1] else None
+                if reward is None:
+                    reward = dense_reward(run / "sft/model", reference_path(run, arguments, reference), arguments)
+                if index == 0 or parts[index - 1][0] != arm or policy is None:
+                    policy = None  # before the next arm is loaded
+                    policy = reward.sft if arm == "sft" else _arm(run / f"{arm}/model", arm, reward.sft, arguments)
+                part = _measure(policy, reward, tokenizer, rows, arguments, temperature, progress, index * 2)
+                part["nll"] = _nll(policy, tokenizer, rows, arguments) if temperature == parts[0][1] else None
                 write_json_atomic(path, part)
             progress.update((index + 1) * 2 * len(rows))
     loaded = {part: read_json(_part_path(run, *part)) for part in parts}
@@ -74,10 +74,18 @@ def reporting_reference(run: RunFolder, arguments: RunArguments) -> str:
     return reference_name(min(kept, key=lambda fraction: abs(fraction - 0.5)))
 
 
-def dense_reward(sft: Any, reference: str, arguments: RunArguments) -> DenseReward:
-    """The reward of a run, its reference loaded where the reading needs one."""
-    ref = load_frozen(arguments, reference) if arguments.dense_reward == "baseline_relative" else None
-    return DenseReward(sft, ref, kind=arguments.dense_reward)
+def dense_reward(sft: Path, reference: str, arguments: RunArguments) -> DenseReward:
+    """The reward of a run, its reference loaded where the reading needs one; adapters share one base in memory."""
+    names: list[str | Path] = [sft, reference] if arguments.dense_reward == "baseline_relative" else [sft]
+    policy, *refs = load_policies(
+        names, dtype=arguments.dtype, device="auto", trust_remote_code=arguments.trust_remote_code
+    )
+    return DenseReward(policy, refs or None, kind=arguments.dense_reward)
+
+
+def _arm(path: Path, name: str, sft: FrozenPolicy, arguments: RunArguments) -> FrozenPolicy:
+    """The model of an arm: an adapter on the SFT model's base, or a model of its own."""
+    return view_on_base(sft.model, path, name) or FrozenPolicy(load_frozen(arguments, path))
 
 
 def _part_path(run: RunFolder, arm: str, temperature: float) -> Path:
@@ -85,8 +93,7 @@ def _part_path(run: RunFolder, arm: str, temperature: float) -> Path:
 
 
 def _measure(
-    model: Any,
-    sft: Any,
+    policy: FrozenPolicy,
     reward: DenseReward,
     tokenizer: Any,
     rows: Sequence[Mapping[str, Any]],
@@ -97,19 +104,20 @@ def _measure(
 ) -> dict[str, Any]:
     """Completions of one arm at one temperature, with what the models say of each token."""
     base = offset * len(rows)
-    eos = eos_token_ids(sft, tokenizer)
-    completions = generate(
-        model,
-        tokenizer,
-        rows,
-        max_completion_length=arguments.max_completion_length,
-        temperature=temperature,
-        eos_token_ids=eos,
-        # One seed for every arm, and not that of the validation prompts.
-        seed=arguments.seed + 1,
-        verifier=get_verifier(arguments.verifier) if arguments.verifier else None,
-        on_progress=lambda done, _: progress.update(base + done),
-    )
+    eos = eos_token_ids(reward.sft.model, tokenizer)
+    with policy.active() as model:
+        completions = generate(
+            model,
+            tokenizer,
+            rows,
+            max_completion_length=arguments.max_completion_length,
+            temperature=temperature,
+            eos_token_ids=eos,
+            # One seed for every arm, and not that of the validation prompts.
+            seed=arguments.seed + 1,
+            verifier=get_verifier(arguments.verifier) if arguments.verifier else None,
+            on_progress=lambda done, _: progress.update(base + done),
+        )
     prompts = [c.prompt_ids for c in completions]
     ids = [c.completion_ids for c in completions]
     scores = reward.score_ids(prompts, ids, eos_token_ids=eos)
@@ -119,8 +127,8 @@ def _measure(
     if temperature > 0:
         # Both are expectations under the policy's own samples: greedy text says nothing about them.
         mine, spread = scores.sft_logprobs, scores.sft_entropies
-        if model is not sft:
-            own = score_completions(model, prompts, ids)
+        if policy is not reward.sft:
+            own = policy.score(prompts, ids)
             mine, spread = own.logprobs, own.entropies
         kl = [float((a - b).sum()) for a, b in zip(mine, scores.sft_logprobs, strict=True)]
         entropies = [float(values.mean()) for values in spread]
@@ -152,7 +160,9 @@ def _rounded(values: torch.Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
 
-def _nll(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], arguments: RunArguments) -> list[float] | None:
+def _nll(
+    policy: FrozenPolicy, tokenizer: Any, rows: Sequence[Mapping[str, Any]], arguments: RunArguments
+) -> list[float] | None:
     """Negative log-likelihood of held-out demonstrations, nats per token, one value a row; None without any."""
     pairs = [
         encode_pairs(dict(row), tokenizer)[-1] for row in rows[:NLL_ROWS] if "completion" in row or "messages" in row
@@ -160,9 +170,7 @@ def _nll(model: Any, tokenizer: Any, rows: Sequence[Mapping[str, Any]], argument
     if not pairs:
         return None
     limit = 4 * arguments.max_completion_length
-    scored = score_completions(
-        model, [pair.prompt_ids for pair in pairs], [pair.completion_ids[:limit] for pair in pairs]
-    )
+    scored = policy.score([pair.prompt_ids for pair in pairs], [pair.completion_ids[:limit] for pair in pairs])
     return [-float(values.mean()) for values in scored.logprobs]
 
 

@@ -84,6 +84,11 @@ def setup_of(arguments: RunArguments, others: Mapping[str, Any], architecture: A
         half = any(others.get(f"{prefix}_{name}", cuda and name == "bf16") for name in HALF)
         return Precision(weights, min(weights, 2) if half else weights)
 
+    def checkpointing(prefix: str) -> bool:
+        names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
+        given = [others[name] for name in names if name in others]
+        return bool(given[0]) if given else cuda
+
     adapter = None
     if arguments.use_peft:
         targets = arguments.lora_target_modules
@@ -103,7 +108,7 @@ def setup_of(arguments: RunArguments, others: Mapping[str, Any], architecture: A
             group=1,
             accumulation=sft.gradient_accumulation_steps,
             optimizer=str(sft.optim.value if hasattr(sft.optim, "value") else sft.optim),
-            checkpointing=bool(others.get("sft_gradient_checkpointing", cuda)),
+            checkpointing=checkpointing("sft"),
             precision=precision("sft"),
         ),
         dpr=Training(
@@ -113,15 +118,14 @@ def setup_of(arguments: RunArguments, others: Mapping[str, Any], architecture: A
             group=dpr.num_generations if dpr.steps_per_generation == 1 else 1,
             accumulation=dpr.gradient_accumulation_steps,
             optimizer=str(dpr.optim.value if hasattr(dpr.optim, "value") else dpr.optim),
-            checkpointing=bool(others.get("dpr_gradient_checkpointing", cuda)),
+            checkpointing=checkpointing("dpr"),
             precision=precision("dpr"),
             rollouts=dpr.per_device_train_batch_size * (dpr.steps_per_generation or 1),
             token_budget=dpr.score_token_budget,
         ),
         references=int(reads_reference),
         shared_reference=arguments.use_peft and (_is_fraction(arguments.reference) or arguments.reference == "auto"),
-        previews=2 if chooses else 0,
-        evaluated=3 if reads_reference else 2,
+        validation_rows=arguments.num_validation_samples if chooses else 0,
         evaluation_rows=arguments.num_test_samples,
         vllm=_vllm_share(dpr),
         vllm_sleeps=bool(dpr.vllm_enable_sleep_mode),

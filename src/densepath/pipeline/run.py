@@ -28,6 +28,7 @@ from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import prepare_data
 from densepath.pipeline.environment import environment
 from densepath.pipeline.evaluation import run_evaluation
+from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection
 from densepath.pipeline.training import dpr_config, run_continued_sft, run_dpr, run_sft, sft_config
@@ -139,7 +140,8 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     """Refuse before the first stage what a later one would refuse after an hour of training.
 
     Raises:
-        ConfigError: a verifier that does not exist, or a key or value that TRL's configs do not take.
+        ConfigError: a verifier that does not exist, a key or value that TRL's configs do not take, or a plan that
+            needs more than `gpu_memory`.
     """
     for key, own in OWN_KEYS.items():
         if key in others:
@@ -148,6 +150,8 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
         get_verifier(arguments.verifier)
     sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft")
     dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0)
+    if arguments.gpu_memory is not None:
+        require_fit(plan_recipe(arguments, others))
 
 
 def _left_out(train: Mapping[str, Any]) -> str:

@@ -93,8 +93,7 @@ class Setup:
         dpr: the DPR stage.
         references: frozen models beside the SFT model that the reward reads: 0 or 1.
         shared_reference: under LoRA it is the base, or an adapter on it.
-        previews: models that the choice of the reference holds: 0 (nothing is chosen) or 2.
-        evaluated: models that the evaluation holds.
+        validation_rows: completions that the choice of the reference samples; 0 where there is none to make.
         evaluation_rows: completions that the evaluation samples.
         vllm: share of the GPU of a colocated vLLM, or 0.
         vllm_sleeps: it gives its share back while training.
@@ -109,8 +108,7 @@ class Setup:
     dpr: Training
     references: int
     shared_reference: bool
-    previews: int
-    evaluated: int
+    validation_rows: int
     evaluation_rows: int
     vllm: float = 0.0
     vllm_sleeps: bool = False
@@ -172,10 +170,10 @@ def trained_parameters(setup: Setup) -> int:
 def make_plan(setup: Setup, machine: Machine) -> Plan:
     """The memory of each stage of `densepath run`, per process."""
     stages = [Stage("SFT", tuple(_training(setup, machine, setup.sft)))]
-    if setup.previews:
-        stages.append(Stage("selection", (_sampling_frozen(setup, machine, setup.previews),)))
+    if setup.validation_rows:
+        stages.append(Stage("selection", (_preview(setup, machine),)))
     stages.append(Stage("DPR", tuple(_dpr(setup, machine))))
-    stages.append(Stage("evaluation", (_sampling_frozen(setup, machine, setup.evaluated),)))
+    stages.append(Stage("evaluation", (_evaluation(setup, machine),)))
     return Plan(setup, machine, tuple(stages))
 
 
@@ -320,11 +318,29 @@ def _scored(setup: Setup, training: Training) -> dict[str, float]:
     }
 
 
-def _sampling_frozen(setup: Setup, machine: Machine, models: int) -> Moment:
-    """Frozen models on their own: the choice of the reference, and the evaluation."""
+def _preview(setup: Setup, machine: Machine) -> Moment:
+    """The choice of the reference: SFT model and candidate are sampled side by side, adapters folded in."""
     precision = Precision(setup.weights, setup.weights)
-    sampled = _sampled(setup, precision, setup.evaluation_rows, setup.dpr, models=min(models, 2))
+    sampled = _sampled(setup, precision, setup.validation_rows, setup.dpr, models=2)
+    return Moment(
+        "sampling",
+        {
+            "process": machine.process,
+            "frozen models": 2 * memory.weight_bytes(setup.architecture, precision),
+            **sampled,
+        },
+    )
+
+
+def _evaluation(setup: Setup, machine: Machine) -> Moment:
+    """SFT model, reference and one arm at a time; under LoRA adapters on one base."""
+    precision = Precision(setup.weights, setup.weights)
+    models = 2 + setup.references
     frozen = models * _model_bytes(setup, precision)
+    if setup.adapter is not None:
+        own = 0 if setup.shared_reference else setup.references
+        frozen = (1 + own) * _model_bytes(setup, precision) + (models + 1 - own) * _adapter_bytes(setup)
+    sampled = _sampled(setup, precision, setup.evaluation_rows, setup.dpr, models=1)
     return Moment("sampling", {"process": machine.process, "frozen models": frozen, **sampled})
 
 

@@ -1,0 +1,203 @@
+"""Whole plans: terms that scale as they must, sharding, sharing under LoRA, and refusals that name their term."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from densepath.errors import ConfigError, MissingFileError
+from densepath.pipeline.config import RunArguments
+from densepath.pipeline.plan import launch_of, plan_recipe, require_fit
+from densepath.planning.memory import GIB, Sharding
+from densepath.planning.plan import TERMS, make_plan
+
+LLAMA = "meta-llama/Llama-3.1-8B"
+PARAMETERS = 8_030_261_248
+ACCELERATE = "recipes/accelerate"
+
+
+def plan(model: str = LLAMA, others: dict | None = None, **arguments):
+    values = {"model_name_or_path": model, "gpu_memory": 79, "max_length": 512, "reference": "0", "beta": "1"}
+    return plan_recipe(RunArguments(**{**values, **arguments}), others or {})
+
+
+def terms(found, stage: str, moment: str) -> dict[str, float]:
+    (stage,) = (each for each in found.stages if each.name == stage)
+    (moment,) = (each for each in stage.moments if each.name == moment)
+    return dict(moment.terms)
+
+
+def test_full_fine_tuning_is_16_bytes_a_parameter_and_dpr_holds_two_frozen_models_more():
+    found = plan()
+    ends = terms(found, "SFT", "backward ends")
+    assert ends["policy"] == ends["gradients"] == 4 * PARAMETERS
+    assert ends["optimizer"] == 8 * PARAMETERS
+    assert terms(found, "DPR", "backward ends")["frozen models"] == 2 * 4 * PARAMETERS
+
+
+def test_with_lora_one_base_serves_policy_sft_model_and_reference():
+    found = plan(use_peft=True, lora_r=16)
+    # r (inputs + outputs) of 7 maps: q, o 4096+4096; k, v 4096+1024; gate, up, down 4096+14336
+    adapter = 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * 18432)
+    assert found.trained == adapter
+    ends = terms(found, "DPR", "backward ends")
+    assert ends["policy"] == 4 * (PARAMETERS + adapter)
+    assert ends["optimizer"] == 8 * adapter
+    assert ends["frozen models"] == 2 * 4 * adapter
+    foreign = plan(use_peft=True, reference="some/other-model")
+    assert terms(foreign, "DPR", "backward ends")["frozen models"] == 4 * (adapter + PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("file", "split"),
+    [
+        ("multi_gpu", {"policy": 1, "optimizer": 1, "gradients": 0.5}),
+        ("zero2", {"policy": 2, "optimizer": 8 / 12 * 4, "gradients": 8}),
+        ("zero3", {"policy": 8, "optimizer": 8 / 12 * 4, "gradients": 8}),
+        ("fsdp2", {"policy": 4, "optimizer": 4, "gradients": 4}),
+    ],
+)
+def test_each_way_of_splitting_divides_what_it_divides(file, split):
+    """Of 4 processes. ZeRO stores half-precision weights and gradients (2 bytes) and 12 bytes of optimizer."""
+    one = terms(plan(), "SFT", "backward ends")
+    four = terms(plan(accelerate_config=f"{ACCELERATE}/{file}.yaml", num_processes=4), "SFT", "backward ends")
+    for term, factor in split.items():
+        assert one[term] / four[term] == pytest.approx(factor), term
+    frozen = terms(plan(accelerate_config=f"{ACCELERATE}/{file}.yaml", num_processes=4), "DPR", "scoring")
+    assert frozen["frozen models"] == 2 * 4 * PARAMETERS
+
+
+def test_vllm_takes_its_share_and_gives_it_back_when_it_sleeps():
+    colocated = {"dpr_use_vllm": True, "dpr_vllm_mode": "colocate", "dpr_vllm_gpu_memory_utilization": 0.3}
+    found = plan(use_peft=True, others=colocated)
+    assert terms(found, "DPR", "backward begins")["vLLM"] == pytest.approx(0.3 * 79 * GIB)
+    assert "sampling" not in [moment.name for stage in found.stages if stage.name == "DPR" for moment in stage.moments]
+    asleep = plan(use_peft=True, others={**colocated, "dpr_vllm_enable_sleep_mode": True})
+    assert terms(asleep, "DPR", "backward begins")["vLLM"] == 0
+    server = plan(use_peft=True, others={**colocated, "dpr_vllm_mode": "server"})
+    assert terms(server, "DPR", "backward begins")["vLLM"] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "others", "term"),
+    [
+        ({"dpr_per_device_train_batch_size": 64}, {}, "activations"),
+        ({"sft_per_device_train_batch_size": 64}, {}, "activations"),
+        ({"max_completion_length": 400}, {}, "KV cache"),
+        ({}, {"dpr_per_device_train_batch_size": 4, "dpr_gradient_accumulation_steps": 8}, "KV cache"),
+    ],
+)
+def test_more_work_takes_more_memory_in_the_term_that_it_belongs_to(changes, others, term):
+    def of(found):
+        trained = [stage for stage in found.stages if stage.name in ("SFT", "DPR")]
+        return max(moment.terms.get(term, 0.0) for stage in trained for moment in stage.moments)
+
+    small = {"sft_per_device_train_batch_size": 8, "dpr_per_device_train_batch_size": 8}
+    kept = {name: value for name, value in {**small, **changes}.items() if name not in others}
+    assert of(plan(use_peft=True, others=others, **kept)) > of(plan(use_peft=True, **small))
+
+
+def test_gradient_checkpointing_keeps_less():
+    with_it = terms(plan(use_peft=True), "SFT", "backward begins")["activations"]
+    without = terms(plan(use_peft=True, others={"sft_gradient_checkpointing": False}), "SFT", "backward begins")
+    assert without["activations"] > 5 * with_it
+
+
+def test_half_precision_weights_take_half():
+    assert terms(plan(dtype="bfloat16"), "SFT", "backward ends")["policy"] == 2 * PARAMETERS
+
+
+def test_a_recipe_that_fixes_reference_and_beta_holds_no_models_to_choose_with():
+    assert "selection" not in [stage.name for stage in plan().stages]
+    assert "selection" in [stage.name for stage in plan(reference="auto").stages]
+
+
+def test_every_term_is_explained_and_none_is_negative():
+    for stage in plan(reference="auto", use_peft=True, accelerate_config=f"{ACCELERATE}/fsdp2.yaml").stages:
+        for moment in stage.moments:
+            assert set(moment.terms) <= set(TERMS)
+            assert all(value >= 0 for value in moment.terms.values())
+            assert moment.total == sum(moment.terms.values()) <= stage.peak.total
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "optimizer takes 59.8 GiB; set use_peft: true"),
+        ({"use_peft": True, "gpu_memory": 24}, "policy takes 30.1 GiB; shard it over more GPUs"),
+        (
+            {"use_peft": True, "gpu_memory": 50, "sft_per_device_train_batch_size": 128},
+            "SFT needs .* activations take .* lower sft_per_device_train_batch_size",
+        ),
+        ({"model": "Qwen/Qwen3-0.6B", "gpu_memory": 12, "dpr_per_device_train_batch_size": 8}, "DPR needs"),
+    ],
+)
+def test_a_plan_that_cannot_fit_is_refused_with_the_term_that_is_too_large(changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        require_fit(plan(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_plan_that_fits_is_not_refused_and_one_byte_less_is():
+    found = plan(use_peft=True, sft_per_device_train_batch_size=4)
+    require_fit(found)
+    exact = dataclasses.replace(found.machine, memory=found.peak.peak.total)
+    require_fit(make_plan(found.setup, exact))
+    with pytest.raises(ConfigError):
+        require_fit(make_plan(found.setup, dataclasses.replace(exact, memory=exact.memory - 1)))
+
+
+def test_on_a_cpu_the_process_counts_and_nothing_is_halved(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = RunArguments(model_name_or_path="smollm2-135m-instruct", max_prompt_length=32)
+    found = plan_recipe(arguments, {}, process=123.0)
+    ends = terms(found, "SFT", "backward ends")
+    assert ends["process"] == 123.0
+    assert ends["policy"] == 4 * 134_515_008
+    assert not found.machine.cuda
+    assert found.setup.sft.checkpointing is False
+    measured = plan_recipe(arguments, {}).machine.process
+    assert 0.1 * GIB < measured < 20 * GIB
+
+
+# -- what can be wrong -------------------------------------------------------------------------------------------
+
+
+def test_an_accelerate_file_is_read():
+    arguments = RunArguments(accelerate_config=f"{ACCELERATE}/zero3.yaml")
+    assert launch_of(arguments) == (Sharding.ZERO3, 8)
+    assert launch_of(RunArguments(num_processes=2)) == (Sharding.DDP, 2)
+    assert launch_of(RunArguments()) == (Sharding.NONE, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"accelerate_config": "nowhere.yaml"}, MissingFileError, "accelerate_config=nowhere.yaml: no such file"),
+        ({"accelerate_config": "recipes/quickstart.yaml"}, ConfigError, "no accelerate configuration"),
+        (
+            {"accelerate_config": f"{ACCELERATE}/single_gpu.yaml", "num_processes": 4},
+            ConfigError,
+            "num_processes=4, and .*single_gpu.yaml is for one process",
+        ),
+        ({"max_length": 200_000}, ConfigError, "max_length is 200000, and .* has a context of 131072"),
+        ({"max_prompt_length": 131_072}, ConfigError, "has a context of 131072"),
+    ],
+)
+def test_contradictions_are_one_line(changes, error, message):
+    with pytest.raises(error, match=message):
+        plan(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"gpu_memory": 0}, "gpu_memory=0 must be a number of GiB above 0"),
+        ({"num_processes": 0}, "num_processes=0 must be at least 1"),
+        ({"max_prompt_length": 0}, "max_prompt_length=0 must be at least 1"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        RunArguments(**changes)
