@@ -7,13 +7,19 @@ from typing import Any
 import pytest
 import torch
 from tests.live_memory import LiveBytes, saved_bytes
+from tests.tiny_models import tiny_llama
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from densepath.core.logprobs import chunked_token_logprobs
 from densepath.models.draws import inverse_cdf
+from densepath.models.scoring import head_of
 from densepath.planning import memory
 from densepath.planning.architecture import read_architecture
 from densepath.planning.memory import Adapter, Precision, Sharding
+from densepath.rewards.dense import DenseReward
+from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.rollout import Rollout
+from densepath.trainers.whole_vocabulary import MicroBatchLoss, WholeVocabulary
 
 ROWS, WIDTH, RANK = 2, 40, 2
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -51,7 +57,9 @@ def with_lora(model: Any) -> Any:
     return get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
-def saved(family: str, layers: int, *, half: bool, lora: bool, checkpointing: bool) -> int:
+def saved(
+    family: str, layers: int, *, half: bool, lora: bool, checkpointing: bool = False, masked: bool = True
+) -> int:
     """Bytes that autograd keeps of one forward pass over packed rows."""
     torch.manual_seed(0)
     model = build(family, layers)
@@ -66,7 +74,7 @@ def saved(family: str, layers: int, *, half: bool, lora: bool, checkpointing: bo
     with saved_bytes(*model.parameters()) as total, torch.autocast("cpu", torch.bfloat16, enabled=half):
         base(
             input_ids=torch.ones(ROWS, WIDTH, dtype=torch.long),
-            attention_mask=mask,
+            attention_mask=mask if masked else None,
             position_ids=torch.arange(WIDTH).expand(ROWS, WIDTH),
             use_cache=False,
         )
@@ -77,7 +85,7 @@ def saved(family: str, layers: int, *, half: bool, lora: bool, checkpointing: bo
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_layer_keeps_what_the_formula_says(family, half, lora):
-    two, one = (saved(family, layers, half=half, lora=lora, checkpointing=False) for layers in (2, 1))
+    two, one = (saved(family, layers, half=half, lora=lora) for layers in (2, 1))
     sizes = read_architecture(build(family, 1), family)
     precision, adapter = Precision(4, 2 if half else 4), Adapter(RANK) if lora else None
     planned = memory.activation_bytes(
@@ -85,6 +93,13 @@ def test_a_layer_keeps_what_the_formula_says(family, half, lora):
     ) + memory.cast_bytes(sizes, precision, adapter)
     # Left out: casts of LoRA's own matrices, and Gemma's gains.
     assert planned == pytest.approx(two - one, rel=0.02)
+
+
+def test_rows_of_one_sequence_need_no_mask_and_repeat_no_heads():
+    two, one = (saved("llama", layers, half=False, lora=False, masked=False) for layers in (2, 1))
+    sizes = read_architecture(build("llama", 1), "llama")
+    planned = memory.activation_bytes(sizes, Precision(), ROWS * WIDTH, None, checkpointing=False)
+    assert planned == two - one
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
@@ -201,6 +216,41 @@ def test_the_chunked_head_holds_what_the_formula_says():
     with LiveBytes() as live:
         chunked_token_logprobs(hidden, weight, torch.zeros(tokens, dtype=torch.long)).logprobs.sum().backward()
     planned = memory.head_bytes(sizes, Precision(), tokens, cuda=False) / sizes.vocabulary * vocabulary
+    assert live.peak == pytest.approx(planned, rel=0.02)
+
+
+@pytest.mark.parametrize("head", [True, False], ids=["full", "lora"])
+def test_the_all_action_loss_holds_what_the_formula_says(head, tmp_path):
+    vocabulary, rows, tokens = 20_000, 4, 250
+    policy, sft, ref = (tiny_llama(vocab_size=vocabulary, seed=seed) for seed in range(3))
+    vocabularies = WholeVocabulary(DenseReward(sft, ref), DPRConfig(str(tmp_path), report_to="none"), all_action=True)
+    policy_head = head_of(policy)
+    policy_head.weight.requires_grad_(head)
+    states = [torch.randn(tokens, 32) for _ in range(rows)]
+    loss = MicroBatchLoss(
+        vocabulary=vocabularies,
+        frozen_hidden=[(each, each) for each in states],
+        prompt_width=3,
+        advantages=torch.zeros(rows, tokens),
+        state_weights=torch.ones(rows, tokens),
+        all_action_weights=torch.ones(rows),
+        old_logprobs=None,
+        normalizer=1.0,
+        epsilon_low=0.2,
+        epsilon_high=0.2,
+    )
+    hidden = torch.randn(rows * tokens, 32, requires_grad=True)
+    row, column = torch.arange(rows).repeat_interleave(tokens), torch.arange(tokens).repeat(rows) + 3
+    with LiveBytes() as live:
+        loss(hidden, policy_head, torch.full((rows * tokens,), 5), row, column)[0].backward()
+    sizes = read_architecture(policy, "x")
+    shared = 2 * sizes.embedding * 4 if head else 0
+    assert live.peak == pytest.approx(memory.all_action_bytes(sizes, rows * tokens, training=True) + shared, rel=0.02)
+    visited = Rollout([[1, 2, 3]] * rows, [[5] * tokens] * rows)
+    with torch.no_grad(), LiveBytes() as live:
+        vocabularies._visited(states, head_of(sft), [states, states], visited.completion_ids)
+    joined = 3 * rows * tokens * 32 * 4
+    planned = memory.all_action_bytes(sizes, rows * tokens, training=False) + joined
     assert live.peak == pytest.approx(planned, rel=0.02)
 
 

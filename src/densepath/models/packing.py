@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -77,6 +78,14 @@ class PackedBatch:
             [torch.arange(column, column + length) for column, length in zip(self.columns, self.lengths, strict=True)]
         )
         return rows, columns
+
+
+class PackedShape(NamedTuple):
+    """Rows and width of a batch, and whether its rows need a mask: not where each is one sequence."""
+
+    rows: int
+    width: int
+    masked: bool
 
 
 @dataclass(frozen=True)
@@ -194,8 +203,8 @@ def _build(
     attention_mask: Tensor | None
     if padded:
         attention_mask = (group_of >= 0).long()
-    elif all(len(row) == 1 and len(row[0].branches) == 1 for row in rows):
-        # Padding stands behind the sequence. Its positions go on, since transformers takes a jump for a new sequence.
+    elif _alone(rows):
+        # Its positions go on, since transformers takes a jump for a new sequence.
         position_ids = torch.arange(width).repeat(len(rows), 1)
         attention_mask = None
     else:
@@ -250,11 +259,17 @@ def packed_shapes(
     token_budget: int | None = None,
     row_tokens: int = ROW_TOKENS,
     padded: bool = False,
-) -> list[tuple[int, int]]:
-    """(rows, width) of each batch that `pack` would yield, without building it. Arguments as there."""
+) -> list[PackedShape]:
+    """Shape of each batch that `pack` would yield, without building it. Arguments as there."""
     return [
-        (len(rows), _width(rows[0])) for rows in _row_batches(prompts, completions, token_budget, row_tokens, padded)
+        PackedShape(len(rows), max(map(_width, rows)), padded or not _alone(rows))
+        for rows in _row_batches(prompts, completions, token_budget, row_tokens, padded)
     ]
+
+
+def _alone(rows: list[list[_Group]]) -> bool:
+    """Whether each row is one sequence: causal attention needs no mask then, and padding stands behind it."""
+    return all(len(row) == 1 and len(row[0].branches) == 1 for row in rows)
 
 
 def _width(row: list[_Group]) -> int:

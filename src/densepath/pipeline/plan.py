@@ -19,7 +19,7 @@ from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.memory import GIB, Adapter, Precision, Sharding
 from densepath.planning.plan import Machine, Plan, Setup, Training, check_fits, make_plan
-from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.dpr_config import DPRConfig, Estimator
 
 CUDA_RESERVE = 1.5 * GIB
 """CUDA context, cuBLAS workspaces, NCCL, and what the caching allocator cannot hand out: ours, an allowance."""
@@ -48,7 +48,7 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
     else:
         machine = Machine(False, machine_memory(), resident_bytes() if process is None else process)
     architecture = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
-    return make_plan(setup_of(arguments, others, architecture, cuda=cuda), machine)
+    return make_plan(setup_of(arguments, others, architecture, sharding, cuda=cuda), machine)
 
 
 def require_fit(plan: Plan) -> None:
@@ -62,7 +62,9 @@ def require_fit(plan: Plan) -> None:
         raise ConfigError(reason)
 
 
-def setup_of(arguments: RunArguments, others: Mapping[str, Any], architecture: Architecture, *, cuda: bool) -> Setup:
+def setup_of(
+    arguments: RunArguments, others: Mapping[str, Any], architecture: Architecture, sharding: Sharding, *, cuda: bool
+) -> Setup:
     """What the recipe asks of memory.
 
     Raises:
@@ -121,6 +123,9 @@ def setup_of(arguments: RunArguments, others: Mapping[str, Any], architecture: A
             checkpointing=checkpointing("dpr"),
             precision=precision("dpr"),
             rollouts=dpr.per_device_train_batch_size * (dpr.steps_per_generation or 1),
+            all_action=Estimator(dpr.estimator) is not Estimator.SAMPLED
+            and dpr.all_action_obstacle() is None
+            and not sharding.shards_weights,
             token_budget=dpr.score_token_budget,
         ),
         references=int(reads_reference),

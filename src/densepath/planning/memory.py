@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from densepath.core.heads import CHUNK_ELEMENTS
 from densepath.core.logprobs import DEFAULT_CHUNK_TOKENS
 from densepath.planning.architecture import Architecture, Linear
 
@@ -127,7 +128,7 @@ def optimizer_bytes(trained: int, optimizer: str, precision: Precision, sharding
 
 
 def layer_bytes_per_token(
-    architecture: Architecture, precision: Precision, width: int, adapter: Adapter | None = None
+    architecture: Architecture, precision: Precision, width: int | None, adapter: Adapter | None = None
 ) -> float:
     """What autograd keeps of one token in one decoder layer until the backward pass reaches it.
 
@@ -139,14 +140,15 @@ def layer_bytes_per_token(
         query norm   (q + k) 4, trained + (q + k) c
         linear maps  2 d c                read by attention and by the MLP; under autocast each map casts its own copy
         attention    4 q c + 4 heads      query, key and value repeated to all heads, output; log-sum-exp
-        mask         w c                  the bool mask as a bias; this one does not depend on the model
+        mask         w c                  the bool mask as a bias
+        no mask      (2 q + 2 k) c        instead of both, where each row is one sequence: nothing is repeated
         MLP          4 f c                gate, its activation, up, their product
         LoRA         r c a map            the adapter's inner state; under autocast q c more for the attention's output
 
     Args:
         architecture: of the model.
         precision: bytes of an element.
-        width: tokens of one row.
+        width: tokens of one row; None where each row is one sequence and needs no mask.
         adapter: what is trained; None: all weights.
 
     Source: derived from transformers' modelling code with scaled-dot-product attention, and counted in
@@ -160,7 +162,8 @@ def layer_bytes_per_token(
         norms += (a.query + a.key) * (FLOAT32 + ((FLOAT32 if a.float_norms else c) if full else 0))
         norms += FLOAT32 * (a.query + a.key) * a.heads / a.query
     copies = len(a.linears) - 2 if precision.autocasts else 2
-    attention = 4 * a.query * c + FLOAT32 * a.heads + width * c
+    attention = 2 * (a.query + a.key) * c if width is None else (4 * a.query + width) * c
+    attention += FLOAT32 * a.heads
     inner = 0.0
     if adapter is not None:
         inner = adapter.rank * c * len(adapter.of(a)) + (a.query * c if precision.autocasts else 0)
@@ -171,7 +174,7 @@ def activation_bytes(
     architecture: Architecture,
     precision: Precision,
     tokens: int,
-    width: int,
+    width: int | None,
     *,
     checkpointing: bool,
     adapter: Adapter | None = None,
@@ -186,7 +189,7 @@ def activation_bytes(
         architecture: of the model.
         precision: bytes of an element.
         tokens: of the batch, padding included.
-        width: tokens of one row.
+        width: tokens of one row, or None; see `layer_bytes_per_token`.
         checkpointing: gradient checkpointing.
         adapter: what is trained; None: all weights.
 
@@ -240,13 +243,13 @@ def sampling_logit_bytes(architecture: Architecture, rows: int, models: int) -> 
     return float(copies * rows * architecture.vocabulary * FLOAT32)
 
 
-def forward_bytes(architecture: Architecture, precision: Precision, tokens: int, width: int) -> float:
+def forward_bytes(architecture: Architecture, precision: Precision, tokens: int, width: int | None) -> float:
     """One layer of a forward pass without gradients: `tokens (3 d b + max(3 f, 5 q + w) c)`.
 
     Source: derived; the MLP holds gate, up and their product, attention query, key, value, output and the mask.
     """
     a = architecture
-    inner = max(3 * a.intermediate, 5 * a.query + width)
+    inner = max(3 * a.intermediate, 5 * a.query + (width or 0))
     return float(tokens * (3 * a.hidden * precision.weights + inner * precision.compute))
 
 
@@ -276,6 +279,19 @@ def head_bytes(architecture: Architecture, precision: Precision, tokens: int, *,
     columns = min(TILE_VOCABULARY, architecture.vocabulary)
     tile = (min(tokens, TILE_TOKENS) + architecture.hidden) * columns * precision.compute
     return float(tile + 2 * tokens * architecture.hidden * FLOAT32)
+
+
+LOSS_COPIES, VISIT_COPIES = 9, 7
+"""Chunks of whole distributions that the all-action loss, and the scoring before it, hold at once."""
+
+
+def all_action_bytes(architecture: Architecture, tokens: int, *, training: bool) -> float:
+    """Chunks of (tokens, vocabulary) float32 log-probabilities of policy, SFT model and reference, and their products.
+
+    `copies x min(tokens x vocabulary, 2^23) x 4`. Source: `densepath.core.heads`, counted in tests/planning.
+    """
+    copies = LOSS_COPIES if training else VISIT_COPIES
+    return float(copies * min(tokens * architecture.vocabulary, CHUNK_ELEMENTS) * FLOAT32)
 
 
 DEEPSPEED_BUCKET = 500_000_000

@@ -24,6 +24,7 @@ TERMS = {
     "gradients": "of the trained weights, and the buckets that several processes reduce them in",
     "optimizer": "its state",
     "activations": "what the backward pass needs, or one layer of a forward pass",
+    "hidden states": "of the frozen models at each completion token, which the all-action estimator keeps",
     "logits": "rows of the vocabulary's width that exist at once",
     "KV cache": "keys and values of the completions that are sampled together",
     "buffers": "casts of autocast, gathered layers and communication buffers",
@@ -65,6 +66,7 @@ class Training:
         checkpointing: gradient checkpointing.
         precision: bytes of an element.
         rollouts: completions sampled at once; 0 for SFT.
+        all_action: the loss is taken from whole distributions.
         token_budget: of a scoring pass.
     """
 
@@ -77,6 +79,7 @@ class Training:
     checkpointing: bool
     precision: Precision
     rollouts: int = 0
+    all_action: bool = False
     token_budget: int = SCORING_TOKENS
 
 
@@ -236,23 +239,28 @@ def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment
     always = _policy(setup, machine, training)
     always["buffers"] = _buffers(setup, machine)
     (shape,) = packed_shapes(*_sequences(training.rows, training), padded=not architecture.packs)
-    tokens, width = shape[0] * shape[1], shape[1]
+    tokens, width = shape.rows * shape.width, shape.width if shape.masked else None
     projected = training.rows * training.completion
     gradients = _gradients(setup, machine, training)
     head = float(architecture.embedding * FLOAT32) if adapter is None else 0.0
     early = gradients if training.accumulation > 1 or machine.sharding is Sharding.DDP else 0.0
+    logits = memory.head_bytes(architecture, precision, projected, cuda=machine.cuda)
+    if training.all_action:
+        head *= 2  # the sum over chunks, and one chunk's
+        logits = memory.all_action_bytes(architecture, projected, training=True)
     begins = {
         **always,
         "gradients": max(early, head),
         "activations": memory.activation_bytes(
             architecture, precision, tokens, width, checkpointing=training.checkpointing, adapter=adapter
         ),
-        "logits": memory.head_bytes(architecture, precision, projected, cuda=machine.cuda),
+        "logits": logits,
     }
     if machine.cuda:
         begins["buffers"] += memory.cast_bytes(architecture, precision, adapter)
     # A tied embedding's gradient comes twice, from the head and from the lookup, and is added up at the very end.
-    ends = {**always, "gradients": gradients + (head if architecture.tied else 0.0)}
+    twice = float(architecture.embedding * FLOAT32) if adapter is None and architecture.tied else 0.0
+    ends = {**always, "gradients": gradients + twice}
     return [Moment("backward begins", begins), Moment("backward ends", ends)]
 
 
@@ -278,18 +286,32 @@ def _dpr(setup: Setup, machine: Machine) -> list[Moment]:
     training = setup.dpr
     frozen = _frozen(setup)
     share = setup.vllm * (machine.memory or 0.0)
-    moments = [
-        Moment(moment.name, {**moment.terms, "frozen models": frozen, "vLLM": 0.0 if setup.vllm_sleeps else share})
-        for moment in _training(setup, machine, training)
-    ]
+    kept = _kept_hidden(setup, training, training.rollouts)
+    asleep = {"frozen models": frozen, "vLLM": 0.0 if setup.vllm_sleeps else share}
+    in_loss = {**asleep, "hidden states": kept + _kept_hidden(setup, training, training.rows)}
+    moments = [Moment(moment.name, {**moment.terms, **in_loss}) for moment in _training(setup, machine, training)]
     always = {**_policy(setup, machine, training), "frozen models": frozen, "vLLM": share}
     always["buffers"] = _buffers(setup, machine) if machine.sharding.shards_weights else 0.0
     if share == 0.0 and setup.own_sampler:
         sampled = _sampled(setup, training.precision, training.rollouts, training, models=1)
         moments.append(Moment("sampling", {**always, **sampled}))
     scored = _scored(setup, training)
-    moments.append(Moment("scoring", {**always, **scored, "vLLM": 0.0 if setup.vllm_sleeps else share}))
+    if training.all_action:
+        visited = training.rollouts * training.completion
+        # The policy's own are kept beside them, and all are joined into one tensor a model.
+        own = visited * setup.architecture.hidden * FLOAT32
+        scored["hidden states"] = 2 * (kept + own)
+        scored["logits"] = memory.all_action_bytes(setup.architecture, visited, training=False)
+    moments.append(Moment("scoring", {**always, **asleep, **scored}))
     return moments
+
+
+def _kept_hidden(setup: Setup, training: Training, rows: int) -> float:
+    """Last hidden states of the SFT model and the reference at each token of the completions."""
+    if not training.all_action:
+        return 0.0
+    models = 1 + setup.references
+    return float(models * rows * training.completion * setup.architecture.hidden * setup.weights)
 
 
 def _sampled(setup: Setup, precision: Precision, rows: int, training: Training, *, models: int) -> dict[str, float]:
@@ -306,15 +328,19 @@ def _sampled(setup: Setup, precision: Precision, rows: int, training: Training, 
 
 def _scored(setup: Setup, training: Training) -> dict[str, float]:
     """One batch of a scoring pass."""
-    rows = min(training.rollouts, 4 * training.token_budget)
     shapes = packed_shapes(
-        *_sequences(rows, training), token_budget=training.token_budget, padded=not setup.architecture.packs
+        *_sequences(training.rollouts, training),
+        token_budget=training.token_budget,
+        padded=not setup.architecture.packs,
     )
-    rows, width = max(shapes, key=lambda shape: shape[0] * shape[1])
+    shape = max(shapes, key=lambda shape: shape.rows * shape.width)
+    tokens = shape.rows * shape.width
     precision = Precision(setup.weights, setup.weights)
     return {
-        "activations": memory.forward_bytes(setup.architecture, precision, rows * width, width),
-        "logits": memory.scored_logit_bytes(setup.architecture, min(rows * width, DEFAULT_CHUNK_TOKENS)),
+        "activations": memory.forward_bytes(
+            setup.architecture, precision, tokens, shape.width if shape.masked else None
+        ),
+        "logits": memory.scored_logit_bytes(setup.architecture, min(tokens, DEFAULT_CHUNK_TOKENS)),
     }
 
 
