@@ -14,7 +14,6 @@ from densepath.io import UNWRITABLE
 
 COMMANDS = {
     "run": "The whole job: SFT, references, dense reward, DPR, held-out evaluation, report.",
-    "plan": "What memory a recipe needs, without weights, and whether it fits.",
     "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
     "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
     "score": "Grade every token of given completions with the dense reward.",
@@ -26,6 +25,7 @@ COMMANDS = {
     "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
     "view": "Look at scored completions, or score texts that are typed in: a local web page.",
     "report": "Make the HTML report of a run folder again.",
+    "plan": "What memory a recipe needs, without weights, and whether it fits.",
     "theory": "Verify the statements behind the method numerically.",
     "env": "Versions and devices, for bug reports.",
 }
