@@ -147,7 +147,7 @@ def test_token_loss_sees_each_labelled_token_with_its_place_and_state(rows, left
     out = model(**inputs, token_loss=token_loss)
     out.loss.backward()
     ours = [p.grad.clone() for p in model.parameters()]
-    assert out.values.item() == (inputs["labels"] != -100).sum()
+    assert out.token_values.item() == (inputs["labels"] != -100).sum()
     model.zero_grad()
     expected = model(**inputs, fused_lm_head=True)
     total = (expected.log_probs * weights[:, 1:]).sum()

@@ -40,6 +40,7 @@ def weights(model) -> torch.Tensor:
         # One generation serves 4 micro-batches, hence 2 steps: the checkpoint at 3 is in the middle of the second.
         (False, {"gradient_accumulation_steps": 2, "steps_per_generation": 4}, 3),
         (False, {"num_iterations": 2}, 3),  # each generation is trained on twice
+        (False, {"num_iterations": 2, "kl_in_return": False}, 3),  # the buffer holds hidden states of the SFT model
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, prompts, peft, changes, after):
@@ -81,5 +82,5 @@ def test_a_checkpoint_holds_the_policy_alone_and_the_rollout_only_while_it_is_us
     names = load_file(inside / "adapter_model.safetensors").keys()
     assert names
     assert not [name for name in names if "sft" in name]
-    assert load_file(inside / "rollout_0.safetensors")["2.completion_ids"].shape[0] == 4
+    assert load_file(inside / "rollout_0.safetensors")["batch.2.completion_ids"].shape[0] == 4
     assert load_file(between / "rollout_0.safetensors") == {}

@@ -40,11 +40,11 @@ class TokenLossOutput(ModelOutput):  # type: ignore[misc]
 
     Attributes:
         loss: scalar with gradient.
-        values: a tensor of whatever shape, without.
+        token_values: a tensor of whatever shape, without. Not `values`: DDP calls that method of a `ModelOutput`.
     """
 
     loss: Tensor | None = None
-    values: Tensor | None = None
+    token_values: Tensor | None = None
 
 
 def add_packed_forward(model: Any) -> bool:
@@ -155,11 +155,11 @@ def _token_loss_output(model: Any, rows: _Rows, token_loss: TokenLoss, packs: bo
         states = hidden.last_hidden_state[0]
         loss, values = token_loss(states[:0], head, nothing, nothing, nothing)
         connected = states.sum() + head.weight.sum() + (0.0 if head.bias is None else head.bias.sum())
-        return TokenLossOutput(loss=loss + 0.0 * connected, values=values)
+        return TokenLossOutput(loss=loss + 0.0 * connected, token_values=values)
     batch = next(pack(rows.prompts, rows.completions, padded=not packs)).to(device)
     where, (out_rows, out_columns) = _places(batch, rows)
     loss, values = token_loss(hidden_states(model, batch)[where], head, batch.labels[where], out_rows, out_columns + 1)
-    return TokenLossOutput(loss=loss, values=values)
+    return TokenLossOutput(loss=loss, token_values=values)
 
 
 def _output(model: Any, inner: Any, batch: PackedBatch, rows: _Rows, num_items: Any) -> FusedCausalLMOutput:

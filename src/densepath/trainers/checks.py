@@ -53,6 +53,21 @@ def check_mixture(args: DPRConfig, functions: RewardFunctions, environment_facto
         )
 
 
+def check_number_of_prompts(trainer: Any) -> None:
+    """Refuse fewer prompts than one generation takes: TRL would end at once, without an error.
+
+    Raises:
+        DataError: there are too few.
+    """
+    needed = trainer.args.generation_batch_size // trainer.num_generations
+    if isinstance(trainer.train_dataset, Dataset) and len(trainer.train_dataset) < needed:
+        raise DataError(
+            f"train_dataset has {len(trainer.train_dataset)} prompts, and one generation takes {needed} "
+            f"(generation_batch_size={trainer.args.generation_batch_size} completions, {trainer.num_generations} a "
+            "prompt): add prompts, or lower per_device_train_batch_size or steps_per_generation"
+        )
+
+
 def check_prompt_lengths(trainer: Any, policy: Any) -> None:
     """Refuse a prompt that leaves no room for a completion in the context, in any data set with rows.
 

@@ -32,7 +32,7 @@ from densepath.models.sampling import sample
 from densepath.models.scoring import causal_lm, head_of, score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.frozen import FrozenPolicy
-from densepath.trainers.checks import check_arguments, check_mixture, check_prompt_lengths
+from densepath.trainers.checks import check_arguments, check_mixture, check_number_of_prompts, check_prompt_lengths
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.estimation import (
     choose_estimator,
@@ -179,6 +179,7 @@ class DPRTrainer(MonitoredTrainer):
         add_packed_forward(policy)
         check_deterministic(policy)
         if environment_factory is None:
+            check_number_of_prompts(self)
             check_prompt_lengths(self, policy)
         self.estimator, self._vocabulary = choose_estimator(
             args, self.dense_reward, policy, sharded=self._is_sharded(), multimodal=self._is_vlm

@@ -165,7 +165,7 @@ def whole_vocabulary_loss(
         labels=labels,
         token_loss=token_loss,
     )
-    return output.loss, output.values
+    return output.loss, output.token_values
 
 
 def loss_metrics(

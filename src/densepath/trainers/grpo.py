@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -134,18 +135,16 @@ class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         buffered = self._buffered_inputs or []
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
             buffered = []  # the next step generates anew
-        tensors, whole = {}, True
-        for index, batch in enumerate(buffered):
-            for name, value in batch.items():
-                whole = whole and isinstance(value, Tensor)
-                tensors[f"{index}.{name}"] = value
-        metadata = {"step": str(self._step), "processes": str(self.accelerator.num_processes)}
+        tensors: dict[str, Tensor] = {}
+        shape = _flatten(buffered, "batch", tensors)
+        metadata = {
+            "step": str(self._step),
+            "processes": str(self.accelerator.num_processes),
+            "shape": json.dumps(shape),
+        }
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self._rollout_file(folder)) as temporary:
-            kept = (
-                {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()} if whole else {}
-            )
-            save_file(kept, temporary, metadata=metadata)
+            save_file(tensors, temporary, metadata=metadata)
         self.accelerator.wait_for_everyone()
 
     def _load_optimizer_and_scheduler(self, checkpoint: Any) -> None:
@@ -157,11 +156,35 @@ class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             if int(metadata["processes"]) != self.accelerator.num_processes:
                 return
             self._step = int(metadata["step"])
-            batches: dict[int, dict[str, Tensor]] = {}
-            for key in sorted(file.keys()):
-                index, _, name = key.partition(".")
-                batches.setdefault(int(index), {})[name] = file.get_tensor(key).to(self.accelerator.device)
-        self._buffered_inputs = [batches[index] for index in sorted(batches)] or None
+            shape = json.loads(metadata["shape"])
+            buffered = _restore(shape, lambda name: file.get_tensor(name).to(self.accelerator.device))
+        self._buffered_inputs = buffered or None
 
     def _rollout_file(self, folder: Path) -> Path:
         return folder / f"rollout_{self.accelerator.process_index}.safetensors"
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Put the tensors of nested lists, tuples and dicts into one dict; returns what JSON can say of the rest."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": {key: _flatten(each, f"{name}.{key}", tensors) for key, each in value.items()}}
+    if isinstance(value, (list, tuple)):
+        parts = [_flatten(each, f"{name}.{index}", tensors) for index, each in enumerate(value)]
+        return {type(value).__name__: parts}
+    return {"value": value}
+
+
+def _restore(shape: Any, tensor: Callable[[str], Tensor]) -> Any:
+    """The nested value that `_flatten` took apart."""
+    ((kind, content),) = shape.items()
+    if kind == "tensor":
+        return tensor(content)
+    if kind == "dict":
+        return {key: _restore(each, tensor) for key, each in content.items()}
+    if kind == "value":
+        return content
+    parts = [_restore(each, tensor) for each in content]
+    return tuple(parts) if kind == "tuple" else parts
