@@ -273,6 +273,28 @@ def test_dpr_improves_the_dense_reward(models, tmp_path, write_jsonl, capsys, pe
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_dpr_watches_held_out_demonstrations_and_stops_early(models, tmp_path, write_jsonl, caplog):
+    pairs = [{"prompt": f"{i}?", "completion": " yes"} for i in range(6)]
+    words = ["dpr", "--model_name_or_path", models["sft"], "--ref_model_name_or_path", models["ref"]]
+    words += ["--held_out_ref_model_name_or_path", models["ref"], "--dataset_name", write_jsonl("pairs.jsonl", pairs)]
+    words += ["--eval_dataset_name", write_jsonl("pairs.jsonl", pairs), "--eval_steps", "2", "--max_eval_samples", "4"]
+    words += ["--nll_increase_threshold", "-100", "--early_stopping", "True", "--output_dir", str(tmp_path / "dpr")]
+    words += ["--max_steps", "5", "--per_device_train_batch_size", "4", "--max_completion_length", "4"]
+    assert main(words) == 0
+    assert "step 2: eval_nll_increase is" in caplog.text
+    rows = [json.loads(line) for line in (tmp_path / "dpr/metrics.jsonl").read_text().splitlines()]
+    train = [row for row in rows if "reward" in row]
+    assert [row["step"] for row in train] == [1, 2]
+    assert train[0]["reward_held_out_ref"] == pytest.approx(train[0]["reward"], abs=1e-4)
+    assert [row["step"] for row in rows if "eval_nll" in row] == [2]
+
+
+def test_dpr_evaluates_nothing_without_held_out_demonstrations(models, tmp_path, capsys):
+    words = ["dpr", "--model_name_or_path", models["sft"], "--eval_strategy", "steps"]
+    assert main([*words, "--output_dir", str(tmp_path / "dpr")]) == 2
+    assert "eval_strategy needs eval_dataset_name" in capsys.readouterr().err
+
+
 def test_dpr_without_a_reference_where_the_reward_needs_none(models, tmp_path):
     words = ["dpr", "--model_name_or_path", models["sft"], "--dense_reward", "logprob", "--max_train_samples", "8"]
     words += ["--output_dir", str(tmp_path / "dpr"), "--max_steps", "1", "--per_device_train_batch_size", "4"]

@@ -221,6 +221,11 @@ class DPRArguments(ModelArguments):
     dataset_name: str = option(TEXT_TASKS, "Prompts: any data set with a prompt, messages or prompt+completion.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     max_train_samples: int | None = option(None, "Prompts used; all if None.")
+    eval_dataset_name: str | None = option(None, "Held-out demonstrations, whose NLL is logged every eval_steps.")
+    max_eval_samples: int | None = option(100, "Held-out demonstrations scored; all if None.")
+    held_out_ref_model_name_or_path: str | None = option(
+        None, "A second reference: the reward under it is logged and never optimised."
+    )
     output_dir: str = option("dpr-output", "Where the improved model and checkpoints go.")
 
 

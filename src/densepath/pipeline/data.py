@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets import Dataset
+
 from densepath.data import (
     check_disjoint,
     dataset_fingerprint,
     encode_demonstrations,
+    encode_pairs,
     encode_prompt,
     generate_tasks,
     load_dataset_rows,
@@ -221,3 +224,16 @@ def check_prompts(
 def fitting_rows(rows: Rows, tokenizer: Any, longest: int) -> Rows:
     """The rows whose prompt has at most `longest` tokens."""
     return [row for row in rows if len(encode_prompt(prompt_of(row), tokenizer)) <= longest]
+
+
+def demonstration_pairs(rows: Rows, tokenizer: Any, longest: int) -> Dataset:
+    """The rows as prompt and completion, as far as they fit into `longest` tokens; those without one, as prompts."""
+    found = []
+    for row in rows:
+        prompt, turns = prompt_of(row), row.get("messages")
+        completion = row.get("completion") if turns is None else turns[len(prompt) :] or None
+        pair = {"prompt": prompt, "completion": completion}
+        encoded = encode_pairs(pair, tokenizer) if completion else []
+        if all(len(each.prompt_ids) + len(each.completion_ids) <= longest for each in encoded):
+            found.append(pair)
+    return Dataset.from_list(found)

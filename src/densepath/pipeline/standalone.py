@@ -19,7 +19,7 @@ from densepath.io import write_json_atomic
 from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
-from densepath.pipeline.data import check_answers, check_prompts, load_rows
+from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -29,6 +29,11 @@ from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.sft import save_model, sft_trainer, train_resumable
+
+EVALUATION = {"eval_strategy": "steps", "eval_steps": 10, "predict_with_generate": False}
+"""What `eval_dataset_name` sets: the NLL of its demonstrations every ten steps, without sampling."""
+HELD_OUT_SEED = 1_000_000
+"""Of the rows drawn from it, and of text_tasks: not one that a run trains on."""
 
 
 def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, title: str) -> Path:
@@ -105,7 +110,11 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
         folder.open_config(resolved(arguments, others))
         if _trained_before(folder, console):
             return folder / "model"
-        config = trl_config(DPRConfig, {**QUIET, **device_defaults(), **others, "output_dir": str(folder.path)})
+        evaluation = {} if arguments.eval_dataset_name is None else EVALUATION
+        values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": str(folder.path)}
+        config = trl_config(DPRConfig, values)
+        if config.eval_strategy != "no" and arguments.eval_dataset_name is None:
+            raise ConfigError("eval_strategy needs eval_dataset_name: held-out demonstrations")
         tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
         rows = load_rows(
             arguments.dataset_name,
@@ -118,13 +127,25 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
         context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
         check_prompts(rows, tokenizer, context, config.max_completion_length or 0, *origin)
         _check_reference(arguments, config.dense_reward, tokenizer, console)
+        held_out = None
+        if arguments.eval_dataset_name is not None:
+            demonstrations = load_rows(
+                arguments.eval_dataset_name,
+                arguments.dataset_train_split,
+                "demonstrations",
+                limit=arguments.max_eval_samples,
+                seed=HELD_OUT_SEED,
+            )
+            held_out = demonstration_pairs(demonstrations, tokenizer, context)
         policy = load_trainable(arguments, arguments.model_name_or_path)
-        reference = arguments.ref_model_name_or_path
+        reference, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
         trainer = DPRTrainer(
             model=policy,
             ref_model=None if reference is None else frozen_reference(policy, reference, arguments),
+            held_out_ref_model=None if second is None else frozen_reference(policy, second, arguments, "held_out_ref"),
             args=config,
             train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
+            eval_dataset=held_out,
             processing_class=tokenizer,
             peft_config=None if hasattr(policy, "peft_config") else peft_config(arguments),
         )

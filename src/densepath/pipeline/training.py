@@ -11,12 +11,12 @@ from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import encode_demonstrations, encode_pairs, prompt_of
+from densepath.data import encode_demonstrations, prompt_of
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import load_model, load_tokenizer
 from densepath.pipeline.config import ModelArguments, RunArguments
-from densepath.pipeline.data import fitting_rows, read_split
+from densepath.pipeline.data import demonstration_pairs, fitting_rows, read_split
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
@@ -185,13 +185,14 @@ def run_dpr(
     config = dpr_config(arguments, others, folder, beta)
     rows = read_split(run, "rl" if arguments.rl_prompts is not None else "train")
     rows = fitting_rows(rows, tokenizer, context - (config.max_completion_length or 0))
+    held_out = read_split(run, "validation")
     policy = load_trainable(arguments, run / "sft/model")
     trainer = DPRTrainer(
         model=policy,
         ref_model=frozen_reference(policy, reference_path(run, arguments, reference), arguments),
         args=config,
         train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
-        eval_dataset=None if config.eval_strategy == "no" else held_out_demonstrations(run, tokenizer, context),
+        eval_dataset=None if config.eval_strategy == "no" else demonstration_pairs(held_out, tokenizer, context),
         processing_class=tokenizer,
     )
     _train(trainer, folder, console, title)
@@ -207,22 +208,9 @@ def run_dpr(
     )
 
 
-def held_out_demonstrations(run: RunFolder, tokenizer: Any, context: int) -> Dataset:
-    """The validation rows as prompt and completion, as far as they fit the context; those without one, as prompts."""
-    found = []
-    for row in read_split(run, "validation"):
-        prompt, turns = prompt_of(row), row.get("messages")
-        completion = row.get("completion") if turns is None else turns[len(prompt) :] or None
-        pair = {"prompt": prompt, "completion": completion}
-        pairs = encode_pairs(pair, tokenizer) if completion else []
-        if all(len(each.prompt_ids) + len(each.completion_ids) <= context for each in pairs):
-            found.append(pair)
-    return Dataset.from_list(found)
-
-
-def frozen_reference(policy: Any, path: str, arguments: ModelArguments) -> FrozenPolicy | Any:
+def frozen_reference(policy: Any, path: str, arguments: ModelArguments, name: str = "ref") -> FrozenPolicy | Any:
     """The reference as an adapter on the policy's base, or as that base, where it is one; else a model of its own."""
-    return view_on_base(policy, path, "ref") or load_frozen(arguments, path)
+    return view_on_base(policy, path, name) or load_frozen(arguments, path)
 
 
 def run_continued_sft(
