@@ -94,6 +94,7 @@ def test_one_hostile_answer_is_scored_with_the_keys_alone_and_shown_as_it_is(pag
     assert page.execute_script("return document.querySelectorAll('#result img, #result script').length") == 0
 
 
+@pytest.mark.slow
 def test_a_reading_that_needs_no_reference(page):
     Select(find(page, "#dense-reward")).select_by_value("logprob")
     assert not find(page, "#ref").is_enabled()
@@ -104,6 +105,7 @@ def test_a_reading_that_needs_no_reference(page):
     assert "reference" not in find(page, "#result .dp-note").text
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_is_said_and_can_be_mended(page):
     find(page, "#score").click()  # the browser itself asks for a prompt
     assert page.switch_to.active_element == find(page, "#prompt")
@@ -156,6 +158,7 @@ def test_two_rows_are_picked_and_compared(page):
     )
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_kept_for_the_session(driver, shown):
     with serving(create_view_app(**shown, access=Access(api_key=KEY)), VIEW_LIMITS) as address:
         driver.get(address)

@@ -37,7 +37,7 @@ def enumerated(rewards, count, margin, max_tokens):
     st.sampled_from([0.0, 0.125, 1.0]),
     st.one_of(st.none(), st.integers(1, 6)),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_they_are_those_of_an_enumeration(rewards, count, margin, max_tokens):
     found = worst_spans(rewards, count, margin=margin, max_tokens=max_tokens)
     assert [(span.start, span.end) for span in found] == enumerated(rewards, count, margin, max_tokens)

@@ -27,7 +27,7 @@ def most_in_common(a, b):
 
 
 @given(WORDS, WORDS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_the_edits_turn_one_into_the_other_and_keep_as_much_as_can_be_kept(a, b):
     edits = align(a, b)
     rebuilt, kept = [], 0

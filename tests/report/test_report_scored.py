@@ -5,7 +5,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.report.scored_files import END, ROWS, row, span, turn, write_jsonl, write_parquet
 
@@ -75,6 +75,7 @@ SPAN = st.fixed_dictionaries(
 
 
 @given(st.lists(st.lists(SPAN, max_size=4), max_size=3), st.booleans())
+@settings(max_examples=60, deadline=None)
 def test_the_numbers_of_the_index_are_those_of_the_row(turns, known):
     """Eighths have exact sums; what is not a number counts as a token without a reward."""
     value = {"id": 1, "turns": [{"spans": spans if known else [*spans, "odd", {"text": None}]} for spans in turns]}

@@ -202,7 +202,7 @@ def test_texts_that_are_refused(view, choices, changes, status, message):
 
 
 @given(st.text(min_size=1, max_size=12), st.lists(st.text(max_size=12), min_size=1, max_size=2), st.booleans())
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_is_answered(view, choices, prompt, completions, chat):
     answer = view.post("/v1/view/score", json=body(choices, prompt=prompt, completions=completions, chat=chat))
     assert answer.status_code == 200, answer.text
