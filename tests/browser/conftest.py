@@ -5,9 +5,15 @@ from tests.browser.driver import MISSING, chromium
 
 
 @pytest.fixture(scope="session")
-def driver(tmp_path_factory):
+def downloads(tmp_path_factory):
+    """Where the browser keeps its profile and puts what is saved."""
+    return tmp_path_factory.mktemp("browser")
+
+
+@pytest.fixture(scope="session")
+def driver(downloads):
     """One browser for all tests."""
     if MISSING:
         pytest.skip(f"needs {' and '.join(MISSING)} on the PATH; as root on Debian: make browser")
-    with chromium(tmp_path_factory.mktemp("browser")) as running:
+    with chromium(downloads) as running:
         yield running

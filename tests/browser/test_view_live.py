@@ -63,7 +63,7 @@ def type_text(page, prompt, *answers):
         find(page, field).send_keys(text)
 
 
-def test_two_answers_are_typed_scored_and_aligned(page, shown):
+def test_two_answers_are_typed_scored_aligned_and_kept(page, shown, downloads):
     type_text(page, "Say 3:", "3, 4", "3, 5")
     Select(find(page, "#ref")).select_by_visible_text(shown["choices"].ref[1])
     find(page, "#score").click()
@@ -81,6 +81,9 @@ def test_two_answers_are_typed_scored_and_aligned(page, shown):
     ActionChains(page).move_to_element(columns[0]).perform()
     first, second = find(page, "#token").text.split("\n")
     assert (first[:3], second[:3]) == ("A  ", "B  ")
+    find(page, "#save").click()
+    until(page, lambda: (downloads / "view.html").is_file())
+    assert "A against B" in (downloads / "view.html").read_text(encoding="utf-8")
 
 
 def test_one_hostile_answer_is_scored_with_the_keys_alone_and_shown_as_it_is(page):

@@ -173,6 +173,18 @@ def test_a_text_gets_the_rewards_of_the_pair_that_was_chosen(view, choices, kind
     assert ("reference" in answer["facts"]) == (kind == "baseline_relative")
 
 
+def test_a_page_to_keep_is_given_if_it_is_asked_for(view, choices):
+    for answer in (
+        view.post("/v1/view/score", json=body(choices, page=True)),
+        view.get("/v1/view/compare", params={"a": 1, "b": 2, "page": True}),
+    ):
+        page = answer.json()["page"]
+        assert Page(page).faults == []
+        assert "connect-src" not in page
+        assert "dp-pair" in page
+    assert "page" not in view.post("/v1/view/score", json=body(choices)).json()
+
+
 def test_one_answer_is_shown_alone(view, choices):
     answer = view.post("/v1/view/score", json=body(choices, completions=["żółw 🐢\n"])).json()
     assert answer["view"]["comparison"] is None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 
 from densepath.errors import UsageError
 from densepath.pipeline.config import REWARDS, _at_least, _choice, option
 
 SORTS = ("row", "reward", "reward_per_token", "tokens", "lowest")
 """The orders of `densepath.report.scored`, which is not imported for `--help`."""
+_FOR_HTML = ("sort", "descending", "max_samples", "compare", "prompt", "completion", "other_completion")
 
 
 @dataclass
@@ -73,19 +74,26 @@ class ViewArguments:
     def _check_html(self) -> None:
         if self.compare and len(self.compare) != 2:
             raise UsageError(f"compare takes two rows, by number or id, not {len(self.compare)}")
-        if self.compare and not self.scores_file:
-            raise UsageError("compare takes two rows of a scored file, and none is given")
         if (self.prompt is None) != (self.completion is None):
             raise UsageError("prompt and completion are given together")
         if self.other_completion is not None and self.completion is None:
             raise UsageError("other_completion is aligned with completion, and that is missing")
-        if self.prompt is not None and not self.model_name_or_path:
-            raise UsageError("prompt and completion need model_name_or_path to be scored with")
-        if self.html is None and (self.compare or self.prompt is not None):
-            raise UsageError("compare, prompt and completion are for the page that html writes; add --html FILE")
-        if self.html is not None and self.scores_file and self.prompt is not None:
-            raise UsageError("html takes a scored file or a prompt with its answers, not both")
-        if self.html is not None and not self.scores_file and self.prompt is None:
-            raise UsageError("html needs a scored file, or prompt and completion")
-        if self.html is not None and self.html.endswith(".json"):
+        if self.html is None:
+            for field in fields(self):
+                default = [] if field.default is MISSING else field.default
+                if field.name in _FOR_HTML and getattr(self, field.name) != default:
+                    raise UsageError(f"{field.name} is for the page that html writes; add --html FILE")
+            return
+        if self.html.endswith(".json"):
             raise UsageError(f"html={self.html}: the page's JSON twin takes that name; end it in .html")
+        if self.scores_file and self.model_name_or_path:
+            raise UsageError("html takes a scored file or models with a prompt and its answers, not both")
+        if self.scores_file and self.prompt is not None:
+            raise UsageError("prompt and completion need model_name_or_path to be scored with, not a scored file")
+        if not self.scores_file and self.prompt is None:
+            raise UsageError("html needs a scored file, or prompt and completion")
+        if not self.scores_file and self.compare:
+            raise UsageError("compare takes two rows of a scored file, and none is given")
+        for name in ("model_name_or_path", "ref_model_name_or_path"):
+            if len(getattr(self, name)) > 1:
+                raise UsageError(f"html scores with one pair of models; {name} names {len(getattr(self, name))}")

@@ -87,7 +87,7 @@ class ScoreView:
         paths = ReportPaths(Path(path), Path(path).with_suffix(".json"))
         if paths.html == paths.json:
             raise UsageError(f"{path}: give the page a name that ends in .html; its JSON twin takes .json")
-        page = page_html(self)
+        page = page_html(self, beside=True)
         write_json_atomic(paths.json, self.to_dict())
         write_text_atomic(paths.html, page)
         return paths
@@ -105,10 +105,16 @@ class ScoreView:
         return str(page)
 
 
-def page_html(view: ScoreView) -> str:
-    """The page of a view: one file, no network, complete without JavaScript."""
+def page_html(view: ScoreView, *, beside: bool = False) -> str:
+    """The page of a view: one file, no network, complete without JavaScript.
+
+    Args:
+        view: what to show.
+        beside: say that the JSON twin lies beside it.
+    """
     return _page(
         live=False,
+        beside=beside,
         view=view,
         legend=Markup(legend_html(view.scale)),
         comparison=comparison_html(view.comparison, view.scale, "c-") if view.comparison else "",
@@ -118,7 +124,7 @@ def page_html(view: ScoreView) -> str:
 
 def live_page_html() -> str:
     """The page of a running server, without anything to see: its script asks the server that it came from."""
-    return _page(live=True, view=ScoreView(), legend="", comparison="", rows=())
+    return _page(live=True, beside=False, view=ScoreView(), legend="", comparison="", rows=())
 
 
 def content_policy(live: bool) -> str:

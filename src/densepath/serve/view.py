@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from densepath.errors import DensepathError
 from densepath.report.compare import compare
 from densepath.report.scored import RowPage, RowQuery, ScoredFile
-from densepath.report.view import ScoreView, content_policy, fragment_html, live_page_html
+from densepath.report.view import ScoreView, content_policy, fragment_html, live_page_html, page_html
 from densepath.serve.errors import ApiError
 from densepath.serve.guard import Guard
 from densepath.serve.handlers import add_error_handlers, unless_gone
@@ -27,7 +27,7 @@ VIEW_LIMITS = Limits(request_timeout=600.0, max_queue_size=32, max_connections=6
 
 
 class ViewRequest(BaseModel):
-    """A text to score, and with which of the models."""
+    """A text to score, with which of the models, and whether to give a self-contained page of it too."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -37,6 +37,7 @@ class ViewRequest(BaseModel):
     ref: str | None = None
     dense_reward: str
     chat: bool = True
+    page: bool = False
 
 
 class RowRequest(BaseModel):
@@ -112,8 +113,8 @@ def create_view_app(
         return await answer(request, _rows, _known(file), RowQuery(**query.model_dump()))
 
     @app.get("/v1/view/compare")
-    async def compared(request: Request, a: int, b: int) -> dict[str, Any]:
-        return await answer(request, _compared, _known(file), a, b)
+    async def compared(request: Request, a: int, b: int, page: bool = False) -> dict[str, Any]:
+        return await answer(request, _compared, _known(file), a, b, page)
 
     @app.post("/v1/view/score")
     async def score(request: Request, body: ViewRequest) -> dict[str, Any]:
@@ -175,12 +176,17 @@ def _note(page: RowPage, query: RowQuery) -> str:
     return f"Rows {query.start + 1} to {query.start + len(page.rows)} of {page.candidates}"
 
 
-def _compared(file: ScoredFile, a: int, b: int) -> dict[str, Any]:
+def _compared(file: ScoredFile, a: int, b: int, page: bool) -> dict[str, Any]:
     rows = file.row(str(a)), file.row(str(b))
-    view = ScoreView(comparison=compare(*rows), scale=file.scale)
-    return {"html": str(fragment_html(view, "x-")), "view": view.to_dict()}
+    facts = (("file", file.path.name),)
+    return _shown(ScoreView(comparison=compare(*rows), title="A against B", facts=facts, scale=file.scale), page)
 
 
 def _scored(choices: RewardChoices, body: ViewRequest) -> dict[str, Any]:
-    view = choices.view(**body.model_dump())
-    return {"html": str(fragment_html(view, "t-")), "view": view.to_dict()}
+    return _shown(choices.view(**body.model_dump(exclude={"page"})), body.page)
+
+
+def _shown(view: ScoreView, page: bool) -> dict[str, Any]:
+    """A view as a fragment, as numbers, and, if it is asked for, as a page to keep."""
+    shown = {"html": str(fragment_html(view, "t-")), "view": view.to_dict()}
+    return {**shown, "page": page_html(view)} if page else shown

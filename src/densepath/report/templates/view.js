@@ -75,6 +75,14 @@
     densepath.wireAll(place);
   }
 
+  function present(answer) {
+    put(result, answer.html);
+    URL.revokeObjectURL(byId("save").href);
+    byId("save").href = URL.createObjectURL(new Blob([answer.page], { type: "text/html" }));
+    byId("keep").hidden = false;
+    result.scrollIntoView({ block: "start" });
+  }
+
   function begin() {
     ask("").then(function (info) {
       byId("key-form").hidden = true;
@@ -118,10 +126,9 @@
     tell("error", "");
     ask("/score", {
       prompt: byId("prompt").value, completions: completions, chat: byId("chat").checked,
-      sft: byId("sft").value, ref: byId("ref").disabled ? null : byId("ref").value, dense_reward: byId("dense-reward").value
+      page: true, sft: byId("sft").value, ref: byId("ref").disabled ? null : byId("ref").value, dense_reward: byId("dense-reward").value
     }).then(function (answer) {
-      put(result, answer.html);
-      result.scrollIntoView({ block: "start" });
+      present(answer);
     }).catch(function (error) { tell("error", error.message); }).then(function () {
       byId("score").disabled = false;
       byId("working").textContent = "";
@@ -173,9 +180,8 @@
     picked[side] = picked[side] === button.dataset.number ? null : button.dataset.number;
     showPicked();
     if (picked.a === null || picked.b === null) { return; }
-    ask("/compare?" + new URLSearchParams(picked)).then(function (answer) {
-      put(result, answer.html);
-      result.scrollIntoView({ block: "start" });
+    ask("/compare?" + new URLSearchParams({ a: picked.a, b: picked.b, page: true })).then(function (answer) {
+      present(answer);
     }).catch(function (error) { count.textContent = error.message; });
   });
 
