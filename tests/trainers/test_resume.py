@@ -39,17 +39,18 @@ def weights(model) -> torch.Tensor:
         (True, {}, 2),
         # One generation serves 4 micro-batches, hence 2 steps: the checkpoint at 3 is in the middle of the second.
         (False, {"gradient_accumulation_steps": 2, "steps_per_generation": 4}, 3),
+        (False, {"per_device_train_batch_size": 8, "num_prompts": 3}, 3),  # three epochs, in orders of their own
         (False, {"num_iterations": 2}, 3),  # each generation is trained on twice
         (False, {"num_iterations": 2, "kl_in_return": False}, 3),  # the buffer holds hidden states of the SFT model
     ],
 )
 def test_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, prompts, peft, changes, after):
-    def made(folder, **more):
+    values = {**COMMON, **changes}
+    data = prompts.select(range(values.pop("num_prompts", len(prompts))))
+
+    def made(folder):
         model = policy(make_model, peft)
-        trainer = trainer_of(
-            tmp_path / folder, make_model, tokenizer, prompts, model=model, **{**COMMON, **changes, **more}
-        )
-        return trainer, model
+        return trainer_of(tmp_path / folder, make_model, tokenizer, data, model=model, **values), model
 
     whole, expected = made("whole")
     whole.train()

@@ -20,6 +20,13 @@ from trl.trainer.utils import FusedCausalLMOutput
         ("_generate", ["self", "prompts"]),
         ("_generate_and_score_completions", ["self", "inputs"]),
         ("_compute_loss", ["self", "model", "inputs"]),
+        ("_calculate_rewards", ["self", "inputs", "prompts", "completions", "completion_ids_list"]),
+        ("_get_train_sampler", ["self", "dataset"]),
+        ("_save", ["self", "output_dir", "state_dict"]),
+        ("_save_checkpoint", ["self", "model", "trial"]),
+        ("_load_optimizer_and_scheduler", ["self", "checkpoint"]),
+        ("log", ["self", "logs", "start_time"]),
+        ("create_model_card", ["self", "model_name", "dataset_name", "tags"]),
     ],
 )
 def test_overridden_methods_keep_their_signatures(method, parameters):
@@ -62,3 +69,27 @@ def test_fused_output_has_the_fields_that_the_packed_pass_fills():
 def test_grpo_config_keeps_the_arguments_that_dpr_config_changes():
     fields = GRPOConfig.__dataclass_fields__
     assert {"beta", "num_generations", "learning_rate", "temperature", "top_p", "top_k", "min_p"} <= fields.keys()
+
+
+def test_the_sampler_of_prompts_is_the_one_that_ours_stands_in_for():
+    source = inspect.getsource(GRPOTrainer._get_train_sampler)
+    for argument in (
+        "mini_repeat_count=self.num_generations",
+        "batch_size=self.args.generation_batch_size // self.num_generations",
+        "repeat_count=self.num_iterations * self.args.steps_per_generation",
+        "shuffle=self.shuffle_dataset",
+        "seed=self.args.seed",
+    ):
+        assert argument in source
+
+
+def test_orders_of_prompts_are_trls():
+    from trl.trainer.utils import RepeatSampler
+
+    from densepath.trainers.grpo import ResumableSampler
+
+    given = {"mini_repeat_count": 2, "batch_size": 3, "repeat_count": 2, "seed": 5}
+    theirs = RepeatSampler(range(10), **given)
+    for epoch in range(3):
+        expected = list(theirs)
+        assert list(ResumableSampler(range(10), **given, epoch=lambda now=epoch: now)) == expected

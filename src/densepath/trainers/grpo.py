@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from huggingface_hub import ModelCard
 from safetensors import safe_open
@@ -20,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
+from trl.trainer.utils import RepeatSampler
 
 from densepath.errors import ConfigError, DensepathError
 from densepath.io import atomic_path, write_text_atomic
@@ -55,6 +57,30 @@ def as_list(given: Any, length: int) -> list[Any]:
     if given is None:
         return [None] * length
     return list(given) if isinstance(given, (list, tuple)) else [given]
+
+
+class ResumableSampler(RepeatSampler):  # type: ignore[misc]
+    """TRL's `RepeatSampler`, whose order in an epoch depends on seed and epoch alone.
+
+    TRL draws a new order from one stream each epoch, and a resumed training begins that stream anew: in a later epoch
+    it would see the prompts of the first. The orders are TRL's.
+
+    Args:
+        epoch: the present epoch, counted from 0.
+        others: those of `RepeatSampler`.
+    """
+
+    def __init__(self, *args: Any, epoch: Callable[[], int], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        """Indices of the data set, repeated as TRL does."""
+        if self.shuffle:
+            self.generator.manual_seed(self.seed)
+            for _ in range(self.epoch()):
+                torch.randperm(self.num_samples, generator=self.generator)
+        yield from super().__iter__()
 
 
 class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
@@ -114,6 +140,20 @@ class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         )
         card = ModelCard.load(path)
         write_text_atomic(path, with_section(str(card), section))
+
+    # -- data --------------------------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, dataset: Any = None) -> ResumableSampler:
+        """TRL's sampler, which a resumed training continues in a later epoch too."""
+        return ResumableSampler(
+            self.train_dataset if dataset is None else dataset,
+            mini_repeat_count=self.num_generations,
+            batch_size=self.args.generation_batch_size // self.num_generations,
+            repeat_count=self.num_iterations * self.args.steps_per_generation,
+            shuffle=self.shuffle_dataset,
+            seed=self.args.seed,
+            epoch=lambda: int(self.state.epoch or 0),
+        )
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
