@@ -55,8 +55,7 @@ def audit_view(records: Sequence[Mapping[str, Any]], count: int, facts: Sequence
     """The worst rows as a page; the flags stand where a row's category does."""
     rows = []
     for record in records[:count]:
-        name = record["id"] if record["id"] is not None else f"row {record['row']}"
-        value = {**record, "id": name, "category": flags_text(record) or record["category"]}
+        value = {**record, "category": flags_text(record) or record["category"]}
         rows.append(scored_row(value, record["row"], "audit"))
     return ScoreView(rows=tuple(rows), title="audit", facts=tuple(facts), total=len(records))
 
