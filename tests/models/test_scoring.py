@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama
 
 from densepath.errors import NumericalError
+from densepath.models import prefix, scoring
 from densepath.models.scoring import score_completions, supports_packing
 
 MODELS = {
@@ -52,6 +53,71 @@ def test_equals_a_naive_forward_pass(name, rows, budget):
     for prompt, completion, values in zip(prompts, completions, scored.logprobs, strict=True):
         assert values.dtype == torch.float64
         # Gemma's and Llama's own norms round to float32 inside.
+        assert values.tolist() == pytest.approx(naive(model, prompt, completion), abs=2e-6)
+
+
+class Tokens:
+    """Counts tokens that go through a model, padding included."""
+
+    def __init__(self, model):
+        self.count, self._hook = 0, model.base_model.register_forward_pre_hook(self._add, with_kwargs=True)
+
+    def _add(self, module, given, named):
+        self.count += named["input_ids"].numel()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._hook.remove()
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(deadline=None, max_examples=15)
+@given(
+    shared=st.lists(st.integers(0, VOCAB - 1), min_size=8, max_size=14),
+    rows=st.lists(
+        st.tuples(
+            st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=6),
+            st.lists(st.integers(0, VOCAB - 1), min_size=0, max_size=20),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    budget=st.integers(4, 64),
+)
+def test_a_beginning_that_all_prompts_share_changes_nothing(name, shared, rows, budget):
+    """Some rows are longer than is scored behind it, some prompts coincide, some completions are empty."""
+    model = MODELS[name]
+    prompts, completions = [[*shared, *p] for p, _ in rows], [c for _, c in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix, "_MASK_COST", 1.0)  # at most 16 to 21 tokens
+        patch.setattr(scoring, "LEAST_SAVED", 1)
+        scored = score_completions(model, prompts, completions, token_budget=budget)
+    for prompt, completion, values in zip(prompts, completions, scored.logprobs, strict=True):
+        assert values.tolist() == pytest.approx(naive(model, prompt, completion), abs=2e-6)
+
+
+def test_a_shared_beginning_is_computed_once():
+    model = MODELS["llama"]
+    supports_packing(model)
+    prompts = [[*range(1, 21), 30 + k] for k in range(8)]
+    with Tokens(model) as tokens:
+        score_completions(model, prompts, [[5, 6]] * 8)
+    assert tokens.count == 20 + 8 * 2
+    with Tokens(model) as tokens:  # nothing to share
+        score_completions(model, [[k, *range(20)] for k in range(8)], [[5, 6]] * 8)
+    assert tokens.count == 8 * 22
+
+
+def test_turns_of_a_conversation_are_computed_once():
+    model = MODELS["llama"]
+    supports_packing(model)
+    first, second = [[1, 2, 3, 4], [5, 6]], [[1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 11]]
+    with Tokens(model) as tokens:
+        both = score_completions(model, [first[0], second[0]], [first[1], second[1]])
+    assert tokens.count == 10
+    for (prompt, completion), values in zip((first, second), both.logprobs, strict=True):
         assert values.tolist() == pytest.approx(naive(model, prompt, completion), abs=2e-6)
 
 
@@ -97,7 +163,7 @@ def test_nan_is_named_with_its_place():
     model = tiny_llama(seed=3)
     with torch.no_grad():
         model.get_input_embeddings().weight[7] = float("nan")
-    model._densepath_supports_packing = False  # the check of packing would see the NaN first
+    model._densepath_supports_packing = False, False  # the check of packing would see the NaN first
     with pytest.raises(
         NumericalError, match=r"sequence 1, completion token 0 \(id 7\): log-probability is nan"
     ) as raised:

@@ -13,6 +13,7 @@ from densepath.core.heads import Head
 from densepath.core.logprobs import TokenScores, chunked_token_logprobs
 from densepath.errors import NumericalError
 from densepath.models.packing import PackedBatch, pack
+from densepath.models.prefix import LEAST_SAVED, SharedPrefix, common_beginning, compute_prefix, longest_row
 
 DEFAULT_TOKEN_BUDGET = 2048
 _CHECK_TOLERANCE = 2e-3
@@ -60,38 +61,45 @@ def _has_plain_attention(model: Any) -> bool:
     return getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False
 
 
-def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
-    """(rows, width, hidden width) last hidden states of a packed batch."""
-    return model.base_model(  # type: ignore[no-any-return]
-        input_ids=batch.input_ids,
-        attention_mask=batch.attention_mask,
-        position_ids=batch.position_ids,
-        use_cache=False,
-    ).last_hidden_state
+def hidden_states(model: Any, batch: PackedBatch, prefix: SharedPrefix | None = None) -> Tensor:
+    """(rows, width, hidden width) last hidden states of a packed batch, behind a beginning that all share if given."""
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.attention_mask,
+        "position_ids": batch.position_ids,
+    }
+    if prefix is not None:
+        inputs = prefix.inputs(batch)
+    return model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
 
-def _check_packing(model: Any, device: torch.device) -> bool:
-    """Compare packed hidden states with plain ones on a few made-up tokens."""
+def _check_packing(model: Any, device: torch.device) -> tuple[bool, bool]:
+    """Compare with plain log-probabilities, on a few made-up tokens: those of packing, and behind a kept beginning."""
     vocabulary = model.get_input_embeddings().weight.shape[0]
     ids = [(7 * k + 3) % vocabulary for k in range(12)]
-    prompts, completions = [ids[:4], ids[:4], ids[5:7]], [ids[4:8], ids[8:11], ids[7:11]]
+    prompts, completions = [ids[:4], ids[:4], [*ids[:2], *ids[5:7]]], [ids[4:8], ids[8:11], ids[7:11]]
     head = head_of(model)
 
-    def score(**packing: Any) -> Tensor:
+    def score(prefix: SharedPrefix | None = None, **packing: Any) -> Tensor:
         found: dict[int, Tensor] = {}
-        for batch in pack(prompts, completions, **packing):
-            for index, scores in _score_batch(model, batch.to(device), *head):
+        cut = 0 if prefix is None else prefix.length
+        for batch in pack([prompt[cut:] for prompt in prompts], completions, **packing):
+            for index, scores in _score_batch(model, batch.to(device), head, prefix):
                 found[index] = scores.logprobs
         return torch.cat([found[index] for index in range(len(prompts))])
 
-    try:
-        shared, single = score(), score(row_tokens=1)  # two branches of a prompt in one row; the third row has no mask
-    except (TypeError, ValueError, RuntimeError, IndexError):
-        return False
+    def equal(make_prefix: Callable[[], SharedPrefix | None]) -> bool:
+        try:
+            prefix = make_prefix()
+            # two branches of a prompt in one row; and the third sequence in a row of its own, without a mask
+            tried = score(prefix), score(prefix, row_tokens=1)
+        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
+            return False
+        return all(torch.allclose(t, plain, atol=_CHECK_TOLERANCE, rtol=_CHECK_TOLERANCE) for t in tried)
+
     plain = score(padded=True)
-    return all(
-        torch.allclose(found, plain, atol=_CHECK_TOLERANCE, rtol=_CHECK_TOLERANCE) for found in (shared, single)
-    )
+    packed = equal(lambda: None)
+    return packed, packed and equal(lambda: compute_prefix(model, ids[:2]))
 
 
 def supports_packing(model: Any) -> bool:
@@ -100,24 +108,30 @@ def supports_packing(model: Any) -> bool:
     Models with sliding windows, recurrent layers or attention kernels without arbitrary masks are scored
     padded instead; the results are the same, only slower. The answer is kept on the model.
     """
+    return _supports(model)[0]
+
+
+def _supports(model: Any) -> tuple[bool, bool]:
+    """Whether packing is exact, and whether a kept beginning is."""
     model = causal_lm(model)
-    known = getattr(model, "_densepath_supports_packing", None)
+    known: tuple[bool, bool] | None = getattr(model, "_densepath_supports_packing", None)
     if known is None:
         training = model.training
         model.eval()
         with torch.no_grad():
             device = model.get_input_embeddings().weight.device
-            known = _has_plain_attention(model) and _check_packing(model, device)
+            known = _check_packing(model, device) if _has_plain_attention(model) else (False, False)
         model.train(training)
         model._densepath_supports_packing = known
-    return bool(known)
+    return known
 
 
 def _score_batch(
-    model: Any, batch: PackedBatch, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None
+    model: Any, batch: PackedBatch, head: Head, prefix: SharedPrefix | None = None
 ) -> list[tuple[int, TokenScores]]:
+    weight, bias, scale, softcap = head
     rows, columns = batch.predicting()
-    hidden = hidden_states(model, batch)
+    hidden = hidden_states(model, batch, prefix)
     rows, columns = rows.to(hidden.device), columns.to(hidden.device)
     scores = chunked_token_logprobs(
         hidden[rows, columns], weight, batch.labels[rows, columns], bias, logit_scale=scale, softcap=softcap
@@ -137,8 +151,9 @@ def score_completions(
 ) -> CompletionScores:
     """Log-probability and entropy of every completion token, `log pi(y_t | x, y_<t)`.
 
-    Completions of one prompt share its computation. The result does not depend on the order of the rows, on what
-    else is scored with them, on padding or on `token_budget` (up to float rounding).
+    Completions of one prompt share its computation, turns of a conversation that of the turns before, and all share
+    that of a beginning which every prompt has. The result does not depend on the order of the rows, on what else is
+    scored with them, on padding or on `token_budget` (up to float rounding).
 
     Args:
         model: causal LM, scored in eval mode; its mode is restored.
@@ -154,19 +169,22 @@ def score_completions(
         NumericalError: a log-probability is NaN or infinite; the message names the sequence and token.
     """
     model = causal_lm(model)
-    padded = not supports_packing(model)
-    weight, bias, scale, softcap = head_of(model)
+    packed, keeps_prefix = _supports(model)
+    head = head_of(model)
     device = model.get_input_embeddings().weight.device
-    empty = torch.zeros(0, dtype=torch.float64 if weight.dtype == torch.float64 else torch.float32)
+    empty = torch.zeros(0, dtype=torch.float64 if head.weight.dtype == torch.float64 else torch.float32)
     results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompt_ids)
     training = model.training
     model.eval()
     try:
-        for batch in pack(prompt_ids, completion_ids, token_budget=token_budget, padded=padded):
-            for index, scores in _score_batch(model, batch.to(device), weight, bias, scale, softcap):
-                results[index] = TokenScores(*(values.cpu() for values in scores))
-            if on_progress is not None:
-                on_progress(len(batch.sequences))
+        for indices, prefix in _shares(model, prompt_ids, completion_ids, keeps_prefix):
+            cut = 0 if prefix is None else prefix.length
+            prompts, completions = [prompt_ids[i][cut:] for i in indices], [completion_ids[i] for i in indices]
+            for batch in pack(prompts, completions, token_budget=token_budget, padded=not packed):
+                for index, scores in _score_batch(model, batch.to(device), head, prefix):
+                    results[indices[index]] = TokenScores(*(values.cpu() for values in scores))
+                if on_progress is not None:
+                    on_progress(len(batch.sequences))
     finally:
         model.train(training)
     check_finite([scores.logprobs for scores in results], completion_ids)
@@ -175,6 +193,22 @@ def score_completions(
         [scores.entropies for scores in results],
         [scores.log_normalizers for scores in results],
     )
+
+
+def _shares(
+    model: Any, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], keeps_prefix: bool
+) -> list[tuple[list[int], SharedPrefix | None]]:
+    """Which sequences are scored behind a beginning that all prompts share, and which are scored whole."""
+    everything = list(range(len(prompt_ids)))
+    beginning = common_beginning(prompt_ids) if keeps_prefix and len(everything) > 1 else []
+    if not beginning:
+        return [(everything, None)]
+    longest = longest_row(model.config.get_text_config().hidden_size, len(beginning))
+    short = [i for i in everything if len(prompt_ids[i]) + len(completion_ids[i]) - len(beginning) <= longest]
+    if (len(short) - 1) * len(beginning) < LEAST_SAVED:
+        return [(everything, None)]
+    kept = set(short)
+    return [([i for i in everything if i not in kept], None), (short, compute_prefix(model, beginning))]
 
 
 def check_finite(
