@@ -92,7 +92,7 @@ def test_a_beginning_that_all_prompts_share_changes_nothing(name, shared, rows, 
     prompts, completions = [[*shared, *p] for p, _ in rows], [c for _, c in rows]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix, "_MASK_COST", 1.0)  # at most 16 to 21 tokens
-        patch.setattr(scoring, "LEAST_SAVED", 1)
+        patch.setattr(scoring, "LEAST_SAVED", 0)
         scored = score_completions(model, prompts, completions, token_budget=budget)
     for prompt, completion, values in zip(prompts, completions, scored.logprobs, strict=True):
         assert values.tolist() == pytest.approx(naive(model, prompt, completion), abs=2e-6)

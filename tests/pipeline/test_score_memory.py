@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tracemalloc
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 from tests.pipeline.runs import ROOT, save_tiny_model
@@ -49,7 +50,7 @@ def test_the_job_itself_holds_one_window(tmp_path, monkeypatch, suffix):
     monkeypatch.setattr(score_shard, "_scorer", lambda *given: _Scorer())
     monkeypatch.setattr("densepath.pipeline.score_tables.ROW_GROUP_BYTES", 2**18)
 
-    def peak(count: int) -> int:
+    def peak(count: int) -> tuple[int, int]:
         data = write_rows(tmp_path / f"{count}.jsonl", count)
         output = tmp_path / f"out-{count}.{suffix}"
         arguments = ScoreArguments("m/m", dense_reward="logprob", dataset_name=data, output_file=str(output))
@@ -58,10 +59,12 @@ def test_the_job_itself_holds_one_window(tmp_path, monkeypatch, suffix):
         run_score_command(arguments, Console(quiet=True))
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        return found
+        return found, pa.default_memory_pool().max_memory()
 
     peak(200)  # imports and caches
-    assert peak(2400) < peak(400) + 300_000  # the rows of the longer file take 8 MB as objects
+    small, large = peak(400), peak(2400)
+    assert large[0] < small[0] + 300_000  # the rows of the longer file take 8 MB as objects
+    assert large[1] < small[1] + 300_000  # and 5 MB as an Arrow table
 
 
 @pytest.mark.slow
@@ -73,7 +76,7 @@ def test_resident_memory_of_1000_and_50000_rows(tmp_path):
     def peak(count: int) -> int:
         data = write_rows(tmp_path / f"{count}.jsonl", count)
         words = ["score", "--model_name_or_path", model, "--dense_reward", "logprob", "--dataset_name", data]
-        words += ["--output_file", str(tmp_path / f"out-{count}.parquet")]
+        words += ["--output_file", str(tmp_path / f"out-{count}.jsonl")]
         done = subprocess.run(
             [sys.executable, "-c", PEAK, *words],
             cwd=ROOT,
@@ -88,4 +91,4 @@ def test_resident_memory_of_1000_and_50000_rows(tmp_path):
 
     small, large = peak(1000), peak(50_000)
     print(f"peak resident memory: {small} KiB for 1,000 rows, {large} KiB for 50,000")
-    assert large < small + 40_000  # the larger output is 60 MB; row groups of 16 MiB are held
+    assert large < small + 16_000  # the larger output is 60 MB

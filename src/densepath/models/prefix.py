@@ -17,8 +17,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from densepath.models.packing import PackedBatch
 
-LEAST_SAVED = 128
-"""Tokens that a beginning must save to be worth a forward pass of its own."""
+LEAST_SAVED = 1 / 8
+"""Share of all tokens that a beginning must save to be worth a pass of its own and wider masks (measured on a CPU)."""
 _MASK_COST = 7.0
 """A row of w tokens is scored so if w^2 <= 7 x hidden width x tokens of the beginning. Beyond, attention under a mask
 costs more than the causal kernel would on the beginning as well (measured on a CPU)."""

@@ -205,7 +205,8 @@ def _shares(
         return [(everything, None)]
     longest = longest_row(model.config.get_text_config().hidden_size, len(beginning))
     short = [i for i in everything if len(prompt_ids[i]) + len(completion_ids[i]) - len(beginning) <= longest]
-    if (len(short) - 1) * len(beginning) < LEAST_SAVED:
+    tokens = sum(map(len, prompt_ids)) + sum(map(len, completion_ids))
+    if (len(short) - 1) * len(beginning) <= LEAST_SAVED * tokens:
         return [(everything, None)]
     kept = set(short)
     return [([i for i in everything if i not in kept], None), (short, compute_prefix(model, beginning))]

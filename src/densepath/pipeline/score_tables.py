@@ -16,7 +16,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from densepath.rewards.rows import SCORE_COLUMNS
 
-ROW_GROUP_BYTES = 16 * 2**20
+ROW_GROUP_BYTES = 4 * 2**20
 """Parts are joined into row groups of about this size in memory."""
 
 _AS_JSON = {b"densepath": b"json"}
