@@ -30,12 +30,23 @@ class Enumerated:
         vocab: tokens, EOS included.
         horizon: budget of a completion.
         refs: seeds of the references.
+        scale: of the models' weights; the smaller, the softer their distributions.
+        from_sft: whether the policy begins as the SFT policy; else as another model.
         changes: arguments of `DPRConfig`.
     """
 
-    def __init__(self, folder, tokenizer, vocab: int = 3, horizon: int = 2, refs: Sequence[int] = (3,), **changes):
-        self.policy, self.sft = tiny_llama(vocab, 1), tiny_llama(vocab, 2)
-        models = [tiny_llama(vocab, seed) for seed in refs]
+    def __init__(
+        self,
+        folder,
+        tokenizer,
+        vocab: int = 3,
+        horizon: int = 2,
+        refs: Sequence[int] = (3,),
+        scale: float = 0.6,
+        from_sft: bool = False,
+        **changes,
+    ):
+        self.policy, self.sft, *models = (tiny_llama(vocab, seed, scale) for seed in (2 if from_sft else 1, 2, *refs))
         self.tree = token_tree(vocab, horizon, EOS)
         tables = [policy_table(m, PROMPT, vocab, horizon, EOS) for m in (self.policy, self.sft, *models)]
         self.table, self.sft_table = tables[0], tables[1].detach()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.trainers.enumerated import BETA, Enumerated
+from tests.oracle import policy_table
+from tests.trainers.enumerated import BETA, EOS, PROMPT, Enumerated
 
 from densepath.core import exact
 
@@ -101,3 +102,78 @@ def test_sequence_level_rewards_leave_it_too(tmp_path, tokenizer, baseline):
     assert e.trainer.estimator.value == "sampled"
     expected = e.expected_gradient_alone() if baseline == "none" else e.expected_gradient()
     torch.testing.assert_close(expected, e.gradient_of(objective(e, plain(e))), **TOLERANCE)
+
+
+# -- another engine samples ------------------------------------------------------------------------------------------
+
+
+def with_vllm(e: Enumerated, mode: str, clip_max: float = 1e9, correct: bool = True):
+    """A sampler whose numerics differ from the trainer's, and TRL's correction for it; the sampler's table."""
+    e.trainer.use_vllm = True
+    e.trainer.vllm_importance_sampling_correction = correct
+    e.trainer.vllm_importance_sampling_mode = mode
+    e.trainer.vllm_importance_sampling_clip_max = clip_max
+    e.trainer.vllm_importance_sampling_clip_min = None
+    noise = torch.randn(e.table.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return (e.table.detach() + 0.3 * noise).log_softmax(-1)
+
+
+ENGINES = [("sampled", {}), ("all_action", {"all_action_weight": 1.0})]
+
+
+@pytest.mark.parametrize(("estimator", "share"), ENGINES)
+@pytest.mark.parametrize("kl_in_return", [True, False])
+def test_a_ratio_of_whole_sequences_corrects_for_the_sampler(tmp_path, tokenizer, estimator, share, kl_in_return):
+    arguments = {"baseline": "none", "estimator": estimator, "kl_in_return": kl_in_return, **share}
+    e = Enumerated(tmp_path, tokenizer, horizon=3, **arguments)
+    sampler = with_vllm(e, "sequence_truncate")
+    target = e.gradient_of(objective(e, plain(e)) if kl_in_return else state_loss(e))
+    torch.testing.assert_close(e.expected_gradient_alone(sampler), target, **TOLERANCE)
+    e.trainer.vllm_importance_sampling_correction = False
+    assert (e.expected_gradient_alone(sampler) - target).abs().max() > 1e-2  # the comparison can fail
+
+
+@pytest.mark.parametrize(("estimator", "share"), ENGINES)
+def test_a_ratio_per_token_leaves_the_states_that_the_sampler_visits(tmp_path, tokenizer, estimator, share):
+    """The action at hand is corrected for; the states, and the actions of later rewards, stay the sampler's."""
+    e = Enumerated(tmp_path, tokenizer, horizon=3, baseline="none", estimator=estimator, **share)
+    sampler = with_vllm(e, "token_truncate")
+    mdp, constant = e.tree.mdp, e.table.detach()
+    q = plain(e) - BETA * (constant - e.sft_table)
+    later = q if estimator == "sampled" else (constant.exp() * q).sum(-1, keepdim=True).expand_as(q)
+    following = exact.next_values(mdp, exact.policy_values(mdp, sampler, later).v)
+    visits = exact.visits(mdp, sampler)[: mdp.num_states]
+    surrogate = (visits.unsqueeze(1) * e.table.exp() * (q + following)).sum()
+    torch.testing.assert_close(e.expected_gradient_alone(sampler), e.gradient_of(surrogate), **TOLERANCE)
+
+
+# -- several updates on one batch ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes", [{}, {"kl_in_return": False}])
+def test_the_first_of_several_updates_is_exact(tmp_path, tokenizer, changes):
+    e = Enumerated(tmp_path, tokenizer, horizon=3, baseline="none", num_iterations=2, **changes)
+    assert e.trainer.estimator.value == "sampled"
+    target = e.gradient_of(objective(e, plain(e)) if not changes else state_loss(e))
+    torch.testing.assert_close(e.expected_gradient_alone(), target, **TOLERANCE)
+
+
+def test_later_updates_compare_with_the_policy_that_sampled(tmp_path, tokenizer):
+    """After a step of the weights: PPO's clipped surrogate of the old batch, from the tables."""
+    e = Enumerated(tmp_path, tokenizer, horizon=3, baseline="none", num_iterations=2, epsilon=0.1)
+    batch = e.each(e.table)
+    old = e.table.detach()
+    with torch.no_grad():
+        for parameter in e.policy.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)).to(parameter)
+    table = policy_table(e.policy, PROMPT, 3, 3, EOS)
+    states, ids, mask = e.tree.states, e.tree.sequences, e.tree.mask
+    rewards = (plain(e) - BETA * (old - e.sft_table))[states, ids].masked_fill(~mask, 0.0)
+    returns = rewards.flip(1).cumsum(1).flip(1)
+    ratio = (table[states, ids] - old[states, ids]).exp()
+    surrogate = torch.minimum(ratio * returns, ratio.clamp(0.9, 1.1) * returns).masked_fill(~mask, 0.0).sum(1)
+    chances = torch.stack([weight for weight, _ in batch])
+    assert ((ratio - 1).abs() > 0.1).float().mean() > 0.2
+    target = e.gradient_of((chances * surrogate).sum())
+    found = sum(weight * e.gradient(one) for weight, one in batch)
+    torch.testing.assert_close(found, target, **TOLERANCE)
