@@ -1,4 +1,6 @@
-"""Two steps of DPR, run by one process or by several: `python distributed_script.py OUTPUT MODE BATCH_SIZE`.
+"""Two steps of DPR, run by one process or by several: `python distributed_script.py OUTPUT MODE BATCH_SIZE [CHANGES]`.
+
+CHANGES are further arguments of `DPRConfig` in JSON.
 
 MODE "fixed" replaces the sampler by one whose completions depend on the prompt and on the place among its siblings
 alone, so that processes and a single process see the same global batch; "sampled" keeps the sampler; "nan" makes the
@@ -7,9 +9,11 @@ loss of the last process NaN at the second step.
 
 from __future__ import annotations
 
+import json
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import datasets
 import torch
@@ -46,7 +50,7 @@ def fixed_samples(model, prompt_ids, *, max_completion_length, eos_token_ids, **
     return Samples(rows, logprobs, [row[-1] not in eos_token_ids for row in rows])
 
 
-def main(output: Path, mode: str, batch_size: int) -> None:
+def main(output: Path, mode: str, batch_size: int, changes: dict[str, Any]) -> None:
     """Train and save what this process ended with."""
     torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
@@ -81,19 +85,21 @@ def main(output: Path, mode: str, batch_size: int) -> None:
             bf16=False,
             gradient_checkpointing=False,
             seed=1,
+            **changes,
         ),
         train_dataset=datasets.Dataset.from_list(PROMPTS),
         eval_dataset=datasets.Dataset.from_list(DEMONSTRATIONS),
         processing_class=tokenizer,
     )
     seen = []
-    inner = trainer.dense_reward.score_ids
+    inner = trainer._generate
 
-    def recorded(prompt_ids, completion_ids, **kwargs):
-        seen.append([list(ids) for ids in completion_ids])
-        return inner(prompt_ids, completion_ids, **kwargs)
+    def recorded(prompts):
+        output = inner(prompts)
+        seen.append([list(ids) for ids in output[1]])
+        return output
 
-    trainer.dense_reward.score_ids = recorded
+    trainer._generate = recorded
     rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
     if mode == "nan":
         honest = trainer._compute_loss
@@ -116,4 +122,4 @@ def main(output: Path, mode: str, batch_size: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4]) if sys.argv[4:] else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -31,10 +32,11 @@ SHARED = (
 """Metrics of the global batch, which every number of processes should report alike."""
 
 
-def launch(folder: Path, mode: str, processes: int) -> list[dict]:
+def launch(folder: Path, mode: str, processes: int, **changes) -> list[dict]:
     """Run the script in one process or in several that accelerate joins over gloo; what each of them saved."""
     folder.mkdir()
     module = ["-m", "tests.trainers.distributed_script", str(folder), mode, str(8 // processes)]
+    module.append(json.dumps(changes))
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [sys.executable, *(torchrun if processes > 1 else []), *module]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(ROOT)}
@@ -47,17 +49,29 @@ def launch(folder: Path, mode: str, processes: int) -> list[dict]:
     return found
 
 
-def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
-    (one,) = launch(tmp_path / "one", "fixed", 1)
-    two = launch(tmp_path / "two", "fixed", 2)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"estimator": "sampled"},
+        {"loss_normalizer": "tokens", "kl_in_return": False, "baseline": "leave_one_out"},
+        {"estimator": "sampled", "loss_normalizer": "tokens", "num_iterations": 2},
+    ],
+)
+def test_two_processes_equal_one_on_the_same_global_batch(tmp_path, changes):
+    (one,) = launch(tmp_path / "one", "fixed", 1, **changes)
+    two = launch(tmp_path / "two", "fixed", 2, **changes)
     assert torch.equal(two[0]["weights"], two[1]["weights"])
     start = torch.cat([parameter.flatten() for parameter in tiny_llama(vocab_size=384, seed=0).parameters()])
     assert (one["weights"] - start).abs().max() > 1e-3
     torch.testing.assert_close(two[0]["weights"], one["weights"], atol=1e-5, rtol=1e-4)
     for step in range(2):
-        # each process scored its own half of what the single one did
-        assert sorted(two[0]["seen"][step] + two[1]["seen"][step]) == sorted(one["seen"][step])
-        for name in SHARED:
+        # each process sampled its own half of what the single one did
+        if step < len(one["seen"]):
+            assert sorted(two[0]["seen"][step] + two[1]["seen"][step]) == sorted(one["seen"][step])
+        for name in (*SHARED, *(["all_action_weight"] if "estimator" not in changes else [])):
+            if step >= len(one["seen"]) and name not in one["logs"][step]:
+                continue  # a further update on the batch before
             assert two[0]["logs"][step][name] == pytest.approx(one["logs"][step][name], rel=1e-4, abs=1e-5), name
         assert two[0]["logs"][step]["loss"] == pytest.approx(one["logs"][step]["loss"], rel=1e-4, abs=1e-5)
 

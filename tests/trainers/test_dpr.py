@@ -229,6 +229,41 @@ def test_chunks_of_tokens_change_nothing(tmp_path, make_model, tokenizer, prompt
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
 
 
+def test_gradient_checkpointing_changes_nothing(tmp_path, make_model, tokenizer, prompts):
+    weights = []
+    for checkpointing in (False, True):
+        model = make_model(0)
+        trainer = trainer_of(
+            tmp_path,
+            make_model,
+            tokenizer,
+            prompts,
+            model=model,
+            max_steps=1,
+            gradient_checkpointing=checkpointing,
+            **SGD,
+        )
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_mixed_precision_leaves_the_scorers_in_float32(tmp_path, make_model, tokenizer, prompts):
+    """Under bfloat16 autocast the policy's pass is rounded; rewards, and every head, are not."""
+    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, bf16=True, use_cpu=True)
+    output = rollout(trainer)
+    sft, ref = trainer.dense_reward.sft.model, trainer.dense_reward.refs[0].model
+    for row, rewards in enumerate(trainer._rollout.scores.rewards):
+        prompt, ids = completion_of(output, row)
+        expected = naive_logprobs(sft, prompt, ids) - naive_logprobs(ref, prompt, ids)
+        torch.testing.assert_close(rewards.double(), expected, atol=1e-4, rtol=0)
+    # at the start the policy is the SFT model: what the KL sees is the rounding of its pass
+    kl = torch.cat(trainer._rollout.state_kl)
+    assert 0 < kl.abs().max() < 0.05
+    trainer.train()
+    assert trainer.state.global_step == 2
+
+
 def test_what_stands_behind_the_mask_never_reaches_the_gradient(tmp_path, make_model, tokenizer, prompts):
     policy = make_model(2)
     trainer = DPRTrainer(
