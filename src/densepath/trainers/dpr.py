@@ -224,7 +224,7 @@ class DPRTrainer(MonitoredTrainer):
     def _generate(self, prompts: Any) -> Any:
         output = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask, _, logprobs = output[:5]
-        self._use(Rollout(prompt_ids, completion_ids, logprobs))
+        self._use(Rollout(prompt_ids, completion_ids, logprobs, tool_mask=tool_mask))
         self._functions.begin(tool_mask)
         return output
 
@@ -245,8 +245,10 @@ class DPRTrainer(MonitoredTrainer):
                 rollout.prompt_ids, rollout.completion_ids, eos_token_ids=self.eos_token_ids
             )
         assert rollout.scores is not None
-        sums: list[float] = rollout.scores.sums.tolist()
-        return sums
+        if rollout.tool_mask is None:
+            return [float(row.sum()) for row in rollout.scores.rewards]
+        masks = [torch.tensor(own) for own in rollout.tool_mask]
+        return [float((row * own).sum()) for row, own in zip(rollout.scores.rewards, masks, strict=True)]
 
     def _policy_logprobs(self, output: dict[str, Any]) -> list[Tensor]:
         """The trainer's own log-probabilities of the rollout's tokens: what the KL is about, whoever sampled."""

@@ -36,6 +36,7 @@ class Rollout:
         prompt_ids: token ids of each completion's prompt.
         completion_ids: sampled ids, EOS included.
         sampling_logprobs: log-probabilities that the sampler reported, nats; None if it reports none.
+        tool_mask: for each token of a completion, 0 where a tool wrote it; None without tools.
         scores: dense rewards of the sampled tokens, with the log-probabilities they were made from.
         policy_logprobs: log pi_theta of the sampled tokens under the trainer's own policy, nats.
         function_rewards: (completions, functions) float, what TRL's reward functions returned, summed over tokens.
@@ -51,6 +52,7 @@ class Rollout:
     prompt_ids: list[list[int]] = field(default_factory=list)
     completion_ids: list[list[int]] = field(default_factory=list)
     sampling_logprobs: list[list[float]] | None = None
+    tool_mask: list[list[int]] | None = None
     scores: DenseScores | None = None
     policy_logprobs: list[Tensor] = field(default_factory=list)
     function_rewards: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
