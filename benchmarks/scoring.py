@@ -93,13 +93,12 @@ def peak_bytes() -> int:
     return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
 
 
-def peak_of(arm: str) -> tuple[int, int]:
-    """Peak of a fresh process that loads the model and runs one arm, and its peak before the arm."""
+def peak_of(arm: str) -> int:
+    """Peak of a fresh process that loads the model and runs one arm."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.scoring", *sys.argv[1:], "--only", arm], check=True, stdout=subprocess.PIPE
     )
-    peak, loaded = map(int, done.stdout.split()[-2:])
-    return peak, loaded
+    return int(done.stdout.split()[-1])
 
 
 def differences(model_name: str, pairs: Pairs, found: dict[str, list[torch.Tensor]]) -> dict[str, tuple[float, float]]:
@@ -130,9 +129,8 @@ def main() -> None:
     if options.only:
         model, tokenizer = load(options.model)
         pairs = rows(options, tokenizer)
-        loaded = peak_bytes()
         ARMS[options.only](model, *pairs)
-        print(peak_bytes(), loaded)
+        print(peak_bytes())
         return
     peaks = {arm: peak_of(arm) for arm in ARMS}  # before this process holds a model
     model, tokenizer = load(options.model)
@@ -152,10 +150,9 @@ def main() -> None:
         tokens=completion_tokens,
         warm_up=False,  # the few rows above did
     )
-    last, mib = peaks["densepath"][0], 2**20
-    print(f"{'arm':<34}{'peak MiB':>10}{'x last':>8}{'beyond the loaded model, MiB':>30}")
-    for arm, (peak, loaded) in peaks.items():
-        print(f"{arm:<34}{peak / mib:>10.0f}{peak / last:>8.2f}{(peak - loaded) / mib:>30.0f}")
+    print(f"{'arm':<34}{'peak MiB':>10}{'x last':>8}")
+    for arm, peak in peaks.items():
+        print(f"{arm:<34}{peak / 2**20:>10.0f}{peak / peaks['densepath']:>8.2f}")
     del model  # float64 needs twice as much
     print(f"{'against float64, nats per token':<34}{'largest':>10}{'mean':>10}")
     for arm, (largest, mean) in differences(options.model, few, found).items():
