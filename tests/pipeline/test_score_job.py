@@ -198,7 +198,7 @@ def test_the_file_does_not_depend_on_window_and_budget(score, data, tmp_path, ch
 def test_shaping_and_reading_are_those_of_dense_reward(score, models, data, tmp_path):
     plain, shaped = tmp_path / "plain.jsonl", tmp_path / "shaped.jsonl"
     score(data, plain, output_logprobs="true")
-    score(data, shaped, scale=0.5, clip=0.75, floor=-3.0)
+    score(data, shaped, reward_scale=0.5, reward_clip=0.75, reward_floor=-3.0)
     for row, other in zip(read(plain), read(shaped), strict=True):
         for turn, changed in zip(row["turns"], other["turns"], strict=True):
             pairs = zip(turn["sft_logprobs"], turn["ref_logprobs"], strict=True)
@@ -215,7 +215,7 @@ def test_shaping_and_reading_are_those_of_dense_reward(score, models, data, tmp_
     words += ["--output_file", str(tmp_path / "again.jsonl"), "--window_size", "4", "--token_budget", "96"]
     assert main(words) == 0
     assert (tmp_path / "again.jsonl").read_bytes() == shaped.read_bytes()
-    assert main([*words[:-6], "--output_file", str(tmp_path / "c.jsonl"), "--clip", "1"]) == 2
+    assert main([*words[:-6], "--output_file", str(tmp_path / "c.jsonl"), "--reward_clip", "1"]) == 2
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def begun(score, data, tmp_path, monkeypatch):
     [
         ({"window_size": 5}, "settings.window_size: 4 -> 5"),
         ({"token_budget": 100}, "settings.token_budget: 96 -> 100"),
-        ({"clip": 1.5}, "settings.clip: None -> 1.5"),
+        ({"reward_clip": 1.5}, "settings.reward_clip: None -> 1.5"),
         ({"dtype": "float64"}, "settings.dtype: 'float32' -> 'float64'"),
         ({"max_samples": 9}, "settings.max_samples: None -> 9"),
         ({"remove_columns": "n"}, "settings.remove_columns: [] -> ['n']"),
@@ -406,13 +406,13 @@ def test_a_finished_file_is_kept(score, data, tmp_path):
     output = tmp_path / "scores.jsonl"
     score(data, output)
     before = output.read_bytes()
-    code, said = score(data, output, clip=1.0)
+    code, said = score(data, output, reward_clip=1.0)
     assert code == 2
-    assert "settings.clip: None -> 1.0" in said
+    assert "settings.reward_clip: None -> 1.0" in said
     assert "move scores.jsonl away to score anew" in said
     assert output.read_bytes() == before
     output.rename(tmp_path / "kept.jsonl")
-    assert score(data, output, clip=1.0)[0] == 0
+    assert score(data, output, reward_clip=1.0)[0] == 0
     mine = tmp_path / "mine.jsonl"
     mine.write_text("my own")
     code, said = score(data, mine)

@@ -26,9 +26,9 @@ class ScoreArguments:
     reference_mean: str = option(
         "arithmetic", "How several references become one: arithmetic mean of their probabilities, or geometric."
     )
-    scale: float = option(1.0, "Factor on the reward; for a DPO model and its reference, DPO's beta.")
-    clip: float | None = option(None, "Rewards are cut at plus and minus this, nats.")
-    floor: float | None = option(None, "Log-probabilities are raised to at least this, nats.")
+    reward_scale: float = option(1.0, "Factor on the reward; for a DPO model and its reference, DPO's beta.")
+    reward_clip: float | None = option(None, "Rewards are cut at plus and minus this, nats.")
+    reward_floor: float | None = option(None, "Log-probabilities are raised to at least this, nats.")
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one.")
     trust_remote_code: bool = option(False, "Run code that comes with the model.")

@@ -28,7 +28,14 @@ Report: TypeAlias = Callable[[float, int], None]
 GIVE_UP_AFTER = 100
 """Rows that a process sets aside without having scored one before it takes the whole data set for unusable."""
 _TEXT_TASK_ROWS = 1000
-_REWARD_ARGUMENTS = ("ref_model_name_or_path", "dense_reward", "reference_mean", "scale", "clip", "floor")
+_REWARD_ARGUMENTS = (
+    "ref_model_name_or_path",
+    "dense_reward",
+    "reference_mean",
+    "reward_scale",
+    "reward_clip",
+    "reward_floor",
+)
 
 
 @dataclass(frozen=True)
@@ -131,9 +138,9 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
                 arguments.ref_model_name_or_path,
                 kind=arguments.dense_reward,
                 reference_mean=arguments.reference_mean,
-                scale=arguments.scale,
-                clip=arguments.clip,
-                floor=arguments.floor,
+                scale=arguments.reward_scale,
+                clip=arguments.reward_clip,
+                floor=arguments.reward_floor,
                 **places,
             )
     for warning in caught:
