@@ -1,27 +1,40 @@
-"""Forward and backward of the policy: TRL's fused head alone against the packed pass in front of it."""
+"""One step of the policy on given completions: TRL's pass against the packed one, sampled against all actions.
+
+    python -m benchmarks.training_step [--prompts 8] [--num-generations 4]
+
+The first table is the policy's forward and backward pass. The second is all of a `DPRTrainer` step but sampling and
+optimizer: scoring the frozen models (the SFT model and one reference of its size), advantages, forward and backward.
+Arms take turns in one process. Memory: each arm in a process of its own, the most that was resident (VmHWM).
+"""
 
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
+import tempfile
 
 import torch
+from datasets import Dataset
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks.common import arguments, batch, load, side_by_side
+from benchmarks.common import batch, load, parser, side_by_side
+from benchmarks.scoring import peak_bytes
 from densepath.models.packed_forward import add_packed_forward
+from densepath.trainers.dpr import DPRTrainer
+from densepath.trainers.dpr_config import DPRConfig
 
 OUTPUTS = ("log_probs", "entropy")
+ESTIMATORS = ("sampled", "all_action")
 
 
-def main() -> None:
-    options = arguments(__doc__ or "")
-    plain, tokenizer = load(options.model)
+def policy_pass(plain, prompt_ids, completion_ids, rounds: int) -> None:
+    """TRL's fused head alone against the packed pass in front of it."""
     packed = copy.deepcopy(plain)
     for model in (plain, packed):
         model.train().requires_grad_(True)
         add_fused_lm_head(model, outputs=OUTPUTS)
     add_packed_forward(packed)
-    prompt_ids, completion_ids = batch(tokenizer, options.prompts, options.num_generations)
     rows = [p + c for p, c in zip(prompt_ids, completion_ids, strict=True)]
     width = max(map(len, rows))
     inputs = {
@@ -39,9 +52,69 @@ def main() -> None:
         model.zero_grad()
         model(**inputs, fused_lm_head=True).loss.backward()
 
-    side_by_side(
-        {"TRL's fused head": lambda: step(plain), "packed, prompts shared": lambda: step(packed)}, options.rounds
+    side_by_side({"TRL's fused head": lambda: step(plain), "packed, prompts shared": lambda: step(packed)}, rounds)
+
+
+def trainer_of(model, tokenizer, prompt_ids, completion_ids, num_generations: int) -> DPRTrainer:
+    """A trainer whose sampler gives these completions; its reference is a copy of the model, which costs as much."""
+    longest = max(map(len, completion_ids))
+    trainer = DPRTrainer(
+        model=model,
+        ref_model=copy.deepcopy(model),
+        args=DPRConfig(
+            tempfile.mkdtemp(),
+            per_device_train_batch_size=len(prompt_ids),
+            num_generations=num_generations,
+            max_completion_length=longest,
+            report_to="none",
+            gradient_checkpointing=False,
+            use_cpu=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "x"}] * len(prompt_ids)),
+        processing_class=tokenizer,
     )
+    logprobs = [[-1.0] * len(ids) for ids in completion_ids]
+    trainer._tokenize_prompts = lambda prompts: (prompt_ids, None, {})
+    trainer._generate_single_turn = lambda *args: (completion_ids, logprobs)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    return trainer
+
+
+def step_of(trainer: DPRTrainer, estimator: str) -> None:
+    """Score, advantages, forward and backward with one of the estimators."""
+    whole = trainer._whole = getattr(trainer, "_whole", trainer._vocabulary)
+    trainer._vocabulary = whole if estimator == "all_action" else None
+    inputs = trainer._generate_and_score_completions([{"prompt": "x"}] * len(trainer._tokenize_prompts(None)[0]))
+    trainer.model.zero_grad()
+    trainer._compute_loss(trainer.model, inputs).backward()
+
+
+def main() -> None:
+    options_of = parser(__doc__ or "")
+    options_of.add_argument("--only", choices=ESTIMATORS, help="run one arm of the second table once; print its peak")
+    options = options_of.parse_args()
+    torch.set_num_threads(options.threads)
+    model, tokenizer = load(options.model)
+    model.requires_grad_(True)
+    prompt_ids, completion_ids = batch(tokenizer, options.prompts, options.num_generations)
+    given = prompt_ids, completion_ids
+    if options.only:
+        trainer = trainer_of(model, tokenizer, *given, options.num_generations)
+        step_of(trainer, options.only)
+        print(peak_bytes())
+        return
+    tokens = sum(map(len, completion_ids))
+    print(f"{len(completion_ids)} completions of {tokens} tokens\n")
+    policy_pass(copy.deepcopy(model), *given, options.rounds)
+    print()
+    trainer = trainer_of(model, tokenizer, *given, options.num_generations)
+    side_by_side({name: lambda name=name: step_of(trainer, name) for name in ESTIMATORS[::-1]}, options.rounds)
+    print()
+    for name in ESTIMATORS:
+        command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--only", name]
+        peak = int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.split()[-1])
+        print(f"{name:<34}{peak / 2**30:>9.2f} GiB at most")
 
 
 if __name__ == "__main__":

@@ -37,6 +37,23 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._seen.pop(key, 0)
 
 
+class WidestRows(TorchDispatchMode):
+    """`rows`: the most rows of any new tensor whose last dimension is the vocabulary, of all that the block makes."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary, self.rows = vocabulary, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        known = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if torch.is_tensor(leaf)}
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            wide = torch.is_tensor(leaf) and leaf.dim() and leaf.shape[-1] == self.vocabulary
+            if wide and leaf.untyped_storage()._cdata not in known:
+                self.rows = max(self.rows, leaf.numel() // self.vocabulary)
+        return result
+
+
 @contextmanager
 def saved_bytes(*ignored: torch.Tensor) -> Iterator[list[int]]:
     """Bytes of the distinct storages that autograd saves inside the block, `ignored` ones (weights) left out."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.live_memory import WidestRows
 
 from densepath.core.heads import Head, chunked_loss, head_logprobs, token_chunks
 
@@ -99,6 +100,15 @@ def test_chunks_cover_all_tokens_and_hold_a_bounded_number_of_elements():
     assert max(sizes) * 128_256 <= 2**23
     with pytest.raises(ValueError, match="at least 1"):
         token_chunks(5, 10, 0)
+
+
+def test_whole_distributions_exist_for_one_chunk_alone():
+    hidden = torch.randn(64, 3, requires_grad=True)
+    weight = torch.randn(97, 3, requires_grad=True)
+    with WidestRows(97) as seen:
+        loss, _ = chunked_loss(weighted(torch.ones(64)), hidden, Head(weight), chunk_tokens=8)
+        loss.backward()
+    assert seen.rows == 8
 
 
 def test_no_token_is_refused():

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from tests.core.test_control import naive as naive_weight
+from tests.live_memory import WidestRows
 from tests.tiny_models import with_lora
 
 from densepath.errors import ConfigError, ModelError
@@ -227,6 +228,19 @@ def test_chunks_of_tokens_change_nothing(tmp_path, make_model, tokenizer, prompt
         trainer.train()
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
+
+
+def test_no_distribution_of_a_whole_batch_ever_lives(tmp_path, make_model, tokenizer, prompts):
+    """Scoring, advantages, loss and its gradient: at most `chunk_tokens` rows as wide as the vocabulary."""
+    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts)
+    trainer.current_gradient_accumulation_steps = 1
+    ids = [[5 + t for t in range(6)] for _ in range(8)]
+    trainer._generate_single_turn = lambda *args: (ids, [[-1.0] * 6] * 8)
+    trainer._vocabulary.chunk_tokens = 5
+    with WidestRows(len(tokenizer)) as seen:
+        output = rollout(trainer)
+        trainer._compute_loss(trainer.model, output).backward()
+    assert seen.rows == 5
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path, make_model, tokenizer, prompts):

@@ -1,0 +1,111 @@
+"""Variance of the gradient estimates on a real model: sampled, all actions, and their mixture, on the same samples.
+
+    python -m benchmarks.estimator_variance --sft SFT --ref REF --dataset_name prompts.jsonl
+
+The variance is the trace of the covariance over batches, `(sum |g|^2 - n |mean g|^2) / (n - 1)`. With --extrapolate a
+the policy is moved to `theta_SFT + a (theta_SFT - theta_ref)`: towards where training leads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import tempfile
+
+import torch
+
+from densepath.data import load_dataset_rows
+from densepath.models.load import load_model, load_tokenizer
+from densepath.trainers.dpr import DPRTrainer
+from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.rollout import advantages_of, loss_mask
+
+ARMS = {"sampled": 0.0, "all_action": 1.0, "mixture": None}
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    sft, ref = load_model(options.sft), load_model(options.ref)
+    policy = load_model(options.sft, for_training=True)
+    with torch.no_grad():
+        for mine, theirs in zip(policy.parameters(), ref.parameters(), strict=True):
+            mine += options.extrapolate * (mine - theirs)
+    rows = load_dataset_rows(options.dataset_name, needs="prompts")
+    random.Random(0).shuffle(rows)
+    trainer = DPRTrainer(
+        model=policy,
+        ref_model=ref,
+        sft_model=sft,
+        args=DPRConfig(
+            tempfile.mkdtemp(),
+            per_device_train_batch_size=options.prompts * options.num_generations,
+            num_generations=options.num_generations,
+            max_completion_length=options.max_completion_length,
+            beta=options.beta,
+            estimator="all_action",
+            report_to="none",
+            gradient_checkpointing=False,
+            use_cpu=True,
+        ),
+        train_dataset=rows,
+        processing_class=load_tokenizer(options.sft),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    size = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    sums = {name: torch.zeros(size) for name in ARMS}
+    squares = dict.fromkeys(ARMS, 0.0)
+    prompts = itertools.cycle(rows)
+    for done in range(1, options.batches + 1):
+        chosen = [{"prompt": row["prompt"]} for row in itertools.islice(prompts, options.prompts)]
+        trainer.state.global_step = done  # seeds the sampler
+        inputs = trainer._generate_and_score_completions(
+            [row for row in chosen for _ in range(options.num_generations)]
+        )
+        for name, weight in ARMS.items():
+            trainer.args.all_action_weight = weight
+            advantages, metrics = advantages_of(
+                trainer._rollout,
+                loss_mask(inputs),
+                trainer.args,
+                num_generations=options.num_generations,
+                accelerator=trainer.accelerator,
+            )
+            shares = trainer._rollout.all_action_weights
+            policy.zero_grad()
+            loss = trainer._compute_loss(policy, {**inputs, "advantages": advantages, "all_action_weights": shares})
+            loss.backward()
+            gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.requires_grad])
+            sums[name] += gradient
+            squares[name] += float(gradient.double().square().sum())
+        kl, length = metrics["kl_sequence"], float(loss_mask(inputs).sum()) / len(advantages)
+        print(
+            f"batch {done}: KL {kl:.3f} nats, {length:.0f} tokens, share {metrics['all_action_weight']:.2f}",
+            flush=True,
+        )
+        if done > 1:
+            variances = {
+                name: (squares[name] - float(sums[name].double().square().sum()) / done) / (done - 1) for name in ARMS
+            }
+            print("  " + ", ".join(f"{name} {value:.4g}" for name, value in variances.items()), flush=True)
+
+
+def arguments() -> argparse.Namespace:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--sft", required=True)
+    found.add_argument("--ref", required=True)
+    found.add_argument("--dataset_name", required=True)
+    found.add_argument("--batches", type=int, default=12)
+    found.add_argument("--prompts", type=int, default=4)
+    found.add_argument("--num-generations", type=int, default=4)
+    found.add_argument("--max_completion_length", type=int, default=64)
+    found.add_argument("--beta", type=float, default=0.5)
+    found.add_argument("--extrapolate", type=float, default=0.0)
+    found.add_argument("--threads", type=int, default=torch.get_num_threads())
+    return found.parse_args()
+
+
+if __name__ == "__main__":
+    main()
