@@ -32,7 +32,9 @@ def test_a_scored_file_becomes_a_page_with_its_twin(here, capsys):
     assert [row["number"] for row in twin["rows"]] == [2, 3]
     assert twin["total"] == 3
     assert twin["comparison"]["a"]["id"] == "right"
-    assert "2 of 3 rows." in (here / "page.html").read_text()
+    page = (here / "page.html").read_text()
+    assert "2 of 3 rows." in page
+    assert '<option value="lowest" selected>' in page
 
 
 def test_a_scored_file_is_written_without_torch(here):

@@ -63,7 +63,7 @@ def test_aligned_lists_become_runs_of_whole_characters():
         ("<|im_end|>", (2,), (0.5,), (-4.0,)),
     ]
     assert found.turns[0].text == "Jaé<|im_end|>"
-    assert found.prompt == "user: Yes?"
+    assert found.prompt == "Yes?"
     with pytest.raises(DataError, match="row 1: not a scored row"):
         scored_row({"turns": [{**turn_of_lists, "rewards": [1.0]}]}, 1, "scores.jsonl")
 

@@ -193,7 +193,7 @@ def test_scores_become_runs_of_whole_characters():
         ("", (2,), (0.0,)),
     ]
     assert first.spans[1].logprobs == (-2.0, -1.0)
-    assert (first.label, first.prompt, second.prompt) == ("completion 1", "Say it.", "user: Say it.")
+    assert (first.label, first.prompt, second.prompt) == ("completion 1", "Say it.", "Say it.")
 
 
 def test_a_notebook_shows_the_same_fragments_twice_with_ids_of_their_own():

@@ -145,8 +145,10 @@ def _turn(value: Mapping[str, Any], place: int) -> Completion:
 
 
 def prompt_text(value: Any) -> str | None:
-    """A prompt as text: turns become `role: content` paragraphs."""
+    """A prompt as text: several turns become `role: content` paragraphs."""
     if isinstance(value, list):
+        if len(value) == 1 and isinstance(value[0], Mapping) and value[0].get("role") == "user":
+            return str(value[0].get("content"))
         return "\n\n".join(
             f"{turn.get('role')}: {turn.get('content')}" if isinstance(turn, Mapping) else str(turn) for turn in value
         )

@@ -51,6 +51,8 @@ class ScoreView:
         facts: (name, value) lines below the title: file, models, reading.
         total: rows that there are, shown or not.
         scale: nats at full colour; by default from the rows shown.
+        sort: what the rows are ordered by, one of `densepath.report.scored.SORTS`.
+        descending: the highest first.
     """
 
     rows: tuple[ScoredRow, ...] = ()
@@ -59,6 +61,8 @@ class ScoreView:
     facts: tuple[tuple[str, str], ...] = ()
     total: int = 0
     scale: float = 0.0
+    sort: str = "row"
+    descending: bool = False
 
     def __post_init__(self) -> None:
         rows = [*self.rows, *((self.comparison.a, self.comparison.b) if self.comparison else ())]

@@ -74,16 +74,15 @@ def _file_view(arguments: ViewArguments, console: Console) -> ScoreView:
         sort=arguments.sort, descending=arguments.descending, limit=arguments.max_samples, max_tokens=10**9
     )
     pair = [file.row(name) for name in arguments.compare]
-    facts = [("file", str(file.path))]
-    if arguments.sort != "row" or arguments.descending:
-        facts.append(("order", f"{arguments.sort}, {'highest' if arguments.descending else 'lowest'} first"))
     return ScoreView(
         rows=tuple(file.find(query).rows),
         comparison=compare(*pair) if pair else None,
         title=file.path.name,
-        facts=tuple(facts),
+        facts=(("file", str(file.path)),),
         total=len(file),
         scale=file.scale,
+        sort=arguments.sort,
+        descending=arguments.descending,
     )
 
 
