@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.pipeline.runs import save_tiny_model
+from tests.pipeline.runs import ROOT, save_tiny_model
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
@@ -254,6 +257,17 @@ def test_processes_give_the_same_file(data, models, tmp_path, capsys):
     assert "rows.jsonl, row 24: no format of TRL's" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_launcher_gives_the_same_file(data, models, tmp_path):
+    words = ["score", "--model_name_or_path", models["sft"], "--ref_model_name_or_path", models["ref"]]
+    words += ["--dataset_name", str(data), "--window_size", "4", "--num_threads", "1", "--output_file"]
+    assert main([*words, str(tmp_path / "one.parquet")]) == 0
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
+    command = [*launcher, "densepath.cli.main", *words, str(tmp_path / "two.parquet")]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
 def test_a_shard_that_is_being_scored_is_left_alone(score, data, tmp_path, monkeypatch):
     write = score_shard.PartFolder.write
     said = []
@@ -284,6 +298,10 @@ BAD = [
     ('{"messages": [{"role": "robot", "content": "x"}]}', "turn 1 has the role 'robot'"),
     ('{"prompt": "x", "completion": "y", "turns": 3}', 'there is a column "turns" already'),
     ("{}", "no format of TRL's"),
+    (
+        '{"prompt": "x", "chosen": "y", "rejected": "z"}',
+        "a preference pair: densepath reward-eval scores both answers",
+    ),
 ]
 
 

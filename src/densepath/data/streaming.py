@@ -273,9 +273,10 @@ class _Table(_Part):
     def __init__(self, name: str, table: Dataset) -> None:
         self.name, self.table = name, table.with_format("arrow")
         self.schema = table.features.arrow_schema.remove_metadata()
+        self._fingerprint = table._fingerprint
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "rows": len(self.table), "fingerprint": self.table._fingerprint}
+        return {"name": self.name, "rows": len(self.table), "fingerprint": self._fingerprint}
 
     def rows(self, start: int, wanted: Wanted) -> Generator[SourceRow, None, int]:
         for at in range(0, len(self.table), _BATCH_ROWS):

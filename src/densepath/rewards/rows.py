@@ -46,6 +46,11 @@ class RowScorer:
                 text that is no Unicode, or more tokens than the context holds.
             ModelError: the tokenizer or its chat template do not serve.
         """
+        if row.get("chosen") is not None and row.get("rejected") is not None and row.get("completion") is None:
+            raise DataError(
+                'a preference pair: densepath reward-eval scores both answers; to score one, rename "chosen" or '
+                '"rejected" to "completion"'
+            )
         check_row(row, "demonstrations")
         for name in SCORE_COLUMNS:
             if name in row:
