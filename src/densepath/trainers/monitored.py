@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -70,7 +71,7 @@ class MonitoredTrainer(RecordedGRPOTrainer):
     # -- monitors of training ----------------------------------------------------------------------------------
 
     def _rollout_monitors(self, output: Mapping[str, Any]) -> dict[str, float]:
-        """Metrics of the generation batch at hand, over all processes.
+        """Metrics of the generation batch at hand, over all processes; those that are undefined are left out.
 
         Raises:
             NumericalError: an advantage is NaN or infinite.
@@ -91,7 +92,8 @@ class MonitoredTrainer(RecordedGRPOTrainer):
         rows = len(mask) * self.accelerator.num_processes
         rewards = {name: list(self._logs["rewards"][name])[-rows:] for name in self.reward_func_names}
         dense = rewards.pop(DENSE_REWARD)
-        return metrics | reward_correlations(dense, rewards)
+        metrics |= reward_correlations(dense, rewards)
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
     def _loss_monitors(self, logprobs: Tensor, inputs: Mapping[str, Any], mask: Tensor) -> None:
         """Metrics of a micro-batch, while the policy is trained."""

@@ -53,18 +53,18 @@ def check_weights(model: Any, accelerator: Accelerator) -> None:
     Raises:
         NumericalError: on every process.
     """
-    bad = None
+    names, finite = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            local = (
-                parameter.to_local() if hasattr(parameter, "to_local") else parameter
-            )  # FSDP2: this process's shard
-            if not bool(torch.isfinite(local.detach()).all()):
-                bad = name
-                break
-    flag = torch.tensor(float(bad is not None), device=accelerator.device)
-    if float(accelerator.reduce(flag, reduction="sum")):
-        raise NumericalError(f"the update made weights NaN or infinite ({bad or 'of another process'})")
+            # of a parameter that FSDP2 shards, this process's part
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            names.append(name)
+            finite.append(torch.isfinite(local.detach()).all())
+    bad = ~torch.stack(finite)
+    if int(accelerator.reduce(bad.sum(), reduction="sum")):
+        places = bad.nonzero().flatten().tolist()
+        where = names[places[0]] if places else "of another process"
+        raise NumericalError(f"the update made weights NaN or infinite ({where})")
 
 
 class NaNStop(TrainerCallback):  # type: ignore[misc]
