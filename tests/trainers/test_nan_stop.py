@@ -70,9 +70,21 @@ def plant_loss(trainer, monkeypatch, step):
     monkeypatch.setattr(trainer, "_compute_loss", planted)
 
 
+def plant_function(trainer, monkeypatch, step):
+    trainer.add_callback(At("on_step_begin", step, lambda: monkeypatch.setitem(GIVEN, "reward", NAN)))
+
+
 def plant_gradient(trainer, monkeypatch, step):
     weight = trainer.model.lm_head.weight
     weight.register_hook(lambda grad: grad * (float("inf") if trainer.state.global_step == step - 1 else 1))
+
+
+GIVEN = {"reward": 0.5}
+
+
+def length_reward(completion_ids, **kwargs):
+    """Differs between completions, and is what GIVEN says for the fourth."""
+    return [GIVEN["reward"] if row == 3 else float(len(ids)) for row, ids in enumerate(completion_ids)]
 
 
 def trainer_of(folder, make_model, tokenizer, prompts, **changes) -> DPRTrainer:
@@ -82,6 +94,7 @@ def trainer_of(folder, make_model, tokenizer, prompts, **changes) -> DPRTrainer:
         config(folder, **{"max_steps": 3, "save_strategy": "steps", "save_steps": 1, **changes}),
         prompts,
         processing_class=tokenizer,
+        reward_funcs=length_reward,
     )
 
 
@@ -95,6 +108,7 @@ def finite(path: Path) -> bool:
         (plant_ref, r"sequence \d, completion token \d+ .*log-probability is nan", 2),
         (plant_policy, r"row \d: NaN or infinite logits at completion token 0", 1),
         (plant_advantages, r"advantages\[5, 1\] is nan", 2),
+        (plant_function, r"reward function 'length_reward', completion 3 .*nan", 1),
         (plant_loss, r"loss is nan", 2),
         (plant_gradient, r"gradient norm is inf", 1),
         (plant_update, r"the update made weights NaN or infinite \(lm_head.weight\)", 1),
@@ -125,7 +139,8 @@ def test_the_batch_is_kept_and_the_last_checkpoint_is_good(
     if plant is not plant_policy:  # there the sampler gave nothing
         assert kept["completion_lengths"].max() == kept["completion_ids"].shape[1]
     if plant not in (plant_policy, plant_ref):
-        assert {"rewards", "sft_logprobs", "ref_logprobs", "policy_logprobs", "advantages"} <= kept.keys()
+        assert {"rewards", "sft_logprobs", "ref_logprobs", "policy_logprobs"} <= kept.keys()
+        assert "advantages" in kept or plant is plant_function
     if plant is plant_advantages:
         assert record["tensors"]["advantages"]["first_places"] == [[5, 1]]
         assert record["tensors"]["rewards"]["not_finite"] == 0
