@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -26,6 +25,7 @@ from tests.tiny_models import tiny_llama
 from densepath.cli.main import main
 from densepath.data import encode_pairs
 from densepath.pipeline import score_shard
+from densepath.pipeline.score_parts import PartFolder
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.rows import RowScorer
@@ -269,7 +269,7 @@ def test_a_launcher_gives_the_same_file(data, models, tmp_path):
 
 
 def test_a_shard_that_is_being_scored_is_left_alone(score, data, tmp_path, monkeypatch):
-    write = score_shard.PartFolder.write
+    write = PartFolder.write
     said = []
 
     def meanwhile(self, *given, **others):
@@ -278,7 +278,7 @@ def test_a_shard_that_is_being_scored_is_left_alone(score, data, tmp_path, monke
             said[0] = score(data, tmp_path / "a.jsonl")[1]
         write(self, *given, **others)
 
-    monkeypatch.setattr(score_shard.PartFolder, "write", meanwhile)
+    monkeypatch.setattr(PartFolder, "write", meanwhile)
     assert score(data, tmp_path / "a.jsonl")[0] == 0
     assert "another densepath process does this part of the work" in said[0]
 
@@ -378,7 +378,7 @@ def test_data_none_of_which_can_be_scored_is_refused_early(score, tmp_path, monk
 @pytest.fixture
 def begun(score, data, tmp_path, monkeypatch):
     """A job of which one window is done."""
-    write = score_shard.PartFolder.write
+    write = PartFolder.write
 
     def once(self, window, *given, **others):
         if window == 1:
@@ -386,7 +386,7 @@ def begun(score, data, tmp_path, monkeypatch):
         write(self, window, *given, **others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(score_shard.PartFolder, "write", once)
+        patch.setattr(PartFolder, "write", once)
         assert score(data, tmp_path / "scores.jsonl")[0] == 130
     assert (tmp_path / "scores.parts" / "00000000.jsonl").exists()
 
@@ -412,12 +412,29 @@ def test_changed_settings_are_refused_with_the_difference(begun, score, data, tm
 def test_changed_data_and_models_are_refused(begun, score, models, data, tmp_path):
     code, said = score(data, tmp_path / "scores.jsonl", ref_model_name_or_path=models["other"])
     assert code == 2
-    assert "models: " in said
-    shutil.copytree(models["ref"], tmp_path / "copy")
+    assert f"models.ref 1.name: '{models['ref']}' -> '{models['other']}'" in said
+    weights = Path(models["ref"]) / "model.safetensors"
+    before = weights.stat()
+    os.utime(weights, (before.st_atime, before.st_mtime + 3600))
+    code, said = score(data, tmp_path / "scores.jsonl")
+    os.utime(weights, (before.st_atime, before.st_mtime))
+    assert code == 2
+    assert "(models.ref 1.files.model.safetensors: '" in said
     data.write_text(data.read_text().replace("moon", "noon"), encoding="utf-8")
     code, said = score(data, tmp_path / "scores.jsonl")
     assert code == 2
-    assert "data: " in said
+    assert "(data.rows.jsonl.sha256: '" in said
+
+
+def test_strict_sees_what_was_set_aside_before(score, data, tmp_path, monkeypatch):
+    data.write_text('{"id": "bad"}\n' + data.read_text(), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(PartFolder, "merge", lambda *given, **others: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert score(data, tmp_path / "scores.jsonl")[0] == 130
+    code, said = score(data, tmp_path / "scores.jsonl", strict="true")
+    assert code == 2
+    assert f"rows that could not be scored: 1; the first of them: {data}, row 1: no format of TRL's" in said
+    assert score(data, tmp_path / "scores.jsonl")[0] == 0
 
 
 def test_a_finished_file_is_kept(score, data, tmp_path):

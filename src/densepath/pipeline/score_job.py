@@ -80,8 +80,10 @@ def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
                 f'{arguments.dataset_name}: there is a column "{name}" already; rename it, or leave it out with '
                 "remove_columns"
             )
-    models = [{"name": name, "files": _files(locate.locate(name))} for name in (arguments.model_name_or_path, *refs)]
-    rows, data = stream.scan()
+    named = {"sft": arguments.model_name_or_path, **{f"ref {k}": name for k, name in enumerate(refs, start=1)}}
+    models = {role: {"name": name, "files": _files(locate.locate(name))} for role, name in named.items()}
+    rows, parts = stream.scan()
+    data = {part["name"]: {key: value for key, value in part.items() if key != "name"} for part in parts}
     if not rows:
         raise DataError(f"{arguments.dataset_name}: no rows; give at least one example")
     settings = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in (*_FREE, *_MODELS)}
@@ -89,13 +91,17 @@ def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     return Job(arguments, rows), {"settings": settings, "models": models, "data": data, "rows": rows}
 
 
-def _files(source: str) -> list[list[Any]]:
-    """Name, size and time of a model's files: whether it is the same after a pause. Empty for the hub's."""
+def _files(source: str) -> dict[str, str]:
+    """Size and time of a model's files: whether it is the same after a pause. Empty for the hub's."""
     folder = Path(source)
     if not folder.is_dir():
-        return []
+        return {}
     files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".json"))
-    return [[path.name, path.stat().st_size, int(path.stat().st_mtime)] for path in files]
+    found = [(path.name, path.stat()) for path in files]
+    return {
+        name: f"{stat.st_size} bytes, {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(stat.st_mtime))}"
+        for name, stat in found
+    }
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -196,7 +202,7 @@ def _finish(job: Job, description: dict[str, Any], console: Console) -> Path:
     try:
         with folder.lock("merge", wait=True):
             if not folder.finished:
-                total = folder.merge(job.windows, description)
+                total = folder.merge(job.windows, description, strict=job.arguments.strict)
     except StorageError:
         if not folder.finished:  # else another process was faster, and has removed the parts
             raise

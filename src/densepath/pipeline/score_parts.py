@@ -191,18 +191,20 @@ class PartFolder:
             write_rows(path, rows, parquet=self._parquet, logprobs=logprobs, source=schema)
         write_json_atomic(self._marker(window), asdict(tally(rows, len(rejected))))
 
-    def merge(self, windows: int, job: Mapping[str, Any]) -> Tally:
+    def merge(self, windows: int, job: Mapping[str, Any], *, strict: bool) -> Tally:
         """Join the parts into the output, the same whoever wrote them; the parts are then removed.
 
         Raises:
-            DataError: no row could be scored. StorageError: writing failed.
+            DataError: no row could be scored, or, under `strict`, one could not. StorageError: writing failed.
         """
         for path in (self.output, self.rejected, self.manifest):
             for half in path.parent.glob(f".{path.name}.*.tmp"):  # what a kill left
                 half.unlink(missing_ok=True)
         total = sum((self._counts(self._marker(window)) for window in range(windows)), Tally())
         if not total.rows:
-            raise DataError(self._why_nothing(windows))
+            raise DataError(f"no row could be scored; {self._first_rejected(windows)}")
+        if strict and total.rejected:
+            raise DataError(f"rows that could not be scored: {total.rejected}; {self._first_rejected(windows)}")
         self.rejected.unlink(missing_ok=True)
         if total.rejected:
             with atomic_path(self.rejected) as path, path.open("wb") as file:
@@ -218,14 +220,11 @@ class PartFolder:
         shutil.rmtree(self.folder, ignore_errors=True)
         return total
 
-    def _why_nothing(self, windows: int) -> str:
-        for window in range(windows):
-            if self._rejected(window).exists():
-                first = json.loads(self._rejected(window).read_bytes().split(b"\n", 1)[0])
-                return (
-                    f"no row could be scored; the first of them: {first['file']}, row {first['row']}: {first['error']}"
-                )
-        return "no rows; give at least one example"
+    def _first_rejected(self, windows: int) -> str:
+        path = next(path for path in map(self._rejected, range(windows)) if path.exists())
+        with path.open("rb") as lines:
+            first = json.loads(next(lines))
+        return f"the first of them: {first['file']}, row {first['row']}: {first['error']}"
 
     def _counts(self, path: Path) -> Tally:
         return Tally(**read_json(path))
