@@ -10,8 +10,7 @@ STEP = "transformers.trainer:Trainer.training_step"
 OPTIMIZER = "transformers.trainer:Trainer._save_optimizer_and_scheduler"
 MARKER = "densepath.trainers.callbacks:CompleteCheckpointCallback.on_save"
 LOG = "densepath.trainers.callbacks:MetricsCallback.on_log"
-REFERENCE = "densepath.trainers.sft:save_model"
-FINAL_MODEL = "densepath.pipeline.training:save_model"
+SAVE = "densepath.trainers.sft:save_model"
 FINISH = "densepath.pipeline.run_folder:RunFolder.finish"
 TIDY = "densepath.pipeline.run_folder:shutil.rmtree"
 
@@ -26,9 +25,9 @@ FULL = [
     ("SFT, step 4 of 8", {"target": STEP, "call": 6, "when": "after"}, {"sft": [2]}),
     ("SFT, a checkpoint without its optimizer", {"target": OPTIMIZER}, {"sft": [2, 4]}),
     ("SFT, a checkpoint without its marker", {"target": MARKER, "call": 2}, {"sft": [4, 6]}),
-    ("SFT, a reference without its name", {"target": REFERENCE, "when": "after"}, {"sft": [4]}),
+    ("SFT, a reference without its name", {"target": SAVE, "when": "after"}, {"sft": [4]}),
     ("SFT, steps that were logged and not saved", {"target": LOG, "call": 2, "when": "after"}, {"sft": [4]}),
-    ("SFT, the final model without its name", {"target": FINAL_MODEL, "when": "after"}, {"sft": [6, 8]}),
+    ("SFT, the final model without its name", {"target": SAVE, "call": 2, "when": "after"}, {"sft": [6, 8]}),
     ("SFT, before it is called done", {"target": FINISH}, {"sft": [6, 8]}),
     ("SFT, removal of its checkpoints", {"target": TIDY, "call": 3, "when": "after"}, {"sft": [8]}),
     ("selection, second candidate", {"target": "densepath.pipeline.selection:generate", "call": 2}, {}),
@@ -37,7 +36,7 @@ FULL = [
     ("DPR, a checkpoint without its optimizer", {"target": OPTIMIZER}, {"dpr": [2, 4]}),
     ("DPR, a checkpoint without its marker", {"target": MARKER, "call": 1}, {"dpr": [2, 4]}),
     ("DPR, step 6 of 7", {"target": STEP, "call": 4}, {"dpr": [2, 4]}),
-    ("DPR, the final model without its name", {"target": FINAL_MODEL, "when": "after"}, {"dpr": [6, 7]}),
+    ("DPR, the final model without its name", {"target": SAVE, "when": "after"}, {"dpr": [6, 7]}),
     ("DPR, before it is called done", {"target": FINISH}, {"dpr": [6, 7]}),
     ("continued SFT, step 3", {"target": STEP, "call": 5}, {"continued_sft": [2]}),
     ("continued SFT, a checkpoint without its marker", {"target": MARKER}, {"continued_sft": [2, 4]}),
@@ -98,7 +97,7 @@ def test_the_stages_on_their_own_go_on_as_well(tmp_path, tiny_model, forks):
     kills = [
         ({"target": STEP, "call": 4}, [2]),
         ({"target": OPTIMIZER}, [2, 4]),
-        ({"target": "densepath.pipeline.standalone:save_model", "when": "after"}, [4, 5]),
+        ({"target": SAVE, "when": "after"}, [4, 5]),
         ({"target": TIDY, "call": 3}, [4, 5]),  # the model has its name, and its checkpoints are not removed yet
     ]
     for name, command in (("sft", sft), ("dpr", lambda folder: dpr(folder, start))):

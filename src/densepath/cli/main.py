@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DensepathError as error:
         if debug:
             raise
-        print(f"densepath: error: {_one_line(error)}", file=sys.stderr)
+        print(f"{_who()}: error: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,8 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _expected(error)
         if message is None:
             raise
-        print(f"densepath: error: {message}", file=sys.stderr)
+        print(f"{_who()}: error: {message}", file=sys.stderr)
         return 1
+
+
+def _who() -> str:
+    """The program's name in messages, with the process where a launcher started several."""
+    rank = os.environ.get("RANK", "0") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "0"
+    return "densepath" if rank == "0" else f"densepath (process {rank})"
 
 
 def _one_line(error: BaseException) -> str:

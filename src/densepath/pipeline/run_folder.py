@@ -33,23 +33,29 @@ class RunFolder:
 
     Args:
         path: the folder; it is made if it is not there.
+        process: which of several processes that work together this is; the first alone writes and holds the lock.
+            None: this work is one process's.
 
     Raises:
-        UsageError: there is a file of that name, or a launcher started several processes.
+        UsageError: there is a file of that name, or a launcher started several processes where one is meant.
         StorageError: the folder cannot be written, or another process works in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, process: int | None = None) -> None:
         self.path = path
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        self.writes = process in (None, 0)
+        self._lock: Any = None
+        if process is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError(
-                "densepath's commands run in one process; for several, call DPRTrainer in a script of your own "
-                "under accelerate launch"
+                "densepath run works in one process; the stages sft and dpr alone take several, and so does "
+                "DPRTrainer in a script of your own"
             )
         if path.exists() and not path.is_dir():
             raise UsageError(f"output_dir={path} is a file; give a folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if not self.writes:
+                return
             self._lock = (path / ".lock").open("a")
         except OSError as error:
             remedy = UNWRITABLE.get(error.errno or 0, "give another output_dir")
@@ -64,7 +70,8 @@ class RunFolder:
 
     def close(self) -> None:
         """Let go of the lock."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def open_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration, or compare it with the one that the folder was made with; then tidy.
@@ -74,6 +81,8 @@ class RunFolder:
         Raises:
             ResumeError: a key that decides the result has another value; the message shows each difference.
         """
+        if not self.writes:
+            return
         path = self.path / "config.yaml"
         before = _read_config(path) if path.exists() else config
         differences = [
@@ -121,6 +130,8 @@ class RunFolder:
 
     def tidy(self) -> None:
         """Remove what nothing reads any more: checkpoints of finished training, and what a kill left half-written."""
+        if not self.writes:
+            return
         finished = [self.path / record.stem for record in (self.path / "stages").glob("*.json")]
         if (self.path / "model").exists():  # a single stage in a folder of its own
             finished.append(self.path)

@@ -25,10 +25,9 @@ from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
-from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.sft import save_model, sft_trainer, train_resumable
+from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 10, "predict_with_generate": False}
 """What `eval_dataset_name` sets: the NLL of its demonstrations every ten steps, without sampling."""
@@ -42,10 +41,21 @@ def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, ti
     with StageProgress(console, title, None) as progress:
         trainer.add_callback(ProgressCallback(progress))
         train_resumable(trainer, folder.path)
-    save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"fraction": 1.0})
+    save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
     folder.tidy()
     console.print(f"model: {(folder / 'model').resolve()}", highlight=False, soft_wrap=True)
     return folder / "model"
+
+
+def _console_of(config: Any, console: Console) -> Console:
+    """The console in the first of several processes, none in the others."""
+    return console if config.process_index == 0 else Console(quiet=True)
+
+
+def _open(folder: RunFolder, config: Any, arguments: dict[str, Any]) -> None:
+    """Open the folder with its configuration: the first process, then the others, so that all see what it left."""
+    with config.main_process_first(local=False):
+        folder.open_config(arguments)
 
 
 def _trained_before(folder: RunFolder, console: Console) -> bool:
@@ -61,15 +71,16 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
     Raises:
         DensepathError: data, model or configuration that cannot be used.
     """
-    folder = RunFolder(Path(arguments.output_dir))
+    values = {**QUIET, **device_defaults(), **others, "output_dir": arguments.output_dir, "max_length": None}
+    config = trl_config(SFTConfig, values)
+    console = _console_of(config, console)
+    folder = RunFolder(Path(arguments.output_dir), process=config.process_index)
     try:
-        folder.open_config(resolved(arguments, others))
+        _open(folder, config, resolved(arguments, others))
         if _trained_before(folder, console):
             return folder / "model"
         tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
         context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
-        values = {**QUIET, **device_defaults(), **others, "output_dir": str(folder.path), "max_length": None}
-        config = trl_config(SFTConfig, values)
         rows = load_rows(
             arguments.dataset_name,
             arguments.dataset_train_split,
@@ -105,14 +116,15 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
     Raises:
         DensepathError: data, model or configuration that cannot be used.
     """
-    folder = RunFolder(Path(arguments.output_dir))
+    evaluation = {} if arguments.eval_dataset_name is None else EVALUATION
+    values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": arguments.output_dir}
+    config = trl_config(DPRConfig, values)
+    console = _console_of(config, console)
+    folder = RunFolder(Path(arguments.output_dir), process=config.process_index)
     try:
-        folder.open_config(resolved(arguments, others))
+        _open(folder, config, resolved(arguments, others))
         if _trained_before(folder, console):
             return folder / "model"
-        evaluation = {} if arguments.eval_dataset_name is None else EVALUATION
-        values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": str(folder.path)}
-        config = trl_config(DPRConfig, values)
         if config.eval_strategy != "no" and arguments.eval_dataset_name is None:
             raise ConfigError("eval_strategy needs eval_dataset_name: held-out demonstrations")
         tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)

@@ -22,11 +22,10 @@ from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
-from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.ema import EMA_NAME
-from densepath.trainers.sft import reference_name, save_model, sft_trainer, train_resumable
+from densepath.trainers.sft import reference_name, save_model_atomic, sft_trainer, train_resumable
 
 TRAIN_FLOPS = 6
 """FLOPs a parameter and token: 2 forward, 4 backward."""
@@ -117,7 +116,7 @@ def run_sft(
         ema_decay=arguments.reference_ema_decay,
     )
     _train(trainer, folder, console, title)
-    save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"fraction": 1.0})
+    save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
     tokens = _tokens_trained(folder)
     flops = TRAIN_FLOPS * tokens * _parameters(trainer)
     run.finish("sft", started, tokens=tokens, flops=flops, steps=trainer.state.global_step)
@@ -196,7 +195,7 @@ def run_dpr(
         processing_class=tokenizer,
     )
     _train(trainer, folder, console, title)
-    save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"beta": beta})
+    save_model_atomic(trainer, tokenizer, folder / "model", {"beta": beta})
     flops = sum(row.get("flops") or 0.0 for row in read_jsonl(folder / "metrics.jsonl"))
     run.finish(
         "dpr",
@@ -243,7 +242,7 @@ def run_continued_sft(
         sft_config(arguments, others, folder, **changes),
     )
     _train(trainer, folder, console, title)
-    save_folder_atomic(folder / "model", lambda path: save_model(trainer, tokenizer, path), {"steps": steps})
+    save_model_atomic(trainer, tokenizer, folder / "model", {"steps": steps})
     tokens = _tokens_trained(folder)
     flops = TRAIN_FLOPS * tokens * _parameters(trainer)
     run.finish("continued_sft", started, tokens=tokens, flops=flops, steps=steps)

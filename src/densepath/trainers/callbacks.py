@@ -94,10 +94,12 @@ class ReferenceCheckpointCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         folder: where to keep them, one folder a fraction.
         fractions: shares in (0, 1); 0, the model before SFT, needs no copy.
-        save: writes the current model into a folder.
+        save: writes the current model and a record into a folder; every process calls it.
     """
 
-    def __init__(self, folder: Path, fractions: Mapping[str, float], save: Callable[[Path], None]) -> None:
+    def __init__(
+        self, folder: Path, fractions: Mapping[str, float], save: Callable[[Path, dict[str, Any]], None]
+    ) -> None:
         self.folder = folder
         self.fractions = dict(fractions)
         self.save = save
@@ -106,12 +108,9 @@ class ReferenceCheckpointCallback(TrainerCallback):  # type: ignore[misc]
         """Save if this step is one of the chosen."""
         for name, fraction in self.fractions.items():
             step = min(max(round(fraction * state.max_steps), 1), state.max_steps)
-            if step == state.global_step and state.is_world_process_zero:
-                save_folder_atomic(
-                    self.folder / name,
-                    self.save,
-                    {"fraction": step / state.max_steps, "step": step, "max_steps": state.max_steps},
-                )
+            if step == state.global_step:
+                record = {"fraction": step / state.max_steps, "step": step, "max_steps": state.max_steps}
+                self.save(self.folder / name, record)
 
 
 def save_folder_atomic(folder: Path, save: Callable[[Path], None], record: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from densepath.trainers.callbacks import (
     MetricsCallback,
     ReferenceCheckpointCallback,
     last_complete_checkpoint,
+    save_folder_atomic,
 )
 from densepath.trainers.ema import EMACallback
 
@@ -71,14 +73,14 @@ def sft_trainer(
     disable_dropout(trainer.model)  # that of a new adapter too
     add_packed_forward(trainer.model)
     if reference_folder is not None:
-
-        def save(folder: Path) -> None:
-            save_model(trainer, tokenizer, folder)
-
         if names:
+            save = functools.partial(save_model_atomic, trainer, tokenizer)
             trainer.add_callback(ReferenceCheckpointCallback(reference_folder, names, save))
         if ema_decay is not None:
-            trainer.add_callback(EMACallback(reference_folder, ema_decay, save))
+            if _is_sharded(trainer):
+                raise ConfigError("an average of the weights (ema) needs them whole: not with FSDP or ZeRO-3")
+            write = functools.partial(save_model, trainer, tokenizer)
+            trainer.add_callback(EMACallback(reference_folder, ema_decay, write))
     return trainer
 
 
@@ -87,14 +89,34 @@ def reference_name(fraction: float) -> str:
     return f"{fraction:g}"
 
 
-def save_model(trainer: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a trainer's current weights (the adapter alone under PEFT) and the tokenizer as safetensors."""
+def save_model(trainer: Any, tokenizer: Any, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
+    """Write a trainer's current weights (the adapter alone under PEFT) and the tokenizer as safetensors.
+
+    Args:
+        trainer: any trainer of TRL.
+        tokenizer: the model's.
+        folder: where to.
+        state_dict: the weights, where the model does not hold them whole.
+    """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "peft_config"):
-        model.save_pretrained(str(folder), selected_adapters=["default"])
-    else:
-        model.save_pretrained(str(folder))
+    adapters = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
+    model.save_pretrained(str(folder), state_dict=state_dict, **adapters)
     tokenizer.save_pretrained(str(folder))
+
+
+def save_model_atomic(trainer: Any, tokenizer: Any, folder: Path, record: dict[str, Any]) -> None:
+    """`save_model` into a folder that is there whole or not at all, with a record; every process has to call it."""
+    state_dict = None
+    if _is_sharded(trainer):  # put together from all processes
+        state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    if trainer.is_world_process_zero():
+        save_folder_atomic(folder, lambda path: save_model(trainer, tokenizer, path, state_dict), record)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _is_sharded(trainer: Any) -> bool:
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    return bool(trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
 
 
 def train_resumable(trainer: Any, output_dir: Path) -> None:
@@ -105,7 +127,8 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
     metrics = MetricsCallback(output_dir / "metrics.jsonl")
     trainer.add_callback(metrics)
     trainer.add_callback(CompleteCheckpointCallback())
-    checkpoint = last_complete_checkpoint(output_dir)
+    with trainer.args.main_process_first(local=False):  # it removes what a kill cut short
+        checkpoint = last_complete_checkpoint(output_dir)
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         if hasattr(trainer, "_total_train_tokens"):  # SFTTrainer forgets them on resume
