@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import platform
 import resource
 import sys
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from densepath.errors import ConfigError, MissingFileError
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
-from densepath.planning.memory import GIB, Adapter, Precision, Sharding
+from densepath.planning.memory import GIB, HEAP_LIMIT, Adapter, Precision, Sharding
 from densepath.planning.plan import Machine, Plan, Setup, Training, check_fits, make_plan
 from densepath.trainers.dpr_config import DPRConfig, Estimator
 
@@ -46,7 +47,8 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
     if cuda:
         machine = Machine(True, _gpu_memory(arguments), CUDA_RESERVE, processes, sharding)
     else:
-        machine = Machine(False, machine_memory(), resident_bytes() if process is None else process)
+        before = resident_bytes() if process is None else process
+        machine = Machine(False, machine_memory(), before, heap_limit=heap_limit())
     architecture = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     return make_plan(setup_of(arguments, others, architecture, sharding, cuda=cuda), machine)
 
@@ -213,6 +215,16 @@ def machine_memory() -> float:
         except (OSError, ValueError):
             continue
     return total
+
+
+def heap_limit() -> float:
+    """Bytes from which a tensor is taken from the kernel and not from glibc's heap; 0 without glibc."""
+    if platform.libc_ver()[0] != "glibc":
+        return 0.0
+    try:
+        return float(os.environ["MALLOC_MMAP_THRESHOLD_"])
+    except (KeyError, ValueError):
+        return float(HEAP_LIMIT)
 
 
 def resident_bytes() -> float:

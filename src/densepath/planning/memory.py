@@ -213,6 +213,33 @@ def cast_bytes(architecture: Architecture, precision: Precision, adapter: Adapte
     return float(architecture.layers * architecture.layer_linears * precision.compute)
 
 
+HEAP_LIMIT = 32 * 2**20
+"""glibc takes tensors of at least this size from the kernel one by one; smaller ones come from its heap."""
+HEAP_WASTE, HEAP_WASTE_LORA = 0.5, 1.7
+"""Bytes of heap lost for each byte that a layer's linear maps write: measured with glibc 2.36 (docs/log.md)."""
+
+
+def heap_bytes(
+    architecture: Architecture, tokens: int, limit: float, *, checkpointing: bool, adapter: Adapter | None = None
+) -> float:
+    """What the heap of a CPU process holds and cannot hand out again in a training pass, float32.
+
+    torch asks for aligned memory, and glibc serves such a request from a hole only where the hole is larger than the
+    tensor. So a hole that a temporary leaves between tensors that stay is lost: `waste x sum_m tokens outputs_m 4`
+    over the maps whose output is smaller than the limit. LoRA makes three temporaries a map.
+
+    Args:
+        architecture: of the model.
+        tokens: of the batch, padding included.
+        limit: bytes from which a tensor is not taken from the heap: `MALLOC_MMAP_THRESHOLD_`, or `HEAP_LIMIT`.
+        checkpointing: gradient checkpointing; one layer's holes, which the next one fills.
+        adapter: what is trained; None: all weights.
+    """
+    sizes = [tokens * each.outputs * FLOAT32 for each in architecture.linears]
+    layer = (HEAP_WASTE if adapter is None else HEAP_WASTE_LORA) * sum(size for size in sizes if size < limit)
+    return layer if checkpointing else layer * architecture.layers
+
+
 # -- sampling ----------------------------------------------------------------------------------------------------
 
 

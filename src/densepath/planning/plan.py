@@ -28,6 +28,7 @@ TERMS = {
     "logits": "rows of the vocabulary's width that exist at once",
     "KV cache": "keys and values of the completions that are sampled together",
     "buffers": "casts of autocast, gathered layers and communication buffers",
+    "heap": "what the C library's heap holds and cannot hand out again, on a CPU",
     "vLLM": "the share of the GPU that a colocated vLLM takes",
 }
 """Name of each term and what it counts."""
@@ -43,6 +44,7 @@ class Machine:
         process: bytes before any model.
         processes: how many there are.
         sharding: how they split the trained model.
+        heap_limit: bytes from which a tensor is not taken from the heap; 0 where there is no such heap.
     """
 
     cuda: bool
@@ -50,6 +52,7 @@ class Machine:
     process: float
     processes: int = 1
     sharding: Sharding = Sharding.NONE
+    heap_limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,9 @@ def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment
             architecture, precision, tokens, width, checkpointing=training.checkpointing, adapter=adapter
         ),
         "logits": logits,
+        "heap": memory.heap_bytes(
+            architecture, tokens, machine.heap_limit, checkpointing=training.checkpointing, adapter=adapter
+        ),
     }
     if machine.cuda:
         begins["buffers"] += memory.cast_bytes(architecture, precision, adapter)
