@@ -109,7 +109,7 @@ def test_training_prompts_longer_than_the_context_are_left_out_and_counted(model
     assert main(argv) == 0  # three steps of two prompts: all that are left
     out = " ".join(capsys.readouterr().out.split())
     assert "5 train, 4 validation, 4 test rows (1 left out of SFT: the prompt fills max_length;" in out
-    assert "2 left out of DPR: the prompt leaves no room for a completion)" in out
+    assert "2 left out of DPR: the prompt is too long)" in out
     argv = run_argv(models["sft"], tmp_path / "all", dataset_name=write_jsonl("all.jsonl", [nearly]), verifier="none")
     assert main([*argv, "--eval_dataset_name", held]) == 2
     assert "all.jsonl: no training prompt leaves room for a completion" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.support import tiny_tokenizer
-from tests.tiny_models import tiny_gpt2, tiny_llama, tiny_mamba, with_lora
+from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, with_lora
 
 from densepath.errors import MissingFileError, ModelError, UsageError
 from densepath.models.compat import check_same_tokenizer, weights_differ
@@ -57,6 +57,41 @@ def test_a_folder_gives_a_frozen_model(base):
     assert model.dtype == torch.float32
     assert torch.equal(logits(model), logits(tiny_llama(vocab_size=400)))
     assert torch.equal(logits(load_model(str(base))), logits(model))
+
+
+@pytest.fixture
+def gemma_with_pictures(tmp_path):
+    """A Gemma 3 folder as the hub has it: language model, vision tower and projector."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2}
+    config = Gemma3Config(
+        text_config=tiny_gemma3(vocab_size=400).config.to_dict(),
+        vision_config={**vision, "patch_size": 8, "image_size": 32, "vision_use_head": False},
+        mm_tokens_per_image=4,
+        image_token_index=399,
+        boi_token_index=398,
+        eoi_token_index=397,
+    )
+    torch.manual_seed(0)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "gemma")
+    return model, tmp_path / "gemma"
+
+
+def test_of_a_model_with_pictures_the_text_part_is_loaded(gemma_with_pictures, tmp_path):
+    whole, folder = gemma_with_pictures
+    model = load_model(folder)
+    assert type(model).__name__ == "Gemma3ForCausalLM"
+    text = [p.numel() for name, p in whole.named_parameters() if "language_model" in name]
+    assert sum(p.numel() for p in model.parameters()) == sum(text)
+    assert torch.equal(logits(model), logits(whole))
+    # Saved, it is a text model; an adapter finds the text part of its base again.
+    model.save_pretrained(tmp_path / "text")
+    assert torch.equal(logits(load_model(tmp_path / "text")), logits(whole))
+    adapter = with_lora(load_model(folder), seed=1)
+    adapter.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(load_model(tmp_path / "adapter")), logits(adapter))
 
 
 def test_for_training_is_trainable(base):

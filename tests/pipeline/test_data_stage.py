@@ -11,7 +11,7 @@ from tests.support import tiny_tokenizer
 from densepath.errors import ConfigError, DataError
 from densepath.io import read_json, read_jsonl
 from densepath.pipeline.config import RunArguments
-from densepath.pipeline.data import load_rows, place, prepare_data
+from densepath.pipeline.data import fitting_rows, load_rows, longest_prompt, place, prepare_data
 from densepath.pipeline.run_folder import RunFolder
 
 CONTEXT = 256
@@ -174,3 +174,15 @@ def test_a_budget_beyond_the_context_is_refused(prepare, tmp_path):
     with pytest.raises(ConfigError, match="max_completion_length=256 fills the model's context of 256 tokens"):
         prepare(max_completion_length=CONTEXT)
     assert not (Path(tmp_path) / "run-1/stages").exists()
+
+
+def test_prompts_longer_than_max_prompt_length_are_left_out_of_dpr():
+    rows = [{"prompt": "z" * length, "completion": "y"} for length in (3, 9, 200, 400)]
+    tokenizer = tiny_tokenizer()
+    lengths = [len(tokenizer(row["prompt"])["input_ids"]) for row in rows]
+    arguments = RunArguments(max_prompt_length=lengths[1], max_completion_length=8)
+    longest = longest_prompt(arguments, CONTEXT, arguments.max_completion_length)
+    assert longest == lengths[1]
+    assert fitting_rows(rows, tokenizer, longest) == rows[:2]
+    assert longest_prompt(RunArguments(max_completion_length=8), CONTEXT, 8) == CONTEXT - 8
+    assert longest_prompt(RunArguments(max_prompt_length=CONTEXT), CONTEXT, 8) == CONTEXT - 8

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from densepath.errors import ConfigError, MissingFileError
-from densepath.pipeline.config import RunArguments
+from densepath.pipeline.config import PlanArguments, RunArguments
 from densepath.pipeline.plan import launch_of, plan_recipe, require_fit
 from densepath.planning.memory import GIB, Sharding
 from densepath.planning.plan import TERMS, make_plan
@@ -19,7 +19,7 @@ ACCELERATE = "recipes/accelerate"
 
 def plan(model: str = LLAMA, others: dict | None = None, **arguments):
     values = {"model_name_or_path": model, "gpu_memory": 79, "max_length": 512, "reference": "0", "beta": "1"}
-    return plan_recipe(RunArguments(**{**values, **arguments}), others or {})
+    return plan_recipe(PlanArguments(**{"max_prompt_length": 512, **values, **arguments}), others or {})
 
 
 def terms(found, stage: str, moment: str) -> dict[str, float]:
@@ -108,6 +108,21 @@ def test_half_precision_weights_take_half():
     assert terms(plan(dtype="bfloat16"), "SFT", "backward ends")["policy"] == 2 * PARAMETERS
 
 
+def test_qlora_holds_the_base_in_4_bits_while_training_and_evaluates_it_whole():
+    found = plan(use_peft=True, load_in_4bit=True, dtype="bfloat16")
+    linears = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    whole = 2 * PARAMETERS
+    policy = terms(found, "SFT", "backward ends")["policy"] - 4 * found.trained
+    assert policy == pytest.approx(linears * 4.127 / 8 + 2 * (PARAMETERS - linears))
+    assert terms(found, "evaluation", "sampling")["frozen models"] == pytest.approx(whole, rel=0.1)
+
+
+def test_a_prompt_of_unknown_length_is_counted_with_1024_tokens():
+    assert plan(max_prompt_length=None).setup.dpr.prompt == 1024
+    short = plan("smollm2-135m-instruct", max_prompt_length=None, max_completion_length=8000)
+    assert short.setup.dpr.prompt == 192  # of a context of 8,192
+
+
 def test_a_recipe_that_fixes_reference_and_beta_holds_no_models_to_choose_with():
     assert "selection" not in [stage.name for stage in plan().stages]
     assert "selection" in [stage.name for stage in plan(reference="auto").stages]
@@ -125,7 +140,10 @@ def test_every_term_is_explained_and_none_is_negative():
     ("changes", "message"),
     [
         ({}, "optimizer takes 59.8 GiB; set use_peft: true"),
-        ({"use_peft": True, "gpu_memory": 24}, "policy takes 30.1 GiB; shard it over more GPUs"),
+        (
+            {"use_peft": True, "gpu_memory": 24},
+            "policy takes 30.1 GiB; set dtype: bfloat16, or shard it over more GPUs",
+        ),
         (
             {"use_peft": True, "gpu_memory": 50, "sft_per_device_train_batch_size": 128},
             "SFT needs .* activations take .* lower sft_per_device_train_batch_size",
@@ -183,6 +201,7 @@ def test_an_accelerate_file_is_read():
         ),
         ({"max_length": 200_000}, ConfigError, "max_length is 200000, and .* has a context of 131072"),
         ({"max_prompt_length": 131_072}, ConfigError, "has a context of 131072"),
+        ({"load_in_4bit": True}, ConfigError, "load_in_4bit trains an adapter on a quantised base: set use_peft"),
     ],
 )
 def test_contradictions_are_one_line(changes, error, message):

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from densepath.errors import ModelError, UsageError
 from densepath.models import locate
@@ -46,7 +46,7 @@ def load_model(
     for_training: bool = False,
     model_init_kwargs: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """A causal language model, frozen unless `for_training`.
+    """A causal language model, frozen unless `for_training`; of Gemma 3 with pictures, the text part.
 
     Args:
         name_or_path: hub id, model folder, PEFT adapter folder (its base is loaded first) or catalogue name.
@@ -193,14 +193,17 @@ def _load_base(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool
     """The plain model at `source`; every weight it has must be in the files."""
     locate.check_model_folder(source)
     with locate.explained(source, "model"):
+        text_part = _text_part(source, trust_remote_code, kwargs.get("revision"))
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            **kwargs,
+            **{**text_part, **kwargs},
         )
+    if text_part:
+        model._weight_conversions = None  # saved under its own names, not under those of the whole model
     missing = sorted(info["missing_keys"])
     if missing:
         raise ModelError(
@@ -209,6 +212,20 @@ def _load_base(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool
         )
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _text_part(source: str, trust_remote_code: bool, revision: str | None) -> dict[str, Any]:
+    """What `from_pretrained` needs to load the language model alone out of a model that also sees pictures.
+
+    Only for families whose text part is a model of its own under known names: the rest of the weights would take
+    memory, get adapters, and in DDP wait for gradients that never come.
+    """
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, revision=revision)
+    prefix = _TEXT_PARTS.get(config.model_type)
+    return {} if prefix is None else {"config": config.get_text_config(decoder=True), "key_mapping": {prefix: ""}}
+
+
+_TEXT_PARTS = {"gemma3": r"^language_model\."}
 
 
 def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge: bool) -> Any:

@@ -68,6 +68,10 @@ class RunArguments(ModelArguments):
         "Program that checks an answer: exact_match, final_number or package.module:function. None if there is none.",
     )
     max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
+    max_prompt_length: int | None = option(
+        None,
+        "Longest prompt that DPR samples from, in tokens; longer ones are left out. None: what the context holds.",
+    )
     max_completion_length: int = option(64, "Longest sampled completion in tokens, EOS included.")
 
     sft_learning_rate: float = option(5e-5, "Peak learning rate of SFT.")
@@ -108,7 +112,6 @@ class RunArguments(ModelArguments):
     gpu_memory: float | None = option(
         None, "GiB of one GPU that the recipe is made for; a plan that does not fit is refused before the first stage."
     )
-    max_prompt_length: int = option(512, "Longest prompt in tokens that the memory plan counts with.")
 
     def __post_init__(self) -> None:
         _choice("continued_sft", self.continued_sft, ("flops", "samples", "none"))
@@ -120,9 +123,9 @@ class RunArguments(ModelArguments):
         for name in ("sft_max_steps", "dpr_max_steps", "save_steps"):
             _at_least(name, getattr(self, name), 1)
         _at_least("num_generations", self.num_generations, 2)
-        _at_least("max_prompt_length", self.max_prompt_length, 1)
-        if self.num_processes is not None:
-            _at_least("num_processes", self.num_processes, 1)
+        for name in ("max_prompt_length", "num_processes"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
         if self.gpu_memory is not None and not 0 < self.gpu_memory < float("inf"):
             raise ConfigError(f"gpu_memory={self.gpu_memory} must be a number of GiB above 0")
         if self.dpr_per_device_train_batch_size % self.num_generations:
@@ -191,6 +194,9 @@ def _at_least(name: str, value: int, least: int) -> None:
 class PlanArguments(RunArguments):
     """Arguments of `densepath plan`: those of `densepath run`, whose recipe it reads."""
 
+    load_in_4bit: bool = option(
+        False, "Plan QLoRA: the base in 4 bits in the training stages, as a script with DPRTrainer can load it."
+    )
     json: bool = option(False, "Print every term of every moment as JSON, in bytes.")
 
 

@@ -86,13 +86,15 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         splits["train"], tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
     )
     if arguments.rl_prompts is None:
-        longest = context - arguments.max_completion_length
-        kept = fitting_rows(splits["train"], tokenizer, longest)
+        kept = fitting_rows(
+            splits["train"], tokenizer, longest_prompt(arguments, context, arguments.max_completion_length)
+        )
         record["train"]["unsampled"] = len(splits["train"]) - len(kept)
         if not kept:
             raise DataError(
                 f"{arguments.dataset_name}: no training prompt leaves room for a completion (context {context}, "
-                f"max_completion_length {arguments.max_completion_length}); lower max_completion_length"
+                f"max_completion_length {arguments.max_completion_length}, max_prompt_length "
+                f"{arguments.max_prompt_length}); lower the first or raise the second"
             )
     record["train"]["truncated"] = counts.truncated
     record["train"]["dropped"] = counts.dropped
@@ -219,6 +221,11 @@ def check_prompts(
                 f"{place(source, split, row)}: the prompt has {length} tokens, and the model's context of {context} "
                 f"leaves {longest} beside max_completion_length={max_completion_length}; shorten it, or lower that"
             )
+
+
+def longest_prompt(arguments: RunArguments, context: int, max_completion_length: int) -> int:
+    """Tokens of the longest prompt that DPR samples from."""
+    return min(context - max_completion_length, arguments.max_prompt_length or context)
 
 
 def fitting_rows(rows: Rows, tokenizer: Any, longest: int) -> Rows:

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from densepath.errors import ConfigError, MissingFileError
-from densepath.pipeline.config import RunArguments
+from densepath.pipeline.config import PlanArguments, RunArguments
 from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.memory import GIB, HEAP_LIMIT, Adapter, Precision, Sharding
@@ -24,6 +24,8 @@ from densepath.trainers.dpr_config import DPRConfig, Estimator
 
 CUDA_RESERVE = 1.5 * GIB
 """CUDA context, cuBLAS workspaces, NCCL, and what the caching allocator cannot hand out: ours, an allowance."""
+UNKNOWN_PROMPT = 1024
+"""Tokens of a prompt that are counted with where the recipe gives no `max_prompt_length`: ours."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 HALF = ("bf16", "fp16")
 
@@ -77,11 +79,14 @@ def setup_of(
     sft = sft_config(arguments, safe, folder / "sft", bf16=False)
     dpr = dpr_config(arguments, {**safe, "dpr_bf16": False}, folder / "dpr", beta=1.0)
     completion = dpr.max_completion_length or 0
-    longest = arguments.max_prompt_length + completion
-    length = arguments.max_length or longest
-    for name, value in (("max_length", length), ("max_prompt_length + max_completion_length", longest)):
+    prompt = arguments.max_prompt_length or max(1, min(UNKNOWN_PROMPT, architecture.context - completion))
+    length = arguments.max_length or prompt + completion
+    for name, value in (("max_length", length), ("max_prompt_length + max_completion_length", prompt + completion)):
         if value > architecture.context:
             raise ConfigError(f"{name} is {value}, and {architecture.name} has a context of {architecture.context}")
+    four_bit = isinstance(arguments, PlanArguments) and arguments.load_in_4bit
+    if four_bit and not arguments.use_peft:
+        raise ConfigError("load_in_4bit trains an adapter on a quantised base: set use_peft: true")
     weights = BYTES.get(arguments.dtype, 4)
 
     def precision(prefix: str) -> Precision:
@@ -104,7 +109,7 @@ def setup_of(
         architecture=architecture,
         weights=weights,
         adapter=adapter,
-        four_bit=False,
+        four_bit=four_bit,
         sft=Training(
             rows=sft.per_device_train_batch_size,
             prompt=1,
@@ -117,7 +122,7 @@ def setup_of(
         ),
         dpr=Training(
             rows=dpr.per_device_train_batch_size,
-            prompt=arguments.max_prompt_length,
+            prompt=prompt,
             completion=completion,
             group=dpr.num_generations if dpr.steps_per_generation == 1 else 1,
             accumulation=dpr.gradient_accumulation_steps,

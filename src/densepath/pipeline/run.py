@@ -159,7 +159,7 @@ def _left_out(train: Mapping[str, Any]) -> str:
     notes = (
         ("truncated", "cut to max_length"),
         ("dropped", "left out of SFT: the prompt fills max_length"),
-        ("unsampled", "left out of DPR: the prompt leaves no room for a completion"),
+        ("unsampled", "left out of DPR: the prompt is too long"),
     )
     found = [f"{train[name]} {text}" for name, text in notes if train.get(name)]
     return f" ({'; '.join(found)})" if found else ""

@@ -16,7 +16,7 @@ import yaml
 from densepath.errors import ResumeError, StorageError, UsageError
 from densepath.io import UNWRITABLE, read_json, write_json_atomic, write_text_atomic
 
-MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory", "max_prompt_length")
+MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
 """Keys that may change between two calls on the same folder: they do not change the result."""
 STAGES = ("sft", "dpr", "continued_sft")
 HALF_WRITTEN = (

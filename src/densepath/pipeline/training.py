@@ -16,7 +16,7 @@ from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import load_model, load_tokenizer
 from densepath.pipeline.config import ModelArguments, RunArguments
-from densepath.pipeline.data import demonstration_pairs, fitting_rows, read_split
+from densepath.pipeline.data import demonstration_pairs, fitting_rows, longest_prompt, read_split
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
@@ -183,7 +183,7 @@ def run_dpr(
     tokenizer = load_tokenizer(str(run / "sft/model"))
     config = dpr_config(arguments, others, folder, beta)
     rows = read_split(run, "rl" if arguments.rl_prompts is not None else "train")
-    rows = fitting_rows(rows, tokenizer, context - (config.max_completion_length or 0))
+    rows = fitting_rows(rows, tokenizer, longest_prompt(arguments, context, config.max_completion_length or 0))
     held_out = read_split(run, "validation")
     policy = load_trainable(arguments, run / "sft/model")
     trainer = DPRTrainer(

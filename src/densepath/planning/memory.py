@@ -178,12 +178,13 @@ def activation_bytes(
     *,
     checkpointing: bool,
     adapter: Adapter | None = None,
+    four_bit: bool = False,
 ) -> float:
     """Activations alive when the backward pass begins.
 
     Without checkpointing all layers keep theirs. With it a layer keeps its input, `d x bytes of a weight` a token, and
     one layer at a time is computed again. The final norm and the rotary tables are small and left out; with autocast
-    and LoRA a layer also keeps the cast of its frozen weights.
+    and LoRA a layer also keeps the cast of its frozen weights, unless they are quantised.
 
     Args:
         architecture: of the model.
@@ -192,11 +193,12 @@ def activation_bytes(
         width: tokens of one row, or None; see `layer_bytes_per_token`.
         checkpointing: gradient checkpointing.
         adapter: what is trained; None: all weights.
+        four_bit: the frozen weights are quantised.
 
     Source: Chen et al. 2016, Training deep nets with sublinear memory cost, for checkpointing; else derived.
     """
     layer = tokens * layer_bytes_per_token(architecture, precision, width, adapter)
-    if adapter is not None and precision.autocasts:
+    if adapter is not None and precision.autocasts and not four_bit:
         layer += architecture.layer_linears * precision.compute
     if checkpointing:
         return layer + architecture.layers * tokens * architecture.hidden * precision.weights
@@ -215,7 +217,7 @@ def cast_bytes(architecture: Architecture, precision: Precision, adapter: Adapte
 
 HEAP_LIMIT = 32 * 2**20
 """glibc takes tensors of at least this size from the kernel one by one; smaller ones come from its heap."""
-HEAP_WASTE, HEAP_WASTE_LORA = 0.5, 1.7
+HEAP_WASTE, HEAP_WASTE_LORA = 0.5, 1.9
 """Bytes of heap lost for each byte that a layer's linear maps write: measured with glibc 2.36 (docs/log.md)."""
 
 

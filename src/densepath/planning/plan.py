@@ -94,7 +94,7 @@ class Setup:
         architecture: of the model.
         weights: bytes of a stored parameter.
         adapter: LoRA; None trains all weights.
-        four_bit: the base is quantised.
+        four_bit: the base is quantised in the training stages.
         sft: the SFT stage (and its continuation).
         dpr: the DPR stage.
         references: frozen models beside the SFT model that the reward reads: 0 or 1.
@@ -255,7 +255,13 @@ def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment
         **always,
         "gradients": max(early, head),
         "activations": memory.activation_bytes(
-            architecture, precision, tokens, width, checkpointing=training.checkpointing, adapter=adapter
+            architecture,
+            precision,
+            tokens,
+            width,
+            checkpointing=training.checkpointing,
+            adapter=adapter,
+            four_bit=setup.four_bit,
         ),
         "logits": logits,
         "heap": memory.heap_bytes(
@@ -367,11 +373,11 @@ def _preview(setup: Setup, machine: Machine) -> Moment:
 def _evaluation(setup: Setup, machine: Machine) -> Moment:
     """SFT model, reference and one arm at a time; under LoRA adapters on one base."""
     precision = Precision(setup.weights, setup.weights)
-    models = 2 + setup.references
-    frozen = models * _model_bytes(setup, precision)
+    models, whole = 2 + setup.references, memory.weight_bytes(setup.architecture, precision)
+    frozen = models * whole
     if setup.adapter is not None:
         own = 0 if setup.shared_reference else setup.references
-        frozen = (1 + own) * _model_bytes(setup, precision) + (models + 1 - own) * _adapter_bytes(setup)
+        frozen = (1 + own) * whole + (models + 1 - own) * _adapter_bytes(setup)
     sampled = _sampled(setup, precision, setup.evaluation_rows, setup.dpr, models=1)
     return Moment("sampling", {"process": machine.process, "frozen models": frozen, **sampled})
 
@@ -401,7 +407,7 @@ def _remedy(term: str, plan: Plan, stage: Stage) -> str:
     if term in ("optimizer", "gradients"):
         return f"{adapters}, or {several}" if setup.adapter is None else several
     if term == "policy":
-        return several if not setup.four_bit else "choose a smaller model"
+        return f"set dtype: bfloat16, or {several}" if setup.weights > 2 and not setup.four_bit else several
     if term == "frozen models":
         return f"{adapters}: adapters share one base" if setup.adapter is None else "choose a smaller model or dtype"
     if term == "activations":
