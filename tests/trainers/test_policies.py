@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers.utils import is_bitsandbytes_available
 from densepath.errors import ConfigError, DataError, ModelError
 from densepath.models.load import load_model
 from densepath.rewards.frozen import FrozenPolicy
-from densepath.trainers import policies
+from densepath.trainers import checks, policies
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 
@@ -245,3 +246,14 @@ def test_the_constructor_is_grpos(tmp_path, make_model, tokenizer, prompts, monk
         trainer = DPRTrainer(model, make_model(1), train_dataset=prompts, processing_class=tokenizer)
     assert type(trainer.args) is DPRConfig
     assert Path(trainer.args.output_dir).name == "my-sft-DPR"
+
+
+def test_processes_that_are_not_joined_are_refused(tmp_path, make_model, tokenizer, prompts, monkeypatch):
+    monkeypatch.setattr(checks, "os", SimpleNamespace(environ={"WORLD_SIZE": "2"}))
+    with pytest.raises(ConfigError, match="a launcher started 2 processes, which are not joined: set use_cpu=True"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts)
+
+
+def test_fewer_prompts_than_one_generation_takes_are_refused(tmp_path, make_model, tokenizer, prompts):
+    with pytest.raises(DataError, match="train_dataset has 1 prompts, and one generation takes 2"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts.select(range(1)))

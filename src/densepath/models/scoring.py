@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from densepath.core.heads import Head
 from densepath.core.logprobs import TokenScores, chunked_token_logprobs
@@ -115,6 +116,8 @@ def _supports(model: Any) -> tuple[bool, bool]:
     """Whether packing is exact, and whether a kept beginning is."""
     model = causal_lm(model)
     known: tuple[bool, bool] | None = getattr(model, "_densepath_supports_packing", None)
+    if known is None and is_sharded(model):
+        return False, False  # nothing can be tried outside of its forward pass
     if known is None:
         training = model.training
         model.eval()
@@ -168,6 +171,12 @@ def score_completions(
     Raises:
         NumericalError: a log-probability is NaN or infinite; the message names the sequence and token.
     """
+    if is_sharded(model):
+        from densepath.models.sharded import score_sharded
+
+        padded = not supports_packing(model)
+        scored = score_sharded(model, prompt_ids, completion_ids, token_budget=token_budget, padded=padded)
+        return _checked(scored, completion_ids)
     model = causal_lm(model)
     packed, keeps_prefix = _supports(model)
     head = head_of(model)
@@ -187,12 +196,21 @@ def score_completions(
                     on_progress(len(batch.sequences))
     finally:
         model.train(training)
+    return _checked(results, completion_ids)
+
+
+def _checked(results: Sequence[TokenScores], completion_ids: Sequence[Sequence[int]]) -> CompletionScores:
     check_finite([scores.logprobs for scores in results], completion_ids)
     return CompletionScores(
         [scores.logprobs for scores in results],
         [scores.entropies for scores in results],
         [scores.log_normalizers for scores in results],
     )
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether a process holds but a part of the model's weights (FSDP2, DeepSpeed ZeRO-3)."""
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def _shares(

@@ -47,9 +47,10 @@ def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, ti
     return folder / "model"
 
 
-def _console_of(config: Any, console: Console) -> Console:
-    """The console in the first of several processes, none in the others."""
-    return console if config.process_index == 0 else Console(quiet=True)
+def _process(config: Any) -> int:
+    """Which of several processes this is; they are joined when the config is asked for its device."""
+    _ = config.device
+    return int(config.process_index)
 
 
 def _open(folder: RunFolder, config: Any, arguments: dict[str, Any]) -> None:
@@ -73,8 +74,9 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
     """
     values = {**QUIET, **device_defaults(), **others, "output_dir": arguments.output_dir, "max_length": None}
     config = trl_config(SFTConfig, values)
-    console = _console_of(config, console)
-    folder = RunFolder(Path(arguments.output_dir), process=config.process_index)
+    process = _process(config)
+    console = console if process == 0 else Console(quiet=True)
+    folder = RunFolder(Path(arguments.output_dir), process=process)
     try:
         _open(folder, config, resolved(arguments, others))
         if _trained_before(folder, console):
@@ -119,8 +121,9 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
     evaluation = {} if arguments.eval_dataset_name is None else EVALUATION
     values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": arguments.output_dir}
     config = trl_config(DPRConfig, values)
-    console = _console_of(config, console)
-    folder = RunFolder(Path(arguments.output_dir), process=config.process_index)
+    process = _process(config)
+    console = console if process == 0 else Console(quiet=True)
+    folder = RunFolder(Path(arguments.output_dir), process=process)
     try:
         _open(folder, config, resolved(arguments, others))
         if _trained_before(folder, console):

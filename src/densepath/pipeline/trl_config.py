@@ -31,7 +31,11 @@ the newest may be the one that a kill cuts short."""
 def device_defaults() -> dict[str, Any]:
     """TRL's bf16 and gradient checkpointing where there is a GPU; neither on a CPU, where both only cost time."""
     cuda = torch.cuda.is_available()
-    return {"bf16": cuda and torch.cuda.is_bf16_supported(), "gradient_checkpointing": cuda}
+    return {
+        "bf16": cuda and torch.cuda.is_bf16_supported(),
+        "gradient_checkpointing": cuda,
+        "use_cpu": not torch.accelerator.is_available(),  # accelerate joins processes on a CPU only if it is told so
+    }
 
 
 def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:

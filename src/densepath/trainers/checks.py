@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,6 +51,19 @@ def check_mixture(args: DPRConfig, functions: RewardFunctions, environment_facto
         raise ConfigError(
             f"dense_reward_weight={args.dense_reward_weight} mixes in a reward from outside: give reward_funcs, "
             "or leave it at 1"
+        )
+
+
+def check_processes(trainer: Any) -> None:
+    """Refuse processes that a launcher started and that each would train alone, over one another's files.
+
+    Raises:
+        ConfigError: accelerate did not join them, which on a machine without GPU it does only if `use_cpu` is set.
+    """
+    started, joined = int(os.environ.get("WORLD_SIZE", "1")), trainer.accelerator.num_processes
+    if started > 1 and joined == 1:
+        raise ConfigError(
+            f"a launcher started {started} processes, which are not joined: set use_cpu=True on a machine without GPU"
         )
 
 

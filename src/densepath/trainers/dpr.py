@@ -15,7 +15,6 @@ private: TRL's minor version is pinned and tests/trainers/test_trl_seam.py guard
 
 from __future__ import annotations
 
-import copy
 import functools
 from typing import Any
 
@@ -26,13 +25,19 @@ from densepath.core.objective import Normalizer, loss_divisor
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.compat import check_deterministic
 from densepath.models.hidden import completion_hidden_states
-from densepath.models.load import freeze, load_model, load_tokenizer
+from densepath.models.load import load_model, load_tokenizer
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.sampling import sample
 from densepath.models.scoring import causal_lm, head_of, score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.frozen import FrozenPolicy
-from densepath.trainers.checks import check_arguments, check_mixture, check_number_of_prompts, check_prompt_lengths
+from densepath.trainers.checks import (
+    check_arguments,
+    check_mixture,
+    check_number_of_prompts,
+    check_processes,
+    check_prompt_lengths,
+)
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.estimation import (
     choose_estimator,
@@ -44,7 +49,7 @@ from densepath.trainers.estimation import (
 from densepath.trainers.grpo import as_list, grpo_arguments
 from densepath.trainers.model_card import name_of, public_name
 from densepath.trainers.monitored import DENSE_REWARD, MonitoredTrainer
-from densepath.trainers.policies import loading_arguments, shared_or_loaded, switch_off_dropout
+from densepath.trainers.policies import frozen_start, loading_arguments, placed, shared_or_loaded, switch_off_dropout
 from densepath.trainers.reward_functions import RewardFunctions
 from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops, token_rewards
 
@@ -118,6 +123,7 @@ class DPRTrainer(MonitoredTrainer):
         check_arguments(ref_model, args)
         loading = loading_arguments(args, quantization_config)
         self._names = {"sft": name_of(model if sft_model is None else sft_model), "ref": name_of(ref_model)}
+        name = model if isinstance(model, str) else None
         if isinstance(model, str):
             if processing_class is None:
                 processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
@@ -125,7 +131,7 @@ class DPRTrainer(MonitoredTrainer):
         switch_off_dropout(model)
         is_peft = hasattr(model, "peft_config")
         if sft_model is None and not is_peft and peft_config is None:
-            sft_model = freeze(copy.deepcopy(model))
+            sft_model = frozen_start(model, name, loading)
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
         with grpo_arguments(args, self._functions):
@@ -162,9 +168,10 @@ class DPRTrainer(MonitoredTrainer):
         held_out = []
         if held_out_ref_model is not None:
             held_out = [frozen(held_out_ref_model, adapter_name="held_out_ref")]
-        for view in (sft, *refs, *held_out):
-            if view.model is not policy:
-                view.model.to(self.accelerator.device)
+        place = functools.partial(
+            placed, policy=policy, accelerator=self.accelerator, sharded=(sharded := self._is_sharded())
+        )
+        sft, refs, held_out = place(sft), [place(view) for view in refs], [place(view) for view in held_out]
         self.dense_reward = DenseReward(
             sft,
             refs,
@@ -177,12 +184,14 @@ class DPRTrainer(MonitoredTrainer):
             token_budget=args.score_token_budget,
         )
         add_packed_forward(policy)
-        check_deterministic(policy)
+        if not sharded:
+            check_deterministic(policy)
+        check_processes(self)
         if environment_factory is None:
             check_number_of_prompts(self)
             check_prompt_lengths(self, policy)
         self.estimator, self._vocabulary = choose_estimator(
-            args, self.dense_reward, policy, sharded=self._is_sharded(), multimodal=self._is_vlm
+            args, self.dense_reward, policy, sharded=sharded, multimodal=self._is_vlm
         )
         self._start_monitors(*held_out)
         self._parameters = sum(p.numel() for p in policy.parameters())
@@ -195,8 +204,8 @@ class DPRTrainer(MonitoredTrainer):
     # -- rollouts ----------------------------------------------------------------------------------------------
 
     def _uses_own_sampler(self) -> bool:
-        sharded = self.is_deepspeed_enabled or self.is_fsdp_enabled
-        return not (self.use_vllm or self.use_transformers_continuous_batching or sharded or self._is_vlm)
+        others = self.use_vllm or self.use_transformers_continuous_batching or self._is_vlm
+        return not (others or self._is_sharded())
 
     def _generate_single_turn(
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kw: Any

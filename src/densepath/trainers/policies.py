@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import BitsAndBytesConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import is_bitsandbytes_available
 
 from densepath.errors import ConfigError, ModelError
 from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
+from densepath.models.scoring import is_sharded
+from densepath.models.sharded import shard_frozen
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
 
@@ -86,6 +90,42 @@ def shared_or_loaded(
         given = load_model(given, **{**loading, "model_init_kwargs": init})
     disable_dropout(given)
     return FrozenPolicy(freeze(given))
+
+
+def frozen_start(model: Any, name: str | None, loading: Mapping[str, Any]) -> Any:
+    """The policy as it is before training: a frozen copy in memory.
+
+    Args:
+        model: the policy.
+        name: what it was loaded by, or None.
+        loading: keyword arguments of `load_model`.
+
+    Raises:
+        ConfigError: under ZeRO-3, which loads models in pieces that cannot be copied, one given as an object.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return freeze(copy.deepcopy(model))
+    if name is None:
+        raise ConfigError("with DeepSpeed ZeRO-3 give the model by name, or sft_model too: pieces cannot be copied")
+    return load_model(name, **loading)
+
+
+def placed(view: FrozenPolicy, policy: Any, accelerator: Any, sharded: bool) -> FrozenPolicy:
+    """A frozen policy where it can be scored: on this process's device, or spread over the processes like the policy.
+
+    Args:
+        view: the frozen policy; left alone where it is a view of the policy's own base.
+        policy: the policy.
+        accelerator: of the trainer.
+        sharded: whether no process holds the policy's weights whole.
+    """
+    if view.model is policy:
+        return view
+    if sharded and not is_sharded(view.model):
+        return FrozenPolicy(shard_frozen(view.model, accelerator), view.adapter)
+    if not sharded:
+        view.model.to(accelerator.device)
+    return view
 
 
 def switch_off_dropout(model: Any) -> None:

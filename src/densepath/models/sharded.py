@@ -1,0 +1,136 @@
+"""Scoring a model whose weights no process holds whole: FSDP2 and DeepSpeed ZeRO-3.
+
+Sharded weights are put together by hooks on the model's `forward`. So the packed passes of `score_completions` run
+inside of one call of it, and every process makes the same number of them: a pass more on one would wait for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.distributed.tensor import DTensor
+from trl.models.utils import prepare_deepspeed
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+from densepath.core.heads import Head
+from densepath.core.logprobs import TokenScores, chunked_token_logprobs
+from densepath.errors import ConfigError
+from densepath.models.packing import pack
+from densepath.models.scoring import causal_lm, head_of, hidden_states, supports_packing
+
+T = TypeVar("T")
+
+
+def shard_frozen(model: nn.Module, accelerator: Accelerator) -> Any:
+    """A frozen model with its weights spread over the processes, as the policy's are.
+
+    Under FSDP2 its numbers stay float32, whatever the policy computes in: bfloat16 adds noise to the reward.
+
+    Args:
+        model: on every process; under FSDP2 the first process's weights count.
+        accelerator: of the trainer.
+
+    Raises:
+        ConfigError: FSDP's first version, which cannot run part of a model.
+    """
+    supports_packing(model)  # tried while the weights are whole
+    if accelerator.distributed_type == "DEEPSPEED":
+        return prepare_deepspeed(model, accelerator).module
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ConfigError("DPR needs FSDP2: set fsdp_version: 2 in the accelerate configuration (recipes/accelerate)")
+    from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+    policy, plugin.mixed_precision_policy = plugin.mixed_precision_policy, None
+    try:
+        return fsdp2_prepare_model(accelerator, model).eval()
+    finally:
+        plugin.mixed_precision_policy = policy
+
+
+def inside_forward(model: nn.Module, function: Callable[[], T]) -> T:
+    """Run a function inside of one call of the model's forward, so that its hooks put sharded weights together."""
+    inner = model.__dict__.get("forward")
+
+    def redirected(*args: Any, **kwargs: Any) -> T:
+        restore()  # what the function calls may be this forward
+        return function()
+
+    def restore() -> None:
+        if inner is None:
+            model.__dict__.pop("forward", None)
+        else:
+            model.__dict__["forward"] = inner
+
+    model.__dict__["forward"] = redirected
+    try:
+        result: T = model()
+        return result
+    finally:
+        restore()
+
+
+@torch.no_grad()
+def score_sharded(
+    model: nn.Module,
+    prompt_ids: Sequence[Sequence[int]],
+    completion_ids: Sequence[Sequence[int]],
+    *,
+    token_budget: int,
+    padded: bool,
+) -> list[TokenScores]:
+    """Scores of the completions under a sharded model; every process has to call it, each with its own completions.
+
+    Args:
+        model: causal LM or the PEFT model around it, sharded.
+        prompt_ids: ids of each prompt, not empty.
+        completion_ids: ids of each completion, EOS included.
+        token_budget: tokens in one forward pass.
+        padded: rows that cannot be packed.
+    """
+    language_model = causal_lm(model)
+    batches = list(pack(prompt_ids, completion_ids, token_budget=token_budget, padded=padded))
+    spare = batches[-1:] or list(pack([[0]], [[0]]))  # scored again by a process that has fewer, to keep step
+    device = next(model.parameters()).device
+    passes = torch.tensor(len(batches), device=device)
+    torch.distributed.all_reduce(passes, op=torch.distributed.ReduceOp.MAX)
+    empty = torch.zeros(0)
+    results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompt_ids)
+    modes = [(module, module.training) for module in model.modules()]
+
+    def score() -> None:
+        for number in range(int(passes)):
+            batch = (batches[number] if number < len(batches) else spare[0]).to(device)
+            rows, columns = (where.to(device) for where in batch.predicting())
+            hidden = hidden_states(language_model, batch)[rows, columns]
+            with _whole_head(language_model) as (weight, bias, scale, softcap):
+                labels = batch.labels[rows, columns]
+                scores = chunked_token_logprobs(hidden, weight, labels, bias, logit_scale=scale, softcap=softcap)
+            if number < len(batches):
+                parts = [torch.split(values.cpu(), list(batch.lengths)) for values in scores]
+                for index, *values in zip(batch.sequences, *parts, strict=True):
+                    results[index] = TokenScores(*values)
+
+    model.eval()
+    try:
+        inside_forward(model, score)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return results
+
+
+@contextlib.contextmanager
+def _whole_head(model: Any) -> Iterator[Head]:
+    """The head with whole weights, for the block."""
+    head = head_of(model)
+    if isinstance(head.weight, DTensor):
+        bias = head.bias.full_tensor() if isinstance(head.bias, DTensor) else head.bias
+        head = head._replace(weight=head.weight.full_tensor(), bias=bias)
+    with maybe_gather_lm_head_ctx(head.weight, head.bias):
+        yield head
