@@ -13,6 +13,9 @@ from safetensors.torch import load_file
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
+from densepath.errors import UsageError
+from densepath.pipeline.run_folder import RunFolder
+
 ROOT = Path(__file__).parents[2]
 LAUNCH = {1: [], 2: ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]}
 
@@ -61,9 +64,16 @@ def test_two_processes_leave_what_one_does(tmp_path):
     assert "holds a run with another configuration (beta" in other.stderr
 
 
-def test_run_is_for_one_process(tmp_path, monkeypatch, capsys):
-    from densepath.cli.main import main
-
+def test_a_whole_run_is_for_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["run", "--output_dir", str(tmp_path / "run")]) == 2
-    assert "densepath run works in one process; the stages sft and dpr alone take several" in capsys.readouterr().err
+    with pytest.raises(
+        UsageError, match="densepath run works in one process; the stages sft and dpr alone take several"
+    ):
+        RunFolder(tmp_path / "run")
+    first, second = (RunFolder(tmp_path / "dpr", process=process) for process in (0, 1))
+    second.open_config({"beta": 1.0})
+    assert not (tmp_path / "dpr/config.yaml").exists()
+    first.open_config({"beta": 1.0})
+    assert (tmp_path / "dpr/config.yaml").exists()
+    for folder in (first, second):
+        folder.close()

@@ -491,5 +491,6 @@ def test_a_head_that_is_not_one_layer_is_left_to_sampling(tmp_path, make_model, 
 
 def test_sharded_weights_are_left_to_sampling(tmp_path, make_model, tokenizer, prompts, monkeypatch, caplog):
     monkeypatch.setattr(DPRTrainer, "_is_sharded", lambda self: True)
+    monkeypatch.setattr("densepath.trainers.policies.shard_frozen", lambda model, accelerator: model)
     assert trainer_of(tmp_path, make_model, tokenizer, prompts).estimator.value == "sampled"
     assert any("the weights are sharded" in record.message for record in caplog.records)
