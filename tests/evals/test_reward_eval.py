@@ -104,6 +104,14 @@ def test_one_model_alone_is_its_own_baseline(planted):
     assert values(with_base, "accuracy")["base_logprob/sum"] == 0.0
 
 
+def test_the_inverse_bellman_reading_stands_beside_the_likelihood(planted):
+    record = evaluate_reward(DenseReward(planted[0], kind="inverse_bellman", tokenizer=TOKENIZER), PAIRS[:8])
+    assert {name.split("/")[0] for name in values(record, "accuracy")} == {
+        *("reward", "sft_logprob", "shorter", "longer", "random")
+    }
+    assert record["reward"] == "inverse_bellman"
+
+
 def test_a_base_that_is_the_reference_is_scored_once(planted):
     sft, ref = planted
     reward = DenseReward(sft, ref, tokenizer=TOKENIZER)
