@@ -63,6 +63,9 @@ def test_scores_are_those_of_the_reward(reward, how):
         spans = record["turns"][0]["spans"]
         assert [value for span in spans for value in span["rewards"]] == pytest.approx(values, abs=1e-5)
         assert record["lowest"] == pytest.approx(min(values), abs=1e-5)
+        logprobs = scores.sft_logprobs[record["row"] - 1].tolist()
+        assert record["sft_logprob_lowest"] == pytest.approx(min(logprobs), abs=1e-5)
+        assert record["sft_logprob_per_token"] == pytest.approx(math.fsum(logprobs) / len(logprobs), abs=1e-5)
         for span in record["worst_spans"]:
             assert span["reward"] == pytest.approx(sum(values[span["start"] : span["end"]]), abs=1e-4)
             ids = pairs[record["row"] - 1].completion_ids[span["start"] : span["end"]]

@@ -44,7 +44,7 @@ def audit_demonstrations(
     reward: DenseReward,
     rows: Sequence[Row],
     *,
-    aggregation: Aggregation | str = Aggregation.MEAN,
+    aggregation: Aggregation | str = Aggregation.MIN,
     max_length: int | None = None,
     source: str = "the data set",
     on_progress: Callable[[int, int], None] | None = None,
@@ -65,14 +65,16 @@ def audit_demonstrations(
     Args:
         reward: the reward, with a tokenizer.
         rows: demonstrations in any of TRL's formats; every assistant turn that is an action is scored.
-        aggregation: how the tokens of a row become the number it is ranked by: `mean`, `sum` or `min`.
+        aggregation: how the tokens of a row become the number it is ranked by: `min` finds one bad token in a good
+            answer, `mean` answers that are strange throughout, `sum` long ones of these.
         max_length: longest demonstration in tokens; the model's context if None.
         source: name of the rows in messages.
         on_progress: called with (scored, all) completions, counted once for each model.
 
     Returns:
         One record a row, in the layout of `densepath score` (`turns` of `spans`) with `row` (from 1), `rank` (from 1),
-        `score`, `lowest`, `flags` and `worst_spans` (`text`, `reward`, `turn`, `start`, `end` in tokens).
+        `score`, `lowest`, `sft_logprob_per_token`, `sft_logprob_lowest`, `flags` and `worst_spans` (`text`, `reward`,
+        `turn`, `start`, `end` in tokens).
 
     Raises:
         DataError: a row that is no demonstration, or whose prompt alone fills `max_length`.
@@ -188,6 +190,7 @@ def _record(
         "reward_per_token": aggregate(values, Aggregation.MEAN),
         "lowest": aggregate(values, Aggregation.MIN),
         "sft_logprob_per_token": aggregate(logprobs, Aggregation.MEAN),
+        "sft_logprob_lowest": aggregate(logprobs, Aggregation.MIN),
         "num_tokens": int(values.size),
         "worst_spans": sorted(worst, key=lambda span: span["reward"])[:SPANS],
         "turns": drawn,

@@ -44,7 +44,7 @@ class RewardArguments:
 class AuditArguments(RewardArguments):
     """Arguments of `densepath audit`."""
 
-    aggregation: str = option("mean", "What rows are ranked by: mean of the reward, sum, or min, the lowest token.")
+    aggregation: str = option("min", "What rows are ranked by: min, the lowest token; mean of the reward, or sum.")
     max_length: int | None = option(None, "Longest demonstration in tokens; what lies beyond is flagged, not scored.")
     max_samples: int | None = option(None, "Rows audited, the first ones; all if None.")
     num_shown: int = option(20, "Rows in the table and on the page, the worst ones.")
