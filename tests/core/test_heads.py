@@ -111,6 +111,14 @@ def test_whole_distributions_exist_for_one_chunk_alone():
     assert seen.rows == 8
 
 
+def test_a_second_backward_pass_is_refused():
+    hidden = torch.randn(4, 3, requires_grad=True)
+    loss, _ = chunked_loss(weighted(torch.ones(4)), hidden, Head(torch.randn(6, 3)))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="used up"):
+        loss.backward()
+
+
 def test_no_token_is_refused():
     with pytest.raises(ValueError, match="at least one token"):
         chunked_loss(weighted(torch.ones(0)), torch.zeros(0, 3), Head(torch.zeros(6, 3)))

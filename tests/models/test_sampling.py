@@ -11,6 +11,7 @@ from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, ti
 
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models.draws import inverse_cdf, row_uniforms
+from densepath.models.hidden import completion_hidden_states
 from densepath.models.sampling import sample
 
 PROMPTS = [[5, 9, 3], [7], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [5, 9, 3, 8]]
@@ -390,3 +391,24 @@ def test_row_uniforms_depend_on_seed_and_row_alone():
     assert torch.equal(large[:3, :5], small)
     assert 0 <= large.min() < 0.001 < 0.999 < large.max() < 1
     assert torch.corrcoef(large).fill_diagonal_(0).abs().max() < 0.2  # 40 rows, 700 numbers: sd 0.038
+
+
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gemma3, tiny_mamba])
+def test_kept_hidden_states_are_those_of_a_pass_over_the_samples(build):
+    """Prompts of several lengths, rows that end early and leave the batch: each row keeps its own states."""
+    model = build()
+    prompts = [[5, 6, 7], [8], [5, 6, 7, 8, 9], [5, 6, 7]]
+    kept = sample(
+        model,
+        prompts,
+        num_generations=3,
+        max_completion_length=9,
+        eos_token_ids=[*range(0, 64, 6)],
+        generator=torch.Generator().manual_seed(1),
+        keep_hidden=True,
+    )
+    assert len({len(ids) for ids in kept.completion_ids}) > 2
+    expected = completion_hidden_states(model, [p for p in prompts for _ in range(3)], kept.completion_ids)
+    for mine, theirs in zip(kept.hidden, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-4, rtol=1e-3)
+    assert not sample(model, prompts, max_completion_length=2, eos_token_ids=[]).hidden

@@ -244,7 +244,7 @@ def test_the_all_action_loss_holds_what_the_formula_says(head, tmp_path):
     with LiveBytes() as live:
         loss(hidden, policy_head, torch.full((rows * tokens,), 5), row, column)[0].backward()
     sizes = read_architecture(policy, "x")
-    shared = 2 * sizes.embedding * 4 if head else 0
+    shared = sizes.embedding * 4 if head else 0
     assert live.peak == pytest.approx(memory.all_action_bytes(sizes, rows * tokens, training=True) + shared, rel=0.02)
     visited = Rollout([[1, 2, 3]] * rows, [[5] * tokens] * rows)
     with torch.no_grad(), LiveBytes() as live:

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.autograd.graph import get_gradient_edge
 
 from densepath.core.logprobs import lift
 
@@ -49,8 +51,17 @@ def head_logprobs(hidden: Tensor, head: Head) -> Tensor:
         (tokens, vocabulary) float32 (float64 for float64 weights), nats.
     """
     head = head.lifted()
+    return _logprobs(_projected(hidden, head), head)
+
+
+def _projected(hidden: Tensor, head: Head) -> Tensor:
+    """(tokens, vocabulary) `hidden @ weight.T + bias` in the type of a lifted head."""
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+        return torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+
+
+def _logprobs(logits: Tensor, head: Head) -> Tensor:
+    with torch.autocast(logits.device.type, enabled=False):
         if head.scale != 1.0:
             logits = logits * head.scale
         if head.softcap is not None:
@@ -76,7 +87,7 @@ def chunked_loss(
     """Sum of a loss over chunks of tokens: `sum_c function(log pi(.|s_c), c)`, with gradients to hidden and head.
 
     Each chunk's gradient is taken at once (the sum is linear in the chunks), so nothing of a chunk is kept for the
-    backward pass, and no head is applied a second time there.
+    backward pass, which runs once, and no head is applied a second time there.
 
     Args:
         function: the loss of a chunk, differentiable in the log-probabilities, and values of its tokens to hand back.
@@ -108,37 +119,44 @@ class _ChunkedLoss(torch.autograd.Function):
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         wants = [with_gradient and need for need in ctx.needs_input_grad[:3]]
-        lifted = head.lifted()
-        leaf_weight = lifted.weight.detach().requires_grad_(wants[1])
-        leaf_bias = None if lifted.bias is None else lifted.bias.detach().requires_grad_(wants[2])
-        leaf_head = lifted._replace(weight=leaf_weight, bias=leaf_bias)
-        shared = [leaf for leaf in (leaf_weight, leaf_bias) if leaf is not None and leaf.requires_grad]
-        of_shared = [torch.zeros_like(leaf) for leaf in shared]
+        lifted = head._replace(weight=weight.detach(), bias=None if bias is None else bias.detach()).lifted()
         of_hidden = torch.empty_like(hidden) if wants[0] else None
+        of_weight = torch.zeros_like(lifted.weight) if wants[1] else None
+        of_bias = torch.zeros_like(lifted.bias) if wants[2] and lifted.bias is not None else None
         losses, values = [], []
         for chunk in token_chunks(len(hidden), len(weight), chunk_tokens):
-            part = hidden[chunk].detach().requires_grad_(wants[0])
             with torch.set_grad_enabled(any(wants)):
-                chunk_loss, chunk_values = function(head_logprobs(part, leaf_head), chunk)
-            losses.append(chunk_loss.detach())
-            values.append(chunk_values.detach())
-            if not any(wants):
+                logits = _projected(hidden[chunk].detach().requires_grad_(any(wants)), lifted)
+                edge = get_gradient_edge(logits) if any(wants) else None
+                logits = _logprobs(logits, lifted)  # the raw ones are freed: their gradient needs the edge alone
+                loss, found = function(logits, chunk)
+            losses.append(loss.detach())
+            values.append(found.detach())
+            del logits
+            if edge is None:
                 continue
-            gradients = torch.autograd.grad(chunk_loss, [*([part] if wants[0] else []), *shared])
+            (by_logits,) = torch.autograd.grad(loss, [edge])
+            del loss  # and with it the graph, before the products
             if of_hidden is not None:
-                of_hidden[chunk] = gradients[0]
-            for total, gradient in zip(of_shared, gradients[len(gradients) - len(shared) :], strict=True):
-                total += gradient
-        ctx.of_hidden, ctx.of_shared, ctx.wants = of_hidden, of_shared, wants
-        ctx.dtype = weight.dtype
+                of_hidden[chunk] = by_logits @ lifted.weight
+            if of_weight is not None:
+                of_weight.addmm_(by_logits.T, hidden[chunk].to(by_logits.dtype))
+            if of_bias is not None:
+                of_bias += by_logits.sum(dim=0)
+        ctx.gradients = of_hidden, of_weight, of_bias
+        ctx.dtypes = hidden.dtype, weight.dtype, weight.dtype if bias is None else bias.dtype
         joined = torch.cat(values, dim=1)
         ctx.mark_non_differentiable(joined)
         return torch.stack(losses).sum(), joined
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        of_shared = [(gradient * upstream[0]).to(ctx.dtype) for gradient in ctx.of_shared]
-        of_hidden = None if ctx.of_hidden is None else ctx.of_hidden * upstream[0]
-        of_weight = of_shared.pop(0) if ctx.wants[1] else None
-        of_bias = of_shared.pop(0) if ctx.wants[2] else None
-        return of_hidden, of_weight, of_bias, None, None, None, None
+        if ctx.gradients is None:
+            raise RuntimeError("the gradient of chunked_loss was used up by the backward pass before")
+        scaled = [
+            None if gradient is None else gradient.mul_(upstream[0]).to(dtype)  # in place: they are large
+            for gradient, dtype in zip(ctx.gradients, ctx.dtypes, strict=True)
+        ]
+        ctx.gradients = None
+        return (*scaled, None, None, None, None)

@@ -25,9 +25,10 @@ class Decoder:
             layers, a cache of the model's own) rows must be decoded one by one, which is slow and correct.
         pads: it takes `position_ids`, so prompts of different lengths can be padded on the left.
         device: where its embeddings lie.
+        hidden: (rows, width) what the head read for the last logits, if `keep_hidden`; else None.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, *, keep_hidden: bool = False) -> None:
         if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
             raise ModelError(
                 "an adapter with virtual prompt tokens (prefix or prompt tuning) cannot be sampled: use LoRA"
@@ -48,6 +49,8 @@ class Decoder:
             warnings.warn(
                 f"{type(base).__name__}: the cache has no rows to select; rows are sampled one by one", stacklevel=2
             )
+        self._head = base.get_output_embeddings() if keep_hidden else None
+        self.hidden: Tensor | None = None
         self._cache: Any = None
         self._ids: Tensor | None = None
 
@@ -88,9 +91,26 @@ class Decoder:
             self._ids = input_ids
         if self.pads:
             arguments["position_ids"] = positions.to(self.device)
-        output = self._model(input_ids=input_ids, attention_mask=attention_mask, **arguments, **self._one_position)
+        with self._watched_head():
+            output = self._model(input_ids=input_ids, attention_mask=attention_mask, **arguments, **self._one_position)
         logits: Tensor = output.logits[:, -1]
         return logits
+
+    @contextlib.contextmanager
+    def _watched_head(self) -> Iterator[None]:
+        """Remember what the head reads, if that is asked for."""
+        if self._head is None:
+            yield
+            return
+
+        def remember(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+            self.hidden = given[0][:, -1]
+
+        handle = self._head.register_forward_pre_hook(remember)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 class RowBatch:
@@ -98,6 +118,7 @@ class RowBatch:
 
     Attributes:
         logits: of each decoder, (rows, vocabulary), on the first decoder's device.
+        hidden: (rows, width) what the first decoder's head read for them, if it keeps that; else None.
     """
 
     def __init__(
@@ -124,6 +145,7 @@ class RowBatch:
         self._mask = mask.to(self._device)
         self._positions = torch.tensor([len(prompt) for prompt in places], device=self._device)
         self.logits = self._gathered([d.prefill(ids, self._mask[:, : self._length]) for d in decoders])
+        self.hidden = decoders[0].hidden
         if row_places != list(range(len(places))):
             self.select(row_places)
 
@@ -134,12 +156,14 @@ class RowBatch:
             decoder.select(index)
         self._mask, self._positions = self._mask[index], self._positions[index]
         self.logits = [logits[index] for logits in self.logits]
+        self.hidden = None if self.hidden is None else self.hidden[index]
 
     def step(self, tokens: Tensor) -> None:
         """Append one token to each row, (rows,) int64, and compute the next logits."""
         self._length += 1
         mask = self._mask[:, : self._length]
         self.logits = self._gathered([d.step(tokens, mask, self._positions) for d in self._decoders])
+        self.hidden = self._decoders[0].hidden
         self._positions = self._positions + 1
 
     def _gathered(self, logits: list[Tensor]) -> list[Tensor]:

@@ -39,11 +39,14 @@ class Samples:
         completion_ids: up to and including the first EOS, which is an action like any other.
         logprobs: nats, one for each token of `completion_ids`, under the distribution that was sampled from.
         truncated: True where no EOS came within `max_completion_length` tokens.
+        hidden: (completion tokens, width) last hidden states that each row's tokens were drawn from, on the model's
+            device; empty unless they are kept.
     """
 
     completion_ids: list[list[int]]
     logprobs: list[list[float]]
     truncated: list[bool]
+    hidden: list[Tensor] = field(default_factory=list)
 
 
 def sample(
@@ -60,6 +63,7 @@ def sample(
     token_budget: int = DEFAULT_TOKEN_BUDGET,
     second_model: PreTrainedModel | None = None,
     alpha: float = 0.0,
+    keep_hidden: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Completions of each prompt: `y_t ~ softmax(z(x, y_<t) / temperature)`.
@@ -81,6 +85,7 @@ def sample(
         token_budget: most tokens in the cache of one batch, unless a single row needs more.
         second_model: the model to move away from; it must have the same vocabulary.
         alpha: strength of the contrast; > 0 with `second_model`, 0 without.
+        keep_hidden: return the hidden states too: what `models.hidden` would compute again.
         on_progress: called with (completed rows, all rows) whenever rows are completed.
 
     Returns:
@@ -115,10 +120,11 @@ def sample(
         alpha=alpha,
         uniforms=None if temperature == 0 else row_uniforms(len(prompts), max_completion_length, generator),
         rows=len(prompts),
+        keep_hidden=keep_hidden,
         on_progress=on_progress,
     )
     with inference(*models):
-        decoders = [Decoder(each) for each in models]
+        decoders = [Decoder(each, keep_hidden=keep_hidden) for each in models]
         for rows in _batches(
             prompts,
             max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
@@ -130,7 +136,7 @@ def sample(
                 decoders, [prompts[row] for row in rows], steps=max_completion_length, pad_token_id=pad_token_id
             )
             _complete(batch, rows, task)
-    return Samples(task.completion_ids, task.logprobs, task.truncated)
+    return Samples(task.completion_ids, task.logprobs, task.truncated, [torch.stack(rows) for rows in task.hidden])
 
 
 @dataclass
@@ -143,7 +149,9 @@ class _Task:
     alpha: float
     uniforms: Tensor | None
     rows: int
+    keep_hidden: bool
     on_progress: Callable[[int, int], None] | None
+    hidden: list[list[Tensor]] = field(init=False)
     completion_ids: list[list[int]] = field(init=False)
     logprobs: list[list[float]] = field(init=False)
     truncated: list[bool] = field(init=False)
@@ -153,6 +161,7 @@ class _Task:
         self.completion_ids = [[] for _ in range(self.rows)]
         self.logprobs = [[] for _ in range(self.rows)]
         self.truncated = [True] * self.rows
+        self.hidden = [[] for _ in range(self.rows)] if self.keep_hidden else []
 
     def append(self, row: int, token: int, logprob: float) -> bool:
         """Record one token; whether the row goes on."""
@@ -187,6 +196,8 @@ def _complete(batch: RowBatch, rows: list[int], task: _Task) -> None:
         before = sum(going)
         for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if going[place]:
+                if batch.hidden is not None:
+                    task.hidden[row].append(batch.hidden[place])
                 going[place] = task.append(row, token, chosen[place])
         left = sum(going)
         task.report(before - left)

@@ -310,7 +310,7 @@ def head_bytes(architecture: Architecture, precision: Precision, tokens: int, *,
     return float(tile + 2 * tokens * architecture.hidden * FLOAT32)
 
 
-LOSS_COPIES, VISIT_COPIES = 9, 7
+LOSS_COPIES, VISIT_COPIES = 8, 7
 """Chunks of whole distributions that the all-action loss, and the scoring before it, hold at once."""
 
 

@@ -249,7 +249,6 @@ def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment
     early = gradients if training.accumulation > 1 or machine.sharding is Sharding.DDP else 0.0
     logits = memory.head_bytes(architecture, precision, projected, cuda=machine.cuda)
     if training.all_action:
-        head *= 2  # the sum over chunks, and one chunk's
         logits = memory.all_action_bytes(architecture, projected, training=True)
     begins = {
         **always,

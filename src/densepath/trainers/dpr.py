@@ -227,7 +227,9 @@ class DPRTrainer(MonitoredTrainer):
             eos_token_ids=self.eos_token_ids,
             generator=torch.Generator().manual_seed(seed),
             pad_token_id=self._tokenizer.pad_token_id,
+            keep_hidden=self._vocabulary is not None and self._vocabulary.all_action,
         )
+        self._sampled = samples
         return samples.completion_ids, samples.logprobs
 
     def _generate(self, prompts: Any) -> Any:
@@ -242,8 +244,9 @@ class DPRTrainer(MonitoredTrainer):
         rollout = self._rollout
         if self._vocabulary is not None:
             policy = causal_lm(self.accelerator.unwrap_model(self.model))
-            hidden: list[Tensor] = []
-            if self._vocabulary.all_action:
+            hidden, rollout.policy_hidden = rollout.policy_hidden, []
+            if self._vocabulary.all_action and not hidden:
+                rollout.policy_passes += 1
                 with self.accelerator.autocast():  # as in the loss; the frozen models stay in their own precision
                     hidden = completion_hidden_states(
                         policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
@@ -269,6 +272,7 @@ class DPRTrainer(MonitoredTrainer):
         if "old_per_token_logps" in output:
             rows = zip(output["old_per_token_logps"], rollout.completion_ids, strict=True)
             return [values[: len(ids)] for values, ids in rows]
+        rollout.policy_passes += 1
         policy = self.accelerator.unwrap_model(self.model)
         return score_completions(
             policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget

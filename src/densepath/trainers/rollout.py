@@ -42,6 +42,9 @@ class Rollout:
         function_rewards: (completions, functions) float, what TRL's reward functions returned, summed over tokens.
         external: (completions, tokens) float, their weighted sum where it belongs; None if it is not trained on.
         advantages: (completions, tokens) float, once they are computed.
+        policy_hidden: last hidden states of the policy where it sampled, (tokens, width), until they are read; empty
+            where the sampler does not keep them.
+        policy_passes: forward passes of the policy over the completions beside sampling and training.
         frozen_hidden: last hidden states of the SFT model and of each reference, (tokens, width); empty where no whole
             distribution is needed.
         expected: expected immediate reward at each state, KL terms included, nats; empty unless all actions are used.
@@ -58,6 +61,8 @@ class Rollout:
     function_rewards: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     external: Tensor | None = None
     advantages: Tensor | None = None
+    policy_hidden: list[Tensor] = field(default_factory=list)
+    policy_passes: int = 0
     frozen_hidden: list[tuple[Tensor, ...]] = field(default_factory=list)
     expected: list[Tensor] = field(default_factory=list)
     state_kl: list[Tensor] = field(default_factory=list)
@@ -192,8 +197,8 @@ def _advantages(
 def rollout_flops(rollout: Rollout, parameters: int, frozen: int, num_iterations: int) -> float:
     """FLOPs of one generation batch: sample, score the frozen models, forward and backward of the policy.
 
-    2 a parameter and token forward, 4 backward; a prompt that completions share is counted once, as computed. The
-    all-action estimator adds a pass of the policy.
+    2 a parameter and token forward, 4 backward; a prompt that completions share is counted once, as computed. Where
+    another engine sampled, the policy makes a pass of its own.
 
     Args:
         rollout: the batch.
@@ -204,5 +209,5 @@ def rollout_flops(rollout: Rollout, parameters: int, frozen: int, num_iterations
     prompts = {tuple(ids) for ids in rollout.prompt_ids}
     completions = sum(map(len, rollout.completion_ids))
     tokens = sum(map(len, prompts)) + completions
-    passes = 2 + 2 * frozen + 6 * num_iterations + (2 if rollout.expected else 0)
+    passes = 2 + 2 * frozen + 6 * num_iterations + 2 * rollout.policy_passes
     return float(tokens * parameters * passes)

@@ -52,8 +52,10 @@ class WholeVocabulary:
         self.policies = (reward.sft, *reward.refs)
 
     def heads(self) -> list[Head]:
-        """Heads of the SFT model and the references."""
-        return [head_of(causal_lm(policy.model)).lifted() for policy in self.policies]
+        """Heads of the SFT model and the references; those on one base are one head."""
+        found = {id(policy.model): policy.model for policy in self.policies}
+        lifted = {key: head_of(causal_lm(model)).lifted() for key, model in found.items()}
+        return [lifted[id(policy.model)] for policy in self.policies]
 
     def action_rewards(self, policy: Tensor, sft: Tensor, refs: Sequence[Tensor]) -> Tensor:
         """`q(s, .)` from log-probabilities, elementwise: the dense share of the reward less the return's KL terms."""
@@ -182,12 +184,16 @@ class MicroBatchLoss:
                 sft, *refs = (
                     head_logprobs(states[places[chunk]], frozen) for states, frozen in zip(kept, heads, strict=True)
                 )
-            chosen = logprobs.gather(-1, ids[chunk].unsqueeze(-1)).squeeze(-1)
+                action_rewards = None
+                if shares is not None:
+                    action_rewards = self.vocabulary.action_rewards(logprobs.detach(), sft, refs)
+                anchor = None if self.vocabulary.args.kl_in_return else sft
+                del sft, refs  # each is as large as the chunk's log-probabilities
             return self._of_tokens(
                 logprobs,
-                chosen,
-                sft,
-                refs,
+                logprobs.gather(-1, ids[chunk].unsqueeze(-1)).squeeze(-1),
+                action_rewards,
+                anchor,
                 advantages[chunk],
                 weights[chunk],
                 None if shares is None else shares[chunk],
@@ -202,18 +208,17 @@ class MicroBatchLoss:
         self,
         logprobs: Tensor,
         chosen: Tensor,
-        sft: Tensor,
-        refs: Sequence[Tensor],
+        action_rewards: Tensor | None,
+        sft: Tensor | None,
         advantages: Tensor,
         weights: Tensor,
         shares: Tensor | None,
         old: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        args = self.vocabulary.args
+        """The loss of a chunk, each estimator's formula being one of `core.objective`."""
         mask = torch.ones_like(chosen, dtype=torch.bool)
-        clip_ratio = torch.zeros_like(chosen)
-        if shares is not None:
-            action_rewards = self.vocabulary.action_rewards(logprobs.detach(), sft, refs)
+        clip_ratio, state_kl = torch.zeros_like(chosen), torch.zeros_like(chosen)
+        if action_rewards is not None and shares is not None:
             expected = weights * shares * expected_rewards(logprobs, action_rewards)
             loss, _ = all_action_loss(chosen, expected, advantages, mask, self.normalizer)
         elif old is None:
@@ -223,10 +228,9 @@ class MicroBatchLoss:
                 chosen, old, advantages, mask, self.normalizer, self.epsilon_low, self.epsilon_high
             )
             clip_ratio += metrics["clip_ratio"]
-        state_kl = torch.zeros_like(chosen)
-        if not args.kl_in_return:
+        if sft is not None:
             state_kl = kl_of_logprobs(logprobs, sft)
-            loss = loss + state_kl_loss(weights * state_kl, args.beta, mask, self.normalizer)[0]
+            loss = loss + state_kl_loss(weights * state_kl, self.vocabulary.args.beta, mask, self.normalizer)[0]
         with torch.no_grad():
             entropies = entropy_of_logprobs(logprobs)
             return loss, torch.stack([chosen, entropies, state_kl, clip_ratio])
