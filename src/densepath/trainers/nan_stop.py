@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
@@ -34,6 +35,8 @@ def check_finite(name: str, values: Tensor, accelerator: Accelerator) -> None:
     Raises:
         NumericalError: with the first place, and how many values are not finite.
     """
+    if isinstance(values, DTensor):  # FSDP2's gradient norm
+        values = values.full_tensor()
     finite = torch.isfinite(values)
     bad = int(accelerator.reduce((~finite).sum(), reduction="sum"))
     if not bad:
