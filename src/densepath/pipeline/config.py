@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from densepath.errors import ConfigError
+from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
 
 TEXT_TASKS = "text_tasks"
 """`dataset_name` of the task families that densepath generates itself."""
-REWARDS = ("baseline_relative", "logprob", "inverse_bellman")
-"""The readings of a pair of models, as `densepath.rewards.dense.RewardKind` names them."""
-
-
-def option(default: Any, text: str) -> Any:
-    """A dataclass field with a help text; mutable defaults are copied."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
@@ -114,18 +105,18 @@ class RunArguments(ModelArguments):
     )
 
     def __post_init__(self) -> None:
-        _choice("continued_sft", self.continued_sft, ("flops", "samples", "none"))
-        _choice("dense_reward", self.dense_reward, REWARDS)
+        check_choice("continued_sft", self.continued_sft, ("flops", "samples", "none"))
+        check_choice("dense_reward", self.dense_reward, REWARDS)
         if self.max_train_samples is not None:
-            _at_least("max_train_samples", self.max_train_samples, 1)
+            check_at_least("max_train_samples", self.max_train_samples, 1)
         for name in ("num_validation_samples", "num_test_samples", "max_completion_length"):
-            _at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1)
         for name in ("sft_max_steps", "dpr_max_steps", "save_steps"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("num_generations", self.num_generations, 2)
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("num_generations", self.num_generations, 2)
         for name in ("max_prompt_length", "num_processes"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+                check_at_least(name, getattr(self, name), 1)
         if self.gpu_memory is not None and not 0 < self.gpu_memory < float("inf"):
             raise ConfigError(f"gpu_memory={self.gpu_memory} must be a number of GiB above 0")
         if self.dpr_per_device_train_batch_size % self.num_generations:
@@ -178,16 +169,6 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return float("nan")
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}={value!r} does not exist; choose one of: {', '.join(allowed)}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ConfigError(f"{name}={value} must be at least {least}")
 
 
 @dataclass
@@ -251,6 +232,6 @@ class EvalArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         for name in ("max_samples", "num_generations", "max_completion_length"):
-            _at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1)
         if not 0 <= self.temperature < float("inf"):
             raise ConfigError(f"temperature={self.temperature} must be at least 0; 0 is greedy")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densepath.errors import ConfigError
-from densepath.pipeline.config import REWARDS, _at_least, _choice, option
+from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
 
 OUTPUT_SUFFIXES = (".jsonl", ".parquet")
 
@@ -51,13 +51,13 @@ class ScoreArguments:
     num_threads: int | None = option(None, "CPU threads of a process; if None, the cores divided by num_processes.")
 
     def __post_init__(self) -> None:
-        _choice("dense_reward", self.dense_reward, REWARDS)
-        _choice("reference_mean", self.reference_mean, ("arithmetic", "geometric"))
+        check_choice("dense_reward", self.dense_reward, REWARDS)
+        check_choice("reference_mean", self.reference_mean, ("arithmetic", "geometric"))
         for name in ("token_budget", "window_size", "num_processes", "num_shards"):
-            _at_least(name, getattr(self, name), 1)
+            check_at_least(name, getattr(self, name), 1)
         for name in ("max_samples", "num_threads"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
+                check_at_least(name, getattr(self, name), 1)
         if not 0 <= self.shard_index < self.num_shards:
             raise ConfigError(f"shard_index={self.shard_index} must lie in 0..{self.num_shards - 1}, below num_shards")
         if Path(self.output_file).suffix not in OUTPUT_SUFFIXES:

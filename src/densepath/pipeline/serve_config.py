@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from densepath.errors import ConfigError
-from densepath.pipeline.config import REWARDS, _at_least, _choice, option
+from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
 
 
 @dataclass
@@ -47,9 +47,9 @@ class ServeArguments:
     read_timeout: float = option(10.0, "Seconds that a client may take to send a request.")
 
     def __post_init__(self) -> None:
-        _choice("dense_reward", self.dense_reward, REWARDS)
-        _at_least("token_budget", self.token_budget, 1)
+        check_choice("dense_reward", self.dense_reward, REWARDS)
+        check_at_least("token_budget", self.token_budget, 1)
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port={self.port} must lie in [0, 65535]; 0 takes a free one")
         if self.num_threads is not None:
-            _at_least("num_threads", self.num_threads, 1)
+            check_at_least("num_threads", self.num_threads, 1)

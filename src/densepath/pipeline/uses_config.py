@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from densepath.errors import ConfigError
-from densepath.pipeline.config import REWARDS, _at_least, _choice, option
+from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
 
 AGGREGATIONS = ("mean", "sum", "min")
 CRITERIA = ("auto", "preference", "verifier", "altered", "samples")
@@ -31,8 +31,8 @@ class RewardArguments:
         for name, what in (("model_name_or_path", "the SFT model"), ("dataset_name", "the rows to read")):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is missing: {what}")
-        _choice("dense_reward", self.dense_reward, REWARDS)
-        _at_least("token_budget", self.token_budget, 1)
+        check_choice("dense_reward", self.dense_reward, REWARDS)
+        check_at_least("token_budget", self.token_budget, 1)
         if self.dense_reward == "baseline_relative" and self.ref_model_name_or_path is None:
             raise ConfigError(
                 "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
@@ -53,13 +53,13 @@ class AuditArguments(RewardArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _choice("aggregation", self.aggregation, AGGREGATIONS)
-        _at_least("num_shown", self.num_shown, 1)
+        check_choice("aggregation", self.aggregation, AGGREGATIONS)
+        check_at_least("num_shown", self.num_shown, 1)
         if self.html_file is not None and not self.html_file.endswith((".html", ".htm")):
             raise ConfigError(f"html_file={self.html_file} must end in .html; its JSON twin takes .json")
         for name, least in (("max_samples", 1), ("max_length", 2)):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), least)
+                check_at_least(name, getattr(self, name), least)
 
 
 @dataclass
@@ -79,9 +79,9 @@ class RankArguments(RewardArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _choice("aggregation", self.aggregation, AGGREGATIONS)
+        check_choice("aggregation", self.aggregation, AGGREGATIONS)
         if self.max_samples is not None:
-            _at_least("max_samples", self.max_samples, 1)
+            check_at_least("max_samples", self.max_samples, 1)
 
 
 @dataclass
@@ -114,10 +114,10 @@ class SelectArguments:
         for name, what in (("run_dir", "an SFT run's folder"), ("dataset_name", "held-out demonstrations")):
             if not getattr(self, name):
                 raise ConfigError(f"{name} is missing: {what}")
-        _choice("criterion", self.criterion, CRITERIA)
+        check_choice("criterion", self.criterion, CRITERIA)
         for name, least in (("max_samples", 1), ("num_generations", 0), ("max_completion_length", 1)):
-            _at_least(name, getattr(self, name), least)
-        _at_least("token_budget", self.token_budget, 1)
+            check_at_least(name, getattr(self, name), least)
+        check_at_least("token_budget", self.token_budget, 1)
 
 
 @dataclass
@@ -142,7 +142,7 @@ class RewardEvalArguments(RewardArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _choice("task", self.task, TASKS)
-        _choice("aggregation", self.aggregation, AGGREGATIONS)
+        check_choice("task", self.task, TASKS)
+        check_choice("aggregation", self.aggregation, AGGREGATIONS)
         if self.max_samples is not None:
-            _at_least("max_samples", self.max_samples, 1)
+            check_at_least("max_samples", self.max_samples, 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 
 from densepath.errors import UsageError
-from densepath.pipeline.config import REWARDS, _at_least, _choice, option
+from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
 
 SORTS = ("row", "reward", "reward_per_token", "tokens", "lowest")
 """The orders of `densepath.report.scored`, which is not imported for `--help`."""
@@ -50,11 +50,11 @@ class ViewArguments:
     max_characters: int = option(20_000, "Longest prompt or answer that the page takes.")
 
     def __post_init__(self) -> None:
-        _choice("dense_reward", self.dense_reward, REWARDS)
-        _choice("sort", self.sort, SORTS)
+        check_choice("dense_reward", self.dense_reward, REWARDS)
+        check_choice("sort", self.sort, SORTS)
         for name in ("token_budget", "max_samples", "max_characters"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("port", self.port, 0)
+            check_at_least(name, getattr(self, name), 1)
+        check_at_least("port", self.port, 0)
         if not self.scores_file and not self.model_name_or_path:
             raise UsageError(
                 "nothing to view: give a file that densepath score wrote, or model_name_or_path and "
