@@ -21,6 +21,7 @@ LAYERS = [
     {"trainers", "evals"},
     {"report"},
     {"pipeline"},
+    {"experiments"},
     {"serve"},
     {"cli"},
 ]

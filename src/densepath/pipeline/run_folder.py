@@ -35,16 +35,19 @@ class RunFolder:
         path: the folder; it is made if it is not there.
         process: which of several processes that work together this is; the first alone writes and holds the lock.
             None: this work is one process's.
+        read_only: nothing is written and no lock is held, so several processes may read a finished run.
 
     Raises:
         UsageError: there is a file of that name, or a launcher started several processes where one is meant.
         StorageError: the folder cannot be written, or another process works in it.
     """
 
-    def __init__(self, path: Path, *, process: int | None = None) -> None:
+    def __init__(self, path: Path, *, process: int | None = None, read_only: bool = False) -> None:
         self.path = path
-        self.writes = process in (None, 0)
+        self.writes = process in (None, 0) and not read_only
         self._lock: Any = None
+        if read_only:
+            return
         if process is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError(
                 "densepath run works in one process; the stages sft and dpr alone take several, and so does "

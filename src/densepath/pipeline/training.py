@@ -179,16 +179,45 @@ def run_dpr(
 ) -> None:
     """DPR from `sft/model` with the chosen reference and beta; leaves `dpr/model`."""
     started = time.time()
-    folder = run / "dpr"
-    tokenizer = load_tokenizer(str(run / "sft/model"))
+    outcome = train_dpr(run, run / "dpr", arguments, others, console, title, context, reference=reference, beta=beta)
+    run.finish("dpr", started, **outcome)
+
+
+def train_dpr(
+    source: RunFolder,
+    folder: Path,
+    arguments: RunArguments,
+    others: dict[str, Any],
+    console: Console,
+    title: str,
+    context: int,
+    *,
+    reference: str,
+    beta: float,
+) -> dict[str, Any]:
+    """DPR from the SFT model of a run; leaves `folder/model`.
+
+    Args:
+        source: the run whose data, SFT model and references are read.
+        folder: where the model, its metrics and checkpoints go.
+        arguments, others: the recipe and its `dpr_*` keys.
+        console, title: of the progress.
+        context: of the model, in tokens.
+        reference: a fraction, `ema` or a path.
+        beta: coefficient of the KL.
+
+    Returns:
+        What it cost: tokens, FLOPs, completions, steps.
+    """
+    tokenizer = load_tokenizer(str(source / "sft/model"))
     config = dpr_config(arguments, others, folder, beta)
-    rows = read_split(run, "rl" if arguments.rl_prompts is not None else "train")
+    rows = read_split(source, "rl" if arguments.rl_prompts is not None else "train")
     rows = fitting_rows(rows, tokenizer, longest_prompt(arguments, context, config.max_completion_length or 0))
-    held_out = read_split(run, "validation")
-    policy = load_trainable(arguments, run / "sft/model")
+    held_out = read_split(source, "validation")
+    policy = load_trainable(arguments, source / "sft/model")
     trainer = DPRTrainer(
         model=policy,
-        ref_model=frozen_reference(policy, reference_path(run, arguments, reference), arguments),
+        ref_model=frozen_reference(policy, reference_path(source, arguments, reference), arguments),
         args=config,
         train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
         eval_dataset=None if config.eval_strategy == "no" else demonstration_pairs(held_out, tokenizer, context),
@@ -196,15 +225,12 @@ def run_dpr(
     )
     _train(trainer, folder, console, title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"beta": beta})
-    flops = sum(row.get("flops") or 0.0 for row in read_jsonl(folder / "metrics.jsonl"))
-    run.finish(
-        "dpr",
-        started,
-        tokens=_tokens_trained(folder),
-        flops=flops,
-        completions=trainer.state.global_step * trainer.args.generation_batch_size,
-        steps=trainer.state.global_step,
-    )
+    return {
+        "tokens": _tokens_trained(folder),
+        "flops": sum(row.get("flops") or 0.0 for row in read_jsonl(folder / "metrics.jsonl")),
+        "completions": trainer.state.global_step * trainer.args.generation_batch_size,
+        "steps": trainer.state.global_step,
+    }
 
 
 def frozen_reference(policy: Any, path: str, arguments: ModelArguments, name: str = "ref") -> FrozenPolicy | Any:
@@ -221,12 +247,34 @@ def run_continued_sft(
     that several completions share counts once. `samples` trains on as many demonstrations as DPR sampled completions.
     """
     started = time.time()
-    folder = run / "continued_sft"
     sft, dpr = run.outcome("sft"), run.outcome("dpr")
     if arguments.continued_sft == "flops":
         steps = max(1, round(dpr["flops"] / (sft["flops"] / sft["steps"])))
     else:
         steps = max(1, round(dpr["completions"] / arguments.sft_per_device_train_batch_size))
+    outcome = train_continued_sft(run, run / "continued_sft", arguments, others, console, title, context, steps=steps)
+    run.finish("continued_sft", started, **outcome)
+
+
+def train_continued_sft(
+    source: RunFolder,
+    folder: Path,
+    arguments: RunArguments,
+    others: dict[str, Any],
+    console: Console,
+    title: str,
+    context: int,
+    *,
+    steps: int,
+) -> dict[str, Any]:
+    """SFT that goes on from the SFT model of a run on the same demonstrations; leaves `folder/model`.
+
+    Args:
+        steps: optimizer steps; the others are those of `train_dpr`.
+
+    Returns:
+        What it cost: tokens, FLOPs, demonstrations, steps.
+    """
     rate = arguments.continued_sft_learning_rate
     changes = {
         "max_steps": steps,
@@ -234,15 +282,20 @@ def run_continued_sft(
         "warmup_steps": steps // 20,
         "seed": arguments.seed + 1,  # another order of the demonstrations than SFT's
     }
-    tokenizer = load_tokenizer(str(run / "sft/model"))
+    tokenizer = load_tokenizer(str(source / "sft/model"))
+    config = sft_config(arguments, others, folder, **changes)
     trainer = sft_trainer(
-        load_trainable(arguments, run / "sft/model"),
+        load_trainable(arguments, source / "sft/model"),
         tokenizer,
-        encoded_train_split(run, arguments, tokenizer, context),
-        sft_config(arguments, others, folder, **changes),
+        encoded_train_split(source, arguments, tokenizer, context),
+        config,
     )
     _train(trainer, folder, console, title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"steps": steps})
     tokens = _tokens_trained(folder)
-    flops = TRAIN_FLOPS * tokens * _parameters(trainer)
-    run.finish("continued_sft", started, tokens=tokens, flops=flops, steps=steps)
+    return {
+        "tokens": tokens,
+        "flops": TRAIN_FLOPS * tokens * _parameters(trainer),
+        "demonstrations": steps * config.train_batch_size * config.gradient_accumulation_steps,
+        "steps": steps,
+    }

@@ -1,0 +1,1 @@
+"""Methods x seeds x settings from one recipe to one table."""
