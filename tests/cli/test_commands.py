@@ -249,6 +249,23 @@ def test_sft_learns_any_format_and_keeps_references(models, tmp_path, write_json
     assert "(max_steps: 6 -> 7)" in capsys.readouterr().err
 
 
+def test_a_turn_may_end_with_another_token_than_the_tokenizers_eos(models, tmp_path, write_jsonl):
+    output, rows = tmp_path / "sft", write_jsonl("rows.jsonl", STANDARD)
+    words = ["--model_name_or_path", models["sft"], "--dataset_name", rows, "--output_dir", str(output)]
+    assert main(["sft", *words, "--eos_token", "<|pad|>", "--max_steps", "1"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(output / "model")
+    assert tokenizer.eos_token == "<|pad|>" != AutoTokenizer.from_pretrained(models["sft"]).eos_token
+    scored = tmp_path / "scores.jsonl"  # the reference keeps its own EOS, which is not read
+    words = ["--model_name_or_path", str(output / "model"), "--ref_model_name_or_path", models["sft"]]
+    assert main(["score", *words, "--dataset_name", rows, "--output_file", str(scored)]) == 0
+    first = json.loads(scored.read_text(encoding="utf-8").splitlines()[0])
+    assert first["turns"][0]["token_ids"][-1] == tokenizer.convert_tokens_to_ids("<|pad|>")
+    words += ["--dataset_name", rows, "--output_dir", str(tmp_path / "dpr"), "--max_steps", "1"]
+    words += ["--max_completion_length", "4", "--num_generations", "2", "--per_device_train_batch_size", "2"]
+    assert main(["dpr", *words]) == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "dpr/model").eos_token == "<|pad|>"
+
+
 @pytest.mark.parametrize("peft", [False, True])
 def test_dpr_improves_the_dense_reward(models, tmp_path, write_jsonl, capsys, peft):
     output = tmp_path / "dpr"

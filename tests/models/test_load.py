@@ -94,6 +94,13 @@ def test_of_a_model_with_pictures_the_text_part_is_loaded(gemma_with_pictures, t
     assert torch.equal(logits(load_model(tmp_path / "adapter")), logits(adapter))
 
 
+def test_another_token_can_end_turns(base):
+    tokenizer = load_tokenizer(base, eos_token="<|pad|>")
+    assert tokenizer.convert_ids_to_tokens(tokenizer.eos_token_id) == "<|pad|>"
+    with pytest.raises(ModelError, match=r"its tokenizer has no token '<end_of_turn>'"):
+        load_tokenizer(base, eos_token="<end_of_turn>")
+
+
 def test_for_training_is_trainable(base):
     model = load_model(base, for_training=True)
     assert model.training

@@ -220,10 +220,14 @@ def test_the_chunked_head_holds_what_the_formula_says():
 
 
 @pytest.mark.parametrize("head", [True, False], ids=["full", "lora"])
-def test_the_all_action_loss_holds_what_the_formula_says(head, tmp_path):
+@pytest.mark.parametrize(
+    ("all_action", "state_kl"), [(True, False), (True, True), (False, True)], ids=["all_action", "both", "state_kl"]
+)
+def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, state_kl, head, tmp_path):
     vocabulary, rows, tokens = 20_000, 4, 250
     policy, sft, ref = (tiny_llama(vocab_size=vocabulary, seed=seed) for seed in range(3))
-    vocabularies = WholeVocabulary(DenseReward(sft, ref), DPRConfig(str(tmp_path), report_to="none"), all_action=True)
+    args = DPRConfig(str(tmp_path), kl_in_return=not state_kl, report_to="none")
+    vocabularies = WholeVocabulary(DenseReward(sft, ref), args, all_action=all_action)
     policy_head = head_of(policy)
     policy_head.weight.requires_grad_(head)
     states = [torch.randn(tokens, 32) for _ in range(rows)]
@@ -233,7 +237,7 @@ def test_the_all_action_loss_holds_what_the_formula_says(head, tmp_path):
         prompt_width=3,
         advantages=torch.zeros(rows, tokens),
         state_weights=torch.ones(rows, tokens),
-        all_action_weights=torch.ones(rows),
+        all_action_weights=torch.ones(rows) if all_action else None,
         old_logprobs=None,
         normalizer=1.0,
         epsilon_low=0.2,
@@ -245,12 +249,14 @@ def test_the_all_action_loss_holds_what_the_formula_says(head, tmp_path):
         loss(hidden, policy_head, torch.full((rows * tokens,), 5), row, column)[0].backward()
     sizes = read_architecture(policy, "x")
     shared = sizes.embedding * 4 if head else 0
-    assert live.peak == pytest.approx(memory.all_action_bytes(sizes, rows * tokens, training=True) + shared, rel=0.02)
+    copies = memory.loss_copies(all_action=all_action, state_kl=state_kl)
+    assert live.peak == pytest.approx(memory.distribution_bytes(sizes, rows * tokens, copies) + shared, rel=0.02)
     visited = Rollout([[1, 2, 3]] * rows, [[5] * tokens] * rows)
     with torch.no_grad(), LiveBytes() as live:
         vocabularies._visited(states, head_of(sft), [states, states], visited.completion_ids)
-    joined = 3 * rows * tokens * 32 * 4
-    planned = memory.all_action_bytes(sizes, rows * tokens, training=False) + joined
+    joined = (3 if all_action else 2) * rows * tokens * 32 * 4
+    copies = memory.visit_copies(all_action=all_action)
+    planned = memory.distribution_bytes(sizes, rows * tokens, copies) + joined
     assert live.peak == pytest.approx(planned, rel=0.02)
 
 

@@ -65,7 +65,9 @@ def test_each_way_of_splitting_divides_what_it_divides(file, split):
     for term, factor in split.items():
         assert one[term] / four[term] == pytest.approx(factor), term
     frozen = terms(plan(accelerate_config=f"{ACCELERATE}/{file}.yaml", num_processes=4), "DPR", "scoring")
-    assert frozen["frozen models"] == 2 * 4 * PARAMETERS
+    # Spread where the policy is; ZeRO-3 in half precision.
+    each = {"zero3": 2 * PARAMETERS / 4, "fsdp2": 4 * PARAMETERS / 4}.get(file, 4 * PARAMETERS)
+    assert frozen["frozen models"] == 2 * each
 
 
 def test_vllm_takes_its_share_and_gives_it_back_when_it_sleeps():
@@ -74,9 +76,57 @@ def test_vllm_takes_its_share_and_gives_it_back_when_it_sleeps():
     assert terms(found, "DPR", "backward begins")["vLLM"] == pytest.approx(0.3 * 79 * GIB)
     assert "sampling" not in [moment.name for stage in found.stages if stage.name == "DPR" for moment in stage.moments]
     asleep = plan(use_peft=True, others={**colocated, "dpr_vllm_enable_sleep_mode": True})
-    assert terms(asleep, "DPR", "backward begins")["vLLM"] == 0
+    assert terms(asleep, "DPR", "backward begins")["vLLM"] == terms(asleep, "DPR", "scoring")["vLLM"] == 0
+    samples = terms(asleep, "DPR", "vLLM samples")  # awake beside what training keeps
+    assert samples["vLLM"] == pytest.approx(0.3 * 79 * GIB)
+    assert samples["optimizer"] == 8 * asleep.trained
     server = plan(use_peft=True, others={**colocated, "dpr_vllm_mode": "server"})
     assert terms(server, "DPR", "backward begins")["vLLM"] == 0
+
+
+def test_a_share_that_does_not_hold_vllms_own_weights_is_refused():
+    small = {"dpr_use_vllm": True, "dpr_vllm_mode": "colocate", "dpr_vllm_gpu_memory_utilization": 0.15}
+    kept = {"use_peft": True, "sft_per_device_train_batch_size": 4, "dpr_per_device_train_batch_size": 8}
+    with pytest.raises(
+        ConfigError, match=r"vLLM's share is 11.8 GiB, .* take 15.0: raise dpr_vllm_gpu_memory_util.* to 0.20"
+    ):
+        require_fit(plan(others=small, **kept))
+    require_fit(plan(others={**small, "dpr_vllm_gpu_memory_utilization": 0.2}, **kept))
+
+
+def test_zero3_puts_the_policy_together_to_sample_and_pads_its_rows():
+    spread = {"accelerate_config": f"{ACCELERATE}/zero3.yaml", "num_processes": 4}
+    found = plan(use_peft=True, **spread)
+    held, sampling = (terms(found, "DPR", moment)["policy"] for moment in ("scoring", "sampling"))
+    assert sampling == 4 * held
+    piecewise = plan(others={"dpr_ds3_gather_for_generation": False}, use_peft=True, **spread)
+    assert terms(piecewise, "DPR", "sampling")["policy"] == held
+    # 8 completions of 32 tokens: two prompts of 128 tokens, each read once for its group of four; or eight of them.
+    small = {"max_prompt_length": 128, "max_completion_length": 32, "dpr_per_device_train_batch_size": 8}
+    packed, padded = (
+        terms(plan(use_peft=True, **small, **file), "DPR", "backward begins")["activations"] for file in ({}, spread)
+    )
+    assert padded > 1.5 * packed
+
+
+def test_a_kl_of_its_own_takes_chunks_of_whole_distributions_more():
+    def logits(**others):
+        found = plan(use_peft=True, others={f"dpr_{name}": value for name, value in others.items()})
+        assert terms(found, "DPR", "backward begins")["hidden states"] > 0
+        return terms(found, "DPR", "backward begins")["logits"], terms(found, "DPR", "scoring")["logits"]
+
+    chunk = 2**23 * 4
+    assert logits() == (8 * chunk, 7 * chunk)
+    assert logits(kl_in_return=False) == (11.25 * chunk, 7 * chunk)
+    assert logits(kl_in_return=False, estimator="sampled") == (8.25 * chunk, 5 * chunk)
+
+
+def test_gradients_of_earlier_micro_batches_stand_beside_those_of_this_one():
+    embedding = 128_256 * 4096 * 4
+    one, two = (plan(others={"sft_gradient_accumulation_steps": steps}) for steps in (1, 2))
+    assert terms(one, "SFT", "backward begins")["gradients"] == embedding
+    assert terms(two, "SFT", "backward begins")["gradients"] == 4 * PARAMETERS + embedding
+    assert terms(two, "SFT", "backward ends")["gradients"] == 4 * PARAMETERS
 
 
 @pytest.mark.parametrize(

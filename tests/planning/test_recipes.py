@@ -1,7 +1,12 @@
-"""The recipes for large models: they parse, fit the GPU they name, and show the plan that the command prints."""
+"""The recipes for large models: they parse, fit the GPU they name, and show the plan that the command prints.
+
+`python -m tests.planning.test_recipes` writes the plans into the recipes again, after a change of a formula.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -11,6 +16,7 @@ import yaml
 from densepath.cli.arguments import parse
 from densepath.cli.main import main
 from densepath.pipeline.config import RunArguments
+from densepath.pipeline.run import check_configuration
 from densepath.pipeline.training import dpr_config, sft_config
 
 ROOT = Path(__file__).parents[2]
@@ -27,24 +33,50 @@ def test_every_recipe_for_a_large_model_is_tested_here():
     assert {path.stem for path in ROOT.glob("recipes/*.yaml")} == {"quickstart", *PARAMETERS}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_a_recipe_shows_its_plan(name, monkeypatch, capsys):
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    """Recipes name accelerate files from the root of the repository."""
     monkeypatch.chdir(ROOT)
+
+
+def printed_plan(name: str) -> str:
+    """What `densepath plan` prints for a recipe, as comments."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["plan", "--config", str(ROOT / f"recipes/{name}.yaml")]) == 0
+    return "".join(f"# {line}".rstrip() + "\n" for line in out.getvalue().splitlines())
+
+
+def shown_plan(text: str) -> tuple[int, int]:
+    """Where the plan stands in a recipe: from the line after the sentence about it to the first empty line."""
+    start = text.index(" prints it:\n#\n") + len(" prints it:\n#\n")
+    return start, text.index("\n\n", start - 1) + 1
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_recipe_shows_its_plan(name, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    assert main(["plan", "--config", f"recipes/{name}.yaml"]) == 0
-    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    assert f"{PARAMETERS[name]:,} parameters" in printed[0]
-    comments = [
-        line[1:].removeprefix(" ")
-        for line in Path(f"recipes/{name}.yaml").read_text(encoding="utf-8").splitlines()
-        if line.startswith("#")
-    ]
-    assert comments[-len(printed) :] == printed
+    text = Path(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+    start, stop = shown_plan(text)
+    printed = printed_plan(name)
+    assert f"{PARAMETERS[name]:,} parameters" in printed.splitlines()[0]
+    assert "# fits: " in printed
+    assert text[start:stop] == printed, "run: python -m tests.planning.test_recipes"
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_recipe_that_does_not_fit_is_refused_with_the_term(name, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
+def test_a_recipe_names_the_accelerate_file_the_vllm_mode_and_where_its_rates_come_from(name):
+    text = Path(f"recipes/{name}.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    assert re.search(r"^# vLLM: (colocate|server|none)\.", text, flags=re.MULTILINE)
+    assert values["dpr_use_vllm"] == ("dpr_vllm_mode" in values)
+    assert "LoRA Without Regret" in text or "TRL's SFTConfig" in text
+    assert "TRL's GRPOConfig" in text
+    for file in re.findall(r"recipes/accelerate/[\w.]+yaml", text):
+        assert Path(file).is_file()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_recipe_that_does_not_fit_is_refused_with_the_term(name, capsys):
     assert main(["plan", "--config", f"recipes/{name}.yaml", "--gpu_memory", "8"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
@@ -52,8 +84,7 @@ def test_a_recipe_that_does_not_fit_is_refused_with_the_term(name, monkeypatch, 
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_recipe_makes_the_configs_of_its_stages(name, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
+def test_a_recipe_makes_the_configs_of_its_stages(name, tmp_path):
     path = f"recipes/{name}.yaml"
     arguments, others = parse(
         RunArguments,
@@ -67,3 +98,12 @@ def test_a_recipe_makes_the_configs_of_its_stages(name, monkeypatch, tmp_path):
     assert sft.gradient_accumulation_steps == given["sft_gradient_accumulation_steps"]
     assert (dpr.use_vllm, dpr.max_completion_length) == (given["dpr_use_vllm"], given["max_completion_length"])
     assert Path(given["accelerate_config"]).is_file()
+    check_configuration(arguments, others)  # what densepath run refuses before its first stage
+
+
+if __name__ == "__main__":
+    for recipe in PARAMETERS:
+        path = ROOT / f"recipes/{recipe}.yaml"
+        content = path.read_text(encoding="utf-8")
+        begin, end = shown_plan(content)
+        path.write_text(content[:begin] + printed_plan(recipe) + content[end:], encoding="utf-8")

@@ -58,7 +58,7 @@ def check_same_tokenizer(
     Args:
         a: one tokenizer.
         b: the other.
-        special_tokens: also require the same EOS and BOS.
+        special_tokens: also require the same EOS and BOS. A reference only scores ids: its own are never read.
 
     Raises:
         ModelError: the first difference: vocabulary size, the id of a token, or a special token.

@@ -93,16 +93,20 @@ def load_model(
     return freeze(model)
 
 
-def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    name_or_path: str | Path, *, trust_remote_code: bool = False, eos_token: str | None = None
+) -> PreTrainedTokenizerBase:
     """A tokenizer that pads on the left and has a pad token (EOS where it had none).
 
     Args:
         name_or_path: as for `load_model`; an adapter folder without a tokenizer gives that of its base.
         trust_remote_code: run Python code that comes with the tokenizer.
+        eos_token: take this token of its vocabulary for EOS: where the chat template ends turns with another than
+            the tokenizer says (Gemma 3: `<end_of_turn>`).
 
     Raises:
         MissingFileError: a folder that was named is not there.
-        ModelError: there is no tokenizer, or it has no end-of-sequence token.
+        ModelError: there is no tokenizer, or it has no end-of-sequence token, or not the one that was given.
     """
     source = locate.locate(name_or_path)
     if locate.is_adapter(source) and not locate.has_tokenizer(source):
@@ -111,6 +115,10 @@ def load_tokenizer(name_or_path: str | Path, *, trust_remote_code: bool = False)
         raise ModelError(f"{source}: no tokenizer.json in this folder: save the tokenizer beside the model")
     with locate.explained(source, "tokenizer"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if eos_token is not None:
+        if eos_token not in tokenizer.get_vocab():
+            raise ModelError(f"{source}: its tokenizer has no token {eos_token!r}: give another eos_token, or none")
+        tokenizer.eos_token = eos_token
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{source}: the tokenizer has no eos_token; set one in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:

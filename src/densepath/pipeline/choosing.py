@@ -34,7 +34,8 @@ def run_select_command(arguments: SelectArguments, console: Console) -> dict[str
     sft, references, recipe = kept_references(Path(arguments.run_dir), include_base=arguments.include_base)
     tokenizer = load_tokenizer(sft, trust_remote_code=arguments.trust_remote_code)
     for name, path in references.items():
-        check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=arguments.trust_remote_code))
+        other = load_tokenizer(path, trust_remote_code=arguments.trust_remote_code)
+        check_same_tokenizer(tokenizer, other, special_tokens=False)
         if not weights_differ(sft, path):
             _warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
     if recipe.get("dataset_name") == arguments.dataset_name:

@@ -32,6 +32,9 @@ class ModelArguments:
 class RunArguments(ModelArguments):
     """Arguments of `densepath run`; any `sft_*` and `dpr_*` key of TRL's configs is taken too."""
 
+    eos_token: str | None = option(
+        None, "Token that ends a turn, where the chat template uses another than the tokenizer says (<end_of_turn>)."
+    )
     output_dir: str = option("runs/quickstart", "Run folder. The same command goes on where it stopped.")
     seed: int = option(0, "Seed of data, training and sampling.")
 
@@ -185,6 +188,9 @@ class PlanArguments(RunArguments):
 class SFTArguments(ModelArguments):
     """Arguments of `densepath sft`; any argument of TRL's `SFTConfig` is taken too."""
 
+    eos_token: str | None = option(
+        None, "Token that ends a turn, where the chat template uses another than the tokenizer says (<end_of_turn>)."
+    )
     dataset_name: str = option(TEXT_TASKS, "Demonstrations: JSONL, Parquet, a datasets folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     max_train_samples: int | None = option(None, "Demonstrations used; all if None.")

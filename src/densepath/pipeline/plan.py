@@ -18,8 +18,9 @@ from densepath.errors import ConfigError, MissingFileError
 from densepath.pipeline.config import PlanArguments, RunArguments
 from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
+from densepath.planning.fits import check_fits
 from densepath.planning.memory import GIB, HEAP_LIMIT, Adapter, Precision, Sharding
-from densepath.planning.plan import Machine, Plan, Setup, Training, check_fits, make_plan
+from densepath.planning.plan import Machine, Plan, Setup, Training, make_plan
 from densepath.trainers.dpr_config import DPRConfig, Estimator
 
 CUDA_RESERVE = 1.5 * GIB
@@ -133,6 +134,7 @@ def setup_of(
             all_action=Estimator(dpr.estimator) is not Estimator.SAMPLED
             and dpr.all_action_obstacle() is None
             and not sharding.shards_weights,
+            state_kl=not dpr.kl_in_return,
             token_budget=dpr.score_token_budget,
         ),
         references=int(reads_reference),
@@ -140,8 +142,11 @@ def setup_of(
         validation_rows=arguments.num_validation_samples if chooses else 0,
         evaluation_rows=arguments.num_test_samples,
         vllm=_vllm_share(dpr),
+        vllm_length=dpr.vllm_max_model_length or prompt + completion,
+        vllm_parallel=dpr.vllm_tensor_parallel_size,
         vllm_sleeps=bool(dpr.vllm_enable_sleep_mode),
-        own_sampler=not dpr.use_vllm,
+        samples=not dpr.use_vllm,
+        gathers=dpr.ds3_gather_for_generation,
     )
 
 

@@ -31,7 +31,14 @@ from densepath.pipeline.evaluation import run_evaluation
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection
-from densepath.pipeline.training import dpr_config, run_continued_sft, run_dpr, run_sft, sft_config
+from densepath.pipeline.training import (
+    dpr_config,
+    load_first_tokenizer,
+    run_continued_sft,
+    run_dpr,
+    run_sft,
+    sft_config,
+)
 from densepath.report import ReportPaths, results_table, write_report
 
 OWN_KEYS = {
@@ -86,7 +93,7 @@ def run_pipeline(
 def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], console: Console) -> ReportPaths:
     context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
     if not run.is_done("data"):
-        tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+        tokenizer = load_first_tokenizer(arguments)
         _check_reference_tokenizer(arguments, tokenizer)
         prepare_data(run, arguments, tokenizer, context)
     rows = read_json(run / "data.json")
@@ -171,7 +178,7 @@ def _check_reference_tokenizer(arguments: RunArguments, tokenizer: Any) -> None:
         float(arguments.reference)
     except ValueError:
         if arguments.reference != "auto":
-            check_same_tokenizer(tokenizer, load_tokenizer(arguments.reference))
+            check_same_tokenizer(tokenizer, load_tokenizer(arguments.reference), special_tokens=False)
 
 
 def quiet_libraries() -> None:

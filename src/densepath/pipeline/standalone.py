@@ -23,7 +23,7 @@ from densepath.pipeline.data import check_answers, check_prompts, demonstration_
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
+from densepath.pipeline.training import frozen_reference, load_first_tokenizer, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
@@ -81,7 +81,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         _open(folder, config, resolved(arguments, others))
         if _trained_before(folder, console):
             return folder / "model"
-        tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+        tokenizer = load_first_tokenizer(arguments)
         context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
         rows = load_rows(
             arguments.dataset_name,
@@ -179,7 +179,7 @@ def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any,
             "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
             "or the model before SFT; or choose dense_reward=logprob"
         )
-    check_same_tokenizer(tokenizer, load_tokenizer(reference))
+    check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
     if not weights_differ(arguments.model_name_or_path, reference):
         console.print(
             f"warning: {reference} and {arguments.model_name_or_path} have the same weights: the reward is zero",

@@ -57,6 +57,7 @@ def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) ->
         check_same_tokenizer(
             load_tokenizer(arguments.model_name_or_path, trust_remote_code=trust),
             load_tokenizer(base_name, trust_remote_code=trust),
+            special_tokens=False,
         )
     reward = load_dense_reward(arguments, console)
     with StageProgress(console, "reward-eval", None, "completion") as progress:

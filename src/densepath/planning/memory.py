@@ -310,16 +310,27 @@ def head_bytes(architecture: Architecture, precision: Precision, tokens: int, *,
     return float(tile + 2 * tokens * architecture.hidden * FLOAT32)
 
 
-LOSS_COPIES, VISIT_COPIES = 8, 7
-"""Chunks of whole distributions that the all-action loss, and the scoring before it, hold at once."""
+def loss_copies(*, all_action: bool, state_kl: bool) -> float:
+    """Chunks of whole distributions that a loss holds at once, forward and backward.
 
+    Over all actions eight: log-probabilities of the policy, their exponentials, the action rewards, and the products
+    and gradients of these. A KL of its own adds the SFT model's, its products and a mask of one byte a number.
 
-def all_action_bytes(architecture: Architecture, tokens: int, *, training: bool) -> float:
-    """Chunks of (tokens, vocabulary) float32 log-probabilities of policy, SFT model and reference, and their products.
-
-    `copies x min(tokens x vocabulary, 2^23) x 4`. Source: `densepath.core.heads`, counted in tests/planning.
+    Source: `densepath.trainers.whole_vocabulary`, counted in tests/planning.
     """
-    copies = LOSS_COPIES if training else VISIT_COPIES
+    return (11.25 if all_action else 8.25) if state_kl else 8.0
+
+
+def visit_copies(*, all_action: bool) -> int:
+    """The same of the scoring before it. Source: `WholeVocabulary.visit`, counted in tests/planning."""
+    return 7 if all_action else 5
+
+
+def distribution_bytes(architecture: Architecture, tokens: int, copies: float) -> float:
+    """Chunks of (tokens, vocabulary) float32 log-probabilities and their products.
+
+    `copies x min(tokens x vocabulary, 2^23) x 4`. Source: `densepath.core.heads`.
+    """
     return float(copies * min(tokens * architecture.vocabulary, CHUNK_ELEMENTS) * FLOAT32)
 
 

@@ -1,4 +1,4 @@
-"""The stages of a run and what is alive at each of their moments: a plan, and whether it fits.
+"""The stages of a run and what is alive at each of their moments: a plan.
 
 A stage's need is the largest of its moments: where the backward pass begins (all activations, no gradients yet), where
 it ends (all gradients, no activations), the optimizer's step, sampling, and scoring by the frozen models.
@@ -15,7 +15,7 @@ from densepath.models.sampling import DEFAULT_TOKEN_BUDGET as SAMPLING_TOKENS
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET as SCORING_TOKENS
 from densepath.planning import memory
 from densepath.planning.architecture import Architecture
-from densepath.planning.memory import FLOAT32, GIB, Adapter, Precision, Sharding
+from densepath.planning.memory import FLOAT32, Adapter, Precision, Sharding
 
 TERMS = {
     "process": "what the process holds without a model: libraries, or the CUDA context and the allocator's reserve",
@@ -24,7 +24,7 @@ TERMS = {
     "gradients": "of the trained weights, and the buckets that several processes reduce them in",
     "optimizer": "its state",
     "activations": "what the backward pass needs, or one layer of a forward pass",
-    "hidden states": "of the frozen models at each completion token, which the all-action estimator keeps",
+    "hidden states": "of the frozen models at each completion token, kept where the loss reads whole distributions",
     "logits": "rows of the vocabulary's width that exist at once",
     "KV cache": "keys and values of the completions that are sampled together",
     "buffers": "casts of autocast, gathered layers and communication buffers",
@@ -69,7 +69,8 @@ class Training:
         checkpointing: gradient checkpointing.
         precision: bytes of an element.
         rollouts: completions sampled at once; 0 for SFT.
-        all_action: the loss is taken from whole distributions.
+        all_action: the immediate reward is taken over all actions.
+        state_kl: the exact KL at each state is a loss of its own.
         token_budget: of a scoring pass.
     """
 
@@ -83,7 +84,13 @@ class Training:
     precision: Precision
     rollouts: int = 0
     all_action: bool = False
+    state_kl: bool = False
     token_budget: int = SCORING_TOKENS
+
+    @property
+    def whole_vocabulary(self) -> bool:
+        """The loss is taken from whole distributions."""
+        return self.all_action or self.state_kl
 
 
 @dataclass(frozen=True)
@@ -102,8 +109,11 @@ class Setup:
         validation_rows: completions that the choice of the reference samples; 0 where there is none to make.
         evaluation_rows: completions that the evaluation samples.
         vllm: share of the GPU of a colocated vLLM, or 0.
+        vllm_length: longest sequence that vLLM is asked for, tokens.
+        vllm_parallel: GPUs over which one vLLM splits its weights.
         vllm_sleeps: it gives its share back while training.
-        own_sampler: completions come from densepath's sampler, or transformers'.
+        samples: completions come from this process, and not from vLLM.
+        gathers: ZeRO-3 puts the whole policy together to sample from it.
     """
 
     architecture: Architecture
@@ -117,8 +127,11 @@ class Setup:
     validation_rows: int
     evaluation_rows: int
     vllm: float = 0.0
+    vllm_length: int = 0
+    vllm_parallel: int = 1
     vllm_sleeps: bool = False
-    own_sampler: bool = True
+    samples: bool = True
+    gathers: bool = True
 
 
 @dataclass(frozen=True)
@@ -241,18 +254,20 @@ def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment
     architecture, precision, adapter = setup.architecture, training.precision, setup.adapter
     always = _policy(setup, machine, training)
     always["buffers"] = _buffers(setup, machine)
-    (shape,) = packed_shapes(*_sequences(training.rows, training), padded=not architecture.packs)
+    padded = _padded(setup, machine)
+    (shape,) = packed_shapes(*_sequences(training.rows, training), padded=padded)
     tokens, width = shape.rows * shape.width, shape.width if shape.masked else None
     projected = training.rows * training.completion
     gradients = _gradients(setup, machine, training)
     head = float(architecture.embedding * FLOAT32) if adapter is None else 0.0
     early = gradients if training.accumulation > 1 or machine.sharding is Sharding.DDP else 0.0
     logits = memory.head_bytes(architecture, precision, projected, cuda=machine.cuda)
-    if training.all_action:
-        logits = memory.all_action_bytes(architecture, projected, training=True)
+    if training.whole_vocabulary:
+        copies = memory.loss_copies(all_action=training.all_action, state_kl=training.state_kl)
+        logits = memory.distribution_bytes(architecture, projected, copies)
     begins = {
         **always,
-        "gradients": max(early, head),
+        "gradients": early + head,
         "activations": memory.activation_bytes(
             architecture,
             precision,
@@ -269,10 +284,16 @@ def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment
     }
     if machine.cuda:
         begins["buffers"] += memory.cast_bytes(architecture, precision, adapter)
-    # A tied embedding's gradient comes twice, from the head and from the lookup, and is added up at the very end.
-    twice = float(architecture.embedding * FLOAT32) if adapter is None and architecture.tied else 0.0
-    ends = {**always, "gradients": gradients + twice}
+    # A tied embedding's gradient comes twice, from the head and from the lookup, and is added up at the very end:
+    # into one of the two, or into that of the micro-batches before.
+    twice = head if architecture.tied else 0.0
+    ends = {**always, "gradients": gradients + (2 * twice if training.accumulation > 1 else twice)}
     return [Moment("backward begins", begins), Moment("backward ends", ends)]
+
+
+def _padded(setup: Setup, machine: Machine) -> bool:
+    """Whether rows are padded: nor can packing be tried on a model that ZeRO-3 loads in pieces."""
+    return not setup.architecture.packs or machine.sharding is Sharding.ZERO3
 
 
 def _sequences(rows: int, training: Training) -> tuple[list[range], list[range]]:
@@ -284,18 +305,25 @@ def _sequences(rows: int, training: Training) -> tuple[list[range], list[range]]
     return prompts, [range(training.completion)] * rows
 
 
-def _frozen(setup: Setup) -> float:
-    """Copies of the SFT model and the reference beside the policy; adapters where one base serves all."""
-    precision = Precision(setup.weights, setup.weights)
+def _frozen(setup: Setup, machine: Machine) -> float:
+    """Copies of the SFT model and the reference beside the policy; adapters where one base serves all.
+
+    They are spread over the processes where the policy is, in half precision under ZeRO-3.
+    """
+    width = 2 if machine.sharding is Sharding.ZERO3 and setup.dpr.precision.compute == 2 else setup.weights
+    whole = memory.weight_bytes(setup.architecture, Precision(width, width))
     if setup.adapter is None:
-        return (1 + setup.references) * _model_bytes(setup, precision)
-    adapters = _adapter_bytes(setup) * (1 + (setup.references if setup.shared_reference else 0))
-    return adapters + (0.0 if setup.shared_reference else setup.references * _model_bytes(setup, precision))
+        held = (1 + setup.references) * whole
+    elif setup.shared_reference:
+        held = (1 + setup.references) * _adapter_bytes(setup)
+    else:
+        held = _adapter_bytes(setup) + setup.references * whole
+    return _shard(held, machine, machine.sharding.shards_weights)
 
 
 def _dpr(setup: Setup, machine: Machine) -> list[Moment]:
     training = setup.dpr
-    frozen = _frozen(setup)
+    frozen = _frozen(setup, machine)
     share = setup.vllm * (machine.memory or 0.0)
     kept = _kept_hidden(setup, training, training.rollouts)
     asleep = {"frozen models": frozen, "vLLM": 0.0 if setup.vllm_sleeps else share}
@@ -303,33 +331,45 @@ def _dpr(setup: Setup, machine: Machine) -> list[Moment]:
     moments = [Moment(moment.name, {**moment.terms, **in_loss}) for moment in _training(setup, machine, training)]
     always = {**_policy(setup, machine, training), "frozen models": frozen, "vLLM": share}
     always["buffers"] = _buffers(setup, machine) if machine.sharding.shards_weights else 0.0
-    if share == 0.0 and setup.own_sampler:
-        sampled = _sampled(setup, training.precision, training.rollouts, training, models=1)
+    if setup.samples:
+        own = not machine.sharding.shards_weights
+        sampled = _sampled(setup, training.precision, training.rollouts, training, models=1, own_sampler=own)
+        if machine.sharding is Sharding.ZERO3 and setup.gathers:
+            sampled["policy"] = always["policy"] * machine.processes
         moments.append(Moment("sampling", {**always, **sampled}))
-    scored = _scored(setup, training)
-    if training.all_action:
+    if share:
+        moments.append(Moment("vLLM samples", always))
+    scored = _scored(setup, machine, training)
+    if training.whole_vocabulary:
         visited = training.rollouts * training.completion
-        # The policy's own are kept beside them, and all are joined into one tensor a model.
-        own = visited * setup.architecture.hidden * FLOAT32
-        scored["hidden states"] = 2 * (kept + own)
-        scored["logits"] = memory.all_action_bytes(setup.architecture, visited, training=False)
+        # Of all actions the policy's own are kept beside them; all are joined into one tensor a model.
+        policy = visited * setup.architecture.hidden * FLOAT32 if training.all_action else 0
+        scored["hidden states"] = 2 * (kept + policy)
+        copies = memory.visit_copies(all_action=training.all_action)
+        scored["logits"] = memory.distribution_bytes(setup.architecture, visited, copies)
     moments.append(Moment("scoring", {**always, **asleep, **scored}))
     return moments
 
 
 def _kept_hidden(setup: Setup, training: Training, rows: int) -> float:
     """Last hidden states of the SFT model and the reference at each token of the completions."""
-    if not training.all_action:
+    if not training.whole_vocabulary:
         return 0.0
     models = 1 + setup.references
     return float(models * rows * training.completion * setup.architecture.hidden * setup.weights)
 
 
-def _sampled(setup: Setup, precision: Precision, rows: int, training: Training, *, models: int) -> dict[str, float]:
-    """Cache, logits and one layer of a forward pass while `rows` completions are sampled."""
+def _sampled(
+    setup: Setup, precision: Precision, rows: int, training: Training, *, models: int, own_sampler: bool = True
+) -> dict[str, float]:
+    """Cache, logits and one layer of a forward pass while `rows` completions are sampled.
+
+    densepath's sampler takes as many at once as hold its token budget, and reads a prompt once for its group;
+    transformers' takes all, and reads each.
+    """
     length = training.prompt + training.completion
-    together = min(rows, max(1, SAMPLING_TOKENS // length))
-    prompts = -(-together // training.group)
+    together = min(rows, max(1, SAMPLING_TOKENS // length)) if own_sampler else rows
+    prompts = -(-together // training.group) if own_sampler else rows
     return {
         "KV cache": models * memory.cache_bytes(setup.architecture, precision, together, length),
         "logits": memory.sampling_logit_bytes(setup.architecture, together, models),
@@ -337,12 +377,12 @@ def _sampled(setup: Setup, precision: Precision, rows: int, training: Training, 
     }
 
 
-def _scored(setup: Setup, training: Training) -> dict[str, float]:
+def _scored(setup: Setup, machine: Machine, training: Training) -> dict[str, float]:
     """One batch of a scoring pass."""
     shapes = packed_shapes(
         *_sequences(training.rollouts, training),
         token_budget=training.token_budget,
-        padded=not setup.architecture.packs,
+        padded=_padded(setup, machine),
     )
     shape = max(shapes, key=lambda shape: shape.rows * shape.width)
     tokens = shape.rows * shape.width
@@ -379,40 +419,3 @@ def _evaluation(setup: Setup, machine: Machine) -> Moment:
         frozen = (1 + own) * whole + (models + 1 - own) * _adapter_bytes(setup)
     sampled = _sampled(setup, precision, setup.evaluation_rows, setup.dpr, models=1)
     return Moment("sampling", {"process": machine.process, "frozen models": frozen, **sampled})
-
-
-def check_fits(plan: Plan) -> str | None:
-    """One line that says which term is too large and what to change, or None where the plan fits."""
-    limit = plan.machine.memory
-    stage = plan.peak
-    moment = stage.peak
-    if limit is None or moment.total <= limit:
-        return None
-    name = max((term for term in moment.terms if term != "process"), key=lambda term: moment.terms[term])
-    place = "GPU" if plan.machine.cuda else "process"
-    return (
-        f"{stage.name} needs {moment.total / GIB:.1f} GiB per {place} and there are {limit / GIB:.1f}: "
-        f"{name} take{'s' if name in ('policy', 'optimizer', 'KV cache', 'vLLM') else ''} "
-        f"{moment.terms[name] / GIB:.1f} GiB; {_remedy(name, plan, stage)}"
-    )
-
-
-def _remedy(term: str, plan: Plan, stage: Stage) -> str:
-    setup, prefix = plan.setup, "sft" if stage.name == "SFT" else "dpr"
-    batch = f"lower {prefix}_per_device_train_batch_size (and raise {prefix}_gradient_accumulation_steps)"
-    training = setup.sft if stage.name == "SFT" else setup.dpr
-    adapters = "set use_peft: true"
-    several = "shard it over more GPUs (accelerate_config: recipes/accelerate/fsdp2.yaml)"
-    if term in ("optimizer", "gradients"):
-        return f"{adapters}, or {several}" if setup.adapter is None else several
-    if term == "policy":
-        return f"set dtype: bfloat16, or {several}" if setup.weights > 2 and not setup.four_bit else several
-    if term == "frozen models":
-        return f"{adapters}: adapters share one base" if setup.adapter is None else "choose a smaller model or dtype"
-    if term == "activations":
-        return batch if training.checkpointing else f"set {prefix}_gradient_checkpointing: true, or {batch}"
-    if term == "KV cache":
-        return "lower max_completion_length or num_generations"
-    if term == "vLLM":
-        return "lower dpr_vllm_gpu_memory_utilization, or set dpr_vllm_enable_sleep_mode: true"
-    return batch

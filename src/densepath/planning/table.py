@@ -8,8 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from densepath.planning.fits import check_fits
 from densepath.planning.memory import GIB
-from densepath.planning.plan import TERMS, Plan, check_fits
+from densepath.planning.plan import TERMS, Plan
 
 SHOWN = 0.005 * GIB
 """Less than this rounds to nothing and is shown as a dash."""
@@ -48,7 +49,6 @@ def plan_table(plan: Plan) -> Table:
         values = [stage.peak.terms.get(term, 0.0) for stage in plan.stages]
         if any(value >= SHOWN for value in values):
             table.add_row(term, *(f"{value / GIB:.2f}" if value >= SHOWN else "-" for value in values))
-    table.add_section()
     table.add_row("total", *(f"{stage.peak.total / GIB:.2f}" for stage in plan.stages))
     table.add_row("when", *(stage.peak.name for stage in plan.stages))
     return table

@@ -70,7 +70,8 @@ def load_common_tokenizer(sft: str | Path, refs: Sequence[str | Path] = (), *, t
     """
     tokenizer = load_tokenizer(sft, trust_remote_code=trust_remote_code)
     for ref in refs:
-        check_same_tokenizer(tokenizer, load_tokenizer(ref, trust_remote_code=trust_remote_code))
+        other = load_tokenizer(ref, trust_remote_code=trust_remote_code)
+        check_same_tokenizer(tokenizer, other, special_tokens=False)
         if not weights_differ(sft, ref):
             warnings.warn(f"{ref} and {sft} have the same weights: the reward is zero everywhere", stacklevel=2)
     return tokenizer
