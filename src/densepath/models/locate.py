@@ -84,6 +84,12 @@ def adapter_base(source: str) -> str:
         ) from None
 
 
+def same_model(a: str | Path, b: str | Path) -> bool:
+    """Whether two names lead to one model: the same folder by whatever path, or the same hub id."""
+    places = [Path(locate(name)) for name in (a, b)]
+    return places[0] == places[1] or (all(p.is_dir() for p in places) and places[0].resolve() == places[1].resolve())
+
+
 def has_tokenizer(source: str) -> bool:
     """Whether a folder holds a tokenizer; True for a hub id, which loading will find out about."""
     folder = Path(source)

@@ -27,8 +27,9 @@ from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.ema import EMA_NAME
 from densepath.trainers.sft import reference_name, save_model_atomic, sft_trainer, train_resumable
 
+FORWARD_FLOPS = 2
 TRAIN_FLOPS = 6
-"""FLOPs a parameter and token: 2 forward, 4 backward."""
+"""FLOPs a parameter and token: 2 forward, 4 backward; scoring and sampling go forward alone."""
 
 
 def prefixed(others: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def prefixed(others: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in others.items() if key.startswith(prefix)}
 
 
-def _train(trainer: Any, folder: Path, console: Console, title: str) -> None:
+def train_shown(trainer: Any, folder: Path, console: Console, title: str) -> None:
     """Train with a progress bar, resuming if there is something to resume."""
     trainer.remove_callback(PrinterCallback)
     with StageProgress(console, title, None) as progress:
@@ -44,7 +45,7 @@ def _train(trainer: Any, folder: Path, console: Console, title: str) -> None:
         train_resumable(trainer, folder)
 
 
-def _tokens_trained(folder: Path) -> int:
+def tokens_trained(folder: Path) -> int:
     """Cumulative tokens at the end of a training stage, as TRL counts them."""
     rows = [row for row in read_jsonl(folder / "metrics.jsonl") if row.get("num_tokens")]
     return int(rows[-1]["num_tokens"]) if rows else 0
@@ -115,14 +116,14 @@ def run_sft(
         fractions=arguments.reference_fractions,
         ema_decay=arguments.reference_ema_decay,
     )
-    _train(trainer, folder, console, title)
+    train_shown(trainer, folder, console, title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
-    tokens = _tokens_trained(folder)
-    flops = TRAIN_FLOPS * tokens * _parameters(trainer)
+    tokens = tokens_trained(folder)
+    flops = TRAIN_FLOPS * tokens * parameters_of(trainer)
     run.finish("sft", started, tokens=tokens, flops=flops, steps=trainer.state.global_step)
 
 
-def _parameters(trainer: Any) -> int:
+def parameters_of(trainer: Any) -> int:
     """Parameters that a forward pass multiplies: the adapters of a PEFT model included."""
     return sum(p.numel() for p in trainer.model.parameters())
 
@@ -230,10 +231,10 @@ def train_dpr(
         eval_dataset=None if config.eval_strategy == "no" else demonstration_pairs(held_out, tokenizer, context),
         processing_class=tokenizer,
     )
-    _train(trainer, folder, console, title)
+    train_shown(trainer, folder, console, title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"beta": beta})
     return {
-        "tokens": _tokens_trained(folder),
+        "tokens": tokens_trained(folder),
         "flops": sum(row.get("flops") or 0.0 for row in read_jsonl(folder / "metrics.jsonl")),
         "completions": trainer.state.global_step * trainer.args.generation_batch_size,
         "steps": trainer.state.global_step,
@@ -297,12 +298,12 @@ def train_continued_sft(
         encoded_train_split(source, arguments, tokenizer, context),
         config,
     )
-    _train(trainer, folder, console, title)
+    train_shown(trainer, folder, console, title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"steps": steps})
-    tokens = _tokens_trained(folder)
+    tokens = tokens_trained(folder)
     return {
         "tokens": tokens,
-        "flops": TRAIN_FLOPS * tokens * _parameters(trainer),
+        "flops": TRAIN_FLOPS * tokens * parameters_of(trainer),
         "demonstrations": steps * config.train_batch_size * config.gradient_accumulation_steps,
         "steps": steps,
     }

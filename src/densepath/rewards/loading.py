@@ -97,15 +97,9 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
     source = locate.locate(name_or_path)
     if not base:
         return None
-    if _same(source, base):
+    if locate.same_model(source, base):
         return FrozenPolicy(policy, None)
-    if locate.is_adapter(source) and _same(locate.adapter_base(source), base):
+    if locate.is_adapter(source) and locate.same_model(locate.adapter_base(source), base):
         load_frozen_adapter(policy, source, adapter_name)
         return FrozenPolicy(policy, adapter_name)
     return None
-
-
-def _same(a: str, b: str) -> bool:
-    """Whether two names lead to one model: the same folder by whatever path, or the same hub id."""
-    places = [Path(locate.locate(name)) for name in (a, b)]
-    return places[0] == places[1] or (all(p.is_dir() for p in places) and places[0].resolve() == places[1].resolve())
