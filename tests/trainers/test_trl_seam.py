@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 from transformers import Trainer
-from trl import GRPOConfig, GRPOTrainer
+from trl import DPOTrainer, GRPOConfig, GRPOTrainer
 from trl.trainer.utils import FusedCausalLMOutput
 
 
@@ -31,6 +31,18 @@ from trl.trainer.utils import FusedCausalLMOutput
 )
 def test_overridden_methods_keep_their_signatures(method, parameters):
     assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == parameters
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("_prepare_dataset", ["self", "dataset", "processing_class", "args", "dataset_name"]),
+        ("_precompute_ref_logps", ["self", "dataset", "name", "batch_size"]),
+        ("_compute_loss", ["self", "model", "inputs", "return_outputs"]),
+    ],
+)
+def test_what_self_play_overrides_keeps_its_signature(method, parameters):
+    assert list(inspect.signature(getattr(DPOTrainer, method)).parameters) == parameters
 
 
 def test_the_gradient_norm_is_known_before_the_optimizer_steps():
