@@ -16,6 +16,7 @@ from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
 from densepath.data import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.evals import reference_choice as module
+from densepath.evals import scored_texts
 from densepath.evals.reference_choice import select_reference
 
 
@@ -111,9 +112,11 @@ def test_altered_and_samples_by_plain_forward_passes(monkeypatch):
     sft, ref, base = counting_models()
     rows = counting_rows(12, seed=21)
     twins, samples = {}, {}
-    whole, drawn = module.alter_answer, module.generate
+    whole, drawn = scored_texts.alter_answer, module.generate
     exact = [copy.deepcopy(model).double() for model in (sft, ref, base)]
-    monkeypatch.setattr(module, "alter_answer", lambda row, *given: twins.setdefault(str(row), whole(row, *given)))
+    monkeypatch.setattr(
+        scored_texts, "alter_answer", lambda row, *given: twins.setdefault(str(row), whole(row, *given))
+    )
 
     def keep(*given, **named):
         found = drawn(*given, **named)
@@ -149,7 +152,7 @@ def test_altered_and_samples_by_plain_forward_passes(monkeypatch):
             twin = twins[str(row)].completions[1]
             altered.append(statistics.fmean(demonstration) - statistics.fmean(rewards(name, twin)))
             sample = samples[index]
-            theirs = rewards(name, module.Encoded(tuple(sample.prompt_ids), tuple(sample.completion_ids)))
+            theirs = rewards(name, scored_texts.Encoded(tuple(sample.prompt_ids), tuple(sample.completion_ids)))
             own.append(statistics.fmean(demonstration[:4]) - statistics.fmean(theirs))
         for criterion, margins in (("altered", altered), ("samples", own)):
             found = candidate(record, name)[criterion]

@@ -98,34 +98,43 @@ def compare(
     replicates: Mapping[str, NDArray[np.float64]],
     n: int,
 ) -> list[Comparison]:
-    """One measure against each of the others, paired over rows, with Holm's correction over all of them.
+    """One measure against each of the others, in their order: `compare_pairs`."""
+    return compare_pairs([(measure, name) for name in values if name != measure], values, replicates, n)
+
+
+def compare_pairs(
+    pairs: Sequence[tuple[str, str]],
+    values: Mapping[str, float],
+    replicates: Mapping[str, NDArray[np.float64]],
+    n: int,
+) -> list[Comparison]:
+    """The first measure of each pair against the second, paired over rows, with Holm's correction over all pairs.
 
     The p-value doubles the smaller share of replicates on either side of 0, each share as (count + 1) / (all + 1).
 
     Args:
-        measure: a key of `values`.
+        pairs: keys of `values`.
         values: the statistic of each measure.
         replicates: its paired replicates, of the same resamples for every measure.
         n: independent units.
 
     Returns:
-        One comparison for each other measure, in their order.
+        One comparison for each pair.
     """
-    others = [name for name in values if name != measure]
     intervals, ps = [], []
-    for name in others:
-        spread = replicates[measure] - replicates[name]
+    for measure, other in pairs:
+        spread = replicates[measure] - replicates[other]
         spread = spread[np.isfinite(spread)]
-        intervals.append(replicate_interval(values[measure] - values[name], spread, n))
+        intervals.append(replicate_interval(values[measure] - values[other], spread, n))
         share = (min((spread <= 0).sum(), (spread >= 0).sum()) + 1) / (spread.size + 1)
         # One unit has no spread to judge by.
         ps.append(1.0 if n < 2 else min(1.0, 2 * float(share)))
     found = []
-    for name, interval, p, adjusted in zip(others, intervals, ps, holm(ps), strict=True):
+    for (measure, other), interval, p, adjusted in zip(pairs, intervals, ps, holm(ps), strict=True):
         shown = Verdict.TIE
         if adjusted < 1 - CONFIDENCE:
             shown = Verdict.BETTER if interval.mean > 0 else Verdict.WORSE
-        found.append(Comparison(measure, name, interval, p, adjusted, shown))
+        found.append(Comparison(measure, other, interval, p, adjusted, shown))
     return found
 
 

@@ -12,28 +12,26 @@ The last three know what is true; the first one only who wrote it. Derived and m
 
 from __future__ import annotations
 
-import random
+import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from densepath.core.rewards import ReferenceMean, baseline_relative, reference_logprobs
-from densepath.data import Encoded, encode_pairs
+from densepath.core.rewards import ReferenceMean, reference_logprobs
 from densepath.data.formats import validate_rows
 from densepath.data.rows import Row
-from densepath.errors import ConfigError, DataError, ModelError
-from densepath.evals.altered_numbers import alter_answer
+from densepath.errors import ConfigError, DataError
 from densepath.evals.auroc import auroc, auroc_replicates
 from densepath.evals.bootstrap import compare, mean_replicates, replicate_interval
 from densepath.evals.generation import generate
-from densepath.evals.preferences import check_preference, encode_preference, pair_credits
+from densepath.evals.preferences import pair_credits
+from densepath.evals.scored_texts import Model, Texts, collect_texts, dense_rewards, load_policy
 from densepath.evals.signal_to_noise import (
     ONE_SIDED_CONFIDENCE,
     reward_margins,
@@ -42,9 +40,7 @@ from densepath.evals.signal_to_noise import (
 )
 from densepath.evals.verifiers import get_verifier
 from densepath.models.compat import context_length, eos_token_ids
-from densepath.models.load import load_model
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
-from densepath.rewards.frozen import FrozenPolicy
 
 ENSEMBLE = "all"
 """Name of the candidate that is the mean probability of all kept references."""
@@ -69,33 +65,6 @@ CHANCE = {Criterion.PREFERENCE: 0.5, Criterion.VERIFIER: 0.5, Criterion.ALTERED:
 
 ROUNDING = 1e-5
 """Nats per token by which two scores of the same tokens may differ in float32."""
-
-Model: TypeAlias = Any
-"""A path or hub id, a model, or a `FrozenPolicy`."""
-
-
-# --- texts -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class _Texts:
-    """What is scored under every model, and where each part lies in it."""
-
-    flat: list[Encoded] = field(default_factory=list)
-    demonstrations: list[int] = field(default_factory=list)
-    twins: list[int | None] = field(default_factory=list)
-    samples: list[list[int]] = field(default_factory=list)
-    verdicts: list[list[float]] = field(default_factory=list)
-    pairs: list[tuple[int, int]] = field(default_factory=list)
-    places: dict[Encoded, int] = field(default_factory=dict)
-    unused: int = 0
-
-    def add(self, pair: Encoded) -> int:
-        """Its place; equal texts have one, so that rounding cannot part them."""
-        if pair not in self.places:
-            self.places[pair] = len(self.flat)
-            self.flat.append(pair)
-        return self.places[pair]
 
 
 def select_reference(
@@ -149,23 +118,16 @@ def select_reference(
     """
     if not references:
         raise ConfigError("there is no reference to choose from; SFT keeps some at reference_fractions")
-    asked = None if criterion is None else _criterion(criterion)
+    if criterion is not None:
+        _criterion(criterion)
     rows = [{key: value for key, value in dict(row).items() if value is not None} for row in rows]
     validate_rows(rows, "demonstrations", source=source)
     check = None if verifier is None else get_verifier(verifier)
 
-    def load(model: Model) -> FrozenPolicy:
-        if isinstance(model, FrozenPolicy):
-            return model
-        if not isinstance(model, (str, Path)):
-            return FrozenPolicy(model)
-        return FrozenPolicy(
-            load_model(model, dtype=dtype, device=device, merge=True, trust_remote_code=trust_remote_code)
-        )
-
+    load = functools.partial(load_policy, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     policy = load(sft)
     context = context_length(policy.model)
-    texts = _texts(rows, preferences, tokenizer, context, seed, source)
+    texts = collect_texts(rows, preferences, tokenizer, context, seed, source)
     sampled = num_generations * len(rows)
     total = sampled + (1 + len(references)) * (len(texts.flat) + sampled)
     done = 0
@@ -190,38 +152,51 @@ def select_reference(
                 num_generations=num_generations,
                 on_progress=lambda finished, _: progress(finished - done),
             )
-        texts.samples = [[] for _ in rows]
-        texts.verdicts = [[] for _ in rows]
-        for completion in found:
-            pair = Encoded(tuple(completion.prompt_ids), tuple(completion.completion_ids))
-            texts.samples[completion.row].append(texts.add(pair))
-            if completion.metric is not None:
-                texts.verdicts[completion.row].append(completion.metric)
+        texts.add_samples(found, len(rows))
         total = sampled + (1 + len(references)) * len(texts.flat)
 
-    def logprobs(scored: FrozenPolicy) -> list[Tensor]:
-        prompts, ids = ([getattr(pair, name) for pair in texts.flat] for name in ("prompt_ids", "completion_ids"))
-        return [values.double() for values in scored.score(prompts, ids, token_budget, progress).logprobs]
-
-    mine = logprobs(policy)
+    mine = texts.logprobs(policy, token_budget, progress)
     del policy
-    theirs = {name: logprobs(load(reference)) for name, reference in references.items()}
+    theirs = {name: texts.logprobs(load(ref), token_budget, progress) for name, ref in references.items()}
     if ensemble and len(theirs) > 1:
         theirs[ENSEMBLE] = [
             reference_logprobs(values, ReferenceMean.ARITHMETIC) for values in zip(*theirs.values(), strict=True)
         ]
-    rewards = {
-        name: [
-            baseline_relative(a, b, torch.ones_like(a, dtype=torch.bool)) for a, b in zip(mine, values, strict=True)
-        ]
-        for name, values in theirs.items()
-    }
+    rewards = {name: dense_rewards(mine, values) for name, values in theirs.items()}
+    return choose_reference(
+        texts, rewards, criterion=criterion, max_completion_length=max_completion_length, seed=seed, source=source
+    )
+
+
+def choose_reference(
+    texts: Texts,
+    rewards: Mapping[str, Sequence[Tensor]],
+    *,
+    criterion: Criterion | str | None = None,
+    max_completion_length: int,
+    seed: int = 0,
+    source: str = "the data set",
+) -> dict[str, Any]:
+    """Compare references by rewards that are there already; see `select_reference`.
+
+    Args:
+        texts: what was scored.
+        rewards: name of each candidate -> one (completion tokens,) tensor for each of `texts.flat`, nats.
+        criterion: as in `select_reference`.
+        max_completion_length: demonstrations are compared with samples over this stretch, tokens.
+        seed: of the bootstrap.
+        source: name of the rows in messages.
+
+    Returns:
+        The record of `select_reference`.
+    """
+    asked = None if criterion is None else _criterion(criterion)
     measured = _measure(texts, rewards, max_completion_length, seed)
     if not measured:
         raise DataError(
             f"{source}: nothing to compare by: no number to alter; sample with num_generations, or give pairs"
         )
-    return {**_choose(measured, asked, rewards, seed), "preferences_set_aside": texts.unused}
+    return {**_choose(measured, asked, list(rewards), seed), "preferences_set_aside": texts.unused}
 
 
 def _criterion(value: Criterion | str) -> Criterion:
@@ -229,38 +204,6 @@ def _criterion(value: Criterion | str) -> Criterion:
         return Criterion(value)
     except ValueError:
         raise ConfigError(f"criterion={value} is not one of {', '.join(c.value for c in Criterion)}") from None
-
-
-def _texts(
-    rows: Sequence[Row], preferences: Sequence[Row], tokenizer: Any, context: int, seed: int, source: str
-) -> _Texts:
-    texts = _Texts()
-    for index, row in enumerate(rows):
-        try:
-            pair = encode_pairs(row, tokenizer)[-1]
-            twin = alter_answer(row, tokenizer, random.Random(f"{seed} {index}"))
-        except (DataError, ModelError) as error:
-            raise type(error)(f"{source}, row {index + 1}: {error}") from error
-        length = len(pair.prompt_ids) + len(pair.completion_ids)
-        if length > context:
-            raise DataError(
-                f"{source}, row {index + 1}: {length} tokens, and the model's context holds {context}; leave it out"
-            )
-        texts.demonstrations.append(texts.add(pair))
-        texts.twins.append(None if isinstance(twin, str) else texts.add(twin.completions[1]))
-    for index, row in enumerate(preferences):
-        try:
-            check_preference(row)
-            judged = encode_preference(row, tokenizer)
-        except (DataError, ModelError) as error:
-            raise type(error)(f"the preference rows, row {index + 1}: {error}") from error
-        if isinstance(judged, str) or any(
-            len(c.prompt_ids) + len(c.completion_ids) > context for c in judged.completions
-        ):
-            texts.unused += 1
-            continue
-        texts.pairs.append((texts.add(judged.completions[0]), texts.add(judged.completions[1])))
-    return texts
 
 
 # --- criteria ----------------------------------------------------------------------------------------------------
@@ -276,7 +219,9 @@ class _Measured:
     extras: dict[str, dict[str, Any]]
 
 
-def _measure(texts: _Texts, rewards: Mapping[str, list[Tensor]], limit: int, seed: int) -> dict[Criterion, _Measured]:
+def _measure(
+    texts: Texts, rewards: Mapping[str, Sequence[Tensor]], limit: int, seed: int
+) -> dict[Criterion, _Measured]:
     found: dict[Criterion, _Measured] = {}
     if texts.pairs:
         credits = {
@@ -312,7 +257,7 @@ def _measure(texts: _Texts, rewards: Mapping[str, list[Tensor]], limit: int, see
             for name, r in rewards.items()
         }
         found[Criterion.ALTERED] = _margins_measured(margins, seed)
-    if texts.samples:
+    if any(texts.samples) and texts.demonstrations:
         margins = {}
         for name, r in rewards.items():
             own = [torch.cat([r[index] for index in indices]) for indices in texts.samples]
@@ -337,7 +282,7 @@ def _margins_measured(margins: Mapping[str, list[float]], seed: int) -> _Measure
 def _choose(
     measured: Mapping[Criterion, _Measured],
     asked: Criterion | None,
-    names: Sequence[str] | Mapping[str, Any],
+    names: Sequence[str],
     seed: int,
 ) -> dict[str, Any]:
     if asked is not None and asked not in measured:

@@ -1,0 +1,65 @@
+"""What DPR would converge to, before any training: contrastive decoding, and what it makes of given texts.
+
+    pi_alpha(. | s) ~ pi_SFT(. | s)^(1 + alpha) pi_ref(. | s)^(-alpha),    alpha = 1/beta
+
+It is the KL-regularised optimum token by token, so a preview and not the optimum itself (docs/method.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from densepath.core.heads import head_logprobs, token_chunks
+from densepath.core.logprobs import contrastive_logits
+from densepath.data import Encoded
+from densepath.models.hidden import has_plain_head
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, causal_lm, head_of
+from densepath.rewards.frozen import FrozenPolicy
+
+
+@torch.no_grad()
+def preview_logprobs(
+    sft: FrozenPolicy,
+    ref: FrozenPolicy,
+    texts: Sequence[Encoded],
+    alphas: Sequence[float],
+    *,
+    token_budget: int = DEFAULT_TOKEN_BUDGET,
+) -> dict[float, list[Tensor]] | None:
+    """Log-probability of each completion token under the preview, a chunk of the vocabulary's width at a time.
+
+    Args:
+        sft: the SFT model.
+        ref: the reference.
+        texts: prompts and completions as ids.
+        alphas: strengths, 1/beta; 0 gives the SFT model.
+        token_budget: tokens in one forward pass.
+
+    Returns:
+        Strength -> one (completion tokens,) float64 tensor for each text, nats. None where a model's head cannot be
+        applied to its hidden states apart from the model.
+    """
+    with sft.active() as model:
+        plain, sft_head = has_plain_head(model), head_of(causal_lm(model)).lifted()
+    with ref.active() as model:
+        plain, ref_head = plain and has_plain_head(model), head_of(causal_lm(model)).lifted()
+    if not plain:
+        return None
+    prompts, ids = [text.prompt_ids for text in texts], [text.completion_ids for text in texts]
+    found: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
+    states = (policy.hidden_states(prompts, ids, token_budget) for policy in (sft, ref))
+    for of_sft, of_ref, tokens in zip(*states, ids, strict=True):
+        labels = torch.tensor(tokens, device=of_sft.device)
+        parts: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
+        for chunk in token_chunks(len(labels), len(sft_head.weight)):
+            mine = head_logprobs(of_sft[chunk], sft_head)
+            theirs = head_logprobs(of_ref[chunk].to(mine.device), ref_head)
+            for alpha in alphas:
+                logprobs = torch.log_softmax(contrastive_logits(mine, theirs, alpha), dim=-1)
+                parts[alpha].append(logprobs.gather(-1, labels[chunk].unsqueeze(-1)).squeeze(-1).double().cpu())
+        for alpha in alphas:
+            found[alpha].append(torch.cat(parts[alpha]))
+    return found

@@ -1,0 +1,129 @@
+"""`densepath diagnose`: the models and rows of an SFT run, and what is printed and written."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from densepath.data import content_hash
+from densepath.errors import ConfigError, DataError
+from densepath.evals.diagnosis import diagnose
+from densepath.evals.reward_eval import RewardTask, check_rows
+from densepath.io import read_jsonl, write_json_atomic
+from densepath.models.compat import check_same_tokenizer, weights_differ
+from densepath.models.load import load_tokenizer
+from densepath.pipeline.choosing import kept_references
+from densepath.pipeline.data import Rows, check_answers, check_prompts, load_rows
+from densepath.pipeline.diagnose_config import DiagnoseArguments
+from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.run import model_context
+from densepath.report.diagnosis import diagnosis_tables, recommendation_text
+
+DEFAULT_COMPLETION_LENGTH = 128
+
+
+def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict[str, Any]:
+    """Diagnose an SFT run; returns, prints and writes the record.
+
+    Raises:
+        DensepathError: a folder without an SFT run, or data or configuration that cannot be used.
+    """
+    run_dir = Path(arguments.run_dir)
+    sft, kept, recipe = kept_references(run_dir, include_base=True)
+    references = _chosen(kept, arguments.references)
+    trust = arguments.trust_remote_code
+    tokenizer = load_tokenizer(sft, trust_remote_code=trust)
+    for name, path in references.items():
+        check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=trust))
+        if not weights_differ(sft, path):
+            _warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
+    verifier = arguments.verifier or recipe.get("verifier")
+    length = arguments.max_completion_length or int(recipe.get("max_completion_length") or DEFAULT_COMPLETION_LENGTH)
+    source, rows = _rows(arguments, run_dir, console, recipe)
+    check_answers(verifier, rows, source, arguments.dataset_train_split)
+    check_prompts(rows, tokenizer, model_context(sft, trust), length, source, arguments.dataset_train_split)
+    preferences = _preferences(arguments)
+    with StageProgress(console, "diagnose", None, "completion") as progress:
+        found = diagnose(
+            sft,
+            references,
+            rows,
+            tokenizer=tokenizer,
+            verifier=verifier,
+            preferences=preferences,
+            betas=arguments.betas,
+            num_generations=arguments.num_generations,
+            max_completion_length=length,
+            seed=arguments.seed,
+            token_budget=arguments.token_budget,
+            dtype=arguments.dtype,
+            device="auto",
+            trust_remote_code=trust,
+            source=source,
+            on_progress=lambda done, total: progress.update(done, total),
+        )
+    record = {
+        "run_dir": arguments.run_dir,
+        "dataset_name": source,
+        "preference_dataset_name": arguments.preference_dataset_name,
+        "max_completion_length": length,
+        "num_generations": arguments.num_generations,
+        "seed": arguments.seed,
+        "paths": references,
+        **found.as_dict(),
+    }
+    for table in diagnosis_tables(record):
+        console.print(table)
+    console.print(recommendation_text(record))
+    write_json_atomic(Path(arguments.output_file), record)
+    console.print(f"figures: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+    return record
+
+
+def _chosen(kept: dict[str, str], asked: list[str]) -> dict[str, str]:
+    missing = [name for name in asked if name not in kept]
+    if missing:
+        raise ConfigError(f"references={missing[0]} was not kept by this run; there is {', '.join(kept)}")
+    return {name: kept[name] for name in asked or kept}
+
+
+def _rows(arguments: DiagnoseArguments, run_dir: Path, console: Console, recipe: dict[str, Any]) -> tuple[str, Rows]:
+    """Validation rows and their name; test prompts of the run are refused, training prompts warned of."""
+    own = run_dir / "data/validation.jsonl"
+    if arguments.dataset_name is None and not own.is_file():
+        raise ConfigError(f"dataset_name is missing: validation rows; {run_dir} holds no data/validation.jsonl")
+    source = str(own) if arguments.dataset_name is None else arguments.dataset_name
+    rows = load_rows(
+        source, arguments.dataset_train_split, "prompts", limit=arguments.max_samples, seed=arguments.seed
+    )
+    if recipe.get("dataset_name") == source:
+        _warn(console, f"{source} is what SFT was trained on: the diagnosis is only honest on other rows")
+    hashes = [content_hash(row) for row in rows]
+    for name in ("test", "train"):
+        file = run_dir / f"data/{name}.jsonl"
+        taken = {content_hash(row) for row in read_jsonl(file)} if file.is_file() else set()
+        shared = sum(one in taken for one in hashes)
+        if shared and name == "test":
+            raise DataError(
+                f"{source}: {shared} of {len(rows)} prompts are test prompts of this run ({file}); choose by "
+                "validation rows, so that the test stays untouched"
+            )
+        if shared:
+            _warn(console, f"{source}: {shared} of {len(rows)} prompts were trained on ({file})")
+    return source, rows
+
+
+def _preferences(arguments: DiagnoseArguments) -> Rows:
+    source = arguments.preference_dataset_name
+    if source is None:
+        return []
+    rows = load_rows(source, arguments.dataset_train_split, None, limit=None, seed=None)
+    check_rows(rows, RewardTask.PREFERENCE, source)
+    return random.Random(arguments.seed).sample(rows, min(arguments.max_samples, len(rows)))
+
+
+def _warn(console: Console, text: str) -> None:
+    console.print(f"warning: {text}", style="yellow", highlight=False)

@@ -1,0 +1,160 @@
+"""A diagnosis where it is known what is right: planted models, closed forms, and the three regimes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from tests.pipeline.planted import planted_model
+from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
+
+from densepath.data import encode_pairs
+from densepath.errors import ConfigError, DataError
+from densepath.evals.diagnosis import diagnose
+from densepath.evals.diagnosis_records import Advice
+from densepath.evals.preview import preview_logprobs
+from densepath.models.sampling import sample
+from densepath.rewards.frozen import FrozenPolicy
+
+PROMPTS = 120
+ROWS = [{"prompt": f"{index}:", "completion": "A", "answer": "A"} for index in range(PROMPTS)]
+SETTINGS = {"tokenizer": TOKENIZER, "max_completion_length": 3}
+
+
+@pytest.fixture(scope="module")
+def planted():
+    """Policies by their probability of the right answer, "A"; all end after it."""
+    rights = (0.1, 0.45, 0.5, 0.6, 0.9)
+    return {right: planted_model(TOKENIZER, {":": {"A": right, "B": 1 - right}}) for right in rights}
+
+
+def contrast(sft, ref, alpha):
+    odds = (sft / (1 - sft)) ** (1 + alpha) * (ref / (1 - ref)) ** -alpha
+    return odds / (1 + odds)
+
+
+def test_the_reference_that_makes_answers_right_is_advised_and_the_other_is_named(planted):
+    seen = []
+    found = diagnose(
+        planted[0.45], {"0": planted[0.1], "0.5": planted[0.9]}, ROWS, verifier="exact_match",
+        on_progress=lambda done, total: seen.append((done, total)), **SETTINGS,
+    )  # fmt: skip
+    advice = found.recommendation
+    assert (advice.advice, advice.reference) == (Advice.RUN_DPR, "0")
+    assert "Reference 0.5 does harm" in " ".join(advice.reasons)
+    assert seen[-1][0] == seen[-1][1]
+    assert all(a <= b for (a, _), (b, _) in itertools.pairwise(seen))
+    assert [(p.reference, p.alpha, p.temperature) for p in found.findings.previews] == [
+        (name, alpha, temperature) for name in ("0", "0.5") for alpha in (1.0, 2.0) for temperature in (1.0, 0.0)
+    ]
+    own = {answers.temperature: answers for answers in found.findings.sft}
+    for preview in found.findings.previews:
+        ref = {"0": 0.1, "0.5": 0.9}[preview.reference]
+        right = contrast(0.45, ref, preview.alpha)
+        if preview.temperature == 0:
+            assert preview.value.mean == float(right > 0.5)
+            continue
+        assert preview.value.mean == pytest.approx(right, abs=4 * math.sqrt(right * (1 - right) / PROMPTS) + 1e-9)
+        share = preview.value.mean  # exactly, given what was sampled
+        kl = share * math.log(right / 0.45) + (1 - share) * math.log((1 - right) / 0.55)
+        reward = share * math.log(0.45 / ref) + (1 - share) * math.log(0.55 / (1 - ref))
+        assert preview.kl.mean == pytest.approx(kl, abs=1e-4)
+        assert preview.reward.mean == pytest.approx(reward, abs=1e-4)
+        lead = np.array(preview.verdicts) - np.array(own[1.0].verdicts)
+        assert preview.against_same.difference.mean == pytest.approx(lead.mean())
+    for figures, ref in zip(found.findings.rewards, (0.1, 0.9), strict=True):
+        share = own[1.0].value.mean
+        good, bad = math.log(0.45 / ref), math.log(0.55 / (1 - ref))
+        assert figures.per_completion.mean == pytest.approx(share * good + (1 - share) * bad, abs=1e-4)
+        assert figures.per_completion.sd == pytest.approx(abs(good - bad) * math.sqrt(share * (1 - share)), abs=1e-4)
+        assert figures.per_completion.negative == pytest.approx(share if good < 0 else 1 - share)
+        assert figures.per_token.mean == pytest.approx(figures.per_completion.mean / 2, abs=1e-4)  # "A" and EOS
+        assert figures.verifier.mean == float(good > bad)
+        assert figures.length_correlation is None
+        assert sum(figures.histogram[1]) == PROMPTS
+    nll = {(one.reference, one.alpha): one for one in found.findings.likelihoods}
+    assert nll[None, None].nll.mean == pytest.approx(-math.log(0.45) / 2, abs=1e-4)
+    assert nll["0", 2.0].nll.mean == pytest.approx(-math.log(contrast(0.45, 0.1, 2.0)) / 2, abs=1e-4)
+    assert nll["0.5", None].change.mean == pytest.approx((math.log(0.45) - math.log(0.9)) / 2, abs=1e-4)
+
+
+def test_a_reward_that_asks_for_the_wrong_answer_is_a_no_and_cannot_be_told_without_ground_truth(planted):
+    reference = {"0": planted[0.9]}
+    found = diagnose(planted[0.45], reference, ROWS, verifier="exact_match", **SETTINGS)
+    assert found.recommendation.advice is Advice.DO_NOT
+    blind = diagnose(planted[0.45], reference, [{"prompt": row["prompt"]} for row in ROWS[:20]], **SETTINGS)
+    assert blind.recommendation.advice is Advice.CANNOT_TELL
+    assert blind.findings.likelihoods == ()
+    assert all(answers.value is None for answers in (*blind.findings.sft, *blind.findings.previews))
+    pairs = [{"prompt": f"{index}:", "chosen": "A", "rejected": "B"} for index in range(30)]
+    against = diagnose(planted[0.45], reference, ROWS[:20], preferences=pairs, **SETTINGS)
+    assert against.recommendation.advice is Advice.DO_NOT
+    agrees = diagnose(planted[0.45], {"0": planted[0.1]}, ROWS[:20], preferences=pairs, **SETTINGS)
+    assert (agrees.recommendation.advice, agrees.recommendation.beta) == (Advice.RUN_DPR, 1.0)
+    assert agrees.findings.rewards[0].preference.mean == 1.0
+
+
+def test_sharpening_alone_is_a_no(planted):
+    """Right with .6: always right when greedy. Away from .5 the preview is surer, at temperature 1 alone."""
+    found = diagnose(planted[0.6], {"0": planted[0.5]}, ROWS, verifier="exact_match", betas=[0.25], **SETTINGS)
+    sampled = next(p for p in found.findings.previews if p.temperature == 1)
+    assert sampled.against_same.verdict.value == "better"
+    assert found.recommendation.advice is Advice.DO_NOT
+    assert "sharpening" in found.recommendation.reasons[1]
+
+
+def test_a_reference_that_is_the_sft_model_is_nothing_to_extrapolate(planted):
+    found = diagnose(
+        planted[0.5], {"1": copy.deepcopy(planted[0.5])}, ROWS[:12], verifier=lambda text, row: 1.0, **SETTINGS
+    )
+    assert found.recommendation.advice is Advice.DO_NOT
+    assert "zero" in found.recommendation.reasons[0]
+
+
+def test_several_completions_of_a_prompt_are_one_unit(planted):
+    found = diagnose(
+        planted[0.5], {"0": planted[0.1]}, ROWS[:10], verifier="exact_match", num_generations=4, **SETTINGS
+    )
+    sampled, _, greedy = found.findings.sft
+    assert sampled.value.n == greedy.value.n == 10
+    assert {value * 4 % 1 for value in sampled.verdicts} == {0.0}
+    assert len(set(sampled.verdicts)) > 2
+    assert sum(found.findings.rewards[0].histogram[1]) == 40
+
+
+def test_the_likelihood_under_the_preview_is_that_of_the_sampler_and_of_plain_logits():
+    sft, ref, _ = counting_models()
+    policies = FrozenPolicy(sft), FrozenPolicy(ref)
+    pairs = [pair for row in counting_rows(5, seed=3) for pair in encode_pairs(row, TOKENIZER)]
+    found = preview_logprobs(*policies, pairs, [0.5, 2.0])
+    exact = [copy.deepcopy(model).double() for model in (sft, ref)]
+    for index, pair in enumerate(pairs):
+        ids = torch.tensor([[*pair.prompt_ids, *pair.completion_ids]])
+        with torch.no_grad():
+            mine, theirs = (model(input_ids=ids).logits[0, len(pair.prompt_ids) - 1 : -1] for model in exact)
+        for alpha in (0.5, 2.0):
+            logprobs = ((1 + alpha) * mine - alpha * theirs).log_softmax(-1)
+            expected = logprobs[torch.arange(len(logprobs)), torch.tensor(pair.completion_ids)]
+            torch.testing.assert_close(found[alpha][index], expected, atol=1e-4, rtol=0)
+    drawn = sample(
+        sft, [pairs[0].prompt_ids], max_completion_length=6, eos_token_ids=[TOKENIZER.eos_token_id],
+        generator=torch.Generator().manual_seed(0), second_model=ref, alpha=2.0,
+    )  # fmt: skip
+    again = preview_logprobs(*policies, [type(pairs[0])(pairs[0].prompt_ids, tuple(drawn.completion_ids[0]))], [2.0])
+    torch.testing.assert_close(again[2.0][0], torch.tensor(drawn.logprobs[0]).double(), atol=1e-4, rtol=0)
+
+
+def test_mistakes_are_named(planted):
+    with pytest.raises(ConfigError, match="there is no reference to preview"):
+        diagnose(planted[0.5], {}, ROWS, **SETTINGS)
+    for betas in ([], [0.0], [1.0, 1.0]):
+        with pytest.raises(ConfigError, match=r"betas=\[.*\] must be different positive numbers"):
+            diagnose(planted[0.5], {"0": planted[0.1]}, ROWS, betas=betas, **SETTINGS)
+    with pytest.raises(DataError, match="row 1: "):
+        diagnose(planted[0.5], {"0": planted[0.1]}, [{"text": "a"}], **SETTINGS)
+    with pytest.raises(ConfigError, match="reference 0: a preview reads two models side by side"):
+        diagnose(planted[0.5], {"0": planted[0.5]}, ROWS[:2], **SETTINGS)

@@ -1,0 +1,216 @@
+"""The decision of a diagnosis on written-down figures, one test for each way that it can end."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from densepath.evals.bootstrap import Comparison
+from densepath.evals.diagnosis_records import Advice, Answers, Findings, Likelihood, RewardFigures, Spread
+from densepath.evals.intervals import Interval, Verdict
+from densepath.evals.recommendation import recommend
+
+N = 200
+BETTER, WORSE, TIE = Verdict.BETTER, Verdict.WORSE, Verdict.TIE
+
+
+def about(mean, half=0.05, n=N):
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def answers(value, temperature, *, reference=None, alpha=0.0, length=6.0, truncated=0.0, longer=0.0, **leads):
+    return Answers(
+        reference, alpha, temperature, None if value is None else about(value), about(length), truncated,
+        longer=None if reference is None else about(longer, 0.01), **leads,
+    )  # fmt: skip
+
+
+def preview(reference, sampled, greedy, *, alpha=1.0, best, same, verdicts=(TIE, TIE, TIE, TIE), **given):
+    """Both decodings of one preview; `verdicts`: sampled against the best and the same, then greedy likewise."""
+
+    def lead(value, other, verdict):
+        return Comparison("preview", "SFT", about(value - other), 0.01, 0.02, verdict)
+
+    return tuple(
+        answers(
+            value, temperature, reference=reference, alpha=alpha, **given,
+            against_best=lead(value, best, of_best), against_same=lead(value, other, of_same),
+        )
+        for value, temperature, other, of_best, of_same in (
+            (sampled, 1.0, same[0], *verdicts[:2]), (greedy, 0.0, same[1], *verdicts[2:]),
+        )
+    )  # fmt: skip
+
+
+def reward(reference, *, mean=0.02, sd=0.5, related=0.0, verifier=None, preference=None):
+    return RewardFigures(
+        reference, Spread(mean, sd, 0.4), Spread(6 * mean, 2 * sd, 0.4), related, verifier, preference
+    )
+
+
+def findings(sft, previews, rewards=None, *, verifier="exact_match", likelihoods=(), preferences=0):
+    sft = tuple(answers(value, temperature) for value, temperature in zip(sft, (1.0, 0.5, 0.0), strict=True))
+    rewards = rewards or tuple(reward(name) for name in dict.fromkeys(p.reference for p in previews))
+    return Findings(N, verifier, preferences, sft, tuple(previews), tuple(rewards), tuple(likelihoods))
+
+
+HABIT = {"best": 0.36, "same": (0.36, 0.28)}
+
+
+def test_a_preview_that_beats_sft_at_its_best_is_advised_and_the_harmful_reference_named():
+    """The real model of the evidence: the model before SFT .55, half-way .14, SFT .36 greedy."""
+    sft = {"best": 0.36, "same": (0.27, 0.36)}
+    found = recommend(
+        findings(
+            (0.27, 0.34, 0.36),
+            [
+                *preview("0", 0.32, 0.47, alpha=1.0, verdicts=(TIE, TIE, BETTER, BETTER), **sft),
+                *preview("0", 0.33, 0.55, alpha=2.0, verdicts=(TIE, TIE, BETTER, BETTER), **sft),
+                *preview("0.5", 0.13, 0.14, alpha=1.0, verdicts=(WORSE,) * 4, **sft),
+            ],
+            [reward("0", verifier=about(0.8)), reward("0.5", verifier=about(0.4))],
+        )
+    )
+    assert (found.advice, found.reference, found.beta) == (Advice.RUN_DPR, "0", 0.5)
+    first, agreement, harm = found.reasons
+    assert "reference 0 at beta 0.5 (greedy)" in first
+    assert "0.550 of 200 validation prompts; SFT at its best (greedy) on 0.360: +0.190 [+0.140, +0.240]" in first
+    assert "after correction for 6 previews" in first
+    assert "by reference: 0: 0.80 [0.75, 0.85]." in agreement  # of the advised one alone
+    assert harm.startswith("Reference 0.5 does harm: at beta 1 (greedy) its preview is right on 0.140")
+    assert "-0.220 [-0.270, -0.170] against SFT" in harm
+    assert found.warnings == ()
+
+
+def test_sharpening_is_told_from_improvement():
+    """`scratch`: .35 -> .54 at temperature 1, and .69 -> .65 greedily."""
+    sft = {"best": 0.69, "same": (0.35, 0.69)}
+    found = recommend(
+        findings((0.35, 0.62, 0.69), preview("0", 0.54, 0.65, verdicts=(WORSE, BETTER, TIE, TIE), **sft))
+    )
+    assert found.advice is Advice.DO_NOT
+    assert (found.reference, found.beta) == (None, None)
+    assert found.reasons[0].startswith("No preview is shown to beat SFT at its best (greedy: 0.690 on 200")
+    assert "It is sharpening, not improvement: at temperature 1" in found.reasons[1]
+    assert "right on 0.540 and SFT on 0.350, but SFT has 0.690 with greedy decoding" in found.reasons[1]
+
+
+def test_a_collapse_is_do_not():
+    sft = {"best": 0.34, "same": (0.34, 0.30)}
+    found = recommend(findings((0.34, 0.33, 0.3), preview("0", 0.05, 0.0, verdicts=(WORSE,) * 4, **sft)))
+    assert found.advice is Advice.DO_NOT
+    assert "Reference 0 does harm" in " ".join(found.reasons)
+
+
+def test_a_lead_that_too_few_prompts_cannot_show_is_not_a_no():
+    sft = {"best": 0.36, "same": (0.36, 0.28)}
+    found = recommend(findings((0.36, 0.35, 0.28), preview("0", 0.37, 0.42, **sft)))
+    assert found.advice is Advice.CANNOT_TELL
+    assert "A lead of +0.060 would be worth having" in found.reasons[0]
+    # half width .05 is 1.96 standard errors of .0255; three of them are .0765 = 1.2755 leads: 200 * 1.2755^2 = 325.4
+    assert "give about 330 of them" in found.reasons[0]
+    small = recommend(findings((0.36, 0.35, 0.28), preview("0", 0.37, 0.4, **sft)))
+    assert small.advice is Advice.DO_NOT
+
+
+@pytest.mark.parametrize(("value", "word"), [(0.0, "wrong"), (1.0, "right")])
+def test_a_verifier_that_tells_nothing_apart(value, word):
+    sft = {"best": value, "same": (value, value)}
+    found = recommend(findings((value,) * 3, preview("0", value, value, **sft)))
+    assert found.advice is Advice.CANNOT_TELL
+    assert f"found every answer {word}" in found.reasons[0]
+
+
+def test_a_reward_of_zero_is_do_not_whatever_else_is_given():
+    sft = {"best": 0.3, "same": (0.3, 0.3)}
+    previews = preview("1", 0.3, 0.3, **sft)
+    for verifier in ("exact_match", None):
+        found = recommend(findings((0.3,) * 3, previews, [reward("1", mean=0.0, sd=0.0)], verifier=verifier))
+        assert found.advice is Advice.DO_NOT
+        assert found.reasons[0].startswith("The reward is zero")
+
+
+def unjudged(*rewards, **given):
+    previews = [
+        answers(None, t, reference=r.reference, alpha=a, longer=0.0)
+        for r in rewards
+        for a in (1.0, 2.0)
+        for t in (1.0, 0.0)
+    ]
+    return recommend(findings((None,) * 3, previews, rewards, verifier=None, **given))
+
+
+def test_without_ground_truth_it_cannot_be_told():
+    found = unjudged(reward("0", mean=1.0), reward("0.5"))
+    assert found.advice is Advice.CANNOT_TELL
+    assert "give a verifier, or preference pairs" in found.reasons[0]
+    assert "up to +6.00 nats per completion" in found.reasons[0]
+    assert "no evidence" in found.reasons[0]
+
+
+def test_preferences_alone_advise_with_a_plain_warning():
+    found = unjudged(reward("0", preference=about(0.8)), reward("0.5", preference=about(0.4)), preferences=90)
+    assert (found.advice, found.reference, found.beta) == (Advice.RUN_DPR, "0", 1.0)  # the mildest
+    assert "on 90 preference pairs, chance 0.5, by reference: 0: 0.80 [0.75, 0.85]; 0.5: 0.40" in found.reasons[1]
+    assert found.warnings[0].startswith("No preview could be judged")
+
+
+def test_preferences_against_every_reference():
+    found = unjudged(reward("0", preference=about(0.4)), reward("0.5", preference=about(0.3)), preferences=90)
+    assert found.advice is Advice.DO_NOT
+    assert "prefers the rejected answers" in found.reasons[0]
+
+
+def test_preferences_that_show_nothing():
+    found = unjudged(reward("0", preference=about(0.52)), reward("0.5", preference=about(0.4)), preferences=90)
+    assert found.advice is Advice.CANNOT_TELL
+    # .555 [.505, .605] is above .5 for one reference, and not for the best of five
+    lucky = about(0.555)
+    assert unjudged(reward("0", preference=lucky), preferences=90).advice is Advice.RUN_DPR
+    several = [reward(f"{name}", preference=lucky) for name in range(5)]
+    assert unjudged(*several, preferences=90).advice is Advice.CANNOT_TELL
+
+
+# -- warnings ----------------------------------------------------------------------------------------------------
+
+
+def nll(value, reference=None, alpha=None, change=None):
+    return Likelihood(reference, alpha, about(value), None if change is None else about(change, 0.005))
+
+
+@pytest.mark.parametrize(
+    ("change", "starts"),
+    [
+        (0.0235, "Train longer first: the held-out NLL was still falling when SFT ended (0.641 at reference 0.75"),
+        (0.004, None),  # .004 in a quarter is .016 in a run
+        (-0.02, "SFT has begun to overfit"),
+    ],
+)
+def test_the_end_of_sft(change, starts):
+    likelihoods = [nll(0.6175), nll(3.0, "0", None, 2.4), nll(0.8, "0.5", None, 0.2), nll(0.641, "0.75", None, change)]
+    likelihoods += [nll(0.9, "0.75", 1.0, 0.3), nll(0.7, "ema", None, 0.1)]  # a preview, and no fraction
+    found = recommend(findings((0.36, 0.35, 0.28), preview("0.75", 0.36, 0.28, **HABIT), likelihoods=likelihoods))
+    trained = [warning for warning in found.warnings if "SFT" in warning]
+    assert [warning[: len(starts or "")] for warning in trained] == ([starts] if starts else [])
+
+
+def test_an_early_checkpoint_says_nothing_about_the_end_of_sft():
+    likelihoods = [nll(0.6), nll(1.2, "0.25", None, 0.6)]
+    found = recommend(findings((0.36, 0.35, 0.28), preview("0.25", 0.36, 0.28, **HABIT), likelihoods=likelihoods))
+    assert found.warnings == ()
+
+
+def test_length_drift_and_answers_that_do_not_end():
+    far = preview("0", 0.3, 0.3, length=4.0, longer=-2.0, **HABIT)
+    endless = preview("0.5", 0.3, 0.3, truncated=0.4, **HABIT)
+    found = recommend(findings((0.36, 0.35, 0.28), [*far, *endless]))
+    assert found.warnings == (
+        "Reference 0 at beta 1: its answers have 4.0 tokens, those of SFT 6.0.",
+        "Reference 0.5 at beta 1: 40% of them do not end, of SFT's 0%.",
+    )
+
+
+def test_a_reward_that_goes_with_length():
+    found = recommend(findings((0.36, 0.35, 0.28), preview("0", 0.3, 0.3, **HABIT), [reward("0", related=-0.7)]))
+    assert re.search(r"goes with its length \(correlation by reference, 0: -0.70\)", found.warnings[0])
