@@ -23,6 +23,7 @@ __all__ = [
     "SignalCallback",
     "__version__",
     "audit_demonstrations",
+    "diagnose",
     "encode_pairs",
     "encode_prompt",
     "evaluate_reward",
@@ -53,6 +54,7 @@ _EXPORTS = {
     "audit_demonstrations": "densepath.evals.audit",
     "Signal": "densepath.trainers.early_stopping",
     "SignalCallback": "densepath.trainers.early_stopping",
+    "diagnose": "densepath.evals.diagnosis",
     "encode_pairs": "densepath.data",
     "encode_prompt": "densepath.data",
     "evaluate_reward": "densepath.evals.reward_eval",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from .data import encode_pairs, encode_prompt, generate_tasks, load_dataset_rows, split_by_content
     from .errors import DensepathError
     from .evals.audit import audit_demonstrations
+    from .evals.diagnosis import diagnose
     from .evals.ranking import rank_completions
     from .evals.reference_choice import select_reference
     from .evals.reward_eval import evaluate_reward

@@ -126,7 +126,6 @@ def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
         ({"references": "0.9"}, "references=0.9 was not kept by this run; there is 0, 0.25"),
         ({"betas": "0"}, "betas=[0.0] must be different positive numbers"),
         ({"max_samples": "1"}, "max_samples=1 must be at least 2"),
-        ({"html_file": "page.txt"}, "html_file=page.txt must end in .html"),
         ({"verifier": "luck"}, "verifier 'luck' does not exist"),
         ({"max_completion_length": "9999"}, "max_completion_length=9999 fills the model's context of"),
         ({"preference_dataset_name": "rows"}, 'row 1: no "chosen"; a preference row has'),
