@@ -86,3 +86,34 @@ GLOSSARY: tuple[Term, ...] = (
         "A gain over SFT that continued SFT has too is not a gain of DPR.",
     ),
 )
+
+_SHARED = ("dense reward", "KL to SFT", "length", "share truncated")
+
+EXPERIMENT_GLOSSARY: tuple[Term, ...] = (
+    Term(
+        "control",
+        "",
+        "What a method under test has to beat: SFT, and what anyone could do instead with the same compute or none.",
+        "A gain over SFT that a control has too is not a gain of the method.",
+    ),
+    Term(
+        "best control",
+        "",
+        "The control with the highest mean on the validation prompts. The test prompts choose nothing.",
+        "A tie with it.",
+    ),
+    Term(
+        "better, worse, tie",
+        "",
+        "Whether a difference was shown, after correction for all comparisons of the setting.",
+        "An interval that leaves zero out and is still a tie: among so many comparisons one such comes by chance.",
+    ),
+    Term(
+        "samples, demonstrations, tokens, FLOPs, time",
+        "of the training beyond SFT",
+        "Completions sampled, demonstrations seen with repetition, tokens trained on, arithmetic, and wall time.",
+        "Far more than a control of the same quality spent.",
+    ),
+    *(term for term in GLOSSARY if term.name in _SHARED),
+)
+"""The terms of an experiment's page."""

@@ -11,6 +11,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from densepath.report.records import Estimate
+from densepath.report.table import format_interval
 from densepath.report.text import minus, visible
 
 
@@ -32,6 +34,22 @@ def make_environment(**filters: Callable[..., Any]) -> Environment:
         **filters,
     }
     return environment
+
+
+def interval(estimate: Estimate | None, digits: int = 3, signed: bool = False) -> Markup:
+    """`mean [low, high]` with the interval in a lighter voice."""
+    text = minus(format_interval(estimate, digits, signed=signed, missing="–"))
+    mean, bracket, rest = text.partition(" [")
+    return Markup("<strong>{}</strong> <small>{}</small>").format(mean, bracket.strip() + rest)
+
+
+def duration(seconds: float | None) -> str:
+    """A time as seconds, minutes or hours."""
+    if seconds is None:
+        return "–"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def asset(name: str) -> str:

@@ -12,11 +12,9 @@ from markupsafe import Markup
 
 from densepath.report import plots
 from densepath.report.heatmap import heat_scale, heatmap_css, heatmap_html, legend_html
-from densepath.report.html import asset, make_environment, script_hash
+from densepath.report.html import asset, duration, interval, make_environment, script_hash
 from densepath.report.load import STAGES
-from densepath.report.records import Curve, Estimate, Report
-from densepath.report.table import format_interval
-from densepath.report.text import minus
+from densepath.report.records import Curve, Report
 from densepath.report.verdict import KL_WATCH
 
 
@@ -78,22 +76,7 @@ def render_html(report: Report) -> str:
 
 @functools.cache
 def _environment() -> Environment:
-    return make_environment(interval=_interval, duration=_duration, flat=flat, arm_css=plots.arm_css)
-
-
-def _interval(estimate: Estimate | None, digits: int = 3, signed: bool = False) -> Markup:
-    """`mean [low, high]` with the interval in a lighter voice."""
-    text = minus(format_interval(estimate, digits, signed=signed, missing="–"))
-    mean, bracket, rest = text.partition(" [")
-    return Markup("<strong>{}</strong> <small>{}</small>").format(mean, bracket.strip() + rest)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return make_environment(interval=interval, duration=duration, flat=flat, arm_css=plots.arm_css)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -41,6 +41,16 @@ class Whisker:
     arm: str = ""
 
 
+@dataclass(frozen=True)
+class Spent:
+    """A point of a plot of value against cost: `estimate` for `cost`; `arm` decides colour and marker."""
+
+    label: str
+    cost: float
+    estimate: Estimate
+    arm: str = ""
+
+
 def available() -> bool:
     """Whether matplotlib is installed (the `plot` extra)."""
     return importlib.util.find_spec("matplotlib") is not None
@@ -156,6 +166,71 @@ def whisker_svg(
         axes.spines["left"].set_visible(False)
 
     return _svg(draw, (5.2, 0.62 + 0.27 * max(1, len(rows))), name)
+
+
+def cost_svg(points: Sequence[Spent], xlabel: str, ylabel: str, *, name: str, level: float | None = None) -> str:
+    """Value against cost, from cost 0 on; the names stand in a column on the right, at the end of thin lines.
+
+    Args:
+        points: what to draw.
+        xlabel: the cost with its unit.
+        ylabel: the value.
+        name: prefix of the SVG's ids, unique on the page.
+        level: where to draw a horizontal reference line.
+    """
+    height = max(2.3, 0.6 + 0.17 * len(points))
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        for point in points:
+            found, color = point.estimate, arm_color(point.arm)
+            if found.low is not None and found.high is not None:
+                axes.plot([point.cost] * 2, [found.low, found.high], color=color, linewidth=1.2, alpha=0.6)
+            marker = _MARKERS.get(point.arm, "o")
+            axes.plot([point.cost], [found.mean], marker, color=color, markersize=6, markeredgecolor=CARD)
+        if level is not None:
+            axes.axhline(level, color=MUTED, linewidth=0.9, linestyle="--", zorder=1)
+        axes.margins(x=0.04, y=0.06)
+        most = max(point.cost for point in points)
+        axes.set_xlim(-0.03 * (most or 1.0), 1.04 * (most or 1.0))
+        low, high = axes.get_ylim()
+        axes.set_ylim(low, high)
+        ordered = sorted(points, key=lambda point: (point.estimate.mean, point.label))
+        heights = [(point.estimate.mean - low) / (high - low) for point in ordered]
+        for point, at in zip(ordered, apart(heights, 0.16 / (height - 0.6)), strict=True):
+            axes.annotate(
+                _short(point.label, 34),
+                (point.cost, point.estimate.mean),
+                (1.03, at),
+                textcoords="axes fraction",
+                va="center",
+                color=arm_color(point.arm),
+                arrowprops={"arrowstyle": "-", "color": LINE, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 3},
+                parse_math=False,
+                zorder=1,
+            )
+        axes.set_xlabel(_short(xlabel, 70), parse_math=False)
+        axes.set_ylabel(_short(ylabel, 40), parse_math=False)
+        axes.grid(color=LINE, linewidth=0.7)
+
+    return _svg(draw, (5.2, height), name)
+
+
+def apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending places in [0, 1], each near its height and `gap` from the next, as far as they all fit.
+
+    >>> apart([0.25, 0.25, 1.0], 0.125)
+    [0.25, 0.375, 1.0]
+    """
+    gap = min(gap, 1 / max(1, len(heights) - 1))
+    places = list(heights)
+    for index in range(1, len(places)):
+        places[index] = max(places[index], places[index - 1] + gap)
+    ceiling = 1.0
+    for index in reversed(range(len(places))):
+        places[index] = min(places[index], ceiling)
+        ceiling = places[index] - gap
+    return places
 
 
 def _short(text: str, length: int = 38) -> str:

@@ -1,0 +1,162 @@
+"""The cells of one setting, checked against each other and looked up by method, decoding and split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densepath.errors import DataError
+from densepath.evals.intervals import mean_interval
+from densepath.evals.seeds import SeedEstimate, seed_difference, seed_mean
+from densepath.experiments.records import SFT, CellResult, MethodInfo
+
+
+class Place(NamedTuple):
+    """A method at a decoding."""
+
+    method: str
+    decoding: str
+
+
+class SettingCells:
+    """Every cell of one setting.
+
+    Attributes:
+        methods: SFT first, the others in the order given.
+        seeds: of any cell, and those that are expected; a method lacking one is incomplete.
+        decodings: of any cell: the highest temperature first, greedy last.
+
+    Args:
+        setting: its name.
+        results: the cells, in any order; those of other settings are left out.
+        methods: all of them.
+        seeds: that were asked for, where it is known.
+
+    Raises:
+        DataError: a cell twice, a method without a `MethodInfo`, or other prompts than the cells beside it.
+    """
+
+    def __init__(
+        self, setting: str, results: Iterable[CellResult], methods: Sequence[MethodInfo], seeds: Iterable[int] = ()
+    ) -> None:
+        self.setting = setting
+        self.methods = sorted(methods, key=lambda method: method.name != SFT)
+        self._cells: dict[tuple[Place, str], dict[int, CellResult]] = {}
+        known = {method.name for method in methods}
+        for cell in results:
+            if cell.setting != setting:
+                continue
+            if cell.method not in known:
+                raise DataError(f"{cell}: no method of that name is described; give its MethodInfo")
+            found = self._cells.setdefault((Place(cell.method, cell.decoding), cell.split), {})
+            if cell.seed in found:
+                raise DataError(f"{cell}: there twice; keep one")
+            found[cell.seed] = cell
+        self.seeds = sorted({*seeds, *(seed for found in self._cells.values() for seed in found)})
+        self.decodings = sorted({place.decoding for place, _ in self._cells}, key=_decoding_order)
+        self._check_prompts()
+
+    def _check_prompts(self) -> None:
+        first: dict[tuple[int, str], CellResult] = {}
+        for (_, split), found in self._cells.items():
+            for seed, cell in found.items():
+                other = first.setdefault((seed, split), cell)
+                if len(cell.values) != len(other.values):
+                    raise DataError(
+                        f"{cell}: {len(cell.values)} prompts, but {len(other.values)} in {other}; "
+                        "evaluate every method on the same prompts"
+                    )
+
+    def info(self, method: str) -> MethodInfo:
+        """The description of a method."""
+        return next(info for info in self.methods if info.name == method)
+
+    def of(self, place: Place, split: str) -> dict[int, CellResult]:
+        """Seed -> cell, by seed; empty where nothing was evaluated."""
+        return dict(sorted(self._cells.get((place, split), {}).items()))
+
+    def of_method(self, method: str) -> list[CellResult]:
+        """Every cell of a method."""
+        return [cell for (place, _), found in self._cells.items() if place.method == method for cell in found.values()]
+
+    def missing(self, place: Place, split: str) -> list[int]:
+        """Seeds without a cell there."""
+        return [seed for seed in self.seeds if seed not in self._cells.get((place, split), {})]
+
+    def complete(self, place: Place, split: str) -> bool:
+        """Whether every seed has its cell."""
+        return bool(self.seeds) and not self.missing(place, split)
+
+    def mean(self, place: Place, split: str) -> SeedEstimate | None:
+        """The metric over the seeds that are there."""
+        found = self.of(place, split)
+        return seed_mean([cell.values for cell in found.values()]) if found else None
+
+    def validation_score(self, place: Place) -> float | None:
+        """Mean on validation over all seeds; None where one is missing, since a mean of the others would be kind."""
+        if not self.complete(place, "validation"):
+            return None
+        return float(np.mean([np.mean(cell.values) for cell in self.of(place, "validation").values()]))
+
+    def chosen_decoding(self, method: str) -> str | None:
+        """The decoding with the highest mean on validation, the first of equal ones; None where none is complete."""
+        scores = {decoding: self.validation_score(Place(method, decoding)) for decoding in self.decodings}
+        known = {decoding: score for decoding, score in scores.items() if score is not None}
+        return max(known, key=lambda decoding: known[decoding]) if known else None
+
+    def own_place(self, method: str) -> Place | None:
+        """The method at its chosen decoding."""
+        decoding = self.chosen_decoding(method)
+        return None if decoding is None else Place(method, decoding)
+
+    def best_control(self, but: str, decoding: str | None) -> Place | None:
+        """The control, `but` excluded, with the highest mean on validation; test values play no part.
+
+        Args:
+            but: a method that is not compared with itself.
+            decoding: which all use; None: each its own.
+        """
+        names = [method.name for method in self.methods if method.control and method.name != but]
+        places = [self.own_place(name) if decoding is None else Place(name, decoding) for name in names]
+        scores = {place: self.validation_score(place) for place in places if place is not None}
+        known = {place: score for place, score in scores.items() if score is not None}
+        return max(known, key=lambda place: known[place]) if known else None
+
+    def difference(self, place: Place, other: Place) -> tuple[SeedEstimate, SeedEstimate, float] | None:
+        """On test, over the seeds that both have: of the metric, of the length in tokens, and the ratio of lengths."""
+        mine, theirs = self.of(place, "test"), self.of(other, "test")
+        seeds = [seed for seed in mine if seed in theirs]
+        if not seeds:
+            return None
+        lengths = [np.subtract(prompt_lengths(mine[seed]), prompt_lengths(theirs[seed])) for seed in seeds]
+        ratio = length_ratio(mean_length(mine[seed] for seed in seeds), mean_length(theirs[seed] for seed in seeds))
+        return (
+            seed_difference([mine[seed].values for seed in seeds], [theirs[seed].values for seed in seeds]),
+            seed_mean(lengths, mean_interval),
+            ratio,
+        )
+
+
+def prompt_lengths(cell: CellResult) -> NDArray[np.float64]:
+    """Tokens for each prompt, the mean over its completions."""
+    means: NDArray[np.float64] = np.reshape(cell.lengths, (len(cell.values), -1)).mean(axis=1)
+    return means
+
+
+def mean_length(cells: Iterable[CellResult]) -> float:
+    """Tokens per completion: the mean over seeds of each seed's mean."""
+    return float(np.mean([np.mean(cell.lengths) for cell in cells]))
+
+
+def length_ratio(length: float, other: float) -> float:
+    """How many times as long; 1 where both are empty."""
+    return length / other if other else 1.0 if length == other else float(length)
+
+
+def _decoding_order(decoding: str) -> tuple[int, float, str]:
+    match = re.fullmatch(r"temperature ([0-9.]+)", decoding)
+    return (0, -float(match[1]), "") if match else (int(decoding != "greedy") + 1, 0.0, decoding)

@@ -1,0 +1,132 @@
+"""The page and the terminal table of an experiment, from made-up cells with every kind of trouble."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from rich.console import Console
+from tests.experiments.made_up import METHODS, drawn
+from tests.report.test_report_page import HOSTILE, Page, poison
+
+from densepath.experiments.markdown import results_markdown
+from densepath.experiments.records import MethodInfo
+from densepath.experiments.results import assemble
+from densepath.report.experiment import render_experiment
+from densepath.report.experiment_table import experiment_table
+from densepath.report.plots import Spent, apart, cost_svg
+from densepath.report.records import Estimate
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+WORDS = ("better", "worse", "tie", "incomplete", "sft", "best control", "missing", "complete", "validation only")
+
+
+@functools.cache
+def record_text() -> str:
+    rng = np.random.default_rng(0)
+    chances = {"sft": 0.3, "continued_sft": 0.35, "contrastive": 0.5, "dpr": 0.7}
+    cells = drawn(chances, seeds=3, prompts=60, rng=rng, decodings=("temperature 1", "greedy"), budget={"flops": 1e9})
+    cells += drawn({"sft": 0.5, "dpr": 0.1}, seeds=1, prompts=60, rng=rng, setting="novel", kl=2.0)
+    cells = [one for one in cells if (one.method, one.seed, one.setting) != ("continued_sft", 1, "habit")]
+    methods = (*METHODS, MethodInfo("gone", "a | b", False))
+    info = {"name": "regimes", "command": "densepath experiment", "commit": "abc1234"}
+    return json.dumps(assemble(cells, methods, ["habit", "novel"], metric="exact match", info=info))
+
+
+@pytest.fixture
+def record():
+    return json.loads(record_text())
+
+
+def shown(record, width=140) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(experiment_table(record))
+    return out.getvalue()
+
+
+def test_the_page_is_whole_and_asks_for_nothing(record):
+    html = render_experiment(record)
+    page = Page(html)
+    assert (page.faults, page.stack) == ([], [])
+    assert "script" not in page.tags
+    assert re.findall(r"https?://", html) == []
+    assert re.search(r'Content-Security-Policy" content="default-src \'none\'', html)
+    assert not [name for _, name, _ in page.attributes if name in ("src", "action", "onclick")]
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href")} <= set(ids)
+    for setting in record["settings"]:
+        for line in [*setting["warnings"], *(one["text"] for one in setting["statements"] if "DPR (" in one["text"])]:
+            assert line in page.text
+    # 2 settings: forests to SFT and the best control, own and each decoding; value against FLOPs and seconds
+    assert page.tags.count("svg") == 2 * (1 + 2) + 2 + 2 * (1 + 1) + 2
+    assert page.text.index("Be wary of") < page.text.index("Results on test")
+
+
+def test_hostile_names_change_no_tag(record, no_plots):
+    clean = Page(render_experiment(record))
+    hostile = poison(record, HOSTILE)
+
+    def restore(old, new):  # what is compared with fixed words stays
+        if isinstance(old, dict):
+            return {key: restore(old[key], new[key]) for key in old}
+        if isinstance(old, list):
+            return [restore(a, b) for a, b in zip(old, new, strict=True)]
+        return old if old in WORDS else new
+
+    page = Page(render_experiment(restore(record, hostile)))
+    assert page.faults == []
+    assert page.tags == clean.tags
+    assert "alert(1)" in page.text
+
+
+def test_the_terminal_shows_every_method_of_every_setting(record):
+    text = shown(record)
+    for words in ("habit (3 seeds)", "novel (1 seed)", "warning: One seed", "a | b", "missing"):
+        assert words in text
+    [line] = [line for line in text.splitlines() if line.startswith("continued SFT ")][:1]
+    assert "*" in line  # a seed is missing
+    [line] = [line for line in text.splitlines() if line.startswith("DPR  ") and "worse" in line]
+    assert "2.00" in line  # KL
+
+
+def test_markdown_has_a_table_a_setting_with_what_made_it(record):
+    text = results_markdown(record)
+    assert text.count("made by `densepath experiment` at commit abc1234") == 2
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {11, 10}  # two decodings in habit, one in novel
+    assert "a \\| b" in text
+    value = next(row for row in record["settings"][0]["rows"] if row["method"] == "dpr" and row["chosen"])["value"]
+    assert f"**{value['mean']:.3f} ± {value['high'] - value['mean']:.3f}**" in text
+    assert "(seed 1 missing)" in text
+
+
+def test_names_at_the_right_keep_their_distance_and_order():
+    places = apart([0.0, 0.0, 0.01, 0.5, 0.99, 1.0], 0.1)
+    assert places == pytest.approx([0.0, 0.1, 0.2, 0.5, 0.9, 1.0])
+    assert apart([1.0] * 21, 0.1) == pytest.approx([index / 20 for index in range(21)])  # closer where they must
+
+
+def test_costs_are_drawn_where_nothing_was_spent_too():
+    points = [Spent("SFT", 0.0, Estimate(0.5), "sft"), Spent("$x$ <b>", 0.0, Estimate(0.5, 0.4, 0.6), "dpr")]
+    svg = cost_svg(points, "FLOPs", "exact match", name="c", level=0.5)
+    assert "$x$ &lt;b&gt;" in svg
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
+def test_a_browser_draws_the_page_without_a_complaint(record, tmp_path):
+    page, picture = tmp_path / "results.html", tmp_path / "page.png"
+    page.write_text(render_experiment(record), encoding="utf-8")
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
+    command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
+    command += ["--window-size=1280,3000", f"--screenshot={picture}", page.as_uri()]
+    drawn_page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert picture.stat().st_size > 50_000
+    assert [line for line in drawn_page.stderr.splitlines() if "CONSOLE" in line] == []
