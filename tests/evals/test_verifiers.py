@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 
 from densepath.data import generate_tasks
 from densepath.errors import ConfigError, DataError
-from densepath.evals.verifiers import VERIFIERS, exact_match, final_number, get_verifier, number_in
+from densepath.evals.verifiers import (
+    VERIFIERS,
+    exact_match,
+    final_number,
+    get_verifier,
+    instruction_format,
+    number_in,
+)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_get_verifier_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(tmp_path)
     assert get_verifier("my_rewards:short")("abc", {}) == 0.25
     for name, said in {
-        "exact": "verifier 'exact' does not exist; choose exact_match, final_number, or give",
+        "exact": "verifier 'exact' does not exist; choose exact_match, final_number, instruction_format, or give",
         "my_rewards:": "does not exist",
         "my_rewards:long": "my_rewards has no 'long'",
         "my_rewards:x": "my_rewards has no callable 'x'",
@@ -112,3 +119,31 @@ def test_get_verifier_by_name_and_by_path(tmp_path: Path, monkeypatch: pytest.Mo
     }.items():
         with pytest.raises(ConfigError, match=said):
             get_verifier(name)
+
+
+SHORT_JSON = {"constraints": [{"kind": "json", "keys": ["answer"]}, {"kind": "max_words", "count": 3}]}
+
+
+@pytest.mark.parametrize(
+    ("completion", "right"),
+    [
+        ('{"answer": "sun"}', 1.0),
+        ('{"answer": "sun and rain and snow"}', 0.0),  # too long
+        ("sun", 0.0),  # no JSON
+        ("", 0.0),
+    ],
+)
+def test_instruction_format_wants_all_constraints_met(completion, right):
+    assert get_verifier("instruction_format")(completion, SHORT_JSON) == right
+
+
+@pytest.mark.parametrize("row", [{}, {"constraints": []}, {"constraints": "max_words"}, {"constraints": None}])
+def test_instruction_format_refuses_rows_without_constraints(row):
+    with pytest.raises(DataError, match=r'"constraints" are .*; write constrained: before the data set'):
+        instruction_format("text", row)
+
+
+def test_instruction_format_names_a_bad_constraint_behind_one_that_fails():
+    row = {"constraints": [{"kind": "min_words", "count": 9}, {"kind": "rhyme"}]}
+    with pytest.raises(DataError, match="no known kind"):
+        instruction_format("text", row)

@@ -9,6 +9,7 @@ import pytest
 from tests.support import tiny_tokenizer
 
 from densepath.errors import ConfigError, DataError
+from densepath.evals.verifiers import instruction_format
 from densepath.io import read_json, read_jsonl
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import fitting_rows, load_rows, longest_prompt, place, prepare_data
@@ -186,3 +187,20 @@ def test_prompts_longer_than_max_prompt_length_are_left_out_of_dpr():
     assert fitting_rows(rows, tokenizer, longest) == rows[:2]
     assert longest_prompt(RunArguments(max_completion_length=8), CONTEXT, 8) == CONTEXT - 8
     assert longest_prompt(RunArguments(max_prompt_length=CONTEXT), CONTEXT, 8) == CONTEXT - 8
+
+
+def test_constrained_rows_of_a_file_are_split_checked_and_meet_their_constraints(prepare, write):
+    """As JSONL through `datasets`, which fills in keys that other rows have."""
+    source = write(
+        "real.jsonl", [{"prompt": f"Name {i} birds", "completion": "robin " * (i % 9 + 1)} for i in range(80)]
+    )
+    found = prepare(dataset_name=f"constrained:{source}", verifier="instruction_format", max_train_samples=None)
+    for rows in found.values():
+        for row in rows:
+            assert row["prompt"].startswith("Name ")
+            assert instruction_format(row["completion"], row) == 1.0
+    assert not said(found["train"]) & said(found["test"])
+    first, second = (load_rows(f"constrained:{source}", "train", None, limit=None, seed=seed) for seed in (None, 3))
+    assert sorted(map(json.dumps, first)) == sorted(map(json.dumps, second))  # a run's seed does not change its task
+    with pytest.raises(DataError, match=r"constraints.* are None; write constrained: .*\(verifier=instruction_format"):
+        prepare(dataset_name=source, verifier="instruction_format")

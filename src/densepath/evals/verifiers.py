@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, TypeAlias, cast
 
+from densepath.data.constraints import is_met
 from densepath.data.tasks import check_answer
 from densepath.errors import ConfigError, DataError
 
@@ -70,6 +71,32 @@ def final_number(completion: str, row: Mapping[str, Any]) -> float:
     return float(number_in(completion) == expected)
 
 
+def instruction_format(completion: str, row: Mapping[str, Any]) -> float:
+    """1.0 where the completion meets all of the row's `constraints`; what it says besides is not judged.
+
+    Args:
+        completion: a model's text.
+        row: has `constraints`, as `data.constraints` describes and makes them.
+
+    Returns:
+        1.0 or 0.0.
+
+    Raises:
+        DataError: the row has no constraints, or one that is not understood.
+        ConfigError: a language is asked for, and py3langid is not installed.
+
+    >>> instruction_format("Rain.", {"constraints": [{"kind": "max_words", "count": 3}]})
+    1.0
+    """
+    constraints = row.get("constraints")
+    if not isinstance(constraints, (list, tuple)) or not constraints:
+        raise DataError(
+            f"the row's \"constraints\" are {constraints!r}; write constrained: before the data set's name"
+        )
+    met = [is_met(constraint, completion) for constraint in constraints]  # each is read, so that a bad one is named
+    return float(all(met))
+
+
 def number_in(text: str) -> Decimal | None:
     """Final number of a text, exactly: first behind the last "####", else the last one; None when there is none.
 
@@ -86,7 +113,11 @@ def number_in(text: str) -> Decimal | None:
     return -value if "-" in number else value
 
 
-VERIFIERS: dict[str, Verifier] = {"exact_match": exact_match, "final_number": final_number}
+VERIFIERS: dict[str, Verifier] = {
+    "exact_match": exact_match,
+    "final_number": final_number,
+    "instruction_format": instruction_format,
+}
 
 
 def get_verifier(name: str) -> Verifier:

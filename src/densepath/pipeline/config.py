@@ -9,6 +9,8 @@ from densepath.pipeline.options import REWARDS, check_at_least, check_choice, op
 
 TEXT_TASKS = "text_tasks"
 """`dataset_name` of the task families that densepath generates itself."""
+CONSTRAINED = "constrained:"
+"""Before a `dataset_name`: put a format that verifier instruction_format checks on each of its prompts."""
 
 
 @dataclass
@@ -39,7 +41,9 @@ class RunArguments(ModelArguments):
     seed: int = option(0, "Seed of data, training and sampling.")
 
     dataset_name: str = option(
-        TEXT_TASKS, "Demonstrations: JSONL, Parquet, a datasets folder or a hub id; text_tasks generates its own."
+        TEXT_TASKS,
+        "Demonstrations: JSONL, Parquet, a datasets folder or a hub id; text_tasks generates its own. With "
+        "constrained: before the name each prompt also asks for a format, which verifier=instruction_format checks.",
     )
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     max_train_samples: int | None = option(
@@ -59,7 +63,8 @@ class RunArguments(ModelArguments):
     num_test_samples: int = option(100, "Prompts that the final table is about; used once.")
     verifier: str | None = option(
         None,
-        "Program that checks an answer: exact_match, final_number or package.module:function. None if there is none.",
+        "Program that checks an answer: exact_match, final_number, instruction_format or package.module:function. "
+        "None if there is none.",
     )
     max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
     max_prompt_length: int | None = option(
@@ -228,7 +233,7 @@ class EvalArguments(ModelArguments):
 
     dataset_name: str = option(TEXT_TASKS, "Rows with a prompt and what the verifier needs (answer).")
     dataset_train_split: str = option("test", "Split of a hub data set or datasets folder.")
-    verifier: str = option("exact_match", "exact_match, final_number or package.module:function.")
+    verifier: str = option("exact_match", "exact_match, final_number, instruction_format or package.module:function.")
     max_samples: int = option(100, "Prompts evaluated.")
     temperature: float = option(0.0, "0 is greedy.")
     num_generations: int = option(1, "Completions of each prompt.")

@@ -20,12 +20,13 @@ from densepath.data import (
     prompt_of,
     split_by_content,
 )
+from densepath.data.constraints import constrained_rows
 from densepath.data.formats import Needs
 from densepath.data.rows import DataFormat, detect_format
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
-from densepath.pipeline.config import TEXT_TASKS, RunArguments
+from densepath.pipeline.config import CONSTRAINED, TEXT_TASKS, RunArguments
 from densepath.pipeline.run_folder import RunFolder
 
 Rows = list[dict[str, Any]]
@@ -45,9 +46,23 @@ def load_rows(
 ) -> Rows:
     """Rows of a source as plain dicts; `text_tasks` generates them. Without a seed they keep their order.
 
+    `constrained:SOURCE` puts a format that a program can check on each prompt of SOURCE. Which one depends on the
+    prompt alone, whatever the seed: a run's seed does not change its task.
+
     Raises:
         MissingFileError, DataError: see `load_dataset_rows`.
     """
+    if source.startswith(CONSTRAINED):
+        rows = load_rows(
+            source.removeprefix(CONSTRAINED),
+            split,
+            needs,
+            limit=limit,
+            seed=seed,
+            task_families=task_families,
+            task_error_rate=task_error_rate,
+        )
+        return constrained_rows(rows)
     if source == TEXT_TASKS:
         # An empty system turn is the shortest: without one, chat templates put in a longer one of their own.
         count = limit if limit is not None else 1000
