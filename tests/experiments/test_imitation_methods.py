@@ -14,7 +14,6 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 from tests.trainers.test_sft import StopAt
 
-from densepath.errors import ConfigError
 from densepath.experiments import imitation
 from densepath.experiments.cell import Cell
 from densepath.experiments.method_arguments import MethodArguments
@@ -175,5 +174,14 @@ def test_extrapolation_uses_the_cells_reference(source, tmp_path):
     assert (tmp_path / "model/tokenizer.json").exists()
     imitation.extrapolate(cell_of(source, tmp_path / "before", alpha=-1.0, reference="0"))
     assert equal(weights(tmp_path / "before/model"), weights(source / "base"))
-    with pytest.raises(ConfigError, match="reference=auto"):
-        imitation.extrapolate(cell_of(source, tmp_path, reference="auto"))
+
+
+@pytest.mark.parametrize("found", [{"reference": "0", "beta": 0.5}, None])
+def test_extrapolation_takes_the_reference_that_validation_chose(source, tmp_path, found):
+    (source / "selection.json").write_text(json.dumps({"chosen": found}))
+    outcome = imitation.extrapolate(cell_of(source, tmp_path, alpha=-1.0, reference="auto"))
+    if found is None:
+        assert outcome is None
+        assert not (tmp_path / "model").exists()
+    else:
+        assert equal(weights(tmp_path / "model"), weights(source / "base"))

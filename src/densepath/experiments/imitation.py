@@ -11,7 +11,6 @@ from typing import Any
 from datasets import Dataset
 
 from densepath.data import Encoded, encode_pairs
-from densepath.errors import ConfigError
 from densepath.experiments.cell import Cell
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import eos_token_ids
@@ -19,6 +18,7 @@ from densepath.models.extrapolation import save_extrapolated
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import longest_prompt, read_split
 from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.selection import chosen
 from densepath.pipeline.training import (
     FORWARD_FLOPS,
     TRAIN_FLOPS,
@@ -67,12 +67,18 @@ def dft(cell: Cell) -> dict[str, Any]:
     return {"samples": 0, **outcome}
 
 
-def extrapolate(cell: Cell) -> dict[str, Any]:
-    """Weights `theta_SFT + alpha (theta_SFT - theta_ref)`, with the cell's reference; nothing is trained."""
-    arguments = cell.arguments
-    if arguments.reference == "auto":
-        raise ConfigError("extrapolate: reference=auto is chosen by no one here; give a fraction, ema or a path")
-    sft, ref = cell.source / "sft/model", reference_path(cell.source, arguments, arguments.reference)
+def extrapolate(cell: Cell) -> dict[str, Any] | None:
+    """Weights `theta_SFT + alpha (theta_SFT - theta_ref)`, with the cell's reference; nothing is trained.
+
+    None where `reference: auto` found that none helps.
+    """
+    arguments, reference = cell.arguments, cell.arguments.reference
+    if reference == "auto":
+        found = chosen(cell.source)
+        if found is None:
+            return None
+        reference = str(found["reference"])
+    sft, ref = cell.source / "sft/model", reference_path(cell.source, arguments, reference)
     written = 0
 
     def save(folder: Path) -> None:
@@ -80,7 +86,7 @@ def extrapolate(cell: Cell) -> dict[str, Any]:
         written = save_extrapolated(sft, ref, arguments.alpha, folder, trust_remote_code=arguments.trust_remote_code)
         load_tokenizer(sft).save_pretrained(str(folder))
 
-    save_folder_atomic(cell.folder / "model", save, {"alpha": arguments.alpha, "reference": arguments.reference})
+    save_folder_atomic(cell.folder / "model", save, {"alpha": arguments.alpha, "reference": reference})
     # a difference, a product and a sum for each weight
     return {"samples": 0, "demonstrations": 0, "tokens": 0, "flops": 3 * written, "steps": 0}
 
