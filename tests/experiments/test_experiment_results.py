@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests.experiments.made_up import METHODS, cell, drawn
 
 from densepath.errors import DataError
+from densepath.experiments.markdown import results_markdown
 from densepath.experiments.records import MethodInfo
 from densepath.experiments.results import assemble, write_results
 
@@ -256,6 +257,15 @@ def test_what_was_not_chosen_for_test_has_validation_alone():
     assert (found["status"], found["value"]) == ("validation only", None)
     assert found["validation"]["mean"] == pytest.approx(0.41)
     assert comparison(setting, "dpr", "best control")["verdict"] == "incomplete"
+
+
+def test_a_setting_without_any_cell_is_all_missing(tmp_path):
+    record = made(both("sft", 30, 30), (SFT, DPR), settings=("habit", "novel"), seeds=[0, 1, 2])
+    setting = record["settings"][1]
+    assert (setting["rows"], setting["comparisons"], setting["prompts"]["test"]) == ([], [], None)
+    assert "SFT: no result; it did not run, or failed." in setting["warnings"]
+    assert write_results(tmp_path, record).html.exists()
+    assert "## novel" in results_markdown(record)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,10 @@ def _list(lines: Any) -> str:
 
 
 def _table(setting: Mapping[str, Any]) -> str:
-    """A row a method: the metric at each decoding (bold: chosen on validation), then its own decoding's figures."""
+    """A row a method: the metric at each decoding (bold: chosen on validation), then its own decoding's figures.
+
+    The KL is that of the first decoding where it is measured.
+    """
     decodings = setting["decodings"]
     header = ["method", *decodings, "less SFT", "less best control", "length", "KL", "samples", "FLOPs", "seconds"]
     lines = [header, ["---"] * len(header)]
@@ -49,6 +52,7 @@ def _table(setting: Mapping[str, Any]) -> str:
         own = next((row for row in rows.values() if row["chosen"]), None)
         first = own or next(iter(rows.values()))
         budget = first["budget"]
+        kl = next((row["kl"] for row in rows.values() if row["kl"] is not None), None)
         lines.append(
             [
                 _text(first["label"]) + (" (control)" if first["control"] and method != "sft" else ""),
@@ -56,7 +60,7 @@ def _table(setting: Mapping[str, Any]) -> str:
                 _difference(roles.get((method, "sft"))),
                 _difference(roles.get((method, "best control")), name=True),
                 "–" if first["length"] is None else f"{first['length']:.1f}" + (" ⚠" if first["length_flag"] else ""),
-                "–" if first["kl"] is None else minus(f"{first['kl']:.2f}"),
+                "–" if kl is None else minus(f"{kl:.2f}"),
                 *(
                     "–" if budget[name] is None else format(budget[name], form)
                     for name, form in (("samples", ",.0f"), ("flops", ".3g"), ("seconds", ",.0f"))

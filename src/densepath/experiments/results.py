@@ -12,9 +12,9 @@ import numpy as np
 
 from densepath import __version__
 from densepath.errors import DataError
-from densepath.experiments.cells import Place, SettingCells, length_ratio, mean_length
 from densepath.experiments.comparisons import differs, family_sizes, setting_comparisons
 from densepath.experiments.records import BUDGET, SFT, CellResult, MethodInfo
+from densepath.experiments.setting_cells import Place, SettingCells, length_ratio, mean_length
 from densepath.experiments.statements import statements, warnings
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.report.experiment import render_experiment

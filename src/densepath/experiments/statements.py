@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from densepath.evals.intervals import Interval
-from densepath.experiments.cells import Place, SettingCells
 from densepath.experiments.comparisons import INCOMPLETE, LENGTH_SHARE, MethodComparison
 from densepath.experiments.records import SFT
+from densepath.experiments.setting_cells import Place, SettingCells
 from densepath.report.records import Estimate
 from densepath.report.table import format_interval
 from densepath.report.text import minus
@@ -53,8 +53,7 @@ def _clause(cells: SettingCells, one: MethodComparison, same: bool) -> str:
     else:
         name = f"the best control ({name}{', ' + one.against_decoding if one.own_decoding else ''})"
     if one.verdict == INCOMPLETE:
-        which = f"seed {', '.join(map(str, one.missing_seeds))}" if one.missing_seeds else "everything"
-        return f"is not compared with {name}: {which} is missing on test"
+        return f"is not compared with {name}: {_seeds(one.missing_seeds)} missing on test"
     shown = one.difference
     if shown is None:  # unreachable for a complete comparison
         return f"is not compared with {name}"
@@ -108,11 +107,14 @@ def _missing(cells: SettingCells) -> list[str]:
                 if cells.of(place, split) and cells.missing(place, split):
                     seeds.setdefault(tuple(cells.missing(place, split)), []).append(decoding)
             found += [
-                f"{info.label}: seed {', '.join(map(str, missing))} is missing on {split} ({', '.join(decodings)}). "
-                + outcome
+                f"{info.label}: {_seeds(missing)} missing on {split} ({', '.join(decodings)}). " + outcome
                 for missing, decodings in seeds.items()
             ]
     return found
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {'are' if len(seeds) > 1 else 'is'}"
 
 
 def _row_warnings(row: Mapping[str, Any]) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from densepath.report.build import ReportPaths, build_report, write_report
+from densepath.report.experiment import render_experiment
+from densepath.report.experiment_table import experiment_table
 from densepath.report.heatmap import heatmap_html
 from densepath.report.page import render_html
 from densepath.report.records import Report
@@ -12,8 +14,10 @@ __all__ = [
     "Report",
     "ReportPaths",
     "build_report",
+    "experiment_table",
     "format_interval",
     "heatmap_html",
+    "render_experiment",
     "render_html",
     "results_table",
     "write_report",

@@ -80,7 +80,12 @@ def _section(record: Mapping[str, Any], setting: Mapping[str, Any], name: str) -
         "contexts": [context for context in compared if context["rows"]],
         "costs": _costs(record, setting, name),
         "budgets": {row["label"]: row["budget"] for row in setting["rows"] if row["status"] != "missing"},
-        "chosen": [row for row in setting["rows"] if row["chosen"]],
+        "chosen": [
+            row
+            for info in record["methods"]
+            for row in setting["rows"]
+            if row["chosen"] and row["method"] == info["name"]
+        ],
         "main": [one for one in setting["statements"] if one["own_decoding"] and _under_test(record, one["method"])],
     }
 

@@ -18,8 +18,9 @@ from densepath.report.table import format_interval
 def experiment_table(record: Mapping[str, Any]) -> Group:
     """For each setting its warnings, a table (120 columns or so), and the verdicts on the methods under test.
 
-    Every method stands at the decoding that did best on validation. An asterisk marks a mean that lacks seeds; the
-    other decodings, the costs and the plots stand on the page.
+    Every method stands at the decoding that did best on validation. An asterisk marks a mean that lacks seeds, an
+    exclamation mark a length far from SFT's; the KL is that of the first decoding where it is measured. The other
+    decodings, the costs and the plots stand on the page.
     """
     parts: list[RenderableType] = []
     control = {info["name"]: info["control"] for info in record["methods"]}
@@ -53,6 +54,7 @@ def _table(record: Mapping[str, Any], setting: Mapping[str, Any]) -> Table:
     roles = {(one["method"], one["role"]): one for one in setting["comparisons"] if one["own_decoding"]}
     for method in dict.fromkeys(row["method"] for row in setting["rows"]):
         rows = [row for row in setting["rows"] if row["method"] == method]
+        kl = next((row["kl"] for row in rows if row["kl"] is not None), None)
         row = next((row for row in rows if row["chosen"]), rows[0])
         cells = []
         for role in ("sft", "best control"):
@@ -64,7 +66,7 @@ def _table(record: Mapping[str, Any], setting: Mapping[str, Any]) -> Table:
             ("*" if row["missing_seeds"] else "") + _short(row["value"]).removeprefix("-"),
             *cells,
             "-" if row["length"] is None else f"{row['length']:.1f}{'!' if row['length_flag'] else ''}",
-            "-" if row["kl"] is None else f"{row['kl']:.2f}",
+            "-" if kl is None else f"{kl:.2f}",
         )
     return table
 
