@@ -88,13 +88,14 @@ def test_preferences_without_a_verifier(run_dir, write_jsonl, capsys):
     pairs = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": "9 9."} for r in counting_rows(9, seed=4)]
     words = ["--dataset_name", write_jsonl("prompts.jsonl", [{"prompt": r["prompt"]} for r in pairs[:4]])]
     words += ["--preference_dataset_name", write_jsonl("pairs.jsonl", pairs), "--references", "0.25"]
-    words += ["--max_completion_length", "6", "--betas", "1", "--output_file", "found.json"]
+    words += ["--max_completion_length", "6", "--betas", "1", "--output_file", "found.json", "--html_file", "p.html"]
     assert main(["diagnose", "--run_dir", str(run_dir), *words]) == 0
     record = json.loads(Path("found.json").read_text())
     assert list(record["paths"]) == ["0.25"]
     assert (record["verifier"], record["preferences"], record["likelihoods"]) == (None, 9, [])
     assert record["rewards"][0]["preference"]["n"] == 9
     assert "No preview could be judged" in capsys.readouterr().out
+    assert "No preview could be judged" in Path("p.html").read_text()
 
 
 def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
@@ -127,6 +128,7 @@ def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
         ({"betas": "0"}, "betas=[0.0] must be different positive numbers"),
         ({"max_samples": "1"}, "max_samples=1 must be at least 2"),
         ({"verifier": "luck"}, "verifier 'luck' does not exist"),
+        ({"html_file": "page.txt"}, "html_file=page.txt must end in .html"),
         ({"max_completion_length": "9999"}, "max_completion_length=9999 fills the model's context of"),
         ({"preference_dataset_name": "rows"}, 'row 1: no "chosen"; a preference row has'),
         ({"dataset_name": "unanswered"}, 'no "answer"'),

@@ -12,7 +12,7 @@ from densepath.data import content_hash
 from densepath.errors import ConfigError, DataError
 from densepath.evals.diagnosis import diagnose
 from densepath.evals.reward_eval import RewardTask, check_rows
-from densepath.io import read_jsonl, write_json_atomic
+from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.choosing import kept_references
@@ -21,6 +21,7 @@ from densepath.pipeline.diagnose_config import DiagnoseArguments
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run import model_context
 from densepath.report.diagnosis import diagnosis_tables, recommendation_text
+from densepath.report.diagnosis_page import diagnosis_html
 
 DEFAULT_COMPLETION_LENGTH = 128
 
@@ -79,6 +80,9 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         console.print(table)
     console.print(recommendation_text(record))
     write_json_atomic(Path(arguments.output_file), record)
+    if arguments.html_file is not None:
+        write_text_atomic(Path(arguments.html_file), diagnosis_html(record))
+        console.print(f"page: {Path(arguments.html_file).resolve()}", highlight=False, soft_wrap=True)
     console.print(f"figures: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
     return record
 

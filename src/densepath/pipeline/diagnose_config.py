@@ -41,12 +41,15 @@ class DiagnoseArguments:
     token_budget: int = option(2048, "Tokens in one scoring pass; bounds memory.")
     seed: int = option(0, "Seed of the draw, of sampling and of the bootstrap.")
     output_file: str = option("diagnosis.json", "All figures and the recommendation, as JSON.")
+    html_file: str | None = option(None, "Also write a page with plots.")
 
     def __post_init__(self) -> None:
         if not self.run_dir:
             raise ConfigError("run_dir is missing: an SFT run's folder")
         if not self.betas or min(self.betas) <= 0 or len(set(self.betas)) < len(self.betas):
             raise ConfigError(f"betas={self.betas} must be different positive numbers")
+        if self.html_file is not None and not self.html_file.endswith((".html", ".htm")):
+            raise ConfigError(f"html_file={self.html_file} must end in .html; its JSON twin is output_file")
         for name, least in (("max_samples", 2), ("num_generations", 1), ("token_budget", 1)):
             check_at_least(name, getattr(self, name), least)
         if self.max_completion_length is not None:

@@ -90,6 +90,20 @@ def _answers_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
+def likelihood_name(one: Mapping[str, Any]) -> str:
+    """`SFT`, `reference 0.5` or `preview 0.5, beta 1`."""
+    if one["reference"] is None:
+        return "SFT"
+    if one["alpha"] is None:
+        return f"reference {one['reference']}"
+    return f"preview {one['reference']}, beta {1 / one['alpha']:g}"
+
+
+def decoding_text(temperature: float) -> str:
+    """`greedy` or `temperature 0.5`."""
+    return "greedy" if temperature == 0 else f"temperature {temperature:g}"
+
+
 def _decoding(temperature: float) -> str:
     return "greedy" if temperature == 0 else f"T={temperature:g}".replace("0.", ".")
 
@@ -149,9 +163,6 @@ def _agreement_table(record: Mapping[str, Any]) -> Table | None:
 def _likelihoods_table(record: Mapping[str, Any]) -> Table:
     table = _table("negative log-likelihood of held-out demonstrations, nats per token", "model", "NLL", "less SFT's")
     for one in record["likelihoods"]:
-        name = "SFT" if one["reference"] is None else f"reference {one['reference']}"
-        if one["alpha"] is not None:
-            name = f"preview {one['reference']}, beta {1 / one['alpha']:g}"
         change = "-" if one["change"] is None else format_interval(parse.estimate(one["change"]), 3, signed=True)
-        table.add_row(Text(name), f"{one['nll']['mean']:.3f}", change)
+        table.add_row(Text(likelihood_name(one)), f"{one['nll']['mean']:.3f}", change)
     return table

@@ -233,6 +233,27 @@ def apart(heights: Sequence[float], gap: float) -> list[float]:
     return places
 
 
+def histogram_svg(edges: Sequence[float], counts: Sequence[int], xlabel: str, *, name: str) -> str:
+    """Counts between edges, with a line at 0.
+
+    Args:
+        edges: one more than counts, ascending.
+        counts: how many fall between each two.
+        xlabel: the quantity with its unit.
+        name: prefix of the SVG's ids, unique on the page.
+    """
+
+    def draw(figure: Figure) -> None:
+        axes = figure.add_subplot()
+        axes.stairs(counts, edges, fill=True, color=arm_color("dpr"), linewidth=0)
+        axes.axvline(0.0, color=MUTED, linewidth=0.9, linestyle="--")
+        axes.set_xlabel(_short(xlabel, 70), parse_math=False)
+        axes.set_ylabel("completions")
+        axes.grid(axis="y", color=LINE, linewidth=0.7)
+
+    return _svg(draw, (3.5, 1.9), name)
+
+
 def _short(text: str, length: int = 38) -> str:
     text = " ".join(visible(text).split())
     return text if len(text) <= length else text[: length - 1] + "…"

@@ -1,0 +1,133 @@
+"""The record of a diagnosis in the terminal and as a page: what was found is what is shown, and nothing else."""
+
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from densepath.report.diagnosis import diagnosis_tables, headline, recommendation_text
+from densepath.report.diagnosis_page import diagnosis_html
+
+HOSTILE = "</style><script>alert(1)</script>\"'<img src=x onerror=alert(2)>\u202e"
+
+
+def interval(mean, half=0.05):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 200}
+
+
+def answers(value, temperature, reference=None, alpha=0.0, lead=None, verdict=None, kl=None):
+    against = None if lead is None else {"difference": interval(lead), "p_holm": 0.01, "verdict": verdict}
+    return {
+        "reference": reference, "alpha": alpha, "temperature": temperature,
+        "value": None if value is None else interval(value), "length": interval(6.0), "truncated": 0.125,
+        "longer": None, "kl": None if kl is None else interval(kl), "reward": None, "against_best": against,
+        "against_same": against, "verdicts": [], "lengths": [],
+    }  # fmt: skip
+
+
+def record(name="0.5", advice="run_dpr", verifier="exact_match", plain=lambda value: value):
+    spread = {"mean": 0.02, "sd": 0.25, "negative": 0.4}
+    reward = {"reference": name, "per_token": spread, "per_completion": spread, "length_correlation": None}
+    reward |= {"verifier": interval(0.82), "preference": None, "histogram": [[-1.0, 0.0, 2.0], [3, 5]]}
+    run = advice == "run_dpr"
+    return {
+        "run_dir": name, "dataset_name": name, "prompts": 200, "verifier": verifier, "preferences": 0,
+        "recommendation": {
+            "advice": advice, "reference": name if run else None, "beta": 0.5 if run else None,
+            "reasons": [f"because of {name}"], "warnings": [f"beware of {name}"],
+        },
+        "sft": [answers(plain(0.27), 1.0), answers(plain(0.34), 0.5), answers(plain(0.36), 0.0)],
+        "previews": [
+            answers(plain(0.32), 1.0, name, 2.0, plain(-0.04), "tie", kl=0.9),
+            answers(plain(0.55), 0.0, name, 2.0, plain(0.19), "better"),
+        ],
+        "rewards": [reward],
+        "likelihoods": [
+            {"reference": None, "alpha": None, "nll": interval(0.6), "change": None},
+            {"reference": name, "alpha": 2.0, "nll": interval(0.9), "change": interval(0.3)},
+        ],
+    }  # fmt: skip
+
+
+def printed(value):
+    output = io.StringIO()
+    console = Console(file=output, width=80)
+    for table in diagnosis_tables(value):
+        console.print(table)
+    console.print(recommendation_text(value))
+    return output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("advice", "words"),
+    [
+        ("run_dpr", "Run DPR: reference 0.5, beta 0.5."),
+        ("do_not", "Do not run DPR on this."),
+        ("cannot_tell", "It cannot be told."),
+    ],
+)
+def test_the_advice_comes_first_in_words(advice, words):
+    assert headline(record(advice=advice)) == words
+    assert f"<h2>{words}</h2>" in diagnosis_html(record(advice=advice))
+
+
+def test_the_terminal_shows_a_row_for_sft_and_for_each_preview():
+    shown = printed(record())
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert "…" not in shown
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    assert "SFT - .270 .340 .360 - 6.0 12% -" in lines
+    assert "0.5 0.5 .320 - .550 +.19 [+.14, +.24] better 6.0 12% 0.90" in lines
+    assert "0.5 +0.020 ± 0.25 40% +0.02 ± 0.25 -" in lines
+    assert "0.5 0.82 [0.77, 0.87]" in lines
+    assert "preview 0.5, beta 0.5 0.900 +0.300 [+0.250, +0.350]" in lines
+    assert lines[-2:] == ["- because of 0.5", "! beware of 0.5"]
+
+
+def test_without_a_verifier_nothing_is_judged():
+    blind = record(verifier=None, advice="cannot_tell", plain=lambda value: None)
+    shown = printed(blind)
+    assert "lead" not in shown
+    page = diagnosis_html(blind)
+    assert "verdict</th>" not in page
+    assert "lead over SFT" not in page
+
+
+class Parsed(HTMLParser):
+    VOID = ("meta", "br")
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.stack = [], []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+
+def test_the_page_holds_the_figures_and_hostile_names_stay_text():
+    page = diagnosis_html(record(name=HOSTILE))
+    parsed = Parsed(page)
+    assert parsed.stack == []
+    assert {"script", "img"} & set(parsed.tags) == set()
+    assert page.count("<svg") == 3  # two decodings, one histogram
+    assert "\u202e" not in page
+    good = diagnosis_html(record())
+    assert "<strong>+0.190</strong> <small>[+0.140, +0.240]</small>" in good
+    chosen = re.findall(r'<tr class="chosen"><th scope="row">([^<]+)<', good)
+    assert chosen == ["reference 0.5, β 0.5, T = 1", "reference 0.5, β 0.5, greedy"]
+    assert '<span class="tag better">better</span>' in good
