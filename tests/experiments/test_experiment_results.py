@@ -225,6 +225,10 @@ def test_a_missing_seed_is_shown_and_gets_no_verdict():
     assert (compared["unit"], compared["difference"]["n"]) == ("prompts", 200)  # two seeds of 100 that gain the same
     assert compared["against"] == comparison(setting, "dpr", "best control", "greedy")["against"] == "sft"
     assert [line for line in setting["warnings"] if line.startswith("DPR: seed 1 is missing on test (greedy)")]
+    assert (
+        "continued SFT: seed 2 is missing on validation (greedy). Nothing of it is chosen there, nor is it taken "
+        "as the best control."
+    ) in setting["warnings"]
     [words] = [one["text"] for one in setting["statements"] if one["method"] == "dpr"]
     assert "is not compared with SFT" in words
     assert "seed 1 is missing" in words

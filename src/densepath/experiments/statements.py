@@ -99,7 +99,10 @@ def _missing(cells: SettingCells) -> list[str]:
             continue
         for split, outcome in (
             ("test", "Its means are of the other seeds, which may be the lucky ones, so it gets no verdict there."),
-            ("validation", "Validation chooses nothing of it there."),
+            (
+                "validation",
+                "Nothing of it is chosen there" + (", nor is it taken as the best control." if info.control else "."),
+            ),
         ):
             seeds: dict[tuple[int, ...], list[str]] = {}
             for decoding in cells.decodings:
