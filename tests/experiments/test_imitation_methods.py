@@ -138,7 +138,7 @@ def test_a_killed_cell_ends_as_one_that_was_not(source, tmp_path, monkeypatch):
 def test_the_recipes_optimizer_is_used_and_dprs_own_keys_are_left_out(source, tmp_path):
     others = {"dpr_adam_beta2": 0.98, "dpr_estimator": "sampled", "dpr_eval_strategy": "steps", "sft_adam_beta2": 0.9}
     cell = cell_of(source, tmp_path, others)
-    this = imitation._Round(1, tmp_path, tmp_path, tmp_path, 24)
+    this = imitation._Round(1, tmp_path, tmp_path, tmp_path, 24, 0)
     config = imitation._config(cell, "spin", this)
     assert (config.adam_beta2, config.learning_rate, config.beta, config.max_steps) == (0.98, 1e-3, 0.1, 4)
     assert config.eval_strategy == "no"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +94,14 @@ def extrapolate(cell: Cell) -> dict[str, Any] | None:
 
 @dataclass(frozen=True)
 class _Round:
-    """One round of self-play: its folder, its opponent, where its model goes, and how much it trains."""
+    """One round of self-play: its folder, its opponent, where its model goes, how much it trains, its own seed."""
 
     number: int
     folder: Path
     opponent: Path
     model: Path
     pairs: int
+    seed: int
 
 
 def _self_play(cell: Cell, loss: str) -> dict[str, Any]:
@@ -112,8 +114,9 @@ def _self_play(cell: Cell, loss: str) -> dict[str, Any]:
         model = (cell.folder if number == rounds else folder) / "model"
         if not (folder / "outcome.json").exists():
             # what is left of the budget, over the rounds that are left
+            seed = cell.arguments.seed * 1000 + number
             pairs = math.ceil((cell.samples - sum(o["samples"] for o in outcomes)) / (rounds - number + 1))
-            outcome = _train_round(cell, loss, _Round(number, folder, opponent, model, max(1, pairs)))
+            outcome = _train_round(cell, loss, _Round(number, folder, opponent, model, max(1, pairs), seed))
             write_json_atomic(folder / "outcome.json", outcome)
         outcomes.append(read_json(folder / "outcome.json"))
         opponent = model
@@ -154,7 +157,7 @@ def _train_round(cell: Cell, loss: str, this: _Round) -> dict[str, Any]:
 
 def _pairs(cell: Cell, tokenizer: Any, this: _Round) -> list[dict[str, Any]]:
     opponent = load_frozen(cell.arguments, this.opponent)
-    demonstrations = _demonstrations(cell, tokenizer)
+    demonstrations = _demonstrations(cell, tokenizer, this)
     with StageProgress(cell.console, f"{cell.title}, sampling", this.pairs, "sample") as progress:
         pairs = self_play_pairs(
             opponent,
@@ -162,7 +165,7 @@ def _pairs(cell: Cell, tokenizer: Any, this: _Round) -> list[dict[str, Any]]:
             this.pairs,
             max_completion_length=cell.arguments.max_completion_length,
             eos_token_ids=eos_token_ids(opponent, tokenizer),
-            seed=cell.arguments.seed * 1000 + this.number,
+            seed=this.seed,
             on_progress=progress.update,
         )
     del opponent
@@ -170,17 +173,22 @@ def _pairs(cell: Cell, tokenizer: Any, this: _Round) -> list[dict[str, Any]]:
     return pairs
 
 
-def _demonstrations(cell: Cell, tokenizer: Any) -> list[Encoded]:
-    """Each assistant turn of the training rows whose prompt can be sampled from, cut as SFT cut it."""
+def _demonstrations(cell: Cell, tokenizer: Any, this: _Round) -> list[Encoded]:
+    """Assistant turns of training rows whose prompt can be sampled from, cut as SFT cut them; as many as are used."""
     arguments = cell.arguments
     limit = min(arguments.max_length or cell.context, cell.context)
     longest = min(longest_prompt(arguments, cell.context, arguments.max_completion_length), limit - 1)
-    found = [pair for row in read_split(cell.source, "train") for pair in encode_pairs(row, tokenizer)]
-    return [
-        Encoded(pair.prompt_ids, pair.completion_ids[: limit - len(pair.prompt_ids)])
-        for pair in found
-        if len(pair.prompt_ids) <= longest
-    ]
+    rows = read_split(cell.source, "train")
+    found: list[Encoded] = []
+    for row in random.Random(this.seed).sample(rows, len(rows)):
+        found += [
+            Encoded(pair.prompt_ids, pair.completion_ids[: limit - len(pair.prompt_ids)])
+            for pair in encode_pairs(row, tokenizer)
+            if len(pair.prompt_ids) <= longest
+        ]
+        if len(found) >= this.pairs:
+            break
+    return found
 
 
 def _config(cell: Cell, loss: str, this: _Round) -> SelfPlayConfig:

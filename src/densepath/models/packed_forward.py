@@ -108,24 +108,22 @@ class _Rows:
         self.indices: list[int] = []
         self.targets: list[list[int]] = []
         self.columns: list[list[int]] = []
-        kept = attention_mask.bool().cpu()
-        ids, labelled = input_ids.cpu(), (labels != IGNORED_LABEL).cpu() & kept
-        labelled[:, 0] = False  # nothing precedes the first column, so nothing predicts it
-        for row in range(self.shape[0]):
-            positions = kept[row].nonzero().flatten()
-            marked = labelled[row, positions]
-            if len(positions) and bool(marked[0]):
-                marked = marked.clone()
-                marked[0] = False
-            if not bool(marked.any()):
+        # Lists: a tensor's methods on each row of a batch took a tenth of a small model's step.
+        every_kept, every_id = attention_mask.bool().tolist(), input_ids.tolist()
+        every_label = (labels != IGNORED_LABEL).tolist()
+        for row, (kept, ids, labelled) in enumerate(zip(every_kept, every_id, every_label, strict=True)):
+            positions = [position for position, keeps in enumerate(kept) if keeps]
+            # nothing precedes a row's first token, so nothing predicts it
+            targets = [place for place, position in enumerate(positions) if place and labelled[position]]
+            if not targets:
                 continue
-            first, last = int(marked.nonzero()[0]), int(marked.nonzero()[-1])
-            tokens = ids[row, positions].tolist()
+            first, last = targets[0], targets[-1]
+            tokens = [ids[position] for position in positions]
             self.indices.append(row)
             self.prompts.append(tokens[:first])
             self.completions.append(tokens[first : last + 1])
-            self.targets.append(marked[first : last + 1].nonzero().flatten().tolist())
-            self.columns.append((positions[first : last + 1][marked[first : last + 1]] - 1).tolist())
+            self.targets.append([place - first for place in targets])
+            self.columns.append([positions[place] - 1 for place in targets])
 
 
 def _places(batch: PackedBatch, rows: _Rows) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -171,53 +172,56 @@ def _build(
 ) -> PackedBatch:
     width = max(map(_width, rows))
     shape = (len(rows), width)
-    input_ids = torch.full(shape, pad_token_id, dtype=torch.long)
-    position_ids = torch.zeros(shape, dtype=torch.long)
-    labels = torch.full(shape, IGNORED_LABEL, dtype=torch.long)
-    group_of = torch.full(shape, -1, dtype=torch.long)
-    branch_of = torch.zeros(shape, dtype=torch.long)
+    # NumPy takes a slice from a list several times faster than torch
+    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+    group_of = np.full(shape, -1, dtype=np.int64)
+    branch_of = np.zeros(shape, dtype=np.int64)
     sequences, row_of, columns, lengths = [], [], [], []
     for r, row in enumerate(rows):
         at = 0
         for g, group in enumerate(row):
             shared = len(group.prompt) - 1
-            input_ids[r, at : at + shared] = torch.tensor(group.prompt[:-1], dtype=torch.long)
-            position_ids[r, at : at + shared] = torch.arange(shared)
+            input_ids[r, at : at + shared] = group.prompt[:-1]
+            position_ids[r, at : at + shared] = range(shared)
             group_of[r, at : at + group.width] = g
             at += shared
             for number, branch in enumerate(group.branches, start=1):
                 run = [*prompts[branch[-1]], *completions[branch[-1]]][shared:-1]
                 stop = at + len(run)
-                input_ids[r, at:stop] = torch.tensor(run, dtype=torch.long)
-                position_ids[r, at:stop] = torch.arange(shared, shared + len(run))
+                input_ids[r, at:stop] = run
+                position_ids[r, at:stop] = range(shared, shared + len(run))
                 branch_of[r, at:stop] = number
                 for index in branch:
                     column = at + len(prompts[index]) - 1 - shared
                     completion = completions[index]
-                    labels[r, column : column + len(completion)] = torch.tensor(completion, dtype=torch.long)
+                    labels[r, column : column + len(completion)] = completion
                     sequences.append(index)
                     row_of.append(r)
                     columns.append(column)
                     lengths.append(len(completion))
                 at = stop
+    groups, branches = torch.from_numpy(group_of), torch.from_numpy(branch_of)
+    positions = torch.from_numpy(position_ids)
     attention_mask: Tensor | None
     if padded:
-        attention_mask = (group_of >= 0).long()
+        attention_mask = (groups >= 0).long()
     elif _alone(rows):
         # Its positions go on, since transformers takes a jump for a new sequence.
-        position_ids = torch.arange(width).repeat(len(rows), 1)
+        positions = torch.arange(width).repeat(len(rows), 1)
         attention_mask = None
     else:
-        same_group = group_of.unsqueeze(2) == group_of.unsqueeze(1)
-        visible = (branch_of.unsqueeze(1) == 0) | (branch_of.unsqueeze(2) == branch_of.unsqueeze(1))
+        same_group = groups.unsqueeze(2) == groups.unsqueeze(1)
+        visible = (branches.unsqueeze(1) == 0) | (branches.unsqueeze(2) == branches.unsqueeze(1))
         causal = torch.ones(width, width, dtype=torch.bool).tril()
         # Padding forms a group of its own (-1), so that no row of the mask is empty: softmax over nothing is NaN.
         attention_mask = (same_group & visible & causal).unsqueeze(1)
     return PackedBatch(
-        input_ids,
-        position_ids,
+        torch.from_numpy(input_ids),
+        positions,
         attention_mask,
-        labels,
+        torch.from_numpy(labels),
         tuple(sequences),
         tuple(row_of),
         tuple(columns),
