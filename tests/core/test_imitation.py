@@ -70,6 +70,21 @@ def test_gsil_rests_where_the_ratio_is_that_of_the_densities(name):
     assert abs(elsewhere.grad) > 1e-3
 
 
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+def test_spin_rests_where_the_density_ratio_is_raised_to_one_over_beta(beta):
+    """Over all pairs of the same demonstrations and samples: beta (u_A - u_B) = log 3 - log 1/3."""
+    a = torch.tensor(math.log(9) / beta, dtype=torch.float64, requires_grad=True)
+    b = torch.zeros((), dtype=torch.float64)
+    demonstrations, own = [a, a, a, b], [a, b, b, b]
+    pairs = [(u, v) for u in demonstrations for v in own]
+    spin_loss(*(torch.stack(side) for side in zip(*pairs, strict=True)), beta)[0].backward()
+    assert abs(a.grad) < 1e-12
+    a = (a.detach() - 1 / beta).requires_grad_()
+    pairs = [(u, v) for u in [a, a, a, b] for v in [a, b, b, b]]
+    spin_loss(*(torch.stack(side) for side in zip(*pairs, strict=True)), beta)[0].backward()
+    assert a.grad < -1e-3
+
+
 def test_the_hinge_rests_at_the_likelier_side():
     a = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     for value, sign in ((0.9, -1), (1.1, 1)):  # 3 (1 - f) + (1 + f) below 1, (1 + f) above
