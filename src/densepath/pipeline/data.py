@@ -22,6 +22,7 @@ from densepath.data import (
 )
 from densepath.data.constraints import constrained_rows
 from densepath.data.formats import Needs
+from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.data.rows import DataFormat, detect_format
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
@@ -32,6 +33,9 @@ from densepath.pipeline.run_folder import RunFolder
 Rows = list[dict[str, Any]]
 GENERATED_ROWS = 960
 """Training rows that text_tasks generates when `max_train_samples` is None."""
+REGIME = "regime"
+REGIME_ROWS = 4000
+"""Demonstrations of a regime when `max_train_samples` is None."""
 
 
 def load_rows(
@@ -133,6 +137,8 @@ def _origin(arguments: RunArguments, name: str) -> tuple[str, str]:
 
 
 def _splits(arguments: RunArguments) -> dict[str, Rows]:
+    if (regime := regime_of(arguments.dataset_name)) is not None:
+        return _regime_splits(regime, arguments)
     held_out = {"validation": arguments.num_validation_samples, "test": arguments.num_test_samples}
     generated = arguments.dataset_name == TEXT_TASKS
     train_rows = arguments.max_train_samples or (GENERATED_ROWS if generated else None)
@@ -173,6 +179,30 @@ def _splits(arguments: RunArguments) -> dict[str, Rows]:
             arguments.rl_prompts, arguments.dataset_train_split, "prompts", limit=None, seed=arguments.seed
         )
     return splits
+
+
+def regime_of(dataset_name: str) -> Regime | None:
+    """The regime that `regime:NAME` names; None for any other data set.
+
+    Raises:
+        ConfigError: no regime of that name.
+    """
+    prefix, colon, name = dataset_name.partition(":")
+    if prefix != REGIME or not colon:
+        return None
+    names = [regime.value for regime in Regime]
+    if name not in names:
+        raise ConfigError(f"dataset_name={dataset_name}: choose {', '.join(f'{REGIME}:{each}' for each in names)}")
+    return Regime(name)
+
+
+def _regime_splits(regime: Regime, arguments: RunArguments) -> dict[str, Rows]:
+    """Demonstrations of a regime; the same held-out prompts for every seed."""
+    mixture = SFT[regime]
+    train = regime_rows(mixture, arguments.max_train_samples or REGIME_ROWS, seed=arguments.seed)
+    validation = arguments.num_validation_samples
+    held_out = regime_rows(mixture, validation + arguments.num_test_samples, seed=0, held_out=True)
+    return {"train": train, "validation": held_out[:validation], "test": held_out[validation:]}
 
 
 def _cut(parts: dict[str, Rows], counts: dict[str, int]) -> dict[str, Rows]:

@@ -13,8 +13,8 @@ REWARDS = ("baseline_relative", "logprob", "inverse_bellman")
 
 def option(default: Any, text: str) -> Any:
     """A dataclass field with a help text; mutable defaults are copied."""
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": text})
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata={"help": text})
     return field(default=default, metadata={"help": text})
 
 

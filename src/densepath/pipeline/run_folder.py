@@ -106,7 +106,7 @@ class RunFolder:
 
     def _has_work(self) -> bool:
         """Whether something was trained: if not, a mistake in the configuration can still be corrected."""
-        trained = (self.path / "model").exists() or self.is_done("sft")
+        trained = (self.path / "model").exists() or self.is_done("sft") or self.is_done("train")
         return trained or any(self.path.glob("checkpoint-*")) or any(self.path.glob("*/checkpoint-*"))
 
     def is_done(self, stage: str) -> bool:

@@ -211,7 +211,7 @@ def train_dpr(
         arguments, others: the recipe and its `dpr_*` keys.
         console, title: of the progress.
         context: of the model, in tokens.
-        reference: a fraction, `ema` or a path.
+        reference: a fraction, `ema` or a path; several fractions with commas between them are averaged.
         beta: coefficient of the KL.
 
     Returns:
@@ -225,7 +225,10 @@ def train_dpr(
     policy = load_trainable(arguments, source / "sft/model")
     trainer = DPRTrainer(
         model=policy,
-        ref_model=frozen_reference(policy, reference_path(source, arguments, reference), arguments),
+        ref_model=[
+            frozen_reference(policy, reference_path(source, arguments, name), arguments, f"ref_{index}")
+            for index, name in enumerate(reference_names(reference))
+        ],
         args=config,
         train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
         eval_dataset=None if config.eval_strategy == "no" else demonstration_pairs(held_out, tokenizer, context),
@@ -239,6 +242,19 @@ def train_dpr(
         "completions": trainer.state.global_step * trainer.args.generation_batch_size,
         "steps": trainer.state.global_step,
     }
+
+
+def reference_names(reference: str) -> list[str]:
+    """The references that `reference` names.
+
+    >>> reference_names("0.25,0.5"), reference_names("models/a,b")
+    (['0.25', '0.5'], ['models/a,b'])
+    """
+    names = [name.strip() for name in reference.split(",")]
+    try:
+        return [name if name == EMA_NAME else reference_name(float(name)) for name in names]
+    except ValueError:
+        return [reference]
 
 
 def frozen_reference(policy: Any, path: str, arguments: ModelArguments, name: str = "ref") -> FrozenPolicy | Any:

@@ -1,0 +1,29 @@
+"""`densepath experiment`: methods x seeds x settings from one recipe, and one table with every control."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from densepath.cli.arguments import parse
+from densepath.experiments.recipe import ExperimentArguments
+
+DESCRIPTION = (
+    "Does it get better, against every control? Runs methods x seeds x settings from a recipe, several at once, "
+    "chooses on validation, and compares on the test prompts with intervals over seeds. "
+    "Called again on the same output_dir it goes on where it stopped."
+)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Parse, then run the grid."""
+    arguments, others = parse(
+        ExperimentArguments,
+        argv,
+        prog="densepath experiment",
+        description=DESCRIPTION,
+        passthrough={"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"},
+    )
+    from densepath.experiments.run import run_experiment
+
+    run_experiment(arguments, others)
+    return 0

@@ -1,0 +1,166 @@
+"""`densepath experiment`: methods x seeds x settings from one recipe to one table."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+import yaml
+from rich.console import Console
+
+from densepath import __version__
+from densepath.errors import ConfigError, DensepathError
+from densepath.evals.verifiers import get_verifier
+from densepath.experiments.grid import Grid
+from densepath.experiments.records import MethodInfo
+from densepath.experiments.recipe import ExperimentArguments, Setting, read_recipe
+from densepath.experiments.regimes import STEPS
+from densepath.experiments.results import assemble, write_results
+from densepath.experiments.scheduler import Finished, run_tasks
+from densepath.io import write_text_atomic
+from densepath.pipeline.data import regime_of
+from densepath.pipeline.environment import environment
+from densepath.pipeline.plan import plan_recipe
+from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.run import check_configuration, quiet_libraries
+from densepath.pipeline.run_folder import resolved
+from densepath.report.experiment import experiment_table
+
+GIB = 2**30
+REGIME_MEMORY = 1.5 * GIB
+"""What a process needs with a digit regime's model: nearly all of it is the libraries."""
+
+
+class IncompleteError(DensepathError):
+    """Some cells failed; the table was made from the others."""
+
+
+def run_experiment(
+    arguments: ExperimentArguments,
+    others: dict[str, Any],
+    console: Console | None = None,
+    *,
+    pretraining_steps: int = STEPS,
+) -> Path:
+    """Run every cell that is not done, choose on validation, and write the table; returns the report's path.
+
+    Args:
+        arguments: the recipe.
+        others: `sft_*` and `dpr_*` keys that hold for all cells.
+        console: where progress goes; standard output if None.
+        pretraining_steps: of the digit regimes' model before SFT.
+
+    Raises:
+        DensepathError: a recipe that cannot be run, before anything is trained.
+        IncompleteError: cells failed; the message names them, their folders hold a log, and the others are reported.
+    """
+    console = console if console is not None else Console()
+    quiet_libraries()
+    settings = read_recipe(arguments, others)
+    for setting in settings:
+        _check(setting)
+    grid = Grid(Path(arguments.output_dir), settings, arguments, pretraining_steps)
+    grid.folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(
+        grid.folder / "experiment.yaml", yaml.safe_dump(resolved(arguments, others), sort_keys=False, allow_unicode=True)
+    )
+    num_workers, threads = processes(arguments, settings)
+    training = grid.training_tasks()
+    tuned = sum(len(plan.variants) > 1 for s in settings for plan in s.methods.values()) * len(arguments.seeds)
+    console.print(
+        f"{len(settings)} settings, {len(arguments.seeds)} seeds, {sum(1 for _ in grid.cells())} cells; "
+        f"{num_workers} at once with {threads} threads each",
+        highlight=False,
+    )
+    started = time.time()
+    with StageProgress(console, "experiment", len(training) + tuned, "task") as progress:
+
+        def finished(result: Finished) -> None:
+            name = "/".join(map(str, result.key)) if isinstance(result.key, tuple) else str(result.key)
+            if result.error is not None:
+                console.print(f"{name}: failed: {result.error}", style="yellow", highlight=False, soft_wrap=True)
+                if result.details is not None:
+                    write_text_atomic(grid.folder / "failures" / f"{name.replace('/', '_')}.txt", result.details)
+            progress.advance(note=f"{name}: {result.seconds:.0f} s")
+
+        ended = run_tasks(training, num_workers=num_workers, threads=threads, on_finished=finished)
+        ended |= run_tasks(grid.test_tasks(), num_workers=num_workers, threads=threads, on_finished=finished)
+    info = {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": f"densepath experiment --config RECIPE  (densepath {__version__}{_commit()})",
+        "seconds": round(time.time() - started, 1),
+        "seeds": arguments.seeds,
+        "versions": environment(),
+        "sweeps": grid.sweeps(),
+    }
+    methods = [MethodInfo(p.name, p.label, p.control) for p in settings[0].methods.values()]
+    record = assemble(
+        grid.results(), methods, [s.name for s in settings], metric=str(settings[0].arguments.verifier), info=info
+    )
+    paths = write_results(grid.folder, record)
+    console.print(experiment_table(record))
+    console.print(f"report: {paths.html.resolve()}", highlight=False, soft_wrap=True)
+    failed = ["/".join(map(str, key)) for key, result in ended.items() if result.error and isinstance(key, tuple)]
+    if failed:
+        raise IncompleteError(
+            f"{len(failed)} of {len(ended)} tasks failed ({', '.join(failed[:3])}{', ...' if len(failed) > 3 else ''}): "
+            f"see log.txt in their folders and {grid.folder / 'failures'}; the same command runs them again"
+        )
+    return paths.html
+
+
+def processes(arguments: ExperimentArguments, settings: list[Setting]) -> tuple[int, int]:
+    """How many cells run at once, and the threads of each: what cores, memory and the one GPU allow."""
+    cores = len(os.sched_getaffinity(0))
+    if arguments.num_workers is not None:
+        workers = arguments.num_workers
+    elif torch.accelerator.is_available():
+        workers = 1
+    else:
+        peak = max(_memory(setting) for setting in settings)
+        workers = max(1, min(cores, int(psutil.virtual_memory().available / peak)))
+    return workers, arguments.num_threads or max(1, cores // workers)
+
+
+def _memory(setting: Setting) -> float:
+    """Bytes that one process needs."""
+    if regime_of(setting.arguments.dataset_name) is not None:
+        return REGIME_MEMORY
+    return plan_recipe(setting.arguments, setting.others).peak.peak.total
+
+
+def _check(setting: Setting) -> None:
+    """Refuse before the first cell what one would refuse after an hour."""
+    if setting.arguments.verifier is None:
+        raise ConfigError(
+            f"settings.{setting.name}: an experiment needs a verifier, which says what is better; give exact_match, "
+            "final_number or package.module:function"
+        )
+    get_verifier(setting.arguments.verifier)
+    for plan in setting.methods.values():
+        for variant in plan.variants:
+            try:
+                check_configuration(variant.arguments, variant.others)
+            except ConfigError as error:
+                raise ConfigError(f"settings.{setting.name}, methods.{plan.name}: {error}") from None
+
+
+def _commit() -> str:
+    """`, commit abc1234` where densepath runs from a repository."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f", commit {found}"

@@ -1,0 +1,143 @@
+"""Tasks that wait for one another, run in several processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+import traceback
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from densepath.errors import DensepathError, StorageError
+
+
+@dataclass(frozen=True)
+class Task:
+    """Something to run.
+
+    Attributes:
+        function: importable by name, since another process calls it.
+        arguments: what it is called with; they are pickled between the processes of one program only.
+        needs: keys of tasks that must have succeeded.
+    """
+
+    function: Callable[..., None]
+    arguments: tuple[Any, ...]
+    needs: tuple[Hashable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a task ended.
+
+    Attributes:
+        key: of the task.
+        seconds: that it took.
+        error: one line, or None if it succeeded.
+        details: traceback of a failure that is not a user's mistake.
+    """
+
+    key: Hashable
+    seconds: float
+    error: str | None = None
+    details: str | None = None
+
+
+def run_tasks(
+    tasks: Mapping[Hashable, Task], *, num_workers: int, threads: int, on_finished: Callable[[Finished], None]
+) -> dict[Hashable, Finished]:
+    """Run every task after those that it needs; what needs a failed one is not run, and is reported as failed too.
+
+    Args:
+        tasks: key -> task, in the order in which they are to begin where the needs allow it.
+        num_workers: processes; 1 runs them in this one.
+        threads: of each process.
+        on_finished: called in this process whenever a task has ended.
+
+    Returns:
+        key -> how it ended.
+
+    Raises:
+        StorageError: a process died, as when the memory is used up.
+    """
+    done: dict[Hashable, Finished] = {}
+    waiting = dict(tasks)
+
+    def finish(result: Finished) -> None:
+        done[result.key] = result
+        on_finished(result)
+
+    def ready() -> list[Hashable]:
+        found = []
+        for key, task in list(waiting.items()):
+            failed = [need for need in task.needs if need in done and done[need].error is not None]
+            if failed:
+                del waiting[key]
+                finish(Finished(key, 0.0, f"not run, since {_name(failed[0])} failed"))
+            elif all(need in done for need in task.needs):
+                del waiting[key]
+                found.append(key)
+        return found
+
+    if num_workers == 1:
+        while waiting:
+            for key in ready():
+                finish(_run(key, tasks[key].function, tasks[key].arguments))
+        return done
+    pool = ProcessPoolExecutor(
+        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)
+    )
+    running: set[Future[Finished]] = set()
+    try:
+        while waiting or running:
+            running |= {pool.submit(_run, key, tasks[key].function, tasks[key].arguments) for key in ready()}
+            if not running:
+                continue
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in ended:
+                finish(future.result())
+    except BrokenProcessPool:
+        raise StorageError(
+            "a process of the experiment was killed, perhaps for want of memory: lower num_workers or the batch "
+            "sizes; the same command goes on where it stopped"
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((pool._processes or {}).values()):
+            process.terminate()
+    return done
+
+
+def _start(threads: int) -> None:
+    """A worker: quiet, and with its share of the cores."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    from densepath.pipeline.run import quiet_libraries
+
+    torch.set_num_threads(threads)
+    quiet_libraries()
+
+
+def _run(key: Hashable, function: Callable[..., None], arguments: tuple[Any, ...]) -> Finished:
+    import gc
+
+    started = time.time()
+    error = details = None
+    try:
+        function(*arguments)
+    except DensepathError as found:
+        error = " ".join(str(found).split())
+    except Exception as found:  # one cell's failure must not end the grid
+        error = f"{type(found).__name__}: {' '.join(str(found).split())}"
+        details = traceback.format_exc()
+    gc.collect()  # trainers are reference cycles around a model and its optimizer
+    return Finished(key, time.time() - started, error, details)
+
+
+def _name(key: Hashable) -> str:
+    return "/".join(map(str, key)) if isinstance(key, tuple) else str(key)
