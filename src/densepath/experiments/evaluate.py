@@ -142,5 +142,11 @@ def read_results(
     return found
 
 
+def read_values(folder: Path, split: str, temperature: float) -> list[float] | None:
+    """The verdicts of a cell's completions, or None where they are not there."""
+    path = _path(folder, split, temperature)
+    return [float(value) for value in read_json(path)["values"]] if path.exists() else None
+
+
 def _path(folder: Path, split: str, temperature: float) -> Path:
     return folder / f"eval/{split}-{temperature:g}.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.data.regimes import Regime
-from densepath.experiments.evaluate import read_results
+from densepath.experiments.evaluate import read_results, read_values
 from densepath.experiments.records import BUDGET, CellResult
 from densepath.experiments.recipe import ExperimentArguments, MethodPlan, Setting, Variant
 from densepath.experiments.regimes import STEPS, before_sft_path
@@ -147,14 +147,10 @@ class Grid:
 
     def validation_means(self, setting: Setting, variant: Variant) -> list[float]:
         """Means over the validation prompts at the first temperature, one for each seed that has finished."""
-        first = variant.arguments.eval_temperatures[:1]
-        found = []
-        for seed in self.arguments.seeds:
-            folder = self.cell(setting, seed, variant)
-            names = {"setting": setting.name, "method": variant.name, "seed": seed}
-            for result in read_results(folder, "validation", first, budget={}, **names):
-                found.append(statistics.mean(result.values))
-        return found
+        first = variant.arguments.eval_temperatures[0]
+        folders = (self.cell(setting, seed, variant) for seed in self.arguments.seeds)
+        found = [read_values(folder, "validation", first) for folder in folders]
+        return [statistics.mean(values) for values in found if values is not None]
 
     def chosen(self, setting: Setting, plan: MethodPlan) -> Variant | None:
         """The variant with the best validation mean over all seeds; None while one has no result."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from densepath.experiments.cell import Cell
+from densepath.experiments.imitation import dft, extrapolate, gsil, spin
 from densepath.pipeline.selection import chosen
 from densepath.pipeline.training import train_continued_sft, train_dpr
 
@@ -59,5 +60,11 @@ def continued_sft(cell: Cell, like: Mapping[str, Any] | None = None) -> Outcome:
     return {"samples": 0, **outcome}
 
 
-TRAINED: Mapping[str, Callable[[Cell], Outcome | None]] = {"dpr": dpr}
+TRAINED: Mapping[str, Callable[[Cell], Outcome | None]] = {
+    "dpr": dpr,
+    "dft": dft,
+    "spin": spin,
+    "gsil": gsil,
+    "extrapolation": extrapolate,
+}
 """Methods that train, but for `continued_sft`, which may need another cell's outcome."""
