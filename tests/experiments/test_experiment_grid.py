@@ -1,0 +1,195 @@
+"""A whole experiment on tiny models: cells, choices on validation, the table, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+
+import pytest
+from rich.console import Console
+
+from densepath.cli.main import main
+from densepath.data.regimes import SFT, Regime, regime_rows
+from densepath.errors import DensepathError
+from densepath.experiments.recipe import ExperimentArguments
+from densepath.experiments.run import run_experiment
+
+SMALL = {
+    "verifier": "exact_match",
+    "num_workers": 1,
+    "num_validation_samples": 6,
+    "num_test_samples": 10,
+    "max_completion_length": 8,
+    "max_train_samples": 64,
+    "eval_temperatures": [1.0, 0.0],
+    "sft_max_steps": 4,
+    "sft_per_device_train_batch_size": 8,
+    "reference_fractions": [0.0, 0.5],
+    "dpr_max_steps": 1,
+    "dpr_per_device_train_batch_size": 8,
+    "reference": "0",
+    "beta": "1",
+    "save_steps": 2,
+}
+METHODS = {
+    "sft": {},
+    "nothing": {"method": "extrapolation", "alpha": 0.0, "label": "secretly SFT"},
+    "continued_sft": {"tune": {"continued_sft_learning_rate": [1e-3, 1e-2]}},
+    "contrastive": {},
+    "dpr": {},
+    "continued_flops": {"method": "continued_sft", "budget": "flops"},
+}
+
+
+def experiment(folder, **changes):
+    given = {
+        **SMALL,
+        "output_dir": str(folder),
+        "seeds": [0, 1],
+        "settings": {"novel": {"dataset_name": "regime:novel"}},
+        "methods": METHODS,
+        **changes,
+    }
+    console = Console(file=io.StringIO(), width=200)
+    try:
+        run_experiment(ExperimentArguments(**given), {}, console, pretraining_steps=3)
+    finally:
+        experiment.printed = console.file.getvalue()
+    return json.loads((folder / "results.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("experiment") / "grid"
+    return folder, experiment(folder)
+
+
+def cells(folder, seed=0):
+    return folder / "novel" / f"seed-{seed}" / "cells"
+
+
+def test_every_method_and_seed_is_in_the_table(finished):
+    folder, record = finished
+    (setting,) = record["settings"]
+    shown = {(row["method"], row["decoding"]) for row in setting["rows"]}
+    assert shown == {(name, decoding) for name in METHODS for decoding in ("temperature 1", "greedy")}
+    assert setting["seeds"] == [0, 1]
+    assert (folder / "results.csv").exists()
+    assert "secretly SFT" in (folder / "report.html").read_text()
+
+
+def test_a_method_that_is_secretly_the_sft_model_is_a_tie(finished):
+    _, record = finished
+    found = [one for one in record["settings"][0]["comparisons"] if one["method"] == "nothing"]
+    assert {one["against"] for one in found} >= {"sft"}
+    for one in found:
+        if one["against"] == "sft":
+            assert one["verdict"] == "tie"
+            assert one["difference"]["mean"] == 0
+            assert one["p"] == 1
+
+
+def test_only_the_variant_that_validation_chose_meets_the_test_prompts(finished):
+    folder, record = finished
+    (setting,) = {sweep["setting"] for sweep in record["info"]["sweeps"]}
+    chosen = [sweep for sweep in record["info"]["sweeps"] if sweep["chosen"]]
+    assert setting == "novel" and len(record["info"]["sweeps"]) == 2 and len(chosen) == 1
+    assert chosen[0]["mean"] == max(sweep["mean"] for sweep in record["info"]["sweeps"])
+    for seed in (0, 1):
+        for variant in cells(folder, seed).glob("continued_sft,*"):
+            tested = sorted(path.name for path in variant.glob("eval/test-*"))
+            expected = ["test-0.json", "test-1.json"] if variant.name.endswith(chosen[0]["variant"]) else []
+            assert tested == expected
+
+
+def test_budgets_are_accounted_for(finished):
+    folder, _ = finished
+    outcome = {path.name: json.loads((path / "stages/train.json").read_text()) for path in cells(folder).iterdir()}
+    assert outcome["dpr"]["samples"] == 8 and outcome["dpr"]["flops"] > 0
+    assert outcome["sft"]["flops"] == outcome["sft"]["samples"] == 0
+    for name in outcome:
+        if name.startswith("continued_sft,"):  # as many demonstrations as DPR sampled completions
+            assert outcome[name]["demonstrations"] == 8 and outcome[name]["steps"] == 1
+    sft = json.loads((folder / "novel/seed-0/stages/sft.json").read_text())
+    wanted = outcome["dpr"]["flops"] / (sft["flops"] / sft["steps"])
+    assert outcome["continued_flops"]["steps"] == max(1, round(wanted))
+
+
+def test_the_seeds_share_held_out_prompts_and_no_prompt_is_in_two_splits(finished):
+    folder, _ = finished
+    rows = {
+        (seed, split): [json.loads(line)["prompt"] for line in path.read_text().splitlines()]
+        for seed in (0, 1)
+        for split in ("train", "validation", "test")
+        for path in [folder / f"novel/seed-{seed}/data/{split}.jsonl"]
+    }
+    assert rows[0, "test"] == rows[1, "test"] and rows[0, "train"] != rows[1, "train"]
+    assert not {*rows[0, "train"], *rows[1, "train"]} & {*rows[0, "test"], *rows[0, "validation"]}
+    assert not {*rows[0, "test"]} & {*rows[0, "validation"]}
+
+
+def test_the_same_command_does_nothing_twice_and_finishes_what_is_missing(finished, tmp_path):
+    folder, record = finished
+    copy = tmp_path / "grid"
+    shutil.copytree(folder, copy)
+    shutil.rmtree(cells(copy) / "dpr")
+    (cells(copy) / "contrastive/eval/test-0.json").unlink()
+    kept = {path: path.stat().st_mtime_ns for path in copy.rglob("eval/*.json")}
+    model = (copy / "novel/seed-0/sft/model/model.safetensors").stat().st_mtime_ns
+    # The folder has moved, and a folder of models is named in its configurations.
+    for path in copy.rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(folder), str(copy)))
+    again = experiment(copy)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert (copy / "novel/seed-0/sft/model/model.safetensors").stat().st_mtime_ns == model
+    for before, after in zip(record["settings"][0]["rows"], again["settings"][0]["rows"], strict=True):
+        assert (before["method"], before["value"]) == (after["method"], after["value"])
+
+
+def test_a_cell_of_another_recipe_is_not_mixed_in(finished, tmp_path):
+    copy = tmp_path / "grid"
+    shutil.copytree(finished[0], copy)
+    for path in copy.rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    with pytest.raises(DensepathError, match="tasks failed"):
+        experiment(copy, dpr_max_steps=2)
+    assert "dpr_max_steps: 1 -> 2" in experiment.printed
+
+
+def test_a_test_prompt_among_the_demonstrations_is_refused(tmp_path):
+    train = regime_rows(SFT[Regime.HABIT], 40, seed=0)
+    held_out = regime_rows(SFT[Regime.HABIT], 30, seed=0, held_out=True)
+    train[17] = {**held_out[25], "prompt": held_out[25]["prompt"].replace(" ", "  ")}  # spaces do not hide it
+    for name, rows in (("train", train), ("held_out", held_out)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    from densepath.experiments.regimes import before_sft
+
+    model = before_sft(tmp_path / "models", Regime.SCRATCH, 0, Console(file=io.StringIO()))
+    settings = {
+        "leak": {
+            "dataset_name": str(tmp_path / "train.jsonl"),
+            "eval_dataset_name": str(tmp_path / "held_out.jsonl"),
+            "dataset_test_split": "train",
+            "model_name_or_path": str(model),
+        }
+    }
+    with pytest.raises(DensepathError, match="tasks failed"):
+        experiment(tmp_path / "grid", settings=settings, seeds=[0])
+    assert "have the same prompt" in experiment.printed
+    assert not list((tmp_path / "grid").rglob("eval/*.json"))
+    assert not (tmp_path / "grid/leak/seed-0/sft").exists()
+
+
+def test_the_command_says_what_is_missing(tmp_path, capsys):
+    assert main(["experiment", "--output_dir", str(tmp_path / "x")]) == 2
+    assert "settings is empty" in capsys.readouterr().err
+    assert main(["experiment", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_an_experiment_without_a_verifier_is_refused(tmp_path):
+    with pytest.raises(DensepathError, match="settings.novel: an experiment needs a verifier"):
+        experiment(tmp_path / "grid", verifier=None)
+
+

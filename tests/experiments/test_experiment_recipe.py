@@ -1,0 +1,89 @@
+"""The recipe of an experiment: which cells it asks for, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from densepath.cli.arguments import parse
+from densepath.errors import ConfigError
+from densepath.experiments.recipe import ExperimentArguments, read_recipe
+
+RECIPE = {
+    "settings": {"habit": {"dataset_name": "regime:habit"}, "novel": {"dataset_name": "regime:novel", "beta": 2}},
+    "verifier": "exact_match",
+    "dpr_max_steps": 7,
+    "sft_warmup_steps": 3,
+    "methods": {
+        "sft": {},
+        "dpr": {"reference": 0, "dpr_gamma": 0.9},
+        "sequence": {"method": "dpr", "control": True, "dpr_reward_level": "sequence", "settings": ["habit"]},
+        "continued_sft": {"tune": {"continued_sft_learning_rate": [1e-4, 1e-3], "sft_per_device_train_batch_size": [8]}},
+    },
+}
+
+
+def read(tmp_path, changes=None, words=()):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**RECIPE, **(changes or {})}))
+    arguments, others = parse(
+        ExperimentArguments,
+        ["--config", str(path), *words],
+        prog="densepath experiment",
+        description="",
+        passthrough={"sft_": "", "dpr_": ""},
+    )
+    return {setting.name: setting for setting in read_recipe(arguments, others)}
+
+
+def test_keys_of_the_recipe_the_setting_and_the_method_win_in_that_order(tmp_path):
+    settings = read(tmp_path)
+    habit, novel = settings["habit"].methods, settings["novel"].methods
+    assert habit["dpr"].variants[0].arguments.beta == "auto"
+    assert novel["dpr"].variants[0].arguments.beta == "2"
+    assert habit["dpr"].variants[0].arguments.dpr_max_steps == 7
+    assert habit["dpr"].variants[0].others == {"sft_warmup_steps": 3, "dpr_gamma": 0.9}
+    assert settings["habit"].others == {"sft_warmup_steps": 3}
+
+
+def test_the_command_line_overrides_what_all_cells_share(tmp_path):
+    settings = read(tmp_path, words=["--dpr_max_steps", "2", "--seeds", "5", "--dpr_gamma", "0.5"])
+    (variant,) = settings["habit"].methods["sft"].variants
+    assert variant.arguments.dpr_max_steps == 2
+    assert variant.others["dpr_gamma"] == 0.5
+    assert settings["habit"].methods["dpr"].variants[0].others["dpr_gamma"] == 0.9  # the method's own key stays
+
+
+def test_tuned_values_become_variants_and_a_method_can_be_left_out_of_a_setting(tmp_path):
+    settings = read(tmp_path)
+    names = [variant.name for variant in settings["habit"].methods["continued_sft"].variants]
+    assert names == [
+        "continued_sft,continued_sft_learning_rate=0.0001,sft_per_device_train_batch_size=8",
+        "continued_sft,continued_sft_learning_rate=0.001,sft_per_device_train_batch_size=8",
+    ]
+    assert "sequence" in settings["habit"].methods
+    assert "sequence" not in settings["novel"].methods
+    assert settings["habit"].methods["sequence"].control
+    assert not settings["habit"].methods["dpr"].control
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": {"dpr": {}}}, "add `sft: {}`"),
+        ({"methods": {"sft": {}, "dpo": {}}}, "methods.dpo: no method 'dpo'; did you mean dpr"),
+        ({"methods": {"sft": {}, "dpr": {"bta": 1}}}, "methods.dpr: unknown key 'bta'; did you mean beta"),
+        ({"methods": {"sft": {}, "dpr": {"beta": -1}}}, "methods.dpr: beta=-1"),
+        ({"methods": {"sft": {}, "dpr": [1]}}, "methods.dpr: expected `key: value` lines"),
+        ({"methods": {"sft": {}, "dpr": {"settings": ["habits"]}}}, "methods.dpr.settings"),
+        ({"methods": {"sft": {}, "a/b": {"method": "dpr"}}}, "becomes a folder"),
+        ({"methods": {"sft": {}, "continued_sft": {"budget": "flops"}}}, "budget_of=dpr must name a trained method"),
+        ({"settings": {}}, "settings is empty"),
+        ({"settings": {"habit": {"dataset": "x"}}}, "settings.habit: unknown key 'dataset'; did you mean"),
+        ({"seeds": [1, 1]}, "give each seed once"),
+        ({"num_workers": 0}, "num_workers=0"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_with_its_place(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        read(tmp_path, changes)
