@@ -53,3 +53,7 @@ class NumericalError(DensepathError, ArithmeticError):
 
 class StorageError(DensepathError, OSError):
     """Writing failed (disk full, no permission); what was already written is intact."""
+
+
+class ExperimentError(DensepathError):
+    """Cells of an experiment failed; the others are whole and reported."""

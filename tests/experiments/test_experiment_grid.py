@@ -76,7 +76,7 @@ def test_every_method_and_seed_is_in_the_table(finished):
     assert shown == {(name, decoding) for name in METHODS for decoding in ("temperature 1", "greedy")}
     assert setting["seeds"] == [0, 1]
     assert (folder / "results.csv").exists()
-    assert "secretly SFT" in (folder / "report.html").read_text()
+    assert "secretly SFT" in (folder / "results.html").read_text()
 
 
 def test_a_method_that_is_secretly_the_sft_model_is_a_tie(finished):
@@ -94,7 +94,9 @@ def test_only_the_variant_that_validation_chose_meets_the_test_prompts(finished)
     folder, record = finished
     (setting,) = {sweep["setting"] for sweep in record["info"]["sweeps"]}
     chosen = [sweep for sweep in record["info"]["sweeps"] if sweep["chosen"]]
-    assert setting == "novel" and len(record["info"]["sweeps"]) == 2 and len(chosen) == 1
+    assert setting == "novel"
+    assert len(record["info"]["sweeps"]) == 2
+    assert len(chosen) == 1
     assert chosen[0]["mean"] == max(sweep["mean"] for sweep in record["info"]["sweeps"])
     for seed in (0, 1):
         for variant in cells(folder, seed).glob("continued_sft,*"):
@@ -106,11 +108,13 @@ def test_only_the_variant_that_validation_chose_meets_the_test_prompts(finished)
 def test_budgets_are_accounted_for(finished):
     folder, _ = finished
     outcome = {path.name: json.loads((path / "stages/train.json").read_text()) for path in cells(folder).iterdir()}
-    assert outcome["dpr"]["samples"] == 8 and outcome["dpr"]["flops"] > 0
+    assert outcome["dpr"]["samples"] == 8
+    assert outcome["dpr"]["flops"] > 0
     assert outcome["sft"]["flops"] == outcome["sft"]["samples"] == 0
     for name in outcome:
         if name.startswith("continued_sft,"):  # as many demonstrations as DPR sampled completions
-            assert outcome[name]["demonstrations"] == 8 and outcome[name]["steps"] == 1
+            assert outcome[name]["demonstrations"] == 8
+            assert outcome[name]["steps"] == 1
     sft = json.loads((folder / "novel/seed-0/stages/sft.json").read_text())
     wanted = outcome["dpr"]["flops"] / (sft["flops"] / sft["steps"])
     assert outcome["continued_flops"]["steps"] == max(1, round(wanted))
@@ -124,7 +128,8 @@ def test_the_seeds_share_held_out_prompts_and_no_prompt_is_in_two_splits(finishe
         for split in ("train", "validation", "test")
         for path in [folder / f"novel/seed-{seed}/data/{split}.jsonl"]
     }
-    assert rows[0, "test"] == rows[1, "test"] and rows[0, "train"] != rows[1, "train"]
+    assert rows[0, "test"] == rows[1, "test"]
+    assert rows[0, "train"] != rows[1, "train"]
     assert not {*rows[0, "train"], *rows[1, "train"]} & {*rows[0, "test"], *rows[0, "validation"]}
     assert not {*rows[0, "test"]} & {*rows[0, "validation"]}
 
@@ -189,7 +194,5 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
 
 
 def test_an_experiment_without_a_verifier_is_refused(tmp_path):
-    with pytest.raises(DensepathError, match="settings.novel: an experiment needs a verifier"):
+    with pytest.raises(DensepathError, match=r"settings\.novel: an experiment needs a verifier"):
         experiment(tmp_path / "grid", verifier=None)
-
-

@@ -18,7 +18,9 @@ RECIPE = {
         "sft": {},
         "dpr": {"reference": 0, "dpr_gamma": 0.9},
         "sequence": {"method": "dpr", "control": True, "dpr_reward_level": "sequence", "settings": ["habit"]},
-        "continued_sft": {"tune": {"continued_sft_learning_rate": [1e-4, 1e-3], "sft_per_device_train_batch_size": [8]}},
+        "continued_sft": {
+            "tune": {"continued_sft_learning_rate": [1e-4, 1e-3], "sft_per_device_train_batch_size": [8]}
+        },
     },
 }
 

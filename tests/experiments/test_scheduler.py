@@ -50,10 +50,13 @@ def test_tasks_run_after_what_they_need_and_failures_do_not_spread_sideways(tmp_
     seen = []
     ended = run_tasks(tasks, num_workers=num_workers, threads=1, on_finished=lambda result: seen.append(result.key))
     assert sorted(seen) == sorted(tasks)
-    assert c.exists() and not (tmp_path / "never").exists()
+    assert c.exists()
+    assert not (tmp_path / "never").exists()
     assert [ended[key].error for key in "abc"] == [None] * 3
-    assert ended["bad"].error == "row 3: no prompt" and ended["bad"].details is None
-    assert ended["worse"].error == "ZeroDivisionError: by zero" and "Traceback" in ended["worse"].details
+    assert ended["bad"].error == "row 3: no prompt"
+    assert ended["bad"].details is None
+    assert ended["worse"].error == "ZeroDivisionError: by zero"
+    assert "Traceback" in ended["worse"].details
     assert ended["after"].error == "not run, since bad failed"
     assert ended["later"].error == "not run, since after failed"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
@@ -25,5 +26,5 @@ def run(argv: Sequence[str]) -> int:
     )
     from densepath.experiments.run import run_experiment
 
-    run_experiment(arguments, others)
+    run_experiment(arguments, others, command=shlex.join(["densepath", "experiment", *argv]))
     return 0

@@ -11,14 +11,15 @@ from typing import Any
 
 from densepath.data.regimes import Regime
 from densepath.experiments.evaluate import read_results, read_values
-from densepath.experiments.records import BUDGET, CellResult
 from densepath.experiments.recipe import ExperimentArguments, MethodPlan, Setting, Variant
+from densepath.experiments.records import BUDGET, CellResult
 from densepath.experiments.regimes import STEPS, before_sft_path
 from densepath.experiments.run_cell import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.experiments.scheduler import Task
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.run_folder import RunFolder
 from densepath.trainers.sft import reference_name
+
 
 def _leaves_reference_open(plan: MethodPlan) -> bool:
     return plan.kind == "dpr" and any("auto" in (v.arguments.reference, v.arguments.beta) for v in plan.variants)
@@ -30,6 +31,8 @@ def _report_reference(setting: Setting) -> str:
         return setting.arguments.reference
     kept = setting.arguments.reference_fractions or [0.0]
     return reference_name(min(kept, key=lambda fraction: abs(fraction - 0.5)))
+
+
 """What a cell's training is accounted in."""
 
 
@@ -81,13 +84,13 @@ class Grid:
                     needs = (str(path.relative_to(self.folder)),)
                     arguments = (self.folder / "before_sft", regime, seed, self.pretraining_steps)
                     tasks.setdefault(needs[0], Task(run_before_sft, arguments))
-                job = SFTJob(
+                sft = SFTJob(
                     self.source(setting, seed),
                     self._seeded(setting.arguments, self.source(setting, seed), seed, regime),
                     setting.others,
                     any(_leaves_reference_open(plan) for plan in setting.methods.values()),
                 )
-                tasks[setting.name, f"seed-{seed}", "SFT"] = Task(run_sft_job, (job,), needs)
+                tasks[setting.name, f"seed-{seed}", "SFT"] = Task(run_sft_job, (sft,), needs)
         for setting, plan, variant, seed in self.cells():
             splits = ("validation", "test") if len(plan.variants) == 1 else ("validation",)
             needs = ((setting.name, f"seed-{seed}", "SFT"),)
@@ -112,9 +115,7 @@ class Grid:
                         tasks[setting.name, f"seed-{seed}", variant.name, "test"] = Task(run_cell, (job,))
         return tasks
 
-    def job(
-        self, setting: Setting, plan: MethodPlan, variant: Variant, seed: int, splits: tuple[str, ...]
-    ) -> CellJob:
+    def job(self, setting: Setting, plan: MethodPlan, variant: Variant, seed: int, splits: tuple[str, ...]) -> CellJob:
         """A cell, with all that its process has to know."""
         like = self._like(setting, plan, variant)
         folder = self.cell(setting, seed, variant)
@@ -122,9 +123,7 @@ class Grid:
             kind=plan.kind,
             source=self.source(setting, seed),
             folder=folder,
-            arguments=self._seeded(
-                variant.arguments, folder, seed, regime_of(variant.arguments.dataset_name)
-            ),
+            arguments=self._seeded(variant.arguments, folder, seed, regime_of(variant.arguments.dataset_name)),
             others=variant.others,
             report_reference=_report_reference(setting),
             splits=splits,
@@ -209,15 +208,3 @@ class Grid:
     @staticmethod
     def _is_trained(folder: Path) -> bool:
         return RunFolder(folder, read_only=True).is_done("train")
-
-
-def _leaves_reference_open(plan: MethodPlan) -> bool:
-    return plan.kind == "dpr" and any("auto" in (v.arguments.reference, v.arguments.beta) for v in plan.variants)
-
-
-def _report_reference(setting: Setting) -> str:
-    """The reference of the reward in the table: the setting's, else the one nearest to half-way, the paper's."""
-    if setting.arguments.reference != "auto":
-        return setting.arguments.reference
-    kept = setting.arguments.reference_fractions or [0.0]
-    return reference_name(min(kept, key=lambda fraction: abs(fraction - 0.5)))

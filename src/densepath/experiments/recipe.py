@@ -1,4 +1,4 @@
-"""The recipe of an experiment: settings, methods and seeds, with the keys of `densepath run` for all or one of them."""
+"""The recipe of an experiment: settings, methods and seeds, with the keys of `densepath run` for all or some."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class ExperimentArguments(MethodArguments):
         None, "Cells run at once, each in a process of its own. None: as many as cores and memory allow."
     )
     settings: dict[str, Any] = option({}, "name -> keys of its cells, in the recipe.")
-    methods: dict[str, Any] = option({}, "name -> keys: method, label, control, tune, settings, and those of its cells.")
+    methods: dict[str, Any] = option(
+        {}, "name -> keys: method, label, control, tune, settings, and those of its cells."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -197,8 +199,8 @@ def _check_budget(plan: MethodPlan, setting: Setting) -> None:
         other = setting.methods.get(variant.arguments.budget_of)
         if other is None or other.kind in ("sft", "contrastive", "extrapolation", "continued_sft"):
             raise ConfigError(
-                f"methods.{plan.name}: budget_of={variant.arguments.budget_of} must name a trained method of the recipe "
-                "other than continued_sft"
+                f"methods.{plan.name}: budget_of={variant.arguments.budget_of} must name a trained method of the "
+                "recipe other than continued_sft"
             )
 
 

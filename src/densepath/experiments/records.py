@@ -106,13 +106,17 @@ class MethodInfo:
         name: as in the recipe.
         label: as shown to a reader.
         control: True for SFT and whatever else DPR has to beat; False for a method under test.
+        settings: those that it is meant to be run in; None: all.
     """
 
     name: str
     label: str
     control: bool
+    settings: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.settings is not None:
+            object.__setattr__(self, "settings", tuple(self.settings))
         if not self.name or not self.label:
             raise DataError(f"a method needs a name and a label, got {self.name!r} and {self.label!r}")
         if self.name == SFT and not self.control:

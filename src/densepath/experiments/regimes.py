@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
 from trl import SFTConfig
@@ -44,7 +43,9 @@ def before_sft(folder: Path, regime: Regime, seed: int, console: Console, *, ste
         save_folder_atomic(target, functools.partial(_save, model, tokenizer), {"seed": seed})
         return target
     rows = regime_rows(mixture, min(ROWS, steps * BATCH), seed=seed)
-    encoded, _ = encode_demonstrations(rows, tokenizer, PROMPT_TOKENS + COMPLETION_TOKENS, source=f"regime {regime.value}")
+    encoded, _ = encode_demonstrations(
+        rows, tokenizer, PROMPT_TOKENS + COMPLETION_TOKENS, source=f"regime {regime.value}"
+    )
     trainer = sft_trainer(model, tokenizer, encoded, _config(path, seed, steps))
     trainer.remove_callback(PrinterCallback)
     with StageProgress(console, f"model before SFT, seed {seed}", None) as progress:

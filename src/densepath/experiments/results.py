@@ -75,7 +75,10 @@ def assemble(
         if cell.setting not in settings:
             raise DataError(f"{cell}: the setting is not among {', '.join(settings)}")
     seeds = [int(seed) for seed in info.get("seeds") or ()]
-    cells = [SettingCells(setting, results, methods, seeds) for setting in settings]
+    cells = [
+        SettingCells(setting, results, [m for m in methods if m.settings is None or setting in m.settings], seeds)
+        for setting in settings
+    ]
     return {
         "metric": metric,
         "interval": INTERVAL,

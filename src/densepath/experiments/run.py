@@ -8,36 +8,32 @@ import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 import yaml
 from rich.console import Console
 
-from densepath import __version__
-from densepath.errors import ConfigError, DensepathError
+from densepath.errors import ConfigError, ExperimentError
 from densepath.evals.verifiers import get_verifier
 from densepath.experiments.grid import Grid
-from densepath.experiments.records import MethodInfo
 from densepath.experiments.recipe import ExperimentArguments, Setting, read_recipe
+from densepath.experiments.records import MethodInfo
 from densepath.experiments.regimes import STEPS
 from densepath.experiments.results import assemble, write_results
 from densepath.experiments.scheduler import Finished, run_tasks
 from densepath.io import write_text_atomic
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
-from densepath.pipeline.plan import plan_recipe
+from densepath.pipeline.plan import machine_memory, plan_recipe
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run import check_configuration, quiet_libraries
 from densepath.pipeline.run_folder import resolved
-from densepath.report.experiment import experiment_table
+from densepath.report.experiment_table import experiment_table
 
 GIB = 2**30
 REGIME_MEMORY = 1.5 * GIB
 """What a process needs with a digit regime's model: nearly all of it is the libraries."""
-
-
-class IncompleteError(DensepathError):
-    """Some cells failed; the table was made from the others."""
+MEMORY_SHARE = 0.8
+"""Of the machine's memory, that the cells may fill."""
 
 
 def run_experiment(
@@ -45,6 +41,7 @@ def run_experiment(
     others: dict[str, Any],
     console: Console | None = None,
     *,
+    command: str = "densepath experiment",
     pretraining_steps: int = STEPS,
 ) -> Path:
     """Run every cell that is not done, choose on validation, and write the table; returns the report's path.
@@ -53,11 +50,12 @@ def run_experiment(
         arguments: the recipe.
         others: `sft_*` and `dpr_*` keys that hold for all cells.
         console: where progress goes; standard output if None.
+        command: that is named beside the table.
         pretraining_steps: of the digit regimes' model before SFT.
 
     Raises:
         DensepathError: a recipe that cannot be run, before anything is trained.
-        IncompleteError: cells failed; the message names them, their folders hold a log, and the others are reported.
+        ExperimentError: cells failed; the message names them, their folders hold a log, and the others are reported.
     """
     console = console if console is not None else Console()
     quiet_libraries()
@@ -67,7 +65,8 @@ def run_experiment(
     grid = Grid(Path(arguments.output_dir), settings, arguments, pretraining_steps)
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(
-        grid.folder / "experiment.yaml", yaml.safe_dump(resolved(arguments, others), sort_keys=False, allow_unicode=True)
+        grid.folder / "experiment.yaml",
+        yaml.safe_dump(resolved(arguments, others), sort_keys=False, allow_unicode=True),
     )
     num_workers, threads = processes(arguments, settings)
     training = grid.training_tasks()
@@ -92,23 +91,28 @@ def run_experiment(
         ended |= run_tasks(grid.test_tasks(), num_workers=num_workers, threads=threads, on_finished=finished)
     info = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": f"densepath experiment --config RECIPE  (densepath {__version__}{_commit()})",
+        "command": command,
+        "commit": _commit(),
         "seconds": round(time.time() - started, 1),
         "seeds": arguments.seeds,
         "versions": environment(),
         "sweeps": grid.sweeps(),
     }
-    methods = [MethodInfo(p.name, p.label, p.control) for p in settings[0].methods.values()]
     record = assemble(
-        grid.results(), methods, [s.name for s in settings], metric=str(settings[0].arguments.verifier), info=info
+        grid.results(),
+        _methods(settings),
+        [s.name for s in settings],
+        metric=str(settings[0].arguments.verifier),
+        info=info,
     )
     paths = write_results(grid.folder, record)
     console.print(experiment_table(record))
     console.print(f"report: {paths.html.resolve()}", highlight=False, soft_wrap=True)
     failed = ["/".join(map(str, key)) for key, result in ended.items() if result.error and isinstance(key, tuple)]
     if failed:
-        raise IncompleteError(
-            f"{len(failed)} of {len(ended)} tasks failed ({', '.join(failed[:3])}{', ...' if len(failed) > 3 else ''}): "
+        named = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
+        raise ExperimentError(
+            f"{len(failed)} of {len(ended)} tasks failed ({named}): "
             f"see log.txt in their folders and {grid.folder / 'failures'}; the same command runs them again"
         )
     return paths.html
@@ -123,7 +127,7 @@ def processes(arguments: ExperimentArguments, settings: list[Setting]) -> tuple[
         workers = 1
     else:
         peak = max(_memory(setting) for setting in settings)
-        workers = max(1, min(cores, int(psutil.virtual_memory().available / peak)))
+        workers = max(1, min(cores, int(MEMORY_SHARE * machine_memory() / peak)))
     return workers, arguments.num_threads or max(1, cores // workers)
 
 
@@ -150,10 +154,19 @@ def _check(setting: Setting) -> None:
                 raise ConfigError(f"settings.{setting.name}, methods.{plan.name}: {error}") from None
 
 
-def _commit() -> str:
-    """`, commit abc1234` where densepath runs from a repository."""
+def _methods(settings: list[Setting]) -> list[MethodInfo]:
+    """Every method of any setting, and the settings that it belongs to."""
+    plans = {plan.name: plan for setting in settings for plan in setting.methods.values()}
+    return [
+        MethodInfo(name, plan.label, plan.control, tuple(s.name for s in settings if name in s.methods))
+        for name, plan in plans.items()
+    ]
+
+
+def _commit() -> str | None:
+    """The commit, where densepath runs from a repository."""
     try:
-        found = subprocess.run(
+        return subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"],
             cwd=Path(__file__).parent,
             capture_output=True,
@@ -162,5 +175,4 @@ def _commit() -> str:
             check=True,
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return f", commit {found}"
+        return None

@@ -143,7 +143,7 @@ def _sft_config(arguments: MethodArguments, others: dict[str, Any]) -> dict[str,
     return {key: value for key, value in config.items() if key in own or key.startswith("sft_")}
 
 
-class _log:  # noqa: N801 - reads as the function that it stands for
+class _log:
     """A console that writes to a file: workers share no terminal."""
 
     def __init__(self, path: Path) -> None:
