@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +32,11 @@ def meet(mine, other):
     while not other.exists():
         assert time.time() < deadline
         time.sleep(0.01)
+
+
+def note_and_sleep(path):
+    path.write_text(str(os.getpid()))
+    time.sleep(600)
 
 
 def die():
@@ -73,3 +81,33 @@ def test_two_workers_work_at_once(tmp_path):
 def test_a_killed_worker_ends_the_grid_with_what_to_do():
     with pytest.raises(StorageError, match="lower num_workers"):
         run_tasks({"a": Task(die, ())}, num_workers=2, threads=1, on_finished=lambda result: None)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_scheduler import note_and_sleep
+from densepath.experiments.scheduler import Task, run_tasks
+if __name__ == "__main__":
+    run_tasks({"a": Task(note_and_sleep, (Path(sys.argv[1]),))}, num_workers=2, threads=1, on_finished=print)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_program_that_was_killed(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    noted = tmp_path / "pid"
+    program = subprocess.Popen(
+        [sys.executable, str(tmp_path / "program.py"), str(noted), str(Path(__file__).parent)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
+    )
+    deadline = time.time() + 120
+    while not (noted.exists() and noted.read_text()):
+        assert time.time() < deadline
+        time.sleep(0.1)
+    program.kill()
+    program.wait()
+    while Path(f"/proc/{noted.read_text()}").exists():
+        assert time.time() < deadline
+        time.sleep(0.1)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.connection import wait as wait_for_any
 from typing import Any
 
 from densepath.errors import DensepathError, StorageError
@@ -121,6 +123,15 @@ def _start(threads: int) -> None:
 
     torch.set_num_threads(threads)
     quiet_libraries()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker whose program was killed must not hold a cell's lock until it has trained to the end."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait_for_any([parent.sentinel])
+        os._exit(1)
 
 
 def _run(key: Hashable, function: Callable[..., None], arguments: tuple[Any, ...]) -> Finished:
