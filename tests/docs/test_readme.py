@@ -18,6 +18,7 @@ from tests.tiny_models import tiny_llama, with_lora
 import densepath
 from densepath.cli.arguments import parse
 from densepath.cli.main import COMMANDS
+from densepath.experiments.recipe import ExperimentArguments, read_recipe
 from densepath.pipeline import config, score_config
 from densepath.pipeline.serve_config import ServeArguments
 from densepath.pipeline.view_config import ViewArguments
@@ -230,19 +231,27 @@ def test_make_targets_named_in_the_documents_exist():
         assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets, name
 
 
+def check_recipe(path: Path) -> None:
+    """A recipe of an experiment names its methods; any other is one of `densepath run`."""
+    words = ["--config", str(path)]
+    if "\nmethods:" in path.read_text(encoding="utf-8"):
+        settings = read_recipe(*parse(ExperimentArguments, words, prog="", description="", passthrough=PASSTHROUGH))
+        others = {key for s in settings for plan in s.methods.values() for v in plan.variants for key in v.others}
+    else:
+        others = set(parse(config.RunArguments, words, prog="", description="", passthrough=PASSTHROUGH)[1])
+    assert others <= known_flags("run")
+
+
 @pytest.mark.parametrize(("place", "code"), blocks("yaml"))
 def test_recipes_in_the_documents_parse(place, code, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(code, encoding="utf-8")
-    parse(config.RunArguments, ["--config", str(path)], prog=place, description="", passthrough=PASSTHROUGH)
+    check_recipe(path)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_recipes_parse(path):
-    _, others = parse(
-        config.RunArguments, ["--config", str(path)], prog="run", description="", passthrough=PASSTHROUGH
-    )
-    assert set(others) <= known_flags("run")
+    check_recipe(path)
 
 
 # -- links and tables --------------------------------------------------------------------------------------------
