@@ -4,6 +4,9 @@
 
 The variance is the trace of the covariance over batches, `(sum |g|^2 - n |mean g|^2) / (n - 1)`. With --extrapolate a
 the policy is moved to `theta_SFT + a (theta_SFT - theta_ref)`: towards where training leads.
+
+At the end: the share of batches whose gradient `max_grad_norm` would cut, had the loss been divided by the number of
+completions, by that times `max_completion_length` (TRL's dr_grpo), or by the number of tokens.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import statistics
 import tempfile
 
 import torch
 
+from densepath.core.objective import Normalizer
 from densepath.data import load_dataset_rows
 from densepath.models.load import load_model, load_tokenizer
 from densepath.trainers.dpr import DPRTrainer
@@ -57,6 +62,8 @@ def main() -> None:
     size = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     sums = {name: torch.zeros(size) for name in ARMS}
     squares = dict.fromkeys(ARMS, 0.0)
+    norms: dict[str, list[float]] = {name: [] for name in ARMS}
+    lengths: list[float] = []
     prompts = itertools.cycle(rows)
     for done in range(1, options.batches + 1):
         chosen = [{"prompt": row["prompt"]} for row in itertools.islice(prompts, options.prompts)]
@@ -79,8 +86,10 @@ def main() -> None:
             loss.backward()
             gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.requires_grad])
             sums[name] += gradient
-            squares[name] += float(gradient.double().square().sum())
+            norms[name].append(float(gradient.double().norm()))
+            squares[name] += norms[name][-1] ** 2
         kl, length = metrics["kl_sequence"], float(loss_mask(inputs).sum()) / len(advantages)
+        lengths.append(length)
         print(
             f"batch {done}: KL {kl:.3f} nats, {length:.0f} tokens, share {metrics['all_action_weight']:.2f}",
             flush=True,
@@ -90,6 +99,21 @@ def main() -> None:
                 name: (squares[name] - float(sums[name].double().square().sum()) / done) / (done - 1) for name in ARMS
             }
             print("  " + ", ".join(f"{name} {value:.4g}" for name, value in variances.items()), flush=True)
+    print_clipped(norms, lengths, options.max_completion_length, trainer.args.max_grad_norm)
+
+
+def print_clipped(norms: dict[str, list[float]], lengths: list[float], longest: int, limit: float) -> None:
+    """Share of the batches whose gradient is above `limit`, by what the sum over the batch is divided by."""
+    divisors = {
+        Normalizer.COMPLETIONS: [1.0] * len(lengths),
+        Normalizer.MAX_COMPLETION_LENGTH: [float(longest)] * len(lengths),
+        Normalizer.TOKENS: lengths,
+    }
+    print(f"{'estimator':<14}{'divided by':<24}{'median norm':>12}{f'above {limit:g}':>10}")
+    for name, kind in itertools.product(norms, divisors):
+        found = [norm / divisor for norm, divisor in zip(norms[name], divisors[kind], strict=True)]
+        share = sum(norm > limit for norm in found) / len(found)
+        print(f"{name:<14}{kind.value:<24}{statistics.median(found):>12.3g}{share:>10.0%}")
 
 
 def arguments() -> argparse.Namespace:

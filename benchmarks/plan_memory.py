@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +72,8 @@ CASES = {
     "middle-dpr-lora": Case("middle", "dpr", True, 16, 300, 48),
     "wide-sft-full": Case("wide", "sft", False, 4, 32, 32),
     "wide-dpr-full": Case("wide", "dpr", False, 4, 32, 32),
+    "wide-sft-lora": Case("wide", "sft", True, 8, 100, 28),
+    "wide-dpr-lora": Case("wide", "dpr", True, 16, 64, 64),
 }
 
 
@@ -110,6 +115,8 @@ def compare(case: Case, folder: Path, smollm2: str = SMOLLM2) -> tuple[float, fl
     command = {**common, **keys, "dataset_name": data, "output_dir": folder / "out", "max_steps": 2, "seed": 0}
     if case.stage == "dpr":
         command |= {"max_completion_length": case.completion, "ref_model_name_or_path": model}
+        if case.lora:  # as in a run: the policy is an adapter on the reference, and shares that base
+            command["model_name_or_path"] = in_a_process(save_adapter, model, str(folder / "adapter"))
         command |= {"num_generations": 4}
     done = run(case.stage, *words(command))
     return planned / 2**30, done.peak / 2**30
@@ -139,6 +146,24 @@ def run(command: str, *arguments: str) -> Done:
             raise RuntimeError(f"densepath {command} failed: {err.read()[-2000:]}")
         peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return Done(text, peak)
+
+
+def in_a_process(function: Callable[..., str], *arguments: str) -> str:
+    """Its result, and none of its memory: what this process holds counts as the peak of each that it starts."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def save_adapter(model: str, folder: str) -> str:
+    """A new LoRA adapter of a model, of the size that the commands give it."""
+    from peft import get_peft_model
+
+    from densepath.models.load import load_model
+    from densepath.pipeline.config import ModelArguments
+    from densepath.pipeline.trl_config import peft_config
+
+    get_peft_model(load_model(model), peft_config(ModelArguments(use_peft=True))).save_pretrained(folder)
+    return folder
 
 
 def words(values: dict[str, object]) -> list[str]:
