@@ -131,6 +131,7 @@ def test_a_killed_cell_ends_as_one_that_was_not(source, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         imitation.spin(cell)
     assert imitation.spin(cell) == whole
+    assert not list((tmp_path / "cut").rglob("checkpoint-*"))
     assert [name[-1] for name in calls] == ["1", "2", "2"]  # the first round is not trained again
     assert equal(weights(tmp_path / "cut/model"), weights(tmp_path / "whole/model"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ def _self_play(cell: Cell, loss: str) -> dict[str, Any]:
             pairs = math.ceil((cell.samples - sum(o["samples"] for o in outcomes)) / (rounds - number + 1))
             outcome = _train_round(cell, loss, _Round(number, folder, opponent, model, max(1, pairs), seed))
             write_json_atomic(folder / "outcome.json", outcome)
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
         outcomes.append(read_json(folder / "outcome.json"))
         opponent = model
     rows = [
