@@ -92,12 +92,15 @@ def test_a_method_that_is_secretly_the_sft_model_is_a_tie(finished):
 
 def test_only_the_variant_that_validation_chose_meets_the_test_prompts(finished):
     folder, record = finished
-    (setting,) = {sweep["setting"] for sweep in record["info"]["sweeps"]}
-    chosen = [sweep for sweep in record["info"]["sweeps"] if sweep["chosen"]]
+    (setting,) = {sweep["setting"] for sweep in record["sweeps"]}
+    chosen = [sweep for sweep in record["sweeps"] if sweep["chosen"]]
     assert setting == "novel"
-    assert len(record["info"]["sweeps"]) == 2
+    assert len(record["sweeps"]) == 2
     assert len(chosen) == 1
-    assert chosen[0]["mean"] == max(sweep["mean"] for sweep in record["info"]["sweeps"])
+    assert chosen[0]["value"]["mean"] == max(sweep["value"]["mean"] for sweep in record["sweeps"])
+    for sweep in record["sweeps"]:
+        assert sweep["variant"] in (folder / "results.md").read_text().replace("\\", "")
+        assert sweep["variant"] in (folder / "results.html").read_text()
     for seed in (0, 1):
         for variant in cells(folder, seed).glob("continued_sft,*"):
             tested = sorted(path.name for path in variant.glob("eval/test-*"))

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from densepath.data.regimes import Regime
-from densepath.experiments.evaluate import read_results, read_values
+from densepath.evals.seeds import seed_mean
+from densepath.experiments.evaluate import decoding, read_results, read_values
 from densepath.experiments.recipe import ExperimentArguments, MethodPlan, Setting, Variant
 from densepath.experiments.records import BUDGET, CellResult
 from densepath.experiments.regimes import STEPS, before_sft_path
@@ -144,22 +145,21 @@ class Grid:
 
     # -- results -----------------------------------------------------------------------------------------------
 
-    def validation_means(self, setting: Setting, variant: Variant) -> list[float]:
-        """Means over the validation prompts at the first temperature, one for each seed that has finished."""
+    def validation_values(self, setting: Setting, variant: Variant) -> list[list[float]]:
+        """Verdicts on the validation prompts at the first temperature, for each seed that has finished."""
         first = variant.arguments.eval_temperatures[0]
         folders = (self.cell(setting, seed, variant) for seed in self.arguments.seeds)
-        found = [read_values(folder, "validation", first) for folder in folders]
-        return [statistics.mean(values) for values in found if values is not None]
+        return [values for folder in folders if (values := read_values(folder, "validation", first)) is not None]
 
     def chosen(self, setting: Setting, plan: MethodPlan) -> Variant | None:
         """The variant with the best validation mean over all seeds; None while one has no result."""
         if len(plan.variants) == 1:
             return plan.variants[0]
-        means = {variant.name: self.validation_means(setting, variant) for variant in plan.variants}
-        complete = [v for v in plan.variants if len(means[v.name]) == len(self.arguments.seeds)]
+        found = {variant.name: self.validation_values(setting, variant) for variant in plan.variants}
+        complete = [v for v in plan.variants if len(found[v.name]) == len(self.arguments.seeds)]
         if not complete:
             return None
-        return max(complete, key=lambda variant: statistics.mean(means[variant.name]))
+        return max(complete, key=lambda variant: statistics.mean(map(statistics.mean, found[variant.name])))
 
     def results(self) -> list[CellResult]:
         """Validation and test results of the chosen variant of every method."""
@@ -188,21 +188,22 @@ class Grid:
         return found
 
     def sweeps(self) -> list[dict[str, Any]]:
-        """Every variant of every tuned method with its validation means, and which was chosen."""
+        """Every variant of every tuned method with its mean on validation, and which was chosen."""
         return [
             {
                 "setting": setting.name,
                 "method": plan.label,
                 "variant": variant.name.partition(",")[2],
-                "seeds": means,
-                "mean": statistics.mean(means) if means else None,
+                "decoding": decoding(variant.arguments.eval_temperatures[0]),
+                "seeds": len(values),
+                "value": seed_mean(values).as_dict() if values else None,
                 "chosen": variant is self.chosen(setting, plan),
             }
             for setting in self.settings
             for plan in setting.methods.values()
             if len(plan.variants) > 1
             for variant in plan.variants
-            for means in [self.validation_means(setting, variant)]
+            for values in [self.validation_values(setting, variant)]
         ]
 
     @staticmethod

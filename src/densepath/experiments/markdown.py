@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from densepath.report.text import minus, visible
@@ -30,8 +30,21 @@ def results_markdown(record: Mapping[str, Any], *, level: int = 2) -> str:
             _table(setting),
             _list(one["text"] for one in setting["statements"] if one["own_decoding"]),
             _list(f"*{_text(line)}*" for line in setting["warnings"]) if setting["warnings"] else "",
+            _sweeps([one for one in record.get("sweeps", ()) if one["setting"] == setting["name"]]),
         ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _sweeps(sweeps: Sequence[Mapping[str, Any]]) -> str:
+    """What validation chose among, bold."""
+    if not sweeps:
+        return ""
+    lines = ["| tuned on validation | value | decoding | mean on validation |", "|---|---|---|---|"]
+    for one in sweeps:
+        value = "–" if one["value"] is None else _interval(one["value"])
+        value = f"**{value}**" if one["chosen"] else value
+        lines.append(f"| {_text(one['method'])} | {_text(one['variant'])} | {one['decoding']} | {value} |")
+    return "\n".join(lines)
 
 
 def _list(lines: Any) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from densepath import __version__
 from densepath.errors import DataError
 from densepath.experiments.comparisons import differs, family_sizes, setting_comparisons
+from densepath.experiments.markdown import results_markdown
 from densepath.experiments.records import BUDGET, SFT, CellResult, MethodInfo
 from densepath.experiments.setting_cells import Place, SettingCells, length_ratio, mean_length
 from densepath.experiments.statements import statements, warnings
@@ -39,6 +40,7 @@ class ExperimentPaths(NamedTuple):
     json: Path
     csv: Path
     comparisons: Path
+    markdown: Path
 
 
 def assemble(
@@ -172,18 +174,23 @@ def _best_control(cells: SettingCells, decoding: str | None) -> dict[str, Any]:
 
 
 def write_results(folder: Path, record: Mapping[str, Any]) -> ExperimentPaths:
-    """Write `results.json`, `results.csv`, `comparisons.csv` and `results.html` into a folder, each atomically.
+    """Write `results.{json,csv,html,md}` and `comparisons.csv` into a folder, each atomically.
 
     Raises:
         StorageError: writing failed.
     """
     folder = Path(folder)
     paths = ExperimentPaths(
-        folder / "results.html", folder / "results.json", folder / "results.csv", folder / "comparisons.csv"
+        folder / "results.html",
+        folder / "results.json",
+        folder / "results.csv",
+        folder / "comparisons.csv",
+        folder / "results.md",
     )
     write_json_atomic(paths.json, record)
     write_text_atomic(paths.csv, _csv(record, "rows"))
     write_text_atomic(paths.comparisons, _csv(record, "comparisons"))
+    write_text_atomic(paths.markdown, results_markdown(record))
     write_text_atomic(paths.html, render_experiment(record))
     return paths
 

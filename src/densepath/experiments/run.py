@@ -96,7 +96,6 @@ def run_experiment(
         "seconds": round(time.time() - started, 1),
         "seeds": arguments.seeds,
         "versions": environment(),
-        "sweeps": grid.sweeps(),
     }
     record = assemble(
         grid.results(),
@@ -105,6 +104,7 @@ def run_experiment(
         metric=str(settings[0].arguments.verifier),
         info=info,
     )
+    record["sweeps"] = grid.sweeps()
     paths = write_results(grid.folder, record)
     console.print(experiment_table(record))
     console.print(f"report: {paths.html.resolve()}", highlight=False, soft_wrap=True)

@@ -77,6 +77,7 @@ def _section(record: Mapping[str, Any], setting: Mapping[str, Any], name: str) -
     return {
         **setting,
         "anchor": name,
+        "sweeps": [one for one in record.get("sweeps", ()) if one["setting"] == setting["name"]],
         "contexts": [context for context in compared if context["rows"]],
         "costs": _costs(record, setting, name),
         "budgets": {row["label"]: row["budget"] for row in setting["rows"] if row["status"] != "missing"},
