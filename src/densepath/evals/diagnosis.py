@@ -115,7 +115,7 @@ def diagnose(
     validate_rows(rows, "prompts", source=source)
     load = functools.partial(load_policy, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     policy = load(sft)
-    texts = collect_texts(rows, preferences, tokenizer, context_length(policy.model), seed, source)
+    texts = collect_texts(rows, preferences, tokenizer, context_length(policy.model), seed, source, altered=False)
     alphas = [1 / beta for beta in betas]
     of_sft = sum(_generations(each, num_generations) for each in SFT_TEMPERATURES)
     of_preview = sum(_generations(each, num_generations) for each in PREVIEW_TEMPERATURES)

@@ -74,9 +74,16 @@ class Texts:
 
 
 def collect_texts(
-    rows: Sequence[Row], preferences: Sequence[Row], tokenizer: Any, context: int, seed: int, source: str
+    rows: Sequence[Row],
+    preferences: Sequence[Row],
+    tokenizer: Any,
+    context: int,
+    seed: int,
+    source: str,
+    *,
+    altered: bool = True,
 ) -> Texts:
-    """The rows' demonstrations, their twins with an altered number, and the preference pairs; no samples yet.
+    """The rows' demonstrations, their twins with an altered number (if asked), and the preference pairs; no samples.
 
     Raises:
         DataError: a row that cannot be used, named.
@@ -87,7 +94,7 @@ def collect_texts(
             continue
         try:
             pair = encode_pairs(row, tokenizer)[-1]
-            twin = alter_answer(row, tokenizer, random.Random(f"{seed} {index}"))
+            twin = alter_answer(row, tokenizer, random.Random(f"{seed} {index}")) if altered else ""
         except (DataError, ModelError) as error:
             raise type(error)(f"{source}, row {index + 1}: {error}") from error
         length = len(pair.prompt_ids) + len(pair.completion_ids)
