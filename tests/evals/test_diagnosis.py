@@ -96,6 +96,12 @@ def test_a_reward_that_asks_for_the_wrong_answer_is_a_no_and_cannot_be_told_with
     agrees = diagnose(planted[0.45], {"0": planted[0.1]}, ROWS[:20], preferences=pairs, **SETTINGS)
     assert (agrees.recommendation.advice, agrees.recommendation.beta) == (Advice.RUN_DPR, 1.0)
     assert agrees.findings.rewards[0].preference.mean == 1.0
+    lead = agrees.findings.rewards[0].preference_lead  # log pi_SFT alone prefers "B", .55 to .45
+    assert (lead.difference.mean, lead.verdict.value) == (1.0, "better")
+    # Against a flat reference the reward is log pi_SFT itself: nothing that a lower temperature does not give.
+    flat = diagnose(planted[0.6], {"0": planted[0.5]}, ROWS[:20], preferences=pairs, **SETTINGS)
+    assert flat.findings.rewards[0].preference_lead.difference.mean == 0.0
+    assert flat.recommendation.advice is Advice.DO_NOT
 
 
 def test_sharpening_alone_is_a_no(planted):

@@ -43,10 +43,10 @@ def preview(reference, sampled, greedy, *, alpha=1.0, best, same, verdicts=(TIE,
     )  # fmt: skip
 
 
-def reward(reference, *, mean=0.02, sd=0.5, related=0.0, verifier=None, preference=None):
-    return RewardFigures(
-        reference, Spread(mean, sd, 0.4), Spread(6 * mean, 2 * sd, 0.4), related, verifier, preference
-    )
+def reward(name, *, mean=0.02, sd=0.5, related=0.0, verifier=None, preference=None, lead=0.3, verdict=BETTER):
+    ahead = Comparison(name, "sft_logprob", about(lead), 0.01, 0.02, verdict) if preference else None
+    spreads = Spread(mean, sd, 0.4), Spread(6 * mean, 2 * sd, 0.4)
+    return RewardFigures(name, *spreads, related, verifier, preference, ahead)
 
 
 def findings(sft, previews, rewards=None, *, verifier="exact_match", likelihoods=(), preferences=0):
@@ -154,6 +154,16 @@ def test_preferences_alone_advise_with_a_plain_warning():
     assert (found.advice, found.reference, found.beta) == (Advice.RUN_DPR, "0", 1.0)  # the mildest
     assert "on 90 preference pairs, chance 0.5, by reference: 0: 0.80 [0.75, 0.85]; 0.5: 0.40" in found.reasons[1]
     assert found.warnings[0].startswith("No preview could be judged")
+
+
+def test_preferences_that_sft_knows_already_are_sharpening():
+    """`scratch` against random weights: the reward is log pi_SFT but for a constant."""
+    found = unjudged(reward("0", preference=about(0.97), lead=0.0, verdict=TIE), preferences=90)
+    assert found.advice is Advice.DO_NOT
+    assert "less that of log pi_SFT alone: +0.000 [-0.050, +0.050]. It asks for what SFT prefers" in found.reasons[0]
+    unsure = unjudged(reward("0", preference=about(0.97), lead=0.06, verdict=TIE), preferences=90)
+    assert unsure.advice is Advice.CANNOT_TELL
+    assert "90 pairs do not show to be a lead" in unsure.reasons[0]
 
 
 def test_preferences_against_every_reference():

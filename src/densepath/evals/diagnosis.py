@@ -25,7 +25,7 @@ from densepath.core.monitors import correlation
 from densepath.data.formats import validate_rows
 from densepath.data.rows import Row
 from densepath.errors import ConfigError
-from densepath.evals.bootstrap import compare_pairs, mean_replicates
+from densepath.evals.bootstrap import Comparison, compare_pairs, mean_replicates
 from densepath.evals.diagnosis_records import (
     Answers,
     Diagnosis,
@@ -36,11 +36,12 @@ from densepath.evals.diagnosis_records import (
 )
 from densepath.evals.generation import Completion, generate
 from densepath.evals.intervals import Interval, mean_interval, metric_interval
+from densepath.evals.preferences import pair_credits
 from densepath.evals.preview import preview_logprobs
 from densepath.evals.recommendation import recommend
 from densepath.evals.reference_choice import Criterion, choose_reference
 from densepath.evals.scored_texts import Model, Texts, collect_texts, dense_rewards, load_policy
-from densepath.evals.signals import Floats
+from densepath.evals.signals import SFT, Floats
 from densepath.evals.verifiers import Verifier, get_verifier
 from densepath.models.compat import context_length, eos_token_ids
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
@@ -177,6 +178,7 @@ def diagnose(
     if texts.pairs or len(verdicts) == 2:
         agreement = choose_reference(texts, rewards, max_completion_length=max_completion_length, seed=seed)
     criteria = {candidate["reference"]: candidate["criteria"] for candidate in agreement["candidates"]}
+    leads = _preference_leads(texts, mine, rewards, seed)
     own = [_answers(None, 0.0, temperature, found) for temperature, found in sampled.items()]
     tried = []
     for key, found in previews.items():
@@ -190,7 +192,8 @@ def diagnose(
         sft=tuple(own),
         previews=tuple(tried if check is None else _compared(own, tried, seed)),
         rewards=tuple(
-            _reward_figures(name, values, texts, criteria.get(name, {})) for name, values in rewards.items()
+            _reward_figures(name, values, texts, criteria.get(name, {}), leads.get(name))
+            for name, values in rewards.items()
         ),
         likelihoods=_likelihoods(nll, seed) if demonstrations else (),
     )
@@ -269,7 +272,9 @@ def _shift(
     return (own - of_sft).reshape(rows, -1).mean(axis=1), (of_sft - of_ref).reshape(rows, -1).mean(axis=1)
 
 
-def _reward_figures(name: str, rewards: Sequence[Tensor], texts: Texts, criteria: Mapping[str, Any]) -> RewardFigures:
+def _reward_figures(
+    name: str, rewards: Sequence[Tensor], texts: Texts, criteria: Mapping[str, Any], lead: Comparison | None
+) -> RewardFigures:
     own = [rewards[place] for of_row in texts.samples for place in of_row]
     sums = torch.stack([values.sum() for values in own])
     lengths = torch.tensor([len(values) for values in own], dtype=torch.float64)
@@ -282,8 +287,26 @@ def _reward_figures(name: str, rewards: Sequence[Tensor], texts: Texts, criteria
         length_correlation=None if np.isnan(related) else related,
         verifier=_interval(criteria.get(Criterion.VERIFIER.value)),
         preference=_interval(criteria.get(Criterion.PREFERENCE.value)),
+        preference_lead=lead,
         histogram=(tuple(edges.tolist()), tuple(counts.tolist())),
     )
+
+
+def _preference_leads(
+    texts: Texts, mine: Sequence[Tensor], rewards: Mapping[str, Sequence[Tensor]], seed: int
+) -> dict[str, Comparison]:
+    """Accuracy on the pairs of each mean reward less that of the mean log pi_SFT: what SFT does not know by itself."""
+    if not texts.pairs:
+        return {}
+    credits = {
+        name: pair_credits(*(np.array([float(of[pair[side]].mean()) for pair in texts.pairs]) for side in (0, 1)))
+        for name, of in {SFT: mine, **rewards}.items()
+    }
+    means = {name: float(values.mean()) for name, values in credits.items()}
+    drawn = mean_replicates(np.stack(list(credits.values())), seed=seed)
+    replicates = dict(zip(credits, drawn.T, strict=True))
+    compared = compare_pairs([(name, SFT) for name in rewards], means, replicates, len(texts.pairs))
+    return dict(zip(rewards, compared, strict=True))
 
 
 def _spread(values: Tensor) -> Spread:

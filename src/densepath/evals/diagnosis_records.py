@@ -103,6 +103,7 @@ class RewardFigures:
         length_correlation: Pearson's, of a completion's sum with its length; None where one does not vary.
         verifier: AUROC of the mean reward of right completions against wrong ones; None without both.
         preference: accuracy of the mean reward on preference pairs; None without pairs.
+        preference_lead: that accuracy less that of log pi_SFT alone, corrected for all references; None without pairs.
         histogram: (edges, counts) of the completions' sums.
     """
 
@@ -112,6 +113,7 @@ class RewardFigures:
     length_correlation: float | None
     verifier: Interval | None = None
     preference: Interval | None = None
+    preference_lead: Comparison | None = None
     histogram: tuple[tuple[float, ...], tuple[int, ...]] = ((), ())
 
 

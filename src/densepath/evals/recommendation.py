@@ -2,7 +2,8 @@
 
 With a verifier: DPR is advised where a preview beats the SFT model at the *best* temperature of both, corrected for
 all previews. A preview that beats SFT at temperature 1 alone has only sharpened it: a lower temperature is cheaper.
-With preference pairs alone: where the reward agrees with them, with the warning that no preview was judged.
+With preference pairs alone: where the reward agrees with them, and better than log pi_SFT alone does (what SFT prefers
+already is sharpening again); with the warning that no preview was judged.
 With neither it cannot be told: the reward asks for whatever SFT changed, and only ground truth knows if that is good.
 """
 
@@ -190,9 +191,20 @@ def _by_preferences(findings: Findings) -> Recommendation:
     )
     others = _warnings(findings, None)
     if _is_shown(agreement[best], 0.5, len(agreement)):
-        mildest = min(preview.alpha for preview in findings.previews)
-        agrees = f"The reward against reference {best} agrees with the preferences."
-        return Recommendation(Advice.RUN_DPR, best, 1 / mildest, (agrees, reason), (unseen, *others))
+        lead = next(r.preference_lead for r in findings.rewards if r.reference == best)
+        assert lead is not None
+        agrees = (
+            f"The reward against reference {best} agrees with the preferences; its accuracy less that of log pi_SFT "
+            f"alone: {_signed(lead.difference)}"
+        )
+        if lead.verdict is Verdict.BETTER:
+            mildest = min(preview.alpha for preview in findings.previews)
+            return Recommendation(Advice.RUN_DPR, best, 1 / mildest, (f"{agrees}.", reason), (unseen, *others))
+        if lead.difference.mean < WORTH_HAVING:
+            known = f"{agrees}. It asks for what SFT prefers already: a lower temperature gives that without training."
+            return Recommendation(Advice.DO_NOT, None, None, (known, reason), (unseen, *others))
+        pairs = f"{agrees}, which {findings.preferences} pairs do not show to be a lead. Give more."
+        return Recommendation(Advice.CANNOT_TELL, None, None, (pairs, reason), (unseen, *others))
     if all(interval.high < 0.5 for interval in agreement.values()):
         against = "The reward prefers the rejected answers, whatever the reference."
         return Recommendation(Advice.DO_NOT, None, None, (against, reason), others)
