@@ -83,9 +83,10 @@ class StageProgress:
         now = time.monotonic()
         if now - self._last_line >= LINE_EVERY_SECONDS and self.total:
             self._last_line = now
-            fresh = max(done - self._start_done, 1e-9)
-            left = (self.total - done) * (now - self.started) / fresh
-            text = f"{self.title}: {self.unit} {done}/{self.total}{self._rate()}, {left:.0f} s left"
+            text = f"{self.title}: {self.unit} {done}/{self.total}{self._rate()}"
+            fresh = done - self._start_done
+            if fresh > 0:  # before the first step nothing is known
+                text += f", {(self.total - done) * (now - self.started) / fresh:.0f} s left"
             self.console.print(f"{text}  {note}".rstrip(), highlight=False)
 
     def advance(self, count: int = 1, tokens: int = 0, note: str = "") -> None:
