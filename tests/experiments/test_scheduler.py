@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from densepath.errors import DataError, StorageError
-from densepath.experiments.scheduler import Task, run_tasks
+from densepath.experiments.scheduler import Finished, Task, run_tasks, seconds_left
 
 
 def write(path, *needs):
@@ -67,6 +67,17 @@ def test_tasks_run_after_what_they_need_and_failures_do_not_spread_sideways(tmp_
     assert "Traceback" in ended["worse"].details
     assert ended["after"].error == "not run, since bad failed"
     assert ended["later"].error == "not run, since after failed"
+
+
+def test_the_time_left_counts_tasks_of_a_kind_by_what_their_kind_took():
+    def took(key, seconds):
+        return key, Finished(key, seconds)
+
+    keys = [("sft", 0), ("sft", 1), ("dpr", 0), ("dpr", 1), ("spin", 0)]
+    ended = dict([took(("sft", 0), 2.0), took(("sft", 1), 4.0), took(("dpr", 0), 9.0)])
+    # dpr/1 takes 9 s as dpr/0 did; spin is unknown: the mean of sft's 3 s and dpr's 9 s
+    assert seconds_left(keys, ended, lambda key: key[0], 2) == (9 + 6) / 2
+    assert seconds_left(keys, {}, lambda key: key[0], 2) is None
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from densepath.experiments.recipe import ExperimentArguments, Setting, read_reci
 from densepath.experiments.records import MethodInfo
 from densepath.experiments.regimes import STEPS
 from densepath.experiments.results import assemble, write_results
-from densepath.experiments.scheduler import Finished, run_tasks
+from densepath.experiments.scheduler import Finished, run_tasks, seconds_left
 from densepath.io import write_text_atomic
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
@@ -77,18 +78,24 @@ def run_experiment(
         highlight=False,
     )
     started = time.time()
-    with StageProgress(console, "experiment", len(training) + tuned, "task") as progress:
+    ended: dict[Hashable, Finished] = {}
+    keys = [*training, *(("test of a tuned method", index) for index in range(tuned))]
+    with StageProgress(console, "experiment", len(keys), "task") as progress:
 
         def finished(result: Finished) -> None:
+            ended[result.key] = result
             name = "/".join(map(str, result.key)) if isinstance(result.key, tuple) else str(result.key)
             if result.error is not None:
                 console.print(f"{name}: failed: {result.error}", style="yellow", highlight=False, soft_wrap=True)
                 if result.details is not None:
                     write_text_atomic(grid.folder / "failures" / f"{name.replace('/', '_')}.txt", result.details)
-            progress.advance(note=f"{name}: {result.seconds:.0f} s")
+            left = seconds_left(keys, ended, _kind, num_workers)
+            progress.advance(note=f"{name}: {result.seconds:.0f} s", seconds_left=left)
 
-        ended = run_tasks(training, num_workers=num_workers, threads=threads, on_finished=finished)
-        ended |= run_tasks(grid.test_tasks(), num_workers=num_workers, threads=threads, on_finished=finished)
+        run_tasks(training, num_workers=num_workers, threads=threads, on_finished=finished)
+        keys = list(training)
+        keys += (testing := grid.test_tasks())
+        run_tasks(testing, num_workers=num_workers, threads=threads, on_finished=finished)
     info = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
@@ -116,6 +123,11 @@ def run_experiment(
             f"see log.txt in their folders and {grid.folder / 'failures'}; the same command runs them again"
         )
     return paths.html
+
+
+def _kind(key: Hashable) -> Hashable:
+    """What takes about as long: a method of a setting whatever its seed, the model before SFT of any setting."""
+    return (key[0], *key[2:]) if isinstance(key, tuple) else "model before SFT"
 
 
 def processes(arguments: ExperimentArguments, settings: list[Setting]) -> tuple[int, int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -112,6 +113,30 @@ def run_tasks(
         for process in list((pool._processes or {}).values()):
             process.terminate()
     return done
+
+
+def seconds_left(
+    keys: Collection[Hashable], ended: Mapping[Hashable, Finished], kind: Callable[[Hashable], Hashable], workers: int
+) -> float | None:
+    """Time until all tasks have ended: each takes as long as those of its kind took on average, or as all did.
+
+    Args:
+        keys: of all tasks.
+        ended: those that have, by key.
+        kind: of a task; tasks of one kind take about the same time.
+        workers: processes.
+
+    Returns:
+        Seconds; None before the first task has ended.
+    """
+    took: dict[Hashable, list[float]] = {}
+    for key, result in ended.items():
+        took.setdefault(kind(key), []).append(result.seconds)
+    if not took:
+        return None
+    means = {name: statistics.mean(seconds) for name, seconds in took.items()}
+    overall = statistics.mean(means.values())
+    return sum(means.get(kind(key), overall) for key in keys if key not in ended) / workers
 
 
 def _start(threads: int) -> None:

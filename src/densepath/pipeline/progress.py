@@ -64,7 +64,14 @@ class StageProgress:
         """Count steps that an earlier process did."""
         self.done = self._start_done = done
 
-    def update(self, done: int, total: int | None = None, tokens: int = 0, note: str = "") -> None:
+    def update(
+        self,
+        done: int,
+        total: int | None = None,
+        tokens: int = 0,
+        note: str = "",
+        seconds_left: float | None = None,
+    ) -> None:
         """Set how many steps are done; add the tokens that they took.
 
         Args:
@@ -72,6 +79,7 @@ class StageProgress:
             total: steps in all, if that has become known.
             tokens: tokens processed since the last call.
             note: a short text after the bar.
+            seconds_left: where steps are too different to be counted; None: as long as the steps so far took.
         """
         self.done = done
         self.total = total if total is not None else self.total
@@ -85,13 +93,15 @@ class StageProgress:
             self._last_line = now
             text = f"{self.title}: {self.unit} {done}/{self.total}{self._rate()}"
             fresh = done - self._start_done
-            if fresh > 0:  # before the first step nothing is known
-                text += f", {(self.total - done) * (now - self.started) / fresh:.0f} s left"
+            if seconds_left is None and fresh > 0:  # before the first step nothing is known
+                seconds_left = (self.total - done) * (now - self.started) / fresh
+            if seconds_left is not None:
+                text += f", {seconds_left:.0f} s left"
             self.console.print(f"{text}  {note}".rstrip(), highlight=False)
 
-    def advance(self, count: int = 1, tokens: int = 0, note: str = "") -> None:
+    def advance(self, count: int = 1, tokens: int = 0, note: str = "", seconds_left: float | None = None) -> None:
         """Add finished steps."""
-        self.update(self.done + count, tokens=tokens, note=note)
+        self.update(self.done + count, tokens=tokens, note=note, seconds_left=seconds_left)
 
 
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]
