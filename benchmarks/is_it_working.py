@@ -22,11 +22,12 @@ import transformers
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
-from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback, TrainerControl, TrainerState
+from transformers import GPT2LMHeadModel, PrinterCallback, TrainerControl, TrainerState
 
 from densepath import DPRConfig, DPRTrainer
 from densepath.data import encode_pairs
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, SFT, Regime, regime_rows, regime_tokenizer
+from densepath.experiments.regimes import new_model
 from densepath.io import atomic_path, read_jsonl, write_jsonl_atomic
 from densepath.trainers.early_stopping import SignalCallback, default_signals
 
@@ -59,30 +60,6 @@ RUNS = (
 
 
 # -- models ------------------------------------------------------------------------------------------------------
-
-
-def new_model(seed: int) -> GPT2LMHeadModel:
-    """2 layers of width 64 with ReLU and learned positions."""
-    torch.manual_seed(seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=len(TOKENIZER),
-            n_positions=PROMPT_TOKENS + MAX_COMPLETION_LENGTH,
-            n_embd=64,
-            n_layer=2,
-            n_head=4,
-            activation_function="relu",
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            summary_first_dropout=0.0,
-            initializer_range=0.1,
-            tie_word_embeddings=False,
-            bos_token_id=None,
-            eos_token_id=TOKENIZER.eos_token_id,
-            pad_token_id=TOKENIZER.pad_token_id,
-        )
-    )
 
 
 def encoded(rows: list[dict[str, Any]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -46,8 +46,18 @@ def record():
 
 def shown(record, width=140) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(experiment_table(record))
+    Console(file=out, width=width, color_system=None).print(experiment_table(record, width))
     return out.getvalue()
+
+
+def test_a_narrow_terminal_leaves_columns_out_and_cuts_none(record):
+    wide, narrow = shown(record), shown(record, width=80)
+    assert "less best control" in wide
+    assert "less best control" not in narrow
+    for text in (wide, narrow):
+        assert "…" not in text
+        for method in record["methods"]:
+            assert method["label"].split()[0] in text
 
 
 def test_the_page_is_whole_and_asks_for_nothing(record):

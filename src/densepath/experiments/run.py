@@ -28,7 +28,7 @@ from densepath.pipeline.plan import machine_memory, plan_recipe
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run import check_configuration, quiet_libraries
 from densepath.pipeline.run_folder import resolved
-from densepath.report.experiment_table import experiment_table
+from densepath.report.experiment_table import WIDE, experiment_table
 
 GIB = 2**30
 REGIME_MEMORY = 1.5 * GIB
@@ -97,6 +97,7 @@ def run_experiment(
         keys += (testing := grid.test_tasks())
         run_tasks(testing, num_workers=num_workers, threads=threads, on_finished=finished)
     info = {
+        "name": grid.folder.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
         "commit": _commit(),
@@ -113,7 +114,9 @@ def run_experiment(
     )
     record["sweeps"] = grid.sweeps()
     paths = write_results(grid.folder, record)
-    console.print(experiment_table(record))
+    # A file or pipe takes lines of any length.
+    table_console = console if console.is_terminal else Console(file=console.file, width=max(console.width, WIDE))
+    table_console.print(experiment_table(record, table_console.width))
     console.print(f"report: {paths.html.resolve()}", highlight=False, soft_wrap=True)
     failed = ["/".join(map(str, key)) for key, result in ended.items() if result.error and isinstance(key, tuple)]
     if failed:
