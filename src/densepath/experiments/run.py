@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import time
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from densepath.errors import ConfigError, ExperimentError
 from densepath.evals.verifiers import get_verifier
+from densepath.experiments import run_cell
 from densepath.experiments.grid import Grid
 from densepath.experiments.recipe import ExperimentArguments, Setting, read_recipe
 from densepath.experiments.records import MethodInfo
@@ -92,10 +94,13 @@ def run_experiment(
             left = seconds_left(keys, ended, _kind, num_workers)
             progress.advance(note=f"{name}: {result.seconds:.0f} s", seconds_left=left)
 
-        run_tasks(training, num_workers=num_workers, threads=threads, on_finished=finished)
+        run = functools.partial(
+            run_tasks, num_workers=num_workers, threads=threads, on_finished=finished, preload=(run_cell.__name__,)
+        )
+        run(training)
         keys = list(training)
         keys += (testing := grid.test_tasks())
-        run_tasks(testing, num_workers=num_workers, threads=threads, on_finished=finished)
+        run(testing)
     info = {
         "name": grid.folder.name,
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

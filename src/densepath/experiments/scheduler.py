@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import gc
+import importlib
 import multiprocessing
 import os
 import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -51,7 +54,12 @@ class Finished:
 
 
 def run_tasks(
-    tasks: Mapping[Hashable, Task], *, num_workers: int, threads: int, on_finished: Callable[[Finished], None]
+    tasks: Mapping[Hashable, Task],
+    *,
+    num_workers: int,
+    threads: int,
+    on_finished: Callable[[Finished], None],
+    preload: Sequence[str] = (),
 ) -> dict[Hashable, Finished]:
     """Run every task after those that it needs; what needs a failed one is not run, and is reported as failed too.
 
@@ -60,6 +68,7 @@ def run_tasks(
         num_workers: processes; 1 runs them in this one.
         threads: of each process.
         on_finished: called in this process whenever a task has ended.
+        preload: modules that each process imports first.
 
     Returns:
         key -> how it ended.
@@ -91,9 +100,8 @@ def run_tasks(
             for key in ready():
                 finish(_run(key, tasks[key].function, tasks[key].arguments))
         return done
-    pool = ProcessPoolExecutor(
-        num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start, initargs=(threads,)
-    )
+    start = functools.partial(_start, threads, preload)
+    pool = ProcessPoolExecutor(num_workers, mp_context=multiprocessing.get_context("spawn"), initializer=start)
     running: set[Future[Finished]] = set()
     try:
         while waiting or running:
@@ -139,7 +147,7 @@ def seconds_left(
     return sum(means.get(kind(key), overall) for key in keys if key not in ended) / workers
 
 
-def _start(threads: int) -> None:
+def _start(threads: int, preload: Sequence[str]) -> None:
     """A worker: quiet, and with its share of the cores."""
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
@@ -148,6 +156,9 @@ def _start(threads: int) -> None:
 
     torch.set_num_threads(threads)
     quiet_libraries()
+    for name in preload:
+        importlib.import_module(name)
+    gc.freeze()  # what is loaded stays: the collection after each task need not look through it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -160,8 +171,6 @@ def _end_with_parent() -> None:
 
 
 def _run(key: Hashable, function: Callable[..., None], arguments: tuple[Any, ...]) -> Finished:
-    import gc
-
     started = time.time()
     error = details = None
     try:
