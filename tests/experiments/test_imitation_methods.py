@@ -147,6 +147,13 @@ def test_the_recipes_optimizer_is_used_and_dprs_own_keys_are_left_out(source, tm
     assert imitation._config(doubled, "spin", this).max_steps == 2
 
 
+def test_the_budget_counts_accumulated_batches(source, tmp_path):
+    others = {"dpr_gradient_accumulation_steps": 2, "sft_gradient_accumulation_steps": "3"}
+    cell = cell_of(source, tmp_path, others)
+    assert cell.samples == 4 * 6 * 2
+    assert cell.demonstrations_per_step == 8 * 3
+
+
 def test_dft_is_not_plain_sft(source, tmp_path):
     cell = cell_of(source, tmp_path / "dft")
     outcome = imitation.dft(cell)
@@ -156,9 +163,7 @@ def test_dft_is_not_plain_sft(source, tmp_path):
         "steps": 3,
     }
     assert outcome["flops"] == 6 * PARAMETERS * outcome["tokens"] > 0
-    train_continued_sft(
-        source, tmp_path / "sft", cell.arguments, {}, cell.console, "control", cell.context, steps=outcome["steps"]
-    )
+    train_continued_sft(dataclasses.replace(cell, folder=tmp_path / "sft"), steps=outcome["steps"])
     assert not equal(weights(tmp_path / "dft/model"), weights(tmp_path / "sft/model"))
 
 

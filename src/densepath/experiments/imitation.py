@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import random
@@ -60,13 +61,9 @@ def gsil(cell: Cell) -> dict[str, Any]:
 
 def dft(cell: Cell) -> dict[str, Any]:
     """Dynamic fine-tuning: SFT goes on, each token's loss weighted by its own probability, on DPR's sample budget."""
-    arguments = cell.arguments
-    steps = max(1, round(cell.samples / arguments.sft_per_device_train_batch_size))
-    others = {**cell.others, "sft_loss_type": "dft"}
-    outcome = train_continued_sft(
-        cell.source, cell.folder, arguments, others, cell.console, cell.title, cell.context, steps=steps
-    )
-    return {"samples": 0, **outcome}
+    steps = max(1, round(cell.samples / cell.demonstrations_per_step))
+    reweighted = dataclasses.replace(cell, others={**cell.others, "sft_loss_type": "dft"})
+    return {"samples": 0, **train_continued_sft(reweighted, steps=steps)}
 
 
 def extrapolate(cell: Cell) -> dict[str, Any] | None:

@@ -21,17 +21,7 @@ def dpr(cell: Cell) -> Outcome | None:
         if found is None:
             return None
         reference, beta = str(found["reference"]), str(found["beta"])
-    outcome = train_dpr(
-        cell.source,
-        cell.folder,
-        cell.arguments,
-        cell.others,
-        cell.console,
-        cell.title,
-        cell.context,
-        reference=reference,
-        beta=float(beta),
-    )
+    outcome = train_dpr(cell, reference=reference, beta=float(beta))
     return {"samples": outcome.pop("completions"), "demonstrations": 0, **outcome}
 
 
@@ -43,20 +33,11 @@ def continued_sft(cell: Cell, like: Mapping[str, Any] | None = None) -> Outcome:
         like: outcome of the cell whose FLOPs or seconds are matched.
     """
     sft = cell.source.outcome("sft")
-    steps = cell.samples / cell.arguments.sft_per_device_train_batch_size
+    steps = cell.samples / cell.demonstrations_per_step
     if cell.arguments.budget != "samples":
         assert like is not None
         steps = like[cell.arguments.budget] / (sft[cell.arguments.budget] / sft["steps"])
-    outcome = train_continued_sft(
-        cell.source,
-        cell.folder,
-        cell.arguments,
-        cell.others,
-        cell.console,
-        cell.title,
-        cell.context,
-        steps=max(1, round(steps)),
-    )
+    outcome = train_continued_sft(cell, steps=max(1, round(steps)))
     return {"samples": 0, **outcome}
 
 

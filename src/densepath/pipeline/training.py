@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,29 @@ def reference_path(run: RunFolder, arguments: RunArguments, reference: str) -> s
     return str(path)
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A training that goes on from the SFT model of a run: what it reads, and where it writes.
+
+    Attributes:
+        source: the run whose `data/*.jsonl`, `sft/model` and `sft/references/<fraction>` are read.
+        folder: where the model, its metrics and checkpoints go.
+        arguments: the recipe.
+        others: its `sft_*` and `dpr_*` keys, for TRL's configs.
+        console: where progress goes.
+        title: of the progress.
+        context: of the model, in tokens.
+    """
+
+    source: RunFolder
+    folder: Path
+    arguments: RunArguments
+    others: dict[str, Any]
+    console: Console
+    title: str
+    context: int
+
+
 def run_dpr(
     run: RunFolder,
     arguments: RunArguments,
@@ -187,38 +211,24 @@ def run_dpr(
 ) -> None:
     """DPR from `sft/model` with the chosen reference and beta; leaves `dpr/model`."""
     started = time.time()
-    outcome = train_dpr(run, run / "dpr", arguments, others, console, title, context, reference=reference, beta=beta)
-    run.finish("dpr", started, **outcome)
+    stage = Stage(run, run / "dpr", arguments, others, console, title, context)
+    run.finish("dpr", started, **train_dpr(stage, reference=reference, beta=beta))
 
 
-def train_dpr(
-    source: RunFolder,
-    folder: Path,
-    arguments: RunArguments,
-    others: dict[str, Any],
-    console: Console,
-    title: str,
-    context: int,
-    *,
-    reference: str,
-    beta: float,
-) -> dict[str, Any]:
-    """DPR from the SFT model of a run; leaves `folder/model`.
+def train_dpr(stage: Stage, *, reference: str, beta: float) -> dict[str, Any]:
+    """DPR from the SFT model; leaves `model` in the stage's folder.
 
     Args:
-        source: the run whose data, SFT model and references are read.
-        folder: where the model, its metrics and checkpoints go.
-        arguments, others: the recipe and its `dpr_*` keys.
-        console, title: of the progress.
-        context: of the model, in tokens.
+        stage: what it reads, and where it writes.
         reference: a fraction, `ema` or a path; several fractions with commas between them are averaged.
         beta: coefficient of the KL.
 
     Returns:
         What it cost: tokens, FLOPs, completions, steps.
     """
+    source, folder, arguments, context = stage.source, stage.folder, stage.arguments, stage.context
     tokenizer = load_tokenizer(str(source / "sft/model"))
-    config = dpr_config(arguments, others, folder, beta)
+    config = dpr_config(arguments, stage.others, folder, beta)
     rows = read_split(source, "rl" if arguments.rl_prompts is not None else "train")
     rows = fitting_rows(rows, tokenizer, longest_prompt(arguments, context, config.max_completion_length or 0))
     held_out = read_split(source, "validation")
@@ -234,7 +244,7 @@ def train_dpr(
         eval_dataset=None if config.eval_strategy == "no" else demonstration_pairs(held_out, tokenizer, context),
         processing_class=tokenizer,
     )
-    train_shown(trainer, folder, console, title)
+    train_shown(trainer, folder, stage.console, stage.title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"beta": beta})
     return {
         "tokens": tokens_trained(folder),
@@ -276,29 +286,21 @@ def run_continued_sft(
         steps = max(1, round(dpr["flops"] / (sft["flops"] / sft["steps"])))
     else:
         steps = max(1, round(dpr["completions"] / arguments.sft_per_device_train_batch_size))
-    outcome = train_continued_sft(run, run / "continued_sft", arguments, others, console, title, context, steps=steps)
-    run.finish("continued_sft", started, **outcome)
+    stage = Stage(run, run / "continued_sft", arguments, others, console, title, context)
+    run.finish("continued_sft", started, **train_continued_sft(stage, steps=steps))
 
 
-def train_continued_sft(
-    source: RunFolder,
-    folder: Path,
-    arguments: RunArguments,
-    others: dict[str, Any],
-    console: Console,
-    title: str,
-    context: int,
-    *,
-    steps: int,
-) -> dict[str, Any]:
-    """SFT that goes on from the SFT model of a run on the same demonstrations; leaves `folder/model`.
+def train_continued_sft(stage: Stage, *, steps: int) -> dict[str, Any]:
+    """SFT that goes on from the SFT model on the same demonstrations; leaves `model` in the stage's folder.
 
     Args:
-        steps: optimizer steps; the others are those of `train_dpr`.
+        stage: what it reads, and where it writes.
+        steps: optimizer steps.
 
     Returns:
         What it cost: tokens, FLOPs, demonstrations, steps.
     """
+    source, folder, arguments = stage.source, stage.folder, stage.arguments
     rate = arguments.continued_sft_learning_rate
     changes = {
         "max_steps": steps,
@@ -307,14 +309,14 @@ def train_continued_sft(
         "seed": arguments.seed + 1,  # another order of the demonstrations than SFT's
     }
     tokenizer = load_tokenizer(str(source / "sft/model"))
-    config = sft_config(arguments, others, folder, **changes)
+    config = sft_config(arguments, stage.others, folder, **changes)
     trainer = sft_trainer(
         load_trainable(arguments, source / "sft/model"),
         tokenizer,
-        encoded_train_split(source, arguments, tokenizer, context),
+        encoded_train_split(source, arguments, tokenizer, stage.context),
         config,
     )
-    train_shown(trainer, folder, console, title)
+    train_shown(trainer, folder, stage.console, stage.title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"steps": steps})
     tokens = tokens_trained(folder)
     return {
