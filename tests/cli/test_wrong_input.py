@@ -211,7 +211,7 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
         ({"sft_output_dir": "x"}, "sft_output_dir is not taken from a recipe; set output_dir"),
         (
             {"verifier": "exactmatch"},
-            "verifier 'exactmatch' does not exist; choose exact_match, final_number, or give",
+            "verifier 'exactmatch' does not exist; choose exact_match, final_number, instruction_format, or give",
         ),
         ({"verifier": "nowhere:f"}, "'nowhere' cannot be imported (ModuleNotFoundError"),
         ({"reference": 0.3}, "reference=0.3 is not among reference_fractions (0, 0.25, 0.5, 0.75)"),
