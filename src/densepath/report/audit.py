@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from densepath.report.heatmap import shown
 from densepath.report.scored_row import scored_row
+from densepath.report.table import plain_table
 from densepath.report.text import visible
 from densepath.report.view import ScoreView
 
@@ -19,7 +19,7 @@ _QUOTE = 40
 
 def audit_table(records: Sequence[Mapping[str, Any]], count: int) -> Table:
     """The worst rows: number, reward per token, lowest token, the worst span with its reward, and flags."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = plain_table()
     for name in ("row", "per token", "lowest"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("worst span", overflow="ellipsis", no_wrap=True)

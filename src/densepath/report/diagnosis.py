@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from densepath.report import parse
-from densepath.report.table import format_interval
+from densepath.report.table import format_interval, plain_table
 
 HEADLINES = {
     "run_dpr": "Run DPR: reference {reference}, beta {beta:g}.",
@@ -49,15 +48,7 @@ def diagnosis_tables(record: Mapping[str, Any]) -> Iterator[Table]:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-    )
+    table = plain_table(title)
     table.add_column(first, no_wrap=True)
     for name in columns:
         table.add_column(Text(name), justify="right", no_wrap=True)

@@ -6,13 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from densepath.report import parse
-from densepath.report.table import format_interval
+from densepath.report.table import format_interval, plain_table
 
 WIDE = 116
 """Columns of a terminal from which the differences to the best control, the length and the KL have room."""
@@ -45,15 +44,7 @@ def experiment_table(record: Mapping[str, Any], width: int = WIDE) -> Group:
 
 def _table(record: Mapping[str, Any], setting: Mapping[str, Any], *, wide: bool) -> Table:
     count = len(setting["seeds"])
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        title=Text(f"{setting['name']} ({count} seed{'' if count == 1 else 's'})"),
-        title_justify="left",
-        title_style="bold",
-    )
+    table = plain_table(f"{setting['name']} ({count} seed{'' if count == 1 else 's'})")
     table.add_column("method", overflow="fold", min_width=12)
     table.add_column("decoding", no_wrap=True)
     titles = (record["metric"], "less SFT", "", "less best control", "", "length", "KL")

@@ -6,12 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from densepath.report import parse
-from densepath.report.table import format_interval
+from densepath.report.table import format_interval, plain_table
 
 GROUPS_SHOWN = 12
 """Groups of one grouping in the terminal; the file holds all."""
@@ -31,15 +30,7 @@ def reward_eval_tables(record: Mapping[str, Any]) -> Iterator[Table | Text]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        title=Text(title),
-        title_justify="left",
-        title_style="bold",
-    )
+    table = plain_table(title)
     for index, column in enumerate(columns):
         table.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=True)
     return table

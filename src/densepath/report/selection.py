@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from densepath.report import parse
-from densepath.report.table import format_interval
+from densepath.report.table import format_interval, plain_table
 
 
 def selection_table(record: Mapping[str, Any]) -> Table:
     """One row a reference, one column a criterion; the best of each column is marked."""
     criteria = list(record["best_by"])
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = plain_table()
     table.add_column("reference", no_wrap=True)
     for name in criteria:
         table.add_column(Text(f"{name}\n{record['units'][name]}"), justify="right", no_wrap=True)

@@ -34,6 +34,20 @@ def format_interval(estimate: Estimate | None, digits: int = 3, *, signed: bool 
     return f"{mean} [{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
+def plain_table(title: str | None = None, caption: Text | None = None) -> Table:
+    """An empty table in the style of all commands: a line under the header, and a bold title on the left."""
+    return Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        collapse_padding=True,
+        title=None if title is None else Text(title),
+        title_justify="left",
+        title_style="bold",
+        caption=caption,
+    )
+
+
 def results_table(results: Mapping[str, Any]) -> Table:
     """The rows of `eval/results.json` as a table that fits 80 columns: the same numbers as on the page.
 
@@ -43,7 +57,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     parsed = parse.results(parse.clean(results))
     metric = parsed.metric if parsed else None
     caption = Text(f"interval: {parsed.interval}") if parsed and parsed.interval else None
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True, caption=caption)
+    table = plain_table(caption=caption)
     table.add_column("arm", no_wrap=True)
     table.add_column("decoding", no_wrap=True)
     name = metric.name if metric else "metric"
