@@ -15,6 +15,7 @@ from rich.console import Console
 from tests.experiments.made_up import METHODS, drawn
 from tests.report.test_report_page import HOSTILE, Page, poison
 
+from densepath.cli.main import main
 from densepath.experiments.markdown import results_markdown
 from densepath.experiments.records import MethodInfo
 from densepath.experiments.results import assemble
@@ -104,6 +105,19 @@ def test_the_terminal_shows_every_method_of_every_setting(record):
     assert "*" in line  # a seed is missing
     [line] = [line for line in text.splitlines() if line.startswith("DPR  ") and "worse" in line]
     assert "2.00" in line  # KL
+
+
+def test_the_report_command_makes_the_page_again_from_the_record(record, tmp_path, capsys):
+    (tmp_path / "experiment.yaml").write_text("seeds: [0]\n")
+    assert main(["report", str(tmp_path)]) == 2
+    assert "results.json: no such file yet; run densepath experiment again to go on" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text("[]")
+    assert main(["report", str(tmp_path)]) == 1
+    assert "results.json is not the record of an experiment" in capsys.readouterr().err
+    (tmp_path / "results.json").write_text(json.dumps(record))
+    assert main(["report", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "results.html")
+    assert (tmp_path / "results.html").read_text(encoding="utf-8") == render_experiment(record)
 
 
 def test_markdown_has_a_table_a_setting_with_what_made_it(record):

@@ -1,4 +1,4 @@
-"""`densepath report RUN`: make the HTML report of a run folder again."""
+"""`densepath report RUN`: make the HTML page of a run folder, or of an experiment's, again."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ from densepath.errors import MissingFileError
 
 
 def run(argv: Sequence[str]) -> int:
-    """Write report.html and report.json, and print where they are."""
-    parser = Parser(prog="densepath report", description="Make the HTML report of a run folder again.")
-    parser.add_argument("run_dir", type=Path, help="Run folder, as given to densepath run as output_dir.")
+    """Write the page and its twin, and print where they are."""
+    parser = Parser(prog="densepath report", description="Make the HTML page of a run or an experiment again.")
+    parser.add_argument("run_dir", type=Path, help="output_dir of densepath run or of densepath experiment.")
     parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
     run_dir = parser.parse_args(list(argv)).run_dir
     if not run_dir.is_dir():
-        raise MissingFileError(f"{run_dir}: no such run folder; give the output_dir of densepath run")
-    from densepath.report import write_report
+        raise MissingFileError(f"{run_dir}: no such run folder; give the output_dir of densepath run or experiment")
+    from densepath.report import is_experiment, rewrite_experiment_page, write_report
 
+    if is_experiment(run_dir):
+        print(rewrite_experiment_page(run_dir))
+        return 0
     paths = write_report(run_dir)
     print(f"{paths.html}\n{paths.json}")
     return 0

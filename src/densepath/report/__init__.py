@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from densepath.report.build import ReportPaths, build_report, write_report
-from densepath.report.experiment import render_experiment
+from densepath.report.experiment import is_experiment, render_experiment, rewrite_experiment_page
 from densepath.report.experiment_table import experiment_table
 from densepath.report.heatmap import heatmap_html
 from densepath.report.page import render_html
@@ -17,8 +17,10 @@ __all__ = [
     "experiment_table",
     "format_interval",
     "heatmap_html",
+    "is_experiment",
     "render_experiment",
     "render_html",
     "results_table",
+    "rewrite_experiment_page",
     "write_report",
 ]

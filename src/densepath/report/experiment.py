@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
 from markupsafe import Markup
 
+from densepath.errors import MissingFileError, StorageError
+from densepath.io import read_json, write_text_atomic
 from densepath.report import parse, plots
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
 from densepath.report.html import asset, duration, interval, make_environment
@@ -46,6 +49,29 @@ def render_experiment(record: Mapping[str, Any]) -> str:
             glossary=EXPERIMENT_GLOSSARY,
         )
     )
+
+
+def is_experiment(folder: Path) -> bool:
+    """Whether a folder is that of `densepath experiment`."""
+    return (Path(folder) / "experiment.yaml").is_file()
+
+
+def rewrite_experiment_page(folder: Path) -> Path:
+    """Make `results.html` again from the `results.json` beside it, atomically; returns its path.
+
+    Raises:
+        MissingFileError: the experiment has no table yet.
+        StorageError: the record cannot be read, or the page cannot be written.
+    """
+    record, page = Path(folder) / "results.json", Path(folder) / "results.html"
+    try:
+        html = render_experiment(read_json(record))
+    except MissingFileError:
+        raise MissingFileError(f"{record}: no such file yet; run densepath experiment again to go on") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise StorageError(f"{record} is not the record of an experiment: {error!r}") from error
+    write_text_atomic(page, html)
+    return page
 
 
 @functools.cache
