@@ -75,8 +75,8 @@ def run_experiment(
     training = grid.training_tasks()
     tuned = sum(len(plan.variants) > 1 for s in settings for plan in s.methods.values()) * len(arguments.seeds)
     console.print(
-        f"{len(settings)} settings, {len(arguments.seeds)} seeds, {sum(1 for _ in grid.cells())} cells; "
-        f"{num_workers} at once with {threads} threads each",
+        f"settings: {len(settings)}, seeds: {len(arguments.seeds)}, cells: {sum(1 for _ in grid.cells())}; "
+        f"at once: {num_workers}, threads of each: {threads}",
         highlight=False,
     )
     started = time.time()
