@@ -44,7 +44,8 @@ class Case:
         lora: train an adapter.
         rows: sequences of a micro-batch.
         prompt: tokens of each prompt.
-        completion: tokens of each completion.
+        completion: tokens of each completion. For SFT at least 512 in a batch, a chunk of the head: a plan of SFT
+            counts whole sequences, as it does not know where the data's prompts end.
         checkpointing: gradient checkpointing.
         accumulation: micro-batches of a step.
     """
@@ -66,13 +67,16 @@ CASES = {
     "smollm2-dpr-lora": Case("smollm2", "dpr", True, 8, 48, 48),
     "middle-sft-full": Case("middle", "sft", False, 16, 64, 64),
     "middle-sft-checkpointing": Case("middle", "sft", False, 24, 128, 128, checkpointing=True),
+    "middle-sft-lora-checkpointing": Case("middle", "sft", True, 24, 128, 128, checkpointing=True),
     "middle-sft-accumulation": Case("middle", "sft", False, 8, 64, 64, accumulation=2),
     "middle-sft-lora": Case("middle", "sft", True, 16, 64, 64),
     "middle-dpr-full": Case("middle", "dpr", False, 16, 48, 48),
     "middle-dpr-lora": Case("middle", "dpr", True, 16, 300, 48),
-    "wide-sft-full": Case("wide", "sft", False, 4, 32, 32),
+    "wide-sft-full": Case("wide", "sft", False, 8, 16, 64),
     "wide-dpr-full": Case("wide", "dpr", False, 4, 32, 32),
-    "wide-sft-lora": Case("wide", "sft", True, 8, 100, 28),
+    "wide-sft-checkpointing": Case("wide", "sft", False, 16, 64, 64, checkpointing=True),
+    "wide-sft-lora-checkpointing": Case("wide", "sft", True, 16, 64, 128, checkpointing=True),
+    "wide-sft-lora": Case("wide", "sft", True, 8, 28, 100),
     "wide-dpr-lora": Case("wide", "dpr", True, 16, 64, 64),
 }
 
@@ -96,11 +100,10 @@ def main() -> None:
 
 def compare(case: Case, folder: Path, smollm2: str = SMOLLM2) -> tuple[float, float]:
     """Planned and measured peak of a case, GiB."""
-    from densepath.models.load import load_tokenizer
-
-    tokenizer = load_tokenizer(smollm2)
-    model = smollm2 if case.model == "smollm2" else random_model(case.model, folder, tokenizer)
-    data = write_data(case, folder / "data.jsonl", tokenizer)
+    model = smollm2
+    if case.model != "smollm2":
+        model = in_a_process(random_model, case.model, str(folder / "model"), smollm2)
+    data = in_a_process(write_data, case, str(folder / "data.jsonl"), smollm2)
     keys = {
         "per_device_train_batch_size": case.rows,
         "gradient_accumulation_steps": case.accumulation,
@@ -148,7 +151,7 @@ def run(command: str, *arguments: str) -> Done:
     return Done(text, peak)
 
 
-def in_a_process(function: Callable[..., str], *arguments: str) -> str:
+def in_a_process(function: Callable[..., str], *arguments: object) -> str:
     """Its result, and none of its memory: what this process holds counts as the peak of each that it starts."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -171,21 +174,27 @@ def words(values: dict[str, object]) -> list[str]:
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
-def random_model(name: str, folder: Path, tokenizer: object) -> str:
+def random_model(name: str, folder: str, tokenizer_of: str) -> str:
     """A Llama with random weights that never ends a completion, saved with the tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    from densepath.models.load import load_tokenizer
+
     torch.manual_seed(0)
+    tokenizer = load_tokenizer(tokenizer_of)
     sizes = {"middle": MIDDLE, "wide": WIDE}[name]
-    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes)  # type: ignore[arg-type]
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")  # type: ignore[attr-defined]
-    return str(folder / "model")
+    config = LlamaConfig(vocab_size=len(tokenizer), tie_word_embeddings=True, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
-def write_data(case: Case, path: Path, tokenizer: object) -> str:
+def write_data(case: Case, path: str, tokenizer_of: str) -> str:
     """Demonstrations of exactly the case's lengths in plain text: words that are one token each."""
+    from densepath.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(tokenizer_of)
     words = [f" {word}" for word in ("red", "blue", "green", "house", "tree", "river", "stone", "light")]
 
     def text(tokens: int, row: int) -> str:
@@ -194,11 +203,11 @@ def write_data(case: Case, path: Path, tokenizer: object) -> str:
     rows = []
     for row in range(max(64, case.rows * case.accumulation)):
         rows.append({"prompt": text(case.prompt, row), "completion": text(case.completion - 1, row)})
-    length = len(tokenizer(rows[0]["prompt"])["input_ids"])  # type: ignore[operator]
+    length = len(tokenizer(rows[0]["prompt"])["input_ids"])
     if length != case.prompt:
         raise RuntimeError(f"a prompt has {length} tokens instead of {case.prompt}")
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 if __name__ == "__main__":

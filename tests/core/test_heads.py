@@ -92,12 +92,13 @@ def test_only_what_is_trained_gets_a_gradient_in_its_own_dtype():
         assert not chunked_loss(weighted(torch.ones(4)), hidden, Head(weight))[0].requires_grad
 
 
-def test_chunks_cover_all_tokens_and_hold_a_bounded_number_of_elements():
+def test_chunks_cover_all_tokens_and_are_just_large_enough_for_the_kernel_to_take_them_back():
     assert list(token_chunks(5, 10, 2)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
     assert list(token_chunks(0, 10)) == []
     sizes = [chunk.stop - chunk.start for chunk in token_chunks(1000, 128_256)]
     assert sum(sizes) == 1000
-    assert max(sizes) * 128_256 <= 2**23
+    assert 2**23 <= max(sizes) * 128_256 < 2**23 + 128_256
+    assert [chunk.stop for chunk in token_chunks(2, 2**24)] == [1, 2]
     with pytest.raises(ValueError, match="at least 1"):
         token_chunks(5, 10, 0)
 

@@ -77,11 +77,14 @@ class Allocations(LiveBytes):
             heap.give(key)
 
 
-def wasted(layers: int, *, lora: bool) -> list[float]:
+def wasted(layers: int, *, lora: bool, checkpointing: bool) -> list[float]:
     """Bytes of the heap beyond what is alive after a forward pass: where holes merge, and where they do not."""
     torch.manual_seed(0)
     model = with_lora(build("llama", layers)) if lora else build("llama", layers)
     model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.enable_input_require_grads()
     base = model.get_base_model().base_model if lora else model.base_model
     heaps = Heap(merges=True), Heap(merges=False)
     with Allocations(*heaps) as live:
@@ -91,10 +94,11 @@ def wasted(layers: int, *, lora: bool) -> list[float]:
     return found
 
 
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_the_waste_lies_between_holes_that_merge_and_holes_that_do_not(lora):
-    many, few = wasted(6, lora=lora), wasted(3, lora=lora)
+def test_the_waste_lies_between_holes_that_merge_and_holes_that_do_not(lora, checkpointing):
+    many, few = (wasted(layers, lora=lora, checkpointing=checkpointing) for layers in (6, 3))
     sizes = read_architecture(build("llama", 1), "llama")
     written = ROWS * WIDTH * sum(each.outputs for each in sizes.linears) * 4
     merging, pinned = ((a - b) / (3 * written) for a, b in zip(many, few, strict=True))
-    assert merging < (memory.HEAP_WASTE_LORA if lora else memory.HEAP_WASTE) < pinned
+    assert merging < memory.HEAP_WASTE[lora, checkpointing] < pinned

@@ -88,9 +88,9 @@ def test_a_layer_keeps_what_the_formula_says(family, half, lora):
     two, one = (saved(family, layers, half=half, lora=lora) for layers in (2, 1))
     sizes = read_architecture(build(family, 1), family)
     precision, adapter = Precision(4, 2 if half else 4), Adapter(RANK) if lora else None
-    planned = memory.activation_bytes(
-        sizes, precision, ROWS * WIDTH, WIDTH, checkpointing=False, adapter=adapter
-    ) + memory.cast_bytes(sizes, precision, adapter)
+    planned = memory.layer_bytes(sizes, precision, ROWS * WIDTH, WIDTH, adapter=adapter) + memory.cast_bytes(
+        sizes, precision, adapter
+    )
     # Left out: casts of LoRA's own matrices, and Gemma's gains.
     assert planned == pytest.approx(two - one, rel=0.02)
 
@@ -98,7 +98,7 @@ def test_a_layer_keeps_what_the_formula_says(family, half, lora):
 def test_rows_of_one_sequence_need_no_mask_and_repeat_no_heads():
     two, one = (saved("llama", layers, half=False, lora=False, masked=False) for layers in (2, 1))
     sizes = read_architecture(build("llama", 1), "llama")
-    planned = memory.activation_bytes(sizes, Precision(), ROWS * WIDTH, None, checkpointing=False)
+    planned = memory.layer_bytes(sizes, Precision(), ROWS * WIDTH, None)
     assert planned == two - one
 
 
@@ -108,10 +108,7 @@ def test_with_checkpointing_a_layer_keeps_its_input_alone(lora):
     # 2 rows of 40 tokens x 32 numbers x 4 bytes
     assert two - one == 2 * 40 * 32 * 4
     sizes = read_architecture(build("llama", 2), "llama")
-    adapter = Adapter(RANK) if lora else None
-    planned = memory.activation_bytes(sizes, Precision(), ROWS * WIDTH, WIDTH, checkpointing=True, adapter=adapter)
-    layer = memory.layer_bytes_per_token(sizes, Precision(), WIDTH, adapter)
-    assert planned == ROWS * WIDTH * layer + 2 * (two - one)
+    assert memory.checkpoint_bytes(sizes, Precision(), ROWS * WIDTH) == 2 * (two - one)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])

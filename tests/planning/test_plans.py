@@ -115,7 +115,7 @@ def test_a_kl_of_its_own_takes_chunks_of_whole_distributions_more():
         assert terms(found, "DPR", "backward begins")["hidden states"] > 0
         return terms(found, "DPR", "backward begins")["logits"], terms(found, "DPR", "scoring")["logits"]
 
-    chunk = 2**23 * 4
+    chunk = 66 * 128_256 * 4  # just above 32 MiB
     assert logits() == (8 * chunk, 7 * chunk)
     assert logits(kl_in_return=False) == (11.25 * chunk, 7 * chunk)
     assert logits(kl_in_return=False, estimator="sampled") == (8.25 * chunk, 5 * chunk)

@@ -17,7 +17,10 @@ from torch.autograd.graph import get_gradient_edge
 from densepath.core.logprobs import lift
 
 CHUNK_ELEMENTS = 2**23
-"""Log-probabilities in one chunk: 32 MiB in float32, of which about ten such tensors live at a time."""
+"""Least number of log-probabilities in a chunk: 32 MiB in float32, of which about ten such tensors live at a time.
+
+Not less on purpose: glibc takes tensors from 32 MiB on from the kernel and gives them back. Smaller ones would leave
+holes in its heap, between activations that stay (measured: a tenth of a run's memory, docs/log.md)."""
 
 
 class Head(NamedTuple):
@@ -69,9 +72,14 @@ def _logprobs(logits: Tensor, head: Head) -> Tensor:
         return torch.log_softmax(logits, dim=-1)
 
 
+def default_chunk_tokens(vocabulary: int) -> int:
+    """Tokens of a chunk of `CHUNK_ELEMENTS` log-probabilities: `ceil(2^23 / vocabulary)`."""
+    return -(-CHUNK_ELEMENTS // vocabulary)
+
+
 def token_chunks(tokens: int, vocabulary: int, chunk_tokens: int | None = None) -> Iterator[slice]:
-    """Slices of at most `chunk_tokens` that cover all tokens; by default, of `CHUNK_ELEMENTS` log-probabilities."""
-    size = max(1, CHUNK_ELEMENTS // vocabulary) if chunk_tokens is None else chunk_tokens
+    """Slices of at most `chunk_tokens` that cover all tokens; by default `default_chunk_tokens` of the vocabulary."""
+    size = default_chunk_tokens(vocabulary) if chunk_tokens is None else chunk_tokens
     if size < 1:
         raise ValueError(f"chunk_tokens must be at least 1, got {chunk_tokens}")
     return (slice(start, min(start + size, tokens)) for start in range(0, tokens, size))

@@ -25,6 +25,9 @@ from densepath.trainers.dpr_config import DPRConfig, Estimator
 
 CUDA_RESERVE = 1.5 * GIB
 """CUDA context, cuBLAS workspaces, NCCL, and what the caching allocator cannot hand out: ours, an allowance."""
+CPU_RESERVE = 100 * 2**20
+"""What a run adds to its imports whatever the model: tokenizer, dataset, the kernels' pages. Measured with a model of
+10,000 weights (docs/log.md)."""
 UNKNOWN_PROMPT = 1024
 """Tokens of a prompt that are counted with where the recipe gives no `max_prompt_length`: ours."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
@@ -37,8 +40,8 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
     Args:
         arguments: the recipe.
         others: its `sft_*` and `dpr_*` keys.
-        process: bytes that the process takes before any model, on a CPU; measured if None: this process has
-            imported what a run imports.
+        process: bytes that the process takes beside the model, on a CPU; if None what this process takes, which has
+            imported what a run imports, and `CPU_RESERVE`.
 
     Raises:
         ConfigError: keys that contradict each other.
@@ -50,7 +53,7 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
     if cuda:
         machine = Machine(True, _gpu_memory(arguments), CUDA_RESERVE, processes, sharding)
     else:
-        before = resident_bytes() if process is None else process
+        before = resident_bytes() + CPU_RESERVE if process is None else process
         machine = Machine(False, machine_memory(), before, heap_limit=heap_limit())
     architecture = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     return make_plan(setup_of(arguments, others, architecture, sharding, cuda=cuda), machine)
@@ -238,6 +241,14 @@ def heap_limit() -> float:
 
 
 def resident_bytes() -> float:
-    """Most memory that this process has had resident so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return float(peak if sys.platform == "darwin" else peak * 1024)
+    """Most memory that this process has had resident so far.
+
+    Not `ru_maxrss` where the kernel has better: on Linux that one also counts what the parent had when it started
+    this process, which is a lot where the parent is a notebook that holds a model.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024.0 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from densepath.core.heads import CHUNK_ELEMENTS
+from densepath.core.heads import default_chunk_tokens
 from densepath.core.logprobs import DEFAULT_CHUNK_TOKENS
 from densepath.planning.architecture import Architecture, Linear
 
@@ -170,39 +170,51 @@ def layer_bytes_per_token(
     return norms + copies * a.hidden * c + attention + 4 * a.intermediate * c + inner
 
 
-def activation_bytes(
+def layer_bytes(
     architecture: Architecture,
     precision: Precision,
     tokens: int,
     width: int | None,
     *,
-    checkpointing: bool,
     adapter: Adapter | None = None,
     four_bit: bool = False,
 ) -> float:
-    """Activations alive when the backward pass begins.
+    """What one decoder layer keeps for its backward pass.
 
-    Without checkpointing all layers keep theirs. With it a layer keeps its input, `d x bytes of a weight` a token, and
-    one layer at a time is computed again. The final norm and the rotary tables are small and left out; with autocast
-    and LoRA a layer also keeps the cast of its frozen weights, unless they are quantised.
+    Without gradient checkpointing all layers keep theirs until the backward pass begins. The final norm and the rotary
+    tables are small and left out; with autocast and LoRA a layer also keeps the cast of its frozen weights, unless
+    they are quantised.
 
     Args:
         architecture: of the model.
         precision: bytes of an element.
         tokens: of the batch, padding included.
         width: tokens of one row, or None; see `layer_bytes_per_token`.
-        checkpointing: gradient checkpointing.
         adapter: what is trained; None: all weights.
         four_bit: the frozen weights are quantised.
-
-    Source: Chen et al. 2016, Training deep nets with sublinear memory cost, for checkpointing; else derived.
     """
     layer = tokens * layer_bytes_per_token(architecture, precision, width, adapter)
     if adapter is not None and precision.autocasts and not four_bit:
         layer += architecture.layer_linears * precision.compute
-    if checkpointing:
-        return layer + architecture.layers * tokens * architecture.hidden * precision.weights
-    return layer * architecture.layers
+    return layer
+
+
+def checkpoint_bytes(architecture: Architecture, precision: Precision, tokens: int) -> float:
+    """The inputs of all layers, which gradient checkpointing keeps: `layers x tokens x d x bytes of a weight`.
+
+    Source: Chen et al. 2016, Training deep nets with sublinear memory cost.
+    """
+    return float(architecture.layers * tokens * architecture.hidden * precision.weights)
+
+
+def passing_bytes(architecture: Architecture, precision: Precision, tokens: int) -> float:
+    """Gradients that exist beside what a layer keeps while its MLP is passed backwards: `tokens (2 f c + d b)`.
+
+    Source: derived; the product's gradient becomes those of its two factors, when what the product was is gone.
+    """
+    return float(
+        tokens * (2 * architecture.intermediate * precision.compute + architecture.hidden * precision.weights)
+    )
 
 
 def cast_bytes(architecture: Architecture, precision: Precision, adapter: Adapter | None) -> float:
@@ -217,8 +229,9 @@ def cast_bytes(architecture: Architecture, precision: Precision, adapter: Adapte
 
 HEAP_LIMIT = 32 * 2**20
 """glibc takes tensors of at least this size from the kernel one by one; smaller ones come from its heap."""
-HEAP_WASTE, HEAP_WASTE_LORA = 0.5, 1.9
-"""Bytes of heap lost for each byte that a layer's linear maps write: measured with glibc 2.36 (docs/log.md)."""
+HEAP_WASTE = {(False, False): 0.5, (False, True): 1.4, (True, False): 1.9, (True, True): 2.5}
+"""(LoRA, gradient checkpointing) -> bytes of heap lost for each byte that a layer's linear maps write: measured with
+glibc 2.36 (docs/log.md)."""
 
 
 def heap_bytes(
@@ -228,18 +241,19 @@ def heap_bytes(
 
     torch asks for aligned memory, and glibc serves such a request from a hole only where the hole is larger than the
     tensor. So a hole that a temporary leaves between tensors that stay is lost: `waste x sum_m tokens outputs_m 4`
-    over the maps whose output is smaller than the limit. LoRA makes three temporaries a map.
+    over the maps whose output is smaller than the limit. LoRA makes three temporaries a map. With gradient
+    checkpointing a layer's temporaries leave their holes around the one input that stays.
 
     Args:
         architecture: of the model.
         tokens: of the batch, padding included.
         limit: bytes from which a tensor is not taken from the heap: `MALLOC_MMAP_THRESHOLD_`, or `HEAP_LIMIT`.
-        checkpointing: gradient checkpointing; one layer's holes, which the next one fills.
+        checkpointing: gradient checkpointing.
         adapter: what is trained; None: all weights.
     """
     sizes = [tokens * each.outputs * FLOAT32 for each in architecture.linears]
-    layer = (HEAP_WASTE if adapter is None else HEAP_WASTE_LORA) * sum(size for size in sizes if size < limit)
-    return layer if checkpointing else layer * architecture.layers
+    waste = HEAP_WASTE[adapter is not None, checkpointing]
+    return waste * architecture.layers * sum(size for size in sizes if size < limit)
 
 
 # -- sampling ----------------------------------------------------------------------------------------------------
@@ -329,9 +343,10 @@ def visit_copies(*, all_action: bool) -> int:
 def distribution_bytes(architecture: Architecture, tokens: int, copies: float) -> float:
     """Chunks of (tokens, vocabulary) float32 log-probabilities and their products.
 
-    `copies x min(tokens x vocabulary, 2^23) x 4`. Source: `densepath.core.heads`.
+    `copies x min(tokens, ceil(2^23 / vocabulary)) x vocabulary x 4`. Source: `densepath.core.heads`.
     """
-    return float(copies * min(tokens * architecture.vocabulary, CHUNK_ELEMENTS) * FLOAT32)
+    chunk = min(tokens, default_chunk_tokens(architecture.vocabulary))
+    return float(copies * chunk * architecture.vocabulary * FLOAT32)
 
 
 DEEPSPEED_BUCKET = 500_000_000

@@ -265,30 +265,39 @@ def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment
     if training.whole_vocabulary:
         copies = memory.loss_copies(all_action=training.all_action, state_kl=training.state_kl)
         logits = memory.distribution_bytes(architecture, projected, copies)
+    layer = memory.layer_bytes(architecture, precision, tokens, width, adapter=adapter, four_bit=setup.four_bit)
+    kept = architecture.layers * layer
+    if training.checkpointing:
+        kept = memory.checkpoint_bytes(architecture, precision, tokens)
     begins = {
         **always,
         "gradients": early + head,
-        "activations": memory.activation_bytes(
-            architecture,
-            precision,
-            tokens,
-            width,
-            checkpointing=training.checkpointing,
-            adapter=adapter,
-            four_bit=setup.four_bit,
-        ),
+        "activations": kept,
         "logits": logits,
         "heap": memory.heap_bytes(
             architecture, tokens, machine.heap_limit, checkpointing=training.checkpointing, adapter=adapter
         ),
     }
-    if machine.cuda:
-        begins["buffers"] += memory.cast_bytes(architecture, precision, adapter)
+    casts = memory.cast_bytes(architecture, precision, adapter) if machine.cuda else 0.0
+    begins["buffers"] += casts
+    # The last layer is passed beside what all keep, the first beside the gradients of all; either is computed again
+    # where checkpointing kept its input alone.
+    passing = memory.passing_bytes(architecture, precision, tokens)
+    last, first = {**begins, "logits": 0.0}, {**always, "gradients": gradients}
+    last["activations"] = passing + (kept + layer if training.checkpointing else kept)
+    first["activations"] = passing + layer
+    if training.checkpointing:
+        last["buffers"] = first["buffers"] = always["buffers"] + casts / architecture.layers
     # A tied embedding's gradient comes twice, from the head and from the lookup, and is added up at the very end:
     # into one of the two, or into that of the micro-batches before.
     twice = head if architecture.tied else 0.0
     ends = {**always, "gradients": gradients + (2 * twice if training.accumulation > 1 else twice)}
-    return [Moment("backward begins", begins), Moment("backward ends", ends)]
+    return [
+        Moment("backward begins", begins),
+        Moment("in the last layer", last),
+        Moment("in the first layer", first),
+        Moment("backward ends", ends),
+    ]
 
 
 def _padded(setup: Setup, machine: Machine) -> bool:
