@@ -125,14 +125,17 @@ def test_adapters_on_one_base_are_scored_as_the_models_they_stand_for():
         DenseReward(FrozenPolicy(model, "other"), FrozenPolicy(model, "ref")).score_ids(PROMPTS, COMPLETIONS)
 
 
-@pytest.mark.parametrize("broken", ["sft", "ref"])
+@pytest.mark.parametrize(("broken", "name"), [("sft", "the SFT model"), ("ref", "the reference")])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_numbers_are_named(broken, value):
+def test_weights_that_are_not_numbers_are_named(broken, name, value):
     models = {"sft": tiny_llama(seed=0), "ref": tiny_llama(seed=1)}
     with torch.no_grad():
         models[broken].lm_head.weight[4] = value  # the logit of token 4, which only some completions hold
-    with pytest.raises(NumericalError, match=r"sequence 0, completion token 0 \(id 4\): log-probability is"):
+    with pytest.raises(NumericalError, match=rf"^{name}: sequence 0, completion token 0 \(id 4\): log-prob"):
         DenseReward(models["sft"], models["ref"]).score_ids(PROMPTS, COMPLETIONS)
+    if broken == "ref":
+        with pytest.raises(NumericalError, match=r"^reference 2: sequence 0"):
+            DenseReward(models["sft"], [tiny_llama(), models["ref"]]).score_ids(PROMPTS, COMPLETIONS)
 
 
 def test_what_cannot_be_scored_is_refused():

@@ -105,7 +105,7 @@ def finite(path: Path) -> bool:
 @pytest.mark.parametrize(
     ("plant", "cause", "accumulation"),
     [
-        (plant_ref, r"sequence \d, completion token \d+ .*log-probability is nan", 2),
+        (plant_ref, r"the reference: sequence \d, completion token \d+ .*log-probability is nan", 2),
         (plant_policy, r"row \d: NaN or infinite logits at completion token 0", 1),
         (plant_advantages, r"advantages\[5, 1\] is nan", 2),
         (plant_function, r"reward function 'length_reward', completion 3 .*nan", 1),

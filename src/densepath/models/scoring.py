@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -228,6 +229,15 @@ def _shares(
         return [(everything, None)]
     kept = set(short)
     return [([i for i in everything if i not in kept], None), (short, compute_prefix(model, beginning))]
+
+
+@contextlib.contextmanager
+def naming(model: str) -> Iterator[None]:
+    """Say in a `NumericalError` of the block which of several models gave it."""
+    try:
+        yield
+    except NumericalError as error:
+        raise NumericalError(f"{model}: {error}", error.sequences) from error
 
 
 def check_finite(

@@ -20,7 +20,7 @@ from densepath.data.rows import Turns
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import eos_token_ids as ending_ids
-from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, naming
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_common_tokenizer, load_policies
 from densepath.rewards.scores import DenseScores
@@ -220,14 +220,18 @@ class DenseReward:
             on_progress: called with the number of sequences that each forward pass finished.
 
         Raises:
-            NumericalError: NaN or infinity, with its place.
+            NumericalError: NaN or infinity, with the model and the place.
         """
-        sft = self.sft.score(prompt_ids, completion_ids, self.token_budget, on_progress)
+        with naming("the SFT model"):
+            sft = self.sft.score(prompt_ids, completion_ids, self.token_budget, on_progress)
         ids = [list(tokens) for tokens in completion_ids]
         if self.kind is RewardKind.INVERSE_BELLMAN:
             rewards = self._inverse_bellman(prompt_ids, completion_ids, sft, eos_token_ids)
             return DenseScores(rewards, sft.logprobs, [], sft.entropies, ids)
-        found = [ref.score(prompt_ids, completion_ids, self.token_budget, on_progress).logprobs for ref in self.refs]
+        found = []
+        for number, ref in enumerate(self.refs, start=1):
+            with naming("the reference" if len(self.refs) == 1 else f"reference {number}"):
+                found.append(ref.score(prompt_ids, completion_ids, self.token_budget, on_progress).logprobs)
         refs = list(zip(*found, strict=True))  # by completion
         rewards = [
             self.from_logprobs(values, refs[index] if refs else (), torch.ones_like(values, dtype=torch.bool))

@@ -22,7 +22,7 @@ from densepath.core.objective import (
     state_kl_loss,
 )
 from densepath.core.rewards import reference_logprobs
-from densepath.models.scoring import causal_lm, check_finite, head_of
+from densepath.models.scoring import causal_lm, check_finite, head_of, naming
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.scores import DenseScores
 from densepath.trainers.dpr_config import DPRConfig
@@ -30,6 +30,7 @@ from densepath.trainers.rollout import Rollout, penalised_rewards
 
 TOKEN_VALUES = ("logprobs", "entropy", "state_kl", "clip_ratio")
 """What a loss hands back of each token, in this order: (values, completions, tokens), 0 where there is none."""
+_MODELS = {"sft_logprobs": "the SFT model", "ref_logprobs": "the reference", "policy_logprobs": "the policy"}
 
 
 class WholeVocabulary:
@@ -74,7 +75,7 @@ class WholeVocabulary:
             eos_token_ids: ids that end a completion.
 
         Raises:
-            NumericalError: NaN or infinity, with its place.
+            NumericalError: NaN or infinity, with the model and the place.
         """
         ids = rollout.prompt_ids, rollout.completion_ids
         kept = [frozen.hidden_states(*ids, self.args.score_token_budget) for frozen in self.policies]
@@ -85,9 +86,10 @@ class WholeVocabulary:
         found = self._visited(hidden, head.lifted(), kept, rollout.completion_ids)
         lengths = [len(completion) for completion in rollout.completion_ids]
         rows = {name: list(torch.split(values.cpu(), lengths)) for name, values in found.items()}
-        for name in ("sft_logprobs", "ref_logprobs", "policy_logprobs"):
+        for name, model in _MODELS.items():
             if name in rows:
-                check_finite(rows[name], rollout.completion_ids)
+                with naming(model):
+                    check_finite(rows[name], rollout.completion_ids)
         rollout.scores = DenseScores(
             rows["rewards"],
             rows["sft_logprobs"],
