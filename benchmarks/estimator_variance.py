@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import random
 import statistics
 import tempfile
 
@@ -37,8 +36,7 @@ def main() -> None:
     with torch.no_grad():
         for mine, theirs in zip(policy.parameters(), ref.parameters(), strict=True):
             mine += options.extrapolate * (mine - theirs)
-    rows = load_dataset_rows(options.dataset_name, needs="prompts")
-    random.Random(0).shuffle(rows)
+    rows = load_dataset_rows(options.dataset_name, needs="prompts").shuffle(seed=0)
     trainer = DPRTrainer(
         model=policy,
         ref_model=ref,
