@@ -20,7 +20,7 @@ SMALL = {
     "max_steps=200": "max_steps=1",
     "max_completion_length=256": "max_completion_length=8",
     "logging_steps=10": "logging_steps=1, report_to='none', disable_tqdm=True, per_device_eval_batch_size=8",
-    "eval_steps=100": "eval_steps=1",
+    "eval_steps=100": "eval_steps=1, bf16=False",
     "save_steps=100": "save_steps=1",
     "test_size=16": "test_size=1",
 }
