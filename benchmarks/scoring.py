@@ -15,7 +15,6 @@ import random
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -23,6 +22,7 @@ from benchmarks.common import load, parser, side_by_side
 from densepath.data import encode_pairs, load_dataset_rows
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
+from densepath.pipeline.environment import resident_bytes
 
 Pairs = tuple[list[list[int]], list[list[int]]]
 BATCH = 16
@@ -87,12 +87,6 @@ def _ids(rng: random.Random, vocabulary: int, median: int) -> list[int]:
     return [rng.randrange(vocabulary) for _ in range(max(4, round(median * rng.lognormvariate(0, SPREAD))))]
 
 
-def peak_bytes() -> int:
-    """Most memory that was resident in this process. (`ru_maxrss` also counts what the parent had before exec.)"""
-    status = Path("/proc/self/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) * 1024
-
-
 def peak_of(arm: str) -> int:
     """Peak of a fresh process that loads the model and runs one arm."""
     done = subprocess.run(
@@ -130,7 +124,7 @@ def main() -> None:
         model, tokenizer = load(options.model)
         pairs = rows(options, tokenizer)
         ARMS[options.only](model, *pairs)
-        print(peak_bytes())
+        print(int(resident_bytes()))
         return
     peaks = {arm: peak_of(arm) for arm in ARMS}  # before this process holds a model
     model, tokenizer = load(options.model)

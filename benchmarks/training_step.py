@@ -19,8 +19,8 @@ from datasets import Dataset
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.common import batch, load, parser, side_by_side
-from benchmarks.scoring import peak_bytes
 from densepath.models.packed_forward import add_packed_forward
+from densepath.pipeline.environment import resident_bytes
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 
@@ -102,7 +102,7 @@ def main() -> None:
     if options.only:
         trainer = trainer_of(model, tokenizer, *given, options.num_generations)
         step_of(trainer, options.only)
-        print(peak_bytes())
+        print(int(resident_bytes()))
         return
     tokens = sum(map(len, completion_ids))
     print(f"{len(completion_ids)} completions of {tokens} tokens\n")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
 from densepath.errors import ConfigError, MissingFileError
 from densepath.pipeline.config import PlanArguments, RunArguments
+from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.plan import launch_of, plan_recipe, require_fit
 from densepath.planning.memory import GIB, Sharding
 from densepath.planning.plan import TERMS, make_plan
@@ -227,6 +230,14 @@ def test_on_a_cpu_the_process_counts_and_nothing_is_halved(monkeypatch):
     assert found.setup.sft.checkpointing is False
     measured = plan_recipe(arguments, {}).machine.process
     assert 0.1 * GIB < measured < 20 * GIB
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the kernel counts for the process alone")
+def test_what_the_parent_holds_is_not_counted():
+    ballast = b"x" * 2**29
+    code = "from densepath.pipeline.environment import resident_bytes; print(resident_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 2**20 < float(done.stdout) < len(ballast) < resident_bytes()
 
 
 # -- what can be wrong -------------------------------------------------------------------------------------------

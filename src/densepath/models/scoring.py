@@ -233,7 +233,14 @@ def _shares(
 
 @contextlib.contextmanager
 def naming(model: str) -> Iterator[None]:
-    """Say in a `NumericalError` of the block which of several models gave it."""
+    """Say in a `NumericalError` of the block which of several models gave it.
+
+    Args:
+        model: its role, as the message begins with it: `the reference`.
+
+    Raises:
+        NumericalError: the block's, with the role before its message and with its `sequences`.
+    """
     try:
         yield
     except NumericalError as error:

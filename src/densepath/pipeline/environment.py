@@ -1,10 +1,12 @@
-"""Versions and devices of this installation."""
+"""Versions and devices of this installation, and the memory of this process."""
 
 from __future__ import annotations
 
 import os
 import platform
+import sys
 from importlib import metadata
+from pathlib import Path
 
 from densepath import __version__
 
@@ -30,3 +32,19 @@ def environment() -> dict[str, str]:
     else:
         found["gpu"] = "none"
     return found
+
+
+def resident_bytes() -> float:
+    """Most memory that this process has had resident so far, in bytes.
+
+    Not `ru_maxrss` where the kernel has better: on Linux that one also counts what the parent had when it started
+    this process, which is a lot where the parent is a notebook that holds a model.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return 1024.0 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+    except (OSError, StopIteration):
+        import resource  # not on Windows
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import yaml
 
 from densepath.errors import ConfigError, MissingFileError
 from densepath.pipeline.config import PlanArguments, RunArguments
+from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.fits import check_fits
@@ -238,17 +237,3 @@ def heap_limit() -> float:
         return float(os.environ["MALLOC_MMAP_THRESHOLD_"])
     except (KeyError, ValueError):
         return float(HEAP_LIMIT)
-
-
-def resident_bytes() -> float:
-    """Most memory that this process has had resident so far.
-
-    Not `ru_maxrss` where the kernel has better: on Linux that one also counts what the parent had when it started
-    this process, which is a lot where the parent is a notebook that holds a model.
-    """
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return 1024.0 * int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
-    except (OSError, StopIteration):
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return float(peak if sys.platform == "darwin" else peak * 1024)

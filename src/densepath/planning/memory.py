@@ -179,7 +179,7 @@ def layer_bytes(
     adapter: Adapter | None = None,
     four_bit: bool = False,
 ) -> float:
-    """What one decoder layer keeps for its backward pass.
+    """Bytes that one decoder layer keeps for its backward pass: `tokens x layer_bytes_per_token`, and its casts.
 
     Without gradient checkpointing all layers keep theirs until the backward pass begins. The final norm and the rotary
     tables are small and left out; with autocast and LoRA a layer also keeps the cast of its frozen weights, unless
@@ -192,6 +192,8 @@ def layer_bytes(
         width: tokens of one row, or None; see `layer_bytes_per_token`.
         adapter: what is trained; None: all weights.
         four_bit: the frozen weights are quantised.
+
+    Source: derived, as `layer_bytes_per_token`.
     """
     layer = tokens * layer_bytes_per_token(architecture, precision, width, adapter)
     if adapter is not None and precision.autocasts and not four_bit:
