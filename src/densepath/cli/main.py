@@ -26,7 +26,7 @@ COMMANDS = {
     "eval": "Sample held-out completions and check them with a program.",
     "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
     "view": "Look at scored completions, or score texts that are typed in: a local web page.",
-    "report": "Make the HTML report of a run folder again.",
+    "report": "Make the HTML page of a run, or of an experiment, again.",
     "plan": "What memory a recipe needs, without weights, and whether it fits.",
     "theory": "Verify the statements behind the method numerically.",
     "env": "Versions and devices, for bug reports.",
