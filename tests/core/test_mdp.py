@@ -19,6 +19,7 @@ from densepath.core.mdp import (
     sequence_logprobs,
     sequence_tv,
     slippery,
+    token_policy,
     token_tree,
 )
 
@@ -78,6 +79,23 @@ def test_prompts_have_trees_of_their_own():
 def test_one_token_vocabulary_is_only_eos():
     tree = token_tree(1, 3, 0)
     assert (tree.mdp.num_states, tree.sequences.shape[0], tree.mask.sum().item()) == (1, 1, 1)
+
+
+def test_policy_of_a_distribution_over_sequences_literal():
+    """Seven sequences EOS, aE, aa, ab, bE, ba, bb; a's three weigh 1, 2, 3, EOS 2, b's nothing, over any constant."""
+    tree = token_tree(3, 2, 0)
+    weights = torch.tensor([2.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0], dtype=torch.float64).log() + 800.0
+    policy = token_policy(tree, weights).exp()
+    assert policy[0].tolist() == pytest.approx([2 / 8, 6 / 8, 0.0], abs=1e-12)
+    assert policy[1].tolist() == pytest.approx([1 / 6, 2 / 6, 3 / 6], abs=1e-12)
+    assert policy[2].tolist() == pytest.approx([1 / 3] * 3, abs=1e-15)  # nothing comes here
+
+
+def test_policy_of_a_policys_sequences_is_that_policy():
+    tree = token_tree(3, 3, 0, torch.tensor([0.25, 0.75]))
+    log_policy = random_table(tree, 1, 2.0).log_softmax(-1)
+    found = token_policy(tree, sequence_logprobs(tree, log_policy))
+    torch.testing.assert_close(found, log_policy, rtol=0, atol=1e-13)
 
 
 def test_soft_optimum_literal():

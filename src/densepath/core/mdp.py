@@ -237,6 +237,28 @@ def sequence_logprobs(tree: TokenTree, log_policy: Tensor) -> Tensor:
     return gather_tokens(tree, log_policy).sum(dim=1) + tree.mdp.start.log()[tree.prompts]
 
 
+def token_policy(tree: TokenTree, log_weights: Tensor) -> Tensor:
+    """The policy whose sequences are distributed as given, within each prompt: `sequence_logprobs` undone.
+
+    `pi(a|s)` is the weight of all sequences that pass through `(s, a)` over that of all which pass through `s`. So any
+    distribution over whole sequences, a mixture of policies for instance, is a policy.
+
+    Args:
+        tree: a token MDP.
+        log_weights: (sequences,) float, log-weights within each prompt up to a constant of the prompt, nats; -inf for
+            an impossible sequence.
+
+    Returns:
+        (states, actions) float, nats; uniform in the states that no sequence reaches.
+    """
+    shape = (tree.mdp.num_states, tree.mdp.num_actions)
+    top = torch.stack([log_weights[tree.prompts == prompt].max() for prompt in range(tree.mdp.start.shape[0])])
+    weights = (log_weights - top[tree.prompts]).exp().unsqueeze(1) * tree.mask
+    table = weights.new_zeros(shape).index_put((tree.states, tree.sequences), weights, accumulate=True)
+    passing = table.sum(dim=1, keepdim=True)
+    return torch.where(passing > 0, table / passing, 1.0 / shape[1]).log()
+
+
 def rollouts(
     mdp: FiniteMDP, log_policy: Tensor, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
