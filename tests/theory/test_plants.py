@@ -8,14 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from densepath.core import bounds, conjugate, exact, mdp, objective, returns, rewards
+from densepath.core import bounds, conjugate, exact, mdp, mixture, objective, returns, rewards
 from densepath.theory import (
     contraction,
     contrastive,
     estimators,
     inverse_bellman,
     optimum,
+    posterior,
     sft_is_iq_learn,
+    subtractive,
 )
 from densepath.theory.records import Verdict
 from densepath.theory.runner import STATEMENTS
@@ -124,6 +126,75 @@ def cut_has_a_value(real):
     return call
 
 
+def uncut(real):
+    """The posterior without its max: below 0 where the reference is likelier."""
+    return lambda ratios, share: 1 - share * torch.exp(-ratios)
+
+
+def of_the_whole(real):
+    """Every prefix gets the posterior of its completion."""
+    return lambda dense, mask, share: mixture.bounded_posterior((dense * mask).sum(1, keepdim=True), share) * mask
+
+
+def shares_forgotten(real):
+    return lambda likelihoods, log_shares: likelihoods.softmax(dim=1)
+
+
+def hard(real):
+    """Each answer given whole to its likeliest behaviour, as k-means does."""
+    return lambda *a: torch.nn.functional.one_hot(real(*a).argmax(1), len(a[1])).double()
+
+
+def past_forgotten(real):
+    return lambda sft, ref, ratios, *rest: real(sft, ref, torch.zeros_like(ratios), *rest)
+
+
+def one_token(real):
+    """Completions of one token: nothing comes before it."""
+    return lambda statement, seed, count: real(statement, seed, count, ((3, 1, 1),))
+
+
+def past_turned(real):
+    return lambda sft, ref, ratios, *rest: real(sft, ref, -ratios, *rest)
+
+
+def floored(real):
+    return lambda sft, ref, ratios, share, floor: real(sft, ref, ratios, share, max(floor, 0.7))
+
+
+def unfloored_past(real):
+    """Subtracts token by token, with no end: `pi_SFT^2 / pi_ref`, the log-space slip of a subtraction."""
+    return lambda sft, ref, ratios, share, floor: ((1 + share) * sft - share * ref).log_softmax(-1)
+
+
+def capped_tokens(real):
+    """The cap on each token's reward instead of on the sum."""
+    return lambda dense, mask, cap, scale=1.0: scale * (dense - cap).clamp(max=0) * mask
+
+
+def at_the_end(real):
+    """The whole reward on the last token that counts: right in its sum, but a function of more than the state."""
+
+    def call(dense, mask, cap, scale=1.0):
+        last = torch.arange(mask.shape[1]) == mask.sum(1, keepdim=True) - 1
+        return last * scale * ((dense * mask).sum(1, keepdim=True) - cap).clamp(max=0)
+
+    return call
+
+
+def start_lost(real):
+    """Plain differences, from the cap's own value at the start: they miss `scale min(0, -cap)`."""
+    return lambda dense, ratios, first, *rest: real(dense, ratios, torch.zeros_like(first), *rest)
+
+
+def sign_of_cap(real):
+    return lambda ratios, cap, scale=1.0: real(ratios, -cap, scale)
+
+
+def uncapped(real):
+    return lambda ratios, cap, scale=1.0: scale * (ratios - cap)
+
+
 PLANTS = [
     # 1
     ("sft-is-iq-learn", conjugate, "iq_objective", negated, "whole distribution: value"),
@@ -209,6 +280,13 @@ PLANTS = [
     (
         "optimum",
         exact,
+        "regularised_return",
+        lambda real: lambda m, p, r, prior, beta: real(m, p, r, prior, 0.5 * beta + 0.5),
+        "G-OPD",
+    ),
+    (
+        "optimum",
+        exact,
         "state_loss_fixed_point",
         lambda real: lambda m, r, p, b: exact.soft_optimum(m, r, p, b).log_policy,
         "at rest where said: KL",
@@ -261,6 +339,78 @@ PLANTS = [
         "soft_optimum",
         lambda real: lambda m, r, prior, beta: real(m, r, prior, beta, 0.0),
         "α = 2: TV",
+    ),
+    # 9
+    ("posterior", rewards, "baseline_relative", swapped, "R(y) = log"),
+    ("posterior", mdp, "token_tree", dropped_eos, "R(y) = log"),
+    ("posterior", mixture, "lifts", swapped, "lift found = R"),
+    ("posterior", mixture, "mean_shares", lambda real: lambda g: real(g).sqrt(), "shares found"),
+    ("posterior", mixture, "mean_shares", lambda real: lambda g: real(g) * 0.9 + 0.03, "the true shares stay"),
+    ("posterior", mixture, "mean_shares", lambda real: lambda g: real(g).flip(0), "what KL(ρ || ρ_n) falls by"),
+    ("posterior", mixture, "responsibilities", shares_forgotten, "Bayes' posterior"),
+    ("posterior", mixture, "responsibilities", shares_forgotten, "last KL"),
+    ("posterior", mixture, "responsibilities", hard, "the true shares stay"),
+    ("posterior", mixture, "responsibilities", lambda real: lambda *a: real(*a).roll(1, 1), "who wrote what"),
+    ("posterior", mixture, "bounded_posterior", lambda real: lambda r, c: real(-r, c), "posterior of y"),
+    ("posterior", mixture, "bounded_posterior", lambda real: scaled(real, 1.1), "w ≤ 1"),
+    ("posterior", mixture, "bounded_posterior", lambda real: lambda r, c: 1 - c * real(-r, c), "mean over SFT"),
+    ("posterior", mixture, "bounded_posterior", uncut, "where it is cut"),
+    ("posterior", mixture, "prefix_posteriors", of_the_whole, "every prefix"),
+    ("posterior", mixture, "prefix_posteriors", of_the_whole, "w of a prefix"),
+    ("posterior", posterior, "CUT_SHARES", plain((0.0,)), "where it is cut"),
+    (
+        "posterior",
+        exact,
+        "soft_optimum",
+        lambda real: lambda m, r, prior, beta: real(m, r, prior, 2 * beta),
+        "DPR's optimum has shares",
+    ),
+    # 10
+    ("subtractive", mixture, "subtractive_logprobs", past_forgotten, "decoded sequences"),
+    ("subtractive", mixture, "subtractive_logprobs", past_turned, "decodes π_E"),
+    ("subtractive", mixture, "subtractive_logprobs", floored, "decoded sequences"),
+    ("subtractive", mixture, "subtractive_logprobs", unfloored_past, "any c: log p/π_SFT + log"),
+    ("subtractive", mixture, "subtractive_logprobs", unfloored_past, "any c: log p/π_SFT - log max(w"),
+    ("subtractive", mixture, "subtractive_logprobs", swapped, "c = 0"),
+    ("subtractive", subtractive, "random_instances", one_token, "without the factor"),
+    ("subtractive", mixture, "log_ratios_before", lambda real: mixture.log_ratios_so_far, "decodes π_E"),
+    ("subtractive", mixture, "bounded_posterior", lambda real: lambda r, c: real(r, 0.5 * c), "w(y) / (1-c)"),
+    ("subtractive", mdp, "token_tree", dropped_eos, "decodes π_E"),
+    ("subtractive", subtractive, "SHARES", plain((0.0,)), "where it is cut"),
+    ("subtractive", subtractive, "contrastive_logits", plain(lambda sft, ref, alpha: sft), "contrastive"),
+    # 11
+    ("capped", mixture, "capped_rewards", capped_tokens, "sums to α min"),
+    ("capped", mixture, "capped_rewards", capped_tokens, "soft optimum of the dense form"),
+    ("capped", mixture, "capped_rewards", capped_tokens, "what R ≥ κ loses ≤ 0"),
+    ("capped", mixture, "capped_rewards", capped_tokens, "cap on each token: TV"),
+    ("capped", mixture, "capped_rewards", at_the_end, "of every action"),
+    ("capped", mixture, "capped_increments", start_lost, "sums to α min"),
+    ("capped", mixture, "capped_returns", sign_of_cap, "sums to α min"),
+    ("capped", mixture, "capped_returns", uncapped, "hence π*(A)"),
+    ("capped", mixture, "capped_returns", uncapped, "κ = 0: log π*/π_SFT"),
+    ("capped", mixture, "capped_weights", lambda real: scaled(real, 1.5), "hence π*(A)"),
+    ("capped", mixture, "capped_weights", lambda real: scaled(real, 0.5), "P_SFT(R ≥ κ) - Z"),
+    ("capped", mixture, "capped_weights", lambda real: lambda r, *a: real(r - 0.1, *a), "β → 0"),
+    ("capped", mixture, "log_ratios_before", lambda real: mixture.log_ratios_so_far, "sums to α min"),
+    ("capped", rewards, "baseline_relative", swapped, "soft optimum of the dense form"),
+    ("capped", mdp, "token_tree", dropped_eos, "soft optimum of the dense form"),
+    ("capped", returns, "returns_to_go", first_reward_lost, "returns-to-go of the dense form"),
+    ("capped", returns, "sequence_returns", lambda real: returns.returns_after, "on every token"),
+    ("capped", returns, "returns_after", discounted, "all actions"),
+    ("capped", exact, "policy_gradient", lambda real: scaled(real, 1.1), "exact gradient"),
+    (
+        "capped",
+        exact,
+        "soft_optimum",
+        lambda real: lambda m, r, prior, beta: real(m, r, prior, 1.1 * beta),
+        "soft optimum of the dense form",
+    ),
+    (
+        "capped",
+        exact,
+        "soft_optimum",
+        lambda real: lambda m, r, prior, beta: real(m, r, prior, 10 * beta),
+        "without a cap",
     ),
 ]
 

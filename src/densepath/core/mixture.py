@@ -117,7 +117,7 @@ def lifts(shares: Tensor, reference_shares: Tensor) -> Tensor:
 
     Where no answer is possible under two behaviours, it is R(y) of every answer y of behaviour k. Where behaviours
     overlap, an E step with SFT's rho on the reference's samples is one step of EM from rho towards rho0: with two
-    behaviours the lift then comes out too near to 0.
+    behaviours the lift then comes out too near to 0. Repeat it with the reference's own shares until they stay.
 
     Args:
         shares: (behaviours,) float, rho: shares in the demonstrations.

@@ -90,3 +90,71 @@ def random_instances(
     for number in range(count):
         vocab, horizon, prompts = sizes[number % len(sizes)]
         yield make_instance(vocab, horizon, prompts, instance_seed(seed, statement, number))
+
+
+def rare_habit() -> Instance:
+    """One token, a common one or a rare one: SFT takes the rare one once in 100 times, the reference in 10,000."""
+    instance = make_instance(2, 1)
+    sft, ref = (torch.tensor([[1 - rare, rare]], dtype=torch.float64).log() for rare in (1e-2, 1e-4))
+    return Instance(instance.tree, sft, ref, sft, instance.generator)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Behaviours on a token MDP, and two models that show them in different shares.
+
+    Args:
+        tree: the token MDP.
+        behaviours: (behaviours, sequences) float64, log-probability of each sequence given its prompt.
+        sft_shares: (behaviours,) float64, their shares in the demonstrations, which the SFT policy has learned.
+        ref_shares: (behaviours,) float64, their shares in the reference.
+    """
+
+    tree: TokenTree
+    behaviours: Tensor
+    sft_shares: Tensor
+    ref_shares: Tensor
+
+    @property
+    def log_sft(self) -> Tensor:
+        """log pi_SFT of every state and action."""
+        return self.policy(self.sft_shares)
+
+    @property
+    def log_ref(self) -> Tensor:
+        """log pi_ref of every state and action."""
+        return self.policy(self.ref_shares)
+
+    def policy(self, shares: Tensor) -> Tensor:
+        """The mixture in these shares, token by token: (states, actions)."""
+        return mdp_module.token_policy(self.tree, (self.behaviours + shares.log().unsqueeze(1)).logsumexp(dim=0))
+
+
+def overlapping_mixture(instance: Instance, behaviours: int = 3) -> Mixture:
+    """Random policies as behaviours: every sequence is possible under each of them."""
+    tree = instance.tree
+    start = tree.mdp.start.log()[tree.prompts]
+    tables = [mdp_module.sequence_logprobs(tree, instance.table().log_softmax(-1)) - start for _ in range(behaviours)]
+    return Mixture(tree, torch.stack(tables), *_two_shares(instance, behaviours))
+
+
+def disjoint_mixture(instance: Instance, behaviours: int = 3) -> Mixture:
+    """Behaviours that share no sequence; each has one at least for every prompt."""
+    tree = instance.tree
+    weights, table = instance.normal(len(tree.sequences)), []
+    owner = torch.empty_like(tree.prompts)
+    for prompt in range(tree.mdp.start.shape[0]):
+        rows = (tree.prompts == prompt).nonzero().squeeze(1)
+        owner[rows] = torch.randperm(len(rows), generator=instance.generator) % behaviours
+    for behaviour in range(behaviours):
+        row = torch.full_like(weights, -torch.inf)
+        for prompt in range(tree.mdp.start.shape[0]):
+            own = (tree.prompts == prompt) & (owner == behaviour)
+            row[own] = weights[own].log_softmax(0)
+        table.append(row)
+    return Mixture(tree, torch.stack(table), *_two_shares(instance, behaviours))
+
+
+def _two_shares(instance: Instance, behaviours: int) -> tuple[Tensor, Tensor]:
+    sft, ref = instance.normal(2, behaviours).softmax(-1)
+    return sft, ref

@@ -76,6 +76,10 @@ def _closed_form(tally: Tally, instance: Instance) -> None:
             optimal - other,
             beta * exact.sequence_kl(tree.mdp, instance.log_policy, best.log_policy),
         )
+        # generalised on-policy distillation from pi_SFT: the same objective over beta, for any policy
+        strength = 1 + 1 / beta
+        distilled = exact.regularised_return(tree.mdp, instance.log_policy, strength * reward, instance.log_ref, 1.0)
+        tally.equal("the objective = β (λ E[Σ r̂] - KL(π || π_ref)), λ = 1 + 1/β (G-OPD)", other, beta * distilled)
     # autograd and enumeration against the closed-form gradient
     logits = instance.policy_logits.clone().requires_grad_()
     value = exact.regularised_return(tree.mdp, logits.log_softmax(-1), reward, instance.log_sft, BETA)

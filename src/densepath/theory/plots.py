@@ -53,6 +53,7 @@ def report_plots(report: Report) -> dict[str, list[dict[str, str]]]:
         "reward-error": _tightness,
         "contraction": _contraction,
         "contrastive": _contrastive,
+        "capped": _capped,
     }
     for result in report.results:
         if result.key in painters and result.details:
@@ -181,3 +182,17 @@ def _contrastive(result: StatementResult) -> list[dict[str, str]]:
         axes.legend(frameon=False, loc="lower right")
 
     return [_picture(_draw(paint, "contrastive"), "Token-by-token contrastive sampling against the optimum.")]
+
+
+def _capped(result: StatementResult) -> list[dict[str, str]]:
+    inverse = [1 / beta for beta in result.details["betas"]]
+
+    def paint(axes: Axes) -> None:
+        for number, growth in enumerate(result.details["largest_log_growth"]):
+            for colour, name in zip(COLOURS, ("capped", "uncapped"), strict=False):
+                axes.plot(inverse, growth[name], "o-", ms=3, color=colour, label=None if number else name)
+        axes.plot(inverse, inverse, "--", color="grey", label="α/β, the bound for κ = 0")
+        axes.set(xlabel="α/β", ylabel="largest log π*(y)/π_SFT(y), nats")
+        axes.legend(frameon=False)
+
+    return [_picture(_draw(paint, "capped"), "How much a sequence can gain, with the reward capped at 0 and without.")]

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from densepath.errors import UsageError
+from densepath.theory.capped import capped
 from densepath.theory.contraction import contraction
 from densepath.theory.contrastive import contrastive
 from densepath.theory.inverse_bellman import inverse_bellman
 from densepath.theory.length import length
 from densepath.theory.optimum import optimum
+from densepath.theory.posterior import posterior
 from densepath.theory.records import Report, StatementResult
 from densepath.theory.reward_error import reward_error
 from densepath.theory.sft_is_iq_learn import sft_is_iq_learn
 from densepath.theory.shaping import shaping
+from densepath.theory.subtractive import subtractive
 
 Statement = Callable[[int, int], StatementResult]
 """(seed, instances) -> result."""
@@ -27,6 +30,9 @@ STATEMENTS: dict[str, Statement] = {
     "reward-error": reward_error,
     "contraction": contraction,
     "contrastive": contrastive,
+    "posterior": posterior,
+    "subtractive": subtractive,
+    "capped": capped,
 }
 """In the order of their numbers, from 1."""
 
