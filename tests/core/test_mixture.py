@@ -17,6 +17,7 @@ from densepath.core.mixture import (
     capped_returns,
     capped_rewards,
     capped_weights,
+    excess_weights,
     lifts,
     log_ratios_before,
     log_ratios_so_far,
@@ -96,6 +97,22 @@ def test_bounded_posterior_literal():
     close(bounded_posterior(tensor([1e-9]), 1.0) / 1e-9, tensor([1 - 0.5e-9]))
     assert bounded_posterior(tensor([1e4, -1e4]), 1.0).tolist() == [1.0, 0.0]
     assert bounded_posterior(torch.tensor([LOG4], dtype=torch.bfloat16), 0.5).dtype == torch.float32
+
+
+def test_excess_weights_literal():
+    ratios = tensor([0.0, LOG2, LOG4, 3 * LOG2, INF, -INF])
+    # of their median-like threshold log 2: what is twice and four times as likely beyond it
+    close(excess_weights(ratios, LOG2), tensor([0.0, 0.0, 0.5, 0.75, 1.0, 0.0]))
+    assert torch.equal(excess_weights(ratios, math.log(0.3)), bounded_posterior(ratios, 0.3))
+
+
+def test_half_precision_is_lifted_before_it_is_summed():
+    """256 + 1 is 256 in bfloat16."""
+    rewards = torch.tensor([[256.0, 1.0, -257.0]], dtype=torch.bfloat16).clamp(min=-256.0)
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    assert log_ratios_so_far(rewards, mask).tolist() == [[256.0, 257.0, 1.0]]
+    assert capped_rewards(rewards, mask, 2.0).tolist() == [[0.0, 0.0, -1.0]]
+    assert sequence_scores(rewards, mask).item() == pytest.approx(1 / math.sqrt(3), abs=1e-7)
 
 
 def test_prefix_posteriors_literal():
@@ -229,6 +246,8 @@ def test_bad_arguments_are_refused():
     for share in (-0.1, 1.1, NAN):
         with pytest.raises(ValueError, match="reference_share"):
             bounded_posterior(one, share)
+    with pytest.raises(ValueError, match="threshold"):
+        excess_weights(one, NAN)
     for floor in (0.0, -1.0, 1.5, NAN):
         with pytest.raises(ValueError, match="floor"):
             subtractive_logprobs(one, one, one[0], 0.5, floor)

@@ -355,9 +355,10 @@ PLANTS = [
     ("posterior", mixture, "bounded_posterior", lambda real: scaled(real, 1.1), "w ≤ 1"),
     ("posterior", mixture, "bounded_posterior", lambda real: lambda r, c: 1 - c * real(-r, c), "mean over SFT"),
     ("posterior", mixture, "bounded_posterior", uncut, "where it is cut"),
+    ("posterior", mixture, "excess_weights", lambda real: lambda r, k: real(r, k - 0.5), "above 1 too"),
     ("posterior", mixture, "prefix_posteriors", of_the_whole, "every prefix"),
     ("posterior", mixture, "prefix_posteriors", of_the_whole, "w of a prefix"),
-    ("posterior", posterior, "CUT_SHARES", plain((0.0,)), "where it is cut"),
+    ("posterior", posterior, "CUT_SHARES", plain((1e-9,)), "where it is cut"),
     (
         "posterior",
         exact,

@@ -26,7 +26,7 @@ def log_ratios_so_far(rewards: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (batch, tokens) float, nats, zero where the mask is False.
     """
-    return torch.where(mask, _running(rewards, mask), torch.zeros((), dtype=rewards.dtype, device=rewards.device))
+    return _kept(_running(rewards, mask), mask)
 
 
 def log_ratios_before(rewards: Tensor, mask: Tensor) -> Tensor:
@@ -39,8 +39,7 @@ def log_ratios_before(rewards: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (batch, tokens) float, nats, zero where the mask is False.
     """
-    before = torch.nn.functional.pad(_running(rewards, mask), (1, 0))[:, :-1]
-    return torch.where(mask, before, torch.zeros((), dtype=rewards.dtype, device=rewards.device))
+    return _kept(torch.nn.functional.pad(_running(rewards, mask), (1, 0))[:, :-1], mask)
 
 
 def sequence_scores(rewards: Tensor, mask: Tensor) -> Tensor:
@@ -57,7 +56,8 @@ def sequence_scores(rewards: Tensor, mask: Tensor) -> Tensor:
 
     Source: derived. A choice that measurements support, not a theorem.
     """
-    return masked_sum(rewards, mask, dim=1) / mask.sum(dim=1).clamp(min=1).to(rewards.dtype).sqrt()
+    total = masked_sum(lift(rewards), mask, dim=1)
+    return total / mask.sum(dim=1).clamp(min=1).to(total.dtype).sqrt()
 
 
 def responsibilities(log_likelihoods: Tensor, log_shares: Tensor) -> Tensor:
@@ -155,6 +155,26 @@ def bounded_posterior(log_ratios: Tensor, reference_share: float) -> Tensor:
     return torch.expm1(_log_reference_odds(lift(log_ratios), reference_share)).clamp(max=0).neg()
 
 
+def excess_weights(log_ratios: Tensor, threshold: float) -> Tensor:
+    """Share of an answer's probability that exceeds its threshold: `max(0, 1 - exp(threshold - R))`.
+
+    `pi_SFT` times it is `max(0, pi_SFT - c pi_ref)`, `c = exp(threshold)`. Up to a threshold of 0 it is
+    `bounded_posterior`. Above, as with the median R of the demonstrations, it is no posterior but a weight as bounded.
+
+    Args:
+        log_ratios: any shape, float, R, nats.
+        threshold: log c, a finite number of nats.
+
+    Returns:
+        The shape of `log_ratios`, float32 or float64 in [0, 1].
+
+    Source: derived in docs/theory.md, statement 9.
+    """
+    if not math.isfinite(threshold):
+        raise ValueError(f"threshold must be a finite number of nats, got {threshold}")
+    return torch.expm1(threshold - lift(log_ratios)).clamp(max=0).neg()
+
+
 def prefix_posteriors(rewards: Tensor, mask: Tensor, reference_share: float) -> Tensor:
     """`bounded_posterior` of every beginning of every completion: `w_t = max(0, 1 - c exp(-sum_{k <= t} r_k))`.
 
@@ -170,8 +190,7 @@ def prefix_posteriors(rewards: Tensor, mask: Tensor, reference_share: float) -> 
 
     Source: derived in docs/theory.md, statement 9.
     """
-    posterior = bounded_posterior(log_ratios_so_far(rewards, mask), reference_share)
-    return torch.where(mask, posterior, torch.zeros((), dtype=posterior.dtype, device=posterior.device))
+    return _kept(bounded_posterior(log_ratios_so_far(rewards, mask), reference_share), mask)
 
 
 def subtractive_logprobs(
@@ -275,12 +294,8 @@ def capped_rewards(rewards: Tensor, mask: Tensor, cap: float, scale: float = 1.0
 
     Source: derived in docs/theory.md, statement 11.
     """
-    zero = torch.zeros((), dtype=rewards.dtype, device=rewards.device)
-    first = mask & (mask.cumsum(dim=1) == 1)
-    increments = capped_increments(
-        torch.where(mask, rewards, zero), log_ratios_before(rewards, mask), first, cap, scale
-    )
-    return torch.where(mask, increments, zero)
+    before, first = log_ratios_before(rewards, mask), mask & (mask.cumsum(dim=1) == 1)
+    return _kept(capped_increments(_kept(lift(rewards), mask), before, first, cap, scale), mask)
 
 
 def capped_weights(log_ratios: Tensor, cap: float, scale: float, beta: float) -> Tensor:
@@ -311,7 +326,11 @@ def _running(rewards: Tensor, mask: Tensor) -> Tensor:
     check_mask(mask, rewards)
     if rewards.dim() != 2:
         raise ValueError(f"rewards must be (batch, tokens), got {tuple(rewards.shape)}")
-    return torch.where(mask, rewards, torch.zeros((), dtype=rewards.dtype, device=rewards.device)).cumsum(dim=1)
+    return _kept(lift(rewards), mask).cumsum(dim=1)
+
+
+def _kept(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
 def _log_reference_odds(log_ratios: Tensor, reference_share: float) -> Tensor:

@@ -129,6 +129,9 @@ def _cut(tally: Tally, instance: Instance) -> None:
     for share in CUT_SHARES:
         weights = mixture.bounded_posterior(ratios, share)
         tally.bounded("any c: w ≤ 1", weights, 1.0)
+        above = chances * mixture.excess_weights(ratios, math.log(2 * share))
+        twice = 2 * share * mdp.sequence_logprobs(tree, instance.log_ref).exp()
+        tally.equal("any c, above 1 too: π_SFT w = max(0, π_SFT - c π_ref)", above, (chances - twice).clamp(min=0))
         tally.bounded("any c: 1 - c - E_SFT[w] ≤ 0", 1 - share - chances @ weights, ROUNDING)
         led_to = _passing(tree, chances * weights) / _passing(tree, chances)
         gap = mdp.gather_tokens(tree, led_to) - mixture.prefix_posteriors(dense, tree.mask, share)
