@@ -58,3 +58,16 @@ def test_all_where_returns_are_the_noise_none_where_they_have_nothing_of_it():
     assert control_weights(torch.full_like(noise, 5.0), noise, mask).tolist() == pytest.approx([0.25] * 4)
     # no noise: nothing to tell the two estimates apart
     assert control_weights(noise, torch.zeros_like(noise), mask).tolist() == [1.0] * 4
+
+
+def test_not_even_the_rounding_of_ones_own_row_is_in_its_weight():
+    """The others' noise is small beside one's own: a sum over all, less one's own, would keep its rounding."""
+    generator = torch.Generator().manual_seed(0)
+    noise, rest = 1e-6 * torch.randn(2, 5, 3, dtype=torch.float64, generator=generator)
+    returns = 0.5 * noise + 0.1 * rest
+    mask = torch.ones(5, 3, dtype=torch.bool)
+    weight = control_weights(returns, noise, mask)[2].item()
+    assert 0 < weight < 1
+    for own in (1.0, 1e3, 1e7):
+        noise[2], returns[2] = own, -own
+        assert control_weights(returns, noise, mask)[2].item() == weight

@@ -38,12 +38,17 @@ def control_weights(returns: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
     check_mask(mask, noise)
     zero = torch.zeros((), dtype=returns.dtype, device=returns.device)
     returns, noise = torch.where(mask, returns, zero), torch.where(mask, noise, zero)
-    # sums over the others: those over all, less one's own
-    count = mask.sum(dim=0, keepdim=True) - mask.long()
-    mean = (returns.sum(dim=0, keepdim=True) - returns) / count.clamp(min=1)
-    product, square = (returns * noise).sum(dim=1), noise.square().sum(dim=1)
-    slope = product.sum() - product - (mean * (noise.sum(dim=0, keepdim=True) - noise)).sum(dim=1)
-    spread = square.sum() - square
+    mean = _others(returns) / _others(mask.long()).clamp(min=1)
+    slope = _others((returns * noise).sum(dim=1)) - (mean * _others(noise)).sum(dim=1)
+    spread = _others(noise.square().sum(dim=1))
     fitted = torch.where(spread > 0, slope / spread.clamp(min=torch.finfo(spread.dtype).tiny), torch.ones_like(spread))
     others = len(returns) - 1
     return ((others * fitted + PRIOR_COMPLETIONS) / (others + PRIOR_COMPLETIONS)).clamp(0.0, 1.0)
+
+
+def _others(values: Tensor) -> Tensor:
+    """Sum over the other rows, for each row; by adding alone, so that not even the own row's rounding is in it."""
+    none = torch.zeros_like(values[:1])
+    before = torch.cat([none, values[:-1].cumsum(dim=0)])
+    after = torch.cat([values[1:].flip(0).cumsum(dim=0).flip(0), none])
+    return before + after
