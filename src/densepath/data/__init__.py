@@ -10,7 +10,7 @@ from densepath.data.encode import (
     encode_prompt,
 )
 from densepath.data.formats import dataset_fingerprint, load_dataset_rows, validate_rows
-from densepath.data.rows import DataFormat, Row, detect_format, prompt_of, split_turns
+from densepath.data.rows import DataFormat, Row, detect_format, prompt_of, split_turns, template_arguments
 from densepath.data.spans import decode_spans, token_offsets, token_spans
 from densepath.data.splits import check_disjoint, content_hash, split_by_content
 from densepath.data.tasks import TaskFamily, check_answer, generate_tasks, normalise_answer
@@ -38,6 +38,7 @@ __all__ = [
     "prompt_of",
     "split_by_content",
     "split_turns",
+    "template_arguments",
     "token_offsets",
     "token_spans",
     "validate_rows",

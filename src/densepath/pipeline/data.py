@@ -23,7 +23,7 @@ from densepath.data import (
 from densepath.data.constraints import constrained_rows
 from densepath.data.formats import Needs
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.data.rows import DataFormat, detect_format
+from densepath.data.rows import DataFormat, detect_format, normal_turns, template_columns
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
@@ -279,12 +279,16 @@ def fitting_rows(rows: Rows, tokenizer: Any, longest: int) -> Rows:
 
 
 def demonstration_pairs(rows: Rows, tokenizer: Any, longest: int) -> Dataset:
-    """The rows as prompt and completion, as far as they fit into `longest` tokens; those without one, as prompts."""
+    """The rows as prompt and completion, as far as they fit into `longest` tokens; those without one, as prompts.
+
+    `messages` that end with the user ask something: they are prompts.
+    """
     found = []
     for row in rows:
-        prompt, turns = prompt_of(row), row.get("messages")
-        completion = row.get("completion") if turns is None else turns[len(prompt) :] or None
-        pair = {"prompt": prompt, "completion": completion}
+        prompt, completion = prompt_of(row), row.get("completion")
+        if detect_format(row) is DataFormat.MESSAGES:
+            completion = normal_turns(row["messages"])[len(prompt) :] or None
+        pair = {"prompt": prompt, "completion": completion, **template_columns(row)}
         encoded = encode_pairs(pair, tokenizer) if completion else []
         if all(len(each.prompt_ids) + len(each.completion_ids) <= longest for each in encoded):
             found.append(pair)
