@@ -3,11 +3,12 @@
 from densepath.data.encode import (
     EncodeCounts,
     Encoded,
-    encode_completion,
     encode_demonstration,
     encode_demonstrations,
+    encode_pair,
     encode_pairs,
     encode_prompt,
+    encode_row_prompt,
 )
 from densepath.data.formats import dataset_fingerprint, load_dataset_rows, validate_rows
 from densepath.data.rows import DataFormat, Row, detect_format, prompt_of, split_turns, template_arguments
@@ -27,11 +28,12 @@ __all__ = [
     "dataset_fingerprint",
     "decode_spans",
     "detect_format",
-    "encode_completion",
     "encode_demonstration",
     "encode_demonstrations",
+    "encode_pair",
     "encode_pairs",
     "encode_prompt",
+    "encode_row_prompt",
     "generate_tasks",
     "load_dataset_rows",
     "normalise_answer",

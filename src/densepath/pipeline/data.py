@@ -14,7 +14,7 @@ from densepath.data import (
     dataset_fingerprint,
     encode_demonstrations,
     encode_pairs,
-    encode_prompt,
+    encode_row_prompt,
     generate_tasks,
     load_dataset_rows,
     prompt_of,
@@ -117,6 +117,7 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
             )
     record["train"]["truncated"] = counts.truncated
     record["train"]["dropped"] = counts.dropped
+    record["train"]["notes"] = counts.notes
     record["train"]["tokens"] = counts.state_tokens + counts.action_tokens
     write_json_atomic(run / "data.json", record)
     run.finish("data", started, rows={name: len(rows) for name, rows in splits.items()})
@@ -260,7 +261,7 @@ def check_prompts(
             f"max_completion_length={max_completion_length} fills the model's context of {context} tokens"
         )
     for row in rows:
-        length = len(encode_prompt(prompt_of(row), tokenizer))
+        length = len(encode_row_prompt(row, tokenizer))
         if length > longest:
             raise DataError(
                 f"{place(source, split, row)}: the prompt has {length} tokens, and the model's context of {context} "
@@ -275,7 +276,7 @@ def longest_prompt(arguments: RunArguments, context: int, max_completion_length:
 
 def fitting_rows(rows: Rows, tokenizer: Any, longest: int) -> Rows:
     """The rows whose prompt has at most `longest` tokens."""
-    return [row for row in rows if len(encode_prompt(prompt_of(row), tokenizer)) <= longest]
+    return [row for row in rows if len(encode_row_prompt(row, tokenizer)) <= longest]
 
 
 def demonstration_pairs(rows: Rows, tokenizer: Any, longest: int) -> Dataset:
