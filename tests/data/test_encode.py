@@ -12,9 +12,9 @@ from tests.support import CHATML, IM_END, tiny_tokenizer
 
 from densepath.data import (
     Encoded,
-    encode_completion,
     encode_demonstration,
     encode_demonstrations,
+    encode_pair,
     encode_pairs,
     encode_prompt,
     generate_tasks,
@@ -136,21 +136,24 @@ def test_prompt_and_completion_of_turns() -> None:
     assert encoded["completion_mask"] == [0] * len(state) + [1] * len(action)
 
 
-def test_prompt_and_completion_of_text_are_tokenised_apart() -> None:
+@pytest.mark.filterwarnings("ignore:.*also holds the end of their prompt")
+def test_prompt_and_completion_of_text_are_tokenised_together() -> None:
     row = {"prompt": "the ans", "completion": "wer"}
     encoded = encode_demonstration(row, TOKENIZER)
-    assert encoded["input_ids"] == [*ids_of("the ans"), *ids_of("wer"), EOS]
-    assert encoded["input_ids"] != [*ids_of("the answer"), EOS]  # what tokenising together would give
-    assert kept(encoded) == [*ids_of("wer"), EOS]
+    assert encoded["input_ids"] == [*ids_of("the answer"), EOS]
+    shared = next(i for i, (a, b) in enumerate(zip(ids_of("the ans"), ids_of("the answer"), strict=False)) if a != b)
+    assert kept(encoded) == [*ids_of("the answer")[shared:], EOS]  # from the token that holds the border
 
 
-def test_a_newline_at_the_border_is_not_merged_into_the_prompt() -> None:
+def test_a_newline_at_the_border_begins_the_action_where_it_merges_and_it_is_said() -> None:
     row = {"prompt": [user("what?")], "completion": [assistant("\n\n three")]}
     together = ids_of(TOKENIZER.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False))
-    encoded = encode_demonstration(row, TOKENIZER)
+    with pytest.warns(UserWarning, match="also holds the end of their prompt"):
+        encoded = encode_demonstration(row, TOKENIZER)
     prompt = encode_prompt(row["prompt"], TOKENIZER)
-    assert encoded["input_ids"][: len(prompt)] == prompt
     assert together[: len(prompt)] != prompt  # the border does merge with this tokenizer
+    assert encoded["input_ids"] == together[: len(encoded["input_ids"])]
+    assert encoded["completion_mask"].index(1) == len(prompt) - 1
 
 
 def test_text_is_action_throughout_and_ends_in_one_eos() -> None:
@@ -218,8 +221,7 @@ def test_sft_scoring_and_rl_see_the_same_ids(exchanges: list[tuple[str, str]]) -
     assert kept(encoded) == [token for pair in pairs for token in pair.completion_ids]
     first = {"prompt": turns[:1], "completion": turns[1:2]}
     assert list(pairs[0].prompt_ids) == encode_prompt(turns[:1], TOKENIZER)  # RL samples after the same prompt
-    assert list(pairs[0].completion_ids) == encode_completion(turns[1:2], TOKENIZER, prompt=turns[:1])
-    assert encode_pairs(first, TOKENIZER) == pairs[:1]
+    assert encode_pairs(first, TOKENIZER) == pairs[:1] == [encode_pair(turns[:1], turns[1:2], TOKENIZER)]
     assert [TOKENIZER.decode(pair.completion_ids) for pair in pairs] == [reply + IM_END for _, reply in exchanges]
 
 
@@ -228,8 +230,8 @@ def test_sft_scoring_and_rl_see_the_same_ids(exchanges: list[tuple[str, str]]) -
 def test_text_rows_agree_too(prompt: str, completion: str) -> None:
     row = {"prompt": prompt, "completion": completion}
     (pair,) = encode_pairs(row, TOKENIZER)
-    assert list(pair.prompt_ids) == encode_prompt(prompt, TOKENIZER)
-    assert list(pair.completion_ids) == encode_completion(completion, TOKENIZER)
+    assert pair == encode_pair(prompt, completion, TOKENIZER)
+    assert TOKENIZER.decode(pair.prompt_ids + pair.completion_ids) == prompt + completion + IM_END
     assert encode_demonstration(row, TOKENIZER)["input_ids"] == [*pair.prompt_ids, *pair.completion_ids]
 
 
@@ -267,10 +269,10 @@ def test_truncation_keeps_the_prompt_and_cuts_the_completions_end() -> None:
 
 def test_overlong_rows_are_named_or_dropped_and_counted() -> None:
     rows = [
-        {"prompt": "a", "completion": "b"},  # 1 + 2 tokens
-        {"prompt": "a", "completion": "bcxyz"},  # 1 + 6: cut to 4
-        {"prompt": "axbx", "completion": "b"},  # the prompt alone fills it exactly
-        {"prompt": "a", "completion": "xz"},  # 1 + 3: fits exactly
+        {"prompt": "(", "completion": "b"},  # 1 + 2 tokens
+        {"prompt": "(", "completion": "bcxyz"},  # 1 + 6: cut to 4
+        {"prompt": "((((", "completion": "b"},  # the prompt alone fills it exactly
+        {"prompt": "(", "completion": "xz"},  # 1 + 3: fits exactly
     ]
     with pytest.raises(DataError, match=r"^lessons.jsonl, row 3: the prompt has 4 tokens and max_length is 4"):
         encode_demonstrations(rows, TOKENIZER, 4, source="lessons.jsonl")
@@ -305,7 +307,7 @@ def test_a_conversation_without_template_is_refused_and_text_is_not() -> None:
     tokenizer.chat_template = None
     row = {"prompt": [user("a")], "completion": [assistant("b")]}
     for encode in (encode_demonstration, encode_pairs):
-        with pytest.raises(ModelError, match=r"no chat template; set tokenizer\.chat_template"):
+        with pytest.raises(ModelError, match=r"no chat template; give one with chat_template_path"):
             encode(row, tokenizer)
     assert encode_demonstration({"prompt": "a", "completion": "b"}, tokenizer)["input_ids"]
 
@@ -331,13 +333,13 @@ def test_a_template_that_rewrites_the_prompts_end_is_refused() -> None:
         encode_demonstration({"prompt": [user("a")], "completion": [assistant("b")]}, tokenizer)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused_and_split_turns_helps() -> None:
+@pytest.mark.filterwarnings("ignore:.*without what it strips")
+def test_a_template_that_rewrites_earlier_turns_is_read_as_it_renders_and_split_turns_keeps_all() -> None:
     tokenizer = tiny_tokenizer()
     shown = "(message['content'] if loop.last else message['content'].split('#')[-1])"  # earlier reasoning stripped
     tokenizer.chat_template = CHATML.replace("message['content']", shown)
     row = {"messages": [user("a"), assistant("why#b"), user("c"), assistant("why#d")]}
-    with pytest.raises(ModelError, match=r"before turn 4 differently.*split_turns"):
-        encode_demonstration(row, tokenizer)
+    assert kept(encode_demonstration(row, tokenizer)) == [*ids_of("b"), EOS, *ids_of("why#d"), EOS]
     actions = [kept(encode_demonstration(part, tokenizer)) for part in split_turns(row)]
     assert actions == [[*ids_of("why#b"), EOS], [*ids_of("why#d"), EOS]]
 
@@ -355,7 +357,7 @@ def test_a_template_without_eos_gets_one_appended() -> None:
 def test_a_template_that_ends_turns_in_another_token_than_eos_is_refused() -> None:
     tokenizer = tiny_tokenizer(pad_is_eos=False)
     tokenizer.eos_token = tokenizer.pad_token
-    with pytest.raises(ModelError, match=r"ends assistant turns with '<\|im_end\|>'.*set tokenizer.eos_token"):
+    with pytest.raises(ModelError, match=r"ends assistant turns with '<\|im_end\|>'.*set eos_token to"):
         encode_demonstration({"prompt": [user("a")], "completion": [assistant("b")]}, tokenizer)
 
 
@@ -364,10 +366,10 @@ def test_an_eos_inside_the_content_is_not_taken_for_the_end() -> None:
     assert kept(encoded) == [*ids_of("x"), EOS, *ids_of("y"), EOS]
 
 
-def test_encode_completion_needs_one_assistant_turn_and_its_prompt() -> None:
-    with pytest.raises(DataError, match="give them as prompt"):
-        encode_completion([assistant("b")], TOKENIZER)
+def test_a_pair_is_one_prompt_and_one_answer() -> None:
+    with pytest.raises(DataError, match="differ in kind"):
+        encode_pair("a", [assistant("b")], TOKENIZER)
     with pytest.raises(DataError, match="2 turns, not one; use encode_pairs"):
-        encode_completion([assistant("b"), assistant("c")], TOKENIZER, prompt=[user("a")])
-    with pytest.raises(DataError, match="is a user turn"):
-        encode_completion([user("b")], TOKENIZER, prompt=[user("a")])
+        encode_pair([user("a")], [assistant("b"), assistant("c")], TOKENIZER)
+    with pytest.raises(DataError, match="no assistant turn"):
+        encode_pair([user("a")], [user("b")], TOKENIZER)

@@ -82,9 +82,22 @@ BAD_DEMONSTRATIONS = {
     "unknown role": ({"messages": [{"role": "human", "content": "Hi"}, ANSWER]}, "'human'"),
     "no role": ({"messages": [{"content": "Hi"}, ANSWER]}, "role"),
     "no content": ({"messages": [{"role": "user"}, ANSWER]}, "content"),
-    "content blocks": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, ANSWER]},
-        "string",
+    "an image": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "cat.png"}]}, ANSWER]},
+        "turn 1 has a content part of the type 'image'",
+    ),
+    "a part of no type": ({"messages": [{"role": "user", "content": [{"text": "Hi"}]}, ANSWER]}, "of the type None"),
+    "a part without text": ({"messages": [{"role": "user", "content": [{"type": "text"}]}, ANSWER]}, "holds None"),
+    "a bare part": ({"messages": [{"role": "user", "content": ["Hi"]}, ANSWER]}, "a content part is 'Hi'"),
+    "a call by the user": ({"messages": [{"role": "user", "tool_calls": [{}]}, ANSWER]}, "content None"),
+    "a call that is text": ({"messages": [USER, {"role": "assistant", "tool_calls": "f()"}]}, "list of objects"),
+    "no call": ({"messages": [USER, {"role": "assistant", "content": "", "tool_calls": []}]}, "empty"),
+    "tools that are no JSON": ({"messages": [USER, ANSWER], "tools": "[{"}, '"tools" is'),
+    "tools that are names": ({"messages": [USER, ANSWER], "tools": ["add"]}, "JSON schemas"),
+    "kwargs that are text": ({"messages": [USER, ANSWER], "chat_template_kwargs": "x"}, '"chat_template_kwargs" is'),
+    "kwargs that are not the template's": (
+        {"messages": [USER, ANSWER], "chat_template_kwargs": {"continue_final_message": True}},
+        "sets continue_final_message",
     ),
     "number as completion": ({"prompt": "Hi", "completion": 5}, "5"),
     "number as text": ({"text": 5}, "5"),
@@ -114,7 +127,9 @@ def test_a_bad_row_is_named_in_one_line(row: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "row", [{"text": "Hi"}, {"prompt": " "}, {"messages": [ANSWER]}, {"answer": "4"}], ids=lambda row: next(iter(row))
+    "row",
+    [{"text": "Hi"}, {"prompt": " "}, {"messages": [ANSWER]}, {"answer": "4"}, {"prompt": [USER, ANSWER]}],
+    ids=lambda row: next(iter(row)),
 )
 def test_rows_that_cannot_prompt_are_refused(row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="row 1"):

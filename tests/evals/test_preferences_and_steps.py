@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import tiny_tokenizer
 
-from densepath.data import Encoded, encode_completion
+from densepath.data import Encoded, encode_pair
 from densepath.errors import DataError
 from densepath.evals import auroc, bootstrap
 from densepath.evals.altered_numbers import AlteredAnswer, altered_figures, changes
@@ -109,7 +109,7 @@ words = st.lists(
 @settings(deadline=None, max_examples=80)
 @given(words, st.sampled_from(["\n", "\n\n", " ", "; "]))
 def test_steps_share_out_all_tokens_but_eos_in_order(steps, separator):
-    ids = encode_completion(separator.join(steps), TOKENIZER)
+    ids = encode_pair("(", separator.join(steps), TOKENIZER).completion_ids
     found = step_tokens(ids, steps, TOKENIZER)
     if isinstance(found, str):  # a merge over the border; seen in the test below
         assert "share a token" in found
@@ -124,14 +124,14 @@ def test_steps_share_out_all_tokens_but_eos_in_order(steps, separator):
 
 def test_a_separator_belongs_to_the_step_before_it():
     steps = ["the answer is", "3"]
-    ids = encode_completion("\n\n".join(steps), TOKENIZER)
+    ids = encode_pair("(", "\n\n".join(steps), TOKENIZER).completion_ids
     (first, second) = step_tokens(ids, steps, TOKENIZER)
     assert TOKENIZER.decode(ids[first[0] : first[1]]) == "the answer is\n\n"
     assert TOKENIZER.decode(ids[second[0] : second[1]]) == "3"
 
 
 def test_steps_that_do_not_tokenise_apart_are_named():
-    ids = encode_completion(" words", TOKENIZER)
+    ids = encode_pair("(", " words", TOKENIZER).completion_ids
     assert len(ids) == 2  # one token and EOS
     assert step_tokens(ids, [" wor", "ds"], TOKENIZER) == "steps 0 and 1 share a token; choose another step_separator"
     row = {"prompt": "x", "steps": [" wor", "ds", "  "], "first_error": 0}

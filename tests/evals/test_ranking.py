@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.tiny_sft import TOKENIZER, corrupted, counting_models, counting_rows
 
-from densepath.data import encode_completion, encode_prompt
+from densepath.data import encode_pair
 from densepath.errors import ConfigError, DataError, UsageError
 from densepath.evals.ranking import group_completions, rank_completions
 from densepath.rewards.dense import DenseReward
@@ -22,7 +22,8 @@ def reward():
 
 def plain_rewards(prompt, completion):
     """log pi_SFT - log pi_ref of each token, one forward pass a model, float64."""
-    start, ids = encode_prompt(prompt, TOKENIZER), encode_completion(completion, TOKENIZER)
+    pair = encode_pair(prompt, completion, TOKENIZER)
+    start, ids = pair.prompt_ids, pair.completion_ids
     tables = []
     for model in counting_models()[:2]:
         with torch.no_grad():
@@ -67,8 +68,8 @@ def test_turns_are_ranked_as_text_is(reward):
     prompt = [{"role": "user", "content": "3 +1:"}]
     groups = [[[{"role": "assistant", "content": text}] for text in ("4 5.", "9.")]]
     (ranking,) = rank_completions(reward, [prompt], groups)
-    ids = encode_completion(groups[0][0], TOKENIZER, prompt=prompt)
-    direct = reward.score_ids([encode_prompt(prompt, TOKENIZER)], [ids]).sums
+    pair = encode_pair(prompt, groups[0][0], TOKENIZER)
+    direct = reward.score_ids([pair.prompt_ids], [pair.completion_ids]).sums
     assert ranking.sums[0] == pytest.approx(float(direct[0]), abs=1e-5)
 
 

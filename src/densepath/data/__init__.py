@@ -3,14 +3,15 @@
 from densepath.data.encode import (
     EncodeCounts,
     Encoded,
-    encode_completion,
     encode_demonstration,
     encode_demonstrations,
+    encode_pair,
     encode_pairs,
     encode_prompt,
+    encode_row_prompt,
 )
 from densepath.data.formats import dataset_fingerprint, load_dataset_rows, validate_rows
-from densepath.data.rows import DataFormat, Row, detect_format, prompt_of, split_turns
+from densepath.data.rows import DataFormat, Row, detect_format, prompt_of, split_turns, template_arguments
 from densepath.data.spans import decode_spans, token_offsets, token_spans
 from densepath.data.splits import check_disjoint, content_hash, split_by_content
 from densepath.data.tasks import TaskFamily, check_answer, generate_tasks, normalise_answer
@@ -27,17 +28,19 @@ __all__ = [
     "dataset_fingerprint",
     "decode_spans",
     "detect_format",
-    "encode_completion",
     "encode_demonstration",
     "encode_demonstrations",
+    "encode_pair",
     "encode_pairs",
     "encode_prompt",
+    "encode_row_prompt",
     "generate_tasks",
     "load_dataset_rows",
     "normalise_answer",
     "prompt_of",
     "split_by_content",
     "split_turns",
+    "template_arguments",
     "token_offsets",
     "token_spans",
     "validate_rows",

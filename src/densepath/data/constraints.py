@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-from densepath.data.rows import DataFormat, Row, detect_format, prompt_of
+from densepath.data.rows import DataFormat, Row, detect_format, prompt_of, turn_text
 from densepath.data.splits import content_hash
 from densepath.errors import ConfigError, DataError
 
@@ -154,7 +154,7 @@ def constrained_rows(rows: Iterable[Row], seed: int = 0, kinds: Sequence[str] | 
 def _constrained(row: Row, seed: int, allowed: Sequence[Kind]) -> dict[str, Any]:
     prompt, completion = prompt_of(row), _completion(row)
     rng = random.Random(f"{seed} {content_hash(row)}")
-    asked = prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+    asked = prompt if isinstance(prompt, str) else turn_text(prompt[-1])
     candidates = rng.sample(allowed, len(allowed))
     chosen: list[dict[str, Any]] = []
     for kind in candidates:
@@ -184,7 +184,7 @@ def _completion(row: Row) -> str | None:
     found = detect_format(row)
     if found is DataFormat.MESSAGES:
         last = row["messages"][-1]
-        return str(last["content"]) if last["role"] == "assistant" else None
+        return _said(last) if last["role"] == "assistant" else None
     if found is not DataFormat.PROMPT_COMPLETION:
         return None
     completion = row["completion"]
@@ -192,12 +192,18 @@ def _completion(row: Row) -> str | None:
         return completion
     if len(completion) != 1:
         raise DataError(f"a completion of {len(completion)} turns cannot be constrained; use split_turns first")
-    return str(completion[0]["content"])
+    return _said(completion[0])
+
+
+def _said(turn: Mapping[str, Any]) -> str:
+    if turn.get("tool_calls"):
+        raise DataError("a completion that calls tools cannot be constrained; leave such rows out")
+    return turn_text(turn)
 
 
 def _behind_last_user_turn(turns: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
     last = max((i for i, turn in enumerate(turns) if turn["role"] == "user"), default=len(turns) - 1)
-    return [{**turn, "content": turn["content"] + text} if i == last else turn for i, turn in enumerate(turns)]
+    return [{**turn, "content": turn_text(turn) + text} if i == last else turn for i, turn in enumerate(turns)]
 
 
 def _of_demonstration(kind: Kind, prompt: str, completion: str, rng: random.Random) -> dict[str, Any] | None:

@@ -1,23 +1,35 @@
-"""Tokenisation, in exactly one place: SFT, scoring and RL see byte-identical ids.
+"""Tokenisation, in exactly one place: SFT, scoring and RL see the same ids.
 
-A demonstration is a sequence of segments, each tokenised apart from its neighbours:
+A demonstration is tokenised whole, as TRL's SFTTrainer tokenises it and as a served model reads it: what the chat
+template renders for the conversation, or prompt and completion as one text. In these ids the actions are located:
 
     state_1 | action_1 | state_2 | action_2 | ...
 
-A state is what the model is conditioned on (prompt, user and tool turns, the template's marks); an action is one
-assistant turn up to and including its EOS. Tokenised together, the characters beside a border can merge into other
-tokens, and the model would be trained on ids that it never samples after this prompt. Actions are marked by position,
-never by token id, so that an EOS which is also the pad token stays an action.
+An action is one assistant turn up to and including its EOS; it begins where the ids of its prompt end, which are those
+that RL samples after. Nothing is tokenised apart from what stands before it: many tokenizers mark where a text begins.
+Where a token holds the end of a prompt and the beginning of its answer, the action begins with that token, as in TRL,
+and it is said. Actions are marked by position, never by token id, so that an EOS that is also the pad token stays one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from densepath.data.rows import DataFormat, Row, Turns, conversation_of, detect_format, is_conversational, short
-from densepath.data.tokenizer_calls import apply_template, as_ints, eos, plain, render, tokenise, with_eos
+from densepath.data.rows import (
+    DataFormat,
+    Row,
+    Turns,
+    conversation_of,
+    detect_format,
+    is_conversational,
+    prompt_of,
+    short,
+    template_arguments,
+)
+from densepath.data.tokenizer_calls import decode, eos, render, text_ids, tokenise, with_eos
 from densepath.errors import ConfigError, DataError, ModelError
 
 if TYPE_CHECKING:
@@ -57,6 +69,9 @@ class EncodeCounts:
         truncated: rows kept whose end was cut, EOS included.
         state_tokens: tokens of the kept rows that are conditioned on.
         action_tokens: tokens of the kept rows that are imitated, EOS included.
+        merged: turns whose first token also holds the end of their prompt.
+        rewritten: turns that the chat template renders otherwise once the conversation has gone on.
+        left_out: turns that are not imitated, since the template rewrites what stands before them.
     """
 
     rows: int
@@ -64,6 +79,14 @@ class EncodeCounts:
     truncated: int
     state_tokens: int
     action_tokens: int
+    merged: int = 0
+    rewritten: int = 0
+    left_out: int = 0
+
+    @property
+    def notes(self) -> list[str]:
+        """A line for each thing that the reader of these figures should know, as `note_lines` says them."""
+        return note_lines(self.merged, self.rewritten, self.left_out)
 
 
 def encode_prompt(
@@ -71,15 +94,16 @@ def encode_prompt(
     tokenizer: PreTrainedTokenizerBase,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Ids of a prompt, equal to those of `GRPOTrainer._tokenize_prompts` (TRL 1.16).
+    """Ids of a prompt, equal to those of `GRPOTrainer._tokenize_prompts` (TRL 1.16) but for special tokens said twice.
 
-    Text: with the tokenizer's own special tokens. Turns: rendered by the chat template with its generation prompt, no
-    further special tokens.
+    Text: with the tokenizer's BOS, unless the text begins with it, and without the EOS that some tokenizers append: a
+    completion follows. Turns: rendered by the chat template with its generation prompt, no further special tokens.
 
     Args:
         prompt: plain text, or a list of turns.
         tokenizer: a transformers tokenizer.
-        chat_template_kwargs: further arguments of the chat template.
+        chat_template_kwargs: further arguments of the chat template, `tools` among them; they go before the
+            tokenizer's own.
 
     Returns:
         Token ids.
@@ -89,47 +113,47 @@ def encode_prompt(
         DataError: the chat template refuses these turns.
     """
     if isinstance(prompt, str):
-        return as_ints(tokenizer(text=[prompt])["input_ids"][0])
-    kwargs = {**(chat_template_kwargs or {}), "add_generation_prompt": True, "tokenize": True, "return_dict": True}
-    return as_ints(apply_template(tokenizer, [plain(prompt)], kwargs)["input_ids"][0])
+        return text_ids(prompt, tokenizer)
+    return tokenise(
+        render(prompt, tokenizer, {**(chat_template_kwargs or {}), "add_generation_prompt": True}), tokenizer
+    )
 
 
-def encode_completion(
+def encode_row_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of what a row asks, with the row's own tools and template arguments: the state that RL samples after.
+
+    Args:
+        row: an example in any format that has a prompt.
+        tokenizer: a transformers tokenizer.
+
+    Raises:
+        DataError, ModelError: as `prompt_of` and `encode_prompt`.
+    """
+    return encode_prompt(prompt_of(row), tokenizer, template_arguments(row))
+
+
+def encode_pair(
+    prompt: str | Turns,
     completion: str | Turns,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    prompt: Turns | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> list[int]:
-    """Ids of a completion, tokenised apart from its prompt and ending in EOS.
-
-    Text: no special tokens but EOS, which is appended unless it is there. One assistant turn: what the chat template
-    renders after the prompt's generation prompt, cut right after the final EOS (ChatML renders a newline behind it).
+) -> Encoded:
+    """Ids of one prompt and one completion of the same kind: those of the row that has the two.
 
     Args:
+        prompt: plain text, or a list of turns.
         completion: plain text, or a list of one assistant turn.
         tokenizer: a transformers tokenizer with an EOS token.
-        prompt: the turns before the completion; required with turns.
         chat_template_kwargs: further arguments of the chat template.
 
-    Returns:
-        Token ids; the last one is EOS.
-
     Raises:
-        ModelError: no EOS token; no chat template; or a template that renders prompt + completion with another
-            beginning than the prompt, or ends turns in another token than EOS.
-        DataError: several turns (use `encode_pairs`), or turns without their prompt.
+        DataError, ModelError: as `encode_demonstration`; or several turns (use `encode_pairs`).
     """
-    if isinstance(completion, str):
-        return with_eos(tokenise(completion, tokenizer), tokenizer)
-    if prompt is None or not is_conversational(prompt):
-        raise DataError("a conversational completion is rendered after its turns; give them as prompt")
-    if len(completion) != 1:
+    if is_conversational(completion) and len(completion) != 1:
         raise DataError(f"the completion has {len(completion)} turns, not one; use encode_pairs")
-    segments = _conversation_segments([*prompt, *completion], len(prompt), tokenizer, chat_template_kwargs)
-    if not segments:
-        raise DataError(f"the completion is a {completion[0]['role']} turn; only assistant turns are actions")
-    return segments[0][1]
+    row = {"prompt": prompt, "completion": completion}
+    return encode_pairs(row, tokenizer, chat_template_kwargs=chat_template_kwargs)[0]
 
 
 def encode_demonstration(
@@ -141,27 +165,32 @@ def encode_demonstration(
 ) -> dict[str, list[int]]:
     """One row for TRL's SFTTrainer, already tokenised: use it with `completion_only_loss=True`.
 
-    input_ids = state_1 ⊕ action_1 ⊕ ... ⊕ action_n, and completion_mask is 1 on the actions, EOS included.
-    Of `messages` every assistant turn is an action; of prompt and completion those of the completion; of `text` every
-    token (its first one is marked too, although nothing precedes it to predict it from: the shift leaves it out).
+    The ids are those of TRL's SFTTrainer up to and including the EOS of the last action, and completion_mask is 1 on
+    the actions, EOS included. Of `messages` every assistant turn is an action; of prompt and completion those of the
+    completion; of `text` every token (its first one is marked too, although nothing precedes it to predict it from:
+    the shift leaves it out). Where the template renders no EOS at the end, one is appended.
 
     Args:
-        row: a demonstration in any format.
+        row: a demonstration in any format; its `tools` and `chat_template_kwargs` go to the chat template.
         tokenizer: a transformers tokenizer with an EOS token.
         max_length: tokens to keep at most, from the beginning; the end of the last actions is cut. None keeps all.
-        chat_template_kwargs: further arguments of the chat template.
+        chat_template_kwargs: further arguments of the chat template; the row's own go before them.
 
     Returns:
         `input_ids` and `completion_mask`, lists of ints of equal length.
 
     Raises:
         DataError: the prompt alone fills `max_length`, or the chat template refuses the turns.
-        ModelError: tokenizer or chat template do not serve, as in `encode_completion`.
+        ModelError: no EOS token; no chat template; or a template that renders a prompt with another end than it has
+            once the completion follows, or ends turns in another token than EOS.
+
+    Warns:
+        UserWarning: as `note_lines` says.
     """
-    if max_length is not None and max_length < 2:
-        raise ConfigError(f"max_length is {max_length}; it must hold a prompt and a completion token")
-    input_ids, mask = _flatten(_segments(row, tokenizer, chat_template_kwargs))
-    return _cut(input_ids, mask, max_length)
+    _check_max_length(max_length)
+    found = _demonstration(row, tokenizer, chat_template_kwargs)
+    found.warn()
+    return found.columns(max_length)
 
 
 def encode_demonstrations(
@@ -193,25 +222,26 @@ def encode_demonstrations(
 
     _check_max_length(max_length)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
-    seen = dropped = truncated = 0
+    seen = dropped = truncated = merged = rewritten = left_out = 0
     for number, row in enumerate(rows, start=1):
         seen += 1
         try:
-            input_ids, mask = _flatten(_segments(row, tokenizer, chat_template_kwargs))
-            if drop_overlong and max_length is not None and mask.index(1) >= max_length:
+            found = _demonstration(row, tokenizer, chat_template_kwargs)
+            if drop_overlong and max_length is not None and found.actions[0][0] >= max_length:
                 dropped += 1
                 continue
-            encoded = _cut(input_ids, mask, max_length)
+            encoded = found.columns(max_length)
         except (DataError, ModelError) as error:
             raise type(error)(f"{source}, row {number}: {error}") from error
-        truncated += len(encoded["input_ids"]) < len(input_ids)
+        truncated += len(encoded["input_ids"]) < len(found.input_ids)
+        merged, rewritten, left_out = merged + found.merged, rewritten + found.rewritten, left_out + found.left_out
         for name, values in encoded.items():
             columns[name].append(values)
     if not columns["input_ids"]:
         raise DataError(f"{source}: no row is left of {seen} ({dropped} with too long a prompt); raise max_length")
     actions = sum(map(sum, columns["completion_mask"]))
     tokens = sum(map(len, columns["input_ids"]))
-    counts = EncodeCounts(seen, dropped, truncated, tokens - actions, actions)
+    counts = EncodeCounts(seen, dropped, truncated, tokens - actions, actions, merged, rewritten, left_out)
     return Dataset.from_dict(columns), counts
 
 
@@ -221,10 +251,10 @@ def encode_pairs(
     *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Encoded]:
-    """Pairs to score, one per assistant turn: everything before it, and the turn with its EOS.
+    """Pairs to score, one per assistant turn that is an action: everything before it, and the turn with its EOS.
 
-    The ids are slices of `encode_demonstration`'s, so a model is scored on the ids it was trained on. Of a `text` row
-    the first token is the prompt.
+    The ids are slices of `encode_demonstration`'s, so a model is scored on the ids it was trained on. A sequence needs
+    a token to begin with: of a `text` row the first token is the prompt.
 
     Args:
         row: a demonstration in any format.
@@ -236,113 +266,162 @@ def encode_pairs(
 
     Raises:
         DataError, ModelError: as `encode_demonstration`.
+
+    Warns:
+        UserWarning: as `note_lines` says.
     """
-    segments = _segments(row, tokenizer, chat_template_kwargs)
-    if detect_format(row) is DataFormat.TEXT:
-        ids = segments[0][1]
-        return [Encoded(tuple(ids[:1]), tuple(ids[1:]))]
-    pairs: list[Encoded] = []
-    before: list[int] = []
-    for state, action in segments:
-        before += state
-        pairs.append(Encoded(tuple(before), tuple(action)))
-        before += action
-    return pairs
+    found = _demonstration(row, tokenizer, chat_template_kwargs)
+    found.warn()
+    ids = found.input_ids
+    return [Encoded(ids[: max(1, start)], ids[max(1, start) : stop]) for start, stop in found.actions]
 
 
-# --- segments ------------------------------------------------------------------------------------------------------
+def note_lines(merged: int, rewritten: int, left_out: int) -> list[str]:
+    """What is said of turns whose ids are not simply prompt and answer; nothing for those that there are none of.
+
+    Args:
+        merged, rewritten, left_out: turns, as `EncodeCounts` counts them.
+    """
+    lines = (
+        (merged, "begin with a token that also holds the end of their prompt, after which RL samples"),
+        (rewritten, "are read as the chat template renders them later on, without what it strips (earlier reasoning)"),
+        (left_out, "are no actions: the chat template renders what stands before them otherwise later on"),
+    )
+    return [f"{count} assistant turn{'s' * (count > 1)}: {what}" for count, what in lines if count]
 
 
-def _segments(
+# --- one demonstration -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Demonstration:
+    """Ids of a row, [start, stop) of its actions in order, and turns counted as in `EncodeCounts`."""
+
+    input_ids: tuple[int, ...]
+    actions: tuple[tuple[int, int], ...]
+    merged: int = 0
+    rewritten: int = 0
+    left_out: int = 0
+
+    def columns(self, max_length: int | None) -> dict[str, list[int]]:
+        state = self.actions[0][0]
+        if max_length is not None and state >= max_length:
+            raise DataError(
+                f"the prompt has {state} tokens and max_length is {max_length}, which leaves none for the "
+                "completion; raise max_length, shorten the prompt, or drop such rows (drop_overlong)"
+            )
+        mask = [0] * len(self.input_ids)
+        for start, stop in self.actions:
+            mask[start:stop] = [1] * (stop - start)
+        return {"input_ids": list(self.input_ids[:max_length]), "completion_mask": mask[:max_length]}
+
+    def warn(self) -> None:
+        for line in note_lines(self.merged, self.rewritten, self.left_out):
+            warnings.warn(line, stacklevel=3)
+
+
+def _demonstration(
     row: Row, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None
-) -> list[tuple[list[int], list[int]]]:
-    """(state ids, action ids) in order; of a `text` row the state is empty."""
+) -> _Demonstration:
     found = detect_format(row)
     if found is DataFormat.PROMPT:
         raise DataError('a prompt without "completion" is no demonstration; use encode_prompt')
     if found is DataFormat.TEXT:
-        return [([], with_eos(as_ints(tokenizer(text=[row["text"]])["input_ids"][0]), tokenizer))]
+        ids = _ended_ids(row["text"], "", tokenizer)
+        return _Demonstration(tuple(ids), ((0, len(ids)),))
     turns, first_action = conversation_of(row)
-    if turns is None:
-        state = encode_prompt(row["prompt"], tokenizer)
-        return [(state, encode_completion(row["completion"], tokenizer))]
-    segments = _conversation_segments(turns, first_action, tokenizer, chat_template_kwargs)
-    if not segments:
+    if turns is not None:
+        kwargs = {**(chat_template_kwargs or {}), **template_arguments(row)}
+        return _conversation(turns, first_action, tokenizer, kwargs)
+    state, ids = text_ids(row["prompt"], tokenizer), _ended_ids(row["completion"], row["prompt"], tokenizer)
+    start = _common_prefix(state, ids)
+    return _Demonstration(tuple(ids), ((start, len(ids)),), merged=int(start < len(state)))
+
+
+def _ended_ids(text: str, before: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a whole text, ending in one EOS; white space behind an EOS that the text has itself is left out."""
+    eos_token, _ = eos(tokenizer)
+    ended = text.rstrip()
+    return with_eos(text_ids(before + (ended if ended.endswith(eos_token) else text), tokenizer), tokenizer)
+
+
+def _conversation(
+    turns: Turns, first_action: int, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]
+) -> _Demonstration:
+    """The conversation up to its last assistant turn; assistant turns from `first_action` on are actions."""
+    answers = [index for index in range(first_action, len(turns)) if turns[index]["role"] == "assistant"]
+    if not answers:
         raise DataError("the conversation has no assistant turn to imitate; add the demonstrated answer")
-    return segments
 
+    def rendered(count: int, prompt: bool) -> str:
+        return render(turns[:count], tokenizer, {**kwargs, "add_generation_prompt": prompt})
 
-def _conversation_segments(
-    turns: Turns,
-    first_action: int,
-    tokenizer: PreTrainedTokenizerBase,
-    chat_template_kwargs: Mapping[str, Any] | None,
-) -> list[tuple[list[int], list[int]]]:
-    """Segments up to the last assistant turn; the turns from `first_action` on that are assistant's are actions."""
-    kwargs = dict(chat_template_kwargs or {})
-    segments: list[tuple[list[int], list[int]]] = []
-    done = ""  # the text rendered so far: states and actions, up to the last EOS
-    for index in range(first_action, len(turns)):
-        if turns[index]["role"] != "assistant":
+    last = answers[-1]
+    whole = rendered(last + 1, False)
+    ids = _closed_ids(whole, rendered(last, True), tokenizer)
+    actions: list[tuple[int, int]] = []
+    merged = rewritten = 0
+    for place, index in enumerate(answers):
+        before = rendered(index, True)
+        if not whole.startswith(before):
             continue
-        before = render(turns[:index], tokenizer, {**kwargs, "add_generation_prompt": True})
-        through = render(turns[: index + 1], tokenizer, {**kwargs, "add_generation_prompt": False})
-        action = _action_text(before, through, tokenizer)
-        if not before.startswith(done):
-            raise ModelError(
-                f"the chat template renders the conversation before turn {index + 1} differently once it has gone on "
-                "(some templates strip earlier reasoning); make one row per assistant turn with split_turns"
-            )
-        if segments:
-            state_ids = tokenise(before[len(done) :], tokenizer)
-        else:
-            state_ids = encode_prompt(turns[:index], tokenizer, kwargs)
-        segments.append((state_ids, with_eos(tokenise(action, tokenizer), tokenizer)))
-        done = before + action
-    return segments
+        state = tokenise(before, tokenizer)
+        start = _common_prefix(state, ids)
+        through = whole if index == last else rendered(index + 1, False)
+        kept = whole.startswith(through.rstrip())
+        if index == last:
+            stop = len(ids)
+        elif kept:
+            stop = _end_of_action(ids, start, _common_prefix(tokenise(through, tokenizer), ids), tokenizer)
+        else:  # rendered otherwise than alone: it ends where the model would end it
+            following = rendered(answers[place + 1], True)
+            limit = len(tokenise(following, tokenizer)) if whole.startswith(following) else len(ids)
+            stop = _end_of_action(ids, start, limit, tokenizer, first=True)
+        if stop <= start:
+            continue
+        actions.append((start, stop))
+        merged += start < len(state)
+        rewritten += not kept
+    return _Demonstration(tuple(ids), tuple(actions), merged, rewritten, len(answers) - len(actions))
 
 
-def _action_text(before: str, through: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the template renders for an assistant turn, cut right after its EOS."""
-    if not through.startswith(before):
-        shared = next(i for i, (a, b) in enumerate(zip(through + "\0", before + "\0", strict=False)) if a != b)
+def _closed_ids(whole: str, before: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a rendered conversation up to the EOS of its last turn, which is appended where none was rendered."""
+    if not whole.startswith(before):
+        shared = next(i for i, (a, b) in enumerate(zip(whole + "\0", before + "\0", strict=False)) if a != b)
         raise ModelError(
             f"the chat template renders {short(repr(before[shared:]), 40)} at the prompt's end and "
-            f"{short(repr(through[shared:]), 40)} there once the completion follows; set chat_template_kwargs or "
+            f"{short(repr(whole[shared:]), 40)} there once the completion follows; set chat_template_kwargs or "
             "another chat template, or give the rows as plain text"
         )
-    action = through[len(before) :]
-    eos_token, _ = eos(tokenizer)
-    end = action.rfind(eos_token) + len(eos_token)
-    if eos_token in action and not action[end:].strip():
-        return action[:end]
+    ids = tokenise(whole, tokenizer)
+    action = whole[len(before) :]
+    eos_token, eos_id = eos(tokenizer)
+    if eos_token in action and not action[action.rfind(eos_token) + len(eos_token) :].strip():
+        return ids[: len(ids) - ids[::-1].index(eos_id)]
     for token in tokenizer.added_tokens_decoder.values():
         if token.special and action.rstrip().endswith(token.content):
             raise ModelError(
                 f"the chat template ends assistant turns with {token.content!r}, the tokenizer's EOS is "
-                f"{tokenizer.eos_token!r}; set tokenizer.eos_token to {token.content!r}, so that sampling stops there"
+                f"{tokenizer.eos_token!r}; set eos_token to {token.content!r}, so that sampling stops there"
             )
-    return action
+    return [*ids, eos_id]
 
 
-def _flatten(segments: list[tuple[list[int], list[int]]]) -> tuple[list[int], list[int]]:
-    """(input_ids, completion_mask) of the segments joined."""
-    input_ids: list[int] = []
-    mask: list[int] = []
-    for state, action in segments:
-        input_ids += state + action
-        mask += [0] * len(state) + [1] * len(action)
-    return input_ids, mask
+def _end_of_action(
+    ids: Sequence[int], start: int, limit: int, tokenizer: PreTrainedTokenizerBase, *, first: bool = False
+) -> int:
+    """End of the action in [start, limit): behind its last EOS (or first), where only white space follows that one."""
+    eos_id = eos(tokenizer)[1]
+    ends = [place + 1 for place in range(start, limit) if ids[place] == eos_id]
+    if first:
+        return ends[0] if ends else start
+    return ends[-1] if ends and not decode(ids[ends[-1] : limit], tokenizer).strip() else limit
 
 
-def _cut(input_ids: list[int], mask: list[int], max_length: int | None) -> dict[str, list[int]]:
-    _check_max_length(max_length)
-    if max_length is not None and mask.index(1) >= max_length:
-        raise DataError(
-            f"the prompt has {mask.index(1)} tokens and max_length is {max_length}, which leaves none for the "
-            "completion; raise max_length, shorten the prompt, or drop such rows (drop_overlong)"
-        )
-    return {"input_ids": input_ids[:max_length], "completion_mask": mask[:max_length]}
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """Number of ids with which both begin."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _check_max_length(max_length: int | None) -> None:

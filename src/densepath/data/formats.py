@@ -22,6 +22,8 @@ from densepath.data.rows import (
     is_conversational,
     prompt_of,
     short,
+    template_arguments,
+    turn_text,
 )
 from densepath.errors import ConfigError, DataError
 
@@ -155,6 +157,11 @@ def check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
 
 def _check_prompt_row(row: Row, found: DataFormat) -> tuple[DataFormat, bool]:
     prompt = prompt_of(row)
+    if found is DataFormat.PROMPT and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        raise DataError(
+            "the prompt ends with an assistant turn, and a turn that was begun cannot be gone on with; end it with "
+            'the turn to answer, or give that turn as "completion"'
+        )
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
         raise DataError("the prompt is empty; give the text or the turns to answer")
     return (DataFormat.MESSAGES if found is DataFormat.MESSAGES else DataFormat.PROMPT), is_conversational(prompt)
@@ -179,7 +186,7 @@ def _check_assistant_turns(turns: Turns, column: str) -> None:
         raise DataError(
             f'"{column}" has no assistant turn; add the demonstrated answer, or use the rows as prompts only'
         )
-    if not all(turn["content"].strip() for turn in answers):
+    if not all(turn.get("tool_calls") or turn_text(turn).strip() for turn in answers):
         raise DataError(f'an assistant turn in "{column}" is empty; remove the row or add the answer')
 
 
@@ -190,6 +197,7 @@ def _check_types(row: Row) -> None:
     text = row.get("text")
     if text is not None and not isinstance(text, str):
         raise DataError(f'"text" is {short(repr(text))}, not a string; quote it')
+    conversational = False
     for column in ("prompt", "completion", "messages"):
         value = row.get(column)
         if value is None or (isinstance(value, str) and column != "messages"):
@@ -199,8 +207,11 @@ def _check_types(row: Row) -> None:
             raise DataError(f'"{column}" is {short(repr(value))}, not {wanted}; see TRL\'s data set formats')
         if not value:
             raise DataError(f'"{column}" is an empty list of turns; remove the row or fill it')
+        conversational = True
         for index, turn in enumerate(value):
             _check_turn(turn, f'"{column}" turn {index + 1}')
+    if conversational:
+        template_arguments(row)
 
 
 def _check_turn(turn: object, where: str) -> None:
@@ -208,8 +219,16 @@ def _check_turn(turn: object, where: str) -> None:
         raise DataError(f'{where} is {short(repr(turn))}; a turn is an object {{"role": ..., "content": ...}}')
     if turn.get("role") not in ROLES:
         raise DataError(f"{where} has the role {short(repr(turn.get('role')))}; the roles are {', '.join(ROLES)}")
+    calls = turn.get("tool_calls")
+    if calls is not None and not (isinstance(calls, Sequence) and all(isinstance(call, Mapping) for call in calls)):
+        raise DataError(f"{where} has the tool_calls {short(repr(calls))}; give a list of objects")
     content = turn.get("content")
-    if not isinstance(content, str):
+    if isinstance(content, (list, tuple)):
+        try:
+            turn_text(turn)
+        except DataError as error:
+            raise DataError(f"{where} has {error}") from None
+    elif not isinstance(content, str) and not (content is None and calls and turn["role"] == "assistant"):
         raise DataError(f"{where} has the content {short(repr(content))}, not a string; only text can be tokenised")
 
 

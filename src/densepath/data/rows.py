@@ -7,7 +7,10 @@ A row is a mapping in one of TRL's formats, standard (text) or conversational (l
     prompt and completion   {"prompt": str | [turn, ...], "completion": str | [turn, ...]}
     prompt                  {"prompt": str | [turn, ...]}
 
+Conversational rows may also give the chat template `tools` and `chat_template_kwargs` (`template_arguments`).
 Every other column (`id`, `category`, `answer`, `references`, ...) is kept as it is.
+
+Whoever reads turns reads them in one normal form (`normal_turns`), the same from JSON, from Parquet and from memory.
 """
 
 from __future__ import annotations
@@ -22,9 +25,28 @@ from densepath.errors import DataError
 Row: TypeAlias = Mapping[str, Any]
 """One example: column name to value."""
 Turns: TypeAlias = Sequence[Mapping[str, Any]]
-"""A conversation: turns with a "role" and a "content"."""
+"""A conversation: turns with a "role", and a "content" or, of an assistant, "tool_calls" (or both)."""
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+"""What a conversational row gives its chat template beside the turns."""
+_NOT_THE_TEMPLATES = frozenset(
+    (
+        "conversation",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+        "tokenizer_kwargs",
+        "sanitize_control_tokens",
+    )
+)
+"""Arguments of transformers' `apply_chat_template` that say what to make of the text: no row decides these."""
 COLUMNS_HINT = 'use "prompt" and "completion", "messages", or "text"'
 
 
@@ -73,11 +95,11 @@ def prompt_of(row: Row) -> str | list[dict[str, Any]]:
     """Prompt of a row in any format: what the model is conditioned on.
 
     Args:
-        row: a validated example; of `messages`, the turns before the last assistant turn are the prompt
-            (all of them, when there is no assistant turn).
+        row: a validated example; of `messages` that end with the assistant's turn, the turns before it are the prompt;
+            `messages` that end with another turn (the user's, a tool's) are a prompt as a whole.
 
     Returns:
-        Plain text, or a list of turns.
+        Plain text, or a list of turns in their normal form.
 
     Raises:
         DataError: a `text` row, which has no prompt, or a row in no known format.
@@ -90,10 +112,90 @@ def prompt_of(row: Row) -> str | list[dict[str, Any]]:
         raise DataError('a "text" row has no prompt; give the part to answer as "prompt"')
     if found is not DataFormat.MESSAGES:
         prompt = row["prompt"]
-        return [dict(turn) for turn in prompt] if is_conversational(prompt) else str(prompt)
-    turns = [dict(turn) for turn in row["messages"]]
-    last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=len(turns))
-    return turns[:last]
+        return normal_turns(prompt) if is_conversational(prompt) else str(prompt)
+    turns = normal_turns(row["messages"])
+    return turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
+
+
+def normal_turns(turns: Turns) -> list[dict[str, Any]]:
+    """Turns in the one form that everything reads: without nulls at any depth, their content a string.
+
+    * A key whose value is null is left out, in a turn and in whatever it holds (`tool_calls`, `arguments`): Arrow
+      fills the keys of other rows' calls with nulls. So an argument that was null on purpose is left out too: nobody
+      can tell the two apart. A null that is an item of a list stays.
+    * Content in parts, [{"type": "text", "text": ...}, ...], becomes their texts joined without anything between.
+    * A call without content has no "content" key, as transformers itself hands it to the template: `{{ content }}` is
+      empty then, and `is defined` and `is none` are false. An empty string stays one.
+
+    Every other key (`tool_calls`, `name`, `reasoning_content`, `thinking`, ...) is kept, `arguments` that are a JSON
+    string too.
+
+    Raises:
+        DataError: a part of a content that is no text.
+    """
+    return [_normal_turn(turn) for turn in turns]
+
+
+def _normal_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
+    normal: dict[str, Any] = without_nulls(turn)
+    if isinstance(normal.get("content"), (list, tuple)):
+        normal["content"] = "".join(_part_text(part) for part in normal["content"])
+    return normal
+
+
+def _part_text(part: object) -> str:
+    if not isinstance(part, Mapping):
+        raise DataError(f'a content part is {short(repr(part))}; give {{"type": "text", "text": ...}}, or a string')
+    if part.get("type") != "text":
+        raise DataError(f"a content part of the type {short(repr(part.get('type')))}; only text can be tokenised")
+    if not isinstance(part.get("text"), str):
+        raise DataError(f"a text part holds {short(repr(part.get('text')))}, not a string; quote it")
+    return str(part["text"])
+
+
+def turn_text(turn: Mapping[str, Any]) -> str:
+    """Text of a turn; empty where it calls tools without a word."""
+    return str(_normal_turn(turn).get("content", ""))
+
+
+def template_columns(row: Row) -> dict[str, Any]:
+    """The row's columns that `template_arguments` reads, for rows that are made of it."""
+    return {name: row[name] for name in TEMPLATE_COLUMNS if row.get(name) is not None}
+
+
+def template_arguments(row: Row) -> dict[str, Any]:
+    """What a conversational row itself gives its chat template, as TRL reads it.
+
+    Args:
+        row: with `tools` (JSON schemas, or a JSON string of their list) or `chat_template_kwargs` (name to value), or
+            without; empty and null count as absent.
+
+    Returns:
+        Keyword arguments of `apply_chat_template`, without nulls (Arrow fills in those of other rows); an entry of
+        `chat_template_kwargs` counts before the column `tools`.
+
+    Raises:
+        DataError: a column of that name that holds something else.
+
+    >>> template_arguments({"tools": "[]", "chat_template_kwargs": {"enable_thinking": False, "x": None}})
+    {'enable_thinking': False}
+    """
+    tools = row.get("tools")
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except (ValueError, RecursionError):
+            raise DataError(f'"tools" is {short(repr(tools))}, not JSON; give a list of JSON schemas') from None
+    if tools and not (isinstance(tools, (list, tuple)) and all(isinstance(tool, Mapping) for tool in tools)):
+        raise DataError(f'"tools" is {short(repr(tools))}; give a list of JSON schemas, {{"type": "function", ...}}')
+    given = row.get("chat_template_kwargs")
+    if given and not isinstance(given, Mapping):
+        raise DataError(f'"chat_template_kwargs" is {short(repr(given))}; give an object of names and values')
+    if taken := sorted(_NOT_THE_TEMPLATES.intersection(given or {})):
+        raise DataError(f'"chat_template_kwargs" sets {taken[0]}, which is not the chat template\'s; leave it out')
+    arguments: dict[str, Any] = without_nulls({"tools": tools, **(given or {})})
+    # Llama's templates print the instructions for tools even where their list is empty.
+    return {name: value for name, value in arguments.items() if name != "tools" or value}
 
 
 def split_turns(row: Row) -> list[dict[str, Any]]:
@@ -124,22 +226,22 @@ def conversation_of(row: Row) -> tuple[list[dict[str, Any]] | None, int]:
         row: a validated demonstration.
 
     Returns:
-        (turns, index): of prompt and completion only the completion's turns are actions, of `messages` every assistant
-        turn is. (None, 0) for a row of plain text.
+        (turns, index): turns in their normal form; of prompt and completion only the completion's are actions, of
+        `messages` every assistant turn is, whatever follows it. (None, 0) for a row of plain text.
     """
     if detect_format(row) is DataFormat.MESSAGES:
-        return [dict(turn) for turn in row["messages"]], 0
+        return normal_turns(row["messages"]), 0
     prompt, completion = row.get("prompt"), row.get("completion")
     if is_conversational(prompt) != is_conversational(completion):
         raise DataError('"prompt" and "completion" differ in kind; make both text or both lists of turns')
     if prompt is not None and completion is not None and is_conversational(prompt):
-        return [dict(turn) for turn in (*prompt, *completion)], len(prompt)
+        return normal_turns([*prompt, *completion]), len(prompt)
     return None, 0
 
 
 def canonical_json(value: object) -> str:
     """ASCII JSON with sorted keys and without nulls in objects: equal content gives equal text."""
-    return json.dumps(_without_nulls(value), sort_keys=True, separators=(",", ":"), default=str)
+    return json.dumps(without_nulls(value), sort_keys=True, separators=(",", ":"), default=str)
 
 
 def short(text: str, length: int = 60) -> str:
@@ -148,9 +250,10 @@ def short(text: str, length: int = 60) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
-def _without_nulls(value: object) -> object:
+def without_nulls(value: Any) -> Any:
+    """The value without null entries of its objects, at every depth; objects become dicts, nulls in lists stay."""
     if isinstance(value, Mapping):
-        return {str(key): _without_nulls(item) for key, item in value.items() if item is not None}
+        return {str(key): without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
-        return [_without_nulls(item) for item in value]
+        return [without_nulls(item) for item in value]
     return value

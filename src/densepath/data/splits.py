@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from densepath.data.rows import DataFormat, Row, Turns, canonical_json, detect_format, prompt_of, short
+from densepath.data.rows import DataFormat, Row, Turns, canonical_json, detect_format, prompt_of, short, turn_text
 from densepath.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -22,8 +22,9 @@ def content_hash(row: Row) -> str:
     """SHA-256 of the canonical prompt; the completion never enters.
 
     hash = sha256(JSON([[role, text], ...])), text in Unicode's NFKC form with every run of whitespace as one space.
+    A turn that calls tools enters as [role, text, calls]; `tools` do not enter, so that one question is one content.
     Plain text counts as one user turn, so the same question in standard and in conversational form is one content.
-    Of `messages` the turns before the last assistant turn are the prompt; a `text` row is hashed whole.
+    The prompt is that of `prompt_of`; a `text` row is hashed whole.
 
     Args:
         row: an example in any format.
@@ -39,7 +40,10 @@ def content_hash(row: Row) -> str:
     """
     prompt = str(row["text"]) if detect_format(row) is DataFormat.TEXT else prompt_of(row)
     turns: Turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    canonical = [[turn["role"], normalise_text(turn["content"])] for turn in turns]
+    canonical = [
+        [turn["role"], normalise_text(turn_text(turn)), *([turn["tool_calls"]] if turn.get("tool_calls") else [])]
+        for turn in turns
+    ]
     return hashlib.sha256(canonical_json(canonical).encode("ascii")).hexdigest()
 
 
@@ -111,4 +115,4 @@ def _split_of(row: Row, shares: Mapping[str, float]) -> str:
 
 def _preview(row: Row) -> str:
     prompt = row["text"] if detect_format(row) is DataFormat.TEXT else prompt_of(row)
-    return repr(short(prompt if isinstance(prompt, str) else prompt[-1]["content"]))
+    return repr(short(prompt if isinstance(prompt, str) else turn_text(prompt[-1])))

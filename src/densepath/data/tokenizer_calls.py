@@ -5,15 +5,41 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from densepath.data.rows import Turns, short
+from densepath.data.rows import Turns, normal_turns, short
 from densepath.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+TEMPLATE_KWARGS = "chat_template_kwargs"
+"""Key of tokenizer_config.json under which a tokenizer keeps its own arguments of the chat template."""
+
+
+def text_ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of a text that goes on: what the tokenizer puts before a text, unless it is there, and nothing behind it."""
+    ids, opening = tokenise(text, tokenizer), opening_ids(tokenizer)
+    return ids if ids[: len(opening)] == opening else opening + ids
+
+
+def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Special tokens that the tokenizer puts before a text (BOS), whatever it puts behind it.
+
+    Raises:
+        ModelError: special tokens change how the text between them is split, so that neither can be told apart.
+    """
+    probe = "a"
+    around, bare = as_ints(tokenizer(text=probe)["input_ids"]), tokenise(probe, tokenizer)
+    for start in range(len(around) - len(bare) + 1):
+        if around[start : start + len(bare)] == bare:
+            return around[:start]
+    raise ModelError(
+        f"the tokenizer splits {probe!r} into {bare} without special tokens and into {around} with them; "
+        "give it a post-processor that only puts tokens around a text"
+    )
+
 
 def tokenise(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a piece of text, without the special tokens that a tokenizer puts around a whole one."""
+    """Ids of a whole text, without the special tokens that a tokenizer puts around it."""
     return as_ints(tokenizer(text=text, add_special_tokens=False)["input_ids"])
 
 
@@ -35,31 +61,39 @@ def eos(tokenizer: PreTrainedTokenizerBase) -> tuple[str, int]:
     return str(tokenizer.eos_token), int(tokenizer.eos_token_id)
 
 
+def template_defaults(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Arguments of the chat template that belong to the tokenizer, and are saved with it in tokenizer_config.json."""
+    return dict(tokenizer.init_kwargs.get(TEMPLATE_KWARGS) or {})
+
+
+def keep_template_defaults(tokenizer: PreTrainedTokenizerBase, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Make `given` part of the tokenizer's own arguments of the chat template; returns all of them."""
+    if given:
+        tokenizer.init_kwargs[TEMPLATE_KWARGS] = {**template_defaults(tokenizer), **given}
+    return template_defaults(tokenizer)
+
+
 def render(turns: Turns, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]) -> str:
-    """Text that the chat template makes of turns."""
-    return str(apply_template(tokenizer, plain(turns), {**kwargs, "tokenize": False}))
+    """Text that the chat template makes of turns, with the tokenizer's own arguments and then `kwargs`.
 
-
-def apply_template(tokenizer: PreTrainedTokenizerBase, conversation: Any, kwargs: Mapping[str, Any]) -> Any:
-    """The tokenizer's `apply_chat_template`; ModelError without a template, DataError where it refuses the turns."""
+    Raises:
+        ModelError: there is no chat template.
+        DataError: it refuses the turns.
+    """
     from jinja2 import TemplateError
 
     if not tokenizer.chat_template:
         raise ModelError(
-            "the data is conversational and the tokenizer has no chat template; set tokenizer.chat_template, "
-            "or give prompts and completions as plain text"
+            "the data is conversational and the tokenizer has no chat template; give one with chat_template_path, "
+            "set tokenizer.chat_template, or give prompts and completions as plain text"
         )
     try:
-        return tokenizer.apply_chat_template(conversation, **kwargs)
-    except TemplateError as error:
+        given = {**template_defaults(tokenizer), **kwargs, "tokenize": False}
+        return str(tokenizer.apply_chat_template(normal_turns(turns), **given))
+    except (TemplateError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise DataError(
-            f"the chat template refuses these turns ({short(str(error), 120)}); change their roles"
+            f"the chat template refuses these turns ({short(str(error), 120)}); change their roles or fields"
         ) from error
-
-
-def plain(turns: Turns) -> list[dict[str, Any]]:
-    """Turns without nulls, which Arrow puts where a turn lacks a key that another one has."""
-    return [{key: value for key, value in turn.items() if value is not None} for turn in turns]
 
 
 def as_ints(ids: Iterable[Any]) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from densepath.data import Encoded, encode_pairs, prompt_of
-from densepath.data.rows import DataFormat, Row, detect_format, is_conversational
+from densepath.data.rows import DataFormat, Row, detect_format, is_conversational, turn_text
 from densepath.evals.alter import AlteredText, alterations, numbers_in
 from densepath.evals.figures import Figure, credit_figure
 from densepath.evals.first_error import lowest_credits
@@ -49,7 +49,7 @@ def answer_of(row: Row) -> str:
     value = row["messages"] if detect_format(row) is DataFormat.MESSAGES else row["completion"]
     if not is_conversational(value):
         return str(value)
-    return str(next(turn["content"] for turn in reversed(value) if turn["role"] == "assistant"))
+    return turn_text(next(turn for turn in reversed(value) if turn["role"] == "assistant"))
 
 
 def with_answer(row: Row, text: str) -> dict[str, Any]:
@@ -172,7 +172,7 @@ def _prompt_text(row: Row) -> str:
     if detect_format(row) is DataFormat.TEXT:
         return ""
     prompt = prompt_of(row)
-    return prompt if isinstance(prompt, str) else "\n".join(str(turn["content"]) for turn in prompt)
+    return prompt if isinstance(prompt, str) else "\n".join(map(turn_text, prompt))
 
 
 def _occurs(number: str, text: str) -> bool:

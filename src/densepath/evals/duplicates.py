@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
-from densepath.data.rows import Row, canonical_json, conversation_of
+from densepath.data.rows import Row, canonical_json, conversation_of, turn_text
 from densepath.data.splits import normalise_text
 
 # Punctuation says little beside words, and much between digits: 2.5 is not 25.
@@ -22,12 +23,17 @@ def normal_key(row: Row) -> str:
     """The same for demonstrations that differ in case, spacing, punctuation, Unicode form, or in the row's format."""
     turns, _ = conversation_of(row)
     if turns is not None:
-        parts = [(str(turn["role"]), str(turn["content"])) for turn in turns]
+        parts = [(str(turn["role"]), _words_of(turn)) for turn in turns]
     elif "text" in row:
         parts = [("text", str(row["text"]))]
     else:
         parts = [("user", str(row["prompt"])), ("assistant", str(row["completion"]))]
     return canonical_json([[role, normalise_words(text)] for role, text in parts])
+
+
+def _words_of(turn: Mapping[str, Any]) -> str:
+    """What a turn says and calls."""
+    return turn_text(turn) + (canonical_json(turn["tool_calls"]) if turn.get("tool_calls") else "")
 
 
 def normalise_words(text: str) -> str:

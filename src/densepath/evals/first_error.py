@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from densepath.data import Encoded, encode_completion, encode_prompt, token_offsets
-from densepath.data.rows import Row, is_conversational, short
+from densepath.data import Encoded, encode_pair, token_offsets
+from densepath.data.rows import Row, is_conversational, short, template_arguments
 from densepath.errors import DataError
 from densepath.evals.figures import Figure, auroc_figure, credit_figure
 from densepath.evals.signals import RANDOM, REWARD, Floats, Piece, Signals, piece_measures
@@ -67,18 +67,13 @@ def encode_steps(row: Row, tokenizer: Any, separator: str) -> SteppedSolution | 
     text = separator.join(row["steps"])
     if not text.strip():
         return "every step is empty"
-    if is_conversational(row["prompt"]):
-        ids = encode_completion([{"role": "assistant", "content": text}], tokenizer, prompt=row["prompt"])
-    else:
-        ids = encode_completion(text, tokenizer)
-    steps = step_tokens(ids, row["steps"], tokenizer)
+    answer = [{"role": "assistant", "content": text}] if is_conversational(row["prompt"]) else text
+    pair = encode_pair(row["prompt"], answer, tokenizer, chat_template_kwargs=template_arguments(row))
+    steps = step_tokens(pair.completion_ids, row["steps"], tokenizer)
     if isinstance(steps, str):
         return steps
-    prompt = tuple(encode_prompt(row["prompt"], tokenizer))
     error = row["first_error"]
-    return SteppedSolution(
-        str(row.get("category") or "all"), (Encoded(prompt, tuple(ids)),), steps, None if error < 0 else error
-    )
+    return SteppedSolution(str(row.get("category") or "all"), (pair,), steps, None if error < 0 else error)
 
 
 def step_tokens(ids: Sequence[int], steps: Sequence[str], tokenizer: Any) -> tuple[tuple[int, int], ...] | str:

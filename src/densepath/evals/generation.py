@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from densepath.data import encode_prompt, prompt_of
+from densepath.data import encode_row_prompt
 from densepath.evals.verifiers import Verifier
 from densepath.models.sampling import sample
 
@@ -76,7 +76,7 @@ def generate(
     Returns:
         Completions, prompt by prompt.
     """
-    prompts = [encode_prompt(prompt_of(dict(row)), tokenizer) for row in rows]
+    prompts = [encode_row_prompt(row, tokenizer) for row in rows]
     samples = sample(
         model,
         prompts,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from densepath.data import Encoded, encode_completion, encode_prompt
-from densepath.data.rows import Row, is_conversational, short
+from densepath.data import Encoded, encode_pair
+from densepath.data.rows import Row, is_conversational, short, template_arguments
 from densepath.errors import DataError
 from densepath.evals.figures import Figure, credit_figure
 from densepath.evals.signals import Floats, Piece, Signals, piece_measures
@@ -77,11 +77,9 @@ def _check_turns(value: Any, name: str) -> None:
 def encode_preference(row: Row, tokenizer: Any) -> PreferencePair | str:
     """The pair as ids, EOS included; or why it says nothing."""
     row = explicit_prompt(row)
-    turns = row["prompt"] if is_conversational(row["prompt"]) else None
-    prompt = tuple(encode_prompt(row["prompt"], tokenizer))
+    own = template_arguments(row)
     chosen, rejected = (
-        Encoded(prompt, tuple(encode_completion(row[name], tokenizer, prompt=turns)))
-        for name in ("chosen", "rejected")
+        encode_pair(row["prompt"], row[name], tokenizer, chat_template_kwargs=own) for name in ("chosen", "rejected")
     )
     if chosen.completion_ids == rejected.completion_ids:
         return "chosen and rejected are the same tokens"

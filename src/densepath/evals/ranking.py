@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from densepath.data import Encoded, encode_completion, encode_prompt
+from densepath.data import Encoded, encode_pair
 from densepath.data.rows import Row, Turns, canonical_json, is_conversational, short
 from densepath.errors import DataError, ModelError, UsageError
 from densepath.evals.signals import Aggregation, aggregate
@@ -175,14 +175,12 @@ def _encode(
 ) -> list[Encoded]:
     if not completions:
         raise DataError(f'{place}: "completions" is empty; give at least one, or leave the prompt out')
-    turns = None if isinstance(prompt, str) else prompt
-    prompt_ids = tuple(encode_prompt(prompt, tokenizer))
     found = []
     for index, completion in enumerate(completions):
         if is_conversational(completion) != is_conversational(prompt):
             raise DataError(f"{place}: completion {index} and the prompt differ in kind; make both text or both turns")
         try:
-            found.append(Encoded(prompt_ids, tuple(encode_completion(completion, tokenizer, prompt=turns))))
+            found.append(encode_pair(prompt, completion, tokenizer))
         except (DataError, ModelError) as error:
             raise type(error)(f"{place}, completion {index}: {error}") from error
         length = len(found[-1].prompt_ids) + len(found[-1].completion_ids)

@@ -80,9 +80,7 @@ def run_sft_job(job: SFTJob) -> None:
         with _log(job.folder / "log.txt") as console:
             context = model_context(job.arguments.model_name_or_path, job.arguments.trust_remote_code)
             if not run.is_done("data"):
-                tokenizer = load_tokenizer(
-                    job.arguments.model_name_or_path, trust_remote_code=job.arguments.trust_remote_code
-                )
+                tokenizer = load_tokenizer(job.arguments.model_name_or_path, **job.arguments.tokenizer_options())
                 prepare_data(run, job.arguments, tokenizer, context)
             if not run.is_done("sft"):
                 run_sft(run, job.arguments, job.others, console, "SFT", context)

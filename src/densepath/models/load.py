@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from densepath.errors import ModelError, UsageError
+from densepath.data.tokenizer_calls import keep_template_defaults
+from densepath.errors import MissingFileError, ModelError, UsageError
 from densepath.models import locate
 from densepath.models.compat import check_vocabulary, context_length, eos_token_ids
 
@@ -94,7 +95,12 @@ def load_model(
 
 
 def load_tokenizer(
-    name_or_path: str | Path, *, trust_remote_code: bool = False, eos_token: str | None = None
+    name_or_path: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    eos_token: str | None = None,
+    chat_template_path: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> PreTrainedTokenizerBase:
     """A tokenizer that pads on the left and has a pad token (EOS where it had none).
 
@@ -103,6 +109,9 @@ def load_tokenizer(
         trust_remote_code: run Python code that comes with the tokenizer.
         eos_token: take this token of its vocabulary for EOS: where the chat template ends turns with another than
             the tokenizer says (Gemma 3: `<end_of_turn>`).
+        chat_template_path: take this chat template: a Jinja file, or that of another tokenizer by its name.
+        chat_template_kwargs: arguments of the chat template, such as `enable_thinking`. They become part of the
+            tokenizer, which keeps them where it is saved: a later stage renders as this one does.
 
     Raises:
         MissingFileError: a folder that was named is not there.
@@ -119,12 +128,39 @@ def load_tokenizer(
         if eos_token not in tokenizer.get_vocab():
             raise ModelError(f"{source}: its tokenizer has no token {eos_token!r}: give another eos_token, or none")
         tokenizer.eos_token = eos_token
+    if chat_template_path is not None:
+        tokenizer.chat_template = _chat_template(chat_template_path, tokenizer, trust_remote_code)
+    keep_template_defaults(tokenizer, chat_template_kwargs or {})
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{source}: the tokenizer has no eos_token; set one in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
     return tokenizer
+
+
+def _chat_template(path: str, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool) -> Any:
+    """The text of a Jinja file, or the chat template of another tokenizer that needs no token which this one lacks."""
+    file = Path(path).expanduser()
+    if file.is_file():
+        try:
+            return file.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ModelError(f"chat_template_path={path}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
+    if file.suffix in (".jinja", ".j2", ".txt"):
+        raise MissingFileError(f"chat_template_path={path}: no such file; check the path")
+    source = locate.locate(path)
+    with locate.explained(source, "tokenizer"):
+        other = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if not other.chat_template:
+        raise ModelError(f"chat_template_path={path}: that tokenizer has no chat template; choose another")
+    written = [token for token in other.get_added_vocab() if token in str(other.chat_template)]
+    if missing := [token for token in written if token not in tokenizer.get_vocab()]:
+        raise ModelError(
+            f"chat_template_path={path}: its template writes {', '.join(missing)}, which the model's tokenizer "
+            "lacks; add the tokens and resize the embeddings first (trl.clone_chat_template does both)"
+        )
+    return other.chat_template
 
 
 def freeze(model: PreTrainedModel) -> PreTrainedModel:

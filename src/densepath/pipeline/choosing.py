@@ -32,7 +32,7 @@ def run_select_command(arguments: SelectArguments, console: Console) -> dict[str
         DensepathError: a folder without an SFT run, or data or configuration that cannot be used.
     """
     sft, references, recipe = kept_references(Path(arguments.run_dir), include_base=arguments.include_base)
-    tokenizer = load_tokenizer(sft, trust_remote_code=arguments.trust_remote_code)
+    tokenizer = load_tokenizer(sft, **arguments.tokenizer_options())
     for name, path in references.items():
         other = load_tokenizer(path, trust_remote_code=arguments.trust_remote_code)
         check_same_tokenizer(tokenizer, other, special_tokens=False)

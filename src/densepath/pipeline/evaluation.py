@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from densepath.data import encode_pairs, prompt_of, token_spans
-from densepath.data.rows import is_conversational
+from densepath.data.rows import is_conversational, turn_text
 from densepath.evals.generation import Completion, generate
 from densepath.evals.intervals import mean_interval, metric_interval, paired_difference
 from densepath.evals.verifiers import get_verifier
@@ -323,8 +323,8 @@ def _prompt_text(prompt: str | list[dict[str, Any]]) -> str:
         return str(prompt)
     turns = [turn for turn in prompt if isinstance(turn, dict)]
     if len(turns) == 1:
-        return str(turns[0]["content"])
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns if turn["content"])
+        return turn_text(turns[0])
+    return "\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in turns if turn_text(turn))
 
 
 def load_results(run_dir: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:

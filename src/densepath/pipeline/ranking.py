@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from densepath.data.rows import is_conversational
+from densepath.data.rows import is_conversational, turn_text
 from densepath.errors import DataError
 from densepath.evals.intervals import Verdict, mean_interval, metric_interval, paired_difference
 from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
@@ -87,7 +87,7 @@ def _verdicts(name: str, groups: Sequence[CompletionGroup], source: str) -> list
 
 
 def _text(completion: Any) -> str:
-    return "\n".join(str(turn["content"]) for turn in completion) if is_conversational(completion) else str(completion)
+    return "\n".join(map(turn_text, completion)) if is_conversational(completion) else str(completion)
 
 
 def _shares_right(verdicts: Sequence[Sequence[float]], rankings: Sequence[Ranking]) -> list[str]:

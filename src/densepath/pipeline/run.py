@@ -24,7 +24,7 @@ from densepath.io import read_json, write_json_atomic
 from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer, context_length
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
+from densepath.pipeline.config import RunArguments, with_one_template
 from densepath.pipeline.data import prepare_data
 from densepath.pipeline.environment import environment
 from densepath.pipeline.evaluation import run_evaluation
@@ -33,7 +33,6 @@ from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection
 from densepath.pipeline.training import (
     dpr_config,
-    load_first_tokenizer,
     run_continued_sft,
     run_dpr,
     run_sft,
@@ -71,7 +70,7 @@ def run_pipeline(
             is whole, and the same call goes on from there.
     """
     console = console if console is not None else Console()
-    others = others or {}
+    arguments, others = with_one_template(arguments, others)
     quiet_libraries()
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
@@ -93,12 +92,14 @@ def run_pipeline(
 def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], console: Console) -> ReportPaths:
     context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
     if not run.is_done("data"):
-        tokenizer = load_first_tokenizer(arguments)
+        tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
         _check_reference_tokenizer(arguments, tokenizer)
         prepare_data(run, arguments, tokenizer, context)
     rows = read_json(run / "data.json")
     counts = ", ".join(f"{record['rows']} {name}" for name, record in rows.items())
     console.print(f"1/6 data: {counts} rows{_left_out(rows['train'])}", highlight=False)
+    for note in rows["train"].get("notes", []):
+        console.print(f"warning: {note}", style="yellow", highlight=False)
     if not run.is_done("sft"):
         _do(run_sft, run, arguments, others, console, "2/6 SFT", context)
     if not run.is_done("selection"):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densepath.errors import ConfigError
-from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
+from densepath.pipeline.options import REWARDS, TokenizerArguments, check_at_least, check_choice, option
 
 OUTPUT_SUFFIXES = (".jsonl", ".parquet")
 
 
 @dataclass
-class ScoreArguments:
+class ScoreArguments(TokenizerArguments):
     """Arguments of `densepath score`."""
 
     model_name_or_path: str = option(
@@ -31,7 +31,6 @@ class ScoreArguments:
     reward_floor: float | None = option(None, "Log-probabilities are raised to at least this, nats.")
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
 
     dataset_name: str = option("", "Rows to score, in any TRL format: JSONL, Parquet, a datasets folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")

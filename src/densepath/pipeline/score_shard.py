@@ -124,7 +124,7 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
     places: dict[str, Any] = {
         "dtype": arguments.dtype,
         "device": device,
-        "trust_remote_code": arguments.trust_remote_code,
+        **arguments.tokenizer_options(),
         "token_budget": arguments.token_budget,
     }
     with warnings.catch_warnings(record=True) as caught:

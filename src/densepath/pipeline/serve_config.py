@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from densepath.errors import ConfigError
-from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
+from densepath.pipeline.options import REWARDS, TokenizerArguments, check_at_least, check_choice, option
 
 
 @dataclass
-class ServeArguments:
+class ServeArguments(TokenizerArguments):
     """Arguments of `densepath serve`."""
 
     model_name_or_path: str = option(
@@ -22,7 +22,6 @@ class ServeArguments:
     dense_reward: str = option("baseline_relative", "baseline_relative, logprob or inverse_bellman.")
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
     token_budget: int = option(2048, "Tokens scored together, of all requests; bounds memory.")
     num_threads: int | None = option(None, "CPU threads of scoring; torch's default if None.")
 

@@ -23,7 +23,7 @@ from densepath.pipeline.data import check_answers, check_prompts, demonstration_
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.training import frozen_reference, load_first_tokenizer, load_frozen, load_trainable
+from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
@@ -81,7 +81,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         _open(folder, config, resolved(arguments, others))
         if _trained_before(folder, console):
             return folder / "model"
-        tokenizer = load_first_tokenizer(arguments)
+        tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
         context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
         rows = load_rows(
             arguments.dataset_name,
@@ -97,6 +97,8 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         console.print(
             f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut", highlight=False
         )
+        for note in counts.notes:
+            console.print(f"warning: {note}", style="yellow", highlight=False)
         trainer = sft_trainer(
             load_trainable(arguments, arguments.model_name_or_path),
             tokenizer,
@@ -130,7 +132,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
             return folder / "model"
         if config.eval_strategy != "no" and arguments.eval_dataset_name is None:
             raise ConfigError("eval_strategy needs eval_dataset_name: held-out demonstrations")
-        tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+        tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
         rows = load_rows(
             arguments.dataset_name,
             arguments.dataset_train_split,
@@ -195,7 +197,7 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
         DensepathError: data, model or configuration that cannot be used.
     """
     verifier = get_verifier(arguments.verifier)
-    tokenizer = load_tokenizer(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
     rows = load_rows(
         arguments.dataset_name,
         arguments.dataset_train_split,

@@ -16,7 +16,7 @@ from densepath.data import encode_demonstrations, prompt_of
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import load_model, load_tokenizer
-from densepath.pipeline.config import ModelArguments, RunArguments, SFTArguments
+from densepath.pipeline.config import ModelArguments, RunArguments
 from densepath.pipeline.data import demonstration_pairs, fitting_rows, longest_prompt, read_split
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
@@ -106,7 +106,8 @@ def run_sft(
     """SFT from the given model; leaves `sft/model` and `sft/references/<fraction>`."""
     started = time.time()
     folder = run / "sft"
-    tokenizer = load_first_tokenizer(arguments)
+    # Later stages load the tokenizer that SFT saves, which keeps these options.
+    tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
     trainer = sft_trainer(
         load_trainable(arguments, arguments.model_name_or_path),
         tokenizer,
@@ -137,13 +138,6 @@ def load_frozen(arguments: ModelArguments, path: str | Path) -> Any:
         trust_remote_code=arguments.trust_remote_code,
         merge=True,
         device="auto",
-    )
-
-
-def load_first_tokenizer(arguments: RunArguments | SFTArguments) -> Any:
-    """The tokenizer of the model that SFT begins with; later stages load the one that SFT saved."""
-    return load_tokenizer(
-        arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code, eos_token=arguments.eos_token
     )
 
 

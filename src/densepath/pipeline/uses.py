@@ -35,7 +35,7 @@ def load_dense_reward(arguments: RewardArguments, console: Console) -> DenseRewa
             kind=arguments.dense_reward,
             dtype=arguments.dtype,
             device="auto",
-            trust_remote_code=arguments.trust_remote_code,
+            **arguments.tokenizer_options(),
             token_budget=arguments.token_budget,
         )
     for warning in caught:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from densepath.errors import ConfigError
-from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
+from densepath.pipeline.options import REWARDS, TokenizerArguments, check_at_least, check_choice, option
 
 AGGREGATIONS = ("mean", "sum", "min")
 CRITERIA = ("auto", "preference", "verifier", "altered", "samples")
@@ -13,7 +13,7 @@ TASKS = ("auto", "preference", "first_error", "altered_numbers")
 
 
 @dataclass
-class RewardArguments:
+class RewardArguments(TokenizerArguments):
     """Which models make the reward, and which rows it reads."""
 
     model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
@@ -22,7 +22,6 @@ class RewardArguments:
     )
     dense_reward: str = option("baseline_relative", "baseline_relative, logprob or inverse_bellman.")
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
     dataset_name: str = option("", "Rows: JSONL, JSON, Parquet, a datasets folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.")
@@ -85,7 +84,7 @@ class RankArguments(RewardArguments):
 
 
 @dataclass
-class SelectArguments:
+class SelectArguments(TokenizerArguments):
     """Arguments of `densepath select`."""
 
     run_dir: str = option("", "Folder of an SFT run: output_dir of densepath sft (or run), with its references.")
@@ -105,7 +104,6 @@ class SelectArguments:
     num_generations: int = option(1, "Completions sampled for each prompt at temperature 1; 0 for none.")
     max_completion_length: int = option(128, "Longest sampled completion in tokens.")
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
-    trust_remote_code: bool = option(False, "Run code that comes with the model.")
     token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.")
     seed: int = option(0, "Seed of the draw, of sampling, of altered digits and of the bootstrap.")
     output_file: str | None = option(None, "Write all figures here as JSON.")

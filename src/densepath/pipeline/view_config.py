@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, fields
 
 from densepath.errors import UsageError
-from densepath.pipeline.options import REWARDS, check_at_least, check_choice, option
+from densepath.pipeline.options import REWARDS, TokenizerArguments, check_at_least, check_choice, option
 
 SORTS = ("row", "reward", "reward_per_token", "tokens", "lowest")
 """The orders of `densepath.report.scored`, which is not imported for `--help`."""
@@ -13,7 +13,7 @@ _FOR_HTML = ("sort", "descending", "max_samples", "compare", "prompt", "completi
 
 
 @dataclass
-class ViewArguments:
+class ViewArguments(TokenizerArguments):
     """Arguments of `densepath view`."""
 
     scores_file: str | None = option(
@@ -24,7 +24,6 @@ class ViewArguments:
     dense_reward: str = option("baseline_relative", "The reading that is chosen at first; the page offers all.")
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one.")
-    trust_remote_code: bool = option(False, "Run code that comes with the models.")
     token_budget: int = option(2048, "Tokens scored together; bounds memory.")
 
     html: str | None = option(

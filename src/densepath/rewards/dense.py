@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import ReferenceMean, inverse_bellman, pair_rewards, reference_logprobs
-from densepath.data import Encoded, encode_completion, encode_prompt, token_offsets
+from densepath.data import Encoded, encode_pair, encode_row_prompt, token_offsets
 from densepath.data.rows import Turns
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.io import read_json, write_json_atomic
@@ -107,6 +107,9 @@ class DenseReward:
         dtype: str | torch.dtype = "float32",
         device: str | torch.device | None = None,
         trust_remote_code: bool = False,
+        eos_token: str | None = None,
+        chat_template_path: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> DenseReward:
         """The reward of models by name: hub ids, model folders or adapter folders.
@@ -119,6 +122,7 @@ class DenseReward:
             dtype: of the weights. Scorers stay float32: bfloat16 adds noise of about 0.01 nats a token.
             device: None: CPU; "auto": CUDA where there is one.
             trust_remote_code: run Python code that comes with the weights.
+            eos_token, chat_template_path, chat_template_kwargs: how text is read, as for `load_tokenizer`.
             settings: the other arguments of `DenseReward`.
 
         Raises:
@@ -127,7 +131,14 @@ class DenseReward:
         refs: list[str | Path] = [] if ref is None else [ref] if isinstance(ref, (str, Path)) else list(ref)
         if RewardKind(settings.get("kind", RewardKind.BASELINE_RELATIVE)) is not RewardKind.BASELINE_RELATIVE:
             refs = []
-        tokenizer = load_common_tokenizer(sft, refs, trust_remote_code=trust_remote_code)
+        tokenizer = load_common_tokenizer(
+            sft,
+            refs,
+            trust_remote_code=trust_remote_code,
+            eos_token=eos_token,
+            chat_template_path=chat_template_path,
+            chat_template_kwargs=chat_template_kwargs,
+        )
         policies = load_policies([sft, *refs], dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         reward = cls(policies[0], policies[1:], tokenizer=tokenizer, **settings)
         reward.sources = {"sft": str(sft), "refs": [str(name) for name in refs]}
@@ -159,7 +170,7 @@ class DenseReward:
 
         Args:
             pretrained_path: the folder that holds `dense_reward.json`.
-            kwargs: what the file does not say: `dtype`, `device`, `trust_remote_code`, `token_budget`.
+            kwargs: what the file does not say: `dtype`, `device`, `token_budget`, and how text is read.
 
         Raises:
             MissingFileError: no such file. ConfigError: it is not one of ours. ModelError: see `from_models`.
@@ -296,13 +307,15 @@ class DenseReward:
             prompts: text, or a list of turns, each.
             completions: the completions; read only where `completion_ids` are missing.
             completion_ids: the sampled ids, which TRL's trainers give; scored as they are.
-            kwargs: the other columns and arguments that TRL passes; not used.
+            kwargs: the other columns and arguments that TRL passes; of these a row's template arguments are read.
         """
         if completion_ids is None:
             return list(map(float, self.score(prompts, completions).sums))
         tokenizer = self._tokenizer()
+        own = {name: kwargs[name] for name in ("tools", "chat_template_kwargs") if kwargs.get(name) is not None}
+        rows = ({"prompt": p, **{name: own[name][i] for name in own}} for i, p in enumerate(prompts))
         scores = self.score_ids(
-            [encode_prompt(prompt, tokenizer) for prompt in prompts],
+            [encode_row_prompt(row, tokenizer) for row in rows],
             completion_ids,
             eos_token_ids=ending_ids(self.sft.model, tokenizer),
         )
@@ -318,12 +331,9 @@ class DenseReward:
         Raises:
             DataError, ModelError: what cannot be encoded. UsageError: no tokenizer was given.
         """
-        tokenizer = self._tokenizer()
-        turns = None if isinstance(prompt, str) else prompt
-        if isinstance(completion, str) and turns is not None:
+        if isinstance(completion, str) and not isinstance(prompt, str):
             completion = [{"role": "assistant", "content": completion}]
-        ids = encode_completion(completion, tokenizer, prompt=turns)
-        return Encoded(tuple(encode_prompt(prompt, tokenizer)), tuple(ids))
+        return encode_pair(prompt, completion, self._tokenizer())
 
     def _encoded(self, index: int, prompt: str | Turns, completion: str | Turns) -> Encoded:
         try:

@@ -60,15 +60,23 @@ def load_policies(
     return policies
 
 
-def load_common_tokenizer(sft: str | Path, refs: Sequence[str | Path] = (), *, trust_remote_code: bool = False) -> Any:
+def load_common_tokenizer(
+    sft: str | Path, refs: Sequence[str | Path] = (), *, trust_remote_code: bool = False, **settings: Any
+) -> Any:
     """The SFT model's tokenizer, after a look that each reference gives every id the same meaning.
+
+    Args:
+        sft: the SFT model.
+        refs: the references, whose tokenizers read no text.
+        trust_remote_code: run Python code that comes with a tokenizer.
+        settings: `eos_token`, `chat_template_path` and `chat_template_kwargs` of `load_tokenizer`.
 
     Warns (`UserWarning`) of a reference with the weights of the SFT model: its reward is zero everywhere.
 
     Raises:
         ModelError: tokenizers that differ; the message says where.
     """
-    tokenizer = load_tokenizer(sft, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(sft, trust_remote_code=trust_remote_code, **settings)
     for ref in refs:
         other = load_tokenizer(ref, trust_remote_code=trust_remote_code)
         check_same_tokenizer(tokenizer, other, special_tokens=False)

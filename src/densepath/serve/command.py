@@ -64,7 +64,7 @@ def load_reward(arguments: ServeArguments) -> DenseReward:
     places: dict[str, Any] = {
         "device": arguments.device,
         "dtype": arguments.dtype,
-        "trust_remote_code": arguments.trust_remote_code,
+        **arguments.tokenizer_options(),
     }
     if (Path(arguments.model_name_or_path).expanduser() / REWARD_FILE).is_file():
         if arguments.ref_model_name_or_path is not None or arguments.dense_reward != ServeArguments.dense_reward:

@@ -111,4 +111,5 @@ def _load(arguments: ViewArguments) -> RewardChoices:
         dtype=arguments.dtype,
         device=arguments.device,
         trust_remote_code=arguments.trust_remote_code,
+        tokenizer=arguments.tokenizer_options(),
     )

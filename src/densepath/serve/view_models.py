@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from densepath.data.rows import Turns
@@ -23,6 +23,7 @@ class RewardChoices:
         ref: names of references; without any there are only readings that need none.
         first: the reading that stands first among the choices.
         token_budget: tokens in one forward pass.
+        tokenizer: how text is read: the options of `load_tokenizer`.
         places: `dtype`, `device` and `trust_remote_code` of the models.
 
     Raises:
@@ -30,12 +31,18 @@ class RewardChoices:
     """
 
     def __init__(
-        self, sft: Sequence[str], ref: Sequence[str] = (), *, first: str, token_budget: int, **places: Any
+        self,
+        sft: Sequence[str],
+        ref: Sequence[str] = (),
+        *,
+        first: str,
+        token_budget: int,
+        tokenizer: Mapping[str, Any] | None = None,
+        **places: Any,
     ) -> None:
         self.sft, self.ref = list(dict.fromkeys(sft)), list(dict.fromkeys(ref))
         names = list(dict.fromkeys([*self.sft, *self.ref]))
-        trust = bool(places.get("trust_remote_code", False))
-        self.tokenizer = load_common_tokenizer(names[0], names[1:], trust_remote_code=trust)
+        self.tokenizer = load_common_tokenizer(names[0], names[1:], **(tokenizer or {}))
         self._policies = dict(zip(names, load_policies(names, **places), strict=True))
         self._token_budget = token_budget
         kinds = [kind.value for kind in RewardKind if self.ref or kind is not RewardKind.BASELINE_RELATIVE]

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 
+from densepath.data.rows import template_columns
 from densepath.errors import ConfigError, DataError, ModelError
 from densepath.models.compat import context_length
 from densepath.rewards.dense import RewardKind
@@ -95,10 +96,10 @@ def check_prompt_lengths(trainer: Any, policy: Any) -> None:
     if room < 1:
         raise ConfigError(f"max_completion_length={budget} fills the model's context of {context} tokens: lower it")
     for name, dataset in _datasets(trainer):
-        for row, prompt in enumerate(dataset["prompt"]):
-            if _bytes(prompt) + _TEMPLATE_TOKENS <= room:
+        for row, example in enumerate(dataset):
+            if not template_columns(example) and _bytes(example["prompt"]) + _TEMPLATE_TOKENS <= room:
                 continue
-            length = len(trainer._tokenize_prompts([prompt])[0][0])
+            length = len(trainer.prompt_ids(example))
             if length > room:
                 raise DataError(
                     f"{name}, row {row}: its prompt has {length} tokens, and the context of {context} leaves {room} "

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.objective import Normalizer, loss_divisor
+from densepath.data.tokenizer_calls import keep_template_defaults
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.compat import check_deterministic
 from densepath.models.hidden import completion_hidden_states
@@ -150,6 +151,7 @@ class DPRTrainer(MonitoredTrainer):
                 rollout_func=rollout_func,
                 environment_factory=environment_factory,
             )
+        self.chat_template_kwargs = keep_template_defaults(self._tokenizer, self.chat_template_kwargs)
         self.reward_weights[1 + len(self._functions) :] *= 1 - args.dense_reward_weight  # an environment's own reward
         switch_off_dropout(self.model)  # that of a new adapter too
         policy = self.accelerator.unwrap_model(self.model)

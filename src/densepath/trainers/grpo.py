@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from densepath.data import encode_prompt
+from densepath.data.rows import template_arguments
 from densepath.errors import ConfigError, DensepathError
 from densepath.io import atomic_path, write_text_atomic
 from densepath.trainers.completion_table import TokenTable, token_rows
@@ -89,6 +91,8 @@ class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
     compared_with: tuple[str, ...] = ()
     """Controls that were run beside this training, for the model card."""
     _names: dict[str, str | None]
+    _rows: Sequence[Mapping[str, Any]]
+    chat_template_kwargs: dict[str, Any]
     _functions: RewardFunctions
 
     # -- completion tables -------------------------------------------------------------------------------------
@@ -142,6 +146,30 @@ class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         write_text_atomic(path, with_section(str(card), section))
 
     # -- data --------------------------------------------------------------------------------------------------
+
+    def prompt_ids(self, row: Mapping[str, Any]) -> list[int]:
+        """Ids that a row of text or turns is asked with: those that SFT trained on and evaluation samples after.
+
+        Args:
+            row: with a `prompt`, and what it gives the chat template itself (`tools`, `chat_template_kwargs`).
+        """
+        given = {"tools": self.tools or None, "chat_template": self.chat_template}
+        given = {name: value for name, value in given.items() if value is not None}
+        return encode_prompt(
+            row["prompt"], self._tokenizer, {**given, **self.chat_template_kwargs, **template_arguments(row)}
+        )
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        self._rows = inputs
+        output: dict[str, Any] = super()._generate_and_score_completions(inputs)
+        return output
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], Any, dict[str, Any]]:
+        """TRL's, but with each row's own template arguments, and ids from the one place that makes them."""
+        if self._is_vlm or self.environment_factories is not None:
+            return super()._tokenize_prompts(prompts)  # type: ignore[no-any-return]
+        rows = zip(self._rows, prompts, strict=True)
+        return [self.prompt_ids({**row, "prompt": prompt}) for row, prompt in rows], None, {}
 
     def _get_train_sampler(self, dataset: Any = None) -> ResumableSampler:
         """TRL's sampler, which a resumed training continues in a later epoch too."""

@@ -1,0 +1,257 @@
+"""One way from text to ids, over tokenizer kinds and templates: what TRL trains on, and what RL samples after."""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tokenizer_kinds import BOS, EOS, KINDS, TEMPLATES, tokenizer_of
+
+from densepath.data import Encoded, encode_demonstration, encode_demonstrations, encode_pairs, encode_prompt
+
+TEXTS = st.sampled_from(
+    [
+        "blue",
+        "it is five",
+        "Paris",
+        "the  answer\nis green",
+        "é 🎉",
+        "5",
+        "A:",
+        " blue",
+        "two ",
+        "\n\nnew line",
+        "x\u2028y",
+    ]
+)
+PLAIN = st.sampled_from(["blue", "it is five", "Paris", "the answer is green", "name a colour please"])
+kinds = pytest.mark.parametrize("kind", KINDS)
+templates = pytest.mark.parametrize("template", TEMPLATES)
+shared = cache(tokenizer_of)
+pytestmark = pytest.mark.filterwarnings("ignore:.*assistant turn")
+
+
+def turns_of(texts: list[str]) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(texts)]
+
+
+class Rows(list[dict[str, Any]]):
+    """As much of a data set as `SFTTrainer._prepare_dataset` asks for, without a cache on disk."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self[0])
+
+    def map(self, function: Any, fn_kwargs: dict[str, Any] | None = None, **_: Any) -> Rows:
+        return Rows({**row, **function(dict(row), **(fn_kwargs or {}))} for row in self)
+
+
+def trl_row(row: dict[str, Any], tokenizer: Any) -> dict[str, list[int]]:
+    """What TRL's SFTTrainer makes of a raw row: `input_ids` and `labels`."""
+    from trl import SFTTrainer
+
+    trainer = SimpleNamespace(completion_only_loss="prompt" in row, _tokenizer=tokenizer, chat_template=None)
+    return SFTTrainer._prepare_dataset(trainer, Rows([row]), tokenizer, trl_arguments(), False, None, "train")[0]
+
+
+@cache
+def trl_arguments() -> Any:
+    from trl import SFTConfig
+
+    return SFTConfig(output_dir="unused", max_length=None, use_cpu=True, bf16=False, report_to="none")
+
+
+def quietly(row: dict[str, Any], tokenizer: Any) -> tuple[list[Encoded], list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return encode_pairs(row, tokenizer), [str(warning.message) for warning in caught]
+
+
+def assert_trls(ours: list[int], trls: list[int], tokenizer: Any) -> None:
+    """Equal up to the last action's EOS; behind it TRL has white space, or the EOS again, or none was rendered."""
+    if len(ours) == len(trls) + 1:
+        trls = [*trls, tokenizer.eos_token_id]
+    assert ours == trls[: len(ours)]
+    assert not tokenizer.decode(trls[len(ours) :]).replace(EOS, "").strip()
+
+
+@kinds
+@templates
+@settings(max_examples=4, deadline=None)
+@given(texts=st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
+def test_messages_have_the_ids_that_trl_trains_on(kind: str, template: str, texts: list[str]) -> None:
+    tokenizer = shared(kind, template)
+    row = {"messages": turns_of(texts)}
+    encoded = encode_demonstration(row, tokenizer)
+    assert_trls(encoded["input_ids"], trl_row(row, tokenizer)["input_ids"], tokenizer)
+    assert encoded["input_ids"][-1] == tokenizer.eos_token_id
+    assert encoded["completion_mask"][-1] == 1
+
+
+@kinds
+@templates
+@settings(max_examples=4, deadline=None)
+@given(prompt=TEXTS, completion=TEXTS)
+def test_prompt_and_completion_have_trls_ids_and_mask(kind: str, template: str, prompt: str, completion: str) -> None:
+    tokenizer = shared(kind, template)
+    turns = turns_of([prompt, completion])
+    for row in ({"prompt": turns[:1], "completion": turns[1:]}, {"prompt": prompt, "completion": completion}):
+        encoded, trls = encode_demonstration(row, tokenizer), trl_row(row, tokenizer)
+        ids, mask = encoded["input_ids"], encoded["completion_mask"]
+        assert_trls(ids, trls["input_ids"], tokenizer)
+        shown = len(ids) if len(ids) <= len(trls["input_ids"]) else len(ids) - 1
+        if tokenizer(text="a")["input_ids"][-1] != tokenizer.eos_token_id:  # else TRL's prompt ends in EOS
+            assert mask[:shown] == [int(label != -100) for label in trls["labels"][:shown]]
+
+
+@kinds
+@settings(max_examples=4, deadline=None)
+@given(text=TEXTS)
+def test_text_has_trls_ids(kind: str, text: str) -> None:
+    tokenizer = shared(kind, "chatml")
+    assert_trls(
+        encode_demonstration({"text": text}, tokenizer)["input_ids"],
+        trl_row({"text": text}, tokenizer)["input_ids"],
+        tokenizer,
+    )
+
+
+@kinds
+@templates
+@settings(max_examples=5, deadline=None)
+@given(texts=st.lists(TEXTS, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
+def test_the_state_of_each_turn_is_the_prompt_that_rl_samples_after(
+    kind: str, template: str, texts: list[str]
+) -> None:
+    tokenizer = shared(kind, template)
+    turns = turns_of(texts)
+    whole = encode_demonstration({"messages": turns}, tokenizer)
+    pairs, said = quietly({"messages": turns}, tokenizer)
+    mask = [0] * len(whole["input_ids"])
+    for pair in pairs:
+        joined = pair.prompt_ids + pair.completion_ids
+        assert whole["input_ids"][: len(joined)] == list(joined)
+        mask[len(pair.prompt_ids) : len(joined)] = [1] * len(pair.completion_ids)
+    assert mask == whole["completion_mask"]
+    if not any("also holds the end of their prompt" in line for line in said):
+        assert [list(pair.prompt_ids) for pair in pairs] == [
+            encode_prompt(turns[:index], tokenizer) for index in range(1, len(turns), 2)
+        ]
+
+
+@kinds
+@templates
+@settings(max_examples=3, deadline=None)
+@given(texts=st.lists(PLAIN, min_size=2, max_size=6).filter(lambda texts: len(texts) % 2 == 0))
+def test_no_border_is_crossed_by_ordinary_answers(kind: str, template: str, texts: list[str]) -> None:
+    tokenizer = shared(kind, template)
+    turns = turns_of(texts)
+    pairs, said = quietly({"messages": turns}, tokenizer)
+    assert not any("also holds" in line for line in said)
+    for pair, index in zip(pairs, range(1, len(turns), 2), strict=True):
+        ids, end = list(pair.completion_ids), tokenizer.eos_token_id
+        assert ids.count(end) == (1 if template != "roles" or index == len(turns) - 1 else 0)
+        words = tokenizer.decode(ids, skip_special_tokens=True)
+        if not kind.startswith("word"):
+            assert words.strip().endswith(texts[index])
+
+
+@kinds
+@settings(max_examples=5, deadline=None)
+@given(prompt=TEXTS, completion=TEXTS)
+def test_special_tokens_stand_once(kind: str, prompt: str, completion: str) -> None:
+    """A row that was rendered with the tokenizer's own template has the ids of the same row as turns."""
+    tokenizer = shared(kind, "headers")
+    turns = turns_of([prompt, completion])
+    want = encode_demonstration({"messages": turns}, tokenizer)["input_ids"]
+    whole = tokenizer.apply_chat_template(turns, tokenize=False)
+    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    for row in ({"text": whole + "\n"}, {"prompt": asked, "completion": whole[len(asked) :] + "\n"}):
+        assert encode_demonstration(row, tokenizer)["input_ids"] == want
+    assert want.count(tokenizer.bos_token_id) == 1
+    plain = encode_demonstration({"prompt": prompt, "completion": completion}, tokenizer)["input_ids"]
+    opens = tokenizer(text="a")["input_ids"][0] == tokenizer.bos_token_id
+    assert (plain.count(tokenizer.bos_token_id), plain.count(tokenizer.eos_token_id)) == (int(opens), 1)
+    assert encode_prompt(prompt, tokenizer)[-1] != tokenizer.eos_token_id
+
+
+def test_a_word_behind_a_colon_is_not_marked_as_the_beginning_of_a_text() -> None:
+    tokenizer = shared("metaspace first", "chatml")
+    (pair,) = encode_pairs({"prompt": "A:", "completion": "Paris"}, tokenizer)
+    assert tokenizer.convert_ids_to_tokens(list(pair.completion_ids)) == [
+        *tokenizer.tokenize("A:Paris")[len(tokenizer.tokenize("A:")) :],
+        EOS,
+    ]
+
+
+def test_a_template_that_strips_reasoning_is_read_as_it_renders_and_it_is_said() -> None:
+    tokenizer = tokenizer_of("byte level", "stripped")
+    turns = turns_of(["name a colour", "<think>hm</think>blue", "more", "<think>so</think>green"])
+    pairs, said = quietly({"messages": turns}, tokenizer)
+    assert [tokenizer.decode(pair.completion_ids) for pair in pairs] == [
+        "blue</s>",
+        "<think>\nso\n</think>\n\ngreen</s>",
+    ]
+    assert said == [
+        "1 assistant turn: are read as the chat template renders them later on, without what it strips "
+        "(earlier reasoning)"
+    ]
+    _, counts = encode_demonstrations([{"messages": turns}] * 3, tokenizer)
+    assert (counts.rewritten, counts.left_out, counts.merged) == (3, 0, 0)
+    assert counts.notes[0].startswith("3 assistant turns")
+
+
+def test_a_turn_whose_state_is_never_asked_for_again_is_no_action() -> None:
+    """Between a call and its result the reasoning stands; once the next question is asked, it does not."""
+    tokenizer = tokenizer_of("byte level", "stripped")
+    turns = [
+        {"role": "user", "content": "what is two"},
+        {"role": "assistant", "content": "<think>call</think>x"},
+        {"role": "tool", "content": "2"},
+        {"role": "assistant", "content": "it is two"},
+        {"role": "user", "content": "more"},
+        {"role": "assistant", "content": "five"},
+    ]
+    pairs, said = quietly({"messages": turns}, tokenizer)
+    assert [list(pair.prompt_ids) for pair in pairs] == [encode_prompt(turns[:k], tokenizer) for k in (1, 5)]
+    assert any("are no actions" in line and line.startswith("1 ") for line in said)
+
+
+def test_a_border_that_a_token_crosses_is_trls_and_is_said() -> None:
+    tokenizer = shared("byte level", "chatml")
+    row = {"prompt": "what is ", "completion": "two"}
+    pairs, said = quietly(row, tokenizer)
+    trls = trl_row(row, tokenizer)
+    assert list(pairs[0].prompt_ids + pairs[0].completion_ids) == trls["input_ids"]
+    assert trls["labels"].count(-100) == len(pairs[0].prompt_ids)
+    assert ["also holds the end of their prompt" in line for line in said] == [True]
+
+
+def test_template_arguments_of_the_tokenizer_of_the_call_and_of_the_row() -> None:
+    tokenizer = tokenizer_of("byte level", "stripped")
+    turns = turns_of(["more", "blue"])
+    thought = "<think>\n\n</think>\n\n"
+    assert not tokenizer.decode(encode_prompt(turns[:1], tokenizer)).endswith(thought)
+    assert tokenizer.decode(encode_prompt(turns[:1], tokenizer, {"enable_thinking": False})).endswith(thought)
+    tokenizer.init_kwargs["chat_template_kwargs"] = {"enable_thinking": False}
+    assert tokenizer.decode(encode_prompt(turns[:1], tokenizer)).endswith(thought)
+    assert not tokenizer.decode(encode_prompt(turns[:1], tokenizer, {"enable_thinking": True})).endswith(thought)
+    row = {"messages": turns, "chat_template_kwargs": {"enable_thinking": True}}
+    (pair,) = encode_pairs(row, tokenizer, chat_template_kwargs={"enable_thinking": False})
+    assert tokenizer.decode(pair.completion_ids) == thought + "blue</s>"
+
+
+def test_bos_is_in_these_tokenizers() -> None:
+    """The kinds are what their names say."""
+    for kind in KINDS:
+        ids = tokenizer_of(kind)(text="blue")["input_ids"]
+        tokens = tokenizer_of(kind).convert_ids_to_tokens(ids)
+        assert (tokens[0] == BOS, tokens[-1] == EOS) == (
+            "BOS" in kind or kind == "unigram",
+            "EOS" in kind or kind == "unigram",
+        )
