@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from densepath.data.regimes import Regime
 from densepath.experiments.cell import Cell
 from densepath.experiments.evaluate import Policy, evaluate
@@ -24,6 +22,7 @@ from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import run_selection
 from densepath.pipeline.training import reference_path, run_sft
+from densepath.terminal import Console, terminal
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class _log:
         self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Console:
-        return Console(file=self._file, width=160)
+        return terminal(file=self._file, width=160)
 
     def __exit__(self, *error: object) -> None:
         self._file.flush()

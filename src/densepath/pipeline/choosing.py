@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from densepath.errors import ConfigError, MissingFileError
 from densepath.evals.reference_choice import select_reference
@@ -20,6 +19,7 @@ from densepath.pipeline.data import check_answers, load_rows
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses_config import SelectArguments
 from densepath.report.selection import selection_table
+from densepath.terminal import Console, say, show, warn
 
 BASE = "0"
 """Name of the model before SFT, as in a run's `reference`."""
@@ -37,9 +37,9 @@ def run_select_command(arguments: SelectArguments, console: Console) -> dict[str
         other = load_tokenizer(path, trust_remote_code=arguments.trust_remote_code)
         check_same_tokenizer(tokenizer, other, special_tokens=False)
         if not weights_differ(sft, path):
-            _warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
+            warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
     if recipe.get("dataset_name") == arguments.dataset_name:
-        _warn(console, f"{arguments.dataset_name} is what SFT was trained on: the reward is only honest on other rows")
+        warn(console, f"{arguments.dataset_name} is what SFT was trained on: the reward is only honest on other rows")
     split = arguments.dataset_train_split
     rows = load_rows(arguments.dataset_name, split, "demonstrations", limit=arguments.max_samples, seed=arguments.seed)
     check_answers(arguments.verifier, rows, arguments.dataset_name, split)
@@ -79,23 +79,23 @@ def run_select_command(arguments: SelectArguments, console: Console) -> dict[str
         **record,
     }
     if record["preferences_set_aside"]:
-        _warn(
+        warn(
             console,
             f"{pairs}: {record['preferences_set_aside']} rows set aside: equal twins, or longer than the context",
         )
-    console.print(selection_table(record))
+    show(console, selection_table(record))
     chosen = "none" if record["chosen"] is None else record["chosen"]
-    console.print(f"chosen: {chosen}: {record['reason']}", highlight=False)
+    say(console, f"chosen: {chosen}: {record['reason']}")
     for one in record["comparisons"]:
         low, high = one["difference"]["low"], one["difference"]["high"]
-        console.print(
+        say(
+            console,
             f"{one['measure']} less {one['against']}: {one['difference']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]: "
             f"{one['verdict']}",
-            highlight=False,
         )
     if arguments.output_file is not None:
         write_json_atomic(Path(arguments.output_file), record)
-        console.print(f"figures: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record
 
 
@@ -133,7 +133,3 @@ def _order(path: Path) -> tuple[float, str]:
         return float(path.name), path.name
     except ValueError:
         return float("inf"), path.name
-
-
-def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", highlight=False)

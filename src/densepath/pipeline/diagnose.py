@@ -6,8 +6,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from densepath.data import content_hash
 from densepath.errors import ConfigError, DataError
 from densepath.evals.diagnosis import diagnose
@@ -22,6 +20,7 @@ from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run import model_context
 from densepath.report.diagnosis import diagnosis_tables, recommendation_text
 from densepath.report.diagnosis_page import diagnosis_html
+from densepath.terminal import Console, say, show, warn
 
 DEFAULT_COMPLETION_LENGTH = 128
 
@@ -40,7 +39,7 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
     for name, path in references.items():
         check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=trust))
         if not weights_differ(sft, path):
-            _warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
+            warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
     verifier = arguments.verifier or recipe.get("verifier")
     length = arguments.max_completion_length or int(recipe.get("max_completion_length") or DEFAULT_COMPLETION_LENGTH)
     source, rows = _rows(arguments, run_dir, console, recipe)
@@ -77,13 +76,13 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         **found.as_dict(),
     }
     for table in diagnosis_tables(record):
-        console.print(table)
-    console.print(recommendation_text(record))
+        show(console, table)
+    show(console, recommendation_text(record))
     write_json_atomic(Path(arguments.output_file), record)
     if arguments.html_file is not None:
         write_text_atomic(Path(arguments.html_file), diagnosis_html(record))
-        console.print(f"page: {Path(arguments.html_file).resolve()}", highlight=False, soft_wrap=True)
-    console.print(f"figures: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"page: {Path(arguments.html_file).resolve()}")
+    say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record
 
 
@@ -104,7 +103,7 @@ def _rows(arguments: DiagnoseArguments, run_dir: Path, console: Console, recipe:
         source, arguments.dataset_train_split, "prompts", limit=arguments.max_samples, seed=arguments.seed
     )
     if recipe.get("dataset_name") == source:
-        _warn(console, f"{source} is what SFT was trained on: the diagnosis is only honest on other rows")
+        warn(console, f"{source} is what SFT was trained on: the diagnosis is only honest on other rows")
     hashes = [content_hash(row) for row in rows]
     for name in ("test", "train"):
         file = run_dir / f"data/{name}.jsonl"
@@ -116,7 +115,7 @@ def _rows(arguments: DiagnoseArguments, run_dir: Path, console: Console, recipe:
                 "validation rows, so that the test stays untouched"
             )
         if shared:
-            _warn(console, f"{source}: {shared} of {len(rows)} prompts were trained on ({file})")
+            warn(console, f"{source}: {shared} of {len(rows)} prompts were trained on ({file})")
     return source, rows
 
 
@@ -127,7 +126,3 @@ def _preferences(arguments: DiagnoseArguments) -> Rows:
     rows = load_rows(source, arguments.dataset_train_split, None, limit=None, seed=None)
     check_rows(rows, RewardTask.PREFERENCE, source)
     return random.Random(arguments.seed).sample(rows, min(arguments.max_samples, len(rows)))
-
-
-def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", highlight=False)

@@ -15,7 +15,6 @@ import torch
 import transformers
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 from huggingface_hub.utils import logging as hub_logging
-from rich.console import Console
 from transformers import AutoConfig
 
 from densepath.errors import ConfigError
@@ -40,6 +39,7 @@ from densepath.pipeline.training import (
     sft_config,
 )
 from densepath.report import ReportPaths, results_table, write_report
+from densepath.terminal import Console, say, show, terminal, warn
 
 OWN_KEYS = {
     "sft_output_dir": "output_dir",
@@ -70,7 +70,7 @@ def run_pipeline(
         DensepathError: a user's mistake (data, model, configuration), or a failure with its place. What was written
             is whole, and the same call goes on from there.
     """
-    console = console if console is not None else Console()
+    console = console if console is not None else terminal()
     others = others or {}
     quiet_libraries()
     if arguments.num_threads is not None:
@@ -84,7 +84,7 @@ def run_pipeline(
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         paths = _stages(run, arguments, others, console)
         show_results(run.path, console)
-        console.print(f"report: {paths.html.resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"report: {paths.html.resolve()}")
         return paths.html
     finally:
         run.close()
@@ -98,7 +98,7 @@ def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], con
         prepare_data(run, arguments, tokenizer, context)
     rows = read_json(run / "data.json")
     counts = ", ".join(f"{record['rows']} {name}" for name, record in rows.items())
-    console.print(f"1/6 data: {counts} rows{_left_out(rows['train'])}", highlight=False)
+    say(console, f"1/6 data: {counts} rows{_left_out(rows['train'])}")
     if not run.is_done("sft"):
         _do(run_sft, run, arguments, others, console, "2/6 SFT", context)
     if not run.is_done("selection"):
@@ -106,10 +106,10 @@ def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], con
     found = chosen(run)
     reason = read_json(run / "selection.json")["reason"]
     if found is None:
-        console.print(f"3/6 reference: none helps: {reason}. DPR is left out.", highlight=False)
+        say(console, f"3/6 reference: none helps: {reason}. DPR is left out.")
     else:
         text = f"reference {found['reference']}, beta {found['beta']:g}: {reason}"
-        console.print(f"3/6 {text}", highlight=False)
+        say(console, f"3/6 {text}")
         if not run.is_done("dpr"):
             _do(run_dpr, run, arguments, others, console, "4/6 DPR", context, **found)
         if arguments.continued_sft != "none" and not run.is_done("continued_sft"):
@@ -128,9 +128,9 @@ def _do(stage: Callable[..., None], *args: Any, **kwargs: Any) -> None:
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
     results = read_json(run_dir / "eval/results.json")
-    console.print(results_table(results))
+    show(console, results_table(results))
     for warning in results["warnings"]:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        warn(console, warning)
 
 
 def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:

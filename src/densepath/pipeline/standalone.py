@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
@@ -25,6 +24,7 @@ from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.training import frozen_reference, load_first_tokenizer, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
+from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
@@ -43,7 +43,7 @@ def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, ti
         train_resumable(trainer, folder.path)
     save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
     folder.tidy()
-    console.print(f"model: {(folder / 'model').resolve()}", highlight=False, soft_wrap=True)
+    say(console, f"model: {(folder / 'model').resolve()}")
     return folder / "model"
 
 
@@ -62,7 +62,7 @@ def _open(folder: RunFolder, config: Any, arguments: dict[str, Any]) -> None:
 def _trained_before(folder: RunFolder, console: Console) -> bool:
     done = (folder / "model").exists()
     if done:
-        console.print(f"{folder / 'model'} is there already: nothing to do", highlight=False, soft_wrap=True)
+        say(console, f"{folder / 'model'} is there already: nothing to do")
     return done
 
 
@@ -75,7 +75,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
     values = {**QUIET, **device_defaults(), **others, "output_dir": arguments.output_dir, "max_length": None}
     config = trl_config(SFTConfig, values)
     process = _process(config)
-    console = console if process == 0 else Console(quiet=True)
+    console = console if process == 0 else terminal(quiet=True)
     folder = RunFolder(Path(arguments.output_dir), process=process)
     try:
         _open(folder, config, resolved(arguments, others))
@@ -94,9 +94,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         encoded, counts = encode_demonstrations(
             rows, tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
         )
-        console.print(
-            f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut", highlight=False
-        )
+        say(console, f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut")
         trainer = sft_trainer(
             load_trainable(arguments, arguments.model_name_or_path),
             tokenizer,
@@ -122,7 +120,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
     values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": arguments.output_dir}
     config = trl_config(DPRConfig, values)
     process = _process(config)
-    console = console if process == 0 else Console(quiet=True)
+    console = console if process == 0 else terminal(quiet=True)
     folder = RunFolder(Path(arguments.output_dir), process=process)
     try:
         _open(folder, config, resolved(arguments, others))
@@ -181,11 +179,7 @@ def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any,
         )
     check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
     if not weights_differ(arguments.model_name_or_path, reference):
-        console.print(
-            f"warning: {reference} and {arguments.model_name_or_path} have the same weights: the reward is zero",
-            style="yellow",
-            highlight=False,
-        )
+        warn(console, f"{reference} and {arguments.model_name_or_path} have the same weights: the reward is zero")
 
 
 def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, Any]:
@@ -234,13 +228,13 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
         "length": mean_interval([float(len(c.completion_ids)) for c in completions]).as_dict(),
         "truncated": sum(c.truncated for c in completions) / len(completions),
     }
-    console.print(
+    say(
+        console,
         f"{arguments.verifier}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}] "
         f"on {len(rows)} prompts, 95 % interval",
-        highlight=False,
     )
     if arguments.output_file is not None:
         record = {**result, "completions": [c.as_dict() for c in completions]}
         write_json_atomic(Path(arguments.output_file), record)
-        console.print(f"completions: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"completions: {Path(arguments.output_file).resolve()}")
     return result
