@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from densepath.cli.arguments import Parser
+from densepath.cli.arguments import Parser, user_path
 
 STDOUT = "-"
 
@@ -28,10 +28,11 @@ def _parser() -> Parser:
         "--json",
         nargs="?",
         const=STDOUT,
+        type=lambda text: text if text == STDOUT else str(user_path(text)),
         metavar="PATH",
         help="write the report as JSON to PATH; without PATH, or with -, print it instead of the table",
     )
-    parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as one HTML page with plots")
+    parser.add_argument("--html", type=user_path, metavar="PATH", help="write the report as one HTML page with plots")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 

@@ -15,6 +15,7 @@ import yaml
 
 from densepath.errors import ResumeError, StorageError, UsageError
 from densepath.io import UNWRITABLE, read_json, write_json_atomic, write_text_atomic
+from densepath.pipeline.coerce import expanded
 
 MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
 """Keys that may change between two calls on the same folder: they do not change the result."""
@@ -43,7 +44,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, process: int | None = None, read_only: bool = False) -> None:
-        self.path = path
+        self.path = path = path.expanduser()  # as transformers does with output_dir
         self.writes = process in (None, 0) and not read_only
         self._lock: Any = None
         if read_only:
@@ -91,7 +92,7 @@ class RunFolder:
         differences = [
             f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
             for key in sorted({*before, *config})
-            if key not in MACHINE_KEYS and before.get(key) != config.get(key)
+            if key not in MACHINE_KEYS and expanded(before.get(key), key) != expanded(config.get(key), key)
         ]
         if differences and self._has_work():
             raise ResumeError(
