@@ -68,7 +68,7 @@ def test_another_model_in_the_place_of_the_base_is_refused(place: Path) -> None:
     with pytest.raises(ModelError, match=r"out/lora/model: its base model .*out/base is not there"):
         load_model("out/lora/model")
     shutil.copytree(place / "elsewhere/out/base", "out/base")
-    with pytest.raises(ModelError, match=r"out/base is another model than it was .weights changed.: put it back"):
+    with pytest.raises(ModelError, match=r"out/base is another model than it was .weights changed.: load the base"):
         load_model("out/lora/model")
 
 

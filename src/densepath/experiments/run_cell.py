@@ -18,6 +18,7 @@ from densepath.experiments.regimes import before_sft
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import prepare_data
+from densepath.pipeline.inputs import model_inputs, open_run_inputs
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import run_selection
@@ -78,6 +79,7 @@ def run_sft_job(job: SFTJob) -> None:
         run.open_config(_sft_config(job.arguments, job.others))
         with _log(job.folder / "log.txt") as console:
             context = model_context(job.arguments.model_name_or_path, job.arguments.trust_remote_code)
+            open_run_inputs(run, job.arguments, console)
             if not run.is_done("data"):
                 tokenizer = load_tokenizer(
                     job.arguments.model_name_or_path, trust_remote_code=job.arguments.trust_remote_code
@@ -97,6 +99,7 @@ def run_cell(job: CellJob) -> None:
     source = RunFolder(job.source, read_only=True)
     try:
         run.open_config({"method": job.kind, **resolved(job.arguments, job.others)})
+        run.open_inputs(model_inputs({"SFT model": str(source / "sft/model")}))
         with _log(job.folder / "log.txt") as console:
             if not run.is_done("train"):
                 started = time.time()

@@ -42,10 +42,10 @@ def model_identity(name_or_path: str | Path) -> dict[str, str]:
     folder = _folder(source)
     if folder is None:
         return {}
-    is_adapter = locate.is_adapter(source)
+    is_adapter = (folder / locate.ADAPTER_CONFIG).is_file()
     found = {"weights": _weights(folder), "config": _config(folder, is_adapter), "tokenizer": _tokenizer(folder)}
     if is_adapter:
-        base = model_identity(locate.adapter_base(source))
+        base = model_identity(locate.adapter_base(str(folder)))
         found |= {f"base {name}": digest for name, digest in base.items()}
     return {name: digest for name, digest in found.items() if digest}
 
@@ -61,7 +61,10 @@ def _folder(source: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     for name in ("config.json", locate.ADAPTER_CONFIG):
-        found = try_to_load_from_cache(source, name)
+        try:
+            found = try_to_load_from_cache(source, name)
+        except ValueError:  # no name of the hub
+            return None
         if isinstance(found, str):
             return Path(found).parent
     return None

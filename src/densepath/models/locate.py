@@ -88,22 +88,23 @@ def adapter_base(source: str) -> str:
         known = read_json(folder / BASE_RECORD) if (folder / BASE_RECORD).is_file() else {}
     except ValueError as error:
         raise ModelError(f"{source}: its {BASE_RECORD} is damaged ({error}): copy the adapter again") from error
-    return stored_model(base, folder, f"{source}: its base model", known)
+    remedy = f"load the base from where it is, with adapter={source}, or write its place into {ADAPTER_CONFIG}"
+    return stored_model(base, folder, (f"{source}: its base model", remedy), known)
 
 
-def stored_model(name: str, folder: Path, what: str, known: Mapping[str, Any]) -> str:
-    """The model that a file in `folder` names, whatever the working directory is.
+def stored_model(name: str, folder: Path, words: tuple[str, str], known: Mapping[str, Any]) -> str:
+    """The model that a file names, whatever the working directory is.
 
     Args:
         name: as it was written: an absolute or relative path, a hub id, or the catalogue's name.
-        folder: of the file.
-        what: whose model it is, for messages.
+        folder: of the file that names it; a relative path is meant from there upwards.
+        words: whose model it is, and what to do where it is not there, for messages.
         known: what `identity.record_base` wrote: `relative` path from the folder, and `identity`; may be empty.
 
     Raises:
         ModelError: it is not there, or it is another model.
     """
-    remedy = f"put it back, or write where it is into {folder / ADAPTER_CONFIG}"
+    what, remedy = words
     if name == smollm2.NAME:
         return locate(name)
     path = Path(name).expanduser()

@@ -11,12 +11,13 @@ import yaml
 from densepath.errors import ConfigError, MissingFileError
 from densepath.evals.reference_choice import select_reference
 from densepath.evals.reward_eval import RewardTask, check_rows
-from densepath.io import write_json_atomic
+from densepath.io import read_json, write_json_atomic
 from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import check_answers, load_rows
 from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.run_folder import INPUTS
 from densepath.pipeline.uses_config import SelectArguments
 from densepath.report.selection import selection_table
 from densepath.terminal import Console, say, show, warn
@@ -118,7 +119,7 @@ def kept_references(run_dir: Path, *, include_base: bool) -> tuple[str, dict[str
     recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
     found: dict[str, str] = {}
     if include_base and recipe.get("model_name_or_path"):
-        found[BASE] = str(recipe["model_name_or_path"])
+        found[BASE] = _base(run_dir, str(recipe["model_name_or_path"]))
     kept = folder / "references"
     if kept.is_dir():
         folders = [path for path in kept.iterdir() if (path / "config.json").is_file() or locate.is_adapter(str(path))]
@@ -126,6 +127,16 @@ def kept_references(run_dir: Path, *, include_base: bool) -> tuple[str, dict[str
     if not found:
         raise ConfigError(f"{run_dir}: SFT kept no reference; train with reference_fractions, such as 0.25 0.5 0.75")
     return str(folder / "model"), found, recipe
+
+
+def _base(run_dir: Path, name: str) -> str:
+    """The model before SFT, which the recipe names as it was typed: from the folder where the run was begun."""
+    record = read_json(run_dir / INPUTS) if (run_dir / INPUTS).is_file() else {"inputs": {}, "places": {}}
+    parts = {key.removeprefix("model "): each for key, each in record["inputs"].items() if key.startswith("model ")}
+    where = record["places"].get("model", name)
+    return locate.stored_model(
+        where, run_dir, (f"{run_dir}: its model", "put it back where it was"), {"identity": parts}
+    )
 
 
 def _order(path: Path) -> tuple[float, str]:

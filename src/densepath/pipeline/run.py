@@ -27,6 +27,7 @@ from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import prepare_data
 from densepath.pipeline.environment import environment
 from densepath.pipeline.evaluation import run_evaluation
+from densepath.pipeline.inputs import open_run_inputs
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection
@@ -92,6 +93,7 @@ def run_pipeline(
 
 def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], console: Console) -> ReportPaths:
     context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+    open_run_inputs(run, arguments, console)
     if not run.is_done("data"):
         tokenizer = load_first_tokenizer(arguments)
         _check_reference_tokenizer(arguments, tokenizer)

@@ -19,6 +19,7 @@ from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
 from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows
+from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -59,6 +60,17 @@ def _open(folder: RunFolder, config: Any, arguments: dict[str, Any]) -> None:
         folder.open_config(arguments)
 
 
+def _open_inputs(
+    folder: RunFolder, config: Any, models: dict[str, str | None], data: dict[str, Any], console: Console
+) -> None:
+    """Write or compare what decides the result beside the configuration: the first process, then the others."""
+    inputs = {**data_inputs(data), **model_inputs(models), **machine_inputs(config)}
+    with config.main_process_first(local=False):
+        doubt = folder.open_inputs(inputs, places(models))
+    if doubt is not None:
+        warn(console, doubt)
+
+
 def _trained_before(folder: RunFolder, console: Console) -> bool:
     done = (folder / "model").exists()
     if done:
@@ -94,6 +106,8 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         encoded, counts = encode_demonstrations(
             rows, tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
         )
+        models: dict[str, str | None] = {"model": arguments.model_name_or_path}
+        _open_inputs(folder, config, models, {"data": encoded}, console)
         say(console, f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut")
         trainer = sft_trainer(
             load_trainable(arguments, arguments.model_name_or_path),
@@ -150,14 +164,17 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
                 seed=HELD_OUT_SEED,
             )
             held_out = demonstration_pairs(demonstrations, tokenizer, context)
-        policy = load_trainable(arguments, arguments.model_name_or_path)
+        prompts = Dataset.from_list([{"prompt": prompt_of(row)} for row in rows])
         reference, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
+        models = {"model": arguments.model_name_or_path, "reference": reference, "held-out reference": second}
+        _open_inputs(folder, config, models, {"data": prompts, "held-out data": held_out}, console)
+        policy = load_trainable(arguments, arguments.model_name_or_path)
         trainer = DPRTrainer(
             model=policy,
             ref_model=None if reference is None else frozen_reference(policy, reference, arguments),
             held_out_ref_model=None if second is None else frozen_reference(policy, second, arguments, "held_out_ref"),
             args=config,
-            train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
+            train_dataset=prompts,
             eval_dataset=held_out,
             processing_class=tokenizer,
             peft_config=None if hasattr(policy, "peft_config") else peft_config(arguments),
