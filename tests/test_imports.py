@@ -14,7 +14,7 @@ import densepath
 ROOT = Path(densepath.__file__).parent
 
 LAYERS = [
-    {"errors", "io", "__init__"},
+    {"errors", "io", "terminal", "__init__"},
     {"core"},
     {"data", "models", "theory"},
     {"rewards", "planning"},

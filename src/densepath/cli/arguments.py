@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from densepath.errors import ConfigError, MissingFileError, UsageError
-from densepath.pipeline.coerce import coerce
+from densepath.pipeline.coerce import coerce, expanded
 
 T = TypeVar("T")
 
@@ -26,6 +26,11 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+def user_path(text: str) -> Path:
+    """A path of the command line; `~` is the home folder."""
+    return Path(text).expanduser()
+
+
 def load_yaml(path: str) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -34,7 +39,7 @@ def load_yaml(path: str) -> dict[str, Any]:
         ConfigError: it is not YAML, or not a flat mapping.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).expanduser().read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
         raise MissingFileError(f"--config {path}: no such file") from None
     try:
@@ -106,7 +111,8 @@ def parse(
         if key in fields:
             own[key] = coerce(value, hints[key], key)
         elif any(key.startswith(prefix) and key != prefix for prefix in passthrough):
-            others[key] = yaml.safe_load(value) if isinstance(value, str) and sources[key] != config_path else value
+            typed = yaml.safe_load(value) if isinstance(value, str) and sources[key] != config_path else value
+            others[key] = expanded(typed, key)
         else:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help"

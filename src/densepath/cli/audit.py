@@ -16,11 +16,10 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(AuditArguments, argv, prog="densepath audit", description=DESCRIPTION)
-    from rich.console import Console
-
     from densepath.pipeline.audit import run_audit_command
     from densepath.pipeline.run import quiet_libraries
+    from densepath.terminal import terminal
 
     quiet_libraries()
-    run_audit_command(arguments, Console())
+    run_audit_command(arguments, terminal())
     return 0

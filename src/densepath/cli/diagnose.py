@@ -17,11 +17,10 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(DiagnoseArguments, argv, prog="densepath diagnose", description=DESCRIPTION)
-    from rich.console import Console
-
     from densepath.pipeline.diagnose import run_diagnose_command
     from densepath.pipeline.run import quiet_libraries
+    from densepath.terminal import terminal
 
     quiet_libraries()
-    run_diagnose_command(arguments, Console())
+    run_diagnose_command(arguments, terminal())
     return 0

@@ -19,11 +19,10 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"": "DPRConfig (TRL's GRPOConfig with beta, gamma, baseline, dense_reward)"},
     )
-    from rich.console import Console
-
     from densepath.pipeline.run import quiet_libraries
     from densepath.pipeline.standalone import run_dpr_command
+    from densepath.terminal import terminal
 
     quiet_libraries()
-    run_dpr_command(arguments, others, Console())
+    run_dpr_command(arguments, others, terminal())
     return 0

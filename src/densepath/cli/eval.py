@@ -13,11 +13,10 @@ DESCRIPTION = "Sample completions of held-out prompts and check them with a prog
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(EvalArguments, argv, prog="densepath eval", description=DESCRIPTION)
-    from rich.console import Console
-
     from densepath.pipeline.run import quiet_libraries
     from densepath.pipeline.standalone import run_eval_command
+    from densepath.terminal import terminal
 
     quiet_libraries()
-    run_eval_command(arguments, Console())
+    run_eval_command(arguments, terminal())
     return 0

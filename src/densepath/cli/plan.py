@@ -23,20 +23,19 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"},
     )
-    from rich.console import Console
-
     from densepath.pipeline.plan import plan_recipe, require_fit
     from densepath.pipeline.run import quiet_libraries
     from densepath.planning.table import headline, plan_json, plan_table, verdict
+    from densepath.terminal import say, show, terminal
 
     quiet_libraries()
     plan = plan_recipe(arguments, others)
     if arguments.json:
         print(json.dumps(plan_json(plan), indent=2))
     else:
-        console = Console()
-        console.print(headline(plan), highlight=False, soft_wrap=True)
-        console.print(plan_table(plan))
-        console.print(verdict(plan), highlight=False, soft_wrap=True)
+        console = terminal()
+        say(console, headline(plan))
+        show(console, plan_table(plan))
+        say(console, verdict(plan))
     require_fit(plan)
     return 0

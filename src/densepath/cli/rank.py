@@ -16,11 +16,10 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(RankArguments, argv, prog="densepath rank", description=DESCRIPTION)
-    from rich.console import Console
-
     from densepath.pipeline.ranking import run_rank_command
     from densepath.pipeline.run import quiet_libraries
+    from densepath.terminal import terminal
 
     quiet_libraries()
-    run_rank_command(arguments, Console())
+    run_rank_command(arguments, terminal())
     return 0

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from densepath.cli.arguments import Parser
+from densepath.cli.arguments import Parser, user_path
 from densepath.errors import MissingFileError
 
 
 def run(argv: Sequence[str]) -> int:
     """Write the page and its twin, and print where they are."""
     parser = Parser(prog="densepath report", description="Make the HTML page of a run or an experiment again.")
-    parser.add_argument("run_dir", type=Path, help="output_dir of densepath run or of densepath experiment.")
+    parser.add_argument("run_dir", type=user_path, help="output_dir of densepath run or of densepath experiment.")
     parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
     run_dir = parser.parse_args(list(argv)).run_dir
     if not run_dir.is_dir():

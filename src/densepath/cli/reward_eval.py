@@ -16,11 +16,10 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(RewardEvalArguments, argv, prog="densepath reward-eval", description=DESCRIPTION)
-    from rich.console import Console
-
     from densepath.pipeline.run import quiet_libraries
     from densepath.pipeline.uses import run_reward_eval_command
+    from densepath.terminal import terminal
 
     quiet_libraries()
-    run_reward_eval_command(arguments, Console())
+    run_reward_eval_command(arguments, terminal())
     return 0

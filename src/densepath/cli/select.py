@@ -16,11 +16,10 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(SelectArguments, argv, prog="densepath select", description=DESCRIPTION)
-    from rich.console import Console
-
     from densepath.pipeline.choosing import run_select_command
     from densepath.pipeline.run import quiet_libraries
+    from densepath.terminal import terminal
 
     quiet_libraries()
-    run_select_command(arguments, Console())
+    run_select_command(arguments, terminal())
     return 0

@@ -13,13 +13,12 @@ DESCRIPTION = "Serve the dense reward over HTTP: /v1/score, /v1/rank, /health, /
 def run(argv: Sequence[str]) -> int:
     """Parse, then serve until interrupted."""
     arguments, _ = parse(ServeArguments, argv, prog="densepath serve", description=DESCRIPTION)
-    from rich.console import Console
-
     from densepath.serve import require_extra
+    from densepath.terminal import terminal
 
     require_extra()
     from densepath.pipeline.run import quiet_libraries
     from densepath.serve.command import run_serve_command
 
     quiet_libraries()
-    return run_serve_command(arguments, Console(stderr=True))
+    return run_serve_command(arguments, terminal(stderr=True))

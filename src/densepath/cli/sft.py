@@ -19,11 +19,10 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"": "TRL's SFTConfig"},
     )
-    from rich.console import Console
-
     from densepath.pipeline.run import quiet_libraries
     from densepath.pipeline.standalone import run_sft_command
+    from densepath.terminal import terminal
 
     quiet_libraries()
-    run_sft_command(arguments, others, Console())
+    run_sft_command(arguments, others, terminal())
     return 0

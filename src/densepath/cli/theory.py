@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from densepath.cli.arguments import Parser
+from densepath.cli.arguments import Parser, user_path
 
 STDOUT = "-"
 
@@ -28,10 +28,11 @@ def _parser() -> Parser:
         "--json",
         nargs="?",
         const=STDOUT,
+        type=lambda text: text if text == STDOUT else str(user_path(text)),
         metavar="PATH",
         help="write the report as JSON to PATH; without PATH, or with -, print it instead of the table",
     )
-    parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as one HTML page with plots")
+    parser.add_argument("--html", type=user_path, metavar="PATH", help="write the report as one HTML page with plots")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -41,35 +42,36 @@ def run(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
 
     import torch
-    from rich.console import Console
+    from rich.text import Text
 
     from densepath.io import write_json_atomic, write_text_atomic
+    from densepath.terminal import say, terminal
     from densepath.theory.records import Verdict
     from densepath.theory.runner import run_statements
     from densepath.theory.table import print_report
 
     torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
-    messages = Console(stderr=True)
+    messages = terminal(stderr=True)
     began = time.monotonic()
-    with messages.status("checking") as status:
+    with messages.status(Text("checking")) as status:
         report = run_statements(
             arguments.seed,
             arguments.instances,
             arguments.only,
-            progress=lambda key: status.update(f"checking {key}"),
+            progress=lambda key: status.update(Text(f"checking {key}")),
         )
     seconds = time.monotonic() - began
     if arguments.html is not None:
         from densepath.theory.page import report_page
 
         write_text_atomic(arguments.html, report_page(report))
-        messages.print(f"wrote {arguments.html}", markup=False, highlight=False)
+        say(messages, f"wrote {arguments.html}")
     if arguments.json == STDOUT:
         json.dump(report.as_dict(), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         sys.stdout.write("\n")
     else:
         if arguments.json is not None:
             write_json_atomic(Path(arguments.json), report.as_dict())
-            messages.print(f"wrote {arguments.json}", markup=False, highlight=False)
-        print_report(report, Console(), seconds)
+            say(messages, f"wrote {arguments.json}")
+        print_report(report, terminal(), seconds)
     return 0 if report.verdict is Verdict.HOLDS else 1

@@ -19,8 +19,7 @@ def run(argv: Sequence[str]) -> int:
     if words and not words[0].startswith("-"):
         words = ["--scores_file", *words]
     arguments, _ = parse(ViewArguments, words, prog="densepath view", description=DESCRIPTION)
-    from rich.console import Console
-
     from densepath.serve.view_command import run_view_command
+    from densepath.terminal import terminal
 
-    return run_view_command(arguments, Console(stderr=arguments.html is None))
+    return run_view_command(arguments, terminal(stderr=arguments.html is None))

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any, TypeAlias, cast
 
 from densepath.data.constraints import is_met
+from densepath.data.rows import short
 from densepath.data.tasks import check_answer
 from densepath.errors import ConfigError, DataError
+from densepath.evals.numbers import Numeral, Value, numerals
 
 Verifier: TypeAlias = Callable[[str, Mapping[str, Any]], float]
 """(completion, row) -> reward; of this module's verifiers 1.0 is right and 0.0 wrong."""
 
 ANSWER_MARK = "####"  # GSM8K writes the final answer behind it
-
-# A sign, a dollar, digits (grouped by commas or not), decimals. A minus right behind a digit, a letter or a closing
-# bracket is a subtraction; a comma groups only before three digits; a period counts only before a digit.
-_NUMBER = re.compile(
-    r"(?:(?<![0-9A-Za-z)\]])-)?(?:\$-?)?"
-    r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
-)
 
 
 def exact_match(completion: str, row: Mapping[str, Any]) -> float:
@@ -48,7 +42,8 @@ def final_number(completion: str, row: Mapping[str, Any]) -> float:
     """1.0 where the completion's final number equals that of the row's `answer`, as numbers (18 = 18.00 = $18).
 
     The final number is the first behind the last "####"; without that mark, the last one in the text. A completion
-    without a number, or with nothing behind the mark, is wrong.
+    without a number, with nothing behind the mark, or with a final number that `numerals` does not understand is
+    wrong.
 
     Args:
         completion: a model's text.
@@ -58,17 +53,37 @@ def final_number(completion: str, row: Mapping[str, Any]) -> float:
         1.0 or 0.0.
 
     Raises:
-        DataError: the row's `answer` is missing or holds no number.
+        DataError: the row's `answer` is missing, or is not one number that is understood.
 
     >>> final_number("16 - 3 = 13, so she makes $1,300.", {"answer": "#### 1300"})
     1.0
     """
-    answer = row.get("answer")
-    usable = isinstance(answer, (str, int, float, Decimal)) and not isinstance(answer, bool)
-    expected = number_in(str(answer)) if usable else None
-    if expected is None:
-        raise DataError(f'the row\'s "answer" is {answer!r}, which holds no number; add the right one')
-    return float(number_in(completion) == expected)
+    return float(number_in(completion) == _right_number(row.get("answer")))
+
+
+def _right_number(answer: Any) -> Value:
+    """The number that a row's answer says.
+
+    Raises:
+        DataError: it says none, several, or one that is not understood.
+    """
+    if isinstance(answer, int) and not isinstance(answer, bool):
+        return Decimal(answer)
+    said = f'the row\'s "answer" is {short(repr(answer))}, which'
+    if isinstance(answer, (float, Decimal)):
+        value = Decimal(repr(answer)) if isinstance(answer, float) else answer
+        if not value.is_finite():
+            raise DataError(f"{said} is no number; add the right one")
+        return value
+    found = _final_numerals(answer) if isinstance(answer, str) else []
+    if not found:
+        raise DataError(f"{said} holds no number; add the right one")
+    if any(number.value is None for number in found):
+        written = next(number.text for number in found if number.value is None)
+        raise DataError(f"{said} holds {written!r}, a number that is not understood; write it like 1300.5 or 1.3e3")
+    if any(number.value != found[0].value for number in found):
+        raise DataError(f'{said} holds several numbers; put "{ANSWER_MARK}" before the right one')
+    return cast(Value, found[0].value)
 
 
 def instruction_format(completion: str, row: Mapping[str, Any]) -> float:
@@ -97,20 +112,23 @@ def instruction_format(completion: str, row: Mapping[str, Any]) -> float:
     return float(all(met))
 
 
-def number_in(text: str) -> Decimal | None:
-    """Final number of a text, exactly: first behind the last "####", else the last one; None when there is none.
+def number_in(text: str) -> Value | None:
+    """Final number of a text, exactly: first behind the last "####", else the last one.
 
-    >>> number_in("It was -$1,250.50."), number_in("16-3-4=9"), number_in("none")
-    (Decimal('-1250.50'), Decimal('9'), None)
+    Returns:
+        The number; None where there is none, or where it is written in a way that is not understood.
+
+    >>> number_in("It was -$1,250.50."), number_in("16-3-4=9"), number_in("1.300,50"), number_in("none")
+    (Decimal('-1250.50'), Decimal('9'), None, None)
     """
-    plain = text.replace("\N{MINUS SIGN}", "-")
-    _, mark, tail = plain.rpartition(ANSWER_MARK)
-    found = [match.group() for match in _NUMBER.finditer(tail)]
-    if not found:
-        return None
-    number = found[0] if mark else found[-1]
-    value = Decimal(re.sub(r"[$,-]", "", number))
-    return -value if "-" in number else value
+    found = _final_numerals(text)
+    return found[-1].value if found else None
+
+
+def _final_numerals(text: str) -> list[Numeral]:
+    """The first numeral behind the last "####"; without that mark all of them."""
+    _, mark, tail = text.rpartition(ANSWER_MARK)
+    return numerals("=" + tail)[:1] if mark else numerals(tail)  # a minus behind "=" is a sign
 
 
 VERIFIERS: dict[str, Verifier] = {

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
 from trl import SFTConfig
 
@@ -16,6 +15,7 @@ from densepath.data import encode_demonstrations
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, Regime, regime_rows, regime_tokenizer
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.trl_config import QUIET, device_defaults, trl_config
+from densepath.terminal import Console
 from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.sft import save_model, sft_trainer, train_resumable
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 import yaml
-from rich.console import Console
 
 from densepath.errors import ConfigError, ExperimentError
 from densepath.evals.verifiers import get_verifier
@@ -31,6 +30,7 @@ from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run import check_configuration, quiet_libraries
 from densepath.pipeline.run_folder import resolved
 from densepath.report.experiment_table import WIDE, experiment_table
+from densepath.terminal import Console, say, show, terminal
 
 GIB = 2**30
 REGIME_MEMORY = 1.5 * GIB
@@ -60,7 +60,7 @@ def run_experiment(
         DensepathError: a recipe that cannot be run, before anything is trained.
         ExperimentError: cells failed; the message names them, their folders hold a log, and the others are reported.
     """
-    console = console if console is not None else Console()
+    console = console if console is not None else terminal()
     quiet_libraries()
     settings = read_recipe(arguments, others)
     for setting in settings:
@@ -74,10 +74,10 @@ def run_experiment(
     num_workers, threads = processes(arguments, settings)
     training = grid.training_tasks()
     tuned = sum(len(plan.variants) > 1 for s in settings for plan in s.methods.values()) * len(arguments.seeds)
-    console.print(
+    say(
+        console,
         f"settings: {len(settings)}, seeds: {len(arguments.seeds)}, cells: {sum(1 for _ in grid.cells())}; "
         f"at once: {num_workers}, threads of each: {threads}",
-        highlight=False,
     )
     started = time.time()
     ended: dict[Hashable, Finished] = {}
@@ -88,7 +88,7 @@ def run_experiment(
             ended[result.key] = result
             name = "/".join(map(str, result.key)) if isinstance(result.key, tuple) else str(result.key)
             if result.error is not None:
-                console.print(f"{name}: failed: {result.error}", style="yellow", highlight=False, soft_wrap=True)
+                say(console, f"{name}: failed: {result.error}", style="yellow")
                 if result.details is not None:
                     write_text_atomic(grid.folder / "failures" / f"{name.replace('/', '_')}.txt", result.details)
             left = seconds_left(keys, ended, _kind, num_workers)
@@ -120,9 +120,9 @@ def run_experiment(
     record["sweeps"] = grid.sweeps()
     paths = write_results(grid.folder, record)
     # A file or pipe takes lines of any length.
-    table_console = console if console.is_terminal else Console(file=console.file, width=max(console.width, WIDE))
-    table_console.print(experiment_table(record, table_console.width))
-    console.print(f"report: {paths.html.resolve()}", highlight=False, soft_wrap=True)
+    table_console = console if console.is_terminal else terminal(file=console.file, width=max(console.width, WIDE))
+    show(table_console, experiment_table(record, table_console.width))
+    say(console, f"report: {paths.html.resolve()}")
     failed = ["/".join(map(str, key)) for key, result in ended.items() if result.error and isinstance(key, tuple)]
     if failed:
         named = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")

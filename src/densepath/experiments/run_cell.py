@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from densepath.data.regimes import Regime
 from densepath.experiments.cell import Cell
 from densepath.experiments.evaluate import Policy, evaluate
@@ -20,10 +18,12 @@ from densepath.experiments.regimes import before_sft
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import prepare_data
+from densepath.pipeline.inputs import model_inputs, open_run_inputs
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import run_selection
 from densepath.pipeline.training import reference_path, run_sft
+from densepath.terminal import Console, terminal
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ def run_sft_job(job: SFTJob) -> None:
         run.open_config(_sft_config(job.arguments, job.others))
         with _log(job.folder / "log.txt") as console:
             context = model_context(job.arguments.model_name_or_path, job.arguments.trust_remote_code)
+            open_run_inputs(run, job.arguments, console)
             if not run.is_done("data"):
                 tokenizer = load_tokenizer(job.arguments.model_name_or_path, **job.arguments.tokenizer_options())
                 prepare_data(run, job.arguments, tokenizer, context)
@@ -96,6 +97,7 @@ def run_cell(job: CellJob) -> None:
     source = RunFolder(job.source, read_only=True)
     try:
         run.open_config({"method": job.kind, **resolved(job.arguments, job.others)})
+        run.open_inputs(model_inputs({"SFT model": str(source / "sft/model")}))
         with _log(job.folder / "log.txt") as console:
             if not run.is_done("train"):
                 started = time.time()
@@ -149,7 +151,7 @@ class _log:
         self._file = path.open("a", encoding="utf-8")
 
     def __enter__(self) -> Console:
-        return Console(file=self._file, width=160)
+        return terminal(file=self._file, width=160)
 
     def __exit__(self, *error: object) -> None:
         self._file.flush()

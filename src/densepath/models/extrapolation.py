@@ -13,6 +13,7 @@ from torch import Tensor
 from densepath.core.extrapolation import extrapolated, extrapolated_lora
 from densepath.errors import ModelError
 from densepath.models import locate
+from densepath.models.identity import record_base
 from densepath.models.load import load_model
 
 Pairs = dict[str, dict[str, Tensor]]
@@ -75,7 +76,9 @@ def _save_adapter(sft: str, ref: str, alpha: float, folder: Path) -> int | None:
         a, b = extrapolated_lora((pair["A"], pair["B"]), theirs, alpha, scales)
         tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = a.contiguous(), b.contiguous()
     config.r = config.lora_alpha = len(a)
+    config.base_model_name_or_path = base
     config.save_pretrained(str(folder))
+    record_base(Path(folder))
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     return sum(tensor.numel() for tensor in tensors.values())
 

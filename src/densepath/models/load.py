@@ -85,6 +85,8 @@ def load_model(
     model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code, **(model_init_kwargs or {}))
     for folder in adapters:
         model = _add_adapter(model, folder, trainable=for_training and not merge, merge=merge)
+        if not merge:  # where the base really lies: what is saved from here on names it
+            model.peft_config["default"].base_model_name_or_path = source
     if (target := _device(device)) is not None:
         model = model.to(target)
     if for_training:

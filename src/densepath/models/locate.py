@@ -5,20 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from densepath.errors import DensepathError, MissingFileError, ModelError
+from densepath.io import read_json
 from densepath.models import smollm2
 
 ADAPTER_CONFIG = "adapter_config.json"
+BASE_RECORD = "densepath_base.json"
+"""Beside an adapter that densepath wrote: where its base lies, and what it is (`models.identity`)."""
 
 
 def locate(name_or_path: str | Path) -> str:
-    """What `from_pretrained` should be given: a folder that exists, or a hub id.
+    """What `from_pretrained` should be given: the absolute path of a folder that exists, or a hub id.
+
+    What is loaded is written down (PEFT's `base_model_name_or_path`) and read again elsewhere.
 
     Args:
         name_or_path: the catalogue name `smollm2-135m-instruct`, a folder, or a hub id.
@@ -28,10 +34,10 @@ def locate(name_or_path: str | Path) -> str:
         ModelError: it is a file, not a folder, or a name that is neither a folder nor shaped like a hub id.
     """
     if str(name_or_path) == smollm2.NAME:
-        return str(smollm2.model_folder())
+        return str(smollm2.model_folder().absolute())
     path = Path(name_or_path).expanduser()
     if path.is_dir():
-        return str(path)
+        return str(path.resolve())
     if path.exists():
         raise ModelError(f"{name_or_path} is a file: give the folder that holds it")
     if isinstance(name_or_path, Path) or _written_like_a_path(name_or_path):
@@ -60,12 +66,13 @@ def is_adapter(source: str) -> bool:
 
 
 def adapter_base(source: str) -> str:
-    """Where the base model of an adapter lies.
+    """Where the base model of an adapter lies; never a folder that is only called like it.
 
-    A base out of the model cache is found again by its name when the adapter moved to another machine.
+    A relative path is looked for from the adapter's folder upwards, not from the working directory. A base that moved
+    together with its adapter is found where it lay as seen from there, and one out of the model cache by its name.
 
     Raises:
-        ModelError: the adapter names no base, or one that is not there.
+        ModelError: the adapter names no base, one that is not there, or one that is not what it was trained on.
     """
     file = find_adapter_config_file(source)
     try:
@@ -76,12 +83,55 @@ def adapter_base(source: str) -> str:
         raise ModelError(f"{source}: its {ADAPTER_CONFIG} names no base model: load the base with adapter={source}")
     if Path(base).name == smollm2.NAME and not Path(base).is_dir():
         base = smollm2.NAME
+    folder = Path(str(file)).parent
     try:
-        return locate(base)
-    except MissingFileError:
-        raise ModelError(
-            f"{source}: its base model {base} is not there: load the base from where it is, with adapter={source}"
-        ) from None
+        known = read_json(folder / BASE_RECORD) if (folder / BASE_RECORD).is_file() else {}
+    except ValueError as error:
+        raise ModelError(f"{source}: its {BASE_RECORD} is damaged ({error}): copy the adapter again") from error
+    remedy = f"load the base from where it is, with adapter={source}, or write its place into {ADAPTER_CONFIG}"
+    return stored_model(base, folder, (f"{source}: its base model", remedy), known)
+
+
+def stored_model(name: str, folder: Path, words: tuple[str, str], known: Mapping[str, Any]) -> str:
+    """The model that a file names, whatever the working directory is.
+
+    Args:
+        name: as it was written: an absolute or relative path, a hub id, or the catalogue's name.
+        folder: of the file that names it; a relative path is meant from there upwards.
+        words: whose model it is, and what to do where it is not there, for messages.
+        known: what `identity.record_base` wrote: `relative` path from the folder, and `identity`; may be empty.
+
+    Raises:
+        ModelError: it is not there, or it is another model.
+    """
+    what, remedy = words
+    if name == smollm2.NAME:
+        return locate(name)
+    path = Path(name).expanduser()
+    above = [folder.resolve(), *folder.resolve().parents]
+    places = [path] if path.is_absolute() else [parent / path for parent in above]
+    places += [folder / known["relative"]] if "relative" in known else []
+    found = list(dict.fromkeys(str(place.resolve()) for place in places if place.is_dir()))
+    reasons = {place: _other_model(place, known.get("identity") or {}) for place in found}
+    for place, reason in reasons.items():
+        if not reason:
+            return place
+    if found:
+        raise ModelError(f"{what} {found[0]} is another model than it was ({reasons[found[0]]} changed): {remedy}")
+    if path.is_absolute() or "relative" in known or _written_like_a_path(name):
+        raise ModelError(f"{what} {name} is not there: {remedy}")
+    if path.is_dir() and (not known.get("identity") or _other_model(str(path), known["identity"])):
+        raise ModelError(f"{what} {name} would be the folder of that name here, which nothing says it is: {remedy}")
+    return locate(name)
+
+
+def _other_model(place: str, identity: Mapping[str, str]) -> str:
+    """What tells the model at a place from the one that an identity says; empty where nothing does."""
+    from densepath.models.identity import differences, model_identity
+
+    if not identity:
+        return ""
+    return " and ".join(name for name in differences(identity, model_identity(place)) if "tokenizer" not in name)
 
 
 def same_model(a: str | Path, b: str | Path) -> bool:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
-
 from densepath.evals.audit import Flag, audit_demonstrations
 from densepath.evals.intervals import mean_interval
 from densepath.io import write_jsonl_atomic
@@ -15,6 +13,7 @@ from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses import load_dense_reward
 from densepath.pipeline.uses_config import AuditArguments
 from densepath.report.audit import audit_table, audit_view
+from densepath.terminal import Console, say, show
 
 
 def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
@@ -37,16 +36,16 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
         )
     path = Path(arguments.output_file)
     write_jsonl_atomic(path, records)
-    console.print(audit_table(records, arguments.num_shown))
+    show(console, audit_table(records, arguments.num_shown))
     interval = mean_interval([record["reward_per_token"] for record in records])
     counts = Counter(flag["flag"] for record in records for flag in record["flags"])
     flagged = ", ".join(f"{counts[flag.value]} {flag.value.replace('_', ' ')}" for flag in Flag)
-    console.print(
+    say(
+        console,
         f"{len(records)} rows, {interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] nats per token; "
         f"flagged: {flagged}",
-        highlight=False,
     )
-    console.print(f"rows: {path.resolve()}", highlight=False, soft_wrap=True)
+    say(console, f"rows: {path.resolve()}")
     if arguments.html_file is not None:
         facts = [
             ("file", source),
@@ -56,5 +55,5 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
             ("worst first by", f"{arguments.aggregation} of the reward"),
         ]
         paths = audit_view(records, arguments.num_shown, facts).save(arguments.html_file)
-        console.print(f"page: {paths.html.resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"page: {paths.html.resolve()}")
     return path

@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from densepath.errors import ConfigError, MissingFileError
 from densepath.evals.reference_choice import select_reference
 from densepath.evals.reward_eval import RewardTask, check_rows
-from densepath.io import write_json_atomic
+from densepath.io import read_json, write_json_atomic
 from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import check_answers, load_rows
 from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.run_folder import INPUTS
 from densepath.pipeline.uses_config import SelectArguments
 from densepath.report.selection import selection_table
+from densepath.terminal import Console, say, show, warn
 
 BASE = "0"
 """Name of the model before SFT, as in a run's `reference`."""
@@ -37,9 +38,9 @@ def run_select_command(arguments: SelectArguments, console: Console) -> dict[str
         other = load_tokenizer(path, trust_remote_code=arguments.trust_remote_code)
         check_same_tokenizer(tokenizer, other, special_tokens=False)
         if not weights_differ(sft, path):
-            _warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
+            warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
     if recipe.get("dataset_name") == arguments.dataset_name:
-        _warn(console, f"{arguments.dataset_name} is what SFT was trained on: the reward is only honest on other rows")
+        warn(console, f"{arguments.dataset_name} is what SFT was trained on: the reward is only honest on other rows")
     split = arguments.dataset_train_split
     rows = load_rows(arguments.dataset_name, split, "demonstrations", limit=arguments.max_samples, seed=arguments.seed)
     check_answers(arguments.verifier, rows, arguments.dataset_name, split)
@@ -79,23 +80,23 @@ def run_select_command(arguments: SelectArguments, console: Console) -> dict[str
         **record,
     }
     if record["preferences_set_aside"]:
-        _warn(
+        warn(
             console,
             f"{pairs}: {record['preferences_set_aside']} rows set aside: equal twins, or longer than the context",
         )
-    console.print(selection_table(record))
+    show(console, selection_table(record))
     chosen = "none" if record["chosen"] is None else record["chosen"]
-    console.print(f"chosen: {chosen}: {record['reason']}", highlight=False)
+    say(console, f"chosen: {chosen}: {record['reason']}")
     for one in record["comparisons"]:
         low, high = one["difference"]["low"], one["difference"]["high"]
-        console.print(
+        say(
+            console,
             f"{one['measure']} less {one['against']}: {one['difference']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]: "
             f"{one['verdict']}",
-            highlight=False,
         )
     if arguments.output_file is not None:
         write_json_atomic(Path(arguments.output_file), record)
-        console.print(f"figures: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record
 
 
@@ -118,7 +119,7 @@ def kept_references(run_dir: Path, *, include_base: bool) -> tuple[str, dict[str
     recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
     found: dict[str, str] = {}
     if include_base and recipe.get("model_name_or_path"):
-        found[BASE] = str(recipe["model_name_or_path"])
+        found[BASE] = _base(run_dir, str(recipe["model_name_or_path"]))
     kept = folder / "references"
     if kept.is_dir():
         folders = [path for path in kept.iterdir() if (path / "config.json").is_file() or locate.is_adapter(str(path))]
@@ -128,12 +129,18 @@ def kept_references(run_dir: Path, *, include_base: bool) -> tuple[str, dict[str
     return str(folder / "model"), found, recipe
 
 
+def _base(run_dir: Path, name: str) -> str:
+    """The model before SFT, which the recipe names as it was typed: from the folder where the run was begun."""
+    record = read_json(run_dir / INPUTS) if (run_dir / INPUTS).is_file() else {"inputs": {}, "places": {}}
+    parts = {key.removeprefix("model "): each for key, each in record["inputs"].items() if key.startswith("model ")}
+    where = record["places"].get("model", name)
+    return locate.stored_model(
+        where, run_dir, (f"{run_dir}: its model", "put it back where it was"), {"identity": parts}
+    )
+
+
 def _order(path: Path) -> tuple[float, str]:
     try:
         return float(path.name), path.name
     except ValueError:
         return float("inf"), path.name
-
-
-def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import types
 import typing
 from typing import Any
@@ -64,8 +65,20 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if hint is str:
         if isinstance(value, (dict, list)) or value is None:
             raise ConfigError(f"{name}={value!r} must be text")
-        return str(value)
+        return expanded(str(value), name)
     return value
+
+
+def expanded(value: Any, name: str) -> Any:
+    """A text that begins with `~/` or `~user/` with the home folder in its place; anything else as it is.
+
+    Shells do this only to a word of its own: not in a recipe, nor behind `--key=`. Of the libraries below some do it
+    and some do not, which would tear a run apart. A lone `~` is a folder only where the key says so.
+    """
+    if not isinstance(value, str) or not value.startswith("~"):
+        return value
+    is_path = "/" in value or name.endswith(("_dir", "_path", "_file", "_folder"))
+    return os.path.expanduser(value) if is_path else value
 
 
 def _words(text: str) -> list[str]:

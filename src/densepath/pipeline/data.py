@@ -137,6 +137,15 @@ def _origin(arguments: RunArguments, name: str) -> tuple[str, str]:
     return arguments.dataset_name, arguments.dataset_train_split
 
 
+def split_fingerprints(arguments: RunArguments) -> dict[str, tuple[int, str]]:
+    """Split -> number and SHA-256 of its rows, as `prepare_data` would find them now.
+
+    Raises:
+        MissingFileError, DataError: the data cannot be read.
+    """
+    return {name: (len(rows), dataset_fingerprint(rows)) for name, rows in _splits(arguments).items()}
+
+
 def _splits(arguments: RunArguments) -> dict[str, Rows]:
     if (regime := regime_of(arguments.dataset_name)) is not None:
         return _regime_splits(regime, arguments)

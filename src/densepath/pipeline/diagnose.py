@@ -6,8 +6,6 @@ import random
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from densepath.data import content_hash
 from densepath.errors import ConfigError, DataError
 from densepath.evals.diagnosis import diagnose
@@ -15,13 +13,14 @@ from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.choosing import kept_references
+from densepath.pipeline.choosing import BASE, kept_references
 from densepath.pipeline.data import Rows, check_answers, check_prompts, load_rows
 from densepath.pipeline.diagnose_config import DiagnoseArguments
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run import model_context
 from densepath.report.diagnosis import diagnosis_tables, recommendation_text
 from densepath.report.diagnosis_page import diagnosis_html
+from densepath.terminal import Console, say, show, warn
 
 DEFAULT_COMPLETION_LENGTH = 128
 
@@ -33,14 +32,14 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         DensepathError: a folder without an SFT run, or data or configuration that cannot be used.
     """
     run_dir = Path(arguments.run_dir)
-    sft, kept, recipe = kept_references(run_dir, include_base=True)
+    sft, kept, recipe = kept_references(run_dir, include_base=not arguments.references or BASE in arguments.references)
     references = _chosen(kept, arguments.references)
     trust = arguments.trust_remote_code
     tokenizer = load_tokenizer(sft, **arguments.tokenizer_options())
     for name, path in references.items():
         check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=trust), special_tokens=False)
         if not weights_differ(sft, path):
-            _warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
+            warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
     verifier = arguments.verifier or recipe.get("verifier")
     length = arguments.max_completion_length or int(recipe.get("max_completion_length") or DEFAULT_COMPLETION_LENGTH)
     source, rows = _rows(arguments, run_dir, console, recipe)
@@ -77,13 +76,13 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         **found.as_dict(),
     }
     for table in diagnosis_tables(record):
-        console.print(table)
-    console.print(recommendation_text(record))
+        show(console, table)
+    show(console, recommendation_text(record))
     write_json_atomic(Path(arguments.output_file), record)
     if arguments.html_file is not None:
         write_text_atomic(Path(arguments.html_file), diagnosis_html(record))
-        console.print(f"page: {Path(arguments.html_file).resolve()}", highlight=False, soft_wrap=True)
-    console.print(f"figures: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"page: {Path(arguments.html_file).resolve()}")
+    say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record
 
 
@@ -104,7 +103,7 @@ def _rows(arguments: DiagnoseArguments, run_dir: Path, console: Console, recipe:
         source, arguments.dataset_train_split, "prompts", limit=arguments.max_samples, seed=arguments.seed
     )
     if recipe.get("dataset_name") == source:
-        _warn(console, f"{source} is what SFT was trained on: the diagnosis is only honest on other rows")
+        warn(console, f"{source} is what SFT was trained on: the diagnosis is only honest on other rows")
     hashes = [content_hash(row) for row in rows]
     for name in ("test", "train"):
         file = run_dir / f"data/{name}.jsonl"
@@ -116,7 +115,7 @@ def _rows(arguments: DiagnoseArguments, run_dir: Path, console: Console, recipe:
                 "validation rows, so that the test stays untouched"
             )
         if shared:
-            _warn(console, f"{source}: {shared} of {len(rows)} prompts were trained on ({file})")
+            warn(console, f"{source}: {shared} of {len(rows)} prompts were trained on ({file})")
     return source, rows
 
 
@@ -127,7 +126,3 @@ def _preferences(arguments: DiagnoseArguments) -> Rows:
     rows = load_rows(source, arguments.dataset_train_split, None, limit=None, seed=None)
     check_rows(rows, RewardTask.PREFERENCE, source)
     return random.Random(arguments.seed).sample(rows, min(arguments.max_samples, len(rows)))
-
-
-def _warn(console: Console, text: str) -> None:
-    console.print(f"warning: {text}", style="yellow", highlight=False)

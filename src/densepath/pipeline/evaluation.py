@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from densepath.data import encode_pairs, prompt_of, token_spans
 from densepath.data.rows import is_conversational, turn_text
@@ -27,6 +26,7 @@ from densepath.pipeline.training import load_frozen, reference_path
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies, view_on_base
+from densepath.terminal import Console
 from densepath.trainers.sft import reference_name
 
 LABELS = {"sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
 from transformers import TrainerCallback
+
+from densepath.terminal import Console, progress_bar, say
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -33,15 +34,14 @@ class StageProgress:
 
     def __enter__(self) -> StageProgress:
         if self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
+            self._bar = progress_bar(
+                self.console,
+                "{task.description}",
                 BarColumn(bar_width=24),
-                TextColumn("{task.completed:.0f}/{task.total:.0f} " + self.unit + "s"),
-                TextColumn("{task.fields[rate]}"),
+                "{task.completed:.0f}/{task.total:.0f} " + self.unit + "s",
+                "{task.fields[rate]}",
                 TimeRemainingColumn(compact=True),
-                TextColumn("{task.fields[note]}"),
-                console=self.console,
-                transient=True,
+                "{task.fields[note]}",
             )
             self._bar.start()
             self._task = self._bar.add_task(self.title, total=self.total or 1, rate="", note="")
@@ -52,9 +52,7 @@ class StageProgress:
             self._bar.stop()
         if error[0] is None:
             seconds = time.monotonic() - self.started
-            self.console.print(
-                f"{self.title}: {self.done} {self.unit}s in {seconds:.0f} s{self._rate()}", highlight=False
-            )
+            say(self.console, f"{self.title}: {self.done} {self.unit}s in {seconds:.0f} s{self._rate()}")
 
     def _rate(self) -> str:
         seconds = max(time.monotonic() - self.started, 1e-9)
@@ -97,7 +95,7 @@ class StageProgress:
                 seconds_left = (self.total - done) * (now - self.started) / fresh
             if seconds_left is not None:
                 text += f", {seconds_left:.0f} s left"
-            self.console.print(f"{text}  {note}".rstrip(), highlight=False)
+            say(self.console, f"{text}  {note}".rstrip())
 
     def advance(self, count: int = 1, tokens: int = 0, note: str = "", seconds_left: float | None = None) -> None:
         """Add finished steps."""

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from densepath.data.rows import is_conversational, turn_text
 from densepath.errors import DataError
 from densepath.evals.intervals import Verdict, mean_interval, metric_interval, paired_difference
@@ -18,6 +16,7 @@ from densepath.pipeline.data import load_rows
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses import load_dense_reward
 from densepath.pipeline.uses_config import RankArguments
+from densepath.terminal import Console, say
 
 
 def run_rank_command(arguments: RankArguments, console: Console) -> Path:
@@ -43,10 +42,10 @@ def run_rank_command(arguments: RankArguments, console: Console) -> Path:
         )
     path = Path(arguments.output_file)
     write_jsonl_atomic(path, [_record(group, ranking) for group, ranking in zip(groups, rankings, strict=True)])
-    console.print(f"{len(groups)} prompts, {total} completions, ranked by the {arguments.aggregation} of the reward")
+    say(console, f"{len(groups)} prompts, {total} completions, ranked by the {arguments.aggregation} of the reward")
     for line in [*_lengths(rankings), *([] if verdicts is None else _shares_right(verdicts, rankings))]:
-        console.print(line, highlight=False)
-    console.print(f"ranking: {path.resolve()}", highlight=False, soft_wrap=True)
+        say(console, line)
+    say(console, f"ranking: {path.resolve()}")
     return path
 
 

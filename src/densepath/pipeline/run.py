@@ -15,7 +15,6 @@ import torch
 import transformers
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 from huggingface_hub.utils import logging as hub_logging
-from rich.console import Console
 from transformers import AutoConfig
 
 from densepath.errors import ConfigError
@@ -28,6 +27,7 @@ from densepath.pipeline.config import RunArguments, with_one_template
 from densepath.pipeline.data import prepare_data
 from densepath.pipeline.environment import environment
 from densepath.pipeline.evaluation import run_evaluation
+from densepath.pipeline.inputs import open_run_inputs
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection
@@ -39,6 +39,7 @@ from densepath.pipeline.training import (
     sft_config,
 )
 from densepath.report import ReportPaths, results_table, write_report
+from densepath.terminal import Console, say, show, terminal, warn
 
 OWN_KEYS = {
     "sft_output_dir": "output_dir",
@@ -69,7 +70,7 @@ def run_pipeline(
         DensepathError: a user's mistake (data, model, configuration), or a failure with its place. What was written
             is whole, and the same call goes on from there.
     """
-    console = console if console is not None else Console()
+    console = console if console is not None else terminal()
     arguments, others = with_one_template(arguments, others)
     quiet_libraries()
     if arguments.num_threads is not None:
@@ -83,7 +84,7 @@ def run_pipeline(
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         paths = _stages(run, arguments, others, console)
         show_results(run.path, console)
-        console.print(f"report: {paths.html.resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"report: {paths.html.resolve()}")
         return paths.html
     finally:
         run.close()
@@ -91,15 +92,16 @@ def run_pipeline(
 
 def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], console: Console) -> ReportPaths:
     context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+    open_run_inputs(run, arguments, console)
     if not run.is_done("data"):
         tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
         _check_reference_tokenizer(arguments, tokenizer)
         prepare_data(run, arguments, tokenizer, context)
     rows = read_json(run / "data.json")
     counts = ", ".join(f"{record['rows']} {name}" for name, record in rows.items())
-    console.print(f"1/6 data: {counts} rows{_left_out(rows['train'])}", highlight=False)
+    say(console, f"1/6 data: {counts} rows{_left_out(rows['train'])}")
     for note in rows["train"].get("notes", []):
-        console.print(f"warning: {note}", style="yellow", highlight=False)
+        warn(console, note)
     if not run.is_done("sft"):
         _do(run_sft, run, arguments, others, console, "2/6 SFT", context)
     if not run.is_done("selection"):
@@ -107,10 +109,10 @@ def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], con
     found = chosen(run)
     reason = read_json(run / "selection.json")["reason"]
     if found is None:
-        console.print(f"3/6 reference: none helps: {reason}. DPR is left out.", highlight=False)
+        say(console, f"3/6 reference: none helps: {reason}. DPR is left out.")
     else:
         text = f"reference {found['reference']}, beta {found['beta']:g}: {reason}"
-        console.print(f"3/6 {text}", highlight=False)
+        say(console, f"3/6 {text}")
         if not run.is_done("dpr"):
             _do(run_dpr, run, arguments, others, console, "4/6 DPR", context, **found)
         if arguments.continued_sft != "none" and not run.is_done("continued_sft"):
@@ -129,9 +131,9 @@ def _do(stage: Callable[..., None], *args: Any, **kwargs: Any) -> None:
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
     results = read_json(run_dir / "eval/results.json")
-    console.print(results_table(results))
+    show(console, results_table(results))
     for warning in results["warnings"]:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        warn(console, warning)
 
 
 def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ import yaml
 
 from densepath.errors import ResumeError, StorageError, UsageError
 from densepath.io import UNWRITABLE, read_json, write_json_atomic, write_text_atomic
+from densepath.pipeline.coerce import expanded
 
 MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
 """Keys that may change between two calls on the same folder: they do not change the result."""
+INPUTS = "inputs.json"
+"""What a training began with beside its configuration: digests of data and models, the number of processes."""
 STAGES = ("sft", "dpr", "continued_sft")
 HALF_WRITTEN = (
     *(f".{name}.*tmp" for name in ("config.yaml", "environment.json", "data.json", "selection.json", "report.html")),
+    f".{INPUTS}.*tmp",
     *(".report.json.*tmp", ".metrics.jsonl.*tmp", ".model.tmp"),
     *(f"{place}/.*.tmp" for place in ("data", "stages", "eval", "eval/parts", "selection", "references", *STAGES)),
     *(f"{stage}/references/.*.tmp" for stage in STAGES),
@@ -43,7 +47,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, *, process: int | None = None, read_only: bool = False) -> None:
-        self.path = path
+        self.path = path = path.expanduser()  # as transformers does with output_dir
         self.writes = process in (None, 0) and not read_only
         self._lock: Any = None
         if read_only:
@@ -91,7 +95,7 @@ class RunFolder:
         differences = [
             f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
             for key in sorted({*before, *config})
-            if key not in MACHINE_KEYS and before.get(key) != config.get(key)
+            if key not in MACHINE_KEYS and expanded(before.get(key), key) != expanded(config.get(key), key)
         ]
         if differences and self._has_work():
             raise ResumeError(
@@ -103,6 +107,48 @@ class RunFolder:
         if differences or not path.exists():
             write_text_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.tidy()
+
+    def open_inputs(self, inputs: Mapping[str, Any], places: Mapping[str, str] | None = None) -> str | None:
+        """Write what decides the result beside the configuration, or compare it with what the work began with.
+
+        Every process calls it. Before anything was trained, other inputs replace the first.
+
+        Args:
+            inputs: name -> digest or number; JSON.
+            places: role -> where that model lies, for those who read the folder from elsewhere.
+
+        Returns:
+            A line that says so where there is nothing to compare with, else None.
+
+        Raises:
+            ResumeError: one of them has changed; the message shows each difference.
+        """
+        path = self.path / INPUTS
+        has_work = self._has_work()
+        if self.writes and not has_work:
+            write_json_atomic(path, {"inputs": dict(inputs), "places": dict(places or {})})
+        if not path.exists():
+            if not has_work:
+                return None
+            return (
+                f"{self.path} does not say what its training began with: whether data and models are the same is open"
+            )
+        before = read_json(path)["inputs"]
+        changed = {name: value for name, value in inputs.items() if name in before and before[name] != value}
+        if changed:
+            shown = "; ".join(f"{name}: {before[name]} -> {value}" for name, value in changed.items())
+            raise ResumeError(
+                f"{self.path} holds a training that began with something else ({shown}): "
+                "undo the change to go on with it, or give another output_dir"
+            )
+        return None
+
+    def start_again(self) -> bool:
+        """Forget finished stages, if nothing was trained yet; whether that was so."""
+        if self._has_work():
+            return False
+        shutil.rmtree(self.path / "stages", ignore_errors=True)
+        return True
 
     def _has_work(self) -> bool:
         """Whether something was trained: if not, a mistake in the configuration can still be corrected."""

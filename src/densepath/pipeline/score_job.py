@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import multiprocessing
 
 from densepath.errors import ConfigError, DataError, DensepathError, StorageError
@@ -26,6 +25,7 @@ from densepath.pipeline.score_config import ScoreArguments
 from densepath.pipeline.score_parts import Tally
 from densepath.pipeline.score_shard import Job, Report, is_saved_reward, row_stream, score_shard
 from densepath.rewards.rows import SCORE_COLUMNS
+from densepath.terminal import Console, say, terminal, warn
 
 _FREE = ("output_file", "strict", "device", "num_processes", "num_shards", "shard_index", "num_threads")
 """Arguments that may change between two calls of a job: they do not change its result."""
@@ -44,7 +44,7 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
     job, description = _look(arguments)
     folder = job.folder
     if folder.open(description):
-        _say(console, f"{folder.output} is there already: nothing to do")
+        say(console, f"{folder.output} is there already: nothing to do")
         return folder.output
     # A share is divided again among its processes, so that it is the same windows whoever does it.
     shards = arguments.num_shards * max(world, arguments.num_processes)
@@ -53,7 +53,7 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
     todo = [window for shard in mine for window in job.todo(shard, shards)]
     if todo:
         total = sum(job.rows_in(window) for shard in mine for window in range(shard, job.windows, shards))
-        shown = Console(quiet=True) if rank else console
+        shown = terminal(quiet=True) if rank else console
         with _progress(shown, total, total - sum(map(job.rows_in, todo))) as report:
             if arguments.num_processes > 1:
                 _in_processes(job, mine, shards, report)
@@ -196,7 +196,7 @@ def _finish(job: Job, description: dict[str, Any], console: Console) -> Path:
     folder = job.folder
     missing = folder.missing(job.windows)
     if missing and not folder.finished:
-        _say(console, f"this share is done; {missing} of {job.windows} windows are still to be scored by other shards")
+        say(console, f"this share is done; {missing} of {job.windows} windows are still to be scored by other shards")
         return folder.output
     total: Tally | None = None
     try:
@@ -209,21 +209,12 @@ def _finish(job: Job, description: dict[str, Any], console: Console) -> Path:
     if total is None:
         return folder.output
     low, high = total.interval
-    _say(
+    say(
         console,
         f"{total.rows} rows, {total.tokens} completion tokens, reward per row {total.mean:+.3f} "
         f"[{low:+.3f}, {high:+.3f}] nats",
     )
     if total.rejected:
-        console.print(
-            f"warning: {total.rejected} rows could not be scored; they are in {folder.rejected} with the reasons",
-            style="yellow",
-            highlight=False,
-            soft_wrap=True,
-        )
-    _say(console, f"scores: {folder.output.resolve()}")
+        warn(console, f"{total.rejected} rows could not be scored; they are in {folder.rejected} with the reasons")
+    say(console, f"scores: {folder.output.resolve()}")
     return folder.output
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, highlight=False, soft_wrap=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from rich.console import Console
 
 from densepath.data import generate_tasks
 from densepath.data.streaming import RowStream, SourceRow
@@ -21,6 +20,7 @@ from densepath.pipeline.score_config import ScoreArguments
 from densepath.pipeline.score_parts import PartFolder
 from densepath.rewards.dense import REWARD_FILE, DenseReward
 from densepath.rewards.rows import SCORE_COLUMNS, RowScorer
+from densepath.terminal import Console, warn
 
 Report: TypeAlias = Callable[[float, int], None]
 """Takes the rows (fractions too) and tokens that were finished since the last call."""
@@ -145,7 +145,7 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
             )
     for warning in caught:
         if console is not None and "same weights" in str(warning.message):
-            console.print(f"warning: {warning.message}", style="yellow", highlight=False)
+            warn(console, warning.message)
     model = reward.sft.model
     check_vocabulary(reward.tokenizer, model)
     return RowScorer(reward, reward.tokenizer, context=context_length(model), logprobs=arguments.output_logprobs)

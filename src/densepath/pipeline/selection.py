@@ -17,7 +17,6 @@ import time
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from densepath.data import encode_pairs
 from densepath.errors import DataError
@@ -34,6 +33,7 @@ from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.training import load_frozen, reference_path
 from densepath.rewards.dense import DenseReward
+from densepath.terminal import Console, warn
 from densepath.trainers.ema import EMA_NAME
 from densepath.trainers.sft import reference_name
 
@@ -61,7 +61,7 @@ def run_selection(run: RunFolder, arguments: RunArguments, console: Console, tit
         if not weights_differ(run / "sft/model", reference_path(run, arguments, name))
     ]
     for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow", highlight=False)
+        warn(console, warning)
     if len(references) == 1 and len(betas) == 1 and arguments.reference != "auto":
         selection: dict[str, Any] = {
             "mode": "fixed",

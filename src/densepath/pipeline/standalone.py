@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
@@ -20,11 +19,13 @@ from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
 from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows
+from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
+from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
@@ -43,7 +44,7 @@ def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, ti
         train_resumable(trainer, folder.path)
     save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
     folder.tidy()
-    console.print(f"model: {(folder / 'model').resolve()}", highlight=False, soft_wrap=True)
+    say(console, f"model: {(folder / 'model').resolve()}")
     return folder / "model"
 
 
@@ -59,10 +60,21 @@ def _open(folder: RunFolder, config: Any, arguments: dict[str, Any]) -> None:
         folder.open_config(arguments)
 
 
+def _open_inputs(
+    folder: RunFolder, config: Any, models: dict[str, str | None], data: dict[str, Any], console: Console
+) -> None:
+    """Write or compare what decides the result beside the configuration: the first process, then the others."""
+    inputs = {**data_inputs(data), **model_inputs(models), **machine_inputs(config)}
+    with config.main_process_first(local=False):
+        doubt = folder.open_inputs(inputs, places(models))
+    if doubt is not None:
+        warn(console, doubt)
+
+
 def _trained_before(folder: RunFolder, console: Console) -> bool:
     done = (folder / "model").exists()
     if done:
-        console.print(f"{folder / 'model'} is there already: nothing to do", highlight=False, soft_wrap=True)
+        say(console, f"{folder / 'model'} is there already: nothing to do")
     return done
 
 
@@ -75,7 +87,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
     values = {**QUIET, **device_defaults(), **others, "output_dir": arguments.output_dir, "max_length": None}
     config = trl_config(SFTConfig, values)
     process = _process(config)
-    console = console if process == 0 else Console(quiet=True)
+    console = console if process == 0 else terminal(quiet=True)
     folder = RunFolder(Path(arguments.output_dir), process=process)
     try:
         _open(folder, config, resolved(arguments, others))
@@ -94,11 +106,11 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         encoded, counts = encode_demonstrations(
             rows, tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
         )
-        console.print(
-            f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut", highlight=False
-        )
+        models: dict[str, str | None] = {"model": arguments.model_name_or_path}
+        _open_inputs(folder, config, models, {"data": encoded}, console)
+        say(console, f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut")
         for note in counts.notes:
-            console.print(f"warning: {note}", style="yellow", highlight=False)
+            warn(console, note)
         trainer = sft_trainer(
             load_trainable(arguments, arguments.model_name_or_path),
             tokenizer,
@@ -124,7 +136,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
     values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": arguments.output_dir}
     config = trl_config(DPRConfig, values)
     process = _process(config)
-    console = console if process == 0 else Console(quiet=True)
+    console = console if process == 0 else terminal(quiet=True)
     folder = RunFolder(Path(arguments.output_dir), process=process)
     try:
         _open(folder, config, resolved(arguments, others))
@@ -154,14 +166,17 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
                 seed=HELD_OUT_SEED,
             )
             held_out = demonstration_pairs(demonstrations, tokenizer, context)
-        policy = load_trainable(arguments, arguments.model_name_or_path)
+        prompts = Dataset.from_list([{"prompt": prompt_of(row)} for row in rows])
         reference, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
+        models = {"model": arguments.model_name_or_path, "reference": reference, "held-out reference": second}
+        _open_inputs(folder, config, models, {"data": prompts, "held-out data": held_out}, console)
+        policy = load_trainable(arguments, arguments.model_name_or_path)
         trainer = DPRTrainer(
             model=policy,
             ref_model=None if reference is None else frozen_reference(policy, reference, arguments),
             held_out_ref_model=None if second is None else frozen_reference(policy, second, arguments, "held_out_ref"),
             args=config,
-            train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
+            train_dataset=prompts,
             eval_dataset=held_out,
             processing_class=tokenizer,
             peft_config=None if hasattr(policy, "peft_config") else peft_config(arguments),
@@ -183,11 +198,7 @@ def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any,
         )
     check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
     if not weights_differ(arguments.model_name_or_path, reference):
-        console.print(
-            f"warning: {reference} and {arguments.model_name_or_path} have the same weights: the reward is zero",
-            style="yellow",
-            highlight=False,
-        )
+        warn(console, f"{reference} and {arguments.model_name_or_path} have the same weights: the reward is zero")
 
 
 def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, Any]:
@@ -236,13 +247,13 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
         "length": mean_interval([float(len(c.completion_ids)) for c in completions]).as_dict(),
         "truncated": sum(c.truncated for c in completions) / len(completions),
     }
-    console.print(
+    say(
+        console,
         f"{arguments.verifier}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}] "
         f"on {len(rows)} prompts, 95 % interval",
-        highlight=False,
     )
     if arguments.output_file is not None:
         record = {**result, "completions": [c.as_dict() for c in completions]}
         write_json_atomic(Path(arguments.output_file), record)
-        console.print(f"completions: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"completions: {Path(arguments.output_file).resolve()}")
     return result

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
@@ -23,6 +22,7 @@ from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
+from densepath.terminal import Console
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.ema import EMA_NAME

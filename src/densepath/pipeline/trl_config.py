@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from densepath.errors import ConfigError
-from densepath.pipeline.coerce import coerce
+from densepath.pipeline.coerce import coerce, expanded
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigError(f"unknown key {prefix + key!r}: {kind.__name__} has no such argument{hint}")
-        checked[key] = coerce(value, hints[key], prefix + key) if _is_scalar(hints[key]) else value
+        checked[key] = coerce(value, hints[key], prefix + key) if _is_scalar(hints[key]) else expanded(value, key)
     try:
         return kind(**checked)
     except ConfigError:

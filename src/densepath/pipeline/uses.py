@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from densepath.evals.reward_eval import evaluate_reward
 from densepath.io import write_json_atomic
 from densepath.models import locate
@@ -20,6 +18,7 @@ from densepath.pipeline.uses_config import RewardArguments, RewardEvalArguments
 from densepath.report.reward_eval import reward_eval_tables
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.terminal import Console, say, show, warn
 
 NAMED = 3
 """Rows set aside that are named in the terminal; the file names all."""
@@ -40,7 +39,7 @@ def load_dense_reward(arguments: RewardArguments, console: Console) -> DenseRewa
         )
     for warning in caught:
         if issubclass(warning.category, UserWarning):
-            console.print(f"warning: {warning.message}", style="yellow", highlight=False)
+            warn(console, warning.message)
     return reward
 
 
@@ -82,11 +81,11 @@ def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) ->
     }
     print_set_aside(record["set_aside"], arguments.dataset_name, console)
     for part in reward_eval_tables(record):
-        console.print(part)
-    console.print(record["interval"], style="dim", highlight=False)
+        show(console, part)
+    say(console, record["interval"], style="dim")
     if arguments.output_file is not None:
         write_json_atomic(Path(arguments.output_file), record)
-        console.print(f"figures: {Path(arguments.output_file).resolve()}", highlight=False, soft_wrap=True)
+        say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record
 
 
@@ -96,9 +95,7 @@ def print_set_aside(set_aside: Sequence[dict[str, Any]], source: str, console: C
         return
     named = "; ".join(f"row {item['row']}: {item['reason']}" for item in set_aside[:NAMED])
     more = f"; and {len(set_aside) - NAMED} more" if len(set_aside) > NAMED else ""
-    console.print(
-        f"warning: {source}: {len(set_aside)} rows set aside: {named}{more}", style="yellow", highlight=False
-    )
+    warn(console, f"{source}: {len(set_aside)} rows set aside: {named}{more}")
 
 
 def _base(arguments: RewardArguments, name: str, reward: DenseReward) -> FrozenPolicy:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from densepath.planning.fits import check_fits
 from densepath.planning.memory import GIB
 from densepath.planning.plan import TERMS, Plan
+from densepath.terminal import Table, plain_table
 
 SHOWN = 0.005 * GIB
 """Less than this rounds to nothing and is shown as a dash."""
@@ -41,7 +40,7 @@ def verdict(plan: Plan) -> str:
 
 def plan_table(plan: Plan) -> Table:
     """Terms in rows, stages at their largest moment in columns, GiB per process."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    table = plain_table()
     table.add_column("GiB", no_wrap=True)
     for stage in plan.stages:
         table.add_column(Text(stage.name), justify="right", no_wrap=True)

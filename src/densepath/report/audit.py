@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from densepath.report.heatmap import shown
 from densepath.report.scored_row import scored_row
-from densepath.report.table import plain_table
 from densepath.report.text import visible
 from densepath.report.view import ScoreView
+from densepath.terminal import Table, plain_table
 
 _QUOTE = 40
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from densepath.report import parse
-from densepath.report.table import format_interval, plain_table
+from densepath.report.table import format_interval
+from densepath.terminal import Table, plain_table
 
 WIDE = 116
 """Columns of a terminal from which the differences to the best control, the length and the KL have room."""

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from densepath.report import parse
-from densepath.report.table import format_interval, plain_table
+from densepath.report.table import format_interval
+from densepath.terminal import Table, plain_table
 
 GROUPS_SHOWN = 12
 """Groups of one grouping in the terminal; the file holds all."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from densepath.report import parse
-from densepath.report.table import format_interval, plain_table
+from densepath.report.table import format_interval
+from densepath.terminal import Table, plain_table
 
 
 def selection_table(record: Mapping[str, Any]) -> Table:

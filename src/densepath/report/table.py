@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich import box
-from rich.table import Table
 from rich.text import Text
 
 from densepath.report import parse
 from densepath.report.records import Estimate
+from densepath.terminal import Table, plain_table
 
 
 def format_interval(estimate: Estimate | None, digits: int = 3, *, signed: bool = False, missing: str = "-") -> str:
@@ -32,20 +31,6 @@ def format_interval(estimate: Estimate | None, digits: int = 3, *, signed: bool 
     if estimate.low is None or estimate.high is None:
         return mean
     return f"{mean} [{estimate.low:{form}}, {estimate.high:{form}}]"
-
-
-def plain_table(title: str | None = None, caption: Text | None = None) -> Table:
-    """An empty table in the style of all commands: a line under the header, and a bold title on the left."""
-    return Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        collapse_padding=True,
-        title=None if title is None else Text(title),
-        title_justify="left",
-        title_style="bold",
-        caption=caption,
-    )
 
 
 def results_table(results: Mapping[str, Any]) -> Table:

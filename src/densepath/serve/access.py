@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rich.console import Console
-
 from densepath.errors import ConfigError, MissingFileError
 from densepath.serve.settings import Access, is_loopback
+from densepath.terminal import Console, warn
 
 API_KEY_VARIABLE = "DENSEPATH_API_KEY"
 _SHORTEST_KEY = 16
@@ -19,12 +18,8 @@ def warn_if_open(host: str, access: Access, console: Console) -> None:
     if is_loopback(host):
         return
     guard = "who has the key" if access.api_key else "anyone, since there is no key (api_key_file)"
-    console.print(
-        f"warning: {host} is reached from other machines, by {guard}, and not encrypted; "
-        "put a proxy with TLS in front",
-        style="yellow",
-        highlight=False,
-        soft_wrap=True,
+    warn(
+        console, f"{host} is reached from other machines, by {guard}, and not encrypted; put a proxy with TLS in front"
     )
 
 

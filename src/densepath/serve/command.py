@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from densepath.errors import ConfigError, ModelError
 from densepath.pipeline.serve_config import ServeArguments
@@ -15,6 +14,7 @@ from densepath.serve.access import read_api_key, warn_if_open
 from densepath.serve.app import create_app
 from densepath.serve.server import bind, make_server, url_of
 from densepath.serve.settings import Access, Limits
+from densepath.terminal import Console, say
 
 _INTERRUPTED = 130
 
@@ -44,9 +44,7 @@ def run_serve_command(arguments: ServeArguments, console: Console) -> int:
         url = url_of(bound)
 
         def ready() -> None:
-            console.print(
-                f"densepath serve: {url}, API page {url}/docs; Ctrl+C stops", highlight=False, soft_wrap=True
-            )
+            say(console, f"densepath serve: {url}, API page {url}/docs; Ctrl+C stops")
 
         server = make_server(
             app, limits=limits, root_path=arguments.root_path, access_log=arguments.access_log, on_ready=ready

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn
 
 from densepath.pipeline.view_config import ViewArguments
 from densepath.report.compare import compare
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.report.view import ScoreView
 from densepath.serve import require_extra
+from densepath.terminal import Console, progress_bar, say
 
 if TYPE_CHECKING:
     from densepath.serve.view_models import RewardChoices
@@ -29,7 +29,7 @@ def run_view_command(arguments: ViewArguments, console: Console) -> int:
     if arguments.html is not None:
         view = _file_view(arguments, console) if arguments.scores_file else _text_view(arguments)
         for path in view.save(arguments.html):
-            console.print(str(path.resolve()), highlight=False, soft_wrap=True)
+            say(console, str(path.resolve()))
         return 0
     require_extra("view")
     return _serve(arguments, console)
@@ -55,7 +55,7 @@ def _serve(arguments: ViewArguments, console: Console) -> int:
         url = url_of(bound)
 
         def ready() -> None:
-            console.print(f"densepath view: {url}; Ctrl+C stops", highlight=False, soft_wrap=True)
+            say(console, f"densepath view: {url}; Ctrl+C stops")
 
         server = make_server(app, limits=VIEW_LIMITS, on_ready=ready)
         server.run(sockets=[bound])
@@ -63,7 +63,7 @@ def _serve(arguments: ViewArguments, console: Console) -> int:
 
 
 def _open(path: str, console: Console) -> ScoredFile:
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress_bar(console, "{task.description}", BarColumn(), disable=not console.is_terminal) as bar:
         task = bar.add_task(f"reading {Path(path).name}", total=1.0)
         return ScoredFile(Path(path), on_progress=lambda share: bar.update(task, completed=share))
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from densepath.terminal import Console, PlainTable, say, show
 from densepath.theory.records import Kind, Report, StatementResult, Verdict
 
 WIDE = 150
@@ -15,7 +14,7 @@ WIDE = 150
 def print_report(report: Report, console: Console, seconds: float | None = None) -> None:
     """Print the table, then every check that fails, then one line that sums up."""
     wide = console.width >= WIDE
-    table = Table(title="densepath theory", show_lines=True)
+    table = PlainTable(title="densepath theory", show_lines=True)
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("statement", overflow="fold", ratio=3)
     if wide:
@@ -34,24 +33,24 @@ def print_report(report: Report, console: Console, seconds: float | None = None)
             _count(result),
             _verdict(result.verdict),
         )
-    console.print(table)
+    show(console, table)
     for result in report.results:
         for check in result.checks:
             if check.verdict is Verdict.FAILS:
                 relation = "at least" if check.kind is Kind.DIFFERS else "at most"
-                console.print(
-                    Text(
-                        f"{result.number}. {check.name}: {check.value:.3e}, should be {relation} {check.limit:.0e}",
-                        style="red",
-                    )
+                say(
+                    console,
+                    f"{result.number}. {check.name}: {check.value:.3e}, should be {relation} {check.limit:.0e}",
+                    style="red",
                 )
     time = "" if seconds is None else f" in {seconds:.1f} s"
-    console.print(
+    show(
+        console,
         Text(
             f"{sum(r.verdict is Verdict.HOLDS for r in report.results)} of {len(report.results)} statements hold"
             f"{time} (seed {report.seed}, {report.instances} instances each). "
             "P: the paper's; D: derived in docs/theory.md"
-        )
+        ),
     )
 
 

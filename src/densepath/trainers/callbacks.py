@@ -16,6 +16,7 @@ from transformers import TrainerCallback
 
 from densepath.errors import NumericalError
 from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
+from densepath.models.identity import record_base
 
 COMPLETE_MARKER = "densepath_complete.json"
 """Written into a checkpoint folder after everything else: a folder without it was cut short."""
@@ -59,12 +60,13 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint as whole once it has been written."""
+    """Marks each checkpoint as whole once it has been written; an adapter in it then knows its base."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the marker."""
         if state.is_world_process_zero:
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            record_base(folder)
             write_json_atomic(folder / COMPLETE_MARKER, {"step": state.global_step})
 
 

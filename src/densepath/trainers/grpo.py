@@ -27,6 +27,7 @@ from densepath.data import encode_prompt
 from densepath.data.rows import template_arguments
 from densepath.errors import ConfigError, DensepathError
 from densepath.io import atomic_path, write_text_atomic
+from densepath.models.identity import record_base
 from densepath.trainers.completion_table import TokenTable, token_rows
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.model_card import public_name, run_section, with_section
@@ -196,6 +197,7 @@ class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             super()._save(output_dir, state_dict)
         finally:
             del model.save_pretrained
+        record_base(Path(output_dir if output_dir is not None else self.args.output_dir))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)

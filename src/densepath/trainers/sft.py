@@ -11,6 +11,7 @@ from transformers import TrainerState
 from trl import SFTConfig, SFTTrainer
 
 from densepath.errors import ConfigError, DensepathError
+from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward
 from densepath.trainers.callbacks import (
@@ -102,6 +103,7 @@ def save_model(trainer: Any, tokenizer: Any, folder: Path, state_dict: dict[str,
     adapters = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
     model.save_pretrained(str(folder), state_dict=state_dict, **adapters)
     tokenizer.save_pretrained(str(folder))
+    record_base(folder)
 
 
 def save_model_atomic(trainer: Any, tokenizer: Any, folder: Path, record: dict[str, Any]) -> None:

@@ -1,0 +1,97 @@
+"""What decides a training's result and stands in no configuration: the content of models and data, and the processes.
+
+It is written into the run folder before the first step (`RunFolder.open_inputs`). A training that goes on after a kill
+compares: with other rows, another model under the same name, or another number of processes (hence other batches) it
+would silently end somewhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from densepath.data import dataset_fingerprint
+from densepath.errors import DensepathError, ResumeError
+from densepath.io import read_json
+from densepath.models import locate, smollm2
+from densepath.models.identity import model_identity
+from densepath.pipeline.config import RunArguments
+from densepath.pipeline.data import split_fingerprints
+from densepath.pipeline.run_folder import RunFolder
+from densepath.pipeline.trl_config import device_defaults
+from densepath.terminal import Console, warn
+
+_DIGITS = 16  # of a SHA-256, in hex
+
+
+def model_inputs(models: Mapping[str, str | None]) -> dict[str, str]:
+    """`model weights` -> digest and the like for each role; roles without a model are left out."""
+    return {
+        f"{role} {part}": digest
+        for role, name in models.items()
+        if name is not None
+        for part, digest in model_identity(name).items()
+    }
+
+
+def data_inputs(data: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> dict[str, str]:
+    """`data` -> number and digest of the rows that are used, in their order; what is None is left out."""
+    found = {}
+    for name, rows in data.items():
+        if rows is not None:
+            listed = list(rows)
+            found[name] = f"{len(listed)} rows, {dataset_fingerprint(listed)[:_DIGITS]}"
+    return found
+
+
+def machine_inputs(config: Any) -> dict[str, Any]:
+    """What a trainer's config finds on the machine: the number of processes, and whether it computes in bf16."""
+    return {"processes": int(config.world_size), "bf16": bool(config.bf16)}
+
+
+def places(models: Mapping[str, str | None]) -> dict[str, str]:
+    """Where each model lies: an absolute path, a hub id, or a name of the catalogue."""
+    named = {role: name for role, name in models.items() if name is not None}
+    return {role: name if name == smollm2.NAME else locate.locate(name) for role, name in named.items()}
+
+
+def open_run_inputs(run: RunFolder, arguments: RunArguments, console: Console) -> None:
+    """Write or compare what decides a run's result beside its recipe; stored rows are compared with their source.
+
+    Raises:
+        ResumeError: another model, or other rows, than what was trained on; the message shows each difference.
+    """
+    models: dict[str, str | None] = {"model": arguments.model_name_or_path}
+    if not _is_kept(arguments.reference):
+        models["reference"] = arguments.reference
+    doubt = run.open_inputs({**model_inputs(models), **_precision()}, places(models))
+    if doubt is not None:
+        warn(console, doubt)
+    if not run.is_done("data"):
+        return
+    stored = read_json(run / "data.json")
+    try:
+        now = split_fingerprints(arguments)
+    except DensepathError as error:
+        warn(console, f"the run goes on with the rows that it stored; their source cannot be compared: {error}")
+        return
+    changed = [
+        f"{name}: {record['rows']} rows, {record['sha256'][:_DIGITS]} -> {now[name][0]} rows, {now[name][1][:_DIGITS]}"
+        for name, record in stored.items()
+        if name in now and record["sha256"] != now[name][1]
+    ]
+    if changed and not run.start_again():
+        raise ResumeError(
+            f"{run.path} holds a run on other rows than {arguments.dataset_name} gives now ({'; '.join(changed)}): "
+            "undo the change to go on with it, or give another output_dir"
+        )
+
+
+def _is_kept(reference: str) -> bool:
+    """Whether a run keeps the reference itself: `auto`, `ema` and fractions, alone or with commas between them."""
+    names = [name.strip() for name in reference.split(",")]
+    return all(name in ("auto", "ema") or name.replace(".", "", 1).isdigit() for name in names)
+
+
+def _precision() -> dict[str, Any]:
+    return {"bf16": device_defaults()["bf16"]}
