@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from rich.console import Console
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import encode_demonstrations, prompt_of
+from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
 from densepath.evals.generation import generate
 from densepath.evals.intervals import mean_interval, metric_interval
@@ -19,7 +18,7 @@ from densepath.io import write_json_atomic
 from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
-from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows
+from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows, prompt_dataset
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -159,7 +158,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
             ref_model=None if reference is None else frozen_reference(policy, reference, arguments),
             held_out_ref_model=None if second is None else frozen_reference(policy, second, arguments, "held_out_ref"),
             args=config,
-            train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
+            train_dataset=prompt_dataset(rows),
             eval_dataset=held_out,
             processing_class=tokenizer,
             peft_config=None if hasattr(policy, "peft_config") else peft_config(arguments),
