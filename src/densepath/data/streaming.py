@@ -439,19 +439,30 @@ class _Table(_Part):
 
 
 def _arrow_rows(batch: Any, at: int, start: int, name: str, wanted: Wanted) -> Iterator[SourceRow]:
-    for index in filter(wanted, range(at, at + batch.num_rows)):
-        row = {}
-        for column, field in zip(batch.slice(index - at, 1).columns, batch.schema, strict=True):
-            row[field.name] = _python(column[0], field.type)
-        yield SourceRow(index, name, index - start + 1, row)
+    indices = list(filter(wanted, range(at, at + batch.num_rows)))
+    if len(indices) < batch.num_rows:
+        batch = batch.take([index - at for index in indices])
+    columns = [_python_values(column) for column in batch.columns]
+    for index, values in zip(indices, zip(*columns, strict=True), strict=True):
+        yield SourceRow(index, name, index - start + 1, dict(zip(batch.schema.names, values, strict=True)))
 
 
-def _python(value: Any, kind: Any) -> Any:
-    """A value of an Arrow column; where Python has no such value (a date beyond the year 9999), its text."""
+def _python_values(column: Any) -> list[Any]:
+    """Values of an Arrow column; where Python has no such value (a date beyond the year 9999), its text."""
     import pyarrow
 
     try:
-        return _from_json(value.as_py(), kind)
+        values = column.to_pylist()
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        values = [_python_value(value) for value in column]
+    return [_from_json(value, column.type) for value in values] if "arrow.json" in str(column.type) else values
+
+
+def _python_value(value: Any) -> Any:
+    import pyarrow
+
+    try:
+        return value.as_py()
     except UnicodeDecodeError:
         return value.as_buffer().to_pybytes() if hasattr(value, "as_buffer") else repr(value)
     except (ValueError, OverflowError, pyarrow.ArrowException):
