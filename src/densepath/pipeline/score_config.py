@@ -33,7 +33,7 @@ class ScoreArguments:
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one.")
     trust_remote_code: bool = option(False, "Run code that comes with the model.")
 
-    dataset_name: str = option("", "Rows to score, in any TRL format: JSONL, Parquet, a datasets folder or a hub id.")
+    dataset_name: str = option("", "Rows to score, in any TRL format: JSONL, CSV, Parquet, a folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     max_samples: int | None = option(None, "Rows scored, the first ones; all if None.")
     output_file: str = option(
