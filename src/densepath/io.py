@@ -58,9 +58,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text_atomic(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 so that a reader sees the old file or the new one, never half of it."""
+    """Write `text` as UTF-8 so that a reader sees the old file or the new one, never half of it.
+
+    Half a surrogate pair, which UTF-8 does not know, is written as its escape, which JSON reads back.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json_atomic(path: Path, value: Any) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -262,7 +263,11 @@ def test_what_the_hub_lacks_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
         (b'{"prompt": "a"}\n\n[1, 2]\n', r"row 3: \[1, 2\] is not an object"),
         (b'{"prompt": "a"}\n{"prompt": "\xff"}\n', "row 2: not valid JSON"),
         (b'{"prompt": "a"}\n{"prompt": 5}\n', "row 2: .*5, not a string"),
-        (b'{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "x"}\n', 'column "id" mixes types'),
+        (
+            b'{"prompt": "a"}\n{"prompt": "b \\ud83d"}\n',
+            "row 2: \"prompt\" holds half of a surrogate pair behind 'b '",
+        ),
+        (b'{"prompt": [{"role": "user", "content": "\\ud83d"}]}\n', "row 1: .*half of a surrogate pair"),
         (b"\n \n", "no rows"),
         (b"", "no rows"),
     ],
@@ -284,20 +289,28 @@ def test_line_numbers_count_blank_lines_and_survive_shuffling(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("rows.json", "[1, 2]", "not a list of objects"),
-        ("rows.json", '{"prompt": ', "row 1: not valid JSON"),
+        ("rows.json", "[1, 2]", "row 1: 1 is not an object"),
+        ("rows.json", '{"prompt": ', "rows.json: not a list of objects"),
+        ("rows.json", "[{}, \ud83d".encode("utf-8", "surrogatepass"), "rows.json: not UTF-8"),
         ("rows.parquet", "PAR0", "not a Parquet file"),
-        ("rows.csv", "prompt\na\n", "cannot read .csv"),
+        ("rows.csv", "prompt,id\na,1\nb\n", r"rows.csv, row 2: 1 cells, where the header names 2"),
+        ("rows.csv", 'prompt\n"a" b\n', "rows.csv, row 1: .*quote the cell"),
+        ("rows.csv", "prompt,prompt\na,b\n", "two columns of one name"),
+        ("rows.csv", b"prompt\n\xff\n", "not UTF-8"),
+        ("rows.jsonl.gz", "{}", "not a whole gzip file"),
+        ("rows.jsonl.gz", gzip.compress(b'{"prompt": "a"}\n')[:-6], "not a whole gzip file"),
+        ("rows.parquet.gz", "x", "cannot read .parquet.gz"),
+        ("rows.xlsx", "x", "cannot read .xlsx"),
     ],
 )
-def test_other_unreadable_files_are_named(tmp_path: Path, name: str, content: str, said: str) -> None:
-    (tmp_path / name).write_text(content)
+def test_other_unreadable_files_are_named(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError, match=said):
         load_dataset_rows(tmp_path / name)
 
 
 def test_unusable_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"no \.jsonl, \.json, \.parquet file"):
+    with pytest.raises(MissingFileError, match=r"no \.jsonl, \.json, \.csv, \.tsv, \.parquet file"):
         load_dataset_rows(tmp_path)
     with pytest.raises(DataError, match="cannot be made of dict"):
         load_dataset_rows({"prompt": ["a"]})  # type: ignore[arg-type]
@@ -307,8 +320,8 @@ def test_unusable_sources_are_refused(tmp_path: Path) -> None:
         load_dataset_rows(datasets.Dataset.from_dict({"prompt": []}))
     write_lines(tmp_path / "a.jsonl", [{"prompt": "a"}])
     write_lines(tmp_path / "b.jsonl", [{"prompt": [USER]}])
-    with pytest.raises(DataError, match="differ in a column's type"):
-        load_dataset_rows(tmp_path)
+    with pytest.raises(DataError, match=r"b.jsonl, row 1: format is conversational prompt, where .*a.jsonl, row 1 is"):
+        load_dataset_rows(tmp_path, needs="prompts")
 
 
 # --- fingerprint ---------------------------------------------------------------------------------------------------

@@ -146,9 +146,9 @@ def test_the_identity_of_a_file_is_its_content(tmp_path):
 def test_what_is_not_there_or_not_data_is_refused(tmp_path):
     with pytest.raises(MissingFileError, match="no data set at"):
         RowStream(str(tmp_path / "none.jsonl"))
-    (tmp_path / "rows.csv").write_text("a,b")
-    with pytest.raises(DataError, match=r"cannot read \.csv"):
-        RowStream(str(tmp_path / "rows.csv"))
+    (tmp_path / "rows.txt").write_text("a,b")
+    with pytest.raises(DataError, match=r"cannot read \.txt"):
+        RowStream(str(tmp_path / "rows.txt"))
     (tmp_path / "rows.parquet").write_bytes(b"none")
     with pytest.raises(DataError, match="not a Parquet file"):
         RowStream(str(tmp_path / "rows.parquet"))

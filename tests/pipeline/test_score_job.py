@@ -294,7 +294,6 @@ BAD = [
     ("[1, 2]", "[1, 2] is not an object"),
     ('{"prompt": "x", "completion": "' + "z" * 300 + '"}', "tokens, but the model's context holds 256"),
     ('{"prompt": "x", "completion": "\\ud800"}', "half of a surrogate pair behind"),
-    ('{"prompt": "x", "completion": "y", "note": "\\udcff"}', "half of a surrogate pair behind"),
     ('{"messages": [{"role": "robot", "content": "x"}]}', "turn 1 has the role 'robot'"),
     ('{"prompt": "x", "completion": "y", "turns": 3}', 'there is a column "turns" already'),
     ("{}", "no format of TRL's"),
@@ -323,6 +322,17 @@ def test_bad_rows_are_set_aside_with_their_number_and_reason(score, data, tmp_pa
     assert rejected[0]["data"] == {"prompt": "x"}
     assert output.read_bytes() == (tmp_path / "good.jsonl").read_bytes()
     assert json.loads((tmp_path / "scores.manifest.json").read_text())["result"]["rejected"] == len(BAD)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_half_a_pair_where_nobody_reads_goes_through(score, data, tmp_path, kind):
+    data.write_text('{"prompt": "x", "completion": "y", "note": "\\udcff"}\n')
+    output = tmp_path / f"scores.{kind}"
+    assert score(data, output)[0] == 0
+    if kind == "jsonl":
+        assert read(output)[0]["note"] == "\udcff"
+    else:
+        assert pq.read_table(output)["note"].to_pylist() == ['"\\udcff"']  # as JSON
 
 
 @pytest.mark.parametrize(("line", "message"), BAD[::3])

@@ -1,16 +1,20 @@
 """Data sets: loading from anywhere, validation that names the file and the row, and a fingerprint.
 
-The formats themselves stand in `rows.py`, the readers of files and folders in `reading.py`.
+The formats themselves stand in `rows.py`, the reader of whatever holds rows in `streaming.py`.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from densepath.data.reading import Part, read_source
+import numpy as np
+
 from densepath.data.rows import (
     COLUMNS_HINT,
     ROLES,
@@ -20,11 +24,13 @@ from densepath.data.rows import (
     canonical_json,
     detect_format,
     is_conversational,
+    jsonable,
     prompt_of,
     short,
     template_arguments,
     turn_text,
 )
+from densepath.data.streaming import RowStream, SourceRow
 from densepath.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -42,33 +48,101 @@ def load_dataset_rows(
     seed: int | None = None,
     needs: Needs | None = None,
 ) -> Dataset:
-    """Data set from a file, a folder, the hub or memory, with every column kept.
+    """Data set from a file, a folder, the hub or memory, with every column kept, for trainers that take a `Dataset`.
 
-    Args:
-        source: a .jsonl, .json or .parquet file; a folder written by `Dataset.save_to_disk`; a folder of such files
-            (when their names carry a split, as in train.jsonl, those of `split`; else all of them in name order);
-            a hub id; a `datasets.Dataset` or a sequence of mappings.
-        split: the split to take from whatever has splits.
-        limit: at most this many rows; None for all.
-        seed: rows are shuffled with it before the limit; None keeps their order.
-        needs: checked as `validate_rows` does, before shuffling, so that messages carry true line numbers.
+    A column that Arrow would change (turns with different keys, a mixture of types) is held as JSON text and comes out
+    as it went in.
+
+    Args, Raises: see `read_rows`.
 
     Returns:
-        The rows in memory or memory-mapped, at least one.
+        The rows in memory, or memory-mapped where they were a `Dataset` on disk; at least one.
+    """
+    stream = _stream(source, split)
+    table = stream.table
+    if table is None or any(set(row.row or ()) != set(table.column_names) for row in islice(stream, 1)):
+        return as_dataset(read_rows(source, split=split, limit=limit, seed=seed, needs=needs))
+    count = sum(1 for _ in _checked(stream, needs, _name(source)))
+    return table.select(row_order(count, seed, limit))
+
+
+def read_rows(
+    source: str | Path | Dataset | Sequence[Row],
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    seed: int | None = None,
+    needs: Needs | None = None,
+) -> list[Row]:
+    """Rows from a file, a folder, the hub or memory: each with its own columns, values as their file types them.
+
+    Args:
+        source: a .jsonl, .json, .csv, .tsv (also .gz) or .parquet file; a folder written by `Dataset.save_to_disk`; a
+            folder of such files, or a data set cloned from the hub (when names carry a split, as in train.jsonl, those
+            of `split`; else all of them in name order); a hub id; a `datasets.Dataset` or a sequence of mappings.
+        split: the split to take from whatever has splits, or a slice of it (`train[:100]`).
+        limit: at most this many rows; None for all.
+        seed: rows are shuffled with it before the limit; None keeps their order.
+        needs: checked as `validate_rows` does, before shuffling, so that messages carry true row numbers.
+
+    Returns:
+        At least one row.
 
     Raises:
         MissingFileError: nothing is found under that name.
-        DataError: a line that is not a JSON object, a malformed row, columns that mix types, or no row.
+        DataError: a row that cannot be read, a malformed row, or no row.
+        ConfigError: a limit below 1.
+    """
+    rows = list(_checked(_stream(source, split), needs, _name(source)))
+    return [rows[index] for index in row_order(len(rows), seed, limit)]
+
+
+def row_order(rows: int, seed: int | None, limit: int | None) -> list[int]:
+    """Indices of the rows to take: in the order of `Dataset.shuffle(seed)`, at most `limit`.
+
+    Raises:
         ConfigError: a limit below 1.
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; it must be at least 1, or left out for all rows")
-    parts = read_source(str(source), split) if isinstance(source, (str, Path)) else [_part_from_memory(source)]
-    tables = [_to_dataset(part, needs) for part in parts]
-    rows = tables[0] if len(tables) == 1 else _concatenate(tables, str(source))
-    if seed is not None:
-        rows = rows.shuffle(seed=seed)
-    return rows if limit is None else rows.select(range(min(limit, len(rows))))
+    order = range(rows) if seed is None else np.random.default_rng(seed).permutation(rows).tolist()
+    return list(order[:limit])
+
+
+def as_dataset(rows: Sequence[Row]) -> Dataset:
+    """The rows as a `Dataset` whose items have the values that went in (nulls for absent columns).
+
+    Arrow gives a column one type, and all of its objects the keys of all: that would turn 1 into 1.0 beside 2.5, and
+    add nulls to one call for the arguments of others. A column that does not come back from Arrow as it went in is
+    held as JSON text, and read from it with each access.
+
+    Args:
+        rows: mappings; nothing is checked.
+    """
+    from datasets import Dataset
+
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    texts = [name for name, values in columns.items() if not _survives_arrow(values)]
+    for name in texts:
+        columns[name] = [json.dumps(jsonable(value)) for value in columns[name]]
+    table = Dataset.from_dict(columns)
+    return table.with_transform(functools.partial(_parse_columns, names=texts)) if texts else table
+
+
+def _survives_arrow(values: list[Any]) -> bool:
+    import pyarrow  # type: ignore[import-untyped]
+
+    try:
+        return repr(pyarrow.array(values).to_pylist()) == repr(values)
+    except (ValueError, TypeError, OverflowError, pyarrow.ArrowException):
+        return False
+
+
+def _parse_columns(batch: dict[str, list[Any]], names: Sequence[str]) -> dict[str, list[Any]]:
+    return {
+        name: [json.loads(value) for value in values] if name in names else values for name, values in batch.items()
+    }
 
 
 def validate_rows(rows: Iterable[Row], needs: Needs, *, source: str = "the data set") -> DataFormat:
@@ -85,7 +159,12 @@ def validate_rows(rows: Iterable[Row], needs: Needs, *, source: str = "the data 
     Raises:
         DataError: the first bad row, as one line with source, row (1-based) and remedy; or no row at all.
     """
-    return _validate(enumerate(rows, start=1), needs, source)
+    given = (SourceRow(index, source, index + 1, row) for index, row in enumerate(rows))
+    first = None
+    for row in _checked(given, needs, source):
+        first = row if first is None else first
+    assert first is not None
+    return check_row(first, needs)[0]
 
 
 def dataset_fingerprint(rows: Iterable[Row]) -> str:
@@ -111,26 +190,47 @@ def dataset_fingerprint(rows: Iterable[Row]) -> str:
 # --- checks of one row -------------------------------------------------------------------------------------------
 
 
-def _validate(numbered: Iterable[tuple[int, Row]], needs: Needs, source: str) -> DataFormat:
-    if needs not in ("demonstrations", "prompts"):
+def _stream(source: Any, split: str) -> RowStream:
+    kinds = isinstance(source, (str, Path, Sequence)) or hasattr(source, "with_format")
+    if isinstance(source, Mapping) or not kinds:
+        kind = type(source).__name__
+        raise DataError(f"a data set cannot be made of {kind}; give a path, a hub id, a Dataset or a list of rows")
+    return RowStream(str(source) if isinstance(source, Path) else source, split)
+
+
+def _name(source: Any) -> str:
+    return str(source) if isinstance(source, (str, Path)) else "the data set"
+
+
+def _checked(rows: Iterable[SourceRow], needs: Needs | None, source: str) -> Iterator[Row]:
+    """The rows, each checked: completely where `needs` says what for, else for well-formed types; at least one."""
+    if needs not in ("demonstrations", "prompts", None):
         raise ConfigError(f'needs is {needs!r}; it must be "demonstrations" or "prompts"')
-    first: tuple[int, DataFormat, bool] | None = None
-    for number, row in numbered:
+    first: tuple[SourceRow, DataFormat, bool] | None = None
+    empty = True
+    for row in rows:
+        empty = False
         try:
-            found, conversational = check_row(row, needs)
+            if row.row is None:
+                raise DataError(row.error)
+            if needs is None:
+                _check_types(row.row)
+            else:
+                found, conversational = check_row(row.row, needs)
         except DataError as error:
-            raise DataError(f"{source}, row {number}: {error}") from None
-        if first is None:
-            first = (number, found, conversational)
-        elif (found, conversational) != first[1:]:
-            kinds = ("standard", "conversational")
-            raise DataError(
-                f"{source}, row {number}: format is {kinds[conversational]} {found.value}, where row {first[0]} is "
-                f"{kinds[first[2]]} {first[1].value}; bring all rows into one format"
-            )
-    if first is None:
+            raise DataError(f"{row.place}: {error}") from None
+        if needs is not None:
+            first = first or (row, found, conversational)
+            if (found, conversational) != first[1:]:
+                kinds = ("standard", "conversational")
+                other = f"row {first[0].number}" if first[0].file == row.file else first[0].place
+                raise DataError(
+                    f"{row.place}: format is {kinds[conversational]} {found.value}, where {other} is "
+                    f"{kinds[first[2]]} {first[1].value}; bring all rows into one format"
+                )
+        yield row.row
+    if empty:
         raise DataError(f"{source}: no rows; give at least one example")
-    return first[1]
 
 
 def check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
@@ -197,6 +297,8 @@ def _check_types(row: Row) -> None:
     text = row.get("text")
     if text is not None and not isinstance(text, str):
         raise DataError(f'"text" is {short(repr(text))}, not a string; quote it')
+    for column in ("text", "prompt", "completion", "messages"):
+        _check_unicode(column, row.get(column))
     conversational = False
     for column in ("prompt", "completion", "messages"):
         value = row.get(column)
@@ -212,6 +314,14 @@ def _check_types(row: Row) -> None:
             _check_turn(turn, f'"{column}" turn {index + 1}')
     if conversational:
         template_arguments(row)
+
+
+def _check_unicode(column: str, value: Any) -> None:
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
+    except UnicodeEncodeError as error:
+        behind = repr(error.object[max(error.start - 20, 0) : error.start])
+        raise DataError(f'"{column}" holds half of a surrogate pair behind {behind}; correct the text') from None
 
 
 def _check_turn(turn: object, where: str) -> None:
@@ -230,67 +340,3 @@ def _check_turn(turn: object, where: str) -> None:
             raise DataError(f"{where} has {error}") from None
     elif not isinstance(content, str) and not (content is None and calls and turn["role"] == "assistant"):
         raise DataError(f"{where} has the content {short(repr(content))}, not a string; only text can be tokenised")
-
-
-# --- from parts to one table ---------------------------------------------------------------------------------------
-
-
-def _part_from_memory(source: Any) -> Part:
-    from datasets import Dataset
-
-    if isinstance(source, Dataset):
-        return Part("the data set", table=source)
-    if isinstance(source, Mapping) or not isinstance(source, Sequence):
-        kind = type(source).__name__
-        raise DataError(f"a data set cannot be made of {kind}; give a path, a hub id, a Dataset or a list of rows")
-    return Part("the data set", numbered=list(enumerate(source, start=1)))
-
-
-def _to_dataset(part: Part, needs: Needs | None) -> Dataset:
-    """Table of one part, its rows checked: completely where `needs` says what for, else for well-formed types."""
-    numbered = enumerate(part.table, start=1) if part.table is not None else part.numbered
-    if needs is not None:
-        _validate(numbered, needs, part.name)
-    if part.table is not None:
-        if len(part.table) == 0:
-            raise DataError(f"{part.name}: no rows; give at least one example")
-        return part.table
-    if not part.numbered:
-        raise DataError(f"{part.name}: no rows; give at least one example")
-    for number, row in part.numbered:
-        try:
-            _check_types(row)
-        except DataError as error:
-            raise DataError(f"{part.name}, row {number}: {error}") from None
-    return _from_columns(part)
-
-
-def _from_columns(part: Part) -> Dataset:
-    from datasets import Dataset
-
-    names = dict.fromkeys(key for _, row in part.numbered for key in row)  # every row's keys, not only the first's
-    columns = {name: [row.get(name) for _, row in part.numbered] for name in names}
-    try:
-        return Dataset.from_dict(columns)
-    except (ValueError, TypeError, OverflowError) as error:
-        for name, values in columns.items():
-            try:
-                Dataset.from_dict({name: values})
-            except (ValueError, TypeError, OverflowError) as reason:
-                raise DataError(
-                    f'{part.name}: the column "{name}" mixes types ({short(str(reason))}); '
-                    "give it one type in every row"
-                ) from error
-        raise DataError(f"{part.name}: the rows do not form a table ({short(str(error))})") from error
-
-
-def _concatenate(tables: list[Dataset], name: str) -> Dataset:
-    import datasets
-
-    try:
-        return datasets.concatenate_datasets(tables)
-    except ValueError as error:
-        raise DataError(
-            f"{name}: its files differ in a column's type ({short(str(error), 160)}); "
-            "load one file, or bring them into one format"
-        ) from error

@@ -1,21 +1,21 @@
-"""Readers: a name (file, folder, hub id) becomes parts, each with its rows numbered as in its file."""
+"""Where the rows of a data set are: a name (file, folder, hub id) becomes files, or one table."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from densepath.data.rows import Row, short
+from densepath.data.rows import short
 from densepath.errors import DataError, MissingFileError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-FILE_SUFFIXES = (".jsonl", ".json", ".parquet")
+FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Files that can be read; all but Parquet may be compressed too (.jsonl.gz)."""
+_COMPRESSED = ".gz"
+_NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 # The words by which a file's name tells its split, as the hub reads them.
 _SPLIT_WORDS = {
     "train": "train",
@@ -31,47 +31,49 @@ _SPLIT_WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Rows of one source: either an Arrow table, or parsed rows with the numbers (1-based) that messages give."""
+def file_suffix(path: Path) -> str:
+    """Suffix that tells a file's format, in lower case; `.jsonl.gz` of a compressed one.
 
-    name: str
-    table: Dataset | None = None
-    numbered: list[tuple[int, Row]] = field(default_factory=list)
+    >>> file_suffix(Path("my.rows.JSONL.gz")), file_suffix(Path("rows.parquet"))
+    ('.jsonl.gz', '.parquet')
+    """
+    name = path.name.lower()
+    inner = Path(name.removesuffix(_COMPRESSED)).suffix
+    return inner + _COMPRESSED if name.endswith(_COMPRESSED) else inner
 
 
-def read_source(name: str, split: str) -> list[Part]:
-    """Parts of the data set with that name, unchecked.
+def is_readable(path: Path) -> bool:
+    """Whether a file's name says that rows can be read from it."""
+    suffix = file_suffix(path)
+    return suffix in FILE_SUFFIXES or (
+        suffix.removesuffix(_COMPRESSED) in FILE_SUFFIXES[:-1] and suffix.endswith(_COMPRESSED)
+    )
+
+
+def find_source(name: str, split: str) -> tuple[list[Path] | list[Dataset], str]:
+    """Where the rows of the data set with that name are, and which of them are asked for.
 
     Args:
         name: a file, a folder or a hub id.
-        split: the split to take where there are several.
+        split: the split to take where there are several; `train[:100]` and `train[10%:20%]` take a slice of it.
 
     Returns:
-        One part per file, or one for a table.
+        Its files in order, or one table on disk; and the slice that is still to be taken (`:100`), or nothing.
+        No file is opened.
 
     Raises:
         MissingFileError: nothing is found under that name.
-        DataError: a file that cannot be parsed, or a split that is not there.
-    """
-    return [
-        _read_file(place) if isinstance(place, Path) else Part(name, table=place) for place in find_source(name, split)
-    ]
-
-
-def find_source(name: str, split: str) -> list[Path] | list[Dataset]:
-    """Where the rows of the data set with that name are: its files in order, or one table on disk.
-
-    Args, Raises: see `read_source`; no file is opened.
+        DataError: a split that is not there, or a slice that cannot be read.
     """
     path = Path(name).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return _find_in_folder(path, split)
-    if path.suffix.lower() in FILE_SUFFIXES or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise MissingFileError(f"no data set at {name}: there is neither a file nor a folder; check the path")
-    return [_read_hub(name, split)]
+    if not path.is_file() and not path.is_dir():
+        if is_readable(path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
+            raise MissingFileError(f"no data set at {name}: there is neither a file nor a folder; check the path")
+        return [_read_hub(name, split)], ""
+    found = re.fullmatch(r"([^\[\]+]+)(?:\[((?:-?\d+%?)?:(?:-?\d+%?)?)\])?", split.strip())
+    if found is None:
+        raise DataError(f"{name}: no split {split!r}; name one split, or a slice of it as in train[:100]")
+    return ([path] if path.is_file() else _find_in_folder(path, found[1])), found[2] or ""
 
 
 def _read_hub(name: str, split: str) -> Dataset:
@@ -89,22 +91,46 @@ def _read_hub(name: str, split: str) -> Dataset:
 def _find_in_folder(folder: Path, split: str) -> list[Path] | list[Dataset]:
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return [_read_saved(folder, split)]
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix.lower() in FILE_SUFFIXES)
+    files = _data_files(folder)
     if not files:
         raise MissingFileError(f"no data set in {folder}: no {', '.join(FILE_SUFFIXES)} file; check the path")
-    splits = {path: _split_in_name(path) for path in files}
+    splits = {path: _split_of(path, folder) for path in files}
     if any(splits.values()):
         files = [path for path in files if splits[path] == _SPLIT_WORDS.get(split, split)]
         if not files:
-            there = short(", ".join(path.name for path in splits), 160)
+            there = short(", ".join(str(path.relative_to(folder)) for path in splits), 160)
             raise DataError(f"{folder}: no file of the split {split!r} among {there}; name another split")
+    # The hub keeps each configuration of a data set in a folder of its own; those of splits are one.
+    parents = {path.parent for path in files}
+    homes = sorted({str(each.parent if each.name.lower() in _SPLIT_WORDS else each) for each in parents})
+    if len(homes) > 1:
+        raise DataError(f"{folder}: rows in several folders, {short(', '.join(homes), 160)}; name one of them")
     return files
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Files of a folder itself; else, as in a data set cloned from the hub, of the folders in it."""
+    for paths in (folder.iterdir(), folder.rglob("*")):
+        found = [
+            path
+            for path in sorted(paths)
+            if is_readable(path)
+            and path.is_file()
+            and path.name not in _NO_DATA
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ]
+        if found:
+            return found
+    return []
 
 
 def _read_saved(folder: Path, split: str) -> Dataset:
     import datasets
 
-    rows: Any = datasets.load_from_disk(str(folder))
+    try:
+        rows: Any = datasets.load_from_disk(str(folder))
+    except Exception as error:  # whatever its files lack, the reason travels in the message
+        raise DataError(f"{folder}: not a saved data set ({short(str(error), 160)}); save it again") from error
     if isinstance(rows, datasets.DatasetDict):
         if split not in rows:
             raise DataError(f"{folder}: no split {split!r}; the splits are {', '.join(sorted(rows))}")
@@ -112,68 +138,11 @@ def _read_saved(folder: Path, split: str) -> Dataset:
     return rows
 
 
-def _split_in_name(path: Path) -> str | None:
-    words = re.split(r"[^a-z]+", path.stem.lower())
-    return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
-
-
-def _read_file(path: Path) -> Part:
-    suffix = path.suffix.lower()
-    if suffix == ".parquet":
-        return _read_parquet(path)
-    if suffix == ".jsonl":
-        return Part(str(path), numbered=list(_json_lines(path)))
-    if suffix == ".json":
-        return Part(str(path), numbered=_json_document(path))
-    raise DataError(f"{path}: cannot read {suffix or 'a file without suffix'}; give {', '.join(FILE_SUFFIXES)}")
-
-
-def _read_parquet(path: Path) -> Part:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
-    from datasets import Dataset
-    from datasets.table import InMemoryTable
-
-    try:
-        return Part(str(path), table=Dataset(InMemoryTable(pyarrow.parquet.read_table(path))))
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(f"{path}: not a Parquet file ({short(str(error))}); write it again") from error
-
-
-def _json_lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """(line number, row) per line that is not blank; lines end at "\\n" only, as texts contain other separators."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    yield number, json_row(line)
-                except DataError as error:
-                    raise DataError(f"{path}, row {number}: {error}") from None
-
-
-def json_row(line: bytes) -> Row:
-    """The object in one line of JSON.
-
-    Raises:
-        DataError: it is not UTF-8, not JSON, or not an object.
-    """
-    try:
-        row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not valid JSON ({error}); give one UTF-8 object per line") from None
-    if not isinstance(row, dict):
-        raise DataError(f"{short(repr(row))} is not an object; give one JSON object per line")
-    return row
-
-
-def _json_document(path: Path) -> list[tuple[int, Row]]:
-    """Rows of a .json file: one list of objects, or, as many such files are, one object per line."""
-    try:
-        document = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except ValueError:
-        return list(_json_lines(path))
-    if isinstance(document, dict):
-        document = [document]
-    if not isinstance(document, list) or not all(isinstance(row, dict) for row in document):
-        raise DataError(f"{path}: not a list of objects; give [{{...}}, ...] or one object per line")
-    return list(enumerate(document, start=1))
+def _split_of(path: Path, folder: Path) -> str | None:
+    """Split that a file's name tells: all before the hub's `-00000-of-00002`, else the first word that is one."""
+    stem = path.name.lower().removesuffix(file_suffix(path))
+    if sharded := re.fullmatch(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?", stem):
+        return _SPLIT_WORDS.get(sharded[1], sharded[1])
+    words = re.split(r"[^a-z]+", stem)
+    inner = [part.lower() for part in path.relative_to(folder).parts[:-1]]
+    return next((_SPLIT_WORDS[word] for word in (*words, *inner) if word in _SPLIT_WORDS), None)

@@ -15,7 +15,10 @@ Whoever reads turns reads them in one normal form (`normal_turns`), the same fro
 
 from __future__ import annotations
 
+import base64
+import datetime
 import json
+import math
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeAlias
@@ -242,6 +245,27 @@ def conversation_of(row: Row) -> tuple[list[dict[str, Any]] | None, int]:
 def canonical_json(value: object) -> str:
     """ASCII JSON with sorted keys and without nulls in objects: equal content gives equal text."""
     return json.dumps(without_nulls(value), sort_keys=True, separators=(",", ":"), default=str)
+
+
+def jsonable(value: Any) -> Any:
+    """The value as strict JSON can hold it: bytes as base64, dates in ISO 8601, NaN and infinity as null.
+
+    Numbers of any size stay numbers; whatever else JSON does not know (decimals, durations) is its text.
+
+    >>> jsonable({"a": (1, float("nan")), "b": b"x"})
+    {'a': [1, None], 'b': 'eA=='}
+    """
+    if value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode("ascii")
+    return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
 
 
 def short(text: str, length: int = 60) -> str:

@@ -1,19 +1,30 @@
 """Rows of a data set of any size, one window at a time: nothing is held but the window, and a bad row stops nothing.
 
-`reading.py` finds the files; here they are read lazily. Row numbers in messages are those of `load_dataset_rows`.
+`reading.py` finds the files; here they are read lazily, whatever their format, and every command reads them here.
+Values keep the types of their file (dates, decimals, bytes, integers of any size). Rows in another tool's format come
+as TRL's (`convert.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import gzip
 import hashlib
+import io
 import json
+import logging
+import multiprocessing
+import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-from densepath.data.reading import FILE_SUFFIXES, find_source, json_row
+from densepath.data.convert import conversion, converted
+from densepath.data.reading import FILE_SUFFIXES, file_suffix, find_source
 from densepath.data.rows import Row, short
 from densepath.errors import DataError
 
@@ -23,6 +34,8 @@ if TYPE_CHECKING:
 Wanted: TypeAlias = Callable[[int], bool]
 """Whether the row with this index (from 0, over the whole source) is asked for."""
 
+logger = logging.getLogger(__name__)
+_said: set[str] = set()
 _BATCH_ROWS = 256
 _BLOCK = 1 << 20
 
@@ -58,19 +71,35 @@ class RowStream:
 
     Args:
         source: a name as `load_dataset_rows` takes it, or rows that are in memory.
-        split: the split to take from whatever has splits.
+        split: the split to take from whatever has splits, or a slice of it (`train[:100]`).
         limit: at most this many rows; None for all.
 
     Raises:
         MissingFileError: nothing is found under that name.
-        DataError: a file of another kind, or a split that is not there.
+        DataError: a file of another kind, or a split or slice that is not there.
     """
 
     def __init__(self, source: str | Iterable[Row], split: str = "train", *, limit: int | None = None) -> None:
-        places = find_source(source, split) if isinstance(source, str) else [list(source)]
-        name = source if isinstance(source, str) else "the data set"
+        places: list[Any]
+        if isinstance(source, str):
+            places, cut = find_source(source, split)
+        else:
+            places, cut = [source if hasattr(source, "with_format") else list(source)], ""
+        self._name = name = source if isinstance(source, str) else "the data set"
         self._parts = [_part(place, name) for place in places]
-        self._limit = limit
+        self._first, self._end = (
+            (0, sys.maxsize) if not cut else _slice(name, cut, sum(p.count() for p in self._parts))
+        )
+        if limit is not None:
+            self._end = min(self._end, self._first + limit)
+
+    @property
+    def table(self) -> Any | None:
+        """The `datasets.Dataset` that the rows are, as it is on disk; None where they come from files or memory."""
+        part = self._parts[0]
+        if len(self._parts) > 1 or not isinstance(part, _Table):
+            return None
+        return part.dataset.select(range(self._first, min(self._end, part.count())))
 
     @property
     def schema(self) -> Any | None:
@@ -85,7 +114,7 @@ class RowStream:
         """
         identities = [part.identity() for part in self._parts]
         rows = sum(int(identity["rows"]) for identity in identities)
-        return rows if self._limit is None else min(rows, self._limit), identities
+        return max(0, min(rows, self._end) - self._first), identities
 
     def windows(self, size: int, wanted: Wanted | None = None) -> Iterator[tuple[int, list[SourceRow]]]:
         """Consecutive rows, `size` at a time: (number of the window, its rows).
@@ -94,26 +123,65 @@ class RowStream:
             size: rows of a window; the last one may have fewer.
             wanted: whether a window (by its number, from 0) is asked for; others are passed over without being parsed.
         """
-        end = sys.maxsize if self._limit is None else self._limit
         window: list[SourceRow] = []
-        for row in self._rows(lambda index: index < end and (wanted is None or wanted(index // size))):
+        for row in self._rows(lambda index: wanted is None or wanted(index // size)):
             window.append(row)
-            if (row.index + 1) % size == 0 or row.index + 1 == end:
+            if (row.index + 1) % size == 0 or row.index + 1 == self._end - self._first:
                 yield row.index // size, window
                 window = []
         if window:
             yield window[0].index // size, window
 
+    def __iter__(self) -> Iterator[SourceRow]:
+        return self._rows(lambda index: True)
+
     def _rows(self, wanted: Wanted) -> Iterator[SourceRow]:
+        first, end = self._first, self._end
+        for row in self._all(lambda index: first <= index < end and wanted(index - first)):
+            yield self._converted(row if first == 0 else replace(row, index=row.index - first))
+
+    def _converted(self, row: SourceRow) -> SourceRow:
+        if not isinstance(row.row, Mapping) or not (said := conversion(row.row)):
+            return row
+        _say_once(self._name, said)
+        try:
+            return replace(row, row=converted(row.row))
+        except DataError as error:
+            return replace(row, row=None, error=str(error), line=json.dumps(row.row, default=str))
+
+    def _all(self, wanted: Wanted) -> Generator[SourceRow, None, None]:
         start = 0
         for part in self._parts:
             start = yield from part.rows(start, wanted)
+
+
+def _say_once(name: str, said: str) -> None:
+    """Say of a data set what its columns are read as: the first of several processes does, on the error stream."""
+    first = os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None
+    if first and name not in _said:
+        _said.add(name)
+        logger.warning("%s: %s", name, said)
+
+
+def _slice(name: str, cut: str, rows: int) -> tuple[int, int]:
+    """First row of a slice such as `:100`, `-5:` or `10%:20%`, and the one behind its last, as `datasets` takes it."""
+    from datasets import ReadInstruction
+
+    try:
+        (found,) = ReadInstruction.from_spec(f"rows[{cut}]").to_absolute({"rows": rows})
+    except (ValueError, AssertionError) as error:
+        raise DataError(f"{name}: no slice [{cut}] of its {rows} rows ({short(str(error))}); give another") from None
+    return found.from_, found.to
 
 
 class _Part:
     """One file or table."""
 
     schema: Any | None = None
+
+    def count(self) -> int:
+        """Number of rows, unreadable ones included."""
+        raise NotImplementedError
 
     def identity(self) -> dict[str, Any]:
         """Name, number of rows, and what tells it from another of that name."""
@@ -129,13 +197,16 @@ def _part(place: Any, name: str) -> _Part:
         return _InMemory(name, place)
     if not isinstance(place, Path):
         return _Table(name, place)
-    suffix = place.suffix.lower()
+    suffix = file_suffix(place)
+    kind = suffix.removesuffix(".gz")
     if suffix == ".parquet":
         return _Parquet(place)
-    if suffix == ".jsonl" or (suffix == ".json" and _holds_lines(place)):
+    if kind == ".jsonl" or (kind == ".json" and _holds_lines(place)):
         return _JsonLines(place)
-    if suffix == ".json":
+    if kind == ".json":
         return _JsonDocument(place)
+    if kind in (".csv", ".tsv"):
+        return _Separated(place, "," if kind == ".csv" else "\t")
     raise DataError(f"{place}: cannot read {suffix or 'a file without suffix'}; give {', '.join(FILE_SUFFIXES)}")
 
 
@@ -147,19 +218,34 @@ def _file_identity(path: Path, rows: int) -> dict[str, Any]:
     return {"name": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes, decompressed where its name says .gz; a DataError where they are not what the name says."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            yield file  # type: ignore[misc]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a whole gzip file ({short(str(error))}); compress it again") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({short(str(error))}); write it as UTF-8") from error
+
+
 class _JsonLines(_Part):
     """One object a line; lines end at "\\n" alone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def count(self) -> int:
+        with _opened(self.path) as file:
+            return sum(1 for line in file if line.strip())
+
     def identity(self) -> dict[str, Any]:
-        with self.path.open("rb") as file:
-            return _file_identity(self.path, sum(1 for line in file if line.strip()))
+        return _file_identity(self.path, self.count())
 
     def rows(self, start: int, wanted: Wanted) -> Generator[SourceRow, None, int]:
         index = start
-        with self.path.open("rb") as file:
+        with _opened(self.path) as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
@@ -176,14 +262,32 @@ class _JsonLines(_Part):
             return SourceRow(index, str(self.path), number, None, str(error), text)
 
 
+def json_row(line: bytes) -> Row:
+    """The object in one line of JSON.
+
+    Raises:
+        DataError: it is not UTF-8, not JSON, or not an object.
+    """
+    try:
+        row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON ({error}); give one UTF-8 object per line") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{short(repr(row))} is not an object; give one JSON object per line")
+    return row
+
+
 class _JsonDocument(_Part):
     """One list of objects, or a single object; parsed as it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def count(self) -> int:
+        return sum(1 for _ in _json_items(self.path))
+
     def identity(self) -> dict[str, Any]:
-        return _file_identity(self.path, sum(1 for _ in _json_items(self.path)))
+        return _file_identity(self.path, self.count())
 
     def rows(self, start: int, wanted: Wanted) -> Generator[SourceRow, None, int]:
         index = start
@@ -200,7 +304,7 @@ class _JsonDocument(_Part):
 
 def _holds_lines(path: Path) -> bool:
     """Whether a .json file has one object a line, as many such files do."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
             return False  # the list may be one line, of any length
         file.seek(0)
@@ -214,7 +318,7 @@ def _holds_lines(path: Path) -> bool:
 def _json_items(path: Path) -> Iterator[Any]:
     """Items of the list in a file, each parsed when its end has been read; a single object is an item too."""
     decoder = json.JSONDecoder()
-    with path.open(encoding="utf-8-sig") as file:
+    with _opened(path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig") as file:
         buffer = file.read(_BLOCK).lstrip()
         if not buffer.startswith("["):
             buffer = "[" + buffer + file.read() + "]"
@@ -237,6 +341,42 @@ def _json_items(path: Path) -> Iterator[Any]:
             yield item
 
 
+class _Separated(_Part):
+    """A table of text with a header: every cell is a string, an empty one is absent."""
+
+    def __init__(self, path: Path, delimiter: str) -> None:
+        self.path, self.delimiter = path, delimiter
+
+    def count(self) -> int:
+        return sum(1 for _ in self.rows(0, lambda index: True))
+
+    def identity(self) -> dict[str, Any]:
+        return _file_identity(self.path, self.count())
+
+    def rows(self, start: int, wanted: Wanted) -> Generator[SourceRow, None, int]:
+        index = start
+        csv.field_size_limit(2**31 - 1)  # the module's own limit is 128 KiB a cell
+        with _opened(self.path) as raw, io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=self.delimiter, strict=True)
+            try:
+                header = next(reader, [])
+                if len(set(header)) < len(header):
+                    raise DataError(f"{self.path}: two columns of one name in {short(repr(header))}; rename one")
+                for cells in filter(None, reader):
+                    if wanted(index):
+                        yield self._row(index, index - start + 1, header, cells)
+                    index += 1
+            except csv.Error as error:
+                raise DataError(f"{self.path}, row {index - start + 1}: {error}; quote the cell") from None
+        return index
+
+    def _row(self, index: int, number: int, header: list[str], cells: list[str]) -> SourceRow:
+        if len(cells) != len(header):
+            error = f"{len(cells)} cells, where the header names {len(header)} columns; quote those with separators"
+            return SourceRow(index, str(self.path), number, None, error, self.delimiter.join(cells))
+        return SourceRow(index, str(self.path), number, {n: c or None for n, c in zip(header, cells, strict=True)})
+
+
 class _Parquet(_Part):
     """A Parquet file: only the row groups that hold wanted rows are read, a batch of rows at a time."""
 
@@ -251,8 +391,11 @@ class _Parquet(_Part):
             raise DataError(f"{path}: not a Parquet file ({short(str(error))}); write it again") from error
         self.schema = self.file.schema_arrow
 
+    def count(self) -> int:
+        return int(self.file.metadata.num_rows)
+
     def identity(self) -> dict[str, Any]:
-        return _file_identity(self.path, self.file.metadata.num_rows)
+        return _file_identity(self.path, self.count())
 
     def rows(self, start: int, wanted: Wanted) -> Generator[SourceRow, None, int]:
         index = start
@@ -260,20 +403,29 @@ class _Parquet(_Part):
             stop = index + self.file.metadata.row_group(group).num_rows
             if any(map(wanted, range(index, stop))):
                 at = index
-                for batch in self.file.iter_batches(_BATCH_ROWS, row_groups=[group]):
+                for batch in self._batches(group):
                     yield from _arrow_rows(batch, at, start, str(self.path), wanted)
                     at += batch.num_rows
             index = stop
         return index
+
+    def _batches(self, group: int) -> Iterator[Any]:
+        try:
+            yield from self.file.iter_batches(_BATCH_ROWS, row_groups=[group])
+        except OSError as error:  # a page that is damaged
+            raise DataError(f"{self.path}: damaged ({short(str(error))}); write it again") from error
 
 
 class _Table(_Part):
     """A `datasets.Dataset`, memory-mapped from disk."""
 
     def __init__(self, name: str, table: Dataset) -> None:
-        self.name, self.table = name, table.with_format("arrow")
+        self.name, self.dataset, self.table = name, table, table.with_format("arrow")
         self.schema = table.features.arrow_schema.remove_metadata()
         self._fingerprint = table._fingerprint
+
+    def count(self) -> int:
+        return len(self.table)
 
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "rows": len(self.table), "fingerprint": self._fingerprint}
@@ -287,14 +439,57 @@ class _Table(_Part):
 
 
 def _arrow_rows(batch: Any, at: int, start: int, name: str, wanted: Wanted) -> Iterator[SourceRow]:
-    for index in filter(wanted, range(at, at + batch.num_rows)):
-        (row,) = batch.slice(index - at, 1).to_pylist()
-        yield SourceRow(index, name, index - start + 1, row)
+    indices = list(filter(wanted, range(at, at + batch.num_rows)))
+    if len(indices) < batch.num_rows:
+        batch = batch.take([index - at for index in indices])
+    columns = [_python_values(column) for column in batch.columns]
+    for index, values in zip(indices, zip(*columns, strict=True), strict=True):
+        yield SourceRow(index, name, index - start + 1, dict(zip(batch.schema.names, values, strict=True)))
+
+
+def _python_values(column: Any) -> list[Any]:
+    """Values of an Arrow column; where Python has no such value (a date beyond the year 9999), its text."""
+    import pyarrow
+
+    try:
+        values = column.to_pylist()
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        values = [_python_value(value) for value in column]
+    return [_from_json(value, column.type) for value in values] if "arrow.json" in str(column.type) else values
+
+
+def _python_value(value: Any) -> Any:
+    import pyarrow
+
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return value.as_buffer().to_pybytes() if hasattr(value, "as_buffer") else repr(value)
+    except (ValueError, OverflowError, pyarrow.ArrowException):
+        return repr(value)
+
+
+def _from_json(value: Any, kind: Any) -> Any:
+    """The value that a JSON text of a column of that type (the `Json` of `datasets`) stands for."""
+    import pyarrow
+
+    if value is None:
+        return None
+    if isinstance(kind, pyarrow.JsonType):
+        return json.loads(value)
+    if pyarrow.types.is_struct(kind):
+        return {field.name: _from_json(value[field.name], field.type) for field in kind}
+    if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind):
+        return [_from_json(item, kind.value_type) for item in value]
+    return value
 
 
 class _InMemory(_Part):
     def __init__(self, name: str, rows: list[Row]) -> None:
         self.name, self.table = name, rows
+
+    def count(self) -> int:
+        return len(self.table)
 
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "rows": len(self.table)}

@@ -47,7 +47,7 @@ class RunArguments(ModelArguments):
 
     dataset_name: str = option(
         TEXT_TASKS,
-        "Demonstrations: JSONL, Parquet, a datasets folder or a hub id; text_tasks generates its own. With "
+        "Demonstrations: JSONL, CSV, Parquet, a folder or a hub id; text_tasks generates its own. With "
         "constrained: before the name each prompt also asks for a format, which verifier=instruction_format checks.",
     )
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
@@ -221,7 +221,7 @@ class PlanArguments(RunArguments):
 class SFTArguments(ModelArguments):
     """Arguments of `densepath sft`; any argument of TRL's `SFTConfig` is taken too."""
 
-    dataset_name: str = option(TEXT_TASKS, "Demonstrations: JSONL, Parquet, a datasets folder or a hub id.")
+    dataset_name: str = option(TEXT_TASKS, "Demonstrations: JSONL, CSV, Parquet, a folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     max_train_samples: int | None = option(None, "Demonstrations used; all if None.")
     output_dir: str = option("sft-output", "Where the model, its references and checkpoints go.")

@@ -16,14 +16,13 @@ from densepath.data import (
     encode_pairs,
     encode_row_prompt,
     generate_tasks,
-    load_dataset_rows,
     prompt_of,
     split_by_content,
 )
 from densepath.data.constraints import constrained_rows
-from densepath.data.formats import Needs
+from densepath.data.formats import Needs, as_dataset, read_rows
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.data.rows import DataFormat, detect_format, normal_turns, template_columns
+from densepath.data.rows import DataFormat, detect_format, jsonable, normal_turns, template_columns
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
@@ -48,13 +47,15 @@ def load_rows(
     task_families: Sequence[str] | None = None,
     task_error_rate: float = 0.35,
 ) -> Rows:
-    """Rows of a source as plain dicts; `text_tasks` generates them. Without a seed they keep their order.
+    """Rows of a source as JSON can hold them; `text_tasks` generates them. Without a seed they keep their order.
+
+    Every command sees the rows in this form, so that it makes no difference whether they went through a file since.
 
     `constrained:SOURCE` puts a format that a program can check on each prompt of SOURCE. Which one depends on the
     prompt alone, whatever the seed: a run's seed does not change its task.
 
     Raises:
-        MissingFileError, DataError: see `load_dataset_rows`.
+        MissingFileError, DataError: see `read_rows`.
     """
     if source.startswith(CONSTRAINED):
         rows = load_rows(
@@ -71,12 +72,8 @@ def load_rows(
         # An empty system turn is the shortest: without one, chat templates put in a longer one of their own.
         count = limit if limit is not None else 1000
         return generate_tasks(count, seed=seed or 0, error_rate=task_error_rate, families=task_families, system="")
-    return [_plain(row) for row in load_dataset_rows(source, split=split, limit=limit, seed=seed, needs=needs)]
-
-
-def _plain(row: Any) -> dict[str, Any]:
-    """A row without the nulls that `datasets` fills in where rows differ in their keys."""
-    return {key: value for key, value in dict(row).items() if value is not None}
+    found = read_rows(source, split=split, limit=limit, seed=seed, needs=needs)
+    return [{key: value for key, value in jsonable(row).items() if value is not None} for row in found]
 
 
 def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, context: int) -> None:
@@ -302,4 +299,9 @@ def demonstration_pairs(rows: Rows, tokenizer: Any, longest: int) -> Dataset:
         encoded = encode_pairs(pair, tokenizer) if completion else []
         if all(len(each.prompt_ids) + len(each.completion_ids) <= longest for each in encoded):
             found.append(pair)
-    return Dataset.from_list(found)
+    return as_dataset(found)
+
+
+def prompt_dataset(rows: Rows) -> Dataset:
+    """The rows' prompts for a trainer, with what they give the chat template."""
+    return as_dataset([{"prompt": prompt_of(row), **template_columns(row)} for row in rows])

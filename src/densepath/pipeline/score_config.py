@@ -32,7 +32,7 @@ class ScoreArguments(TokenizerArguments):
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
     device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one.")
 
-    dataset_name: str = option("", "Rows to score, in any TRL format: JSONL, Parquet, a datasets folder or a hub id.")
+    dataset_name: str = option("", "Rows to score, in any TRL format: JSONL, CSV, Parquet, a folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     max_samples: int | None = option(None, "Rows scored, the first ones; all if None.")
     output_file: str = option(

@@ -86,6 +86,7 @@ def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     data = {part["name"]: {key: value for key, value in part.items() if key != "name"} for part in parts}
     if not rows:
         raise DataError(f"{arguments.dataset_name}: no rows; give at least one example")
+    next(iter(stream))  # says what its columns are read as, where they are another tool's
     settings = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in (*_FREE, *_MODELS)}
     settings["output_format"] = Path(arguments.output_file).suffix
     return Job(arguments, rows), {"settings": settings, "models": models, "data": data, "rows": rows}

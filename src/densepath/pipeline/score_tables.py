@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import datetime
 import json
-import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
+from densepath.data.rows import jsonable
 from densepath.rewards.rows import SCORE_COLUMNS
 
 ROW_GROUP_BYTES = 4 * 2**20
@@ -84,26 +82,10 @@ def join_parts(parts: Iterable[Path], target: Path, *, parquet: bool) -> None:
 def json_line(value: Any) -> bytes:
     """One line of strict JSON: NaN and infinity are null, dates ISO 8601, bytes base64."""
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=jsonable)
     except ValueError:
-        text = json.dumps(_finite(value), ensure_ascii=False, allow_nan=False, default=_plain)
+        text = json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, (datetime.date, datetime.time)):
-        return value.isoformat()
-    return str(value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 # --- Parquet ---------------------------------------------------------------------------------------------------------

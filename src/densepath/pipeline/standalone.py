@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import encode_demonstrations, prompt_of
+from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
 from densepath.evals.generation import generate
 from densepath.evals.intervals import mean_interval, metric_interval
@@ -18,7 +17,7 @@ from densepath.io import write_json_atomic
 from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
-from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows
+from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows, prompt_dataset
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
@@ -166,7 +165,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
                 seed=HELD_OUT_SEED,
             )
             held_out = demonstration_pairs(demonstrations, tokenizer, context)
-        prompts = Dataset.from_list([{"prompt": prompt_of(row)} for row in rows])
+        prompts = prompt_dataset(rows)
         reference, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
         models = {"model": arguments.model_name_or_path, "reference": reference, "held-out reference": second}
         _open_inputs(folder, config, models, {"data": prompts, "held-out data": held_out}, console)

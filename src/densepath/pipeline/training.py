@@ -11,12 +11,12 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import encode_demonstrations, prompt_of
+from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import load_model, load_tokenizer
 from densepath.pipeline.config import ModelArguments, RunArguments
-from densepath.pipeline.data import demonstration_pairs, fitting_rows, longest_prompt, read_split
+from densepath.pipeline.data import demonstration_pairs, fitting_rows, longest_prompt, prompt_dataset, read_split
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
@@ -234,7 +234,7 @@ def train_dpr(stage: Stage, *, reference: str, beta: float) -> dict[str, Any]:
             for index, name in enumerate(reference_names(reference))
         ],
         args=config,
-        train_dataset=Dataset.from_list([{"prompt": prompt_of(row)} for row in rows]),
+        train_dataset=prompt_dataset(rows),
         eval_dataset=None if config.eval_strategy == "no" else demonstration_pairs(held_out, tokenizer, context),
         processing_class=tokenizer,
     )

@@ -22,7 +22,7 @@ class RewardArguments(TokenizerArguments):
     )
     dense_reward: str = option("baseline_relative", "baseline_relative, logprob or inverse_bellman.")
     dtype: str = option("float32", "Type the weights are loaded in. Frozen models are best scored in float32.")
-    dataset_name: str = option("", "Rows: JSONL, JSON, Parquet, a datasets folder or a hub id.")
+    dataset_name: str = option("", "Rows: JSONL, CSV, Parquet, a folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.")
 
@@ -88,7 +88,7 @@ class SelectArguments(TokenizerArguments):
     """Arguments of `densepath select`."""
 
     run_dir: str = option("", "Folder of an SFT run: output_dir of densepath sft (or run), with its references.")
-    dataset_name: str = option("", "Held-out demonstrations: JSONL, JSON, Parquet, a datasets folder or a hub id.")
+    dataset_name: str = option("", "Held-out demonstrations: JSONL, CSV, Parquet, a folder or a hub id.")
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     preference_dataset_name: str | None = option(None, "Rows with prompt, chosen, rejected, to compare references by.")
     verifier: str | None = option(

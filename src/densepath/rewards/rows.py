@@ -5,7 +5,6 @@ The names of the columns and fields are those of `densepath serve`.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,11 +54,6 @@ class RowScorer:
         for name in SCORE_COLUMNS:
             if name in row:
                 raise DataError(f'there is a column "{name}" already; rename it, or leave it out with remove_columns')
-        try:
-            json.dumps(row, ensure_ascii=False, default=str).encode()
-        except UnicodeEncodeError as error:
-            where = f"{error.object[max(error.start - 20, 0) : error.start]!r}"
-            raise DataError(f"half of a surrogate pair behind {where}, which no file can hold; correct it") from None
         pairs = encode_pairs(row, self.tokenizer)
         length = max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs)
         if length > self.context:
