@@ -12,7 +12,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from densepath.core.logprobs import chunked_token_logprobs
 from densepath.models.draws import inverse_cdf
-from densepath.models.scoring import head_of
+from densepath.models.logits import plain_head
 from densepath.planning import memory
 from densepath.planning.architecture import read_architecture
 from densepath.planning.memory import Adapter, Precision, Sharding
@@ -225,7 +225,7 @@ def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, s
     policy, sft, ref = (tiny_llama(vocab_size=vocabulary, seed=seed) for seed in range(3))
     args = DPRConfig(str(tmp_path), kl_in_return=not state_kl, report_to="none")
     vocabularies = WholeVocabulary(DenseReward(sft, ref), args, all_action=all_action)
-    policy_head = head_of(policy)
+    policy_head = plain_head(policy)
     policy_head.weight.requires_grad_(head)
     states = [torch.randn(tokens, 32) for _ in range(rows)]
     loss = MicroBatchLoss(
@@ -250,7 +250,7 @@ def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, s
     assert live.peak == pytest.approx(memory.distribution_bytes(sizes, rows * tokens, copies) + shared, rel=0.02)
     visited = Rollout([[1, 2, 3]] * rows, [[5] * tokens] * rows)
     with torch.no_grad(), LiveBytes() as live:
-        vocabularies._visited(states, head_of(sft), [states, states], visited.completion_ids)
+        vocabularies._visited(states, plain_head(sft), [states, states], visited.completion_ids)
     joined = (3 if all_action else 2) * rows * tokens * 32 * 4
     copies = memory.visit_copies(all_action=all_action)
     planned = memory.distribution_bytes(sizes, rows * tokens, copies) + joined

@@ -15,8 +15,8 @@ from torch import Tensor
 from densepath.core.heads import head_logprobs, token_chunks
 from densepath.core.logprobs import contrastive_logits
 from densepath.data import Encoded
-from densepath.models.hidden import has_plain_head
-from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, causal_lm, head_of
+from densepath.models.logits import plain_head
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.rewards.frozen import FrozenPolicy
 
 
@@ -43,10 +43,10 @@ def preview_logprobs(
         applied to its hidden states apart from the model.
     """
     with sft.active() as model:
-        plain, sft_head = has_plain_head(model), head_of(causal_lm(model)).lifted()
+        sft_head = plain_head(model)
     with ref.active() as model:
-        plain, ref_head = plain and has_plain_head(model), head_of(causal_lm(model)).lifted()
-    if not plain:
+        ref_head = plain_head(model)
+    if sft_head is None or ref_head is None:
         return None
     prompts, ids = [text.prompt_ids for text in texts], [text.completion_ids for text in texts]
     found: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}

@@ -84,6 +84,12 @@ def check_same_tokenizer(
                 raise ModelError(f"the tokenizers of {names} differ: {name} is {mine} and {yours}")
 
 
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Rows of the input embeddings: the ids below can be read. Whole where they are sharded."""
+    weight = model.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Refuse a tokenizer with ids that the model has no embedding for. Spare embedding rows are fine.
 
@@ -91,7 +97,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
         ModelError: the largest id lies outside of the embedding.
     """
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     if largest >= rows:
         raise ModelError(
             f"the tokenizer gives {token!r} the id {largest}, and the model has {rows} embeddings: "

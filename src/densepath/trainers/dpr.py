@@ -27,8 +27,8 @@ from densepath.models.compat import check_deterministic
 from densepath.models.hidden import completion_hidden_states
 from densepath.models.load import load_model, load_tokenizer
 from densepath.models.packed_forward import add_packed_forward
-from densepath.models.sampling import sample
-from densepath.models.scoring import causal_lm, head_of, score_completions
+from densepath.models.sampling import Samples, sample
+from densepath.models.scoring import score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.checks import (
@@ -52,6 +52,7 @@ from densepath.trainers.monitored import DENSE_REWARD, MonitoredTrainer
 from densepath.trainers.policies import frozen_start, loading_arguments, placed, shared_or_loaded, switch_off_dropout
 from densepath.trainers.reward_functions import RewardFunctions
 from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops, token_rewards
+from densepath.trainers.whole_vocabulary import plain_head_of
 
 
 class DPRTrainer(MonitoredTrainer):
@@ -132,6 +133,7 @@ class DPRTrainer(MonitoredTrainer):
         is_peft = hasattr(model, "peft_config")
         if sft_model is None and not is_peft and peft_config is None:
             sft_model = frozen_start(model, name, loading)
+        self._sampled: Samples | None = None
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
         with grpo_arguments(args, self._functions):
@@ -235,7 +237,10 @@ class DPRTrainer(MonitoredTrainer):
     def _generate(self, prompts: Any) -> Any:
         output = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask, _, logprobs = output[:5]
-        self._use(Rollout(prompt_ids, completion_ids, logprobs, tool_mask=tool_mask))
+        sampled, self._sampled = self._sampled, None
+        # With tools a completion is made of several turns, and the states of the last alone were kept.
+        kept = sampled.hidden if sampled is not None and sampled.completion_ids == completion_ids else []
+        self._use(Rollout(prompt_ids, completion_ids, logprobs, tool_mask=tool_mask, policy_hidden=kept))
         self._functions.begin(tool_mask)
         return output
 
@@ -243,7 +248,7 @@ class DPRTrainer(MonitoredTrainer):
         """Dense reward of each completion of the current rollout, nats: what TRL logs as `reward`."""
         rollout = self._rollout
         if self._vocabulary is not None:
-            policy = causal_lm(self.accelerator.unwrap_model(self.model))
+            policy = self.accelerator.unwrap_model(self.model)
             hidden, rollout.policy_hidden = rollout.policy_hidden, []
             if self._vocabulary.all_action and not hidden:
                 rollout.policy_passes += 1
@@ -251,7 +256,7 @@ class DPRTrainer(MonitoredTrainer):
                     hidden = completion_hidden_states(
                         policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
                     )
-            self._vocabulary.visit(rollout, hidden, head_of(policy), self.eos_token_ids)
+            self._vocabulary.visit(rollout, hidden, plain_head_of(policy), self.eos_token_ids)
         else:
             rollout.scores = self.dense_reward.score_ids(
                 rollout.prompt_ids, rollout.completion_ids, eos_token_ids=self.eos_token_ids
