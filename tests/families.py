@@ -155,8 +155,7 @@ def build(family: str, *, scaled: bool = False, seed: int = 0) -> Any:
 def scales(config: Any) -> dict[str, float]:
     """Other values for the scales of a configuration, by name."""
     found = {}
-    for name in vars(config):
-        value = getattr(config, name)
+    for name, value in vars(config).items():
         if any(part in name for part in SCALES) and not isinstance(value, (bool, str, list, dict)):
             found[name] = 4.0 if "softcap" in name else 0.37 if value is None else 0.7 * float(value) + 0.1
     return found
@@ -166,6 +165,8 @@ def _config(config_class: Any, overrides: dict[str, Any]) -> Any:
     names = {*inspect.signature(config_class.__init__).parameters}
     names |= {name for each in config_class.__mro__ for name in vars(each).get("__annotations__", {})}
     given = {name: value for name, value in _SIZES.items() if name in names}
+    if "qk_rope_head_dim" in given and "head_dim" in given:
+        given["head_dim"] = given["qk_rope_head_dim"]
     for name in getattr(config_class, "sub_configs", {}):
         part = config_class.sub_configs[name]
         if isinstance(part, type) and issubclass(part, PretrainedConfig) and part.__name__ != "AutoConfig":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from densepath.models.scoring import score_completions
 PROMPTS = [[5, 6, 7, 8], [5, 6, 7, 8], [9, 10], [5, 6, 11, 12, 13, 14, 15, 16], [40]]
 COMPLETIONS = [[20, 21, 22, 3], [23, 3], [24, 25, 26, 27, 28, 29, 30, 31], [32], [2, 33, 34]]
 TOLERANCE = 1e-5
+VERBOSE = False
 
 
 class Row(NamedTuple):
@@ -79,6 +81,8 @@ def compared(family: str, scaled: bool) -> Row:
     except DensepathError as error:
         return Row(family, variant, f"refused: {' '.join(str(error).split())[:110]}")
     except Exception as error:  # noqa: BLE001 - a traceback is a finding
+        if VERBOSE:
+            traceback.print_exc()
         return Row(family, variant, f"BROKEN: {type(error).__name__}: {' '.join(str(error).split())[:110]}")
     worst = max(scores, samples, training)
     return Row(family, variant, "equal" if worst <= TOLERANCE else "DIFFERENT", scores, samples, training)
