@@ -105,6 +105,8 @@ class Decoder:
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         arguments: dict[str, Any] = {"use_cache": self._cache_name is not None}
+        if self.expands:  # otherwise rows are alone, without padding: state-space layers cannot read a mask of the past
+            arguments["attention_mask"] = attention_mask
         if self._cache_name is not None:
             arguments[self._cache_name] = self._cache
         else:  # read everything again
@@ -114,7 +116,7 @@ class Decoder:
         if self.pads:
             arguments["position_ids"] = positions.to(self.device)
         with self._watched_head():
-            output = self._model(input_ids=input_ids, attention_mask=attention_mask, **arguments, **self._one_position)
+            output = self._model(input_ids=input_ids, **arguments, **self._one_position)
         logits: Tensor = output.logits[:, -1]
         return logits
 
