@@ -1,4 +1,4 @@
-"""Every causal family of transformers, built small with random weights: what the sweep and its default part compare."""
+"""Every causal family of transformers, built small with random weights, with default scales and with others."""
 
 from __future__ import annotations
 
@@ -118,7 +118,41 @@ _SIZES: dict[str, Any] = {
     "vocab_size_per_layer_input": 64,
     "hidden_size_per_layer_input": 8,
 }
-_OVERRIDES: dict[str, dict[str, Any]] = {}
+_OVERRIDES: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text"),
+        {"num_hidden_layers": 4},
+    ),
+    "kimi_linear": {"num_hidden_layers": 5, "linear_head_dim": 8, "linear_num_heads": 4},
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "mamba2": {"num_heads": 4, "head_dim": 16},
+    "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [8, 8], "attention_head_size": 8},
+    "zaya": {"num_experts_per_tok": 1},
+    "roc_bert": {"enable_pronunciation": False, "enable_shape": False},
+    "zamba": {"num_hidden_layers": 3, "layer_types": ["linear_attention", "linear_attention", "hybrid"]},
+    "zamba2": {"num_hidden_layers": 3},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    **dict.fromkeys(("dots3_note", "dots3_note_text", "dots1"), {"num_key_value_heads": 4}),
+    **dict.fromkeys(
+        (
+            "axk1",
+            "axk2",
+            "deepseek_v2",
+            "deepseek_v3",
+            "deepseek_v32",
+            "glm4_moe_lite",
+            "glm_moe_dsa",
+            "longcat_flash",
+            "minicpm3",
+            "youtu",
+        ),
+        {"head_dim": 4},
+    ),
+}
 """By family: what its code asks beyond the common sizes."""
 _NO_DECODERS: dict[str, str] = {}
 

@@ -39,7 +39,8 @@ def preview_logprobs(
         token_budget: tokens in one forward pass.
 
     Returns:
-        Strength -> one (completion tokens,) float64 tensor for each text, nats. None where a model's head cannot be
+        Strength -> one (completion tokens,) float64 tensor for each text, nats, normalised over the ids that both
+        models have. None where a model's head cannot be
         applied to its hidden states apart from the model.
     """
     with sft.active() as model:
@@ -49,14 +50,15 @@ def preview_logprobs(
     if sft_head is None or ref_head is None:
         return None
     prompts, ids = [text.prompt_ids for text in texts], [text.completion_ids for text in texts]
+    rows = min(len(sft_head.weight), len(ref_head.weight))  # an id that one of the two lacks has no contrast
     found: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
     states = (policy.hidden_states(prompts, ids, token_budget) for policy in (sft, ref))
     for of_sft, of_ref, tokens in zip(*states, ids, strict=True):
         labels = torch.tensor(tokens, device=of_sft.device)
         parts: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
         for chunk in token_chunks(len(labels), len(sft_head.weight)):
-            mine = head_logprobs(of_sft[chunk], sft_head)
-            theirs = head_logprobs(of_ref[chunk].to(mine.device), ref_head)
+            mine = head_logprobs(of_sft[chunk], sft_head)[:, :rows]
+            theirs = head_logprobs(of_ref[chunk].to(mine.device), ref_head)[:, :rows]
             for alpha in alphas:
                 logprobs = torch.log_softmax(contrastive_logits(mine, theirs, alpha), dim=-1)
                 parts[alpha].append(logprobs.gather(-1, labels[chunk].unsqueeze(-1)).squeeze(-1).double().cpu())

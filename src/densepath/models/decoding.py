@@ -12,7 +12,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from densepath.errors import ModelError
 
@@ -56,8 +56,9 @@ class Decoder:
         self._one_position = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
         dynamic = base._supports_default_dynamic_cache()
         self._cache_name = cache_argument(base) if dynamic else None
+        # Layers of a family's own may hold more than the keys and values that are selected.
         self.expands = self._cache_name is not None and all(
-            hasattr(layer, "batch_select_indices") and not hasattr(layer, "update_conv_state")
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
             for layer in DynamicCache(config=self._config).layers
         )
         if not self.expands:
@@ -74,6 +75,11 @@ class Decoder:
         self.hidden: Tensor | None = None
         self._cache: Any = None
         self._ids: Tensor | None = None
+
+    def restrict(self, *, caches: bool) -> None:
+        """Decode rows one by one without `position_ids`, as the model counts them; without a cache unless `caches`."""
+        self.pads = self.expands = False
+        self._cache_name = self._cache_name if caches else None
 
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits after each prompt, (prompts, vocabulary), in the model's dtype; begins a new cache.
@@ -105,7 +111,9 @@ class Decoder:
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         arguments: dict[str, Any] = {"use_cache": self._cache_name is not None}
-        if self.expands:  # otherwise rows are alone, without padding: state-space layers cannot read a mask of the past
+        if (
+            self.expands
+        ):  # otherwise rows are alone, without padding: state-space layers cannot read a mask of the past
             arguments["attention_mask"] = attention_mask
         if self._cache_name is not None:
             arguments[self._cache_name] = self._cache

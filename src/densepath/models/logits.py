@@ -1,9 +1,9 @@
 """How a model's logits are computed so that they are its own: the one place that decides.
 
-Fast scoring runs the layers alone, packed, and applies the language-model head to the states that count. That is right
-for a plain head and full attention. Whether a model is so is not believed of its configuration: the head's structure
-is looked at on every call (an adapter may come, go, or be trained), and a model is tried once, on a few tokens, against
-its own forward pass. What differs is computed by that forward pass instead.
+Fast scoring runs the layers alone, packed, and applies the language-model head to the states that count. That is
+right for a plain head and full attention. Whether a model is so is not believed of its configuration: the head's
+structure is looked at on every call (an adapter may come, go, or be trained), and the rest is tried once, on a few
+tokens, against the model's own forward pass. What differs is computed by that forward pass instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from densepath.core.heads import Head
 from densepath.core.logprobs import TokenScores, chunked_token_logprobs, logit_scores
 from densepath.errors import ModelError
-from densepath.models.compat import embedding_rows
+from densepath.models.compat import embedding_rows, predicted_rows
 from densepath.models.packing import ROW_TOKENS, PackedBatch, pack
 from densepath.models.prefix import SharedPrefix, compute_prefix
 
@@ -96,7 +96,7 @@ def plain_head(model: Any) -> Head | None:
     with layers of its own, and for logits that the model changes in a way that `Head` does not know.
 
     Args:
-        model: causal LM, PEFT included, in the adapter state it is used in. Sharded, the weight is this process's part.
+        model: causal LM, PEFT included, as it is used. Sharded, the weight is this process's part.
     """
     model = causal_lm(model)
     tried = _tried(model)
@@ -266,7 +266,7 @@ def _scalings(settings: tuple[Any, ...]) -> list[Scaling]:
 def _try(model: Any, head: Any, bare: bool, settings: tuple[Any, ...]) -> tuple[_Tried, bool]:
     """What the model's own log-probabilities equal, and whether that can be kept: not with NaN among the weights."""
     embeddings = model.get_input_embeddings().weight
-    ids = [(7 * k + 3) % len(embeddings) for k in range(12)]
+    ids = [(7 * k + 3) % predicted_rows(model) for k in range(12)]
     sequences = [ids[:4], ids[:4], [*ids[:2], *ids[5:7]]], [ids[4:8], ids[8:11], ids[7:11]]
     own = _try_scores(model, sequences, Layout.ALONE, None)
     if not bool(torch.isfinite(own).all()):

@@ -25,6 +25,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from densepath.core.heads import Head
 from densepath.core.logprobs import logit_scores
 from densepath.errors import ModelError
+from densepath.models.compat import predicted_rows
 from densepath.models.logits import (
     batches_of,
     causal_lm,
@@ -114,7 +115,7 @@ def _fused_is_right(model: Any, inner: Any) -> bool:
     if is_sharded(model) or plain_head(model) is None:
         return False
     embeddings = model.get_input_embeddings().weight
-    ids = torch.tensor([[(7 * k + 3) % len(embeddings) for k in range(8)]], device=embeddings.device)
+    ids = torch.tensor([[(7 * k + 3) % predicted_rows(model) for k in range(8)]], device=embeddings.device)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from densepath.core.logprobs import TokenScores
 from densepath.errors import ModelError, NumericalError
-from densepath.models.compat import embedding_rows
+from densepath.models.compat import embedding_rows, predicted_rows
 from densepath.models.logits import (
     Layout,
     batches_of,
@@ -132,12 +132,14 @@ def check_ids(model: Any, prompt_ids: Sequence[Sequence[int]], completion_ids: S
     Raises:
         ModelError: the first of them, with its sequence.
     """
-    rows = embedding_rows(model)
+    read, predicted = embedding_rows(model), predicted_rows(model)
     for index, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
-        largest = max((*prompt, *completion), default=0)
+        largest, rows = max(prompt, default=0), read
+        if largest < rows:
+            largest, rows = max(completion, default=0), predicted
         if largest >= rows:
             raise ModelError(
-                f"sequence {index} has token id {largest}, and the model has {rows} embeddings: the id belongs to a "
+                f"sequence {index} has token id {largest}, and the model has {rows} of them: the id belongs to a "
                 "token that was added later, or is one of another model's spare rows, which no tokenizer gives "
                 "(model.resize_token_embeddings(len(tokenizer)) removes them)"
             )

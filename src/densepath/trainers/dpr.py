@@ -23,7 +23,7 @@ from torch import Tensor
 
 from densepath.core.objective import Normalizer, loss_divisor
 from densepath.models.adapters import add_frozen_copy
-from densepath.models.compat import check_deterministic
+from densepath.models.compat import check_deterministic, warn_of_spare_ids
 from densepath.models.hidden import completion_hidden_states
 from densepath.models.load import load_model, load_tokenizer
 from densepath.models.packed_forward import add_packed_forward
@@ -231,6 +231,7 @@ class DPRTrainer(MonitoredTrainer):
             pad_token_id=self._tokenizer.pad_token_id,
             keep_hidden=self._vocabulary is not None and self._vocabulary.all_action,
         )
+        warn_of_spare_ids(samples.completion_ids, self._tokenizer)
         self._sampled = samples
         return samples.completion_ids, samples.logprobs
 
