@@ -368,7 +368,6 @@ def test_no_prompts_give_no_rows():
         ({"temperature": float("nan")}, UsageError, "temperature"),
         ({"alpha": 0.5}, UsageError, "alpha"),
         ({"second_model": tiny_llama(), "alpha": 0.0}, UsageError, "alpha"),
-        ({"second_model": tiny_llama(vocab_size=65), "alpha": 1.0}, ModelError, "vocabularies of 64 and 65"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change, error, message):

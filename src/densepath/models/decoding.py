@@ -62,7 +62,7 @@ class Decoder:
             for layer in DynamicCache(config=self._config).layers
         )
         if not self.expands:
-            if dynamic and "use_cache" in parameters and _is_ordinary(base, self._config):
+            if self._cache_name is None and dynamic and "use_cache" in parameters and _is_ordinary(base, self._config):
                 raise ModelError(
                     f"{type(base).__name__}: densepath does not find its key-value cache in transformers "
                     f"{transformers.__version__}, and would sample many times slower without it; install a release "

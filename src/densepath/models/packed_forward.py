@@ -12,10 +12,11 @@ positions and the head, in the same place.
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,8 @@ from densepath.models.logits import (
 )
 from densepath.models.packing import IGNORED_LABEL, PackedBatch
 
+T = TypeVar("T")
+_TRAINERS = ("trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer")
 TokenLoss = Callable[[Tensor, Head, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(hidden states (n, width), head, ids (n,) that they predict, row and column (n,) of each label) -> (loss, values).
 
@@ -108,6 +111,31 @@ def add_packed_forward(model: Any) -> bool:
 
     model.forward = types.MethodType(forward, model)
     return packs
+
+
+def with_adapted_heads(make: Callable[..., T]) -> Callable[..., T]:
+    """The same constructor of a TRL trainer, but it takes a model with an adapter on its head.
+
+    TRL refuses one, because its fused head would leave the adapter out; `add_packed_forward` computes it.
+    """
+
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> T:
+        kept = {name: sys.modules[name] for name in _TRAINERS if name in sys.modules}
+        layers = {name: vars(module)["BaseTunerLayer"] for name, module in kept.items()}
+        try:
+            for module in kept.values():
+                module.BaseTunerLayer = _NoLayer  # type: ignore[attr-defined]
+            return make(*args, **kwargs)
+        finally:
+            for name, module in kept.items():
+                module.BaseTunerLayer = layers[name]  # type: ignore[attr-defined]
+
+    return made
+
+
+class _NoLayer:
+    """What no head is."""
 
 
 def _fused_is_right(model: Any, inner: Any) -> bool:

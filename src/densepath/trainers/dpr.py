@@ -26,7 +26,7 @@ from densepath.models.adapters import add_frozen_copy
 from densepath.models.compat import check_deterministic, warn_of_spare_ids
 from densepath.models.hidden import completion_hidden_states
 from densepath.models.load import load_model, load_tokenizer
-from densepath.models.packed_forward import add_packed_forward
+from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.models.sampling import Samples, sample
 from densepath.models.scoring import score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
@@ -137,7 +137,7 @@ class DPRTrainer(MonitoredTrainer):
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
         with grpo_arguments(args, self._functions):
-            super().__init__(
+            with_adapted_heads(super().__init__)(
                 model=model,
                 reward_funcs=[self.dense_reward_sum, *self._functions.wrapped],
                 args=args,
