@@ -130,7 +130,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "mamba2": {"num_heads": 4, "head_dim": 16},
-    "reformer": {"axial_pos_embds_dim": [8, 24], "axial_pos_shape": [8, 8], "attention_head_size": 8},
+    "reformer": {"axial_pos_embds": False, "attention_head_size": 8},
     "zaya": {"num_experts_per_tok": 1},
     "roc_bert": {"enable_pronunciation": False, "enable_shape": False},
     "zamba": {"num_hidden_layers": 3, "layer_types": ["linear_attention", "linear_attention", "hybrid"]},

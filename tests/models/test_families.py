@@ -12,6 +12,7 @@ from tests.families import FAMILIES, build, scales
 from trl.trainer.utils import add_fused_lm_head
 
 from densepath.errors import DensepathError
+from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
@@ -60,6 +61,8 @@ def trained(model: Any) -> list[torch.Tensor]:
         length = len(prompt) + len(completion)
         ids[row, -length:], mask[row, -length:] = torch.tensor(prompt + completion), 1
         labels[row, -len(completion) :] = torch.tensor(completion)
+    disable_dropout(model)
+    model.train()
     output = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
     output.loss.backward()
     return [output.log_probs[row, -len(ids) :].detach() for row, ids in enumerate(COMPLETIONS)]

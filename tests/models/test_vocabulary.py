@@ -95,23 +95,29 @@ def folders(tmp_path_factory):
     TOKENIZER.save_pretrained(root / "base")
     grown = copy.deepcopy(TOKENIZER)
     grown.add_tokens(["<new>", "<other>"], special_tokens=True)
-    for name, rows, settings in (("grown", len(grown), {}), ("biased", SIZE, {"bias": "all"})):
+    for name, rows, settings in (
+        ("grown", len(grown), {}),
+        ("grown head", len(grown), {"target_modules": ["q_proj", "lm_head", "embed_tokens"]}),
+        ("biased", SIZE, {"bias": "all"}),
+    ):
         model = load_model(root / "base")
         if rows != SIZE:
             model.resize_token_embeddings(rows, mean_resizing=False)
-        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], **settings))
+        model = get_peft_model(
+            model, LoraConfig(task_type="CAUSAL_LM", r=2, **{"target_modules": ["q_proj"], **settings})
+        )
         randomize_adapter(model, "default", seed=1)
         with torch.no_grad():
             for key, parameter in model.named_parameters():
                 if name == "biased" and key.endswith(".bias"):
                     parameter.add_(0.3)
         model.save_pretrained(root / name)
-        (grown if name == "grown" else TOKENIZER).save_pretrained(root / name)
+        (grown if rows != SIZE else TOKENIZER).save_pretrained(root / name)
         torch.save(own(model.eval(), PROMPT, COMPLETION), root / f"{name}.pt")
     return root
 
 
-@pytest.mark.parametrize("name", ["grown", "biased"])
+@pytest.mark.parametrize("name", ["grown", "grown head", "biased"])
 def test_an_adapter_that_brings_weights_of_the_base_has_a_base_of_its_own(folders, name):
     assert replaced_weights(str(folders / name))
     expected = torch.load(folders / f"{name}.pt")

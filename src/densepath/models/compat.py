@@ -189,10 +189,11 @@ def replaced_weights(source: str) -> tuple[str, ...]:
 
 def embeddings_of_adapter(source: str, model: PreTrainedModel) -> int:
     """Rows that the embeddings of a base must have for a saved adapter: those of its own, if it brings some."""
-    names = {f"{name}.weight" for name, module in model.named_modules() if module is model.get_input_embeddings()}
-    if names & {*replaced_weights(source)}:
-        (name,) = names
-        return len(_tensor(_tensor_files(source)[f"base_model.model.{name}"], f"base_model.model.{name}"))
+    own = [name for name, module in model.named_modules() if module is model.get_input_embeddings()]
+    files = _tensor_files(source)
+    for key in (f"base_model.model.{name}.{kind}weight" for name in own for kind in ("", "base_layer.")):
+        if key in files:
+            return len(_tensor(files[key], key))
     return embedding_rows(model)
 
 
