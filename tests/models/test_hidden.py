@@ -7,8 +7,8 @@ import torch
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, tiny_mistral, with_lora
 
 from densepath.core.heads import head_logprobs
-from densepath.models.hidden import completion_hidden_states, has_plain_head
-from densepath.models.scoring import head_of
+from densepath.models.hidden import completion_hidden_states
+from densepath.models.logits import plain_head
 
 MODELS = {
     "llama": tiny_llama(),
@@ -25,7 +25,7 @@ COMPLETIONS = [[6, 7, 8], [2], [], [30, 31, 32, 33, 34, 2]]
 @pytest.mark.parametrize("budget", [8, 2048])
 def test_the_head_of_hidden_states_gives_the_models_distributions(name, budget):
     model = MODELS[name]
-    assert has_plain_head(model)
+    assert plain_head(model) is not None
     model.train()
     rows = completion_hidden_states(model, PROMPTS, COMPLETIONS, token_budget=budget)
     assert model.training
@@ -35,18 +35,18 @@ def test_the_head_of_hidden_states_gives_the_models_distributions(name, budget):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([prompt + completion])).logits[0]
             expected = logits[len(prompt) - 1 : len(prompt) - 1 + len(completion)].double().log_softmax(-1)
-            found = head_logprobs(states, head_of(model))
+            found = head_logprobs(states, plain_head(model))
         torch.testing.assert_close(found.double(), expected, atol=1e-4, rtol=0)
 
 
 def test_heads_that_are_not_one_linear_layer_are_seen():
     from peft import LoraConfig, get_peft_model
 
-    assert has_plain_head(with_lora(tiny_llama()))
+    assert plain_head(with_lora(tiny_llama())) is not None
     adapter = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM"))
-    assert not has_plain_head(adapter)
+    assert plain_head(adapter) is None
     saved = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    assert not has_plain_head(get_peft_model(tiny_llama(), saved))
+    assert plain_head(get_peft_model(tiny_llama(), saved)) is None
 
 
 def test_a_scaling_that_the_head_does_not_know_is_seen():
@@ -59,4 +59,4 @@ def test_a_scaling_that_the_head_does_not_know_is_seen():
         return output
 
     model.forward = doubled
-    assert not has_plain_head(model)
+    assert plain_head(model) is None

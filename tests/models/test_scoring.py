@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama
 
 from densepath.errors import NumericalError
 from densepath.models import prefix, scoring
+from densepath.models.logits import Layout, layout_of
 from densepath.models.scoring import score_completions, supports_packing
 
 MODELS = {
@@ -163,7 +165,9 @@ def test_nan_is_named_with_its_place():
     model = tiny_llama(seed=3)
     with torch.no_grad():
         model.get_input_embeddings().weight[7] = float("nan")
-    model._densepath_supports_packing = False, False  # the check of packing would see the NaN first
+    layout_of(model)
+    # In a packed row NaN would reach its neighbours.
+    model._densepath_tried = dataclasses.replace(model._densepath_tried, layout=Layout.PADDED)
     with pytest.raises(
         NumericalError, match=r"sequence 1, completion token 0 \(id 7\): log-probability is nan"
     ) as raised:

@@ -356,7 +356,6 @@ def test_a_row_whose_numbers_are_not_finite_is_set_aside_alone(tmp_path):
     (bad,) = tokenizer("Q", add_special_tokens=False)["input_ids"]
     with torch.no_grad():
         sft.get_input_embeddings().weight[bad] = torch.nan
-    sft._densepath_supports_packing = True, True
     rows = [*ROWS[:3], {"prompt": "Say Q:", "completion": "x"}, *ROWS[3:6]]
     told = []
     scorer = RowScorer(DenseReward(sft, ref), tokenizer, context=256)

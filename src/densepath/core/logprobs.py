@@ -270,6 +270,31 @@ class _ChunkedScores(torch.autograd.Function):
         )
 
 
+def logit_scores(logits: Tensor, ids: Tensor, *, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> TokenScores:
+    """`TokenScores` of logits that exist whole, lifted to float32 a chunk of positions at a time.
+
+    Args:
+        logits: (tokens, vocabulary) float.
+        ids: (tokens,) int.
+        chunk_tokens: positions lifted at once; the result does not depend on it.
+
+    Returns:
+        TokenScores of (tokens,) tensors, with gradients where `logits` has them.
+    """
+    if logits.dim() != 2 or ids.shape != logits.shape[:1]:
+        raise ValueError(
+            f"logits must be (tokens, vocabulary), ids (tokens,): {tuple(logits.shape)}, {tuple(ids.shape)}"
+        )
+    chunks: list[TokenScores] = []
+    for start in range(0, max(len(ids), 1), chunk_tokens):
+        part, chosen = lift(logits[start : start + chunk_tokens]), ids[start : start + chunk_tokens]
+        normalizers = part.logsumexp(dim=-1)
+        logprobs = part - normalizers.unsqueeze(-1)
+        found = logprobs.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        chunks.append(TokenScores(found, entropy_of_logprobs(logprobs), normalizers, part.argmax(dim=-1) == chosen))
+    return TokenScores(*(torch.cat(parts) for parts in zip(*chunks, strict=True)))
+
+
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
     """The type that a matrix product of these values runs in: autocast's where it is on."""
     kind = hidden.device.type

@@ -10,6 +10,7 @@ import torch
 
 from densepath.data import encode_row_prompt
 from densepath.evals.verifiers import Verifier
+from densepath.models.compat import warn_of_spare_ids
 from densepath.models.sampling import sample
 
 
@@ -90,6 +91,7 @@ def generate(
         alpha=alpha,
         on_progress=on_progress,
     )
+    warn_of_spare_ids(samples.completion_ids, tokenizer)
     completions = []
     for index, ids in enumerate(samples.completion_ids):
         row = index // num_generations

@@ -15,8 +15,8 @@ from torch import Tensor
 from densepath.core.heads import head_logprobs, token_chunks
 from densepath.core.logprobs import contrastive_logits
 from densepath.data import Encoded
-from densepath.models.hidden import has_plain_head
-from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, causal_lm, head_of
+from densepath.models.logits import plain_head
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.rewards.frozen import FrozenPolicy
 
 
@@ -39,24 +39,26 @@ def preview_logprobs(
         token_budget: tokens in one forward pass.
 
     Returns:
-        Strength -> one (completion tokens,) float64 tensor for each text, nats. None where a model's head cannot be
+        Strength -> one (completion tokens,) float64 tensor for each text, nats, normalised over the ids that both
+        models have. None where a model's head cannot be
         applied to its hidden states apart from the model.
     """
     with sft.active() as model:
-        plain, sft_head = has_plain_head(model), head_of(causal_lm(model)).lifted()
+        sft_head = plain_head(model)
     with ref.active() as model:
-        plain, ref_head = plain and has_plain_head(model), head_of(causal_lm(model)).lifted()
-    if not plain:
+        ref_head = plain_head(model)
+    if sft_head is None or ref_head is None:
         return None
     prompts, ids = [text.prompt_ids for text in texts], [text.completion_ids for text in texts]
+    rows = min(len(sft_head.weight), len(ref_head.weight))  # an id that one of the two lacks has no contrast
     found: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
     states = (policy.hidden_states(prompts, ids, token_budget) for policy in (sft, ref))
     for of_sft, of_ref, tokens in zip(*states, ids, strict=True):
         labels = torch.tensor(tokens, device=of_sft.device)
         parts: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
         for chunk in token_chunks(len(labels), len(sft_head.weight)):
-            mine = head_logprobs(of_sft[chunk], sft_head)
-            theirs = head_logprobs(of_ref[chunk].to(mine.device), ref_head)
+            mine = head_logprobs(of_sft[chunk], sft_head)[:, :rows]
+            theirs = head_logprobs(of_ref[chunk].to(mine.device), ref_head)[:, :rows]
             for alpha in alphas:
                 logprobs = torch.log_softmax(contrastive_logits(mine, theirs, alpha), dim=-1)
                 parts[alpha].append(logprobs.gather(-1, labels[chunk].unsqueeze(-1)).squeeze(-1).double().cpu())

@@ -166,6 +166,10 @@ def _frozen(config: PeftConfig) -> PeftConfig:
     for attribute in ("lora_dropout", "module_dropout", "rank_dropout"):
         if isinstance(getattr(config, attribute, None), float):
             setattr(config, attribute, 0.0)
+    tied = getattr(config, "target_modules_to_tie", None)
+    if getattr(config, "ensure_weight_tying", False) and tied:  # PEFT leaves the tied modules of a second adapter out
+        config.ensure_weight_tying = False
+        config.target_modules = {*config.target_modules, *tied}
     return config
 
 

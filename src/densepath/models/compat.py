@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -58,13 +60,21 @@ def check_same_tokenizer(
     Args:
         a: one tokenizer.
         b: the other.
-        special_tokens: also require the same EOS and BOS. A reference only scores ids: its own are never read.
+        special_tokens: also require the same EOS and BOS, and the same added tokens. A reference only scores ids: its
+            own special tokens are never read, and a token that was added to one of the two (a pad token) matters only
+            where a text holds it, which scoring refuses if the reference has no embedding for it.
 
     Raises:
         ModelError: the first difference: vocabulary size, the id of a token, or a special token.
     """
     names = f"{a.name_or_path or 'the first'} and {b.name_or_path or 'the second'}"
     vocab_a, vocab_b = a.get_vocab(), b.get_vocab()
+    if not special_tokens:
+        added_a, added_b = ({str(token) for token in each.added_tokens_decoder.values()} for each in (a, b))
+        vocab_a, vocab_b = (
+            {token: index for token, index in vocab_a.items() if token in vocab_b or token not in added_a},
+            {token: index for token, index in vocab_b.items() if token in vocab_a or token not in added_b},
+        )
     for token, index in sorted(vocab_a.items(), key=lambda item: item[1]):
         other = vocab_b.get(token)
         if other != index:
@@ -84,6 +94,19 @@ def check_same_tokenizer(
                 raise ModelError(f"the tokenizers of {names} differ: {name} is {mine} and {yours}")
 
 
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Rows of the input embeddings: the ids below can be read. Whole where they are sharded."""
+    weight = model.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
+def predicted_rows(model: PreTrainedModel) -> int:
+    """Token ids that a model both reads and predicts: some heads have fewer rows than the embeddings."""
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    rows = getattr(head, "out_features", None)
+    return min(embedding_rows(model), rows) if isinstance(rows, int) and rows > 0 else embedding_rows(model)
+
+
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
     """Refuse a tokenizer with ids that the model has no embedding for. Spare embedding rows are fine.
 
@@ -91,12 +114,87 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel)
         ModelError: the largest id lies outside of the embedding.
     """
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = embedding_rows(model)
     if largest >= rows:
         raise ModelError(
             f"the tokenizer gives {token!r} the id {largest}, and the model has {rows} embeddings: "
             "they do not belong together (or resize_token_embeddings was forgotten)"
         )
+
+
+def check_vocabularies(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Refuse models that do not all score what the tokenizer gives; spare rows (padding to a multiple) do not matter.
+
+    Tokens that were added to the tokenizer, other than EOS, may be missing from a model: scoring refuses the text that
+    holds one. A softmax runs over all rows of a model, spare ones included, as in its own forward pass.
+
+    Args:
+        models: by what they are called in a message, the one that samples first.
+        tokenizer: theirs; None where it is not known, and then their vocabularies must be equally large.
+
+    Raises:
+        ModelError: the first model whose vocabulary is too small, or another.
+    """
+    rows = {name: predicted_rows(model) for name, model in models.items()}
+    if len(set(rows.values())) == 1:
+        return
+    (first, mine), *others = rows.items()
+    if tokenizer is None:
+        name, other = next((name, count) for name, count in others if count != mine)
+        raise ModelError(
+            f"the {first} has a vocabulary of {mine} tokens, the {name} of {other}: both must share one tokenizer; "
+            "give it (tokenizer=), or choose a checkpoint of the same model family"
+        )
+    added = tokenizer.added_tokens_decoder
+    needed = max((index for index in tokenizer.get_vocab().values() if index not in added), default=-1)
+    needed = max(needed, tokenizer.eos_token_id if tokenizer.eos_token_id is not None else -1)
+    for name, count in rows.items():
+        if count <= needed:
+            raise ModelError(
+                f"the {first} has a vocabulary of {mine} tokens, the {name} of {count}: the {name} lacks token id "
+                f"{needed} ({tokenizer.convert_ids_to_tokens(needed)!r}) of the tokenizer; choose a checkpoint of the "
+                "same model family"
+            )
+
+
+def warn_of_spare_ids(completion_ids: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Say (`UserWarning`) that a model sampled an id which is no token: a spare row of its embeddings."""
+    largest = max((max(ids, default=-1) for ids in completion_ids), default=-1)
+    if largest >= len(tokenizer) and largest > max(tokenizer.get_vocab().values()):
+        warnings.warn(
+            f"the model sampled id {largest}, no token of its tokenizer ({len(tokenizer)} tokens) but a spare row of "
+            "its embeddings: it decodes to nothing; model.resize_token_embeddings(len(tokenizer)) removes such rows",
+            stacklevel=2,
+        )
+
+
+def replaced_weights(source: str) -> tuple[str, ...]:
+    """Weights of the base that a saved adapter brings its own values for: resized embeddings, trained biases.
+
+    An adapter that has some cannot share a base in memory with others: loading it changes the base.
+
+    Args:
+        source: adapter folder, or cached hub id.
+    """
+    from peft import PeftConfig
+    from peft.mapping import PEFT_TYPE_TO_PREFIX_MAPPING
+
+    prefix = PEFT_TYPE_TO_PREFIX_MAPPING.get(PeftConfig.from_pretrained(source).peft_type, "lora_")
+    return tuple(
+        name.removeprefix("base_model.model.")
+        for name in _tensor_files(source)
+        if name.endswith((".weight", ".bias")) and not any(part.startswith(prefix) for part in name.split("."))
+    )
+
+
+def embeddings_of_adapter(source: str, model: PreTrainedModel) -> int:
+    """Rows that the embeddings of a base must have for a saved adapter: those of its own, if it brings some."""
+    own = [name for name, module in model.named_modules() if module is model.get_input_embeddings()]
+    files = _tensor_files(source)
+    for key in (f"base_model.model.{name}.{kind}weight" for name in own for kind in ("", "base_layer.")):
+        if key in files:
+            return len(_tensor(files[key], key))
+    return embedding_rows(model)
 
 
 def check_deterministic(model: PreTrainedModel) -> None:

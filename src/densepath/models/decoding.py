@@ -9,10 +9,21 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from densepath.errors import ModelError
+
+_CACHE_ARGUMENTS = ("cache", "past_key_values")
+"""What transformers calls the key-value cache in a model's forward pass, from 5.24 on and before."""
+
+
+def cache_argument(model: nn.Module) -> str | None:
+    """The name under which a model's forward pass takes a key-value cache; None if it takes none."""
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in _CACHE_ARGUMENTS if name in parameters), None)
 
 
 class Decoder:
@@ -26,6 +37,9 @@ class Decoder:
         pads: it takes `position_ids`, so prompts of different lengths can be padded on the left.
         device: where its embeddings lie.
         hidden: (rows, width) what the head read for the last logits, if `keep_hidden`; else None.
+
+    Raises:
+        ModelError: an adapter that cannot be sampled, or a decoder of transformers whose cache is not recognised.
     """
 
     def __init__(self, model: PreTrainedModel, *, keep_hidden: bool = False) -> None:
@@ -40,12 +54,20 @@ class Decoder:
         self._model = model
         self._config = base.config.get_text_config(decoder=True)
         self._one_position = {"logits_to_keep": 1} if "logits_to_keep" in parameters else {}
-        self._caches = "past_key_values" in parameters and base._supports_default_dynamic_cache()
-        self.expands = self._caches and all(
-            hasattr(layer, "batch_select_indices") and not hasattr(layer, "update_conv_state")
+        dynamic = base._supports_default_dynamic_cache()
+        self._cache_name = cache_argument(base) if dynamic else None
+        # Layers of a family's own may hold more than the keys and values that are selected.
+        self.expands = self._cache_name is not None and all(
+            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
             for layer in DynamicCache(config=self._config).layers
         )
         if not self.expands:
+            if self._cache_name is None and dynamic and "use_cache" in parameters and _is_ordinary(base, self._config):
+                raise ModelError(
+                    f"{type(base).__name__}: densepath does not find its key-value cache in transformers "
+                    f"{transformers.__version__}, and would sample many times slower without it; install a release "
+                    "of transformers that densepath's pyproject.toml allows"
+                )
             warnings.warn(
                 f"{type(base).__name__}: the cache has no rows to select; rows are sampled one by one", stacklevel=2
             )
@@ -54,6 +76,11 @@ class Decoder:
         self._cache: Any = None
         self._ids: Tensor | None = None
 
+    def restrict(self, *, caches: bool) -> None:
+        """Decode rows one by one without `position_ids`, as the model counts them; without a cache unless `caches`."""
+        self.pads = self.expands = False
+        self._cache_name = self._cache_name if caches else None
+
     def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Logits after each prompt, (prompts, vocabulary), in the model's dtype; begins a new cache.
 
@@ -61,7 +88,7 @@ class Decoder:
             input_ids: (prompts, length) int64, padded on the left.
             attention_mask: (prompts, length) int64, 1 = a token, 0 = padding.
         """
-        self._cache = DynamicCache(config=self._config) if self._caches else None
+        self._cache = None if self._cache_name is None else DynamicCache(config=self._config)
         self._ids = None
         return self._forward(input_ids, attention_mask, (attention_mask.cumsum(-1) - 1).clamp(min=0))
 
@@ -83,16 +110,21 @@ class Decoder:
 
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
-        arguments: dict[str, Any] = {"past_key_values": self._cache, "use_cache": True}
-        if not self._caches:  # read everything again
+        arguments: dict[str, Any] = {"use_cache": self._cache_name is not None}
+        if (
+            self.expands
+        ):  # otherwise rows are alone, without padding: state-space layers cannot read a mask of the past
+            arguments["attention_mask"] = attention_mask
+        if self._cache_name is not None:
+            arguments[self._cache_name] = self._cache
+        else:  # read everything again
             input_ids = input_ids if self._ids is None else torch.cat([self._ids, input_ids], dim=1)
             positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
-            arguments = {"use_cache": False}
             self._ids = input_ids
         if self.pads:
             arguments["position_ids"] = positions.to(self.device)
         with self._watched_head():
-            output = self._model(input_ids=input_ids, attention_mask=attention_mask, **arguments, **self._one_position)
+            output = self._model(input_ids=input_ids, **arguments, **self._one_position)
         logits: Tensor = output.logits[:, -1]
         return logits
 
@@ -111,6 +143,13 @@ class Decoder:
             yield
         finally:
             handle.remove()
+
+
+def _is_ordinary(model: PreTrainedModel, config: Any) -> bool:
+    """Whether this is one of transformers' own decoders whose every layer caches keys and values of attention."""
+    if not type(model).__module__.startswith("transformers.") or model._is_stateful:
+        return False
+    return all(isinstance(layer, DynamicLayer) for layer in DynamicCache(config=config).layers)
 
 
 class RowBatch:

@@ -48,7 +48,11 @@ def save_extrapolated(
     ours = dict(model.named_parameters())
     shapes = [{name: tuple(weight.shape) for name, weight in found.items()} for found in (ours, other)]
     if shapes[0] != shapes[1]:
-        raise ModelError(f"{sft} and {ref} have different weights: only models of one architecture extrapolate")
+        odd = next(name for name in (*shapes[0], *shapes[1]) if shapes[0].get(name) != shapes[1].get(name))
+        raise ModelError(
+            f"{sft} and {ref} have different weights ({odd}: {shapes[0].get(odd)} and {shapes[1].get(odd)}): only "
+            "models of one architecture extrapolate; embeddings of different length need resize_token_embeddings"
+        )
     with torch.no_grad():
         for name, weight in ours.items():
             weight.copy_(extrapolated(weight, other[name], alpha))

@@ -14,7 +14,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from densepath.data.tokenizer_calls import keep_template_defaults
 from densepath.errors import MissingFileError, ModelError, UsageError
 from densepath.models import locate
-from densepath.models.compat import check_vocabulary, context_length, eos_token_ids
+from densepath.models.compat import (
+    check_vocabulary,
+    context_length,
+    embedding_rows,
+    embeddings_of_adapter,
+    eos_token_ids,
+    replaced_weights,
+)
 
 __all__ = [
     "DTYPES",
@@ -279,8 +286,13 @@ def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge:
 
     with locate.explained(folder, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
+        if replaced := bool(replaced_weights(folder)):
+            rows = embeddings_of_adapter(folder, model)
+            if rows != embedding_rows(model):  # they were resized before the adapter was trained
+                model.resize_token_embeddings(rows, mean_resizing=False)
         try:
             peft_model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         except UserWarning as warning:
             raise ModelError(f"{folder}: weights of the adapter are missing: {str(warning)[:200]}") from warning
+        model._densepath_replaced = replaced
         return peft_model.merge_and_unload().requires_grad_(True) if merge else peft_model

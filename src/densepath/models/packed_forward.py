@@ -12,10 +12,11 @@ positions and the head, in the same place.
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,10 +24,24 @@ from transformers.utils import ModelOutput
 from trl.trainer.utils import FusedCausalLMOutput
 
 from densepath.core.heads import Head
-from densepath.core.logprobs import chunked_token_logprobs
-from densepath.models.packing import IGNORED_LABEL, PackedBatch, pack
-from densepath.models.scoring import causal_lm, head_of, hidden_states, supports_packing
+from densepath.core.logprobs import logit_scores
+from densepath.errors import ModelError
+from densepath.models.compat import predicted_rows
+from densepath.models.logits import (
+    batches_of,
+    causal_lm,
+    hidden_states,
+    is_sharded,
+    layout_of,
+    model_inputs,
+    plain_head,
+    score_positions,
+    supports_packing,
+)
+from densepath.models.packing import IGNORED_LABEL, PackedBatch
 
+T = TypeVar("T")
+_TRAINERS = ("trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer")
 TokenLoss = Callable[[Tensor, Head, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """(hidden states (n, width), head, ids (n,) that they predict, row and column (n,) of each label) -> (loss, values).
 
@@ -50,16 +65,22 @@ class TokenLossOutput(ModelOutput):  # type: ignore[misc]
 def add_packed_forward(model: Any) -> bool:
     """Put the packed pass in front of a model that TRL's `add_fused_lm_head` has prepared.
 
+    TRL's head knows a linear layer and the scalings that it finds by name; it leaves adapters on the head out. Where a
+    head is not plain, log-probabilities come from the model's own logits instead.
+
     Args:
         model: causal LM or the PEFT model around it, already patched by a TRL trainer.
 
     Returns:
-        Whether rows are packed: not for models whose attention does not allow it. They keep TRL's pass, and
-        `token_loss` gets the hidden states of padded rows.
+        Whether rows are packed: not for models whose attention does not allow it. Theirs are padded on the right.
+
+    Raises:
+        ModelError: the model is not causal; `token_loss` with a head that is not plain.
     """
     model = causal_lm(model)
-    packs = supports_packing(model)
+    packs = not is_sharded(model) and supports_packing(model)
     inner = model.forward
+    pass_of = _Pass(inner, _fused_is_right(model, inner))
 
     @functools.wraps(type(model).forward)  # `generate` and the sampler read its signature
     def forward(
@@ -76,22 +97,67 @@ def add_packed_forward(model: Any) -> bool:
         if input_ids is None or attention_mask is None or labels is None or not known:
             if token_loss is not None:
                 raise TypeError(f"token_loss takes input_ids, attention_mask and labels alone, got {sorted(given)}")
-        elif token_loss is not None:
-            return _token_loss_output(self, _Rows(input_ids, attention_mask, labels), token_loss, packs)
-        if input_ids is None or attention_mask is None or labels is None or not (packs and fused_lm_head and known):
             if fused_lm_head:
-                kwargs["fused_lm_head"] = True
-            if labels is not None:
-                kwargs["labels"] = labels
-            return inner(*args, **kwargs)
+                return pass_of.of_anything(self, args, {**kwargs, "labels": labels})
+            return inner(*args, **kwargs) if labels is None else inner(*args, labels=labels, **kwargs)
         rows = _Rows(input_ids, attention_mask, labels)
-        if not rows.indices:  # nothing is labelled: TRL's pass gives a zero that is connected to the weights
-            return inner(input_ids=input_ids, attention_mask=attention_mask, labels=labels, fused_lm_head=True)
-        batch = next(pack(rows.prompts, rows.completions)).to(input_ids.device)
-        return _output(self, inner, batch, rows, kwargs.get("num_items_in_batch"))
+        if token_loss is not None:
+            return _token_loss_output(self, rows, token_loss)
+        if not fused_lm_head:
+            return inner(labels=labels, **kwargs)
+        if not rows.indices:
+            return pass_of.of_anything(self, (), {**kwargs, "labels": labels})
+        return pass_of.of_rows(self, rows, kwargs.get("num_items_in_batch"), input_ids.device)
 
     model.forward = types.MethodType(forward, model)
     return packs
+
+
+def with_adapted_heads(make: Callable[..., T]) -> Callable[..., T]:
+    """The same constructor of a TRL trainer, but it takes a model with an adapter on its head.
+
+    TRL refuses one, because its fused head would leave the adapter out; `add_packed_forward` computes it.
+    """
+
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> T:
+        kept = {name: sys.modules[name] for name in _TRAINERS if name in sys.modules}
+        layers = {name: vars(module)["BaseTunerLayer"] for name, module in kept.items()}
+        try:
+            for module in kept.values():
+                module.BaseTunerLayer = _NoLayer  # type: ignore[attr-defined]
+            return make(*args, **kwargs)
+        finally:
+            for name, module in kept.items():
+                module.BaseTunerLayer = layers[name]  # type: ignore[attr-defined]
+
+    return made
+
+
+class _NoLayer:
+    """What no head is."""
+
+
+def _fused_is_right(model: Any, inner: Any) -> bool:
+    """Whether TRL's fused head gives the model's own log-probabilities while the head is plain, tried once."""
+    if is_sharded(model) or plain_head(model) is None:
+        return False
+    embeddings = model.get_input_embeddings().weight
+    ids = torch.tensor([[(7 * k + 3) % predicted_rows(model) for k in range(8)]], device=embeddings.device)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            mask = torch.ones_like(ids)
+            found = inner(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True).log_probs[0].float()
+            own = logit_scores(inner(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:]).logprobs.float()
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+    finally:
+        for module, training in modes:
+            module.training = training
+    tolerance = 2e-3 if embeddings.dtype in (torch.float32, torch.float64) else 0.25
+    return bool(torch.allclose(found, own, atol=tolerance, rtol=tolerance))
 
 
 class _Rows:
@@ -143,8 +209,10 @@ def _places(batch: PackedBatch, rows: _Rows) -> tuple[tuple[Tensor, Tensor], tup
     return where, (torch.tensor(out_rows, device=device), torch.tensor(out_columns, device=device))
 
 
-def _token_loss_output(model: Any, rows: _Rows, token_loss: TokenLoss, packs: bool) -> TokenLossOutput:
-    head = head_of(model)
+def _token_loss_output(model: Any, rows: _Rows, token_loss: TokenLoss) -> TokenLossOutput:
+    head = plain_head(model)
+    if head is None:
+        raise ModelError("whole distributions need a plain head, and the model's is not: use estimator=sampled")
     device = head.weight.device
     if not rows.indices:
         # A pass over any token gives a zero that is connected to the weights, as DDP needs it.
@@ -154,45 +222,85 @@ def _token_loss_output(model: Any, rows: _Rows, token_loss: TokenLoss, packs: bo
         loss, values = token_loss(states[:0], head, nothing, nothing, nothing)
         connected = states.sum() + head.weight.sum() + (0.0 if head.bias is None else head.bias.sum())
         return TokenLossOutput(loss=loss + 0.0 * connected, token_values=values)
-    batch = next(pack(rows.prompts, rows.completions, padded=not packs)).to(device)
-    where, (out_rows, out_columns) = _places(batch, rows)
-    loss, values = token_loss(hidden_states(model, batch)[where], head, batch.labels[where], out_rows, out_columns + 1)
+    parts = []
+    for batch in batches_of(rows.prompts, rows.completions, layout_of(model)):
+        batch = batch.to(device)
+        where, back = _places(batch, rows)
+        parts.append((hidden_states(model, batch)[where], batch.labels[where], *back))
+    states, ids, out_rows, out_columns = (torch.cat(each) for each in zip(*parts, strict=True))
+    loss, values = token_loss(states, head, ids, out_rows, out_columns + 1)
     return TokenLossOutput(loss=loss, token_values=values)
 
 
-def _output(model: Any, inner: Any, batch: PackedBatch, rows: _Rows, num_items: Any) -> FusedCausalLMOutput:
-    device = batch.input_ids.device
-    where, back = _places(batch, rows)
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-    }
-    if device.type == "cpu":
-        weight, bias, scale, softcap = head_of(model)
-        hidden = model.base_model(**inputs, use_cache=False).last_hidden_state[where]
-        scores = chunked_token_logprobs(hidden, weight, batch.labels[where], bias, logit_scale=scale, softcap=softcap)
-        log_probs: Tensor = scores.logprobs
-        entropy: Tensor | None = scores.entropies
-        is_top1: Tensor | None = scores.is_top1
-    else:
+@dataclass(frozen=True)
+class _Pass:
+    """The pass that gives log-probabilities of labels.
+
+    Attributes:
+        inner: the model's forward pass as TRL prepared it.
+        fused: whether TRL's head is right for it, as long as its own is plain.
+    """
+
+    inner: Any
+    fused: bool
+
+    def of_rows(self, model: Any, rows: _Rows, num_items: Any, device: torch.device) -> FusedCausalLMOutput:
+        """Of padded rows with labels, packed as the model allows."""
+        head = plain_head(model)
+        found: list[tuple[Tensor | None, ...]] = []
+        for batch in batches_of(rows.prompts, rows.completions, layout_of(model)):
+            batch = batch.to(device)
+            where, back = _places(batch, rows)
+            if head is not None and self.fused and device.type != "cpu":
+                found.append((*back, *self._of_trl(batch, where)))
+            else:
+                forward = self.inner if head is None else None
+                scores = score_positions(model, batch, where, head, forward=forward)
+                found.append((*back, scores.logprobs, scores.entropies, scores.is_top1))
+        joined = [None if each[0] is None else torch.cat(each) for each in zip(*found, strict=True)]
+        places, log_probs = (joined[0], joined[1]), joined[2]
+        assert log_probs is not None
+
+        def scatter(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.new_zeros(rows.shape).index_put(places, values)
+
+        label_mask = scatter(torch.ones(len(log_probs), dtype=torch.bool, device=log_probs.device))
+        assert label_mask is not None
+        divisor = label_mask.sum().clamp(min=1) if num_items is None else num_items
+        return FusedCausalLMOutput(
+            loss=-log_probs.sum() / divisor,
+            log_probs=scatter(log_probs),
+            entropy=scatter(joined[3]),
+            is_top1=scatter(joined[4]),
+            label_mask=label_mask,
+        )
+
+    def of_anything(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Of rows as they are given, with whatever else belongs to them."""
+        if self.fused and plain_head(model) is not None:
+            return self.inner(*args, **{k: v for k, v in kwargs.items() if v is not None}, fused_lm_head=True)
+        labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
+        num_items = kwargs.pop("num_items_in_batch", None)
+        logits = self.inner(*args, **kwargs, use_cache=False).logits
+        if shifted is None:
+            logits, shifted = logits[:, :-1], labels[:, 1:]
+        mask = shifted != IGNORED_LABEL
+        scores = logit_scores(logits[mask], shifted[mask])
+        log_probs = logits.new_zeros(mask.shape, dtype=scores.logprobs.dtype)
+        log_probs = log_probs.masked_scatter(mask, scores.logprobs) + 0.0 * logits.sum()  # connected without a label
+        divisor = mask.sum().clamp(min=1) if num_items is None else num_items
+        return FusedCausalLMOutput(
+            loss=-log_probs.sum() / divisor,
+            log_probs=log_probs,
+            entropy=torch.zeros_like(log_probs).masked_scatter(mask, scores.entropies),
+            is_top1=torch.zeros_like(mask).masked_scatter(mask, scores.is_top1),
+            label_mask=mask,
+        )
+
+    def _of_trl(self, batch: PackedBatch, where: tuple[Tensor, Tensor]) -> list[Tensor | None]:
+        """Log-probabilities, entropies, whether the best: by TRL's head, whose kernel is the faster one on a GPU."""
         labels = torch.full_like(batch.labels, IGNORED_LABEL)
         labels[where] = batch.labels[where]
-        fused = inner(**inputs, shift_labels=labels, fused_lm_head=True)
-        log_probs, entropy = fused.log_probs[where], None if fused.entropy is None else fused.entropy[where]
-        is_top1 = None if fused.is_top1 is None else fused.is_top1[where]
-
-    def scatter(values: Tensor | None) -> Tensor | None:
-        return None if values is None else values.new_zeros(rows.shape).index_put(back, values)
-
-    label_mask = torch.zeros(rows.shape, dtype=torch.bool, device=device).index_put(
-        back, torch.ones(len(back[0]), dtype=torch.bool, device=device)
-    )
-    divisor = label_mask.sum().clamp(min=1) if num_items is None else num_items
-    return FusedCausalLMOutput(
-        loss=-log_probs.sum() / divisor,
-        log_probs=scatter(log_probs),
-        entropy=scatter(entropy),
-        is_top1=scatter(is_top1),
-        label_mask=label_mask,
-    )
+        fused = self.inner(**model_inputs(batch), shift_labels=labels, fused_lm_head=True)
+        fields = fused.log_probs, fused.entropy, fused.is_top1
+        return [None if values is None else values[where] for values in fields]

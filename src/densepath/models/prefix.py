@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from densepath.models.decoding import cache_argument
 from densepath.models.packing import PackedBatch
 
 LEAST_SAVED = 1 / 8
@@ -41,10 +42,12 @@ class SharedPrefix:
     Attributes:
         length: number of tokens.
         cache: their keys and values in each layer, one row.
+        argument: under which the model's forward pass takes the cache.
     """
 
     length: int
     cache: Cache
+    argument: str
 
     def inputs(self, batch: PackedBatch) -> dict[str, Any]:
         """Arguments of the model's forward pass for a batch of what comes behind the beginning."""
@@ -55,7 +58,7 @@ class SharedPrefix:
             "input_ids": batch.input_ids,
             "attention_mask": mask,
             "position_ids": batch.position_ids + self.length,
-            "past_key_values": self.cache,
+            self.argument: self.cache,
         }
 
 
@@ -83,13 +86,16 @@ def compute_prefix(model: Any, ids: Sequence[int]) -> SharedPrefix:
     Raises:
         TypeError: the model keeps something else than keys and values of full attention.
     """
+    argument = cache_argument(model.base_model)
+    if argument is None:
+        raise TypeError("no cache")
     device = model.get_input_embeddings().weight.device
     cache = DynamicCache(config=model.config.get_text_config())
     model.base_model(
         input_ids=torch.tensor([list(ids)], device=device),
         position_ids=torch.arange(len(ids), device=device).unsqueeze(0),
-        past_key_values=cache,
         use_cache=True,
+        **{argument: cache},
     )
     layers = []
     for kept in cache.layers:
@@ -99,4 +105,4 @@ def compute_prefix(model: Any, ids: Sequence[int]) -> SharedPrefix:
         layer.lazy_initialization(kept.keys, kept.values)
         layer.keys, layer.values = kept.keys, kept.values
         layers.append(layer)
-    return SharedPrefix(len(ids), Cache(layers=layers))
+    return SharedPrefix(len(ids), Cache(layers=layers), argument)

@@ -19,10 +19,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from densepath.core.logprobs import contrastive_logits, lift
-from densepath.errors import DataError, ModelError, NumericalError, UsageError
-from densepath.models.compat import context_length
+from densepath.errors import DataError, NumericalError, UsageError
+from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
 from densepath.models.draws import inverse_cdf, row_uniforms
+from densepath.models.logits import causal_lm
 
 DEFAULT_TOKEN_BUDGET = 16_384
 """Tokens in one batch's cache (rows x (longest prompt + budget)): 0.8 GB for SmolLM2-135M in float32."""
@@ -83,7 +84,8 @@ def sample(
         pad_token_id: fills the left of shorter prompts; its value changes nothing.
         batch_size: most rows decoded at once; None leaves it to `token_budget`.
         token_budget: most tokens in the cache of one batch, unless a single row needs more.
-        second_model: the model to move away from; it must have the same vocabulary.
+        second_model: the model to move away from, of the same tokenizer. Where one of the two has spare embedding
+            rows, the ids that both have are sampled alone, from the contrast normalised over them.
         alpha: strength of the contrast; > 0 with `second_model`, 0 without.
         keep_hidden: return the hidden states too: what `models.hidden` would compute again.
         on_progress: called with (completed rows, all rows) whenever rows are completed.
@@ -95,7 +97,6 @@ def sample(
     Raises:
         UsageError: an argument out of its range.
         DataError: a prompt that is empty, has ids outside of the vocabulary, or leaves too little context.
-        ModelError: the two models have different vocabularies.
         NumericalError: a model gave NaN or infinity.
 
     Source: contrastive decoding as the closed-form optimum of method section 4, token by token.
@@ -124,7 +125,7 @@ def sample(
         on_progress=on_progress,
     )
     with inference(*models):
-        decoders = [Decoder(each, keep_hidden=keep_hidden) for each in models]
+        decoders = [_decoder(each, keep_hidden) for each in models]
         for rows in _batches(
             prompts,
             max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
@@ -137,6 +138,59 @@ def sample(
             )
             _complete(batch, rows, task)
     return Samples(task.completion_ids, task.logprobs, task.truncated, [torch.stack(rows) for rows in task.hidden])
+
+
+def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
+    """The fastest decoder whose logits are the model's own: tried once, on a few tokens.
+
+    Some families count positions from another number than 0, or keep a cache that rows cannot share.
+    """
+    decoder = Decoder(model, keep_hidden=keep_hidden)
+    base = causal_lm(model)
+    way = base.__dict__.get("_densepath_decodes")
+    for number, caches in enumerate((None, True, False)):
+        if caches is not None:
+            decoder.restrict(caches=caches)
+        if way is None and (caches is False or _decodes(decoder, model)):
+            base._densepath_decodes = way = number
+        if way == number:
+            break
+    return decoder
+
+
+def _decodes(decoder: Decoder, model: PreTrainedModel) -> bool:
+    """Whether the decoder's logits behind prompts of two lengths, and two tokens later, are those of a plain pass."""
+    vocabulary = embedding_rows(model)
+    ids = [(5 * k + 1) % vocabulary for k in range(9)]
+    prompts = [ids[:3], ids[2:7]]
+    together = decoder.pads and decoder.expands
+    try:
+        for group in [prompts] if together else [[prompt] for prompt in prompts]:
+            batch = RowBatch([decoder], group, steps=2, pad_token_id=ids[8])
+            rows = [list(prompt) for prompt in group]
+            for token in (ids[7], ids[8], None):
+                for place, row in enumerate(rows):
+                    own = model(input_ids=torch.tensor([row], device=decoder.device), use_cache=False).logits[0, -1]
+                    if not _same(batch.logits[0][place], own.to(batch.logits[0].device), model):
+                        return False
+                if token is not None:
+                    batch.step(torch.full((len(rows),), token, device=decoder.device))
+                    rows = [[*row, token] for row in rows]
+            if together:
+                batch.select([1, 0, 1])
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
+        return False
+    return True
+
+
+def _same(found: Tensor, own: Tensor, model: PreTrainedModel) -> bool:
+    """Whether two rows of logits are one distribution up to rounding, NaN included."""
+    if not bool(torch.isfinite(own).all()):
+        return True  # nothing can be seen of damaged weights: sampling them says where
+    found, own = lift(found).log_softmax(-1), lift(own).log_softmax(-1)
+    if model.dtype in (torch.float32, torch.float64) and "_original_forward" not in vars(model):
+        return bool(torch.allclose(found, own, atol=2e-3, rtol=2e-3))
+    return bool(torch.allclose(found.exp(), own.exp(), atol=0.1, rtol=0))  # half precision, or autocast
 
 
 @dataclass
@@ -214,12 +268,8 @@ def _scores(logits: list[Tensor], alpha: float) -> Tensor:
     """Logits to sample from, (rows, vocabulary), float32 or float64."""
     if len(logits) == 1:
         return lift(logits[0])
-    if logits[0].shape != logits[1].shape:
-        raise ModelError(
-            f"the two models have vocabularies of {logits[0].shape[-1]} and {logits[1].shape[-1]} tokens: "
-            "contrastive decoding needs one vocabulary"
-        )
-    return contrastive_logits(logits[0], logits[1], alpha)
+    rows = min(each.shape[-1] for each in logits)  # an id that one of the two lacks has no contrast: probability 0
+    return contrastive_logits(logits[0][..., :rows], logits[1][..., :rows], alpha)
 
 
 def _batches(

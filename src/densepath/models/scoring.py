@@ -9,16 +9,36 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from densepath.core.heads import Head
-from densepath.core.logprobs import TokenScores, chunked_token_logprobs
-from densepath.errors import NumericalError
-from densepath.models.packing import PackedBatch, pack
+from densepath.core.logprobs import TokenScores
+from densepath.errors import ModelError, NumericalError
+from densepath.models.compat import embedding_rows, predicted_rows
+from densepath.models.logits import (
+    Layout,
+    batches_of,
+    causal_lm,
+    is_sharded,
+    layout_of,
+    own_budget,
+    plain_head,
+    score_positions,
+    supports_packing,
+)
 from densepath.models.prefix import LEAST_SAVED, SharedPrefix, common_beginning, compute_prefix, longest_row
 
+__all__ = [
+    "DEFAULT_TOKEN_BUDGET",
+    "CompletionScores",
+    "causal_lm",
+    "check_finite",
+    "check_ids",
+    "is_sharded",
+    "naming",
+    "score_completions",
+    "supports_packing",
+]
+
 DEFAULT_TOKEN_BUDGET = 2048
-_CHECK_TOLERANCE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -34,114 +54,6 @@ class CompletionScores:
     logprobs: list[Tensor]
     entropies: list[Tensor]
     log_normalizers: list[Tensor]
-
-
-def causal_lm(model: Any) -> Any:
-    """The transformers model inside a PEFT wrapper, adapters left in place."""
-    return model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
-
-
-def head_of(model: Any) -> Head:
-    """Weight, bias, logit scale and soft-capping of the language-model head."""
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None)
-    if scale is None and getattr(config, "logits_scaling", None) is not None:
-        scale = 1.0 / config.logits_scaling
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(head.weight, getattr(head, "bias", None), 1.0 if scale is None else float(scale), softcap)
-
-
-def _has_plain_attention(model: Any) -> bool:
-    """Whether the configuration promises full causal attention on an implementation that takes a 4-D mask."""
-    config = model.config.get_text_config()
-    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
-        return False
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return all(kind == "full_attention" for kind in layer_types)
-    return getattr(config, "sliding_window", None) is None or getattr(config, "use_sliding_window", True) is False
-
-
-def hidden_states(model: Any, batch: PackedBatch, prefix: SharedPrefix | None = None) -> Tensor:
-    """(rows, width, hidden width) last hidden states of a packed batch, behind a beginning that all share if given."""
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-    }
-    if prefix is not None:
-        inputs = prefix.inputs(batch)
-    return model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
-
-
-def _check_packing(model: Any, device: torch.device) -> tuple[bool, bool]:
-    """Compare with plain log-probabilities, on a few made-up tokens: those of packing, and behind a kept beginning."""
-    vocabulary = model.get_input_embeddings().weight.shape[0]
-    ids = [(7 * k + 3) % vocabulary for k in range(12)]
-    prompts, completions = [ids[:4], ids[:4], [*ids[:2], *ids[5:7]]], [ids[4:8], ids[8:11], ids[7:11]]
-    head = head_of(model)
-
-    def score(prefix: SharedPrefix | None = None, **packing: Any) -> Tensor:
-        found: dict[int, Tensor] = {}
-        cut = 0 if prefix is None else prefix.length
-        for batch in pack([prompt[cut:] for prompt in prompts], completions, **packing):
-            for index, scores in _score_batch(model, batch.to(device), head, prefix):
-                found[index] = scores.logprobs
-        return torch.cat([found[index] for index in range(len(prompts))])
-
-    def equal(make_prefix: Callable[[], SharedPrefix | None]) -> bool:
-        try:
-            prefix = make_prefix()
-            # two branches of a prompt in one row; and the third sequence in a row of its own, without a mask
-            tried = score(prefix), score(prefix, row_tokens=1)
-        except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):
-            return False
-        return all(torch.allclose(t, plain, atol=_CHECK_TOLERANCE, rtol=_CHECK_TOLERANCE) for t in tried)
-
-    plain = score(padded=True)
-    packed = equal(lambda: None)
-    return packed, packed and equal(lambda: compute_prefix(model, ids[:2]))
-
-
-def supports_packing(model: Any) -> bool:
-    """Whether packed scoring is exact for this model: by its configuration, and then by trying it once.
-
-    Models with sliding windows, recurrent layers or attention kernels without arbitrary masks are scored
-    padded instead; the results are the same, only slower. The answer is kept on the model.
-    """
-    return _supports(model)[0]
-
-
-def _supports(model: Any) -> tuple[bool, bool]:
-    """Whether packing is exact, and whether a kept beginning is."""
-    model = causal_lm(model)
-    known: tuple[bool, bool] | None = getattr(model, "_densepath_supports_packing", None)
-    if known is None and is_sharded(model):
-        return False, False  # nothing can be tried outside of its forward pass
-    if known is None:
-        training = model.training
-        model.eval()
-        with torch.no_grad():
-            device = model.get_input_embeddings().weight.device
-            known = _check_packing(model, device) if _has_plain_attention(model) else (False, False)
-        model.train(training)
-        model._densepath_supports_packing = known
-    return known
-
-
-def _score_batch(
-    model: Any, batch: PackedBatch, head: Head, prefix: SharedPrefix | None = None
-) -> list[tuple[int, TokenScores]]:
-    weight, bias, scale, softcap = head
-    rows, columns = batch.predicting()
-    hidden = hidden_states(model, batch, prefix)
-    rows, columns = rows.to(hidden.device), columns.to(hidden.device)
-    scores = chunked_token_logprobs(
-        hidden[rows, columns], weight, batch.labels[rows, columns], bias, logit_scale=scale, softcap=softcap
-    )
-    parts = (torch.split(values, list(batch.lengths)) for values in scores)
-    return [(index, TokenScores(*values)) for index, *values in zip(batch.sequences, *parts, strict=True)]
 
 
 @torch.no_grad()
@@ -171,28 +83,33 @@ def score_completions(
 
     Raises:
         NumericalError: a log-probability is NaN or infinite; the message names the sequence and token.
+        ModelError: the model is not causal, or has no embedding for an id; the message names it.
     """
+    check_ids(model, prompt_ids, completion_ids)
     if is_sharded(model):
         from densepath.models.sharded import score_sharded
 
-        padded = not supports_packing(model)
-        scored = score_sharded(model, prompt_ids, completion_ids, token_budget=token_budget, padded=padded)
+        scored = score_sharded(model, prompt_ids, completion_ids, token_budget=token_budget)
         return _checked(scored, completion_ids)
     model = causal_lm(model)
-    packed, keeps_prefix = _supports(model)
-    head = head_of(model)
-    device = model.get_input_embeddings().weight.device
-    empty = torch.zeros(0, dtype=torch.float64 if head.weight.dtype == torch.float64 else torch.float32)
+    layout, head = layout_of(model), plain_head(model)
+    token_budget = token_budget if head is not None else own_budget(model, token_budget)
+    weights = model.get_input_embeddings().weight
+    device = weights.device
+    empty = torch.zeros(0, dtype=torch.float64 if weights.dtype == torch.float64 else torch.float32)
     results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompt_ids)
     training = model.training
     model.eval()
     try:
-        for indices, prefix in _shares(model, prompt_ids, completion_ids, keeps_prefix):
+        for indices, prefix in _shares(model, prompt_ids, completion_ids, layout is Layout.SHARED):
             cut = 0 if prefix is None else prefix.length
             prompts, completions = [prompt_ids[i][cut:] for i in indices], [completion_ids[i] for i in indices]
-            for batch in pack(prompts, completions, token_budget=token_budget, padded=not packed):
-                for index, scores in _score_batch(model, batch.to(device), head, prefix):
-                    results[indices[index]] = TokenScores(*(values.cpu() for values in scores))
+            for batch in batches_of(prompts, completions, layout, token_budget):
+                batch = batch.to(device)
+                scores = score_positions(model, batch, batch.predicting(), head, prefix)
+                parts = (torch.split(values.cpu(), list(batch.lengths)) for values in scores)
+                for index, *values in zip(batch.sequences, *parts, strict=True):
+                    results[indices[index]] = TokenScores(*values)
                 if on_progress is not None:
                     on_progress(len(batch.sequences))
     finally:
@@ -209,9 +126,23 @@ def _checked(results: Sequence[TokenScores], completion_ids: Sequence[Sequence[i
     )
 
 
-def is_sharded(model: Any) -> bool:
-    """Whether a process holds but a part of the model's weights (FSDP2, DeepSpeed ZeRO-3)."""
-    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
+def check_ids(model: Any, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]) -> None:
+    """Refuse ids that a model has no embedding for.
+
+    Raises:
+        ModelError: the first of them, with its sequence.
+    """
+    read, predicted = embedding_rows(model), predicted_rows(model)
+    for index, (prompt, completion) in enumerate(zip(prompt_ids, completion_ids, strict=True)):
+        largest, rows = max(prompt, default=0), read
+        if largest < rows:
+            largest, rows = max(completion, default=0), predicted
+        if largest >= rows:
+            raise ModelError(
+                f"sequence {index} has token id {largest}, and the model has {rows} of them: the id belongs to a "
+                "token that was added later, or is one of another model's spare rows, which no tokenizer gives "
+                "(model.resize_token_embeddings(len(tokenizer)) removes them)"
+            )
 
 
 def _shares(

@@ -18,10 +18,9 @@ from trl.models.utils import prepare_deepspeed
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from densepath.core.heads import Head
-from densepath.core.logprobs import TokenScores, chunked_token_logprobs
+from densepath.core.logprobs import TokenScores
 from densepath.errors import ConfigError
-from densepath.models.packing import pack
-from densepath.models.scoring import causal_lm, head_of, hidden_states, supports_packing
+from densepath.models.logits import Layout, batches_of, causal_lm, layout_of, plain_head, score_positions
 
 T = TypeVar("T")
 
@@ -38,7 +37,7 @@ def shard_frozen(model: nn.Module, accelerator: Accelerator) -> Any:
     Raises:
         ConfigError: FSDP's first version, which cannot run part of a model.
     """
-    supports_packing(model)  # tried while the weights are whole
+    layout_of(model)  # tried while the weights are whole
     if accelerator.distributed_type == "DEEPSPEED":
         return prepare_deepspeed(model, accelerator).module
     plugin = accelerator.state.fsdp_plugin
@@ -82,7 +81,6 @@ def score_sharded(
     completion_ids: Sequence[Sequence[int]],
     *,
     token_budget: int,
-    padded: bool,
 ) -> list[TokenScores]:
     """Scores of the completions under a sharded model; every process has to call it, each with its own completions.
 
@@ -91,26 +89,24 @@ def score_sharded(
         prompt_ids: ids of each prompt, not empty.
         completion_ids: ids of each completion, EOS included.
         token_budget: tokens in one forward pass.
-        padded: rows that cannot be packed.
     """
     language_model = causal_lm(model)
-    batches = list(pack(prompt_ids, completion_ids, token_budget=token_budget, padded=padded))
-    spare = batches[-1:] or list(pack([[0]], [[0]]))  # scored again by a process that has fewer, to keep step
     device = next(model.parameters()).device
-    passes = torch.tensor(len(batches), device=device)
-    torch.distributed.all_reduce(passes, op=torch.distributed.ReduceOp.MAX)
     empty = torch.zeros(0)
     results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompt_ids)
     modes = [(module, module.training) for module in model.modules()]
 
     def score() -> None:
+        layout, head = layout_of(language_model), plain_head(language_model)
+        batches = list(batches_of(prompt_ids, completion_ids, layout, token_budget))
+        # scored again by a process that has fewer, to keep step
+        spare = batches[-1:] or list(batches_of([[0]], [[0]], Layout.ALONE))
+        passes = torch.tensor(len(batches), device=device)
+        torch.distributed.all_reduce(passes, op=torch.distributed.ReduceOp.MAX)
         for number in range(int(passes)):
             batch = (batches[number] if number < len(batches) else spare[0]).to(device)
-            rows, columns = (where.to(device) for where in batch.predicting())
-            hidden = hidden_states(language_model, batch)[rows, columns]
-            with _whole_head(language_model) as (weight, bias, scale, softcap):
-                labels = batch.labels[rows, columns]
-                scores = chunked_token_logprobs(hidden, weight, labels, bias, logit_scale=scale, softcap=softcap)
+            with _whole(head) as whole:
+                scores = score_positions(language_model, batch, batch.predicting(), whole)
             if number < len(batches):
                 parts = [torch.split(values.cpu(), list(batch.lengths)) for values in scores]
                 for index, *values in zip(batch.sequences, *parts, strict=True):
@@ -126,9 +122,11 @@ def score_sharded(
 
 
 @contextlib.contextmanager
-def _whole_head(model: Any) -> Iterator[Head]:
+def _whole(head: Head | None) -> Iterator[Head | None]:
     """The head with whole weights, for the block."""
-    head = head_of(model)
+    if head is None:
+        yield None
+        return
     if isinstance(head.weight, DTensor):
         bias = head.bias.full_tensor() if isinstance(head.bias, DTensor) else head.bias
         head = head._replace(weight=head.weight.full_tensor(), bias=bias)

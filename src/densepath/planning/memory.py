@@ -265,7 +265,8 @@ def cache_bytes(architecture: Architecture, precision: Precision, rows: int, len
     """Key-value cache: `2 k b` for each layer, row and token; a sliding layer keeps its window alone.
 
     b is the width of the residual stream's type: that of the keys, which the rotary embedding promotes, under autocast
-    too; the values are stored in it as well.
+    too; the values are stored in it as well. transformers from 5.24 on stores values in their own type: under autocast
+    this then counts up to a quarter too much.
 
     Source: the definition; see Pope et al. 2022, Efficiently scaling transformer inference, section 3.3.
     """

@@ -19,6 +19,7 @@ from densepath.data import Encoded, encode_pair, encode_row_prompt, token_offset
 from densepath.data.rows import Turns
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.io import read_json, write_json_atomic
+from densepath.models.compat import check_vocabularies
 from densepath.models.compat import eos_token_ids as ending_ids
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, naming
 from densepath.rewards.frozen import FrozenPolicy
@@ -47,7 +48,8 @@ class DenseReward:
         ref: the reference, or several: an earlier checkpoint of the same run, an average of its weights, the model
             before SFT, or any model with the same tokenizer. Needed by `baseline_relative` alone.
         kind: which reading; `baseline_relative` is the method's.
-        tokenizer: needed by `score` and by the call as a reward function; `score_ids` does without.
+        tokenizer: needed by `score` and by the call as a reward function, and for models with different numbers of
+            embedding rows (padding to a multiple, added tokens); `score_ids` does without.
         reference_mean: several references are one by the arithmetic mean of their probabilities, or the geometric
             (the mean of the rewards against each).
         scale: factor on the reward; for a DPO model and its reference, DPO's beta.
@@ -56,7 +58,7 @@ class DenseReward:
         token_budget: tokens in one forward pass.
 
     Raises:
-        ModelError: `baseline_relative` without a reference, or models with different vocabularies.
+        ModelError: `baseline_relative` without a reference, or models that do not score every id of the tokenizer.
         ConfigError: a scale, clip or floor that makes no sense.
 
     Source: the paper; `core.rewards.pair_rewards` says what is ours.
@@ -88,13 +90,9 @@ class DenseReward:
         if not self.refs and self.kind is RewardKind.BASELINE_RELATIVE:
             raise ModelError("the baseline_relative reward needs a reference model; name one, or use reward=logprob")
         _check_shaping(self.kind, scale, clip, floor)
-        mine = _vocabulary(self.sft)
-        for policy in self.refs:
-            if _vocabulary(policy) != mine:
-                raise ModelError(
-                    f"the SFT model has a vocabulary of {mine} tokens, the reference of {_vocabulary(policy)}: "
-                    "both must share one tokenizer; choose a checkpoint of the same model family"
-                )
+        names = ["reference" if len(self.refs) == 1 else f"reference {i}" for i, _ in enumerate(self.refs, start=1)]
+        models = {"SFT model": self.sft.model, **dict(zip(names, (ref.model for ref in self.refs), strict=True))}
+        check_vocabularies(models, tokenizer)
 
     # -- from and to disk --------------------------------------------------------------------------------------
 
@@ -370,10 +368,6 @@ class DenseReward:
 
 def _frozen(model: Any) -> FrozenPolicy:
     return model if isinstance(model, FrozenPolicy) else FrozenPolicy(model)
-
-
-def _vocabulary(policy: FrozenPolicy) -> int:
-    return int(policy.model.get_input_embeddings().weight.shape[0])
 
 
 def _check_shaping(kind: RewardKind, scale: float, clip: float | None, floor: float | None) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from densepath.models import locate
 from densepath.models.adapters import load_frozen_adapter
-from densepath.models.compat import check_same_tokenizer, weights_differ
+from densepath.models.compat import check_same_tokenizer, embedding_rows, replaced_weights, weights_differ
 from densepath.models.load import load_model, load_tokenizer
 from densepath.rewards.frozen import FrozenPolicy
 
@@ -35,7 +35,7 @@ def load_policies(
         MissingFileError, ModelError: see `load_model`.
     """
     sources = [locate.locate(name) for name in names]
-    bases = [locate.locate(locate.adapter_base(s)) if locate.is_adapter(s) else s for s in sources]
+    bases = [locate.locate(locate.adapter_base(s)) if _shares_base(s) else s for s in sources]
     shared = {base for source, base in zip(sources, bases, strict=True) if source != base}
     models: dict[str, Any] = {}
     adapters: dict[str, str] = {}
@@ -58,6 +58,11 @@ def load_policies(
                 load_frozen_adapter(model, source, adapters[source])
             policies.append(FrozenPolicy(model, adapters[source]))
     return policies
+
+
+def _shares_base(source: str) -> bool:
+    """Whether a model is an adapter that leaves the weights of its base as they are."""
+    return locate.is_adapter(source) and not replaced_weights(source)
 
 
 def load_common_tokenizer(
@@ -94,7 +99,8 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
         adapter_name: what the adapter is called on the base.
 
     Returns:
-        The view; None where the policy is a plain model, or the model is another one.
+        The view; None where the policy is a plain model, the model is another one, or the policy's adapter or the
+        model's brings weights of the base itself (resized embeddings).
 
     Raises:
         MissingFileError, ModelError: an adapter of this base that cannot be loaded.
@@ -105,9 +111,21 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
     source = locate.locate(name_or_path)
     if not base:
         return None
+    model = policy.get_base_model()
+    if getattr(model, "_densepath_replaced", False) or embedding_rows(model) != _rows_of(base, model):
+        return None  # an adapter of its own embeddings lies on it
     if locate.same_model(source, base):
         return FrozenPolicy(policy, None)
-    if locate.is_adapter(source) and locate.same_model(locate.adapter_base(source), base):
+    if _shares_base(source) and locate.same_model(locate.adapter_base(source), base):
         load_frozen_adapter(policy, source, adapter_name)
         return FrozenPolicy(policy, adapter_name)
     return None
+
+
+def _rows_of(base: str, model: Any) -> int:
+    """Embedding rows that the base has on disk, as its configuration says; those in memory where it says nothing."""
+    with locate.explained(base, "model"):
+        config = type(model.config).from_pretrained(base)
+    rows = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    written = getattr(model.config.get_text_config(), "vocab_size", None)
+    return embedding_rows(model) if rows is None or rows == written else int(rows)

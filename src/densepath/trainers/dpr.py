@@ -24,12 +24,12 @@ from torch import Tensor
 from densepath.core.objective import Normalizer, loss_divisor
 from densepath.data.tokenizer_calls import keep_template_defaults
 from densepath.models.adapters import add_frozen_copy
-from densepath.models.compat import check_deterministic
+from densepath.models.compat import check_deterministic, warn_of_spare_ids
 from densepath.models.hidden import completion_hidden_states
 from densepath.models.load import load_model, load_tokenizer
-from densepath.models.packed_forward import add_packed_forward
-from densepath.models.sampling import sample
-from densepath.models.scoring import causal_lm, head_of, score_completions
+from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
+from densepath.models.sampling import Samples, sample
+from densepath.models.scoring import score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.checks import (
@@ -53,6 +53,7 @@ from densepath.trainers.monitored import DENSE_REWARD, MonitoredTrainer
 from densepath.trainers.policies import frozen_start, loading_arguments, placed, shared_or_loaded, switch_off_dropout
 from densepath.trainers.reward_functions import RewardFunctions
 from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops, token_rewards
+from densepath.trainers.whole_vocabulary import plain_head_of
 
 
 class DPRTrainer(MonitoredTrainer):
@@ -133,10 +134,11 @@ class DPRTrainer(MonitoredTrainer):
         is_peft = hasattr(model, "peft_config")
         if sft_model is None and not is_peft and peft_config is None:
             sft_model = frozen_start(model, name, loading)
+        self._sampled: Samples | None = None
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
         with grpo_arguments(args, self._functions):
-            super().__init__(
+            with_adapted_heads(super().__init__)(
                 model=model,
                 reward_funcs=[self.dense_reward_sum, *self._functions.wrapped],
                 args=args,
@@ -231,13 +233,17 @@ class DPRTrainer(MonitoredTrainer):
             pad_token_id=self._tokenizer.pad_token_id,
             keep_hidden=self._vocabulary is not None and self._vocabulary.all_action,
         )
+        warn_of_spare_ids(samples.completion_ids, self._tokenizer)
         self._sampled = samples
         return samples.completion_ids, samples.logprobs
 
     def _generate(self, prompts: Any) -> Any:
         output = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask, _, logprobs = output[:5]
-        self._use(Rollout(prompt_ids, completion_ids, logprobs, tool_mask=tool_mask))
+        sampled, self._sampled = self._sampled, None
+        # With tools a completion is made of several turns, and the states of the last alone were kept.
+        kept = sampled.hidden if sampled is not None and sampled.completion_ids == completion_ids else []
+        self._use(Rollout(prompt_ids, completion_ids, logprobs, tool_mask=tool_mask, policy_hidden=kept))
         self._functions.begin(tool_mask)
         return output
 
@@ -245,7 +251,7 @@ class DPRTrainer(MonitoredTrainer):
         """Dense reward of each completion of the current rollout, nats: what TRL logs as `reward`."""
         rollout = self._rollout
         if self._vocabulary is not None:
-            policy = causal_lm(self.accelerator.unwrap_model(self.model))
+            policy = self.accelerator.unwrap_model(self.model)
             hidden, rollout.policy_hidden = rollout.policy_hidden, []
             if self._vocabulary.all_action and not hidden:
                 rollout.policy_passes += 1
@@ -253,7 +259,7 @@ class DPRTrainer(MonitoredTrainer):
                     hidden = completion_hidden_states(
                         policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
                     )
-            self._vocabulary.visit(rollout, hidden, head_of(policy), self.eos_token_ids)
+            self._vocabulary.visit(rollout, hidden, plain_head_of(policy), self.eos_token_ids)
         else:
             rollout.scores = self.dense_reward.score_ids(
                 rollout.prompt_ids, rollout.completion_ids, eos_token_ids=self.eos_token_ids

@@ -12,9 +12,10 @@ from torch import Tensor
 from densepath.core.masks import masked_sum
 from densepath.core.objective import clipped_loss, reinforce_loss
 from densepath.errors import ConfigError
-from densepath.models.hidden import has_plain_head
+from densepath.models.logits import plain_head
 from densepath.models.packing import IGNORED_LABEL
 from densepath.rewards.dense import DenseReward
+from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.dpr_config import DPRConfig, Estimator
 from densepath.trainers.rollout import loss_mask
 from densepath.trainers.whole_vocabulary import TOKEN_VALUES, MicroBatchLoss, WholeVocabulary
@@ -47,12 +48,7 @@ def choose_estimator(
     elif multimodal:
         no_heads = "a multimodal model's hidden states depend on more than token ids"
     elif wanted is not Estimator.SAMPLED or not args.kl_in_return:
-        models = {"policy": policy, "SFT model": reward.sft.model}
-        models |= {f"reference {index}": ref.model for index, ref in enumerate(reward.refs)}
-        plain = {id(model): has_plain_head(model) for model in models.values()}
-        odd = [name for name, model in models.items() if not plain[id(model)]]
-        if odd:
-            no_heads = f"the language-model head of the {odd[0]} is not a plain linear layer"
+        no_heads = _head_obstacle(reward, policy)
     if no_heads and not args.kl_in_return:
         raise ConfigError(f"kl_in_return=False needs the KL over the whole vocabulary: {no_heads}; leave it out")
     obstacle = args.all_action_obstacle() or no_heads
@@ -66,6 +62,23 @@ def choose_estimator(
             logger.info("estimator=auto became all_action")
     vocabulary = WholeVocabulary(reward, args, all_action=all_action) if all_action or not args.kl_in_return else None
     return (Estimator.ALL_ACTION if all_action else Estimator.SAMPLED), vocabulary
+
+
+def _head_obstacle(reward: DenseReward, policy: Any) -> str | None:
+    """Why distributions over the whole vocabulary cannot be compared; None if they can."""
+    rows = {}
+    models = {"policy": FrozenPolicy(policy), "SFT model": reward.sft}
+    models |= {f"reference {index}": ref for index, ref in enumerate(reward.refs)}
+    for name, view in models.items():
+        with view.active() as model:
+            head = plain_head(model)
+        if head is None:
+            return f"the language-model head of the {name} is not a plain linear layer"
+        rows[name] = len(head.weight)
+    if len(set(rows.values())) > 1:
+        found = ", ".join(f"{name} {count}" for name, count in rows.items())
+        return f"the heads have different numbers of rows ({found}), so some token ids have no reward"
+    return None
 
 
 def importance_weights(inputs: dict[str, Any], mask: Tensor, mode: str) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from densepath.core.objective import Metrics
 from densepath.data import Encoded
 from densepath.errors import ConfigError, DataError
 from densepath.models.load import disable_dropout
-from densepath.models.packed_forward import add_packed_forward
+from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.models.packing import IGNORED_LABEL
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
@@ -88,7 +88,7 @@ class SelfPlayTrainer(DPOTrainer):  # type: ignore[misc]
         is_spin = args.self_play_loss == SPIN
         self._name, self._paper = "SPIN" if is_spin else "GSIL", {"citation": "", **_PAPERS[is_spin]}
         self._surrogate = None if is_spin else Surrogate(args.self_play_loss)
-        super().__init__(
+        with_adapted_heads(super().__init__)(
             model=model,
             args=args,
             train_dataset=train_dataset,

@@ -13,7 +13,7 @@ from trl import SFTConfig, SFTTrainer
 from densepath.errors import ConfigError, DensepathError
 from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
-from densepath.models.packed_forward import add_packed_forward
+from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.trainers.callbacks import (
     CompleteCheckpointCallback,
     MetricsCallback,
@@ -59,7 +59,7 @@ def sft_trainer(
     args.completion_only_loss = True
     disable_dropout(model)
     try:
-        trainer = SFTTrainer(
+        trainer = with_adapted_heads(SFTTrainer)(
             model=model,
             args=args,
             train_dataset=encoded,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from densepath.core.objective import (
     state_kl_loss,
 )
 from densepath.core.rewards import reference_logprobs
-from densepath.models.scoring import causal_lm, check_finite, head_of, naming
+from densepath.models.logits import plain_head
+from densepath.models.scoring import check_finite, naming
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.scores import DenseScores
 from densepath.trainers.dpr_config import DPRConfig
@@ -31,6 +33,13 @@ from densepath.trainers.rollout import Rollout, penalised_rewards
 TOKEN_VALUES = ("logprobs", "entropy", "state_kl", "clip_ratio")
 """What a loss hands back of each token, in this order: (values, completions, tokens), 0 where there is none."""
 _MODELS = {"sft_logprobs": "the SFT model", "ref_logprobs": "the reference", "policy_logprobs": "the policy"}
+
+
+def plain_head_of(model: Any) -> Head:
+    """A model's head; `choose_estimator` has refused models without a plain one."""
+    head = plain_head(model)
+    assert head is not None
+    return head
 
 
 class WholeVocabulary:
@@ -54,9 +63,8 @@ class WholeVocabulary:
 
     def heads(self) -> list[Head]:
         """Heads of the SFT model and the references; those on one base are one head."""
-        found = {id(policy.model): policy.model for policy in self.policies}
-        lifted = {key: head_of(causal_lm(model)).lifted() for key, model in found.items()}
-        return [lifted[id(policy.model)] for policy in self.policies]
+        found = {id(policy.model): plain_head_of(policy.model).lifted() for policy in self.policies}
+        return [found[id(policy.model)] for policy in self.policies]
 
     def action_rewards(self, policy: Tensor, sft: Tensor, refs: Sequence[Tensor]) -> Tensor:
         """`q(s, .)` from log-probabilities, elementwise: the dense share of the reward less the return's KL terms."""

@@ -1,0 +1,394 @@
+"""How a model's logits are computed so that they are its own: the one place that decides.
+
+Fast scoring runs the layers alone, packed, and applies the language-model head to the states that count. That is
+right for a plain head and full attention. Whether a model is so is not believed of its configuration: the head's
+structure is looked at on every call (an adapter may come, go, or be trained), and the rest is tried once, on a few
+tokens, against the model's own forward pass. What differs is computed by that forward pass instead.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from densepath.core.heads import Head
+from densepath.core.logprobs import TokenScores, chunked_token_logprobs, logit_scores
+from densepath.errors import ModelError
+from densepath.models.compat import embedding_rows, predicted_rows
+from densepath.models.packing import ROW_TOKENS, PackedBatch, pack
+from densepath.models.prefix import SharedPrefix, compute_prefix
+
+OWN_LOGITS = 2**26
+"""Logits that a scoring pass of a model without a plain head computes at most, unless one sequence has more: 256 MiB
+in float32."""
+_TOLERANCE = 2e-3
+_FAILURES = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError)
+_WINDOWS = ("window", "attention_chunk", "local_attention")
+
+
+class Layout(IntEnum):
+    """How sequences share a batch; each does what the one before does, and more."""
+
+    ALONE = 0
+    """Each sequence is a batch of its own."""
+    PADDED = 1
+    """Each is a row, padded on the right."""
+    PACKED = 2
+    """Several share a row under a mask."""
+    SHARED = 3
+    """The beginning of all of them is computed once and kept."""
+
+
+class Scaling(NamedTuple):
+    """What a model does to the output of its head: `softcap(scale raw)`."""
+
+    scale: float
+    softcap: float | None
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What was found for a head: the module, what the configuration said then, and the answers."""
+
+    head: Any
+    bare: bool
+    settings: tuple[Any, ...]
+    scaling: Scaling | None
+    layout: Layout
+
+
+def causal_lm(model: Any) -> Any:
+    """The transformers model inside a PEFT wrapper, adapters left in place.
+
+    Raises:
+        ModelError: an adapter that works in the wrapper's own forward pass (virtual prompt tokens, aLoRA, X-LoRA).
+    """
+    if not (hasattr(model, "peft_config") and hasattr(model, "get_base_model")):
+        return model
+    for name in getattr(model, "active_adapters", ()):
+        config = model.peft_config.get(name)
+        kind = str(getattr(getattr(config, "peft_type", ""), "value", ""))
+        if getattr(config, "is_prompt_learning", False):
+            raise ModelError(f"adapter {name!r} has virtual prompt tokens (prefix or prompt tuning): use LoRA")
+        if kind == "XLORA" or getattr(config, "alora_invocation_tokens", None):
+            raise ModelError(f"adapter {name!r} changes with the tokens of its input (aLoRA, X-LoRA): use LoRA")
+    return model.get_base_model()
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether a process holds but a part of the model's weights (FSDP2, DeepSpeed ZeRO-3)."""
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+def plain_head(model: Any) -> Head | None:
+    """The head whose `head_logprobs` of the last hidden states are the model's log-probabilities; None if none is.
+
+    Not so for a head with an adapter (active or not, merged or not), hooks or a parametrisation, a quantised one, one
+    with layers of its own, and for logits that the model changes in a way that `Head` does not know.
+
+    Args:
+        model: causal LM, PEFT included, as it is used. Sharded, the weight is this process's part.
+    """
+    model = causal_lm(model)
+    tried = _tried(model)
+    if tried.scaling is None:
+        return None
+    head = tried.head
+    return Head(head.weight, head.bias, *tried.scaling)
+
+
+def layout_of(model: Any) -> Layout:
+    """How far sequences may share a batch so that their scores stay what the model gives each alone.
+
+    Models with sliding windows, recurrent layers or attention kernels without arbitrary masks are not packed; the
+    results are the same, only slower.
+
+    Raises:
+        ModelError: the model is not causal: what follows a token changes its prediction.
+    """
+    return _tried(causal_lm(model)).layout
+
+
+def supports_packing(model: Any) -> bool:
+    """Whether rows may hold several sequences of this model; see `layout_of`."""
+    return layout_of(model) >= Layout.PACKED
+
+
+def hidden_states(model: Any, batch: PackedBatch, prefix: SharedPrefix | None = None) -> Tensor:
+    """(rows, width, hidden width) last hidden states of a packed batch, behind a beginning that all share if given."""
+    return model.base_model(**model_inputs(batch, prefix), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+
+def own_logits(
+    model: Any,
+    batch: PackedBatch,
+    rows: Tensor,
+    columns: Tensor,
+    prefix: SharedPrefix | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> Tensor:
+    """(positions, vocabulary) logits of the model's own forward pass, in its dtype.
+
+    Args:
+        model: causal LM.
+        batch: what it reads.
+        rows: (positions,) int64.
+        columns: (positions,) int64.
+        prefix: the beginning that all sequences share, if it was kept.
+        forward: the forward pass to call; the model's own if None, without the autocast a trainer put around it.
+    """
+    given = model_inputs(batch, prefix)
+    kept, places = torch.unique(columns, return_inverse=True)
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        given["logits_to_keep"] = kept.to(batch.input_ids.device)
+    logits: Tensor = (forward or _forward(model))(**given, use_cache=False).logits
+    columns = places if logits.shape[1] == len(kept) else columns  # a model may read the argument and ignore it
+    return logits[rows.to(logits.device), columns.to(logits.device)]
+
+
+def score_positions(
+    model: Any,
+    batch: PackedBatch,
+    where: tuple[Tensor, Tensor],
+    head: Head | None,
+    prefix: SharedPrefix | None = None,
+    forward: Callable[..., Any] | None = None,
+) -> TokenScores:
+    """Scores of the labels at (rows, columns) of a batch: with gradients where they are on.
+
+    Args:
+        model: causal LM.
+        batch: what it reads, with `labels`.
+        where: row and column (positions,) of each.
+        head: `plain_head` of the model; None computes its own logits.
+        prefix: the beginning that all sequences share, if it was kept.
+        forward: see `own_logits`.
+    """
+    labels = batch.labels[where]
+    if head is None:
+        logits = own_logits(model, batch, *where, prefix, forward)
+        return logit_scores(logits, labels.to(logits.device))
+    hidden = hidden_states(model, batch, prefix)[where]
+    weight, bias, scale, softcap = head
+    return chunked_token_logprobs(hidden, weight, labels, bias, logit_scale=scale, softcap=softcap)
+
+
+def batches_of(
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    layout: Layout,
+    token_budget: int | None = None,
+    row_tokens: int = ROW_TOKENS,
+) -> Iterator[PackedBatch]:
+    """What `pack` yields, as a layout allows."""
+    budget = 1 if layout is Layout.ALONE else token_budget
+    return pack(prompts, completions, token_budget=budget, row_tokens=row_tokens, padded=layout < Layout.PACKED)
+
+
+def own_budget(model: Any, token_budget: int) -> int:
+    """Tokens in one pass that computes whole logits, so that there are not more than `OWN_LOGITS` of them."""
+    return max(1, min(token_budget, OWN_LOGITS // embedding_rows(model)))
+
+
+def model_inputs(batch: PackedBatch, prefix: SharedPrefix | None = None) -> dict[str, Any]:
+    """Arguments of a forward pass. A model counts the positions of rows that are padded on the right itself."""
+    if prefix is not None:
+        return prefix.inputs(batch)
+    mask = batch.attention_mask
+    if mask is not None and mask.dim() == 2:
+        return {"input_ids": batch.input_ids, "attention_mask": mask}
+    return {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": batch.position_ids}
+
+
+def _forward(model: Any) -> Callable[..., Any]:
+    """The model's forward pass in its own precision: accelerate keeps it when it puts autocast around."""
+    kept: Callable[..., Any] | None = model.__dict__.get("_original_forward")
+    # A sharded model is asked inside of a forward pass, whose hooks have run.
+    return kept if kept is not None else model.forward if is_sharded(model) else model
+
+
+# -- the trial -------------------------------------------------------------------------------------------------
+
+
+def _tried(model: Any) -> _Tried:
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    bare, settings = _is_bare(model, head), _settings(model)
+    known: _Tried | None = getattr(model, "_densepath_tried", None)
+    if known is not None and known.head is head and (known.bare, known.settings) == (bare, settings):
+        return known
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            tried, sure = _try(model, head, bare, settings)
+    finally:
+        for module, training in modes:
+            module.training = training
+    if sure:
+        model._densepath_tried = tried
+    return tried
+
+
+def _is_bare(model: Any, head: Any) -> bool:
+    """Whether a head is a linear layer and nothing else: no adapter, hook, parametrisation, quantisation."""
+    if is_sharded(model):  # hooks put its weights together
+        kind = type(head).__bases__[-1] if isinstance(head, FSDPModule) else type(head)
+        return kind is nn.Linear
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return type(head) is nn.Linear and "forward" not in vars(head) and not any(vars(head)[name] for name in hooks)
+
+
+def _settings(model: Any) -> tuple[Any, ...]:
+    """Scales and soft-capping that the configuration names."""
+    config = model.config.get_text_config()
+    names = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling", "final_logit_softcapping")
+    return tuple(getattr(config, name, None) for name in names)
+
+
+def _scalings(settings: tuple[Any, ...]) -> list[Scaling]:
+    """What the configuration may mean; the trial says which it is."""
+    *scales, softcap = settings
+    numbers = [float(scale) for scale in scales if isinstance(scale, (int, float))]
+    tried = [1.0, *numbers, *(1 / number for number in numbers if number)]
+    caps = [None] if not softcap else [None, float(softcap)]
+    return [Scaling(scale, cap) for scale in tried for cap in caps]
+
+
+def _try(model: Any, head: Any, bare: bool, settings: tuple[Any, ...]) -> tuple[_Tried, bool]:
+    """What the model's own log-probabilities equal, and whether that can be kept: not with NaN among the weights."""
+    embeddings = model.get_input_embeddings().weight
+    ids = [(7 * k + 3) % predicted_rows(model) for k in range(12)]
+    sequences = [ids[:4], ids[:4], [*ids[:2], *ids[5:7]]], [ids[4:8], ids[8:11], ids[7:11]]
+    own = _try_scores(model, sequences, Layout.ALONE, None)
+    if not bool(torch.isfinite(own).all()):
+        return _Tried(head, bare, settings, None, Layout.ALONE), False
+    _check_causal(model, ids)
+    scaling = _scaling(model, head, settings, ids) if bare else None
+    plain = None if scaling is None else Head(head.weight, head.bias, *scaling)
+    # A model's own half-precision logits are rounded to 2^-8 of their size.
+    rounding = _TOLERANCE if embeddings.dtype in (torch.float32, torch.float64) else 0.25
+    alone = _attempt(functools.partial(_try_scores, model, sequences, Layout.ALONE, plain))
+    if alone is None or not _near(alone, own, rounding):
+        alone, plain, scaling = own, None, None
+    most = Layout.SHARED if _has_plain_attention(model) and not is_sharded(model) else Layout.PADDED
+    for layout in range(most, Layout.ALONE, -1):
+        found = _attempt(functools.partial(_try_scores, model, sequences, Layout(layout), plain))
+        if found is not None and _near(found, alone, _TOLERANCE):
+            return _Tried(head, bare, settings, scaling, Layout(layout)), True
+    return _Tried(head, bare, settings, scaling, Layout.ALONE), True
+
+
+def _try_scores(
+    model: Any, sequences: tuple[list[list[int]], list[list[int]]], layout: Layout, head: Head | None
+) -> Tensor:
+    """Log-probabilities of all completion tokens: shared prompts in one row, and each sequence in a row of its own."""
+    prompts, completions = sequences
+    device = model.get_input_embeddings().weight.device
+    prefix = compute_prefix(model, prompts[0][:2]) if layout is Layout.SHARED else None
+    prompts = [prompt[0 if prefix is None else prefix.length :] for prompt in prompts]
+    found: list[Tensor] = []
+    for row_tokens in (ROW_TOKENS, 1) if layout >= Layout.PACKED else (ROW_TOKENS,):
+        rows: dict[int, Tensor] = {}
+        for batch in batches_of(prompts, completions, layout, row_tokens=row_tokens):
+            batch = batch.to(device)
+            scores = score_positions(model, batch, batch.predicting(), head, prefix)
+            rows.update(zip(batch.sequences, torch.split(scores.logprobs, list(batch.lengths)), strict=True))
+        found.append(torch.cat([rows[index] for index in range(len(prompts))]))
+    return torch.stack(found)
+
+
+def _attempt(function: Callable[[], Tensor]) -> Tensor | None:
+    """What the function returns, or None where the model does not take its arguments."""
+    try:
+        return function()
+    except _FAILURES:
+        return None
+
+
+def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    expected = expected[:1].expand_as(found)
+    return bool(torch.allclose(found, expected, atol=tolerance, rtol=tolerance))
+
+
+def _check_causal(model: Any, ids: list[int]) -> None:
+    """Refuse a model whose prediction of a token changes with what follows it."""
+    device = model.get_input_embeddings().weight.device
+    whole, part = (
+        _forward(model)(**_plain_inputs(given, device), use_cache=False).logits[0, :8].float()
+        for given in (ids, ids[:8])
+    )
+    rounding = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05
+    tolerance = rounding * max(1.0, float(part.abs().max()))
+    if not torch.allclose(whole.log_softmax(-1), part.log_softmax(-1), atol=tolerance, rtol=0):
+        raise ModelError(
+            f"{type(model).__name__} is not causal: what follows a token changes its prediction, so the tokens of a "
+            "completion have no log-probabilities; load it as a decoder (is_decoder=True), or choose a causal model"
+        )
+
+
+def _plain_inputs(ids: list[int], device: torch.device) -> dict[str, Tensor]:
+    inputs = torch.tensor([ids], device=device)
+    return {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}
+
+
+def _scaling(model: Any, head: nn.Linear, settings: tuple[Any, ...], ids: list[int]) -> Scaling | None:
+    """What the model does to its head's output, if it reads the last hidden states and only scales and caps that.
+
+    The output is replaced by noise, so that the answer does not depend on the weights: those of a head may be zero.
+    """
+    inputs = _plain_inputs(ids, model.get_input_embeddings().weight.device)
+    seen: dict[str, Tensor] = {}
+
+    def replace(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        noise = 20 * torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+        seen["read"], seen["raw"] = given[0], noise.to(output)
+        return seen["raw"]
+
+    def states() -> Tensor:
+        return model.base_model(**inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+
+    handle = head.register_forward_hook(replace)
+    try:
+        logits: Tensor = _forward(model)(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    hidden = _attempt(states)
+    if hidden is None or "raw" not in seen or seen["raw"].shape != logits.shape or hidden.shape != seen["read"].shape:
+        return None
+    exact = seen["raw"].dtype in (torch.float32, torch.float64)
+    tolerance = 1e-5 if exact else 2**-7
+    raw, logits = seen["raw"].double(), logits.double()
+    if not torch.allclose(seen["read"].float(), hidden.float(), atol=1e-3 if exact else 0.1, rtol=10 * tolerance):
+        return None
+    for scaling in _scalings(settings):
+        expected = raw * scaling.scale
+        if scaling.softcap is not None:
+            expected = scaling.softcap * torch.tanh(expected / scaling.softcap)
+        if torch.allclose(logits, expected, atol=tolerance * scaling.scale, rtol=tolerance):
+            return scaling
+    return None
+
+
+def _has_plain_attention(model: Any) -> bool:
+    """Whether the configuration promises full causal attention on an implementation that takes a 4-D mask."""
+    config = model.config.get_text_config()
+    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
+        return False
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return all(kind == "full_attention" for kind in layer_types)
+    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
+        return False
+    # A window that is wider than the trial's tokens cannot be seen there.
+    names = [name for name in vars(config) if any(part in name for part in _WINDOWS)]
+    known = ("sliding_window", "use_sliding_window", "max_window_layers")
+    return not any(getattr(config, name) for name in names if name not in known)
