@@ -15,8 +15,7 @@ class DiagnoseArguments:
     run_dir: str = option("", "Folder of an SFT run: output_dir of densepath sft or run, with its references.")
     dataset_name: str | None = option(
         None,
-        "Validation rows: JSONL, CSV, Parquet, a folder or a hub id. None: data/validation.jsonl of a "
-        "densepath run.",
+        "Validation rows: JSONL, CSV, Parquet, a folder or a hub id. None: data/validation.jsonl of a densepath run.",
     )
     dataset_train_split: str = option("train", "Split of a hub data set or datasets folder.")
     verifier: str | None = option(
