@@ -192,6 +192,22 @@ def test_a_window_wider_than_the_trial_is_not_packed():
         torch.testing.assert_close(values.double(), own(model, prompt, completion), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "longrope", "original_max_position_embeddings": 16, "short_factor": [1.0] * 4,
+         "long_factor": [4.0] * 4, "factor": 4.0},
+    ],
+)  # fmt: skip
+def test_rotary_frequencies_that_follow_the_longest_sequence_are_not_mixed(rope):
+    model = tiny_llama(rope_parameters={"rope_theta": 10000.0, **rope})
+    prompts, completions = [[1, 2, 3], [*range(1, 31)], [4, 5]], [[6, 7], [8, 9, 10], [11]]
+    scored = score_completions(model, prompts, completions)
+    for prompt, completion, values in zip(prompts, completions, scored.logprobs, strict=True):
+        torch.testing.assert_close(values.double(), own(model, prompt, completion), atol=1e-5, rtol=0)
+
+
 def test_a_model_that_sees_later_tokens_is_refused():
     sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
     config = BertConfig(intermediate_size=32, initializer_range=0.3, **sizes)

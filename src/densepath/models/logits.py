@@ -280,6 +280,8 @@ def _try(model: Any, head: Any, bare: bool, settings: tuple[Any, ...]) -> tuple[
     if alone is None or not _near(alone, own, rounding):
         alone, plain, scaling = own, None, None
     most = Layout.SHARED if _has_plain_attention(model) and not is_sharded(model) else Layout.PADDED
+    if _depends_on_length(model):
+        most = Layout.ALONE
     for layout in range(most, Layout.ALONE, -1):
         found = _attempt(functools.partial(_try_scores, model, sequences, Layout(layout), plain))
         if found is not None and _near(found, alone, _TOLERANCE):
@@ -376,6 +378,14 @@ def _scaling(model: Any, head: nn.Linear, settings: tuple[Any, ...], ids: list[i
         if torch.allclose(logits, expected, atol=tolerance * scaling.scale, rtol=tolerance):
             return scaling
     return None
+
+
+def _depends_on_length(model: Any) -> bool:
+    """Whether rotary frequencies change with the longest sequence of a batch, far beyond the trial's length."""
+    config = model.config.get_text_config()
+    found = [getattr(config, name, None) or {} for name in ("rope_parameters", "rope_scaling")]
+    nested = [part for each in found for part in (each, *each.values()) if isinstance(part, dict)]
+    return any(part.get("rope_type", part.get("type")) in ("dynamic", "longrope") for part in nested)
 
 
 def _has_plain_attention(model: Any) -> bool:
