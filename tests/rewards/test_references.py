@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -205,6 +206,9 @@ def test_models_below_the_folder_move_with_it(saved, tmp_path):
     assert (record["sft"], record["refs"]) == ("./model-0", ["./model-1"])
     moved = saved_copy.rename(tmp_path / "second")
     assert DenseReward.from_pretrained(moved).score(["a"], ["b"]).sums.shape == (1,)
+    shutil.copyfile(moved / "model-0/model.safetensors", moved / "model-1/model.safetensors")
+    with pytest.raises(ModelError, match=r"model-1 is another model than it was \(weights changed\): save anew"):
+        DenseReward.from_pretrained(moved)
 
 
 def test_adapters_and_their_base_share_it_in_memory(saved):

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from tests.tiny_models import with_lora
 from tests.trainers.test_dpr import trainer_of
 from transformers import TrainerCallback
+
+from densepath.errors import ResumeError
 
 STEPS = 5
 COMMON = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4}
@@ -68,6 +71,19 @@ def test_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, prompts, 
         for trainer in (whole, second)
     ]
     assert logs[0] == logs[1]
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, make_model, tokenizer, prompts):
+    values = {**COMMON, "max_steps": 2}
+    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, **values)
+    trainer.train()
+    path = Path(trainer.args.output_dir) / "checkpoint-1/rollout_0.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = {**file.metadata(), "processes": "2"}
+    save_file(load_file(path), path, metadata=metadata)
+    again = trainer_of(tmp_path, make_model, tokenizer, prompts, **values)
+    with pytest.raises(ResumeError, match="with 2 processes, and this one has 1"):
+        again.train(resume_from_checkpoint=str(path.parent))
 
 
 def test_a_checkpoint_holds_the_policy_alone_and_the_rollout_only_while_it_is_used(

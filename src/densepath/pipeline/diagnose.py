@@ -13,7 +13,7 @@ from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.choosing import BASE, kept_references
+from densepath.pipeline.choosing import kept_references
 from densepath.pipeline.data import Rows, check_answers, check_prompts, load_rows
 from densepath.pipeline.diagnose_config import DiagnoseArguments
 from densepath.pipeline.progress import StageProgress
@@ -32,7 +32,7 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         DensepathError: a folder without an SFT run, or data or configuration that cannot be used.
     """
     run_dir = Path(arguments.run_dir)
-    sft, kept, recipe = kept_references(run_dir, include_base=not arguments.references or BASE in arguments.references)
+    sft, kept, recipe = kept_references(run_dir, include_base=True)
     references = _chosen(kept, arguments.references)
     trust = arguments.trust_remote_code
     tokenizer = load_tokenizer(sft, **arguments.tokenizer_options())

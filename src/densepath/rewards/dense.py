@@ -21,6 +21,7 @@ from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import check_vocabularies
 from densepath.models.compat import eos_token_ids as ending_ids
+from densepath.models.identity import differences, model_identity
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, naming
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_common_tokenizer, load_policies
@@ -160,7 +161,8 @@ class DenseReward:
             "refs": [_portable(name, folder) for name in self.sources["refs"]],
         }
         settings = {name: getattr(self, name) for name in _SAVED}
-        write_json_atomic(folder / REWARD_FILE, {"format": 1, **models, **settings})
+        identities = [model_identity(name) for name in (self.sources["sft"], *self.sources["refs"])]
+        write_json_atomic(folder / REWARD_FILE, {"format": 1, **models, **settings, "identities": identities})
 
     @classmethod
     def from_pretrained(cls, pretrained_path: str | Path, **kwargs: Any) -> DenseReward:
@@ -182,8 +184,14 @@ class DenseReward:
         if not isinstance(record, dict) or record.get("format") != 1 or not {"sft", "refs", *_SAVED} <= set(record):
             raise ConfigError(f"{path}: not a file that DenseReward.save_pretrained of this version wrote")
         settings = {name: record[name] for name in _SAVED}
-        refs = [_resolved(name, folder) for name in record["refs"]]
-        return cls.from_models(_resolved(record["sft"], folder), refs, **{**settings, **kwargs})
+        sft, *refs = (_resolved(name, folder) for name in (record["sft"], *record["refs"]))
+        for name, identity in zip((sft, *refs), record.get("identities", ()), strict=False):  # early files have none
+            changed = differences(identity, model_identity(name)) if identity else []
+            if changed:
+                raise ModelError(
+                    f"{path}: {name} is another model than it was ({', '.join(changed)} changed): save anew"
+                )
+        return cls.from_models(sft, refs, **{**settings, **kwargs})
 
     # -- scoring -----------------------------------------------------------------------------------------------
 

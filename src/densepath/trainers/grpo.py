@@ -25,7 +25,7 @@ from trl.trainer.utils import RepeatSampler
 
 from densepath.data import encode_prompt
 from densepath.data.rows import template_arguments
-from densepath.errors import ConfigError, DensepathError
+from densepath.errors import ConfigError, DensepathError, ResumeError
 from densepath.io import atomic_path, write_text_atomic
 from densepath.models.identity import record_base
 from densepath.trainers.completion_table import TokenTable, token_rows
@@ -224,7 +224,10 @@ class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
         with safe_open(self._rollout_file(Path(checkpoint)), framework="pt") as file:
             metadata = file.metadata()
             if int(metadata["processes"]) != self.accelerator.num_processes:
-                return
+                raise ResumeError(
+                    f"{checkpoint} is of a training with {metadata['processes']} processes, and this one has "
+                    f"{self.accelerator.num_processes}: the batches would be others; start as many as before"
+                )
             self._step = int(metadata["step"])
             shape = json.loads(metadata["shape"])
             buffered = _restore(shape, lambda name: file.get_tensor(name).to(self.accelerator.device))
