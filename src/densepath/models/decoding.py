@@ -105,7 +105,9 @@ class Decoder:
     def _forward(self, input_ids: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
         input_ids, attention_mask = input_ids.to(self.device), attention_mask.to(self.device)
         arguments: dict[str, Any] = {"use_cache": self._cache_name is not None}
-        if self.expands:  # otherwise rows are alone, without padding: state-space layers cannot read a mask of the past
+        if (
+            self.expands
+        ):  # otherwise rows are alone, without padding: state-space layers cannot read a mask of the past
             arguments["attention_mask"] = attention_mask
         if self._cache_name is not None:
             arguments[self._cache_name] = self._cache

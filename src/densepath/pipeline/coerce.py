@@ -37,28 +37,38 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if hint is bool:
         if isinstance(value, bool):
             return value
-        if str(value).lower() in ("true", "1", "yes", "y", "t"):
+        if str(value).lower() in ("true", "1", "yes", "y", "t", "on"):
             return True
-        if str(value).lower() in ("false", "0", "no", "n", "f"):
+        if str(value).lower() in ("false", "0", "no", "n", "f", "off"):
             return False
         raise ConfigError(f"{name}={value!r} must be true or false")
     if hint in (int, float):
         if isinstance(value, bool) or value is None:
             raise ConfigError(f"{name}={value!r} must be a number")
+        if hint is int and isinstance(value, int):
+            return value
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(f"{name}={value!r} must be a number") from None
         if hint is float:
             return number
         if not math.isfinite(number) or number != int(number):
             raise ConfigError(f"{name}={value!r} must be a whole number")
-        return int(number)
+        return _whole(value, number)
     if hint is str:
         if isinstance(value, (dict, list)) or value is None:
             raise ConfigError(f"{name}={value!r} must be text")
         return str(value)
     return value
+
+
+def _whole(value: Any, number: float) -> int:
+    """The whole number that a value says, exactly where it is written in digits: a float holds but 53 bits of it."""
+    try:
+        return int(value)
+    except ValueError:  # "8.0", "1e3"
+        return int(number)
 
 
 def _words(text: str) -> list[str]:
