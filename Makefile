@@ -52,6 +52,7 @@ check: $(VENV)/.installed-dev
 # torch alone keeps its pin: what pip resolves without one is a CUDA build of gigabytes, on a machine without GPU too.
 NEWEST := .venv-newest
 NEWEST_CONSTRAINTS := $(NEWEST)/torch.txt
+LIBRARIES := transformers trl peft accelerate datasets
 SEAMS := tests/trainers/test_trl_seam.py tests/trainers/test_refusals.py tests/models/test_sampling.py \
 	tests/models/test_scoring.py tests/models/test_packed_forward.py tests/models/test_packing.py
 
@@ -69,8 +70,8 @@ check-newest-seams: $(VENV)/.installed-dev
 	grep '^torch==' constraints.txt > $(NEWEST)-seams/torch.txt
 	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
 		> $$($(NEWEST)-seams/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
-	$(NEWEST)-seams/bin/pip --disable-pip-version-check install --quiet --upgrade --upgrade-strategy eager \
-		--constraint $(NEWEST)-seams/torch.txt --editable .
+	$(NEWEST)-seams/bin/pip --disable-pip-version-check install --quiet --upgrade \
+		--constraint $(NEWEST)-seams/torch.txt --editable . $(LIBRARIES)
 	OMP_NUM_THREADS=1 $(NEWEST)-seams/bin/python -m pytest -n 2 --dist loadfile $(SEAMS)
 
 browser:

@@ -207,6 +207,7 @@ def test_one_answer_is_shown_alone(view, choices):
         ({"completions": ["a", "z" * 301]}, 413, "completions[1] has 301 characters"),
         ({"completions": ["z" * 290]}, 422, "the models' context holds 256; shorten them"),
         ({"model": "x"}, 422, "model: Extra inputs are not permitted"),
+        ({"completions": ["a", "b\ud83d"]}, 422, "completions[1]: no text: character 1 is half of a surrogate pair"),
     ],
 )
 def test_texts_that_are_refused(view, choices, changes, status, message):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -275,6 +276,9 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             )
 
     def _check_estimate(self) -> None:
+        for name in ("beta", "ref_beta", "reward_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)} must be a finite number")
         for name in ("beta", "ref_beta"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0")
