@@ -86,7 +86,7 @@ def test_dpr_refuses_in_one_line(changes, message):
 
 @pytest.mark.parametrize("name", sorted(sft.WITHOUT_EFFECT))
 def test_sft_refuses_each_argument_that_it_does_not_use(name):
-    args = SFTConfig("out", report_to="none")
+    args = SFTConfig("out", report_to="none", bf16=False)
     check_sft_arguments(args)
     setattr(args, name, False if name == "completion_only_loss" else _another(sft.WITHOUT_EFFECT[name]))
     with pytest.raises(ConfigError, match=rf"^{name}=.* has no effect in SFT"):
@@ -94,13 +94,13 @@ def test_sft_refuses_each_argument_that_it_does_not_use(name):
 
 
 def test_sft_takes_what_it_does_anyway():
-    check_sft_arguments(SFTConfig("out", report_to="none", completion_only_loss=True, loss_type="dft"))
+    check_sft_arguments(SFTConfig("out", report_to="none", bf16=False, completion_only_loss=True, loss_type="dft"))
 
 
 @pytest.mark.parametrize("name", sorted(set(self_play.WITHOUT_EFFECT) - {"loss_weights"}))
 def test_self_play_refuses_each_argument_that_it_does_not_use(name):
     with pytest.raises(ConfigError, match=rf"^{name}=.* has no effect in self-play"):
-        SelfPlayConfig("out", report_to="none", **{name: _another(self_play.WITHOUT_EFFECT[name])})
+        SelfPlayConfig("out", report_to="none", bf16=False, **{name: _another(self_play.WITHOUT_EFFECT[name])})
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
-from transformers import TrainingArguments
 from trl import SFTConfig
 
 from densepath.errors import ConfigError
 from densepath.pipeline.coerce import coerce
-from densepath.trainers.refusals import check_startable, refusing
+from densepath.trainers.refusals import refusing
 from densepath.trainers.sft import check_sft_arguments
 
 T = TypeVar("T")
@@ -76,8 +75,6 @@ def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         config = kind(**checked)
     if isinstance(config, SFTConfig):
         check_sft_arguments(config)
-    if isinstance(config, TrainingArguments):
-        check_startable(config)
     return config
 
 

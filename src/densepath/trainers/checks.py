@@ -14,7 +14,7 @@ from densepath.models.compat import context_length
 from densepath.rewards.dense import RewardKind
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.refusals import check_startable
+from densepath.trainers.refusals import check_optimization
 from densepath.trainers.reward_functions import RewardFunctions
 
 _TEMPLATE_TOKENS = 256
@@ -33,7 +33,7 @@ def check_arguments(ref_model: Any, args: Any) -> None:
         raise ConfigError(
             f"args is a {type(args).__name__}: DPRTrainer takes a DPRConfig, which has the same arguments"
         )
-    check_startable(args)
+    check_optimization(args)
     for each in ref_model if isinstance(ref_model, (list, tuple)) else [ref_model]:
         if callable(each) and not isinstance(each, (nn.Module, FrozenPolicy)):
             raise ConfigError(

@@ -34,7 +34,7 @@ class RewardLevel(str, Enum):
 
 _USED = frozenset(
     {
-        *("learning_rate", "model_init_kwargs", "trust_remote_code", "disable_dropout", "chat_template_kwargs"),
+        *("model_init_kwargs", "trust_remote_code", "disable_dropout", "chat_template_kwargs"),
         *("num_generations", "num_generations_eval", "generation_batch_size", "steps_per_generation"),
         *("max_completion_length", "max_tool_calling_iterations", "shuffle_dataset", "pad_to_multiple_of"),
         *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),  # refused below: they sample another policy

@@ -90,10 +90,20 @@ def _cause(error: Exception) -> str:
 
 
 def check_startable(args: TrainingArguments) -> None:
-    """Refuse what transformers and TRL would refuse only when training begins: packages, optimizer, learning rate.
+    """Refuse, before models are loaded, what would be refused later: packages, optimizer, learning rate.
 
     Raises:
         ConfigError: a tracker or package that is not there, or arguments that optimizer or scheduler do not take.
+    """
+    check_packages(args)
+    check_optimization(args)
+
+
+def check_packages(args: TrainingArguments) -> None:
+    """Refuse arguments whose package is not on this machine: trackers, vLLM, liger.
+
+    Raises:
+        ConfigError: the first such argument, with what to install.
     """
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ConfigError(
@@ -110,6 +120,14 @@ def check_startable(args: TrainingArguments) -> None:
             raise ConfigError(
                 f"report_to={name} needs a package that is missing: pip install {name}; or report_to=none"
             )
+
+
+def check_optimization(args: TrainingArguments) -> None:
+    """Refuse what transformers would refuse only when training begins: an optimizer or a schedule that cannot be made.
+
+    Raises:
+        ConfigError: with the cause.
+    """
     optimizer = _optimizer(args)
     with refusing("lr_scheduler_type, lr_scheduler_kwargs"):
         steps = max(1, args.max_steps)

@@ -29,7 +29,7 @@ from densepath.models.packed_forward import add_packed_forward
 from densepath.models.packing import IGNORED_LABEL
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
-from densepath.trainers.refusals import check_startable, refuse_unused, refusing, without_effect
+from densepath.trainers.refusals import check_optimization, refuse_unused, refusing, without_effect
 
 SPIN = "spin"
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
@@ -48,7 +48,7 @@ _PAPERS = {
 
 _USED = frozenset(
     {
-        *("learning_rate", "beta", "disable_dropout", "activation_offloading", "router_aux_loss_coef", "pad_token"),
+        *("beta", "disable_dropout", "activation_offloading", "router_aux_loss_coef", "pad_token"),
         *("max_length", "pad_to_multiple_of", "precompute_ref_log_probs", "trust_remote_code"),
     }
 )
@@ -103,7 +103,7 @@ class SelfPlayTrainer(DPOTrainer):  # type: ignore[misc]
         is_spin = args.self_play_loss == SPIN
         self._name, self._paper = "SPIN" if is_spin else "GSIL", {"citation": "", **_PAPERS[is_spin]}
         self._surrogate = None if is_spin else Surrogate(args.self_play_loss)
-        check_startable(args)
+        check_optimization(args)
         with refusing(f"{self._name} cannot begin"):
             super().__init__(
                 model=model,

@@ -21,11 +21,11 @@ from densepath.trainers.callbacks import (
     save_folder_atomic,
 )
 from densepath.trainers.ema import EMACallback
-from densepath.trainers.refusals import check_startable, refuse_unused, refusing, without_effect
+from densepath.trainers.refusals import check_optimization, refuse_unused, refusing, without_effect
 
 _USED = frozenset(
     {
-        *("learning_rate", "loss_type", "shuffle_dataset", "activation_offloading", "router_aux_loss_coef"),
+        *("loss_type", "shuffle_dataset", "activation_offloading", "router_aux_loss_coef"),
         *("max_length", "pad_to_multiple_of", "pad_token", "eos_token", "chat_template_path", "trust_remote_code"),
     }
 )
@@ -92,7 +92,7 @@ def sft_trainer(
         if not 0 <= fraction < 1:
             raise ConfigError(f"reference fraction {fraction} must lie in [0, 1): 1 is the SFT model itself")
     check_sft_arguments(args)
-    check_startable(args)
+    check_optimization(args)
     args.completion_only_loss = True
     disable_dropout(model)
     with refusing("SFT cannot begin"):
