@@ -50,7 +50,7 @@ class AssistantMessage(_Sent):
     content: Unicode
 
 
-_Text = Annotated[Unicode, Field(min_length=1, description="Plain text, tokenised as it is.")]
+_Text = Annotated[str, Field(min_length=1, description="Plain text, tokenised as it is."), AfterValidator(_unicode)]
 _Turns = Annotated[
     list[Message], Field(min_length=1, description="The turns before the answer, rendered by the chat template.")
 ]

@@ -32,7 +32,7 @@ class ViewRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: Annotated[Unicode, Field(min_length=1)]
+    prompt: Annotated[str, Field(min_length=1)]  # pydantic then looks that it is Unicode
     completions: Annotated[list[Unicode], Field(min_length=1, max_length=2)]
     sft: Unicode
     ref: Unicode | None = None
