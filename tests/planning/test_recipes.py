@@ -85,7 +85,7 @@ def test_a_recipe_that_does_not_fit_is_refused_with_the_term(name, capsys):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_recipe_makes_the_configs_of_its_stages(name, tmp_path):
+def test_a_recipe_makes_the_configs_of_its_stages(name, tmp_path, monkeypatch):
     path = f"recipes/{name}.yaml"
     arguments, others = parse(
         RunArguments,
@@ -99,6 +99,7 @@ def test_a_recipe_makes_the_configs_of_its_stages(name, tmp_path):
     assert sft.gradient_accumulation_steps == given["sft_gradient_accumulation_steps"]
     assert (dpr.use_vllm, dpr.max_completion_length) == (given["dpr_use_vllm"], given["max_completion_length"])
     assert Path(given["accelerate_config"]).is_file()
+    monkeypatch.setattr("densepath.trainers.refusals.is_vllm_available", lambda: True)  # as where the recipe is for
     check_configuration(arguments, others)  # what densepath run refuses before its first stage
 
 

@@ -156,6 +156,43 @@ def test_hostile_json_is_refused(client, body):
     assert error(client.post("/v1/score", content=body, headers=JSON), 400)["type"] == "bad_request"
 
 
+GREEN = {"prompt": "name", "completion": "green"}
+HALF = "\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "place"),
+    [
+        ("score", {"items": [GREEN, {"prompt": "name", "completion": f"blue {HALF}"}]}, "items[1].completion"),
+        ("score", {"items": [GREEN, {"prompt": HALF, "completion": "blue"}]}, "items[1].prompt"),
+        (
+            "score",
+            {"items": [{"prompt": [{"role": "user", "content": HALF}], "completion": "a"}]},
+            "items[0].prompt[0].content",
+        ),
+        ("score", {"items": [{"prompt": TURNS, "completion": HALF}]}, "items[0].completion"),
+        (
+            "score",
+            {"items": [{"prompt": TURNS, "completion": [{"role": "assistant", "content": HALF}]}]},
+            "items[0].completion",
+        ),
+        ("score", {"items": [GREEN], HALF: 1}, ""),
+        ("rank", {"prompt": "x", "completions": ["a", HALF]}, "completions[1]"),
+        ("rank", {"prompt": TURNS, "completions": ["a", HALF]}, "completions[1]"),
+    ],
+)
+def test_half_of_a_surrogate_pair_is_no_text_and_its_place_is_told(client, path, sent, place):
+    """JSON can say it (`json.dumps` does); UTF-8, and so a tokenizer, cannot."""
+    found = error(client.post(f"/v1/{path}", content=json.dumps(sent), headers=JSON), 422)
+    assert (found["param"] or "").startswith(place)
+
+
+def test_a_whole_surrogate_pair_is_one_character(client):
+    body = r'{"items": [{"prompt": "name", "completion": "\ud83d\udc22"}]}'
+    (found,) = client.post("/v1/score", content=body.encode("ascii"), headers=JSON).json()["results"]
+    assert found["text"] == "🐢"
+
+
 def test_a_sequence_longer_than_the_context(client):
     items = [{"prompt": "a", "completion": "b"}, {"prompt": "x " * 300, "completion": "b"}]
     found = error(client.post("/v1/score", json={"items": items}), 422)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -207,10 +208,13 @@ def test_one_answer_is_shown_alone(view, choices):
         ({"completions": ["a", "z" * 301]}, 413, "completions[1] has 301 characters"),
         ({"completions": ["z" * 290]}, 422, "the models' context holds 256; shorten them"),
         ({"model": "x"}, 422, "model: Extra inputs are not permitted"),
+        ({"completions": ["a", "b\ud83d"]}, 422, "completions[1]: no text: character 1 is half of a surrogate pair"),
     ],
 )
 def test_texts_that_are_refused(view, choices, changes, status, message):
-    assert message in error(view.post("/v1/view/score", json=body(choices, **changes)), status)["message"]
+    sent = json.dumps(body(choices, **changes))  # ASCII, so that half of a surrogate pair can be sent
+    answer = view.post("/v1/view/score", content=sent, headers={"content-type": "application/json"})
+    assert message in error(answer, status)["message"]
 
 
 @given(st.text(min_size=1, max_size=12), st.lists(st.text(max_size=12), min_size=1, max_size=2), st.booleans())

@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from densepath.errors import ConfigError, MissingFileError, UsageError
+from densepath.errors import ConfigError, UsageError
 from densepath.pipeline.coerce import coerce, expanded
+from densepath.pipeline.recipe_yaml import load_mapping, read_yaml, settled
 
 T = TypeVar("T")
 
@@ -29,28 +28,6 @@ class Parser(argparse.ArgumentParser):
 def user_path(text: str) -> Path:
     """A path of the command line; `~` is the home folder."""
     return Path(text).expanduser()
-
-
-def load_yaml(path: str) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        MissingFileError: it is not there.
-        ConfigError: it is not YAML, or not a flat mapping.
-    """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise MissingFileError(f"--config {path}: no such file") from None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, got a {type(value).__name__}")
-    return {str(key): item for key, item in value.items()}
 
 
 def parse(
@@ -101,7 +78,7 @@ def parse(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     if config_path is not None:
-        for key, value in load_yaml(config_path).items():
+        for key, value in load_mapping(config_path, f"--config {config_path}").items():
             values[key], sources[key] = value, config_path
     for key, value in [*given.items(), *_pairs(rest, prog).items()]:
         values[key], sources[key] = value, "the command line"
@@ -111,13 +88,23 @@ def parse(
         if key in fields:
             own[key] = coerce(value, hints[key], key)
         elif any(key.startswith(prefix) and key != prefix for prefix in passthrough):
-            typed = yaml.safe_load(value) if isinstance(value, str) and sources[key] != config_path else value
+            typed = settled(value if sources[key] == config_path else _value_of(value, key))
             others[key] = expanded(typed, key)
         else:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help"
             raise ConfigError(f"{sources[key]}: unknown key {key!r}{hint}")
     return kind(**own), others
+
+
+def _value_of(word: str, key: str) -> Any:
+    """A word of the command line as YAML reads it; text where it is none, such as `a: b: c`."""
+    try:
+        return read_yaml(word, f"--{key}")
+    except ConfigError:
+        if word.startswith(("{", "[")):  # meant to be a mapping or a list
+            raise
+        return word
 
 
 def _pairs(words: list[str], prog: str) -> dict[str, str]:

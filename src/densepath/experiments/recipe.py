@@ -14,6 +14,7 @@ from densepath.errors import ConfigError
 from densepath.experiments.method_arguments import MethodArguments
 from densepath.pipeline.coerce import coerce
 from densepath.pipeline.options import check_at_least, option
+from densepath.pipeline.recipe_yaml import settled
 
 PREFIXES = ("sft_", "dpr_")
 """Keys that go to TRL's configs."""
@@ -171,7 +172,8 @@ def _method(
         except ConfigError as error:
             raise ConfigError(f"{place}: {error}") from None
     text = str(entry.get("label", label))
-    return MethodPlan(name, kind, text, bool(entry.get("control", control)), tuple(variants)), where
+    control = coerce(entry.get("control", control), bool, f"{place}.control")
+    return MethodPlan(name, kind, text, control, tuple(variants)), where
 
 
 def _parse(place: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -183,7 +185,7 @@ def _parse(place: str, keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[st
         if key in _FIELDS:
             values[key] = coerce(value, hints[key], f"{place}: {key}")
         elif any(key.startswith(prefix) and key != prefix for prefix in PREFIXES):
-            passed[key] = value
+            passed[key] = settled(value)
         else:
             near = difflib.get_close_matches(key, [*_FIELDS, *_ENTRY_KEYS], n=1)
             hint = f"; did you mean {near[0]}?" if near else "; see densepath experiment --help"

@@ -27,6 +27,7 @@ from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
 from densepath.pipeline.plan import machine_memory, plan_recipe
 from densepath.pipeline.progress import StageProgress
+from densepath.pipeline.recipe_yaml import RecipeDumper
 from densepath.pipeline.run import check_configuration, quiet_libraries
 from densepath.pipeline.run_folder import resolved
 from densepath.report.experiment_table import WIDE, experiment_table
@@ -69,7 +70,7 @@ def run_experiment(
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(
         grid.folder / "experiment.yaml",
-        yaml.safe_dump(resolved(arguments, others), sort_keys=False, allow_unicode=True),
+        yaml.dump(resolved(arguments, others), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True),
     )
     num_workers, threads = processes(arguments, settings)
     training = grid.training_tasks()

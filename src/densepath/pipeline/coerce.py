@@ -8,9 +8,8 @@ import types
 import typing
 from typing import Any
 
-import yaml
-
 from densepath.errors import ConfigError
+from densepath.pipeline.recipe_yaml import read_yaml, settled
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:
@@ -31,10 +30,10 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
                 continue
         raise ConfigError(f"{name}={value!r} does not fit {hint}")
     if dict in (origin, hint):
-        given = yaml.safe_load(value) if isinstance(value, str) else value
+        given = settled(read_yaml(value, name) if isinstance(value, str) else value)
         if not isinstance(given, dict):
             raise ConfigError(f"{name}={value!r} must be an object of names and values, as in '{{\"key\": true}}'")
-        return {str(key): item for key, item in given.items()}
+        return given
     if origin is list:
         if isinstance(value, list) and options[0] is str:  # words of their own, which may be paths with spaces
             items = [part for item in value for part in (item.split(",") if isinstance(item, str) else [item])]
@@ -45,23 +44,25 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
     if hint is bool:
         if isinstance(value, bool):
             return value
-        if str(value).lower() in ("true", "1", "yes", "y", "t"):
+        if str(value).lower() in ("true", "1", "yes", "y", "t", "on"):
             return True
-        if str(value).lower() in ("false", "0", "no", "n", "f"):
+        if str(value).lower() in ("false", "0", "no", "n", "f", "off"):
             return False
         raise ConfigError(f"{name}={value!r} must be true or false")
     if hint in (int, float):
         if isinstance(value, bool) or value is None:
             raise ConfigError(f"{name}={value!r} must be a number")
+        if hint is int and isinstance(value, int):
+            return value
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError(f"{name}={value!r} must be a number") from None
         if hint is float:
             return number
         if not math.isfinite(number) or number != int(number):
             raise ConfigError(f"{name}={value!r} must be a whole number")
-        return int(number)
+        return _whole(value, number)
     if hint is str:
         if isinstance(value, (dict, list)) or value is None:
             raise ConfigError(f"{name}={value!r} must be text")
@@ -79,6 +80,14 @@ def expanded(value: Any, name: str) -> Any:
         return value
     is_path = "/" in value or name.endswith(("_dir", "_path", "_file", "_folder"))
     return os.path.expanduser(value) if is_path else value
+
+
+def _whole(value: Any, number: float) -> int:
+    """The whole number that a value says, exactly where it is written in digits: a float holds but 53 bits of it."""
+    try:
+        return int(value)
+    except ValueError:  # "8.0", "1e3"
+        return int(number)
 
 
 def _words(text: str) -> list[str]:

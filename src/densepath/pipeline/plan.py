@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from densepath.errors import ConfigError, MissingFileError
+from densepath.errors import ConfigError
+from densepath.pipeline.coerce import coerce
 from densepath.pipeline.config import PlanArguments, RunArguments
 from densepath.pipeline.environment import resident_bytes
+from densepath.pipeline.recipe_yaml import load_mapping, settled
 from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.fits import check_fits
@@ -177,16 +178,11 @@ def launch_of(arguments: RunArguments) -> tuple[Sharding, int]:
     if path is None:
         processes = arguments.num_processes or 1
         return (Sharding.DDP if processes > 1 else Sharding.NONE), processes
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
-        raise MissingFileError(f"accelerate_config={path}: no such file") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    kind = str(values.get("distributed_type", "")).upper() if isinstance(values, dict) else ""
+    values = settled(load_mapping(path, f"accelerate_config={path}"))
+    kind = str(values.get("distributed_type", "")).upper()
     if kind not in _KINDS:
         raise ConfigError(f"{path}: no accelerate configuration: distributed_type is none of {', '.join(_KINDS)}")
-    processes = arguments.num_processes or int(values.get("num_processes", 1))
+    processes = arguments.num_processes or coerce(values.get("num_processes", 1), int, f"{path}: num_processes")
     if processes == 1 and kind in ("NO", "MULTI_GPU"):
         return Sharding.NONE, 1
     if kind == "NO":

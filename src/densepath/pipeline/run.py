@@ -40,6 +40,7 @@ from densepath.pipeline.training import (
 )
 from densepath.report import ReportPaths, results_table, write_report
 from densepath.terminal import Console, say, show, terminal, warn
+from densepath.trainers.refusals import check_startable
 
 OWN_KEYS = {
     "sft_output_dir": "output_dir",
@@ -150,16 +151,16 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     """Refuse before the first stage what a later one would refuse after an hour of training.
 
     Raises:
-        ConfigError: a verifier that does not exist, a key or value that TRL's configs do not take, or a plan that
-            needs more than `gpu_memory`.
+        ConfigError: a verifier that does not exist, a key or value that TRL's configs do not take, a package that is
+            missing, or a plan that needs more than `gpu_memory`.
     """
     for key, own in OWN_KEYS.items():
         if key in others:
             raise ConfigError(f"{key} is not taken from a recipe; set {own}")
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
-    sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft")
-    dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0)
+    check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
+    check_startable(dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0))
     if arguments.gpu_memory is not None:
         require_fit(plan_recipe(arguments, others))
 

@@ -27,6 +27,7 @@ from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, t
 from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.refusals import check_startable
 from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 10, "predict_with_generate": False}
@@ -85,6 +86,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
     """
     values = {**QUIET, **device_defaults(), **others, "output_dir": arguments.output_dir, "max_length": None}
     config = trl_config(SFTConfig, values)
+    check_startable(config)
     process = _process(config)
     console = console if process == 0 else terminal(quiet=True)
     folder = RunFolder(Path(arguments.output_dir), process=process)
@@ -134,6 +136,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
     evaluation = {} if arguments.eval_dataset_name is None else EVALUATION
     values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": arguments.output_dir}
     config = trl_config(DPRConfig, values)
+    check_startable(config)
     process = _process(config)
     console = console if process == 0 else terminal(quiet=True)
     folder = RunFolder(Path(arguments.output_dir), process=process)

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
+from trl import SFTConfig
 
 from densepath.errors import ConfigError
 from densepath.pipeline.coerce import coerce, expanded
+from densepath.trainers.refusals import refusing
+from densepath.trainers.sft import check_sft_arguments
 
 T = TypeVar("T")
 
@@ -26,6 +29,14 @@ QUIET: Mapping[str, Any] = {
 }
 """What every stage sets: densepath shows progress and keeps metrics.jsonl itself. Two checkpoints are kept, since
 the newest may be the one that a kill cuts short."""
+
+
+_COMMANDS_OWN: Mapping[str, str] = {
+    "model_init_kwargs": "a command loads its models itself; set dtype and trust_remote_code",
+    "trust_remote_code": "set trust_remote_code, which holds for every stage",
+    "resume_from_checkpoint": "the same command on the same output_dir goes on from its last checkpoint",
+}
+"""Arguments of TRL's configs that would have no effect in a command, and what has."""
 
 
 def device_defaults() -> dict[str, Any]:
@@ -57,19 +68,24 @@ def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigError(f"unknown key {prefix + key!r}: {kind.__name__} has no such argument{hint}")
-        checked[key] = coerce(value, hints[key], prefix + key) if _is_scalar(hints[key]) else expanded(value, key)
-    try:
-        return kind(**checked)
-    except ConfigError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{kind.__name__}: {error}") from error
+        if key in _COMMANDS_OWN:
+            raise ConfigError(f"{prefix + key} is not taken here: {_COMMANDS_OWN[key]}")
+        checked[key] = _fitting(value, hints[key], prefix + key)
+    with refusing(kind.__name__):
+        config = kind(**checked)
+    if isinstance(config, SFTConfig):
+        check_sft_arguments(config)
+    return config
 
 
-def _is_scalar(hint: Any) -> bool:
-    """Whether a field takes a number or a truth value, and no text that such a value could be meant as."""
+def _fitting(value: Any, hint: Any, name: str) -> Any:
+    """A value as a field's type where that is a number, a truth value or text; any other as it is."""
     options = typing.get_args(hint) or (hint,)
-    return all(option in (int, float, bool, type(None)) for option in options)
+    if all(option in (int, float, bool, type(None)) for option in options):
+        return coerce(value, hint, name)
+    if all(option in (str, type(None)) for option in options) and value is not None:
+        return coerce(value, str, name)
+    return expanded(value, name)
 
 
 def peft_config(arguments: Any) -> Any:
@@ -81,6 +97,7 @@ def peft_config(arguments: Any) -> Any:
     modules: typing.Any = arguments.lora_target_modules
     if modules != "all-linear":
         modules = [name for name in modules.replace(",", " ").split() if name]
-    return LoraConfig(
-        r=arguments.lora_r, lora_alpha=arguments.lora_alpha, target_modules=modules, task_type="CAUSAL_LM"
-    )
+    with refusing("LoRA"):
+        return LoraConfig(
+            r=arguments.lora_r, lora_alpha=arguments.lora_alpha, target_modules=modules, task_type="CAUSAL_LM"
+        )

@@ -74,7 +74,7 @@ def validation_error(errors: Sequence[Mapping[str, Any]]) -> ApiError:
         return ApiError(422, f"not JSON: {first['ctx']['error']} at character {first['loc'][-1]}")
     place = ""
     for part in first["loc"][1:]:
-        if part in _TAGS:
+        if part in _TAGS or str(part).startswith("function-"):
             continue  # pydantic's names of the members of a union
         place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
     place = place[:_LONGEST_PLACE]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 _QUESTION = "Name a prime number."
 
@@ -16,6 +17,21 @@ def _kind(value: Any) -> str:
     return "chat" if isinstance(prompt, list) else "text"
 
 
+def _unicode(text: str) -> str:
+    """Refuse half of a surrogate pair, which JSON can say and no text holds: a tokenizer would fail on it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError(
+            "unicode", "no text: character {place} is half of a surrogate pair", {"place": error.start}
+        ) from None
+    return text
+
+
+Unicode = Annotated[str, AfterValidator(_unicode)]
+"""Text that has a UTF-8 form."""
+
+
 class _Sent(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -24,17 +40,17 @@ class Message(_Sent):
     """One turn of a conversation."""
 
     role: Literal["system", "user", "assistant", "tool", "developer"]
-    content: str
+    content: Unicode
 
 
 class AssistantMessage(_Sent):
     """The answer, as a turn."""
 
     role: Literal["assistant"]
-    content: str
+    content: Unicode
 
 
-_Text = Annotated[str, Field(min_length=1, description="Plain text, tokenised as it is.")]
+_Text = Annotated[str, Field(min_length=1, description="Plain text, tokenised as it is."), AfterValidator(_unicode)]
 _Turns = Annotated[
     list[Message], Field(min_length=1, description="The turns before the answer, rendered by the chat template.")
 ]
@@ -50,7 +66,7 @@ class TextItem(_Sent):
     model_config = ConfigDict(json_schema_extra={"example": {"prompt": _QUESTION, "completion": " Seven."}})
 
     prompt: _Text
-    completion: str
+    completion: Unicode
 
 
 class ChatItem(_Sent):
@@ -61,7 +77,7 @@ class ChatItem(_Sent):
     )
 
     prompt: _Turns
-    completion: str | _Turn
+    completion: Unicode | _Turn
 
 
 Item = Annotated[Annotated[TextItem, Tag("text")] | Annotated[ChatItem, Tag("chat")], Discriminator(_kind)]
@@ -82,7 +98,7 @@ class TextRank(_Sent):
     )
 
     prompt: _Text
-    completions: Annotated[list[str], Field(min_length=1)]
+    completions: Annotated[list[Unicode], Field(min_length=1)]
     aggregation: _Aggregation = "sum"
 
 
@@ -96,7 +112,7 @@ class ChatRank(_Sent):
     )
 
     prompt: _Turns
-    completions: Annotated[list[str | _Turn], Field(min_length=1)]
+    completions: Annotated[list[Unicode | _Turn], Field(min_length=1)]
     aggregation: _Aggregation = "sum"
 
 

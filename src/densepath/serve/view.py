@@ -17,6 +17,7 @@ from densepath.serve.errors import ApiError
 from densepath.serve.guard import Guard
 from densepath.serve.handlers import add_error_handlers, unless_gone
 from densepath.serve.queue import RequestQueue
+from densepath.serve.schemas import Unicode
 from densepath.serve.settings import Access, Limits
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ class ViewRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    prompt: Annotated[str, Field(min_length=1)]
-    completions: Annotated[list[str], Field(min_length=1, max_length=2)]
-    sft: str
-    ref: str | None = None
-    dense_reward: str
+    prompt: Annotated[str, Field(min_length=1)]  # pydantic then looks that it is Unicode
+    completions: Annotated[list[Unicode], Field(min_length=1, max_length=2)]
+    sft: Unicode
+    ref: Unicode | None = None
+    dense_reward: Unicode
     chat: bool = True
     page: bool = False
 

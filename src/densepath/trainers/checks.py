@@ -15,6 +15,7 @@ from densepath.models.compat import context_length
 from densepath.rewards.dense import RewardKind
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.refusals import check_optimization
 from densepath.trainers.reward_functions import RewardFunctions
 
 _TEMPLATE_TOKENS = 256
@@ -25,13 +26,15 @@ def check_arguments(ref_model: Any, args: Any) -> None:
     """Refuse what is left of a GRPO script that does not fit here.
 
     Raises:
-        ConfigError: arguments of another trainer, or a reward function in the reference's place.
+        ConfigError: arguments of another trainer, a reward function in the reference's place, or arguments with which
+            training cannot begin.
         ModelError: no reference where one is needed.
     """
     if not isinstance(args, DPRConfig):
         raise ConfigError(
             f"args is a {type(args).__name__}: DPRTrainer takes a DPRConfig, which has the same arguments"
         )
+    check_optimization(args)
     for each in ref_model if isinstance(ref_model, (list, tuple)) else [ref_model]:
         if callable(each) and not isinstance(each, (nn.Module, FrozenPolicy)):
             raise ConfigError(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import math
+from dataclasses import dataclass, field
 from enum import Enum
 
 import torch
@@ -13,6 +14,7 @@ from densepath.core.returns import Baseline
 from densepath.core.rewards import ReferenceMean
 from densepath.errors import ConfigError
 from densepath.rewards.dense import RewardKind
+from densepath.trainers.refusals import refuse_unused, refusing, without_effect
 
 
 class Estimator(str, Enum):
@@ -30,19 +32,25 @@ class RewardLevel(str, Enum):
     SEQUENCE = "sequence"
 
 
-_GRPO_ONLY = (
-    "scale_rewards",
-    "multi_objective_aggregation",
-    "loss_type",
-    "importance_sampling_level",
-    "entropy_coef",
-    "use_adaptive_entropy",
-    "top_entropy_quantile",
-    "off_policy_mask_threshold",
-    "sync_ref_model",
-    "use_bias_correction_kl",
-    "delta",
+_USED = frozenset(
+    {
+        *("model_init_kwargs", "trust_remote_code", "disable_dropout", "chat_template_kwargs"),
+        *("num_generations", "num_generations_eval", "generation_batch_size", "steps_per_generation"),
+        *("max_completion_length", "max_tool_calling_iterations", "shuffle_dataset", "pad_to_multiple_of"),
+        *("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),  # refused below: they sample another policy
+        *("beta", "num_iterations", "epsilon", "epsilon_high", "reward_weights", "mask_truncated_completions"),
+        *("use_vllm", "vllm_mode", "vllm_model_impl", "vllm_enable_sleep_mode", "vllm_server_base_url"),
+        *("vllm_server_host", "vllm_server_port", "vllm_server_timeout", "vllm_group_port"),
+        *("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size"),
+        *("vllm_importance_sampling_correction", "vllm_importance_sampling_mode"),
+        *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_clip_min", "vllm_importance_sampling_cap"),
+        *("use_transformers_continuous_batching", "transformers_continuous_batching_config"),
+        *("use_transformers_paged", "ds3_gather_for_generation"),
+        *("log_completions", "log_completions_hub_repo", "log_multimodal", "log_unique_prompts"),
+        "num_completions_to_print",
+    }
 )
+"""What `GRPOConfig` adds to transformers' arguments and DPR uses."""
 _CHOICES: dict[str, type[Enum]] = {
     "baseline": Baseline,
     "dense_reward": RewardKind,
@@ -55,17 +63,28 @@ _INSTEAD = {
     "loss_type": "loss_normalizer says what the loss is divided by",
     "scale_rewards": "whiten_advantages divides advantages by their spread",
     "importance_sampling_level": "reward_level says what a token is credited with",
+    "sync_ref_model": "the KL is to the SFT policy, which stays",
+    "off_policy_mask_threshold": "epsilon clips several updates on one batch",
+    "delta": "epsilon_high clips from above",
+    "router_aux_loss_coef": "the loss has no part for the balance of experts",
+    "cast_lm_head_to_fp32": "heads are multiplied in float32 where dtype in model_init_kwargs says so",
+    "generation_kwargs": "they would sample from another policy than the one differentiated",
+    "vllm_structured_outputs_regex": "it would sample from another policy than the one differentiated",
+    "neftune_noise_alpha": "the log-probabilities must be those of the policy that sampled",
+    "train_sampling_strategy": "prompts are drawn in groups of num_generations",
 }
-WITHOUT_EFFECT = {f.name: f.default for f in fields(GRPOConfig) if f.name in _GRPO_ONLY}
-"""Arguments of GRPO's own advantages, loss and reference, with their defaults: DPR refuses any other value."""
+_NOT_DPRS = ("label_smoothing_factor", "neftune_noise_alpha", "train_sampling_strategy")
+"""What DPR does not use of transformers' own arguments."""
+WITHOUT_EFFECT = without_effect(GRPOConfig, _USED, also=_NOT_DPRS)
+"""Arguments that DPR refuses with any value but their default, which is given here."""
+_ONLY_WITH = {
+    switch: without_effect(GRPOConfig, {*WITHOUT_EFFECT, *(name for name in _USED if not name.startswith(prefix))})
+    for switch, prefix in (("use_vllm", "vllm_"), ("use_transformers_continuous_batching", "transformers_"))
+}
+"""Switch -> arguments that have no effect where it is off, with their defaults."""
 
 LOWER_IS_BETTER = ("nll", "nll_increase", "kl", "kl_sequence", "completions/clipped_ratio")
 """Metrics of which a `metric_for_best_model` keeps the lowest."""
-
-
-def _refusal(name: str) -> str:
-    hint = f" ({_INSTEAD[name]})" if name in _INSTEAD else ""
-    return f"{name} has no effect in DPR, which has its own advantages and loss: leave it out{hint}"
 
 
 @dataclass
@@ -188,9 +207,9 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             if value not in [str(member.value) for member in kind]:
                 allowed = ", ".join(str(member.value) for member in kind)
                 raise ConfigError(f"{name}={value!r} does not exist; choose one of: {allowed}")
-        for name, default in WITHOUT_EFFECT.items():
-            if getattr(self, name, default) != default:
-                raise ConfigError(_refusal(name))
+        refuse_unused(self, WITHOUT_EFFECT, "DPR, which has its own sampler, advantages and loss", _INSTEAD)
+        if self.max_completion_length is None:
+            raise ConfigError("max_completion_length=None: give the most tokens of a completion, EOS included")
         self._check_reward()
         self._check_estimate()
         if self.num_generations < 2:
@@ -207,10 +226,11 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         best: str | None = self.metric_for_best_model
         if getattr(self, "greater_is_better", None) is None and (best or "").removeprefix("eval_") in LOWER_IS_BETTER:
             self.greater_is_better: bool | None = False  # transformers guesses True for what does not end in "loss"
-        try:
+        with refusing():
             super().__post_init__()
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        for switch, unused in _ONLY_WITH.items():
+            if not getattr(self, switch):
+                refuse_unused(self, unused, f"a run without {switch}", {})
         obstacle = self.all_action_obstacle()
         if Estimator(self.estimator) is Estimator.ALL_ACTION and obstacle:
             raise ConfigError(f"estimator=all_action is not possible: {obstacle}; use estimator=sampled")
@@ -256,6 +276,9 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             )
 
     def _check_estimate(self) -> None:
+        for name in ("beta", "ref_beta", "reward_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise ConfigError(f"{name}={getattr(self, name)} must be a finite number")
         for name in ("beta", "ref_beta"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 0")

@@ -25,12 +25,13 @@ from trl.trainer.utils import RepeatSampler
 
 from densepath.data import encode_prompt
 from densepath.data.rows import template_arguments
-from densepath.errors import ConfigError, DensepathError, ResumeError
+from densepath.errors import ResumeError
 from densepath.io import atomic_path, write_text_atomic
 from densepath.models.identity import record_base
 from densepath.trainers.completion_table import TokenTable, token_rows
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.model_card import public_name, run_section, with_section
+from densepath.trainers.refusals import refusing
 from densepath.trainers.reward_functions import RewardFunctions
 
 
@@ -46,11 +47,8 @@ def grpo_arguments(args: DPRConfig, functions: RewardFunctions) -> Iterator[None
     args.beta = 0.0
     args.reward_weights = [alpha, *((1 - alpha) * weight for weight in functions.weights)]
     try:
-        yield
-    except DensepathError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"DPR cannot begin: {error}") from error
+        with refusing("DPR cannot begin"):
+            yield
     finally:
         args.beta, args.reward_weights = beta, weights
 

@@ -29,6 +29,7 @@ from densepath.models.packed_forward import add_packed_forward, with_adapted_hea
 from densepath.models.packing import IGNORED_LABEL
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
+from densepath.trainers.refusals import check_optimization, refuse_unused, refusing, without_effect
 
 SPIN = "spin"
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
@@ -45,9 +46,21 @@ _PAPERS = {
 }
 
 
+_USED = frozenset(
+    {
+        *("beta", "disable_dropout", "activation_offloading", "router_aux_loss_coef", "pad_token"),
+        *("max_length", "pad_to_multiple_of", "precompute_ref_log_probs", "trust_remote_code"),
+    }
+)
+"""What `DPOConfig` adds to transformers' arguments and self-play uses."""
+_INSTEAD = {"loss_type": "self_play_loss says which loss it is"}
+WITHOUT_EFFECT = without_effect(DPOConfig, _USED)
+"""Arguments that self-play refuses with any value but their default, which is given here."""
+
+
 @dataclasses.dataclass
 class SelfPlayConfig(DPOConfig):  # type: ignore[misc]
-    """Arguments of `SelfPlayTrainer`: those of `DPOConfig`, `beta` among them; its `loss_type` has no effect."""
+    """Arguments of `SelfPlayTrainer`: those of `DPOConfig`, `beta` among them, but for `WITHOUT_EFFECT`."""
 
     self_play_loss: str = dataclasses.field(
         default=SPIN, metadata={"help": "spin, or the surrogate of GSIL: " + ", ".join(s.value for s in Surrogate)}
@@ -61,7 +74,9 @@ class SelfPlayConfig(DPOConfig):  # type: ignore[misc]
         if self.max_length is not None:
             raise ConfigError("max_length has no effect here: cut the ids before")
         self.precompute_ref_log_probs = True  # they are columns; TRL then keeps no reference model
-        super().__post_init__()
+        with refusing():
+            super().__post_init__()
+        refuse_unused(self, WITHOUT_EFFECT, "self-play, whose loss and data are its own", _INSTEAD)
 
 
 class SelfPlayTrainer(DPOTrainer):  # type: ignore[misc]
@@ -88,13 +103,15 @@ class SelfPlayTrainer(DPOTrainer):  # type: ignore[misc]
         is_spin = args.self_play_loss == SPIN
         self._name, self._paper = "SPIN" if is_spin else "GSIL", {"citation": "", **_PAPERS[is_spin]}
         self._surrogate = None if is_spin else Surrogate(args.self_play_loss)
-        with_adapted_heads(super().__init__)(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            processing_class=processing_class,
-            callbacks=list(callbacks),
-        )
+        check_optimization(args)
+        with refusing(f"{self._name} cannot begin"):
+            with_adapted_heads(super().__init__)(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                processing_class=processing_class,
+                callbacks=list(callbacks),
+            )
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # TRL's copy of the adapter; the opponent's scores are columns
         disable_dropout(self.model)

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerState
 from trl import SFTConfig, SFTTrainer
 
-from densepath.errors import ConfigError, DensepathError
+from densepath.errors import ConfigError
 from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
@@ -22,6 +22,42 @@ from densepath.trainers.callbacks import (
     save_folder_atomic,
 )
 from densepath.trainers.ema import EMACallback
+from densepath.trainers.refusals import check_optimization, refuse_unused, refusing, without_effect
+
+_USED = frozenset(
+    {
+        *("loss_type", "shuffle_dataset", "activation_offloading", "router_aux_loss_coef"),
+        *("max_length", "pad_to_multiple_of", "pad_token", "eos_token", "chat_template_path", "trust_remote_code"),
+    }
+)
+"""What `SFTConfig` adds to transformers' arguments and a training on ids uses."""
+_PACKED = "batches are packed without padding, and rows do not see each other"
+_ROWS = "prompt and completion are columns of their own, or turns"
+_INSTEAD = {
+    "completion_only_loss": "the loss is always that of completions alone; rows with a text alone are all completion",
+    "assistant_only_loss": "the loss is always that of the assistant's turns alone",
+    "packing": _PACKED,
+    "eval_packing": _PACKED,
+    "packing_strategy": _PACKED,
+    "padding_free": _PACKED,
+    "dataset_text_field": _ROWS,
+    "truncation_mode": "a row is cut at its end, and left out where its prompt alone is too long",
+    "model_init_kwargs": "the model is loaded already",
+}
+WITHOUT_EFFECT = without_effect(SFTConfig, _USED)
+"""Arguments that SFT refuses with any value but their default, which is given here."""
+
+
+def check_sft_arguments(args: SFTConfig) -> None:
+    """Refuse what has no effect where rows are tokenised before.
+
+    Raises:
+        ConfigError: the first such argument.
+    """
+    unused = dict(WITHOUT_EFFECT)
+    if args.completion_only_loss:
+        del unused["completion_only_loss"]  # it is what is done
+    refuse_unused(args, unused, "SFT, whose rows densepath tokenises itself", _INSTEAD)
 
 
 def sft_trainer(
@@ -56,9 +92,11 @@ def sft_trainer(
     for fraction in fractions:
         if not 0 <= fraction < 1:
             raise ConfigError(f"reference fraction {fraction} must lie in [0, 1): 1 is the SFT model itself")
+    check_sft_arguments(args)
+    check_optimization(args)
     args.completion_only_loss = True
     disable_dropout(model)
-    try:
+    with refusing("SFT cannot begin"):
         trainer = with_adapted_heads(SFTTrainer)(
             model=model,
             args=args,
@@ -67,10 +105,6 @@ def sft_trainer(
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
-    except DensepathError:
-        raise
-    except ValueError as error:  # PEFT's and TRL's way to refuse a configuration
-        raise ConfigError(f"SFT cannot begin: {error}") from error
     disable_dropout(trainer.model)  # that of a new adapter too
     add_packed_forward(trainer.model)
     if reference_folder is not None:

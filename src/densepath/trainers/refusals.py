@@ -1,0 +1,160 @@
+"""Arguments that a trainer takes from TRL and does not use, and what the libraries below say of those that it uses."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+from transformers.optimization import get_scheduler
+from trl.import_utils import is_liger_kernel_available, is_vllm_available
+
+from densepath.errors import ConfigError, DensepathError
+from densepath.io import UNWRITABLE
+
+_UNLISTED_TRACKERS = ("azure_ml", "flyte")
+"""Trackers that transformers knows, and whose package it does not look for under their name."""
+_LAYERWISE = ("galore", "apollo", "lomo")
+"""Optimizers that are made from the model itself."""
+
+
+def without_effect(config: type, used: Collection[str], also: Collection[str] = ()) -> dict[str, Any]:
+    """What a config of TRL adds to transformers' arguments and a trainer does not use, with the defaults.
+
+    Args:
+        config: dataclass of TRL.
+        used: its arguments that the trainer uses.
+        also: arguments of transformers' that the trainer does not use.
+    """
+    shared = {field.name for field in dataclasses.fields(TrainingArguments)} - set(also)
+    return {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(config)
+        if field.name not in shared and field.name not in used
+    }
+
+
+def refuse_unused(args: Any, unused: Mapping[str, Any], where: str, instead: Mapping[str, str]) -> None:
+    """Refuse any of these arguments that was set.
+
+    Args:
+        args: a config.
+        unused: name -> its default, the one value that may stay.
+        where: why it has no effect, such as "DPR, which has its own advantages and loss".
+        instead: name -> what to do instead.
+
+    Raises:
+        ConfigError: the first that differs from its default.
+    """
+    for name, default in unused.items():
+        value = getattr(args, name, default)
+        if value != default:
+            hint = f" ({instead[name]})" if name in instead else ""
+            raise ConfigError(f"{name}={value!r} has no effect in {where}: leave it out{hint}")
+
+
+@contextlib.contextmanager
+def refusing(what: str = "") -> Iterator[None]:
+    """What TRL, transformers, PEFT and the packages behind them raise while something is built, as one line.
+
+    Only for building: what is raised while training is a fault, and keeps its traceback. So do a full disk or memory.
+
+    Args:
+        what: how the message begins, such as "SFT cannot begin".
+
+    Raises:
+        ConfigError: with the cause.
+    """
+    try:
+        yield
+    except (DensepathError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise
+        raise ConfigError(f"{what}: {_cause(error)}" if what else _cause(error)) from error
+
+
+def _cause(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return f"the package {error.name} is missing: pip install {error.name} ({text})"
+    if text and isinstance(error, (ValueError, RuntimeError, ImportError, OSError)):
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def check_startable(args: TrainingArguments) -> None:
+    """Refuse, before models are loaded, what would be refused later: packages, optimizer, learning rate.
+
+    Raises:
+        ConfigError: a tracker or package that is not there, or arguments that optimizer or scheduler do not take.
+    """
+    check_packages(args)
+    check_optimization(args)
+
+
+def check_packages(args: TrainingArguments) -> None:
+    """Refuse arguments whose package is not on this machine: trackers, vLLM, liger.
+
+    Raises:
+        ConfigError: the first such argument, with what to install.
+    """
+    if args.use_liger_kernel and not is_liger_kernel_available():
+        raise ConfigError(
+            "use_liger_kernel needs a package that is missing: pip install liger-kernel; or leave it out"
+        )
+    if getattr(args, "use_vllm", False) and not is_vllm_available():
+        raise ConfigError("use_vllm needs a package that is missing: pip install 'trl[vllm]'; or leave it out")
+    available = {*get_available_reporting_integrations(), *_UNLISTED_TRACKERS}
+    for name in args.report_to:
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ConfigError(f"report_to={name!r} does not exist; choose none, all, or some of {known}")
+        if name not in available:
+            raise ConfigError(
+                f"report_to={name} needs a package that is missing: pip install {name}; or report_to=none"
+            )
+
+
+def check_optimization(args: TrainingArguments) -> None:
+    """Refuse what transformers would refuse only when training begins: an optimizer or a schedule that cannot be made.
+
+    Raises:
+        ConfigError: with the cause.
+    """
+    optimizer = _optimizer(args)
+    with refusing("lr_scheduler_type, lr_scheduler_kwargs"):
+        steps = max(1, args.max_steps)
+        get_scheduler(
+            args.lr_scheduler_type,
+            optimizer=optimizer,
+            num_warmup_steps=args.get_warmup_steps(steps),
+            num_training_steps=steps,
+            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+
+def _optimizer(args: TrainingArguments) -> torch.optim.Optimizer:
+    """The optimizer on one weight, where it is torch's own; a plain one in the place of another's."""
+    layer = nn.Linear(1, 1)
+    plain = torch.optim.SGD(layer.parameters(), lr=0.1)
+    if any(name in str(args.optim) for name in _LAYERWISE):
+        try:
+            Trainer.get_optimizer_cls_and_kwargs(args, layer)
+        except ImportError as error:
+            raise ConfigError(f"optim: {_cause(error)}") from error
+        except Exception:  # which weights it is for, only the model can say
+            return plain
+        return plain
+    with refusing("optim"):
+        kind, arguments = Trainer.get_optimizer_cls_and_kwargs(args, layer)
+        if not kind.__module__.startswith("torch.optim"):
+            return plain
+        made: torch.optim.Optimizer = kind(layer.parameters(), **arguments)
+    return made

@@ -1,0 +1,166 @@
+"""What a trainer does not use is refused by name, and what the libraries below refuse is one line before training."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import TrainingArguments
+from trl import DPOConfig, GRPOConfig, SFTConfig
+
+from densepath.errors import ConfigError
+from densepath.trainers import dpr_config, self_play, sft
+from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.refusals import check_startable, refusing
+from densepath.trainers.self_play import SelfPlayConfig
+from densepath.trainers.sft import check_sft_arguments
+
+DOCUMENT = (Path(__file__).parents[2] / "docs/trainer.md").read_text(encoding="utf-8")
+
+
+def _names(config: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
+
+
+def _another(value):
+    """A value that differs from the given one, of its type where that is known."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return "another"
+
+
+def _dpr(**changes):
+    return DPRConfig("out", report_to="none", **changes)
+
+
+@pytest.mark.parametrize("name", sorted(dpr_config.WITHOUT_EFFECT))
+def test_dpr_refuses_each_argument_that_it_does_not_use(name):
+    default = dpr_config.WITHOUT_EFFECT[name]
+    with pytest.raises(ConfigError, match=rf"^{name}=.* has no effect in DPR") as error:
+        _dpr(**{name: _another(default)})
+    assert "\n" not in str(error.value)
+    _dpr(**{name: default})
+
+
+def test_the_document_lists_what_dpr_refuses_and_nothing_else():
+    (text,) = re.findall(r"<!-- refused -->(.*?)<!-- /refused -->", DOCUMENT, flags=re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", text)) == set(dpr_config.WITHOUT_EFFECT)
+
+
+def test_every_argument_of_grpo_is_used_or_refused():
+    """A name that TRL drops or adds shows here: a new argument is refused until DPR uses it."""
+    added = _names(GRPOConfig) - _names(TrainingArguments)
+    assert added == dpr_config._USED | (set(dpr_config.WITHOUT_EFFECT) - set(dpr_config._NOT_DPRS))
+    assert _names(SFTConfig) >= sft._USED
+    assert _names(DPOConfig) >= self_play._USED
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"vllm_gpu_memory_utilization": 0.5},
+            "vllm_gpu_memory_utilization=0.5 has no effect in a run without use_vllm",
+        ),
+        ({"vllm_mode": "server"}, "vllm_mode='server' has no effect in a run without use_vllm"),
+        ({"transformers_continuous_batching_config": {"a": 1}}, "a run without use_transformers_continuous_batching"),
+        ({"max_completion_length": None}, "max_completion_length=None: give the most tokens"),
+        ({"generation_batch_size": 7}, "generation_batch_size (7) must be divisible"),
+        ({"reward_scale": float("nan")}, "reward_scale=nan must be a finite number"),
+        ({"beta": float("inf")}, "beta=inf must be a finite number"),
+        ({"eval_strategy": "sometimes"}, "sometimes is not a valid IntervalStrategy"),
+        ({"deepspeed": "nowhere.json"}, "deepspeed"),
+    ],
+)
+def test_dpr_refuses_in_one_line(changes, message):
+    with pytest.raises(ConfigError, match=re.escape(message)) as error:
+        _dpr(**changes)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", sorted(sft.WITHOUT_EFFECT))
+def test_sft_refuses_each_argument_that_it_does_not_use(name):
+    args = SFTConfig("out", report_to="none", bf16=False)
+    check_sft_arguments(args)
+    setattr(args, name, False if name == "completion_only_loss" else _another(sft.WITHOUT_EFFECT[name]))
+    with pytest.raises(ConfigError, match=rf"^{name}=.* has no effect in SFT"):
+        check_sft_arguments(args)
+
+
+def test_sft_takes_what_it_does_anyway():
+    check_sft_arguments(SFTConfig("out", report_to="none", bf16=False, completion_only_loss=True, loss_type="dft"))
+
+
+@pytest.mark.parametrize("name", sorted(set(self_play.WITHOUT_EFFECT) - {"loss_weights"}))
+def test_self_play_refuses_each_argument_that_it_does_not_use(name):
+    with pytest.raises(ConfigError, match=rf"^{name}=.* has no effect in self-play"):
+        SelfPlayConfig("out", report_to="none", bf16=False, **{name: _another(self_play.WITHOUT_EFFECT[name])})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr_scheduler_kwargs": {"num_cycles": 1}}, "lr_scheduler_kwargs: TypeError: .*'num_cycles'"),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type, lr_scheduler_kwargs: .*decay"),
+        ({"adam_beta1": 2.0}, "optim: Invalid beta parameter at index 0: 2.0"),
+        ({"report_to": "nothing"}, "report_to='nothing' does not exist; choose none, all, or some of .*wandb"),
+        ({"report_to": ["wandb"]}, "report_to=wandb needs a package that is missing: pip install wandb"),
+        ({"report_to": ["mlflow"]}, "report_to=mlflow needs a package that is missing: pip install mlflow"),
+        ({"use_liger_kernel": True}, "use_liger_kernel needs a package .* pip install liger-kernel"),
+        ({"optim": "adamw_8bit"}, "optim: .*bitsandbytes"),
+        ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "optim: .*galore"),
+    ],
+)
+def test_what_would_end_training_at_its_first_step_is_known_before(monkeypatch, changes, message):
+    for package in ("liger_kernel", "trackio", "wandb", "mlflow", "bitsandbytes", "galore_torch"):
+        monkeypatch.setitem(__import__("sys").modules, package, None)
+    for look in ("get_available_reporting_integrations", "is_liger_kernel_available"):
+        monkeypatch.setattr(f"densepath.trainers.refusals.{look}", lambda *_: [])
+    args = SFTConfig("out", bf16=False, **{"report_to": "none", **changes})
+    with pytest.raises(ConfigError, match=message):
+        check_startable(args)
+
+
+def test_ordinary_arguments_can_start():
+    for changes in (
+        {},
+        {"optim": "adamw_torch_fused", "lr_scheduler_type": "cosine"},
+        {"optim": "sgd", "max_steps": 3},
+    ):
+        check_startable(SFTConfig("out", report_to="none", bf16=False, **changes))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("no\n  such thing"), "SFT cannot begin: no such thing"),
+        (KeyError("r"), "SFT cannot begin: KeyError: 'r'"),
+        (AttributeError("x"), "SFT cannot begin: AttributeError: x"),
+        (
+            ModuleNotFoundError("No module named 'zz'", name="zz"),
+            "SFT cannot begin: the package zz is missing: pip install",
+        ),
+        (AssertionError(), "SFT cannot begin: AssertionError"),
+        (OSError("offline"), "SFT cannot begin: offline"),
+    ],
+)
+def test_what_a_constructor_raises_is_one_line(error, message):
+    with pytest.raises(ConfigError) as found, refusing("SFT cannot begin"):
+        raise error
+    assert str(found.value).startswith(message)
+    assert found.value.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), MemoryError(), OSError(errno.ENOSPC, "full"), KeyboardInterrupt()]
+)
+def test_a_full_machine_is_no_mistake(error):
+    with pytest.raises(type(error)) as found, refusing("SFT cannot begin"):
+        raise error
+    assert found.value is error
