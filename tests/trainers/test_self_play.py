@@ -125,9 +125,11 @@ def test_spin_is_trls_dpo_with_the_opponent_as_reference_and_logistic_gsil_its_b
     tmp_path, make_model, tokenizer, loss, theirs
 ):
     ours = SelfPlayTrainer(make_model(0), config(tmp_path, self_play_loss=loss), rows(), tokenizer)
+    plain = config(tmp_path)
+    plain.loss_type = [theirs]  # SelfPlayConfig itself refuses it: there it would have no effect
     trl = Plain(
         model=make_model(0),
-        args=config(tmp_path, loss_type=[theirs]),
+        args=plain,
         train_dataset=rows(),
         processing_class=tokenizer,
     )

@@ -84,7 +84,7 @@ def _cause(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name:
         return f"the package {error.name} is missing: pip install {error.name} ({text})"
-    if text and isinstance(error, (ValueError, RuntimeError, ImportError, OSError)):
+    if text and isinstance(error, (ValueError, TypeError, RuntimeError, ImportError, OSError)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
