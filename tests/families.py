@@ -132,6 +132,7 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
         )
     },
     "kimi_linear": {"num_hidden_layers": 5, "linear_head_dim": 8, "linear_num_heads": 4},
+    "phimoe": {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0},  # noise in training, which DPR refuses
     "recurrent_gemma": {"num_hidden_layers": 3},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "bamba": {"attn_layer_indices": [1]},

@@ -211,8 +211,14 @@ def test_a_row_does_not_depend_on_rows_after_it_or_on_the_budget_of_tokens():
         assert long[:5] == short
 
 
+def tried(model):
+    """The model after what is tried once, before anything is counted."""
+    sample(model, [[1]], max_completion_length=1, eos_token_ids=[])
+    return model
+
+
 def test_equal_prompts_are_read_once_and_rows_are_prompt_major():
-    model = tiny_llama()
+    model = tried(tiny_llama())
     reads: list[tuple[int, ...]] = []
     hook = model.model.register_forward_pre_hook(
         lambda _, args, kwargs: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
@@ -227,7 +233,7 @@ def test_equal_prompts_are_read_once_and_rows_are_prompt_major():
 
 
 def test_finished_rows_leave_the_batch():
-    model = tiny_llama()
+    model = tried(tiny_llama())
     sizes: list[int] = []
     hook = model.model.register_forward_pre_hook(
         lambda _, args, kwargs: sizes.append(kwargs["input_ids"].shape[0]), with_kwargs=True
@@ -441,7 +447,7 @@ def _renamed(name: str):
 @pytest.mark.parametrize("name", ["past_key_values", "cache"])
 def test_a_cache_is_used_under_either_name_that_transformers_gave_it(name):
     """One pass for the prompts and one for each further token, each of one token a row: not everything again."""
-    model = _renamed(name)
+    model = tried(_renamed(name))
     widths: list[int] = []
     model.model.embed_tokens.register_forward_pre_hook(lambda module, given: widths.append(given[0].shape[1]))
     got = sample(model, PROMPTS, max_completion_length=6, eos_token_ids=[], generator=seeded(8))

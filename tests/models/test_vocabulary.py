@@ -46,7 +46,7 @@ def test_padded_models_of_one_tokenizer_have_a_reward(rows):
 
 
 def test_a_model_that_lacks_tokens_is_refused_and_added_ones_where_a_text_holds_them():
-    with pytest.raises(ModelError, match=rf"the reference of {SIZE - 1}: the reference lacks token id {SIZE - 1}"):
+    with pytest.raises(ModelError, match=rf"the reference of {SIZE - 1}, which lacks token id {SIZE - 1}"):
         DenseReward(padded(0, SIZE), tiny_llama(vocab_size=SIZE - 1), tokenizer=TOKENIZER)
     grown = copy.deepcopy(TOKENIZER)
     grown.add_special_tokens({"pad_token": "[PAD]"})
@@ -57,7 +57,7 @@ def test_a_model_that_lacks_tokens_is_refused_and_added_ones_where_a_text_holds_
     with pytest.raises(ModelError, match=f"sequence 0 has token id {SIZE}, and the model has {SIZE}"):
         reward.score_ids([PROMPT], [[5, SIZE]])
     grown.eos_token = "[PAD]"
-    with pytest.raises(ModelError, match=rf"the reference lacks token id {SIZE} \('\[PAD\]'\)"):
+    with pytest.raises(ModelError, match=rf"which lacks token id {SIZE} \('\[PAD\]'\)"):
         DenseReward(padded(0, SIZE + 1), padded(1, SIZE), tokenizer=grown)
 
 

@@ -151,9 +151,9 @@ def check_vocabularies(models: Mapping[str, PreTrainedModel], tokenizer: PreTrai
     for name, count in rows.items():
         if count <= needed:
             raise ModelError(
-                f"the {first} has a vocabulary of {mine} tokens, the {name} of {count}: the {name} lacks token id "
-                f"{needed} ({tokenizer.convert_ids_to_tokens(needed)!r}) of the tokenizer; choose a checkpoint of the "
-                "same model family"
+                f"the {first} has a vocabulary of {mine} tokens, the {name} of {count}, which lacks token id {needed} "
+                f"({tokenizer.convert_ids_to_tokens(needed)!r}): both must share one tokenizer; choose a checkpoint "
+                "of the same model family"
             )
 
 

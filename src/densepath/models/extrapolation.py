@@ -50,8 +50,8 @@ def save_extrapolated(
     if shapes[0] != shapes[1]:
         odd = next(name for name in (*shapes[0], *shapes[1]) if shapes[0].get(name) != shapes[1].get(name))
         raise ModelError(
-            f"{sft} and {ref} have different weights ({odd}: {shapes[0].get(odd)} and {shapes[1].get(odd)}): only "
-            "models of one architecture extrapolate; embeddings of different length need resize_token_embeddings"
+            f"{sft} and {ref} have different weights: only models of one architecture extrapolate ({odd}: "
+            f"{shapes[0].get(odd)} and {shapes[1].get(odd)}); embeddings of two lengths need resize_token_embeddings"
         )
     with torch.no_grad():
         for name, weight in ours.items():
