@@ -119,10 +119,18 @@ _SIZES: dict[str, Any] = {
     "hidden_size_per_layer_input": 8,
 }
 _OVERRIDES: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text"),
-        {"num_hidden_layers": 4},
-    ),
+    **{
+        name: {"num_hidden_layers": 4}
+        for name in (
+            "qwen3_next",
+            "qwen3_5",
+            "qwen3_5_moe",
+            "qwen3_5_text",
+            "qwen3_5_moe_text",
+            "qwen4_exp",
+            "qwen4_exp_text",
+        )
+    },
     "kimi_linear": {"num_hidden_layers": 5, "linear_head_dim": 8, "linear_num_heads": 4},
     "phimoe": {"router_jitter_noise": 0.0, "input_jitter_noise": 0.0},  # noise in training, which DPR refuses
     "recurrent_gemma": {"num_hidden_layers": 3},
@@ -137,9 +145,10 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba": {"num_hidden_layers": 3, "layer_types": ["linear_attention", "linear_attention", "hybrid"]},
     "zamba2": {"num_hidden_layers": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    **dict.fromkeys(("dots3_note", "dots3_note_text", "dots1"), {"num_key_value_heads": 4}),
-    **dict.fromkeys(
-        (
+    **{name: {"num_key_value_heads": 4} for name in ("dots3_note", "dots3_note_text", "dots1")},
+    **{
+        name: {"head_dim": 4}
+        for name in (
             "axk1",
             "axk2",
             "deepseek_v2",
@@ -150,12 +159,10 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
             "longcat_flash",
             "minicpm3",
             "youtu",
-        ),
-        {"head_dim": 4},
-    ),
+        )
+    },
 }
 """By family: what its code asks beyond the common sizes."""
-_NO_DECODERS: dict[str, str] = {}
 
 
 def build(family: str, *, scaled: bool = False, seed: int = 0) -> Any:

@@ -74,7 +74,7 @@ def compared(family: str, scaled: bool) -> Row:
     try:
         model = build(family, scaled=scaled)
         expected = [own_logprobs(model, p, c) for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
-    except Exception as error:  # noqa: BLE001 - whatever keeps a family from being built is its reason
+    except Exception as error:
         return Row(family, variant, f"cannot be built: {type(error).__name__}: {' '.join(str(error).split())[:90]}")
     try:
         scores = farthest(score_completions(model, PROMPTS, COMPLETIONS).logprobs, expected)
@@ -85,7 +85,7 @@ def compared(family: str, scaled: bool) -> Row:
         training = farthest(trained(model), expected)
     except DensepathError as error:
         return Row(family, variant, f"refused: {' '.join(str(error).split())[:110]}")
-    except Exception as error:  # noqa: BLE001 - a traceback is a finding
+    except Exception as error:
         if VERBOSE:
             traceback.print_exc()
         return Row(family, variant, f"BROKEN: {type(error).__name__}: {' '.join(str(error).split())[:110]}")
