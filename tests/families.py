@@ -120,8 +120,8 @@ _SIZES: dict[str, Any] = {
 }
 _OVERRIDES: dict[str, dict[str, Any]] = {
     **{
-        family: {"num_hidden_layers": 4}
-        for family in (
+        name: {"num_hidden_layers": 4}
+        for name in (
             "qwen3_next",
             "qwen3_5",
             "qwen3_5_moe",
@@ -145,10 +145,10 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "zamba": {"num_hidden_layers": 3, "layer_types": ["linear_attention", "linear_attention", "hybrid"]},
     "zamba2": {"num_hidden_layers": 3},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    **{family: {"num_key_value_heads": 4} for family in ("dots3_note", "dots3_note_text", "dots1")},
+    **{name: {"num_key_value_heads": 4} for name in ("dots3_note", "dots3_note_text", "dots1")},
     **{
-        family: {"head_dim": 4}
-        for family in (
+        name: {"head_dim": 4}
+        for name in (
             "axk1",
             "axk2",
             "deepseek_v2",
@@ -163,7 +163,6 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     },
 }
 """By family: what its code asks beyond the common sizes."""
-_NO_DECODERS: dict[str, str] = {}
 
 
 def build(family: str, *, scaled: bool = False, seed: int = 0) -> Any:

@@ -20,7 +20,7 @@ from densepath.cli.main import main
 def here(tmp_path, monkeypatch, write_jsonl):
     monkeypatch.chdir(tmp_path)
     write_jsonl("scores.jsonl", ROWS)
-    write_jsonl("rows.jsonl", [{"prompt": "a", "completion": "b"}])
+    write_jsonl("rows.jsonl", [{"prompt": "(", "completion": "b"}])
     return tmp_path
 
 

@@ -330,7 +330,7 @@ def test_modes_are_restored_when_the_model_fails():
 
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_a_model_without_a_key_value_cache_is_decoded_row_by_row():
-    """Where transformers (from 5.24) gives it a cache of states, a mask of the past would change them."""
+    """Where transformers (from 5.24) gives it a cache of states, its mask must not read the past again."""
     model = tiny_mamba(dtype=torch.float64)
     with pytest.warns(UserWarning, match="one by one"):
         got = sample(

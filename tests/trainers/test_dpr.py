@@ -424,7 +424,7 @@ def test_new_adapter_uses_the_model_without_it_as_sft(tmp_path, make_model, toke
         ({"loss_type": "dr_grpo"}, "loss_normalizer says what the loss is divided by"),
         ({"scale_rewards": "batch"}, "whiten_advantages divides advantages by their spread"),
         ({"beta": -0.1}, "beta=-0.1 must be at least 0"),
-        ({"beta": float("nan")}, "beta=nan must be at least 0"),
+        ({"beta": float("nan")}, "beta=nan must be a finite number"),
         ({"ref_beta": -1.0}, "ref_beta=-1.0 must be at least 0"),
         (
             {"ref_beta": 0.1, "dense_reward": "logprob"},

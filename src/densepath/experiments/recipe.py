@@ -41,8 +41,8 @@ class ExperimentArguments(MethodArguments):
     num_workers: int | None = option(
         None, "Cells run at once, each in a process of its own. None: as many as cores and memory allow."
     )
-    settings: dict[str, Any] = option({}, "name -> keys of its cells, in the recipe.")
-    methods: dict[str, Any] = option(
+    settings: Mapping[str, Any] = option({}, "name -> keys of its cells, in the recipe.")
+    methods: Mapping[str, Any] = option(
         {}, "name -> keys: method, label, control, tune, settings, and those of its cells."
     )
 

@@ -29,7 +29,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
             except ConfigError:
                 continue
         raise ConfigError(f"{name}={value!r} does not fit {hint}")
-    if dict in (origin, hint):
+    if dict in (origin, hint):  # a Mapping is a recipe in the recipe, whose keys decide what a word means
         given = settled(read_yaml(value, name) if isinstance(value, str) else value)
         if not isinstance(given, dict):
             raise ConfigError(f"{name}={value!r} must be an object of names and values, as in '{{\"key\": true}}'")
