@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.models.test_heads import own
+from tests.models.test_plain_heads import own
 from tests.support import tiny_tokenizer
 from tests.tiny_models import randomize_adapter, tiny_llama
 
