@@ -134,3 +134,13 @@ def test_a_reader_that_went_away_is_no_error():
     assert child.stderr.read() == ""
     assert child.wait(timeout=60) == 0
     child.stderr.close()
+
+
+def test_a_warning_is_one_line_without_its_place_in_the_code():
+    code = (
+        "import sys, types, warnings; from densepath.cli import main\n"
+        "sys.modules['densepath.cli.env'] = types.SimpleNamespace(run=lambda words: warnings.warn('two\\nlines') or 0)\n"
+        "main.main(['env'])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
+    assert said == "densepath: warning: two lines\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"densepath: no command {command!r}; choose one of: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     debug = "--debug" in rest
+    if not debug:
+        warnings.formatwarning = _warning_line
     try:
         result = import_module(f"densepath.cli.{command.replace('-', '_')}").run(rest)
         return int(result)
@@ -91,6 +94,11 @@ def _who() -> str:
     """The program's name in messages, with the process where a launcher started several."""
     rank = os.environ.get("RANK", "0") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "0"
     return "densepath" if rank == "0" else f"densepath (process {rank})"
+
+
+def _warning_line(message: Warning | str, category: type[Warning], *place: object, **line: object) -> str:
+    """What a warning says, without the place in the code where it was given."""
+    return f"{_who()}: warning: {' '.join(str(message).split())}\n"
 
 
 def _one_line(error: BaseException) -> str:
