@@ -139,7 +139,8 @@ def test_a_reader_that_went_away_is_no_error():
 def test_a_warning_is_one_line_without_its_place_in_the_code():
     code = (
         "import sys, types, warnings; from densepath.cli import main\n"
-        "sys.modules['densepath.cli.env'] = types.SimpleNamespace(run=lambda words: warnings.warn('two\\nlines') or 0)\n"
+        "run = lambda words: warnings.warn('two\\nlines') or 0\n"
+        "sys.modules['densepath.cli.env'] = types.SimpleNamespace(run=run)\n"
         "main.main(['env'])"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr

@@ -326,10 +326,23 @@ def test_a_template_that_raises_is_quoted() -> None:
         encode_prompt([user("a")], tokenizer)
 
 
-def test_a_template_that_rewrites_the_prompts_end_is_refused() -> None:
+@pytest.mark.filterwarnings("ignore:.*are no actions")
+@pytest.mark.parametrize("answer", ["b", "<b"])
+def test_an_end_of_the_prompt_that_the_template_drops_later_stays_before_the_answer(answer: str) -> None:
     tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>\n' }}{% endif")
-    with pytest.raises(ModelError, match=r"renders '<think> ?.*at the prompt's end and 'b<|im_end|>"):
+    tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<nothink>' }}{% endif")
+    turns = [user("a"), assistant("x"), user("c"), assistant(answer)]
+    with pytest.warns(UserWarning, match=r"^1 assistant turn: stand behind the end of the prompt"):
+        (pair,) = encode_pairs({"messages": turns}, tokenizer)
+    assert list(pair.prompt_ids) == encode_prompt(turns[:3], tokenizer)
+    assert tokenizer.decode(pair.prompt_ids).endswith("assistant\n<nothink>")
+    assert tokenizer.decode(pair.completion_ids) == answer + IM_END  # the first answer's state is not asked for again
+
+
+def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if add_generation_prompt %}ask{% endif %}" + CHATML
+    with pytest.raises(ModelError, match=r"at the prompt's end and .*once the completion follows"):
         encode_demonstration({"prompt": [user("a")], "completion": [assistant("b")]}, tokenizer)
 
 

@@ -14,7 +14,7 @@ and it is said. Actions are marked by position, never by token id, so that an EO
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ class EncodeCounts:
         merged: turns whose first token also holds the end of their prompt.
         rewritten: turns that the chat template renders otherwise once the conversation has gone on.
         left_out: turns that are not imitated, since the template rewrites what stands before them.
+        prompted: turns behind an end of the prompt that the template leaves out once they have been answered.
     """
 
     rows: int
@@ -82,11 +83,12 @@ class EncodeCounts:
     merged: int = 0
     rewritten: int = 0
     left_out: int = 0
+    prompted: int = 0
 
     @property
     def notes(self) -> list[str]:
         """A line for each thing that the reader of these figures should know, as `note_lines` says them."""
-        return note_lines(self.merged, self.rewritten, self.left_out)
+        return note_lines(self.merged, self.rewritten, self.left_out, self.prompted)
 
 
 def encode_prompt(
@@ -222,7 +224,8 @@ def encode_demonstrations(
 
     _check_max_length(max_length)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
-    seen = dropped = truncated = merged = rewritten = left_out = 0
+    seen = dropped = truncated = 0
+    noted = [0, 0, 0, 0]
     for number, row in enumerate(rows, start=1):
         seen += 1
         try:
@@ -234,14 +237,14 @@ def encode_demonstrations(
         except (DataError, ModelError) as error:
             raise type(error)(f"{source}, row {number}: {error}") from error
         truncated += len(encoded["input_ids"]) < len(found.input_ids)
-        merged, rewritten, left_out = merged + found.merged, rewritten + found.rewritten, left_out + found.left_out
+        noted = [total + count for total, count in zip(noted, found.noted, strict=True)]
         for name, values in encoded.items():
             columns[name].append(values)
     if not columns["input_ids"]:
         raise DataError(f"{source}: no row is left of {seen} ({dropped} with too long a prompt); raise max_length")
     actions = sum(map(sum, columns["completion_mask"]))
     tokens = sum(map(len, columns["input_ids"]))
-    counts = EncodeCounts(seen, dropped, truncated, tokens - actions, actions, merged, rewritten, left_out)
+    counts = EncodeCounts(seen, dropped, truncated, tokens - actions, actions, *noted)
     return Dataset.from_dict(columns), counts
 
 
@@ -276,16 +279,20 @@ def encode_pairs(
     return [Encoded(ids[: max(1, start)], ids[max(1, start) : stop]) for start, stop in found.actions]
 
 
-def note_lines(merged: int, rewritten: int, left_out: int) -> list[str]:
+def note_lines(merged: int, rewritten: int, left_out: int, prompted: int) -> list[str]:
     """What is said of turns whose ids are not simply prompt and answer; nothing for those that there are none of.
 
     Args:
-        merged, rewritten, left_out: turns, as `EncodeCounts` counts them.
+        merged, rewritten, left_out, prompted: turns, as `EncodeCounts` counts them.
     """
     lines = (
         (merged, "begin with a token that also holds the end of their prompt, after which RL samples"),
         (rewritten, "are read as the chat template renders them later on, without what it strips (earlier reasoning)"),
         (left_out, "are no actions: the chat template renders what stands before them otherwise later on"),
+        (
+            prompted,
+            "stand behind the end of the prompt that the model is asked with, which the template drops later on",
+        ),
     )
     return [f"{count} assistant turn{'s' * (count > 1)}: {what}" for count, what in lines if count]
 
@@ -302,6 +309,11 @@ class _Demonstration:
     merged: int = 0
     rewritten: int = 0
     left_out: int = 0
+    prompted: int = 0
+
+    @property
+    def noted(self) -> tuple[int, int, int, int]:
+        return self.merged, self.rewritten, self.left_out, self.prompted
 
     def columns(self, max_length: int | None) -> dict[str, list[int]]:
         state = self.actions[0][0]
@@ -316,7 +328,7 @@ class _Demonstration:
         return {"input_ids": list(self.input_ids[:max_length]), "completion_mask": mask[:max_length]}
 
     def warn(self) -> None:
-        for line in note_lines(self.merged, self.rewritten, self.left_out):
+        for line in note_lines(*self.noted):
             warnings.warn(line, stacklevel=3)
 
 
@@ -356,9 +368,14 @@ def _conversation(
     def rendered(count: int, prompt: bool) -> str:
         return render(turns[:count], tokenizer, {**kwargs, "add_generation_prompt": prompt})
 
+    def rendered_with(answer: str) -> str:
+        turn = {"role": "assistant", "content": answer}
+        return render([*turns[:last], turn], tokenizer, {**kwargs, "add_generation_prompt": False})
+
     last = answers[-1]
-    whole = rendered(last + 1, False)
-    ids = _closed_ids(whole, rendered(last, True), tokenizer)
+    asked, answered = rendered(last, True), rendered(last + 1, False)
+    whole = _behind_prompt(asked, answered, rendered_with)
+    ids = _closed_ids(whole, asked, tokenizer)
     actions: list[tuple[int, int]] = []
     merged = rewritten = 0
     for place, index in enumerate(answers):
@@ -382,18 +399,32 @@ def _conversation(
         actions.append((start, stop))
         merged += start < len(state)
         rewritten += not kept
-    return _Demonstration(tuple(ids), tuple(actions), merged, rewritten, len(answers) - len(actions))
+    left_out = len(answers) - len(actions)
+    return _Demonstration(tuple(ids), tuple(actions), merged, rewritten, left_out, int(whole != answered))
+
+
+def _behind_prompt(asked: str, answered: str, rendered_with: Callable[[str], str]) -> str:
+    """The conversation as the template renders it, its last answer behind the prompt that the model is asked with.
+
+    Some templates end the prompt with more than stands before the answer later on ("<nothink>"): the answer then
+    follows that. Where it begins, the renderings of two different answers tell.
+    """
+    if answered.startswith(asked):
+        return answered
+    one, other = rendered_with("a"), rendered_with("b")
+    opening = one[: _common_prefix(one, other)]
+    if asked.startswith(opening) and answered.startswith(opening):
+        return asked + answered[len(opening) :]
+    shared = _common_prefix(answered, asked)
+    raise ModelError(
+        f"the chat template renders {short(repr(asked[shared:]), 40)} at the prompt's end and "
+        f"{short(repr(answered[shared:]), 40)} there once the completion follows; set chat_template_kwargs or "
+        "another chat template, or give the rows as plain text"
+    )
 
 
 def _closed_ids(whole: str, before: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of a rendered conversation up to the EOS of its last turn, which is appended where none was rendered."""
-    if not whole.startswith(before):
-        shared = next(i for i, (a, b) in enumerate(zip(whole + "\0", before + "\0", strict=False)) if a != b)
-        raise ModelError(
-            f"the chat template renders {short(repr(before[shared:]), 40)} at the prompt's end and "
-            f"{short(repr(whole[shared:]), 40)} there once the completion follows; set chat_template_kwargs or "
-            "another chat template, or give the rows as plain text"
-        )
     ids = tokenise(whole, tokenizer)
     action = whole[len(before) :]
     eos_token, eos_id = eos(tokenizer)
@@ -419,8 +450,8 @@ def _end_of_action(
     return ends[-1] if ends and not decode(ids[ends[-1] : limit], tokenizer).strip() else limit
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """Number of ids with which both begin."""
+def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
+    """Number of ids, or characters, with which both begin."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
