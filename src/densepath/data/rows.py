@@ -265,6 +265,8 @@ def jsonable(value: Any) -> Any:
         return [jsonable(item) for item in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        return jsonable(value.tolist())
     return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
 
 

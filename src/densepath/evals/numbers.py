@@ -22,6 +22,7 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _CHARACTERS = str.maketrans(
     {
         **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{FULLWIDTH HYPHEN-MINUS}\N{SMALL HYPHEN-MINUS}", "-"),
+        **dict.fromkeys("\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{HEAVY MINUS SIGN}", "-"),
         **dict.fromkeys("\N{NO-BREAK SPACE}\N{THIN SPACE}\N{FIGURE SPACE}\N{HAIR SPACE}", _SPACE),
         **dict.fromkeys("\N{FRACTION SLASH}\N{DIVISION SLASH}\N{FULLWIDTH SOLIDUS}", "/"),
         **dict.fromkeys("\N{FULLWIDTH COMMA}\N{ARABIC THOUSANDS SEPARATOR}", ","),
@@ -56,7 +57,7 @@ _LATEX = [
 ]
 
 _MINUS = r"(?:(?<![0-9A-Za-z)\]}])-|(?:(?<=[=≈])|(?<=[=≈]\ ))-\ )"
-_PLAIN = rf"(?:[0-9]+(?:[.,'_:{_SPACE}][0-9]+)*|[.][0-9]+(?:[.,'_:{_SPACE}][0-9]+)*)"
+_PLAIN = rf"(?:[0-9]+(?:[.,'_:{_SPACE}][0-9]+)*|(?<![.])[.][0-9]+(?:[.,'_:{_SPACE}][0-9]+)*)"
 _POWER = (
     r"(?:\^|(?<!\*)\*\*(?=[0-9(+-]))\s*(?P<brace>[{(])?\s*(?P<power>[+-]?[0-9]+)(?(brace)\s*[})])(?![0-9.,]*[0-9])"
 )
@@ -82,7 +83,9 @@ _NUMERAL = re.compile(
 # With these behind or before it, what was found is a part of something else.
 _NOT_ALONE_BEFORE = re.compile(
     r"(?:\\[A-Za-z]+\s*(?:\[[^\]]*\]\s*)?\{|√\(?|±|\}\s*\{|(?<![=#\s])\^\s*[{(]|[0-9]\.\s*\{)\s*[-+]?$"
+    r"|(?:[0-9)\]}]\s?/\s?|\w/)\(?[-+]?$"  # what something is divided by
 )
+_PERHAPS_MIXED = re.compile(r"[0-9](?:[ \t]+|\s+(?:and|&)\s+)$")  # 2 and 1/2: two numbers, or one
 _NOT_ALONE_BEHIND = re.compile(
     r"""
     \s*(?:\^|\*\*(?=[0-9(+-]))      # a power that was not understood
@@ -90,6 +93,7 @@ _NOT_ALONE_BEHIND = re.compile(
     | (?<=\b0)[xX][0-9A-Fa-f]+\b
     | (?:[kKMBGT]|bn|mn)\b          # 5k, 5M: how many zeros is a guess
     | \s*(?:lakhs?|lacs?|crores?)\b
+    | \s?/\s?(?:[-+]?[({]|[-+]\s?[0-9])  # divided by what is not plainly a number
     | [十百千万萬億亿兆]
     | \s*(?:[π√]|\\(?:pi|sqrt|frac|tau|ln|log)(?![A-Za-z]))
     | \s*\}\s*\{                    # the upper half of a fraction that was not understood
@@ -129,6 +133,7 @@ def numerals(text: str) -> list[Numeral]:
     for match in _NUMERAL.finditer(plain):
         before, behind = plain[max(0, match.start("numeral") - 40) : match.start("numeral")], match.end()
         alone = not _NOT_ALONE_BEFORE.search(before) and not _NOT_ALONE_BEHIND.match(plain, behind)
+        alone = alone and not (match["top"] and _PERHAPS_MIXED.search(before))
         found.append(Numeral(match["numeral"], _value(match) if alone else None))
     return found
 
