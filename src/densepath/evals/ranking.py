@@ -61,7 +61,7 @@ class CompletionGroup:
     @property
     def template_arguments(self) -> dict[str, Any]:
         """What the row gives the chat template: part of what was asked."""
-        return template_arguments(self.row) if is_conversational(self.prompt) else {}
+        return template_arguments(self.row)
 
 
 def group_completions(rows: Iterable[Row], source: str = "the data set") -> list[CompletionGroup]:

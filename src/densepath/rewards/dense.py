@@ -16,7 +16,7 @@ from torch import Tensor
 from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import ReferenceMean, inverse_bellman, pair_rewards, reference_logprobs
 from densepath.data import Encoded, encode_pair, encode_row_prompt, token_offsets
-from densepath.data.rows import TEMPLATE_COLUMNS, Turns, is_conversational, template_arguments
+from densepath.data.rows import TEMPLATE_COLUMNS, Turns, template_arguments
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import check_vocabularies
@@ -321,7 +321,7 @@ class DenseReward:
         own = {name: kwargs[name] for name in TEMPLATE_COLUMNS if kwargs.get(name) is not None}
         rows = [{"prompt": p, **{name: own[name][i] for name in own}} for i, p in enumerate(prompts)]
         if completion_ids is None:
-            given = [template_arguments(row) if is_conversational(row["prompt"]) else {} for row in rows]
+            given = [template_arguments(row) for row in rows]
             return list(map(float, self.score(prompts, completions, chat_template_kwargs=given).sums))
         tokenizer = self._tokenizer()
         scores = self.score_ids(
