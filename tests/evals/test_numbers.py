@@ -70,6 +70,12 @@ UNDERSTOOD = {
     "5/hour": "5",
     "and/or 5": "5",
     "w/ 5": "5",
+    "_5_": "5",
+    "__-1,300.5__": "-1300.5",
+    r"\approx-5": "-5",
+    r"x\leq5": "5",
+    r"\Rightarrow 5": "5",
+    r"\boxed{\text{Answer: }-5}": "-5",
 }
 NOT_UNDERSTOOD = [
     "1.300,50",

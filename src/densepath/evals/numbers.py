@@ -37,6 +37,9 @@ _CHARACTERS = str.maketrans(
 _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"(?<![\w\\])(_{1,3})(?=[-+$0-9])([^\s_]+)\1(?!\w)", r"\2"),  # emphasis in Markdown
+        (r"\\(?:approx|simeq|sim|equiv|[lg]eq?|to|(?:[lL]ong)?[rR]ightarrow|implies|iff)(?![A-Za-z])", " = "),
+        (r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf))\s*\{[^{}0-9]*[:=]\s*\}", " = "),  # \text{Answer: }-5
         (r"\\!", ""),
         (r"\{,\}", ","),
         (r"(?<=[0-9])(?:\\[,;: ]|~)(?=[0-9])", _SPACE),
@@ -83,8 +86,8 @@ _NUMERAL = re.compile(
 # With these behind or before it, what was found is a part of something else.
 _NOT_ALONE_BEFORE = re.compile(
     r"(?:\\[A-Za-z]+\s*(?:\[[^\]]*\]\s*)?\{|√\(?|±|\}\s*\{|(?<![=#\s])\^\s*[{(]|[0-9]\.\s*\{)\s*[-+]?$"
-    r"|(?:[0-9)\]}]\s?/\s?|\w/)\(?[-+]?$"  # what something is divided by
 )
+_DIVISOR = re.compile(r"(?:[0-9)\]}]\s?/\s?|\w/)\(?[-+]?$")
 _PERHAPS_MIXED = re.compile(r"[0-9](?:[ \t]+|\s+(?:and|&)\s+)$")  # 2 and 1/2: two numbers, or one
 _NOT_ALONE_BEHIND = re.compile(
     r"""
@@ -133,6 +136,7 @@ def numerals(text: str) -> list[Numeral]:
     for match in _NUMERAL.finditer(plain):
         before, behind = plain[max(0, match.start("numeral") - 40) : match.start("numeral")], match.end()
         alone = not _NOT_ALONE_BEFORE.search(before) and not _NOT_ALONE_BEHIND.match(plain, behind)
+        alone = alone and not _DIVISOR.search(before[-6:])
         alone = alone and not (match["top"] and _PERHAPS_MIXED.search(before))
         found.append(Numeral(match["numeral"], _value(match) if alone else None))
     return found
