@@ -32,6 +32,10 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"conversations": [said("system", "Be kind."), said("human", "Hi"), said("gpt", "Hello")], "id": "x"},
         {"messages": [SYSTEM, USER, ANSWER], "id": "x"},
     ),
+    "an input alone": (
+        {"instruction": "", "input": "Hi", "output": "Hello"},
+        {"prompt": [USER], "completion": [ANSWER]},
+    ),
     "other names": (
         {"conversations": [said("user", "Hi"), said("chatgpt", "Hello")], "system": "Be kind."},
         {"messages": [SYSTEM, USER, ANSWER]},

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tokenizer_kinds import BOS, EOS, KINDS, TEMPLATES, tokenizer_of
+from tokenizers import AddedToken
 
 from densepath.data import Encoded, encode_demonstration, encode_demonstrations, encode_pairs, encode_prompt
+from densepath.errors import ModelError
 
 TEXTS = st.sampled_from(
     [
@@ -244,6 +246,29 @@ def test_template_arguments_of_the_tokenizer_of_the_call_and_of_the_row() -> Non
     row = {"messages": turns, "chat_template_kwargs": {"enable_thinking": True}}
     (pair,) = encode_pairs(row, tokenizer, chat_template_kwargs={"enable_thinking": False})
     assert tokenizer.decode(pair.completion_ids) == thought + "blue</s>"
+
+
+def test_an_eos_that_stands_between_turns_ends_the_turn_before() -> None:
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}{% if not loop.last %}</s>\n{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}</s>\n<|turn|>assistant\n{% endif %}"
+    )
+    pairs = encode_pairs({"messages": turns_of(["name a colour", "blue", "more", "five"])}, tokenizer)
+    assert [tokenizer.decode(pair.completion_ids) for pair in pairs] == ["blue</s>", "five</s>"]
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_an_eos_that_the_tokenizer_does_not_read_is_named(split: bool) -> None:
+    tokenizer = tokenizer_of("byte level")
+    if split:
+        tokenizer.split_special_tokens = True
+    else:
+        tokenizer.add_special_tokens({"eos_token": AddedToken("<end>", single_word=True, special=True)})
+        tokenizer.chat_template = TEMPLATES["chatml"].replace(EOS, "<end>")
+    row = {"messages": turns_of(["5.", "blue"])}
+    with pytest.raises(ModelError, match="as other text"):
+        encode_demonstration(row, tokenizer)
 
 
 def test_bos_is_in_these_tokenizers() -> None:

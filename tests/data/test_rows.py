@@ -128,6 +128,10 @@ def test_arguments_that_are_a_json_string_stay_one() -> None:
 @pytest.mark.parametrize("tools", [None, "", " ", "[]", "null", []])
 def test_no_tools_are_no_argument(tools: Any) -> None:
     assert template_arguments({"messages": [USER], "tools": tools}) == {}
+    for text in ({"prompt": "Hang it.", "completion": "Done."}, {"prompt": None, "text": "Done."}):
+        assert template_arguments({**text, "tools": "hammer, saw", "chat_template_kwargs": 5}) == {}
+    asked = {"prompt": "Hi", "messages": [USER], "chat_template_kwargs": {"a": 1}}
+    assert template_arguments(asked) == {"a": 1}
 
 
 def test_tools_may_be_json_text_and_kwargs_count_first() -> None:

@@ -136,6 +136,22 @@ def test_a_list_is_parsed_as_it_is_read(tmp_path, monkeypatch):
         list(RowStream(str(path)).windows(5))
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('[{"text": "a"}]\n[{"text": "b"}]', "behind the end of its list"),
+        ('[{"text": "a"}] x', "behind the end of its list"),
+        ('[{"text": "a"} {"text": "b"}]', "no comma"),
+    ],
+)
+def test_no_row_is_lost_behind_a_list(text, reason, tmp_path, monkeypatch):
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+    for block in (1 << 20, 3):
+        monkeypatch.setattr("densepath.data.streaming._BLOCK", block)
+        with pytest.raises(DataError, match=reason):
+            list(RowStream(str(tmp_path / "rows.json")))
+
+
 def test_the_identity_of_a_file_is_its_content(tmp_path):
     path = jsonl(tmp_path)
     (identity,) = RowStream(str(path)).scan()[1]

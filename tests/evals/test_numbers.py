@@ -65,6 +65,17 @@ UNDERSTOOD = {
     "x_{12} = 4": "4",
     "log2 of 8": "8",
     "5!": "5",
+    "...5": "5",
+    "=\N{NON-BREAKING HYPHEN}5": "-5",
+    "5/hour": "5",
+    "and/or 5": "5",
+    "w/ 5": "5",
+    "_5_": "5",
+    "__-1,300.5__": "-1300.5",
+    r"\approx-5": "-5",
+    r"x\leq5": "5",
+    r"\Rightarrow 5": "5",
+    r"\boxed{\text{Answer: }-5}": "-5",
 }
 NOT_UNDERSTOOD = [
     "1.300,50",
@@ -90,6 +101,7 @@ NOT_UNDERSTOOD = [
     r"\frac{3}{x}",
     r"0.\overline{3}",
     "±5",
+    "x/2",
     "0x1F",
     "0xFF",
     "5d3",
@@ -119,6 +131,11 @@ def test_a_notation_says_its_number(text: str, value: str) -> None:
 def test_what_is_not_understood_is_no_number(text: str) -> None:
     assert number_in(text) is None
     assert all(number.value is None for number in numerals(text))
+
+
+@pytest.mark.parametrize("text", ["1/-2", "1/(2)", "(1)/2", "(3 + 4)/2", "2 and 1/2", "2  1/2", "2 000 1/2"])
+def test_a_part_of_a_quotient_or_of_a_mixed_number_is_not_the_final_number(text: str) -> None:
+    assert number_in(text) is None
 
 
 integers = st.integers(0, 10**12)

@@ -6,9 +6,10 @@ import random
 
 import pytest
 import torch
+from tests.support import CHATML, tiny_tokenizer
 from tests.tiny_sft import TOKENIZER, corrupted, counting_models, counting_rows
 
-from densepath.data import encode_pair
+from densepath.data import encode_pair, encode_pairs
 from densepath.errors import ConfigError, DataError, UsageError
 from densepath.evals.ranking import group_completions, rank_completions
 from densepath.rewards.dense import DenseReward
@@ -71,6 +72,31 @@ def test_turns_are_ranked_as_text_is(reward):
     pair = encode_pair(prompt, groups[0][0], TOKENIZER)
     direct = reward.score_ids([pair.prompt_ids], [pair.completion_ids]).sums
     assert ranking.sums[0] == pytest.approx(float(direct[0]), abs=1e-5)
+
+
+def test_tools_are_part_of_what_was_asked(reward):
+    """Turns asked with tools are another prompt, and both are read with their own."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% if tools %}3 +1 {% endif %}" + CHATML
+    reward = DenseReward(reward.sft, reward.refs[0], tokenizer=tokenizer)
+    tools = [{"type": "function", "function": {"name": "add"}}]
+    row = {"prompt": [{"role": "user", "content": "3 +1:"}], "completion": [{"role": "assistant", "content": "4 5."}]}
+    asked = {**row, "tools": tools}
+    plain, called = group_completions([row, asked, {**row, "tools": []}])
+    assert (plain.rows, called.rows) == ([1, 3], [2])
+    found = rank_completions(
+        reward,
+        [row["prompt"]] * 2,
+        [[row["completion"]]] * 2,
+        chat_template_kwargs=[plain.template_arguments, called.template_arguments],
+    )
+    pairs = [encode_pairs(each, tokenizer)[0] for each in (row, asked)]
+    right = reward.score_ids([pair.prompt_ids for pair in pairs], [pair.completion_ids for pair in pairs]).sums
+    assert [ranking.sums[0] for ranking in found] == pytest.approx([float(value) for value in right], abs=1e-5)
+    assert reward([row["prompt"]] * 2, [row["completion"]] * 2, tools=[None, tools]) == pytest.approx(
+        [float(value) for value in right], abs=1e-5
+    )
+    assert abs(float(right[0] - right[1])) > 1e-3
 
 
 def test_groups_by_prompt_or_by_row():

@@ -4,11 +4,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from densepath.data import generate_tasks
+from densepath.data.formats import as_dataset
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import (
     VERIFIERS,
@@ -104,6 +106,11 @@ def test_an_answer_without_a_number_is_the_rows_fault(row: dict[str, Any]) -> No
 )
 def test_numbers_are_compared_exactly(completion: str, answer: Any, reward: float) -> None:
     assert final_number(completion, {"answer": answer}) == reward
+
+
+def test_numpys_numbers_are_numbers() -> None:
+    assert final_number("0.5", {"answer": np.float64(0.5)}) == 1.0
+    assert as_dataset([{"answer": np.int64(3)}, {"answer": np.array([1, 2])}])["answer"] == [3, [1, 2]]
 
 
 def test_a_number_may_have_more_digits_than_int_reads() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from tests.pipeline.runs import checkpoint_steps, run_argv, save_tiny_model, weights
+from tests.support import CHATML
 from transformers import TrainingArguments
 
 from densepath.cli.main import main
@@ -106,6 +107,20 @@ def test_a_training_does_not_go_on_with_something_else(
     assert "cut holds a training that began with something else" in error
     assert re.search(shown, error), error
     assert checkpoint_steps(Path("cut")) == steps
+
+
+def test_a_chat_template_in_a_file_of_its_own_is_compared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    turns = [[{"role": "user", "content": f"Say {i}:"}] for i in range(8)]
+    Path("rows.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in turns))
+    Path("chat.jinja").write_text(CHATML)
+    argv = [*dpr("cut"), "--chat_template_path", "chat.jinja"]
+    cut_short(argv)
+    Path("chat.jinja").write_text(CHATML.replace("You help.", "You do not help."))
+    capsys.readouterr()
+    assert main(argv) == 2
+    assert re.search(r"\(chat template: [0-9a-f]{16} -> [0-9a-f]{16}\)", capsys.readouterr().err)
+    Path("chat.jinja").write_text(CHATML)
+    assert main(argv) == 0
 
 
 @pytest.mark.parametrize("command", [sft, dpr])

@@ -435,6 +435,22 @@ def test_changed_data_and_models_are_refused(begun, score, models, data, tmp_pat
     assert "(data.rows.jsonl.sha256: '" in said
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_another_chat_template_is_refused(beside, begun, score, models, data, tmp_path):
+    path = Path(models["sft"]) / "chat_template.jinja" if beside else tmp_path / "chat.jinja"
+    given = {} if beside else {"chat_template_path": path}
+    output = tmp_path / ("scores.jsonl" if beside else "other.jsonl")
+    before = path.read_text(encoding="utf-8") if beside else tiny_tokenizer().chat_template
+    path.write_text(before, encoding="utf-8")
+    if not beside:
+        assert score(data, output, **given)[0] == 0
+    path.write_text(before.replace("You help.", "You do not help."), encoding="utf-8")
+    code, said = score(data, output, **given)
+    path.write_text(before, encoding="utf-8")
+    assert code == 2
+    assert f"{'models.sft' if beside else 'models.chat template'}.files.{path.name}: '" in said
+
+
 def test_strict_sees_what_was_set_aside_before(score, data, tmp_path, monkeypatch):
     data.write_text('{"id": "bad"}\n' + data.read_text(), encoding="utf-8")
     with monkeypatch.context() as patch:

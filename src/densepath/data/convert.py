@@ -4,8 +4,8 @@
                {"conversations": [{"role": "user", "content": ...}, ...]}                            -> messages
     Alpaca     {"instruction": ..., "input": ..., "output": ...}                    -> prompt and completion, as turns
 
-The user's turn of an Alpaca row is the instruction alone, or instruction + "\n" + input where there is an input
-(LLaMA-Factory's join). `system`, text beside either format, becomes the first turn; `history`, pairs of an instruction
+The user's turn of an Alpaca row is instruction + "\n" + input, or the one of them that is not empty (LLaMA-Factory's
+join). `system`, text beside either format, becomes the first turn; `history`, pairs of an instruction
 and its answer, the turns before the instruction. Columns of TRL's own count first: a row that has `messages`, or a
 prompt and a completion, is not touched. The other columns are kept.
 """
@@ -60,7 +60,7 @@ def converted(row: Row) -> Row:
     for name in ("input", "output"):
         if not isinstance(row.get(name), (str, type(None))):
             raise DataError(f'"{name}" is {short(repr(row[name]))}, not a string; quote it')
-    asked = row["instruction"] + (f"\n{row['input']}" if row.get("input") else "")
+    asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
     prompt = _with_system(row, [*_history(row.get("history")), {"role": "user", "content": asked}])
     answer = [{"role": "assistant", "content": row["output"]}] if row["output"] else None
     return {**others, "prompt": prompt, **({} if answer is None else {"completion": answer})}

@@ -429,7 +429,13 @@ def _closed_ids(whole: str, before: str, tokenizer: PreTrainedTokenizerBase) -> 
     action = whole[len(before) :]
     eos_token, eos_id = eos(tokenizer)
     if eos_token in action and not action[action.rfind(eos_token) + len(eos_token) :].strip():
-        return ids[: len(ids) - ids[::-1].index(eos_id)]
+        stop = _end_of_action(ids, _common_prefix(tokenise(before, tokenizer), ids), len(ids), tokenizer)
+        if ids[stop - 1] != eos_id:
+            raise ModelError(
+                f"the chat template ends the turn in EOS, and the tokenizer reads that {eos_token!r} as other text; "
+                "load it without split_special_tokens, with EOS as a special token that any text may stand beside"
+            )
+        return ids[:stop]
     for token in tokenizer.added_tokens_decoder.values():
         if token.special and action.rstrip().endswith(token.content):
             raise ModelError(
@@ -442,12 +448,18 @@ def _closed_ids(whole: str, before: str, tokenizer: PreTrainedTokenizerBase) -> 
 def _end_of_action(
     ids: Sequence[int], start: int, limit: int, tokenizer: PreTrainedTokenizerBase, *, first: bool = False
 ) -> int:
-    """End of the action in [start, limit): behind its last EOS (or first), where only white space follows that one."""
+    """End of the action in [start, limit): behind its last EOS (or first), where only white space follows that one.
+
+    Without one it ends at the limit, or behind the EOS that stands there.
+    """
     eos_id = eos(tokenizer)[1]
     ends = [place + 1 for place in range(start, limit) if ids[place] == eos_id]
     if first:
         return ends[0] if ends else start
-    return ends[-1] if ends and not decode(ids[ends[-1] : limit], tokenizer).strip() else limit
+    if ends and not decode(ids[ends[-1] : limit], tokenizer).strip():
+        return ends[-1]
+    # Some templates end a turn only once another one follows.
+    return limit + (ids[limit : limit + 1] == [eos_id])
 
 
 def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:

@@ -175,7 +175,7 @@ def template_arguments(row: Row) -> dict[str, Any]:
 
     Returns:
         Keyword arguments of `apply_chat_template`, without nulls (Arrow fills in those of other rows); an entry of
-        `chat_template_kwargs` counts before the column `tools`.
+        `chat_template_kwargs` counts before the column `tools`. Nothing of a row of plain text.
 
     Raises:
         DataError: a column of that name that holds something else.
@@ -183,6 +183,9 @@ def template_arguments(row: Row) -> dict[str, Any]:
     >>> template_arguments({"tools": "[]", "chat_template_kwargs": {"enable_thinking": False, "x": None}})
     {'enable_thinking': False}
     """
+    asked = next((row[name] for name in ("prompt", "messages", "text") if row.get(name) is not None), None)
+    if isinstance(asked, str) and row.get("messages") is None:
+        return {}  # text is not rendered: a column of that name is any other column
     tools = row.get("tools")
     if isinstance(tools, str):
         try:
@@ -265,6 +268,8 @@ def jsonable(value: Any) -> Any:
         return [jsonable(item) for item in value]
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
+    if hasattr(value, "tolist"):  # numpy's numbers and arrays
+        return jsonable(value.tolist())
     return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
 
 

@@ -322,12 +322,20 @@ def _json_items(path: Path) -> Iterator[Any]:
         buffer = file.read(_BLOCK).lstrip()
         if not buffer.startswith("["):
             buffer = "[" + buffer + file.read() + "]"
-        at = 1
+        at, comma_due = 1, False
         while True:
-            while at < len(buffer) and buffer[at] in " \t\r\n,":
+            while at < len(buffer) and buffer[at] in " \t\r\n":
                 at += 1
-            if at < len(buffer) and buffer[at] == "]":
+            following = buffer[at : at + 1]
+            if following == "]":
+                if (buffer[at + 1 :] + file.read()).strip():
+                    raise DataError(f"{path}: goes on behind the end of its list; give one list, or one object a line")
                 return
+            if comma_due and following == ",":
+                at, comma_due = at + 1, False
+                continue
+            if comma_due and following:
+                raise DataError(f"{path}: no comma between two objects of its list; write the file again")
             try:
                 item, at = decoder.raw_decode(buffer, at)
             except (ValueError, RecursionError) as error:
@@ -338,6 +346,7 @@ def _json_items(path: Path) -> Iterator[Any]:
                     ) from None
                 buffer, at = buffer[at:] + more, 0
                 continue
+            comma_due = True
             yield item
 
 

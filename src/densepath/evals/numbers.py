@@ -22,6 +22,7 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _CHARACTERS = str.maketrans(
     {
         **dict.fromkeys("\N{MINUS SIGN}\N{EN DASH}\N{FULLWIDTH HYPHEN-MINUS}\N{SMALL HYPHEN-MINUS}", "-"),
+        **dict.fromkeys("\N{HYPHEN}\N{NON-BREAKING HYPHEN}\N{HEAVY MINUS SIGN}", "-"),
         **dict.fromkeys("\N{NO-BREAK SPACE}\N{THIN SPACE}\N{FIGURE SPACE}\N{HAIR SPACE}", _SPACE),
         **dict.fromkeys("\N{FRACTION SLASH}\N{DIVISION SLASH}\N{FULLWIDTH SOLIDUS}", "/"),
         **dict.fromkeys("\N{FULLWIDTH COMMA}\N{ARABIC THOUSANDS SEPARATOR}", ","),
@@ -36,6 +37,9 @@ _CHARACTERS = str.maketrans(
 _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        (r"(?<![\w\\])(_{1,3})(?=[-+$0-9])([^\s_]+)\1(?!\w)", r"\2"),  # emphasis in Markdown
+        (r"\\(?:approx|simeq|sim|equiv|[lg]eq?|to|(?:[lL]ong)?[rR]ightarrow|implies|iff)(?![A-Za-z])", " = "),
+        (r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf))\s*\{[^{}0-9]*[:=]\s*\}", " = "),  # \text{Answer: }-5
         (r"\\!", ""),
         (r"\{,\}", ","),
         (r"(?<=[0-9])(?:\\[,;: ]|~)(?=[0-9])", _SPACE),
@@ -56,7 +60,7 @@ _LATEX = [
 ]
 
 _MINUS = r"(?:(?<![0-9A-Za-z)\]}])-|(?:(?<=[=≈])|(?<=[=≈]\ ))-\ )"
-_PLAIN = rf"(?:[0-9]+(?:[.,'_:{_SPACE}][0-9]+)*|[.][0-9]+(?:[.,'_:{_SPACE}][0-9]+)*)"
+_PLAIN = rf"(?:[0-9]+(?:[.,'_:{_SPACE}][0-9]+)*|(?<![.])[.][0-9]+(?:[.,'_:{_SPACE}][0-9]+)*)"
 _POWER = (
     r"(?:\^|(?<!\*)\*\*(?=[0-9(+-]))\s*(?P<brace>[{(])?\s*(?P<power>[+-]?[0-9]+)(?(brace)\s*[})])(?![0-9.,]*[0-9])"
 )
@@ -83,6 +87,8 @@ _NUMERAL = re.compile(
 _NOT_ALONE_BEFORE = re.compile(
     r"(?:\\[A-Za-z]+\s*(?:\[[^\]]*\]\s*)?\{|√\(?|±|\}\s*\{|(?<![=#\s])\^\s*[{(]|[0-9]\.\s*\{)\s*[-+]?$"
 )
+_DIVISOR = re.compile(r"(?:[0-9)\]}]\s?/\s?|\w/)\(?[-+]?$")
+_PERHAPS_MIXED = re.compile(r"[0-9](?:[ \t]+|\s+(?:and|&)\s+)$")  # 2 and 1/2: two numbers, or one
 _NOT_ALONE_BEHIND = re.compile(
     r"""
     \s*(?:\^|\*\*(?=[0-9(+-]))      # a power that was not understood
@@ -90,6 +96,7 @@ _NOT_ALONE_BEHIND = re.compile(
     | (?<=\b0)[xX][0-9A-Fa-f]+\b
     | (?:[kKMBGT]|bn|mn)\b          # 5k, 5M: how many zeros is a guess
     | \s*(?:lakhs?|lacs?|crores?)\b
+    | \s?/\s?(?:[-+]?[({]|[-+]\s?[0-9])  # divided by what is not plainly a number
     | [十百千万萬億亿兆]
     | \s*(?:[π√]|\\(?:pi|sqrt|frac|tau|ln|log)(?![A-Za-z]))
     | \s*\}\s*\{                    # the upper half of a fraction that was not understood
@@ -129,6 +136,8 @@ def numerals(text: str) -> list[Numeral]:
     for match in _NUMERAL.finditer(plain):
         before, behind = plain[max(0, match.start("numeral") - 40) : match.start("numeral")], match.end()
         alone = not _NOT_ALONE_BEFORE.search(before) and not _NOT_ALONE_BEHIND.match(plain, behind)
+        alone = alone and not _DIVISOR.search(before[-6:])
+        alone = alone and not (match["top"] and _PERHAPS_MIXED.search(before))
         found.append(Numeral(match["numeral"], _value(match) if alone else None))
     return found
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from densepath.data import Encoded, encode_pair
-from densepath.data.rows import Row, Turns, canonical_json, is_conversational, short
+from densepath.data.rows import Row, Turns, canonical_json, is_conversational, short, template_arguments
 from densepath.errors import DataError, ModelError, UsageError
 from densepath.evals.signals import Aggregation, aggregate
 from densepath.models.compat import context_length, eos_token_ids
@@ -57,9 +58,16 @@ class CompletionGroup:
     rows: list[int]
     row: Row
 
+    @property
+    def template_arguments(self) -> dict[str, Any]:
+        """What the row gives the chat template: part of what was asked."""
+        return template_arguments(self.row)
+
 
 def group_completions(rows: Iterable[Row], source: str = "the data set") -> list[CompletionGroup]:
     """Groups to rank: each row with `completions`, or all rows with one `prompt` and a `completion` each.
+
+    Turns that are asked with other `tools` or `chat_template_kwargs` are another prompt.
 
     Args:
         rows: with `prompt` and either `completions` or `completion`.
@@ -95,7 +103,11 @@ def group_completions(rows: Iterable[Row], source: str = "the data set") -> list
                 )
             groups[str(number)] = CompletionGroup(row["prompt"], list(many), [number] * len(many), row)
             continue
-        group = groups.setdefault(canonical_json(row["prompt"]), CompletionGroup(row["prompt"], [], [], row))
+        new = CompletionGroup(row["prompt"], [], [], row)
+        try:
+            group = groups.setdefault(canonical_json([row["prompt"], new.template_arguments]), new)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from error
         group.completions.append(one)
         group.rows.append(number)
     if not groups:
@@ -111,6 +123,7 @@ def rank_completions(
     aggregation: Aggregation | str = Aggregation.SUM,
     on_progress: Callable[[int], None] | None = None,
     places: Sequence[str] | None = None,
+    chat_template_kwargs: Sequence[Mapping[str, Any]] | None = None,
 ) -> list[Ranking]:
     """The completions of each prompt by falling reward.
 
@@ -124,6 +137,7 @@ def rank_completions(
         aggregation: `sum`, `mean`, or `min`, the lowest token.
         on_progress: called with the number of completions that each forward pass finished.
         places: what to call each prompt in messages; its index by default.
+        chat_template_kwargs: further arguments of the chat template for each prompt, `tools` among them.
 
     Returns:
         One ranking a prompt, in their order.
@@ -141,9 +155,16 @@ def rank_completions(
         raise DataError(f"{len(prompts)} prompts but {len(completions)} groups of completions")
     names = [f"prompt {index}" for index in range(len(prompts))] if places is None else places
     context = context_length(reward.sft.model)
+    own = [{}] * len(prompts) if chat_template_kwargs is None else chat_template_kwargs
     groups = [
-        _encode(prompt, group, tokenizer, context, name)
-        for prompt, group, name in zip(prompts, completions, names, strict=True)
+        _encode(
+            prompt,
+            group,
+            functools.partial(encode_pair, tokenizer=tokenizer, chat_template_kwargs=given),
+            context,
+            name,
+        )
+        for prompt, group, given, name in zip(prompts, completions, own, names, strict=True)
     ]
     # Equal completions are scored once, so that rounding cannot part them.
     distinct = {pair: index for index, pair in enumerate(dict.fromkeys(pair for group in groups for pair in group))}
@@ -171,7 +192,11 @@ def rank_completions(
 
 
 def _encode(
-    prompt: str | Turns, completions: Sequence[str | Turns], tokenizer: Any, context: int, place: str
+    prompt: str | Turns,
+    completions: Sequence[str | Turns],
+    encode: Callable[[str | Turns, str | Turns], Encoded],
+    context: int,
+    place: str,
 ) -> list[Encoded]:
     if not completions:
         raise DataError(f'{place}: "completions" is empty; give at least one, or leave the prompt out')
@@ -180,7 +205,7 @@ def _encode(
         if is_conversational(completion) != is_conversational(prompt):
             raise DataError(f"{place}: completion {index} and the prompt differ in kind; make both text or both turns")
         try:
-            found.append(encode_pair(prompt, completion, tokenizer))
+            found.append(encode(prompt, completion))
         except (DataError, ModelError) as error:
             raise type(error)(f"{place}, completion {index}: {error}") from error
         length = len(found[-1].prompt_ids) + len(found[-1].completion_ids)

@@ -71,7 +71,7 @@ def _right_number(answer: Any) -> Value:
         return Decimal(answer)
     said = f'the row\'s "answer" is {short(repr(answer))}, which'
     if isinstance(answer, (float, Decimal)):
-        value = Decimal(repr(answer)) if isinstance(answer, float) else answer
+        value = Decimal(repr(float(answer))) if isinstance(answer, float) else answer  # numpy's repr names its type
         if not value.is_finite():
             raise DataError(f"{said} is no number; add the right one")
         return value

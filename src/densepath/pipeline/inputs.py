@@ -7,14 +7,17 @@ would silently end somewhere else.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from densepath.data import dataset_fingerprint
+from densepath.data.rows import canonical_json
 from densepath.errors import DensepathError, ResumeError
 from densepath.io import read_json
 from densepath.models import locate, smollm2
 from densepath.models.identity import model_identity
+from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import split_fingerprints
 from densepath.pipeline.run_folder import RunFolder
@@ -44,6 +47,12 @@ def data_inputs(data: Mapping[str, Iterable[Mapping[str, Any]] | None]) -> dict[
     return found
 
 
+def template_inputs(tokenizer: Any) -> dict[str, str]:
+    """`chat template` -> digest of its text, which a file outside of the model may give; none without one."""
+    text = canonical_json(tokenizer.chat_template or "")
+    return {"chat template": hashlib.sha256(text.encode()).hexdigest()[:_DIGITS]} if tokenizer.chat_template else {}
+
+
 def machine_inputs(config: Any) -> dict[str, Any]:
     """What a trainer's config finds on the machine: the number of processes, and whether it computes in bf16."""
     return {"processes": int(config.world_size), "bf16": bool(config.bf16)}
@@ -64,7 +73,8 @@ def open_run_inputs(run: RunFolder, arguments: RunArguments, console: Console) -
     models: dict[str, str | None] = {"model": arguments.model_name_or_path}
     if not _is_kept(arguments.reference):
         models["reference"] = arguments.reference
-    doubt = run.open_inputs({**model_inputs(models), **_precision()}, places(models))
+    inputs = {**model_inputs(models), **_given_template(arguments), **_precision()}
+    doubt = run.open_inputs(inputs, places(models))
     if doubt is not None:
         warn(console, doubt)
     if not run.is_done("data"):
@@ -91,6 +101,16 @@ def _is_kept(reference: str) -> bool:
     """Whether a run keeps the reference itself: `auto`, `ema` and fractions, alone or with commas between them."""
     names = [name.strip() for name in reference.split(",")]
     return all(name in ("auto", "ema") or name.replace(".", "", 1).isdigit() for name in names)
+
+
+def _given_template(arguments: RunArguments) -> dict[str, str]:
+    """Of a chat template that a file of its own gives; a stage that needs one which is gone says so itself."""
+    if arguments.chat_template_path is None:
+        return {}
+    try:
+        return template_inputs(load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options()))
+    except DensepathError:
+        return {}
 
 
 def _precision() -> dict[str, Any]:

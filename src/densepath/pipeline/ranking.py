@@ -39,6 +39,7 @@ def run_rank_command(arguments: RankArguments, console: Console) -> Path:
             aggregation=arguments.aggregation,
             on_progress=lambda count: progress.advance(count),
             places=[f"{source}, row {group.rows[0]}" for group in groups],
+            chat_template_kwargs=[group.template_arguments for group in groups],
         )
     path = Path(arguments.output_file)
     write_jsonl_atomic(path, [_record(group, ranking) for group, ranking in zip(groups, rankings, strict=True)])

@@ -29,6 +29,7 @@ from densepath.terminal import Console, say, terminal, warn
 
 _FREE = ("output_file", "strict", "device", "num_processes", "num_shards", "shard_index", "num_threads")
 """Arguments that may change between two calls of a job: they do not change its result."""
+_MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _MODELS = ("model_name_or_path", "ref_model_name_or_path")
 
 
@@ -82,6 +83,9 @@ def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
             )
     named = {"sft": arguments.model_name_or_path, **{f"ref {k}": name for k, name in enumerate(refs, start=1)}}
     models = {role: {"name": name, "files": _files(locate.locate(name))} for role, name in named.items()}
+    if arguments.chat_template_path is not None:
+        template = arguments.chat_template_path
+        models["chat template"] = {"name": template, "files": _files(template)}
     rows, parts = stream.scan()
     data = {part["name"]: {key: value for key, value in part.items() if key != "name"} for part in parts}
     if not rows:
@@ -93,13 +97,18 @@ def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
 
 
 def _files(source: str) -> dict[str, str]:
-    """Size and time of a model's files: whether it is the same after a pause. Empty for the hub's."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return {}
-    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".json"))
+    """Size and time of a model's files, or of one file: whether it is the same after a pause. Empty for the hub's.
+
+    An adapter's are those of its base too.
+    """
+    place = Path(source).expanduser()
+    files = [place] if place.is_file() else sorted(path for path in place.glob("*") if path.suffix in _MODEL_FILES)
+    if (place / locate.ADAPTER_CONFIG).is_file():
+        base = _files(locate.adapter_base(str(place)))
+    else:
+        base = {}
     found = [(path.name, path.stat()) for path in files]
-    return {
+    return {f"base {name}": said for name, said in base.items()} | {
         name: f"{stat.st_size} bytes, {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime(stat.st_mtime))}"
         for name, stat in found
     }

@@ -18,7 +18,7 @@ from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
 from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows, prompt_dataset
-from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places
+from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -61,10 +61,15 @@ def _open(folder: RunFolder, config: Any, arguments: dict[str, Any]) -> None:
 
 
 def _open_inputs(
-    folder: RunFolder, config: Any, models: dict[str, str | None], data: dict[str, Any], console: Console
+    folder: RunFolder,
+    config: Any,
+    models: dict[str, str | None],
+    tokenizer: Any,
+    data: dict[str, Any],
+    console: Console,
 ) -> None:
     """Write or compare what decides the result beside the configuration: the first process, then the others."""
-    inputs = {**data_inputs(data), **model_inputs(models), **machine_inputs(config)}
+    inputs = {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer), **machine_inputs(config)}
     with config.main_process_first(local=False):
         doubt = folder.open_inputs(inputs, places(models))
     if doubt is not None:
@@ -108,7 +113,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
             rows, tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
         )
         models: dict[str, str | None] = {"model": arguments.model_name_or_path}
-        _open_inputs(folder, config, models, {"data": encoded}, console)
+        _open_inputs(folder, config, models, tokenizer, {"data": encoded}, console)
         say(console, f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut")
         for note in counts.notes:
             warn(console, note)
@@ -171,7 +176,8 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
         prompts = prompt_dataset(rows)
         reference, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
         models = {"model": arguments.model_name_or_path, "reference": reference, "held-out reference": second}
-        _open_inputs(folder, config, models, {"data": prompts, "held-out data": held_out}, console)
+        data = {"data": prompts, "held-out data": held_out}
+        _open_inputs(folder, config, models, tokenizer, data, console)
         policy = load_trainable(arguments, arguments.model_name_or_path)
         trainer = DPRTrainer(
             model=policy,

@@ -16,7 +16,7 @@ from torch import Tensor
 from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import ReferenceMean, inverse_bellman, pair_rewards, reference_logprobs
 from densepath.data import Encoded, encode_pair, encode_row_prompt, token_offsets
-from densepath.data.rows import Turns
+from densepath.data.rows import TEMPLATE_COLUMNS, Turns, template_arguments
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import check_vocabularies
@@ -262,6 +262,7 @@ class DenseReward:
         prompts: Sequence[str | Turns],
         completions: Sequence[str | Turns],
         *,
+        chat_template_kwargs: Sequence[Mapping[str, Any]] | None = None,
         on_progress: Callable[[int], None] | None = None,
     ) -> DenseScores:
         """Rewards of completions given as text or as an assistant turn, each with its prompt.
@@ -271,6 +272,7 @@ class DenseReward:
         Args:
             prompts: text, or a list of turns, each.
             completions: text where the prompt is text, a list of one assistant turn where it is turns.
+            chat_template_kwargs: further arguments of the chat template for each prompt, `tools` among them.
             on_progress: called with the number of completions that each forward pass finished.
 
         Returns:
@@ -284,9 +286,10 @@ class DenseReward:
         tokenizer = self._tokenizer()
         if len(prompts) != len(completions):
             raise DataError(f"{len(prompts)} prompts but {len(completions)} completions")
+        own = [{}] * len(prompts) if chat_template_kwargs is None else chat_template_kwargs
         pairs = [
-            self._encoded(index, prompt, completion)
-            for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+            self._encoded(index, prompt, completion, given)
+            for index, (prompt, completion, given) in enumerate(zip(prompts, completions, own, strict=True))
         ]
         scores = self.score_ids(
             [pair.prompt_ids for pair in pairs],
@@ -315,11 +318,12 @@ class DenseReward:
             completion_ids: the sampled ids, which TRL's trainers give; scored as they are.
             kwargs: the other columns and arguments that TRL passes; of these a row's template arguments are read.
         """
+        own = {name: kwargs[name] for name in TEMPLATE_COLUMNS if kwargs.get(name) is not None}
+        rows = [{"prompt": p, **{name: own[name][i] for name in own}} for i, p in enumerate(prompts)]
         if completion_ids is None:
-            return list(map(float, self.score(prompts, completions).sums))
+            given = [template_arguments(row) for row in rows]
+            return list(map(float, self.score(prompts, completions, chat_template_kwargs=given).sums))
         tokenizer = self._tokenizer()
-        own = {name: kwargs[name] for name in ("tools", "chat_template_kwargs") if kwargs.get(name) is not None}
-        rows = ({"prompt": p, **{name: own[name][i] for name in own}} for i, p in enumerate(prompts))
         scores = self.score_ids(
             [encode_row_prompt(row, tokenizer) for row in rows],
             completion_ids,
@@ -327,23 +331,31 @@ class DenseReward:
         )
         return list(map(float, scores.sums))
 
-    def encode(self, prompt: str | Turns, completion: str | Turns) -> Encoded:
+    def encode(
+        self,
+        prompt: str | Turns,
+        completion: str | Turns,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Encoded:
         """Token ids of a prompt and a completion, as `score` reads them: EOS is appended to the completion.
 
         Args:
             prompt: text, or a list of turns.
             completion: text, or, where the prompt is turns, a list of one assistant turn.
+            chat_template_kwargs: further arguments of the chat template, `tools` among them.
 
         Raises:
             DataError, ModelError: what cannot be encoded. UsageError: no tokenizer was given.
         """
         if isinstance(completion, str) and not isinstance(prompt, str):
             completion = [{"role": "assistant", "content": completion}]
-        return encode_pair(prompt, completion, self._tokenizer())
+        return encode_pair(prompt, completion, self._tokenizer(), chat_template_kwargs=chat_template_kwargs)
 
-    def _encoded(self, index: int, prompt: str | Turns, completion: str | Turns) -> Encoded:
+    def _encoded(
+        self, index: int, prompt: str | Turns, completion: str | Turns, chat_template_kwargs: Mapping[str, Any]
+    ) -> Encoded:
         try:
-            return self.encode(prompt, completion)
+            return self.encode(prompt, completion, chat_template_kwargs)
         except (DataError, ModelError) as error:
             raise type(error)(f"completion {index}: {error}") from error
 
