@@ -225,7 +225,8 @@ class DPRTrainer(MonitoredTrainer):
         seed = hash((self.args.seed, step, self.accelerator.process_index, self.model.training)) % (2**63)
         self._use(Rollout(prompt_ids))  # what an error in the sampler leaves to look at
         samples = sample(
-            self.accelerator.unwrap_model(self.model_wrapped),
+            # A compiled one would be compiled again for each length.
+            self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False),
             prompt_ids,
             max_completion_length=self.max_completion_length,
             eos_token_ids=self.eos_token_ids,
