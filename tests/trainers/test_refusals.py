@@ -164,3 +164,8 @@ def test_a_full_machine_is_no_mistake(error):
     with pytest.raises(type(error)) as found, refusing("SFT cannot begin"):
         raise error
     assert found.value is error
+
+
+def test_a_tracker_that_is_no_name_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"report_to=\{'a': 1\} does not exist"):
+        check_startable(DPRConfig(str(tmp_path), report_to=[{"a": 1}]))

@@ -113,7 +113,7 @@ def check_packages(args: TrainingArguments) -> None:
         raise ConfigError("use_vllm needs a package that is missing: pip install 'trl[vllm]'; or leave it out")
     available = {*get_available_reporting_integrations(), *_UNLISTED_TRACKERS}
     for name in args.report_to:
-        if name not in INTEGRATION_TO_CALLBACK:
+        if not isinstance(name, str) or name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise ConfigError(f"report_to={name!r} does not exist; choose none, all, or some of {known}")
         if name not in available:
