@@ -323,6 +323,6 @@ def _check_borders(prompt_ids: Sequence[Sequence[int]], borders: Sequence[int], 
             if len(prompt) <= border < len(prompt) + steps:
                 raise DataError(
                     f"prompt {row} has {len(prompt)} tokens; with max_completion_length={steps} it may cross "
-                    f"{border}, where the model's LongRoPE changes the frequencies of all tokens: shorten the prompt, lower "
-                    "max_completion_length, or leave such rows out"
+                    f"{border}, where the model's LongRoPE changes the frequencies of all tokens: shorten the prompt, "
+                    "lower max_completion_length, or leave such rows out"
                 )
