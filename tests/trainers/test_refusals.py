@@ -169,3 +169,8 @@ def test_a_full_machine_is_no_mistake(error):
 def test_a_tracker_that_is_no_name_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"report_to=\{'a': 1\} does not exist"):
         check_startable(DPRConfig(str(tmp_path), report_to=[{"a": 1}]))
+
+
+def test_half_precision_that_would_be_left_out_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="fp16=True has no effect on a CPU"):
+        check_startable(DPRConfig(str(tmp_path), fp16=True, bf16=False, use_cpu=True, report_to="none"))

@@ -82,7 +82,7 @@ def refusing(what: str = "") -> Iterator[None]:
 
 def _cause(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, ModuleNotFoundError) and error.name:
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.replace(".", "_").isidentifier():
         return f"the package {error.name} is missing: pip install {error.name} ({text})"
     if text and isinstance(error, (ValueError, TypeError, RuntimeError, ImportError, OSError)):
         return text
@@ -125,9 +125,13 @@ def check_packages(args: TrainingArguments) -> None:
 def check_optimization(args: TrainingArguments) -> None:
     """Refuse what transformers would refuse only when training begins: an optimizer or a schedule that cannot be made.
 
+    And what it would leave out without a word: float16 on a CPU.
+
     Raises:
         ConfigError: with the cause.
     """
+    if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):
+        raise ConfigError("fp16=True has no effect on a CPU: leave it out, or set bf16")
     optimizer = _optimizer(args)
     with refusing("lr_scheduler_type, lr_scheduler_kwargs"):
         steps = max(1, args.max_steps)
