@@ -51,6 +51,7 @@ from densepath.trainers.grpo import as_list, grpo_arguments
 from densepath.trainers.model_card import name_of, public_name
 from densepath.trainers.monitored import DENSE_REWARD, MonitoredTrainer
 from densepath.trainers.policies import frozen_start, loading_arguments, placed, shared_or_loaded, switch_off_dropout
+from densepath.trainers.refusals import check_evaluation
 from densepath.trainers.reward_functions import RewardFunctions
 from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops, token_rewards
 from densepath.trainers.whole_vocabulary import plain_head_of
@@ -190,6 +191,7 @@ class DPRTrainer(MonitoredTrainer):
         add_packed_forward(policy)
         if not sharded:
             check_deterministic(policy)
+        check_evaluation(self)
         check_processes(self)
         if environment_factory is None:
             check_number_of_prompts(self)

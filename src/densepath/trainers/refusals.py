@@ -130,6 +130,9 @@ def check_optimization(args: TrainingArguments) -> None:
     Raises:
         ConfigError: with the cause.
     """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if not getattr(args, name) >= 1:
+            raise ConfigError(f"{name}={getattr(args, name)} must be at least 1")
     if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):
         raise ConfigError("fp16=True has no effect on a CPU: leave it out, or set bf16")
     optimizer = _optimizer(args)
@@ -142,6 +145,16 @@ def check_optimization(args: TrainingArguments) -> None:
             num_training_steps=steps,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
         )
+
+
+def check_evaluation(trainer: Trainer) -> None:
+    """Refuse `eval_on_start` without rows, which transformers would notice in the midst of the training.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if trainer.args.eval_on_start and trainer.eval_dataset is None:
+        raise ConfigError("eval_on_start=True needs held-out rows, and there are none: leave it out")
 
 
 def _optimizer(args: TrainingArguments) -> torch.optim.Optimizer:
