@@ -180,3 +180,9 @@ def test_half_precision_that_would_be_left_out_on_a_cpu_is_refused(tmp_path):
 def test_a_batch_of_nothing_is_refused(tmp_path, name):
     with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
         check_startable(SFTConfig(str(tmp_path), report_to="none", bf16=False, **{name: 0}))
+
+
+@pytest.mark.parametrize("name", ["num_iterations", "steps_per_generation", "max_completion_length"])
+def test_numbers_that_are_none_are_refused_by_name(name):
+    with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
+        _dpr(**{name: 0})
