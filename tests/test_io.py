@@ -164,3 +164,12 @@ def test_sha256_of_known_bytes(tmp_path):
     assert file_sha256(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     path.write_bytes(b"a" * 1_000_000 + b"")
     assert file_sha256(path) == "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0"
+
+
+def test_a_token_is_in_no_configuration(tmp_path):
+    from densepath.pipeline.run_folder import RunFolder
+
+    run = RunFolder(tmp_path / "run")
+    for token in ("hf_first", "hf_second"):  # another token is no other run
+        run.open_config({"seed": 1, "sft_hub_token": token, "hub_token": token, "inner": {"api_key": token, "a": 1}})
+        assert (tmp_path / "run/config.yaml").read_text() == "seed: 1\ninner:\n  a: 1\n"

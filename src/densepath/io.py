@@ -7,8 +7,9 @@ import errno
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from densepath.errors import MissingFileError, StorageError
 
 _SPACE = "free some space and run the same command again; what was written before is whole"
 _RIGHTS = "give a place that you may write to"
+_SECRET = re.compile(r"(^|[_.])(hub_token|hf_token|auth_token|access_token|api_key|password|secret)$", re.I)
 UNWRITABLE = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
@@ -115,3 +117,17 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_secret(name: str) -> bool:
+    """Whether an argument of that name holds a password or token, which belongs into no file."""
+    return _SECRET.search(name) is not None
+
+
+def without_secrets(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values but for those of secret names, in inner mappings too."""
+    return {
+        name: without_secrets(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if not is_secret(name)
+    }

@@ -308,3 +308,9 @@ def test_a_reference_before_sft_and_every_kept_one_are_accepted():
     for words in (("--reference", "0"), ("--reference", "0.50"), ("--reference", "some/folder")):
         run_arguments(*words)
     run_arguments("--reference", "0.3", "--reference_fractions", "0.3")
+
+
+@pytest.mark.parametrize("text", ["a: &x [*x]", "a: &x {b: *x}", "a: !!bool foo", "a: !!timestamp foo"])
+def test_yaml_that_pyyaml_stumbles_over_is_one_line(text):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: not valid YAML: [^\n]+$"):
+        read_yaml(text, "recipe.yaml")

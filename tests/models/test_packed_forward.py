@@ -161,3 +161,18 @@ def test_token_loss_takes_no_other_input():
     inputs = padded([([1, 2, 3], [False, True, True])], left=False)
     with pytest.raises(TypeError, match="token_loss takes"):
         PACKED(**inputs, token_loss=lambda *args: None, position_ids=torch.arange(3).unsqueeze(0))
+
+
+def test_a_copy_computes_with_its_own_weights():
+    model = tiny_llama()
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    add_packed_forward(model)
+    twin, clean = copy.deepcopy(model), tiny_llama(seed=3)
+    twin.load_state_dict(clean.state_dict())
+    inputs = padded([([1, 2, 3, 4], [0, 0, 1, 1]), ([1, 2, 5], [0, 0, 1])], left=False)
+    ids = inputs["input_ids"]
+    torch.testing.assert_close(twin(input_ids=ids).logits, clean(input_ids=ids).logits)
+    add_fused_lm_head(clean, outputs=OUTPUTS)
+    for kwargs in (inputs, {**inputs, "position_ids": torch.arange(ids.shape[1])[None].expand_as(ids)}):
+        found, expected = (m(**kwargs, fused_lm_head=True).log_probs for m in (twin, clean))
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from transformers import (
     GPTNeoForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    LlamaForCausalLM,
 )
 from trl.trainer.utils import add_fused_lm_head
 
@@ -232,3 +234,35 @@ def test_adapters_that_work_in_the_wrapper_are_refused():
 def test_an_id_that_the_model_does_not_have_is_named():
     with pytest.raises(ModelError, match="sequence 1 has token id 64, and the model has 64 of them"):
         score_completions(tiny_llama(), [[1], [2]], [[3], [64]])
+
+
+def test_what_changes_logits_after_the_trial_is_seen():
+    class Scaled(LlamaForCausalLM):
+        def forward(self, *args, **kwargs):
+            output = super().forward(*args, **kwargs)
+            output.logits = output.logits * self.config.somebodys_scale
+            return output
+
+    model = tiny_llama()
+    model.__class__, model.config.somebodys_scale = Scaled, 1.0
+    assert_scores_are_its_own(model)
+    model.config.somebodys_scale = 3.0
+    assert_scores_are_its_own(model)
+
+    model = tiny_llama()
+    assert_scores_are_its_own(model)
+
+    def twice(module, given, output):
+        output.logits = output.logits * 2
+        return output
+
+    handle = model.register_forward_hook(twice)
+    assert plain_head(model) is None
+    assert_scores_are_its_own(model)
+    handle.remove()
+    assert plain_head(model) is not None
+
+    plain = model.forward
+    model.forward = functools.wraps(plain)(lambda **given: twice(model, (), plain(**given)))
+    assert plain_head(model) is None
+    assert_scores_are_its_own(model)

@@ -469,3 +469,28 @@ def test_a_model_of_other_code_without_a_cache_is_decoded_row_by_row():
         got = sample(model, PROMPTS, max_completion_length=3, eos_token_ids=[2], generator=seeded(8))
     for row, completion in enumerate(got.completion_ids):
         assert got.logprobs[row] == pytest.approx(oracle_of_row(model, PROMPTS[row], completion), abs=1e-6)
+
+
+def test_longrope_is_sampled_on_one_side_of_its_border_alone():
+    rope = {"rope_type": "longrope", "original_max_position_embeddings": 16, "factor": 4.0, "rope_theta": 10000.0}
+    model = tiny_llama(rope_parameters={**rope, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4})
+    prompts = [[1, 2, 3], [*range(1, 31)], [4, 5]]
+    samples = sample(model, prompts, max_completion_length=4, eos_token_ids=[])
+    for prompt, ids, logprobs in zip(prompts, samples.completion_ids, samples.logprobs, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + ids]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+        own = logits.log_softmax(-1).gather(-1, torch.tensor(ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(logprobs), own, atol=1e-5, rtol=0)
+    with pytest.raises(DataError, match=r"prompt 1 has 14 tokens; with max_completion_length=4 it may cross 16"):
+        sample(model, [[1], [*range(1, 15)]], max_completion_length=4, eos_token_ids=[])
+
+
+def test_a_compiled_model_keeps_no_states_rather_than_others():
+    model = tiny_llama()
+    compiled = torch.compile(model, backend="eager")
+    compiled(input_ids=torch.tensor([[1, 2, 3]]))
+    samples = sample(compiled, [[1, 2, 3]], max_completion_length=3, eos_token_ids=[], keep_hidden=True)
+    assert len(samples.completion_ids[0]) == 3
+    for states in samples.hidden:
+        again = completion_hidden_states(model, [[1, 2, 3]], samples.completion_ids)[0]
+        torch.testing.assert_close(states, again, atol=1e-5, rtol=0)

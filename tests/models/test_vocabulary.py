@@ -143,3 +143,18 @@ def test_the_tokenizer_of_the_grown_adapter_is_its_own(folders):
     assert torch.isfinite(scores.rewards[0]).all()
     with pytest.raises(ModelError, match=f"has token id {SIZE}"):
         reward.score(["Sort these words:"], ["moon <new>"])
+
+
+@pytest.mark.parametrize(("target", "lacks"), [("embed_tokens", "lm_head"), ("lm_head", "model.embed_tokens")])
+def test_a_resized_adapter_without_all_its_new_rows_is_refused(tmp_path, target, lacks):
+    from peft import LoraConfig, get_peft_model
+
+    from densepath.models.load import load_model
+
+    base = tiny_llama()
+    base.save_pretrained(tmp_path / "base")
+    base.name_or_path = base.config._name_or_path = str(tmp_path / "base")
+    base.resize_token_embeddings(80)
+    get_peft_model(base, LoraConfig(r=2, target_modules=[target])).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=f"resized to 80 rows, and those of {lacks} are not in its files"):
+        load_model(str(tmp_path / "adapter"))

@@ -494,3 +494,8 @@ def test_sharded_weights_are_left_to_sampling(tmp_path, make_model, tokenizer, p
     monkeypatch.setattr("densepath.trainers.policies.shard_frozen", lambda model, accelerator: model)
     assert trainer_of(tmp_path, make_model, tokenizer, prompts).estimator.value == "sampled"
     assert any("the weights are sharded" in record.message for record in caplog.records)
+
+
+def test_an_evaluation_at_the_start_needs_rows(tmp_path, make_model, tokenizer, prompts):
+    with pytest.raises(ConfigError, match="eval_on_start=True needs held-out rows"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, eval_on_start=True, eval_strategy="no")

@@ -164,3 +164,25 @@ def test_a_full_machine_is_no_mistake(error):
     with pytest.raises(type(error)) as found, refusing("SFT cannot begin"):
         raise error
     assert found.value is error
+
+
+def test_a_tracker_that_is_no_name_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"report_to=\{'a': 1\} does not exist"):
+        check_startable(DPRConfig(str(tmp_path), report_to=[{"a": 1}]))
+
+
+def test_half_precision_that_would_be_left_out_on_a_cpu_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="fp16=True has no effect on a CPU"):
+        check_startable(DPRConfig(str(tmp_path), fp16=True, bf16=False, use_cpu=True, report_to="none"))
+
+
+@pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])
+def test_a_batch_of_nothing_is_refused(tmp_path, name):
+    with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
+        check_startable(SFTConfig(str(tmp_path), report_to="none", bf16=False, **{name: 0}))
+
+
+@pytest.mark.parametrize("name", ["num_iterations", "steps_per_generation", "max_completion_length"])
+def test_numbers_that_are_none_are_refused_by_name(name):
+    with pytest.raises(ConfigError, match=f"{name}=0 must be at least 1"):
+        _dpr(**{name: 0})

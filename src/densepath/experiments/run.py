@@ -22,7 +22,7 @@ from densepath.experiments.records import MethodInfo
 from densepath.experiments.regimes import STEPS
 from densepath.experiments.results import assemble, write_results
 from densepath.experiments.scheduler import Finished, run_tasks, seconds_left
-from densepath.io import write_text_atomic
+from densepath.io import without_secrets, write_text_atomic
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
 from densepath.pipeline.plan import machine_memory, plan_recipe
@@ -70,7 +70,9 @@ def run_experiment(
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(
         grid.folder / "experiment.yaml",
-        yaml.dump(resolved(arguments, others), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True),
+        yaml.dump(
+            without_secrets(resolved(arguments, others)), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True
+        ),
     )
     num_workers, threads = processes(arguments, settings)
     training = grid.training_tasks()

@@ -188,12 +188,29 @@ def replaced_weights(source: str) -> tuple[str, ...]:
 
 
 def embeddings_of_adapter(source: str, model: PreTrainedModel) -> int:
-    """Rows that the embeddings of a base must have for a saved adapter: those of its own, if it brings some."""
-    own = [name for name, module in model.named_modules() if module is model.get_input_embeddings()]
+    """Rows that the embeddings of a base must have for a saved adapter: those of its own, if it brings some.
+
+    Raises:
+        ModelError: it was trained after a resize, and does not bring the new rows of both embeddings and head.
+    """
+    read, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head is None or head.weight is read.weight
     files = _tensor_files(source)
-    for key in (f"base_model.model.{name}.{kind}weight" for name in own for kind in ("", "base_layer.")):
-        if key in files:
-            return len(_tensor(files[key], key))
+    found: dict[str, int | None] = {}
+    for name, module in model.named_modules():
+        if module is read or module is head:
+            kinds = ("", "base_layer.", "token_adapter.base_layer.")
+            keys = [f"base_model.model.{name}.{kind}weight" for kind in kinds]
+            found[name] = next((len(_tensor(files[key], key)) for key in keys if key in files), None)
+    rows = {count for count in found.values() if count is not None}
+    for count in rows - {embedding_rows(model)}:
+        if lacking := [name for name, own in found.items() if own != count and not tied]:
+            raise ModelError(
+                f"{source}: the adapter was trained after the embeddings were resized to {count} rows, and those of "
+                f"{lacking[0]} are not in its files and would be random: save it again with "
+                "modules_to_save=['embed_tokens', 'lm_head'], or merged with its base"
+            )
+        return count
     return embedding_rows(model)
 
 

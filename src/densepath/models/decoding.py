@@ -135,6 +135,8 @@ class Decoder:
             yield
             return
 
+        self.hidden = None  # a compiled model runs no hooks that came after it
+
         def remember(module: nn.Module, given: tuple[Tensor, ...]) -> None:
             self.hidden = given[0][:, -1]
 

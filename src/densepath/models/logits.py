@@ -32,6 +32,8 @@ OWN_LOGITS = 2**26
 in float32."""
 _TOLERANCE = 2e-3
 _FAILURES = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError)
+PASSED_THROUGH = "_densepath_passes_through"
+"""Attribute of a forward pass that leaves logits as they are: the one that it calls."""
 _WINDOWS = ("window", "attention_chunk", "local_attention")
 
 
@@ -57,11 +59,12 @@ class Scaling(NamedTuple):
 
 @dataclass(frozen=True)
 class _Tried:
-    """What was found for a head: the module, what the configuration said then, and the answers."""
+    """What was found for a head: the module, what the configuration and the model around it were, and the answers."""
 
     head: Any
     bare: bool
     settings: tuple[Any, ...]
+    around: tuple[Any, ...]
     scaling: Scaling | None
     layout: Layout
 
@@ -221,21 +224,46 @@ def _forward(model: Any) -> Callable[..., Any]:
 
 def _tried(model: Any) -> _Tried:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    bare, settings = _is_bare(model, head), _settings(model)
+    now = bare, settings, around = _is_bare(model, head), _settings(model), _around(model)
     known: _Tried | None = getattr(model, "_densepath_tried", None)
-    if known is not None and known.head is head and (known.bare, known.settings) == (bare, settings):
+    if known is not None and known.head is head and (known.bare, known.settings, known.around) == now:
         return known
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
-            tried, sure = _try(model, head, bare, settings)
+            scaling, layout, sure = _try(model, head, bare, settings)
     finally:
         for module, training in modes:
             module.training = training
+    tried = _Tried(head, bare, settings, around, scaling, layout)
     if sure:
         model._densepath_tried = tried
     return tried
+
+
+def _around(model: Any) -> tuple[Any, ...]:
+    """What else changes logits: the forward pass, the model's hooks, and whatever its configuration has as a number.
+
+    A model of somebody's own may scale logits by any of them.
+    """
+    if is_sharded(model):  # its hooks come and go
+        return ()
+    own = vars(model)
+    forward = own.get("_original_forward", own.get("forward"))
+    while hasattr(forward, PASSED_THROUGH):  # gives the logits of the one it was put in front of
+        forward = getattr(forward, PASSED_THROUGH)
+    hooks = (tuple(own[name].values()) for name in ("_forward_hooks", "_forward_pre_hooks"))
+    return type(model), forward, *hooks, _numbers(model.config), _numbers(model.config.get_text_config())
+
+
+def _numbers(config: Any) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if name == "_attn_implementation_internal"
+        or (isinstance(value, (int, float)) and not isinstance(value, bool) and not name.endswith("token_id"))
+    }
 
 
 def _is_bare(model: Any, head: Any) -> bool:
@@ -263,14 +291,14 @@ def _scalings(settings: tuple[Any, ...]) -> list[Scaling]:
     return [Scaling(scale, cap) for scale in tried for cap in caps]
 
 
-def _try(model: Any, head: Any, bare: bool, settings: tuple[Any, ...]) -> tuple[_Tried, bool]:
+def _try(model: Any, head: Any, bare: bool, settings: tuple[Any, ...]) -> tuple[Scaling | None, Layout, bool]:
     """What the model's own log-probabilities equal, and whether that can be kept: not with NaN among the weights."""
     embeddings = model.get_input_embeddings().weight
     ids = [(7 * k + 3) % predicted_rows(model) for k in range(12)]
     sequences = [ids[:4], ids[:4], [*ids[:2], *ids[5:7]]], [ids[4:8], ids[8:11], ids[7:11]]
     own = _try_scores(model, sequences, Layout.ALONE, None)
     if not bool(torch.isfinite(own).all()):
-        return _Tried(head, bare, settings, None, Layout.ALONE), False
+        return None, Layout.ALONE, False
     _check_causal(model, ids)
     scaling = _scaling(model, head, settings, ids) if bare else None
     plain = None if scaling is None else Head(head.weight, head.bias, *scaling)
@@ -285,8 +313,8 @@ def _try(model: Any, head: Any, bare: bool, settings: tuple[Any, ...]) -> tuple[
     for layout in range(most, Layout.ALONE, -1):
         found = _attempt(functools.partial(_try_scores, model, sequences, Layout(layout), plain))
         if found is not None and _near(found, alone, _TOLERANCE):
-            return _Tried(head, bare, settings, scaling, Layout(layout)), True
-    return _Tried(head, bare, settings, scaling, Layout.ALONE), True
+            return scaling, Layout(layout), True
+    return scaling, Layout.ALONE, True
 
 
 def _try_scores(
@@ -380,12 +408,26 @@ def _scaling(model: Any, head: nn.Linear, settings: tuple[Any, ...], ids: list[i
     return None
 
 
+def length_border(model: Any) -> int | None:
+    """Tokens beyond which LongRoPE turns all of a sequence by other frequencies, its beginning included."""
+    config = causal_lm(model).config.get_text_config()
+    for part in _rotary(config):
+        if part.get("rope_type", part.get("type")) == "longrope":
+            border = getattr(config, "original_max_position_embeddings", None)
+            border = border or part.get("original_max_position_embeddings")
+            return int(border) if border else None
+    return None
+
+
 def _depends_on_length(model: Any) -> bool:
     """Whether rotary frequencies change with the longest sequence of a batch, far beyond the trial's length."""
-    config = model.config.get_text_config()
+    parts = _rotary(model.config.get_text_config())
+    return any(part.get("rope_type", part.get("type")) in ("dynamic", "longrope") for part in parts)
+
+
+def _rotary(config: Any) -> list[dict[str, Any]]:
     found = [getattr(config, name, None) or {} for name in ("rope_parameters", "rope_scaling")]
-    nested = [part for each in found for part in (each, *each.values()) if isinstance(part, dict)]
-    return any(part.get("rope_type", part.get("type")) in ("dynamic", "longrope") for part in nested)
+    return [part for each in found for part in (each, *each.values()) if isinstance(part, dict)]
 
 
 def _has_plain_attention(model: Any) -> bool:

@@ -28,6 +28,7 @@ from densepath.core.logprobs import logit_scores
 from densepath.errors import ModelError
 from densepath.models.compat import predicted_rows
 from densepath.models.logits import (
+    PASSED_THROUGH,
     batches_of,
     causal_lm,
     hidden_states,
@@ -80,7 +81,7 @@ def add_packed_forward(model: Any) -> bool:
     model = causal_lm(model)
     packs = not is_sharded(model) and supports_packing(model)
     inner = model.forward
-    pass_of = _Pass(inner, _fused_is_right(model, inner))
+    pass_of_model = _Pass(inner, _fused_is_right(model, inner))
 
     @functools.wraps(type(model).forward)  # `generate` and the sampler read its signature
     def forward(
@@ -91,6 +92,10 @@ def add_packed_forward(model: Any) -> bool:
         token_loss: TokenLoss | None = None,
         **kwargs: Any,
     ) -> Any:
+        inner, pass_of = pass_of_model.inner, pass_of_model
+        if self is not model:  # a copy: what TRL put around would still compute with the weights it was made for
+            inner = functools.partial(type(self).forward, self)
+            pass_of = _Pass(inner, False)
         input_ids, attention_mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         given = {name for name, value in kwargs.items() if value is not None and value is not False}
         known = given <= {"input_ids", "attention_mask", "num_items_in_batch", "return_dict"} and not args
@@ -109,6 +114,7 @@ def add_packed_forward(model: Any) -> bool:
             return pass_of.of_anything(self, (), {**kwargs, "labels": labels})
         return pass_of.of_rows(self, rows, kwargs.get("num_items_in_batch"), input_ids.device)
 
+    setattr(forward, PASSED_THROUGH, inner)
     model.forward = types.MethodType(forward, model)
     return packs
 

@@ -23,7 +23,7 @@ from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
 from densepath.models.draws import inverse_cdf, row_uniforms
-from densepath.models.logits import causal_lm
+from densepath.models.logits import causal_lm, length_border
 
 DEFAULT_TOKEN_BUDGET = 16_384
 """Tokens in one batch's cache (rows x (longest prompt + budget)): 0.8 GB for SmolLM2-135M in float32."""
@@ -41,7 +41,7 @@ class Samples:
         logprobs: nats, one for each token of `completion_ids`, under the distribution that was sampled from.
         truncated: True where no EOS came within `max_completion_length` tokens.
         hidden: (completion tokens, width) last hidden states that each row's tokens were drawn from, on the model's
-            device; empty unless they are kept.
+            device; empty unless they are kept, and where a compiled model does not show them.
     """
 
     completion_ids: list[list[int]]
@@ -96,7 +96,8 @@ def sample(
 
     Raises:
         UsageError: an argument out of its range.
-        DataError: a prompt that is empty, has ids outside of the vocabulary, or leaves too little context.
+        DataError: a prompt that is empty, has ids outside of the vocabulary, leaves too little context, or comes
+            to where LongRoPE changes.
         NumericalError: a model gave NaN or infinity.
 
     Source: contrastive decoding as the closed-form optimum of method section 4, token by token.
@@ -112,6 +113,8 @@ def sample(
         raise UsageError(f"alpha must be > 0 with second_model and 0 without it, not {alpha}")
     models = [model] if second_model is None else [model, second_model]
     _check_prompts(prompt_ids, models, max_completion_length)
+    borders = [border for each in models if (border := length_border(each)) is not None]
+    _check_borders(prompt_ids, borders, max_completion_length)
 
     prompts = [tuple(prompt) for prompt in prompt_ids for _ in range(num_generations)]
     task = _Task(
@@ -131,13 +134,16 @@ def sample(
             max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
             token_budget=token_budget,
             steps=max_completion_length,
-            equal_lengths=not all(d.pads for d in decoders),
+            # the longest row of a batch decides for all whether they lie behind the border
+            equal_lengths=bool(borders) or not all(d.pads for d in decoders),
         ):
             batch = RowBatch(
                 decoders, [prompts[row] for row in rows], steps=max_completion_length, pad_token_id=pad_token_id
             )
             _complete(batch, rows, task)
-    return Samples(task.completion_ids, task.logprobs, task.truncated, [torch.stack(rows) for rows in task.hidden])
+    whole = all(map(len, task.hidden))
+    hidden = [torch.stack(rows) for rows in task.hidden] if whole else []
+    return Samples(task.completion_ids, task.logprobs, task.truncated, hidden)
 
 
 def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
@@ -308,3 +314,15 @@ def _check_prompts(prompt_ids: Sequence[Sequence[int]], models: Sequence[PreTrai
                 f"prompt {row} has {len(prompt)} tokens; with max_completion_length={steps} it exceeds the model's "
                 f"context of {context}: shorten the prompt or lower max_completion_length"
             )
+
+
+def _check_borders(prompt_ids: Sequence[Sequence[int]], borders: Sequence[int], steps: int) -> None:
+    """Refuse completions that would cross a `length_border`: what was sampled before it has no one probability."""
+    for row, prompt in enumerate(prompt_ids):
+        for border in borders:
+            if len(prompt) <= border < len(prompt) + steps:
+                raise DataError(
+                    f"prompt {row} has {len(prompt)} tokens; with max_completion_length={steps} it may cross "
+                    f"{border}, where the model's LongRoPE changes the frequencies of all tokens: shorten the prompt, "
+                    "lower max_completion_length, or leave such rows out"
+                )

@@ -75,7 +75,9 @@ def read_yaml(text: str | bytes, source: str) -> Any:
     try:
         loader = _Loader(text)
         loader.name_of_source = source
-        return loader.get_single_data()
+        value = loader.get_single_data()
+        _check_finite_depth(value, source, ())
+        return value
     except ConfigError:
         raise
     except yaml.reader.ReaderError as error:
@@ -87,6 +89,17 @@ def read_yaml(text: str | bytes, source: str) -> Any:
         raise ConfigError(f"{source}: not valid YAML: nested too deeply") from None
     except ValueError as error:  # a number of thousands of digits
         raise ConfigError(f"{source}: not valid YAML: {error}") from None
+    except (KeyError, AttributeError, TypeError) as error:  # PyYAML's constructors of `!!bool foo`, `!!timestamp foo`
+        raise ConfigError(f"{source}: not valid YAML: a tag (!!) does not fit its value ({error})") from None
+
+
+def _check_finite_depth(value: Any, source: str, within: tuple[int, ...]) -> None:
+    """Refuse a value that an alias makes a part of itself."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if id(value) in within:
+        raise ConfigError(f"{source}: not valid YAML: an alias (*) names what it is a part of")
+    for part in parts:
+        _check_finite_depth(part, source, (*within, id(value)))
 
 
 def load_mapping(path: str, what: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from densepath.errors import ResumeError, StorageError, UsageError
-from densepath.io import UNWRITABLE, read_json, write_json_atomic, write_text_atomic
+from densepath.io import UNWRITABLE, read_json, without_secrets, write_json_atomic, write_text_atomic
 from densepath.pipeline.coerce import expanded
 
 MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
@@ -83,6 +83,7 @@ class RunFolder:
     def open_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration, or compare it with the one that the folder was made with; then tidy.
 
+        Tokens and passwords are neither written nor compared.
         Before anything was trained, another configuration replaces the first: it may correct a mistake.
 
         Raises:
@@ -91,7 +92,8 @@ class RunFolder:
         if not self.writes:
             return
         path = self.path / "config.yaml"
-        before = _read_config(path) if path.exists() else config
+        config = without_secrets(config)
+        before = without_secrets(_read_config(path)) if path.exists() else config
         differences = [
             f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
             for key in sorted({*before, *config})

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from densepath.io import is_secret
 from densepath.report.records import (
     Completion,
     Estimate,
@@ -21,7 +22,6 @@ from densepath.report.records import (
 )
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_SECRET = re.compile(r"(^|[_.])(hub_token|hf_token|auth_token|access_token|api_key|password|secret)$", re.I)
 
 
 def clean(value: Any, key: str = "") -> Any:
@@ -34,7 +34,7 @@ def clean(value: Any, key: str = "") -> Any:
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int):
         return value
-    if _SECRET.search(key) and str(value):
+    if is_secret(key) and str(value):
         return "(hidden)"
     return _SURROGATE.sub("\ufffd", str(value))
 

@@ -51,6 +51,7 @@ from densepath.trainers.grpo import as_list, grpo_arguments
 from densepath.trainers.model_card import name_of, public_name
 from densepath.trainers.monitored import DENSE_REWARD, MonitoredTrainer
 from densepath.trainers.policies import frozen_start, loading_arguments, placed, shared_or_loaded, switch_off_dropout
+from densepath.trainers.refusals import check_evaluation
 from densepath.trainers.reward_functions import RewardFunctions
 from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops, token_rewards
 from densepath.trainers.whole_vocabulary import plain_head_of
@@ -190,6 +191,7 @@ class DPRTrainer(MonitoredTrainer):
         add_packed_forward(policy)
         if not sharded:
             check_deterministic(policy)
+        check_evaluation(self)
         check_processes(self)
         if environment_factory is None:
             check_number_of_prompts(self)
@@ -225,7 +227,8 @@ class DPRTrainer(MonitoredTrainer):
         seed = hash((self.args.seed, step, self.accelerator.process_index, self.model.training)) % (2**63)
         self._use(Rollout(prompt_ids))  # what an error in the sampler leaves to look at
         samples = sample(
-            self.accelerator.unwrap_model(self.model_wrapped),
+            # A compiled one would be compiled again for each length.
+            self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False),
             prompt_ids,
             max_completion_length=self.max_completion_length,
             eos_token_ids=self.eos_token_ids,

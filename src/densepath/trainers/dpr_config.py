@@ -210,6 +210,12 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         refuse_unused(self, WITHOUT_EFFECT, "DPR, which has its own sampler, advantages and loss", _INSTEAD)
         if self.max_completion_length is None:
             raise ConfigError("max_completion_length=None: give the most tokens of a completion, EOS included")
+        for name in ("gradient_accumulation_steps", "steps_per_generation", "num_iterations", "max_completion_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value} must be at least 1")
+        if not self.epsilon >= 0:
+            raise ConfigError(f"epsilon={self.epsilon} must be at least 0")
         self._check_reward()
         self._check_estimate()
         if self.num_generations < 2:

@@ -82,7 +82,7 @@ def refusing(what: str = "") -> Iterator[None]:
 
 def _cause(error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, ModuleNotFoundError) and error.name:
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.replace(".", "_").isidentifier():
         return f"the package {error.name} is missing: pip install {error.name} ({text})"
     if text and isinstance(error, (ValueError, TypeError, RuntimeError, ImportError, OSError)):
         return text
@@ -113,7 +113,7 @@ def check_packages(args: TrainingArguments) -> None:
         raise ConfigError("use_vllm needs a package that is missing: pip install 'trl[vllm]'; or leave it out")
     available = {*get_available_reporting_integrations(), *_UNLISTED_TRACKERS}
     for name in args.report_to:
-        if name not in INTEGRATION_TO_CALLBACK:
+        if not isinstance(name, str) or name not in INTEGRATION_TO_CALLBACK:
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise ConfigError(f"report_to={name!r} does not exist; choose none, all, or some of {known}")
         if name not in available:
@@ -125,9 +125,16 @@ def check_packages(args: TrainingArguments) -> None:
 def check_optimization(args: TrainingArguments) -> None:
     """Refuse what transformers would refuse only when training begins: an optimizer or a schedule that cannot be made.
 
+    And what it would leave out without a word: float16 on a CPU.
+
     Raises:
         ConfigError: with the cause.
     """
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if not getattr(args, name) >= 1:
+            raise ConfigError(f"{name}={getattr(args, name)} must be at least 1")
+    if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):
+        raise ConfigError("fp16=True has no effect on a CPU: leave it out, or set bf16")
     optimizer = _optimizer(args)
     with refusing("lr_scheduler_type, lr_scheduler_kwargs"):
         steps = max(1, args.max_steps)
@@ -138,6 +145,16 @@ def check_optimization(args: TrainingArguments) -> None:
             num_training_steps=steps,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
         )
+
+
+def check_evaluation(trainer: Trainer) -> None:
+    """Refuse `eval_on_start` without rows, which transformers would notice in the midst of the training.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if trainer.args.eval_on_start and trainer.eval_dataset is None:
+        raise ConfigError("eval_on_start=True needs held-out rows, and there are none: leave it out")
 
 
 def _optimizer(args: TrainingArguments) -> torch.optim.Optimizer:

@@ -22,7 +22,7 @@ from densepath.trainers.callbacks import (
     save_folder_atomic,
 )
 from densepath.trainers.ema import EMACallback
-from densepath.trainers.refusals import check_optimization, refuse_unused, refusing, without_effect
+from densepath.trainers.refusals import check_evaluation, check_optimization, refuse_unused, refusing, without_effect
 
 _USED = frozenset(
     {
@@ -105,6 +105,7 @@ def sft_trainer(
             peft_config=peft_config,
             callbacks=list(callbacks),
         )
+    check_evaluation(trainer)
     disable_dropout(trainer.model)  # that of a new adapter too
     add_packed_forward(trainer.model)
     if reference_folder is not None:
