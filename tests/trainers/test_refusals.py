@@ -22,6 +22,15 @@ from densepath.trainers.sft import check_sft_arguments
 DOCUMENT = (Path(__file__).parents[2] / "docs/trainer.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(autouse=True)
+def _no_deepspeed_left():
+    """transformers keeps a configuration of DeepSpeed for the whole process, also one that was refused."""
+    yield
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+
+
 def _names(config: type) -> set[str]:
     return {field.name for field in dataclasses.fields(config)}
 
