@@ -485,6 +485,7 @@ def test_longrope_is_sampled_on_one_side_of_its_border_alone():
         sample(model, [[1], [*range(1, 15)]], max_completion_length=4, eos_token_ids=[])
 
 
+@pytest.mark.slow
 def test_a_compiled_model_keeps_no_states_rather_than_others():
     model = tiny_llama()
     compiled = torch.compile(model, backend="eager")
