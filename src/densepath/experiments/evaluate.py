@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densepath.config.run import RunArguments
 from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.evaluation import dense_reward
 from densepath.pipeline.run_folder import RunFolder

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from densepath.config.run import RunArguments
 from densepath.data import encode_pairs, prompt_of, token_spans
 from densepath.data.rows import is_conversational, turn_text
 from densepath.evals.generation import Completion, Decoding, checked, generate
@@ -17,7 +18,6 @@ from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder

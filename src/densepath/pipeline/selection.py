@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from densepath.config.run import RunArguments
 from densepath.data import encode_pairs
 from densepath.errors import DataError
 from densepath.evals.generation import Decoding, checked, generate
@@ -27,7 +28,6 @@ from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder

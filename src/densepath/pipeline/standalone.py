@@ -8,6 +8,8 @@ from typing import Any
 from transformers import PrinterCallback
 from trl import SFTConfig
 
+from densepath.config.options import check_reference
+from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
 from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate
@@ -16,7 +18,6 @@ from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
 from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows, prompt_dataset
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.progress import ProgressCallback, StageProgress
@@ -197,13 +198,9 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
 def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any, console: Console) -> None:
     """Refuse a missing or foreign reference, and warn of one that gives no signal."""
     reference = arguments.ref_model_name_or_path
-    if dense_reward != "baseline_relative":
+    check_reference(dense_reward, reference)
+    if dense_reward != "baseline_relative" or reference is None:
         return
-    if reference is None:
-        raise ConfigError(
-            "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
-            "or the model before SFT; or choose dense_reward=logprob"
-        )
     check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
     if not weights_differ(arguments.model_name_or_path, reference):
         warn(console, f"{reference} and {arguments.model_name_or_path} have the same weights: the reward is zero")
