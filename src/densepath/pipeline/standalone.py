@@ -12,11 +12,11 @@ from densepath.config.options import check_reference
 from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
 from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
-from densepath.evals.generation import generate
+from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.intervals import mean_interval, metric_interval
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic
-from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights_differ
+from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows, prompt_dataset
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
@@ -232,14 +232,15 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
             model,
             tokenizer,
             rows,
-            max_completion_length=arguments.max_completion_length,
-            temperature=arguments.temperature,
-            eos_token_ids=eos_token_ids(model, tokenizer),
-            seed=arguments.seed,
-            verifier=verifier,
-            num_generations=arguments.num_generations,
+            Decoding(
+                arguments.temperature,
+                arguments.max_completion_length,
+                num_generations=arguments.num_generations,
+                seed=arguments.seed,
+            ),
             on_progress=lambda done, _: progress.update(done),
         )
+        completions = checked(completions, rows, verifier)
         progress.advance(0, tokens=sum(len(c.completion_ids) for c in completions))
     by_prompt: list[list[float]] = [[] for _ in rows]
     for completion in completions:
