@@ -17,11 +17,11 @@ from densepath.experiments.recipe import MethodPlan, Setting, Variant
 from densepath.experiments.regimes import STEPS, before_sft_path
 from densepath.experiments.run_cell import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.experiments.scheduler import Task
+from densepath.models.references import reference_name
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.run_folder import RunFolder
 from densepath.records.arm import Arm, ArmResult, Budget
 from densepath.records.codec import field_names
-from densepath.trainers.sft import reference_name
 
 
 def _leaves_reference_open(plan: MethodPlan) -> bool:

@@ -24,11 +24,12 @@ from densepath.experiments.regimes import STEPS
 from densepath.experiments.results import assemble, write_results
 from densepath.experiments.scheduler import Finished, run_tasks, seconds_left
 from densepath.io import without_secrets, write_text_atomic
+from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
 from densepath.pipeline.plan import machine_memory, plan_recipe
 from densepath.pipeline.progress import StageProgress
-from densepath.pipeline.run import check_configuration, quiet_libraries
+from densepath.pipeline.run import check_configuration
 from densepath.pipeline.run_folder import resolved
 from densepath.records.arm import Arm
 from densepath.report.experiment_table import WIDE, experiment_table

@@ -16,10 +16,9 @@ from densepath.experiments.cell import Cell
 from densepath.experiments.evaluate import Policy, evaluate
 from densepath.experiments.methods import TRAINED, continued_sft
 from densepath.experiments.regimes import before_sft
-from densepath.models.load import load_tokenizer
+from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.data import prepare_data
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
-from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import run_selection
 from densepath.pipeline.training import reference_path, run_sft

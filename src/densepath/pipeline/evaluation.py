@@ -18,6 +18,7 @@ from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
+from densepath.models.references import reference_name
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
@@ -27,7 +28,6 @@ from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies, view_on_base
 from densepath.terminal import Console
-from densepath.trainers.sft import reference_name
 
 LABELS = {"sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
 NLL_ROWS = 100

@@ -28,14 +28,13 @@ from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
+from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.training import load_frozen, reference_path
 from densepath.rewards.dense import DenseReward
 from densepath.terminal import Console, warn
-from densepath.trainers.ema import EMA_NAME
-from densepath.trainers.sft import reference_name
 
 
 def candidate_references(arguments: RunArguments) -> list[str]:

@@ -17,11 +17,10 @@ from densepath.evals.intervals import mean_interval, metric_interval
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
-from densepath.models.load import load_tokenizer
+from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows, prompt_dataset
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.progress import ProgressCallback, StageProgress
-from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config

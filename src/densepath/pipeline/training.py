@@ -17,6 +17,7 @@ from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import load_model, load_tokenizer
+from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.data import demonstration_pairs, fitting_rows, longest_prompt, prompt_dataset, read_split
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
@@ -26,8 +27,7 @@ from densepath.rewards.loading import view_on_base
 from densepath.terminal import Console
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.ema import EMA_NAME
-from densepath.trainers.sft import reference_name, save_model_atomic, sft_trainer, train_resumable
+from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
 
 FORWARD_FLOPS = 2
 TRAIN_FLOPS = 6
