@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from densepath.data.regimes import Regime
-from densepath.evals.seeds import seed_mean
 from densepath.experiments.evaluate import decoding, read_results, read_values
 from densepath.experiments.recipe import ExperimentArguments, MethodPlan, Setting, Variant
 from densepath.experiments.regimes import STEPS, before_sft_path
@@ -19,7 +18,8 @@ from densepath.experiments.scheduler import Task
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.run_folder import RunFolder
 from densepath.records.arm import Arm, ArmResult, Budget
-from densepath.records.codec import field_names
+from densepath.records.codec import field_names, to_json
+from densepath.stats.seeds import seed_mean
 from densepath.trainers.sft import reference_name
 
 
@@ -197,7 +197,7 @@ class Grid:
                 "variant": variant.name.partition(",")[2],
                 "decoding": decoding(variant.arguments.eval_temperatures[0]),
                 "seeds": len(values),
-                "value": seed_mean(values).as_dict() if values else None,
+                "value": to_json(seed_mean(values)) if values else None,
                 "chosen": variant is self.chosen(setting, plan),
             }
             for setting in self.settings
