@@ -15,7 +15,7 @@ ROOT = Path(densepath.__file__).parent
 
 LAYERS = [
     {"errors", "io", "terminal", "__init__"},
-    {"core"},
+    {"core", "config"},
     {"records"},
     {"stats"},
     {"data", "models", "theory"},
@@ -94,7 +94,7 @@ def test_light_rooms_stay_light(room_name):
 
 def test_the_command_line_and_the_package_import_without_torch():
     code = (
-        "import sys, densepath, densepath.cli.main, densepath.cli.run, densepath.pipeline.config; "
+        "import sys, densepath, densepath.cli.main, densepath.cli.run, densepath.config.run; "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

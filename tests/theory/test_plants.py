@@ -294,7 +294,7 @@ PLANTS = [
         "optimum",
         optimum,
         "BIASED",
-        lambda real: {**real, "KL as a loss per state": estimators.Estimator()},
+        lambda real: {**real, "KL as a loss per state": estimators.Variant(estimators.Estimator())},
         "biased: KL as a loss",
     ),
     ("optimum", optimum, "contrastive_logits", swapped, "γ = 0 rests"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.uses_config import AuditArguments
+from densepath.config.reward import AuditArguments
 
 DESCRIPTION = (
     "Audit demonstrations: the rows and spans that the trained model finds least like expert behaviour come first; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.diagnose_config import DiagnoseArguments
+from densepath.config.choice import DiagnoseArguments
 
 DESCRIPTION = (
     "Will DPR help? The reward of the SFT model's own samples and, against every reference, contrastive decoding as a "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import DPRArguments
+from densepath.config.training import DPRArguments
 
 DESCRIPTION = "Dense-Path REINFORCE: improve an SFT model with the dense reward between it and a reference."
 

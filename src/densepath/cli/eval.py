@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import EvalArguments
+from densepath.config.training import EvalArguments
 
 DESCRIPTION = "Sample completions of held-out prompts and check them with a program."
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import PlanArguments
+from densepath.config.run import PlanArguments
 
 DESCRIPTION = (
     "What memory a recipe of densepath run needs on each GPU, or on the CPU, computed without weights. "

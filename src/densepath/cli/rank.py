@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.uses_config import RankArguments
+from densepath.config.reward import RankArguments
 
 DESCRIPTION = (
     "Best of n: order the completions of each prompt by their dense reward. Rows hold a prompt and completions, "

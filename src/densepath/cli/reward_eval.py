@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.uses_config import RewardEvalArguments
+from densepath.config.reward import RewardEvalArguments
 
 DESCRIPTION = (
     "Is the reward any good? Preference pairs, first-error data or altered numbers: the dense reward beside guessing, "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.score_config import ScoreArguments
+from densepath.config.reward import ScoreArguments
 
 DESCRIPTION = "Grade every token of given completions: log pi_SFT - log pi_ref, in nats."
 

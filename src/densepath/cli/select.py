@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.uses_config import SelectArguments
+from densepath.config.choice import SelectArguments
 
 DESCRIPTION = (
     "Pick the reference: sweep over the checkpoints that an SFT run kept; signal-to-noise of the reward on held-out "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.serve_config import ServeArguments
+from densepath.config.pages import ServeArguments
 
 DESCRIPTION = "Serve the dense reward over HTTP: /v1/score, /v1/rank, /health, /metrics, and a page at /docs."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import SFTArguments
+from densepath.config.training import SFTArguments
 
 DESCRIPTION = "Supervised fine-tuning that keeps reference checkpoints at chosen shares of the samples."
 

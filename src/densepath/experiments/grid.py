@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densepath.config.experiment import ExperimentArguments
 from densepath.data.regimes import Regime
 from densepath.experiments.evaluate import decoding, read_results, read_values
-from densepath.experiments.recipe import ExperimentArguments, MethodPlan, Setting, Variant
+from densepath.experiments.recipe import MethodPlan, Setting, Variant
 from densepath.experiments.regimes import STEPS, before_sft_path
 from densepath.experiments.run_cell import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.experiments.scheduler import Task

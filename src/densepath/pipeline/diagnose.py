@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+from densepath.config.choice import DiagnoseArguments
 from densepath.data import content_hash
 from densepath.errors import ConfigError, DataError
 from densepath.evals.diagnosis import diagnose
@@ -15,7 +16,6 @@ from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.choosing import kept_references
 from densepath.pipeline.data import Rows, check_answers, check_prompts, load_rows
-from densepath.pipeline.diagnose_config import DiagnoseArguments
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run import model_context
 from densepath.report.diagnosis import diagnosis_tables, recommendation_text

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from densepath.config.run import RunArguments
 from densepath.data import encode_pairs, prompt_of, token_spans
 from densepath.data.rows import is_conversational, turn_text
-from densepath.evals.generation import Completion, generate
+from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
@@ -112,14 +112,11 @@ def _measure(
             model,
             tokenizer,
             rows,
-            max_completion_length=arguments.max_completion_length,
-            temperature=temperature,
-            eos_token_ids=eos,
             # One seed for every arm, and not that of the validation prompts.
-            seed=arguments.seed + 1,
-            verifier=get_verifier(arguments.verifier) if arguments.verifier else None,
+            Decoding(temperature, arguments.max_completion_length, seed=arguments.seed + 1),
             on_progress=lambda done, _: progress.update(base + done),
         )
+    completions = checked(completions, rows, get_verifier(arguments.verifier) if arguments.verifier else None)
     prompts = [c.prompt_ids for c in completions]
     ids = [c.completion_ids for c in completions]
     scores = reward.score_ids(prompts, ids, eos_token_ids=eos)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from densepath.config.reward import RankArguments
 from densepath.data.rows import is_conversational, turn_text
 from densepath.errors import DataError
 from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
@@ -14,7 +15,6 @@ from densepath.io import write_jsonl_atomic
 from densepath.pipeline.data import load_rows
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses import load_dense_reward
-from densepath.pipeline.uses_config import RankArguments
 from densepath.records.estimates import Verdict
 from densepath.stats.comparisons import paired_difference
 from densepath.stats.intervals import mean_interval, metric_interval

@@ -17,13 +17,13 @@ from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-def
 from huggingface_hub.utils import logging as hub_logging
 from transformers import AutoConfig
 
+from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer, context_length
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments, with_one_template
 from densepath.pipeline.data import prepare_data
 from densepath.pipeline.environment import environment
 from densepath.pipeline.evaluation import run_evaluation

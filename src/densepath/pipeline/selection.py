@@ -18,15 +18,15 @@ from typing import Any
 
 import numpy as np
 
+from densepath.config.run import RunArguments
 from densepath.data import encode_pairs
 from densepath.errors import DataError
-from densepath.evals.generation import generate
+from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.signal_to_noise import reward_margins, signal_to_noise
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
-from densepath.models.compat import eos_token_ids, weights_differ
+from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
@@ -112,15 +112,11 @@ def _preview(
                 sft,
                 tokenizer,
                 rows,
-                max_completion_length=arguments.max_completion_length,
-                temperature=1.0,
-                eos_token_ids=eos_token_ids(sft, tokenizer),
-                seed=arguments.seed,
-                verifier=verifier,
+                Decoding(1.0, arguments.max_completion_length, seed=arguments.seed, alpha=alpha),
                 second_model=ref,
-                alpha=alpha,
                 on_progress=lambda done, _: progress.update(before + done),
             )
+            found = checked(found, rows, verifier)
             progress.advance(0, tokens=sum(len(c.completion_ids) for c in found))
             return [float(c.metric or 0.0) for c in found]
 
@@ -194,10 +190,7 @@ def _margin(
                 sft,
                 tokenizer,
                 rows,
-                max_completion_length=limit,
-                temperature=1.0,
-                eos_token_ids=eos_token_ids(sft, tokenizer),
-                seed=arguments.seed,
+                Decoding(1.0, limit, seed=arguments.seed),
                 on_progress=lambda done, _: progress.update(done),
             )
             return [completion.completion_ids for completion in found]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn
 
-from densepath.pipeline.view_config import ViewArguments
+from densepath.config.pages import ViewArguments
 from densepath.report.compare import compare
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.report.view import ScoreView
