@@ -14,11 +14,12 @@ from trl.data_utils import maybe_extract_prompt
 
 from densepath.data import Encoded, encode_pair
 from densepath.errors import DataError
-from densepath.evals import auroc, bootstrap
+from densepath.evals import auroc
 from densepath.evals.altered_numbers import AlteredAnswer, altered_figures, changes
 from densepath.evals.first_error import SteppedSolution, encode_steps, first_error_figures, step_tokens
 from densepath.evals.preferences import PreferencePair, explicit_prompt, pair_credits, preference_figures
 from densepath.evals.signals import Aggregation, Piece, aggregate, piece_measures
+from densepath.stats import bootstrap
 
 TOKENIZER = tiny_tokenizer()
 FOLD = {"sum": sum, "mean": lambda values: sum(values) / len(values), "min": min}

@@ -11,7 +11,6 @@ from typing import Any
 
 from densepath.config.experiment import ExperimentArguments
 from densepath.data.regimes import Regime
-from densepath.evals.seeds import seed_mean
 from densepath.experiments.evaluate import decoding, read_results, read_values
 from densepath.experiments.recipe import MethodPlan, Setting, Variant
 from densepath.experiments.regimes import STEPS, before_sft_path
@@ -21,7 +20,8 @@ from densepath.models.references import reference_name
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.run_folder import RunFolder
 from densepath.records.arm import Arm, ArmResult, Budget
-from densepath.records.codec import field_names
+from densepath.records.codec import field_names, to_json
+from densepath.stats.seeds import seed_mean
 
 
 def _leaves_reference_open(plan: MethodPlan) -> bool:
@@ -198,7 +198,7 @@ class Grid:
                 "variant": variant.name.partition(",")[2],
                 "decoding": decoding(variant.arguments.eval_temperatures[0]),
                 "seeds": len(values),
-                "value": seed_mean(values).as_dict() if values else None,
+                "value": to_json(seed_mean(values)) if values else None,
                 "chosen": variant is self.chosen(setting, plan),
             }
             for setting in self.settings

@@ -22,8 +22,7 @@ from densepath.config.run import RunArguments
 from densepath.data import encode_pairs
 from densepath.errors import DataError
 from densepath.evals.generation import Decoding, checked, generate
-from densepath.evals.intervals import mean_interval, metric_interval
-from densepath.evals.signal_to_noise import lower_bound, reward_margins, signal_to_noise
+from densepath.evals.signal_to_noise import reward_margins, signal_to_noise
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import weights_differ
@@ -33,7 +32,9 @@ from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.training import load_frozen, reference_path
+from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
+from densepath.stats.intervals import lower_bound, mean_interval, metric_interval
 from densepath.terminal import Console, warn
 
 
@@ -149,14 +150,14 @@ def _preview(
         "criterion": f"{arguments.verifier} of contrastive decoding on {len(rows)} validation prompts, temperature 1",
         "reason": reason,
         "chosen": {"reference": name, "beta": beta} if beats or fixed else None,
-        "baseline": metric_interval(baseline).as_dict(),
+        "baseline": to_json(metric_interval(baseline)),
         "rows": [
             {
                 "reference": reference,
                 "beta": tried,
                 "alpha": 1.0 / tried,
-                "score": metric_interval(found).as_dict(),
-                "difference": mean_interval([a - b for a, b in zip(found, baseline, strict=True)]).as_dict(),
+                "score": to_json(metric_interval(found)),
+                "difference": to_json(mean_interval([a - b for a, b in zip(found, baseline, strict=True)])),
                 "n": len(found),
             }
             for (reference, tried), found in scores.items()
@@ -224,7 +225,7 @@ def _margin(
                 "reference": name,
                 "beta": beta,
                 "alpha": 1.0 / beta,
-                "score": mean_interval(values).as_dict(),
+                "score": to_json(mean_interval(values)),
                 "standardised": standardised[name],
                 "n": len(values),
             }

@@ -13,7 +13,6 @@ from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
 from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate
-from densepath.evals.intervals import mean_interval, metric_interval
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
@@ -24,6 +23,8 @@ from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
+from densepath.records.codec import to_json
+from densepath.stats.intervals import mean_interval, metric_interval
 from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
@@ -248,8 +249,8 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
     result = {
         "verifier": arguments.verifier,
         "temperature": arguments.temperature,
-        "metric": interval.as_dict(),
-        "length": mean_interval([float(len(c.completion_ids)) for c in completions]).as_dict(),
+        "metric": to_json(interval),
+        "length": to_json(mean_interval([float(len(c.completion_ids)) for c in completions])),
         "truncated": sum(c.truncated for c in completions) / len(completions),
     }
     say(
