@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
-from densepath.experiments.records import BUDGET, CellResult, MethodInfo
+from densepath.records.arm import Arm, ArmResult, Budget
 
 METHODS = (
-    MethodInfo("sft", "SFT", True),
-    MethodInfo("continued_sft", "continued SFT", True),
-    MethodInfo("contrastive", "contrastive decoding", True),
-    MethodInfo("dpr", "DPR", False),
+    Arm("sft", "SFT", True),
+    Arm("continued_sft", "continued SFT", True),
+    Arm("contrastive", "contrastive decoding", True),
+    Arm("dpr", "DPR", False),
 )
 
 
 def cell(method, seed, values, *, setting="habit", decoding="greedy", split="test", length=10, **fields):
     """A cell of so many tokens a completion."""
-    budget = dict.fromkeys(BUDGET, 0.0) | fields.pop("budget", {})
-    fields = {"truncated": 0.0, "kl": None, "reward": None, **fields}
+    arm = next((arm for arm in METHODS if arm.name == method), None) or Arm(method, method, False)
+    budget = Budget(**fields.pop("budget", {}))
+    per_completion = {name: (fields.pop(name),) * len(values) for name in ("kl", "reward") if name in fields}
+    fields = {"truncated": 0.0, **fields, **per_completion}
     lengths = (length,) * len(values)
-    return CellResult(setting, method, seed, decoding, split, tuple(values), lengths, budget=budget, **fields)
+    return ArmResult(arm, setting, seed, decoding, split, tuple(values), lengths, budget=budget, **fields)
 
 
 def drawn(chances, *, seeds, prompts, spread=0.0, rng, setting="habit", decodings=("greedy",), **fields):

@@ -14,8 +14,8 @@ from tests.experiments.made_up import METHODS, cell, drawn
 
 from densepath.errors import DataError
 from densepath.experiments.markdown import results_markdown
-from densepath.experiments.records import MethodInfo
 from densepath.experiments.results import assemble, write_results
+from densepath.records.arm import Arm
 
 SFT, CONTINUED, CONTRASTIVE, DPR = METHODS
 CHANCES = {"sft": 0.3, "continued_sft": 0.35, "contrastive": 0.5, "dpr": 0.6}
@@ -104,7 +104,7 @@ def test_test_values_choose_nothing():
     rng = np.random.default_rng(0)
     cells = drawn(CHANCES, seeds=3, prompts=40, rng=rng, decodings=("temperature 1", "greedy"))
     other = [
-        one if one.split == "validation" else cell(one.method, one.seed, rng.random(40) < 0.5, decoding=one.decoding)
+        one if one.split == "validation" else cell(one.arm.name, one.seed, rng.random(40) < 0.5, decoding=one.decoding)
         for one in cells
     ]
 
@@ -124,7 +124,7 @@ def test_a_method_that_is_secretly_sft_ties_and_is_named():
     rng = np.random.default_rng(1)
     cells = drawn({"sft": 0.4, "continued_sft": 0.4}, seeds=5, prompts=50, rng=rng, decodings=("greedy", "other"))
     copies = [cell("dpr", one.seed, one.values, decoding=one.decoding, split=one.split) for one in cells]
-    copies = [copy for copy, one in zip(copies, cells, strict=True) if one.method == "sft"]
+    copies = [copy for copy, one in zip(copies, cells, strict=True) if one.arm.name == "sft"]
     [setting] = made(cells + copies, (SFT, CONTINUED, DPR))["settings"]
     for decoding in (None, "greedy", "other"):
         found = comparison(setting, "dpr", "sft", decoding)
@@ -145,7 +145,7 @@ def test_words_say_the_difference_and_both_verdicts():
         for split in ("validation", "test")
         for seed, right in enumerate((50, 52, 51))
     ]
-    cells = [one for one in cells if one.method == "sft"] + shifted + lifted
+    cells = [one for one in cells if one.arm.name == "sft"] + shifted + lifted
     [setting] = made(cells, (SFT, CONTRASTIVE, DPR))["settings"]
     # Gains over SFT .20, .21, .19: mean .2, s = .01, half = 4.302653 * .01 / sqrt 3 = .024841.
     # Over contrastive decoding -.01, -.06, .04: mean -.01, s = .05, half = .124207.
@@ -168,7 +168,7 @@ def test_the_correction_is_holms_in_each_half_and_pairs_count_once():
     """Against the step-down procedure itself, at half of 5 % for either half."""
     rng = np.random.default_rng(4)
     chances = CHANCES | {"dpr_half": 0.45, "dpr_gamma": 0.5}
-    methods = (*METHODS, MethodInfo("dpr_half", "half", False), MethodInfo("dpr_gamma", "gamma", False))
+    methods = (*METHODS, Arm("dpr_half", "half", False), Arm("dpr_gamma", "gamma", False))
     cells = drawn(chances, seeds=4, prompts=150, spread=0.02, rng=rng, decodings=("temperature 1", "greedy"))
     [setting] = made(cells, methods)["settings"]
     pairs: dict[tuple, dict] = {}
@@ -215,7 +215,7 @@ def test_one_seed_has_intervals_over_prompts_and_says_so():
 
 def test_a_missing_seed_is_shown_and_gets_no_verdict():
     cells = both("sft", 30, 30) + both("continued_sft", 90, 90) + both("dpr", 80, 80)
-    cells = [one for one in cells if (one.method, one.seed) not in {("dpr", 1), ("continued_sft", 2)}]
+    cells = [one for one in cells if (one.arm.name, one.seed) not in {("dpr", 1), ("continued_sft", 2)}]
     [setting] = made(cells, (SFT, CONTINUED, DPR))["settings"]
     found = row(setting, "dpr")
     assert (found["status"], found["seeds"], found["missing_seeds"]) == ("incomplete", [0, 2], [1])
@@ -237,7 +237,7 @@ def test_a_missing_seed_is_shown_and_gets_no_verdict():
 def test_a_comparison_that_is_missing_still_counts_in_the_correction():
     cells = both("sft", 30, 30) + both("continued_sft", 29, 29) + both("dpr", 80, 80)
     whole = made(cells, (SFT, CONTINUED, DPR))["settings"][0]
-    cells = [one for one in cells if (one.method, one.seed, one.split) != ("continued_sft", 2, "test")]
+    cells = [one for one in cells if (one.arm.name, one.seed, one.split) != ("continued_sft", 2, "test")]
     part = made(cells, (SFT, CONTINUED, DPR))["settings"][0]
     assert part["compared"] == whole["compared"]
     assert comparison(part, "dpr", "sft")["p_holm"] == comparison(whole, "dpr", "sft")["p_holm"]
@@ -294,7 +294,7 @@ def test_the_order_of_cells_does_not_matter(order: random.Random):
     rng = np.random.default_rng(7)
     cells = drawn(CHANCES, seeds=2, prompts=12, rng=rng, decodings=("temperature 1", "greedy"))
     cells += drawn({"sft": 0.5, "dpr": 0.5}, seeds=1, prompts=9, rng=rng, setting="novel")
-    cells = [one for one in cells if (one.method, one.seed) != ("continued_sft", 1)]
+    cells = [one for one in cells if (one.arm.name, one.seed) != ("continued_sft", 1)]
     first = made(cells, settings=("novel", "habit"))
     order.shuffle(cells)
     assert made(cells, settings=("novel", "habit")) == first
@@ -306,7 +306,7 @@ def test_the_order_of_cells_does_not_matter(order: random.Random):
 def test_the_files_hold_the_record(tmp_path, monkeypatch):
     monkeypatch.setattr("densepath.report.plots.available", lambda: False)
     cells = drawn(CHANCES, seeds=2, prompts=30, rng=np.random.default_rng(0))
-    cells = [one for one in cells if (one.method, one.seed) != ("dpr", 1)]
+    cells = [one for one in cells if (one.arm.name, one.seed) != ("dpr", 1)]
     record = made(cells, commit="abc", hub_token="hunter2")
     paths = write_results(tmp_path, record)
     assert json.loads(paths.json.read_text(encoding="utf-8")) == record

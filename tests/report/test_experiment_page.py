@@ -17,8 +17,8 @@ from tests.report.test_report_page import HOSTILE, Page, poison
 
 from densepath.cli.main import main
 from densepath.experiments.markdown import results_markdown
-from densepath.experiments.records import MethodInfo
 from densepath.experiments.results import assemble
+from densepath.records.arm import Arm
 from densepath.report.experiment import render_experiment
 from densepath.report.experiment_table import experiment_table
 from densepath.report.plots import Spent, apart, cost_svg
@@ -34,8 +34,8 @@ def record_text() -> str:
     chances = {"sft": 0.3, "continued_sft": 0.35, "contrastive": 0.5, "dpr": 0.7}
     cells = drawn(chances, seeds=3, prompts=60, rng=rng, decodings=("temperature 1", "greedy"), budget={"flops": 1e9})
     cells += drawn({"sft": 0.5, "dpr": 0.1}, seeds=1, prompts=60, rng=rng, setting="novel", kl=2.0)
-    cells = [one for one in cells if (one.method, one.seed, one.setting) != ("continued_sft", 1, "habit")]
-    methods = (*METHODS, MethodInfo("gone", "a | b", False))
+    cells = [one for one in cells if (one.arm.name, one.seed, one.setting) != ("continued_sft", 1, "habit")]
+    methods = (*METHODS, Arm("gone", "a | b", False))
     info = {"name": "regimes", "command": "densepath experiment", "commit": "abc1234"}
     return json.dumps(assemble(cells, methods, ["habit", "novel"], metric="exact match", info=info))
 

@@ -9,8 +9,8 @@ from typing import Any
 from densepath.evals.bootstrap import holm
 from densepath.evals.intervals import CONFIDENCE, Interval, Verdict
 from densepath.evals.seeds import SeedEstimate
-from densepath.experiments.records import SFT
 from densepath.experiments.setting_cells import Place, SettingCells
+from densepath.records.arm import SFT
 
 LENGTH_SHARE = 0.3
 """Lengths that differ by more than this share are flagged: a difference may then be one of length. Ours."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from densepath.evals.generation import Completion, generate
 from densepath.evals.verifiers import get_verifier
-from densepath.experiments.records import CellResult
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
@@ -18,6 +17,7 @@ from densepath.pipeline.data import read_split
 from densepath.pipeline.evaluation import dense_reward
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.training import load_frozen, reference_path
+from densepath.records.arm import ArmResult, Budget
 from densepath.rewards.dense import DenseReward
 
 SEEDS = {"validation": 0, "test": 1}
@@ -99,19 +99,21 @@ def evaluate(
         write_json_atomic(_path(folder, split, temperature), record)
 
 
-def _under_the_models(completions: Sequence[Completion], reward: DenseReward, eos: Sequence[int]) -> dict[str, float]:
-    """KL to SFT, an estimate from the policy's own samples, and the reward; nats per completion."""
+def _under_the_models(
+    completions: Sequence[Completion], reward: DenseReward, eos: Sequence[int]
+) -> dict[str, list[float]]:
+    """Log-ratio to SFT, whose mean estimates the KL to it, and the reward of each completion, nats."""
     scores = reward.score_ids(
         [c.prompt_ids for c in completions], [c.completion_ids for c in completions], eos_token_ids=eos
     )
-    own = sum(sum(c.logprobs) for c in completions)
-    sft = sum(float(values.sum()) for values in scores.sft_logprobs)
-    return {"kl": (own - sft) / len(completions), "reward": float(scores.sums.mean())}
+    sft = (float(values.sum()) for values in scores.sft_logprobs)
+    kl = [sum(c.logprobs) - of_sft for c, of_sft in zip(completions, sft, strict=True)]
+    return {"kl": kl, "reward": scores.sums.tolist()}
 
 
 def read_results(
-    folder: Path, split: str, temperatures: Sequence[float], *, budget: dict[str, float], **names: Any
-) -> list[CellResult]:
+    folder: Path, split: str, temperatures: Sequence[float], *, budget: Budget, **names: Any
+) -> list[ArmResult]:
     """The cell's results on a split, as far as they are there.
 
     Args:
@@ -119,7 +121,7 @@ def read_results(
         split: validation or test.
         temperatures: of the evaluation.
         budget: what training cost beyond SFT.
-        names: setting, method and seed of the cell.
+        names: setting, arm and seed of the cell.
     """
     found = []
     for temperature in temperatures:
@@ -127,7 +129,7 @@ def read_results(
         if path.exists():
             record = read_json(path)
             found.append(
-                CellResult(
+                ArmResult(
                     decoding=decoding(temperature),
                     split=split,
                     values=tuple(record["values"]),

@@ -13,12 +13,13 @@ from densepath.data.regimes import Regime
 from densepath.evals.seeds import seed_mean
 from densepath.experiments.evaluate import decoding, read_results, read_values
 from densepath.experiments.recipe import ExperimentArguments, MethodPlan, Setting, Variant
-from densepath.experiments.records import BUDGET, CellResult
 from densepath.experiments.regimes import STEPS, before_sft_path
 from densepath.experiments.run_cell import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.experiments.scheduler import Task
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.run_folder import RunFolder
+from densepath.records.arm import Arm, ArmResult, Budget
+from densepath.records.codec import field_names
 from densepath.trainers.sft import reference_name
 
 
@@ -161,7 +162,7 @@ class Grid:
             return None
         return max(complete, key=lambda variant: statistics.mean(map(statistics.mean, found[variant.name])))
 
-    def results(self) -> list[CellResult]:
+    def results(self) -> list[ArmResult]:
         """Validation and test results of the chosen variant of every method."""
         found = []
         for setting in self.settings:
@@ -174,7 +175,7 @@ class Grid:
                     if not self._is_trained(folder):
                         continue
                     outcome = RunFolder(folder, read_only=True).outcome("train")
-                    budget = {name: float(outcome[name]) for name in BUDGET}
+                    budget = Budget(**{name: float(outcome[name]) for name in field_names(Budget)})
                     for split in ("validation", "test"):
                         found += read_results(
                             folder,
@@ -182,7 +183,7 @@ class Grid:
                             variant.arguments.eval_temperatures,
                             budget=budget,
                             setting=setting.name,
-                            method=plan.name,
+                            arm=Arm(plan.name, plan.label, plan.control),
                             seed=seed,
                         )
         return found

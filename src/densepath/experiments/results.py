@@ -14,10 +14,11 @@ from densepath import __version__
 from densepath.errors import DataError
 from densepath.experiments.comparisons import differs, family_sizes, setting_comparisons
 from densepath.experiments.markdown import results_markdown
-from densepath.experiments.records import BUDGET, SFT, CellResult, MethodInfo
-from densepath.experiments.setting_cells import Place, SettingCells, length_ratio, mean_length
+from densepath.experiments.setting_cells import Place, SettingCells, length_ratio, mean_length, verdicts
 from densepath.experiments.statements import statements, warnings
 from densepath.io import write_json_atomic, write_text_atomic
+from densepath.records.arm import SFT, Arm, ArmResult, Budget, mean_of
+from densepath.records.codec import field_names, to_json
 from densepath.report.experiment import render_experiment
 from densepath.report.parse import clean
 
@@ -33,6 +34,9 @@ _ESTIMATES = ("value", "validation", "difference", "length_difference")
 """Columns that hold a mean with its interval."""
 
 
+BUDGET = field_names(Budget)
+
+
 class ExperimentPaths(NamedTuple):
     """Where the results were written."""
 
@@ -44,8 +48,8 @@ class ExperimentPaths(NamedTuple):
 
 
 def assemble(
-    results: Sequence[CellResult],
-    methods: Sequence[MethodInfo],
+    results: Sequence[ArmResult],
+    methods: Sequence[Arm],
     settings: Sequence[str],
     *,
     metric: str,
@@ -86,7 +90,7 @@ def assemble(
         "interval": INTERVAL,
         "made_by": __version__,
         "info": clean(info),
-        "methods": [method.as_dict() for method in methods],
+        "methods": [to_json(method) for method in methods],
         "settings": [_setting(each) for each in cells],
     }
 
@@ -112,7 +116,7 @@ def _setting(cells: SettingCells) -> dict[str, Any]:
     }
 
 
-def _row(cells: SettingCells, info: MethodInfo, decoding: str) -> dict[str, Any] | None:
+def _row(cells: SettingCells, info: Arm, decoding: str) -> dict[str, Any] | None:
     """A method at a decoding; None where it was never meant to be evaluated there."""
     place = Place(info.name, decoding)
     test, validation = cells.of(place, "test"), cells.of(place, "validation")
@@ -139,14 +143,14 @@ def _row(cells: SettingCells, info: MethodInfo, decoding: str) -> dict[str, Any]
         "missing_seeds": missing,
         "value": value.as_dict() if value else None,
         "validation": validated.as_dict() if validated else None,
-        "by_seed": {str(seed): float(np.mean(cell.values)) for seed, cell in test.items()},
+        "by_seed": {str(seed): float(np.mean(verdicts(cell))) for seed, cell in test.items()},
         "length": length,
         "length_ratio": ratio,
         "length_flag": differs(ratio),
         "truncated": _mean([cell.truncated for cell in test.values()]),
-        "kl": _mean([cell.kl for cell in test.values()]),
-        "reward": _mean([cell.reward for cell in test.values()]),
-        "budget": {name: _mean([each[name] for each in budget.values()]) for name in BUDGET},
+        "kl": _mean([mean_of(cell.kl) for cell in test.values()]),
+        "reward": _mean([mean_of(cell.reward) for cell in test.values()]),
+        "budget": {name: _mean([getattr(each, name) for each in budget.values()]) for name in BUDGET},
     }
 
 
@@ -157,7 +161,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _prompts(cells: SettingCells, split: str) -> int | None:
-    found = [len(cell.values) for info in cells.methods for cell in cells.of_method(info.name) if cell.split == split]
+    found = [
+        len(verdicts(cell)) for info in cells.methods for cell in cells.of_method(info.name) if cell.split == split
+    ]
     return max(found, default=None)
 
 

@@ -18,7 +18,6 @@ from densepath.evals.verifiers import get_verifier
 from densepath.experiments import run_cell
 from densepath.experiments.grid import Grid
 from densepath.experiments.recipe import ExperimentArguments, Setting, read_recipe
-from densepath.experiments.records import MethodInfo
 from densepath.experiments.regimes import STEPS
 from densepath.experiments.results import assemble, write_results
 from densepath.experiments.scheduler import Finished, run_tasks, seconds_left
@@ -30,6 +29,7 @@ from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.recipe_yaml import RecipeDumper
 from densepath.pipeline.run import check_configuration, quiet_libraries
 from densepath.pipeline.run_folder import resolved
+from densepath.records.arm import Arm
 from densepath.report.experiment_table import WIDE, experiment_table
 from densepath.terminal import Console, say, show, terminal
 
@@ -177,11 +177,11 @@ def _check(setting: Setting) -> None:
                 raise ConfigError(f"settings.{setting.name}, methods.{plan.name}: {error}") from None
 
 
-def _methods(settings: list[Setting]) -> list[MethodInfo]:
+def _methods(settings: list[Setting]) -> list[Arm]:
     """Every method of any setting, and the settings that it belongs to."""
     plans = {plan.name: plan for setting in settings for plan in setting.methods.values()}
     return [
-        MethodInfo(name, plan.label, plan.control, tuple(s.name for s in settings if name in s.methods))
+        Arm(name, plan.label, plan.control, tuple(s.name for s in settings if name in s.methods))
         for name, plan in plans.items()
     ]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from densepath.errors import DataError
 from densepath.evals.intervals import mean_interval
 from densepath.evals.seeds import SeedEstimate, seed_difference, seed_mean
-from densepath.experiments.records import SFT, CellResult, MethodInfo
+from densepath.records.arm import SFT, Arm, ArmResult
 
 
 class Place(NamedTuple):
@@ -37,22 +37,22 @@ class SettingCells:
         seeds: that were asked for, where it is known.
 
     Raises:
-        DataError: a cell twice, a method without a `MethodInfo`, or other prompts than the cells beside it.
+        DataError: a cell twice, a method without a `Arm`, or other prompts than the cells beside it.
     """
 
     def __init__(
-        self, setting: str, results: Iterable[CellResult], methods: Sequence[MethodInfo], seeds: Iterable[int] = ()
+        self, setting: str, results: Iterable[ArmResult], methods: Sequence[Arm], seeds: Iterable[int] = ()
     ) -> None:
         self.setting = setting
         self.methods = sorted(methods, key=lambda method: method.name != SFT)
-        self._cells: dict[tuple[Place, str], dict[int, CellResult]] = {}
+        self._cells: dict[tuple[Place, str], dict[int, ArmResult]] = {}
         known = {method.name for method in methods}
         for cell in results:
             if cell.setting != setting:
                 continue
-            if cell.method not in known:
-                raise DataError(f"{cell}: no method of that name is described; give its MethodInfo")
-            found = self._cells.setdefault((Place(cell.method, cell.decoding), cell.split), {})
+            if cell.arm.name not in known:
+                raise DataError(f"{cell}: no method of that name is described; give its Arm")
+            found = self._cells.setdefault((Place(cell.arm.name, cell.decoding), cell.split), {})
             if cell.seed in found:
                 raise DataError(f"{cell}: there twice; keep one")
             found[cell.seed] = cell
@@ -61,25 +61,25 @@ class SettingCells:
         self._check_prompts()
 
     def _check_prompts(self) -> None:
-        first: dict[tuple[int, str], CellResult] = {}
+        first: dict[tuple[int, str], ArmResult] = {}
         for (_, split), found in self._cells.items():
             for seed, cell in found.items():
                 other = first.setdefault((seed, split), cell)
-                if len(cell.values) != len(other.values):
+                if len(verdicts(cell)) != len(verdicts(other)):
                     raise DataError(
-                        f"{cell}: {len(cell.values)} prompts, but {len(other.values)} in {other}; "
+                        f"{cell}: {len(verdicts(cell))} prompts, but {len(verdicts(other))} in {other}; "
                         "evaluate every method on the same prompts"
                     )
 
-    def info(self, method: str) -> MethodInfo:
+    def info(self, method: str) -> Arm:
         """The description of a method."""
         return next(info for info in self.methods if info.name == method)
 
-    def of(self, place: Place, split: str) -> dict[int, CellResult]:
+    def of(self, place: Place, split: str) -> dict[int, ArmResult]:
         """Seed -> cell, by seed; empty where nothing was evaluated."""
         return dict(sorted(self._cells.get((place, split), {}).items()))
 
-    def of_method(self, method: str) -> list[CellResult]:
+    def of_method(self, method: str) -> list[ArmResult]:
         """Every cell of a method."""
         return [cell for (place, _), found in self._cells.items() if place.method == method for cell in found.values()]
 
@@ -94,13 +94,13 @@ class SettingCells:
     def mean(self, place: Place, split: str) -> SeedEstimate | None:
         """The metric over the seeds that are there."""
         found = self.of(place, split)
-        return seed_mean([cell.values for cell in found.values()]) if found else None
+        return seed_mean([verdicts(cell) for cell in found.values()]) if found else None
 
     def validation_score(self, place: Place) -> float | None:
         """Mean on validation over all seeds; None where one is missing, since a mean of the others would be kind."""
         if not self.complete(place, "validation"):
             return None
-        return float(np.mean([np.mean(cell.values) for cell in self.of(place, "validation").values()]))
+        return float(np.mean([np.mean(verdicts(cell)) for cell in self.of(place, "validation").values()]))
 
     def chosen_decoding(self, method: str) -> str | None:
         """The decoding with the highest mean on validation, the first of equal ones; None where none is complete."""
@@ -135,19 +135,30 @@ class SettingCells:
         lengths = [np.subtract(prompt_lengths(mine[seed]), prompt_lengths(theirs[seed])) for seed in seeds]
         ratio = length_ratio(mean_length(mine[seed] for seed in seeds), mean_length(theirs[seed] for seed in seeds))
         return (
-            seed_difference([mine[seed].values for seed in seeds], [theirs[seed].values for seed in seeds]),
+            seed_difference([verdicts(mine[seed]) for seed in seeds], [verdicts(theirs[seed]) for seed in seeds]),
             seed_mean(lengths, mean_interval),
             ratio,
         )
 
 
-def prompt_lengths(cell: CellResult) -> NDArray[np.float64]:
+def verdicts(cell: ArmResult) -> tuple[float, ...]:
+    """The metric of each prompt.
+
+    Raises:
+        DataError: nothing checked the completions.
+    """
+    if cell.values is None:
+        raise DataError(f"{cell}: no metric; an experiment compares by one, so give a verifier")
+    return cell.values
+
+
+def prompt_lengths(cell: ArmResult) -> NDArray[np.float64]:
     """Tokens for each prompt, the mean over its completions."""
-    means: NDArray[np.float64] = np.reshape(cell.lengths, (len(cell.values), -1)).mean(axis=1)
+    means: NDArray[np.float64] = np.reshape(cell.lengths, (len(verdicts(cell)), -1)).mean(axis=1)
     return means
 
 
-def mean_length(cells: Iterable[CellResult]) -> float:
+def mean_length(cells: Iterable[ArmResult]) -> float:
     """Tokens per completion: the mean over seeds of each seed's mean."""
     return float(np.mean([np.mean(cell.lengths) for cell in cells]))
 

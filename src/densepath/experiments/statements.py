@@ -7,8 +7,8 @@ from typing import Any
 
 from densepath.evals.intervals import Interval
 from densepath.experiments.comparisons import INCOMPLETE, LENGTH_SHARE, MethodComparison
-from densepath.experiments.records import SFT
 from densepath.experiments.setting_cells import Place, SettingCells
+from densepath.records.arm import SFT
 from densepath.report.records import Estimate
 from densepath.report.table import format_interval
 from densepath.report.text import minus

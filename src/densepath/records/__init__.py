@@ -1,0 +1,1 @@
+"""What travels between writers and readers: frozen records with one codec. No torch here."""
