@@ -8,12 +8,12 @@ import random
 
 import numpy as np
 import pytest
+from densepath.report.experiment_brief import results_markdown
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.experiments.made_up import METHODS, cell, drawn
 
 from densepath.errors import DataError
-from densepath.experiments.markdown import results_markdown
 from densepath.experiments.results import assemble, write_results
 from densepath.records.arm import Arm
 
@@ -303,8 +303,7 @@ def test_the_order_of_cells_does_not_matter(order: random.Random):
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-def test_the_files_hold_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("densepath.report.plots.available", lambda: False)
+def test_the_files_hold_the_record(tmp_path):
     cells = drawn(CHANCES, seeds=2, prompts=30, rng=np.random.default_rng(0))
     cells = [one for one in cells if (one.arm.name, one.seed) != ("dpr", 1)]
     record = made(cells, commit="abc", hub_token="hunter2")

@@ -29,9 +29,9 @@ from densepath.report.document import (
 from densepath.report.heatmap import color_level, heat_scale
 from densepath.report.records import Span
 from densepath.report.text import visible
-from densepath.terminal import plain_table
+from densepath.terminal import Console, plain_table, show
 
-_STYLES = {"strong": "", "small": "", "better": "bold green", "worse": "bold red"}
+_STYLES = {"bold": "bold", "better": "bold green", "worse": "bold red"}
 
 
 def document_text(document: Document) -> Group:
@@ -39,6 +39,11 @@ def document_text(document: Document) -> Group:
     title = Text(document.heading or document.title, style="bold")
     last = [Text("What next: ").append_text(_plain(document.next))] if document.next else []
     return Group(title, *(parts_text(section.parts) for section in document.sections), *last)
+
+
+def print_parts(console: Console, *parts: object) -> None:
+    """Print parts one below the other."""
+    show(console, parts_text(parts))
 
 
 def parts_text(parts: Iterable[object]) -> Group:
@@ -81,9 +86,9 @@ def _paragraph(part: Paragraph) -> RenderableType:
 
 @part_text.register
 def _notice(part: Notice) -> RenderableType:
-    """`- ` before each sentence of a verdict, and `! ` in yellow before a warning."""
+    """`- ` before each sentence of a verdict, and `warning: ` in yellow before a warning."""
     warning = part.kind == "warnings"
-    lines = [Text("! " if warning else "- ").append_text(_plain(line)) for line in part.lines]
+    lines = [Text("warning: " if warning else "- ").append_text(_plain(line)) for line in part.lines]
     for line in lines:
         line.stylize("yellow" if warning else "")
     return Group(*([] if warning else [Text(part.title, style="bold")]), *lines)
@@ -92,6 +97,7 @@ def _notice(part: Notice) -> RenderableType:
 @part_text.register
 def _table(part: Table) -> RenderableType:
     table = plain_table(part.title or None, caption=Text(part.caption) if part.caption else None)
+    table.show_lines = part.lines
     for column in part.columns:
         name = f"{column.name}\n{column.unit}" if column.unit else column.name
         justify = "right" if column.numeric else "left"

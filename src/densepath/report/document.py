@@ -36,15 +36,19 @@ Words: TypeAlias = str | Run | tuple[str | Run, ...]
 """Text, or runs of it; a plain string is a run without style."""
 
 
+class Part:
+    """What a section holds: one of the records below, each of which every renderer knows."""
+
+
 @dataclass(frozen=True)
-class Heading:
+class Heading(Part):
     """A heading within a section."""
 
     text: str
 
 
 @dataclass(frozen=True)
-class Paragraph:
+class Paragraph(Part):
     """Words; `style` is empty, "muted" or "keys" (the legend of line styles)."""
 
     words: Words
@@ -52,7 +56,7 @@ class Paragraph:
 
 
 @dataclass(frozen=True)
-class Notice:
+class Notice(Part):
     """A card of sentences: a verdict (`kind` "better", "worse" or any other word) or "warnings"."""
 
     title: str
@@ -81,14 +85,18 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table whose first column names the rows; `style` is empty, "stack" (intervals under means) or "kv"."""
+class Table(Part):
+    """A table whose first column names the rows; `style` is empty, "stack" (intervals under means) or "kv".
+
+    `lines` draws one between rows, for those of several lines.
+    """
 
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
     title: str = ""
     caption: str = ""
     style: str = ""
+    lines: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,14 +110,14 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Tiles:
+class Tiles(Part):
     """Tiles beside each other."""
 
     tiles: tuple[Tile, ...]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Figure(Part):
     """A drawing with its title, a note below it and a line at the foot. Terminal and Markdown leave it out."""
 
     title: str
@@ -119,7 +127,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Beside:
+class Beside(Part):
     """Parts beside each other where there is room: "plots" two of them, "panels" three."""
 
     parts: tuple[Part, ...]
@@ -127,7 +135,7 @@ class Beside:
 
 
 @dataclass(frozen=True)
-class Fold:
+class Fold(Part):
     """Parts that a page shows on demand."""
 
     title: str
@@ -135,7 +143,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Samples(Part):
     """Prompts with each arm's completion as a heat map on one scale, and a filter of them.
 
     `labels` names arms; with `judged` the metric says right (1) or wrong (0).
@@ -177,9 +185,6 @@ class Document:
     footer: Words
     next: Words = ""
     heading: str = ""
-
-
-Part: TypeAlias = Heading | Paragraph | Notice | Table | Tiles | Figure | Beside | Fold | Samples
 
 
 def runs(words: Words) -> tuple[Run, ...]:
@@ -254,7 +259,7 @@ def interval(value: Estimate | None, digits: int = 3, *, signed: bool = False, m
     mean = Run(number(value.mean, form), "strong")
     if value.low is None or value.high is None:
         return mean
-    return (mean, Run(f" [{number(value.low, form)}, {number(value.high, form)}]", "small"))
+    return (mean, " ", Run(f"[{number(value.low, form)}, {number(value.high, form)}]", "small"))
 
 
 def short(words: Words) -> str:

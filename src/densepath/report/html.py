@@ -36,29 +36,35 @@ _ELEMENTS = {"strong": "strong", "small": "small", "code": "code", "quote": "q"}
 _TAGS = {"tag": "tag", "better": "tag better", "worse": "tag worse"}
 
 
-def page_html(document: Document) -> str:
-    """The whole page as text."""
+def page_html(document: Document, *, live: bool = False) -> str:
+    """The whole page as text; a `live` one may ask the server that it came from."""
     assets = _assets(document)
     script = "".join(asset(name) for name in assets if name.endswith(".js"))
     style = "".join(asset(name) for name in ("page.css", *assets) if name.endswith(".css"))
-    heading = element("h1", document.heading or document.title)
-    facts = [element("div", element("dt", name), element("dd", value)) for name, value in document.facts]
+    heading = element("h1", document.heading or document.title, id="title")
+    facts = [element("div", element("dt", name), " ", element("dd", value)) for name, value in document.facts]
     return page(
         f"{document.title} · {document.brand}",
         join(
             [
-                element("header", element("p", document.brand, class_="brand"), heading, element("dl", *facts, class_="facts")),
-                element("nav", element("div", *map(_link, document.sections)), aria_label="Sections"),
+                element(
+                    "header",
+                    element("p", document.brand, class_="brand"),
+                    heading,
+                    element("dl", *facts, class_="facts", id="facts"),
+                ),
+                _navigation(document),
                 element("main", *map(_section, document.sections), _next(document.next)),
                 element("footer", words_html(document.footer)),
             ]
         ),
         style=style,
         script=script,
+        live=live,
     )
 
 
-def page(title: str, body: Markup, *, style: str, script: str = "", policy: str = "", icon: bool = False) -> str:
+def page(title: str, body: Markup, *, style: str, script: str = "", live: bool = False) -> str:
     """A page around a body.
 
     Args:
@@ -66,16 +72,17 @@ def page(title: str, body: Markup, *, style: str, script: str = "", policy: str 
         body: the elements of the body.
         style: the style sheet.
         script: the one script.
-        policy: what the page may do; by default what `content_policy` says of the script.
-        icon: say that there is no icon, where a server would be asked for one.
+        live: whether a server is behind it, which would else be asked for an icon too.
     """
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        Markup('<meta http-equiv="Content-Security-Policy" content="{}">').format(Markup(policy or content_policy(script))),
+        Markup('<meta http-equiv="Content-Security-Policy" content="{}">').format(
+            Markup(content_policy(script, live=live))
+        ),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="referrer", content="no-referrer"),
-        element("link", rel="icon", href="data:,") if icon else None,
+        element("link", rel="icon", href="data:,") if live else None,
         element("title", title),
         element("style", Markup(style)),
     )
@@ -88,9 +95,10 @@ def _assets(document: Document) -> list[str]:
     return list(dict.fromkeys(name for part in parts for name in getattr(part, "assets", ())))
 
 
-def _link(section: Section) -> Markup | None:
-    name = section.link or section.title
-    return element("a", name, href=f"#{section.id}") if name else None
+def _navigation(document: Document) -> Markup:
+    named = [(section.link or section.title, section.id) for section in document.sections]
+    links = [element("a", name, href=f"#{place}") for name, place in named if name]
+    return element("nav", element("div", *links), aria_label="Sections") if links else Markup("")
 
 
 def _section(section: Section) -> Markup:
@@ -241,7 +249,7 @@ def _sample(sample: Sample, scale: float, judged: bool) -> Markup:
 def _completion(item: Completion, scale: float, judged: bool) -> Markup:
     tags = []
     if item.metric is not None:
-        words = {1: "✓ right", 0: "✗ wrong"}.get(item.metric) if judged else None
+        words = {1.0: "✓ right", 0.0: "✗ wrong"}.get(item.metric) if judged else None
         tags.append(Run(words or f"metric {number(item.metric, '.4g')}", "better" if item.metric == 1 else "tag"))
     if item.truncated:
         tags.append(Run("cut off at the length limit", "worse"))

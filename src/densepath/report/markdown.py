@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterable
 
 from densepath.report.document import (
@@ -22,6 +23,9 @@ from densepath.report.document import (
     runs,
 )
 from densepath.report.text import visible
+
+_SIGNS = re.compile(r"[\\`*<>|]|(?<!\w)_|_(?!\w)|\](?=[(\[:])")
+"""What starts markup: an underscore within a word does not, nor brackets without an address behind them."""
 
 
 def document_markdown(document: Document, *, level: int = 1) -> str:
@@ -43,9 +47,7 @@ def sections_markdown(sections: Iterable[Section], *, level: int) -> str:
 
 def plain(text: str) -> str:
     """Text that cannot leave its cell or start markup."""
-    for sign in "\\`*_<>|[]":
-        text = text.replace(sign, "\\" + sign)
-    return " ".join(visible(text).split())
+    return " ".join(_SIGNS.sub(r"\\\g<0>", visible(text)).split())
 
 
 def words_markdown(words: Words) -> str:
@@ -82,7 +84,8 @@ def _paragraph(part: Paragraph, level: int) -> str:
 @part_markdown.register
 def _notice(part: Notice, level: int) -> str:
     title = f"**{plain(part.title)}**\n\n" if part.title else ""
-    return title + "\n".join(f"* {words_markdown(line)}" for line in part.lines)
+    lines = (words_markdown(line) for line in part.lines)
+    return title + "\n".join(f"* *{line}*" if part.kind == "warnings" else f"* {line}" for line in lines)
 
 
 @part_markdown.register

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup
 
-from densepath.report.drawings import Bars, Costs, Curves, Drawing, Histogram, Line, Lines, Whiskers
+from densepath.report.drawings import Bars, Costs, Curves, Drawing, Histogram, Lines, Whiskers
 from densepath.report.elements import element
 from densepath.report.records import Curve, Estimate
 from densepath.report.text import visible
@@ -42,7 +42,7 @@ class _Scale:
     """Values to places: straight, or by their logarithm."""
 
     def __init__(self, low: float, high: float, start: float, end: float, *, log: bool = False) -> None:
-        if high <= low:
+        if high == low:
             low, high = (low / 10, high * 10) if log else (low - (0.05 * abs(low) or 0.06), high + 0.06)
         self.low, self.high, self.start, self.end, self.log = low, high, start, end, log
 
@@ -77,7 +77,11 @@ class _Canvas:
     """An SVG that grows: axes with their ticks, and marks on them."""
 
     def __init__(
-        self, size: tuple[float, float], margins: tuple[float, float, float, float], limits: Sequence[float], **log: bool
+        self,
+        size: tuple[float, float],
+        margins: tuple[float, float, float, float],
+        limits: Sequence[float],
+        **log: bool,
     ) -> None:
         """Of a size, with margins left, top, right and bottom, and limits of x and y."""
         left, top, right, bottom = margins
@@ -86,7 +90,9 @@ class _Canvas:
         self.y = _Scale(limits[2], limits[3], self.height - bottom, top, log=log.get("ylog", False))
         self.parts: list[Markup] = []
 
-    def text(self, x: float, y: float, words: str, *, anchor: str = "middle", color: str = INK, turn: bool = False) -> None:
+    def text(
+        self, x: float, y: float, words: str, *, anchor: str = "middle", color: str = INK, turn: bool = False
+    ) -> None:
         self.parts.append(
             element(
                 "text",
@@ -99,7 +105,9 @@ class _Canvas:
             )
         )
 
-    def path(self, points: Iterable[tuple[float, float]], color: str, width: float, *, dash: str = "", opacity: float = 1) -> None:
+    def path(
+        self, points: Iterable[tuple[float, float]], color: str, width: float, *, dash: str = "", opacity: float = 1
+    ) -> None:
         line = "L".join(f"{_at(x)} {_at(y)}" for x, y in points)
         style = f"fill:none;stroke:{color};stroke-width:{width:g}"
         style += (f";stroke-dasharray:{dash}" if dash else "") + (f";opacity:{opacity:g}" if opacity < 1 else "")
@@ -117,7 +125,8 @@ class _Canvas:
             side = _at(2 * size - 1)
             shape = element("rect", x=_at(x - size + 0.5), y=_at(y - size + 0.5), width=side, height=side, style=style)
         elif arm == "continued_sft":
-            corners = f"M{_at(x)} {_at(y - size)}l{size} {size}l{-size} {size}l{-size} {-size}z"
+            half = 1.3 * size
+            corners = f"M{_at(x)} {_at(y - half)}l{half:g} {half:g}l{-half:g} {half:g}l{-half:g} {-half:g}z"
             shape = element("path", d=corners, style=style)
         else:
             shape = element("circle", cx=_at(x), cy=_at(y), r=f"{size:g}", style=style)
@@ -369,7 +378,10 @@ def _lines(drawing: Lines) -> Markup:
     for value, _ in drawing.uprights:
         canvas.upright(value, color=arm_color("continued_sft"), dash="")
     for line in lines:
-        color, points = _group_color(line.group), [(canvas.x(x), canvas.y(y)) for x, y in zip(line.xs, line.ys, strict=True)]
+        color, points = (
+            _group_color(line.group),
+            [(canvas.x(x), canvas.y(y)) for x, y in zip(line.xs, line.ys, strict=True)],
+        )
         if not line.dots and points:
             canvas.path(points, color, 1.5, dash="5 3" if line.dashed else "")
         if line.dots or len(points) <= 12:
@@ -392,7 +404,9 @@ def _group_color(group: int) -> str:
 
 
 def _legend(drawing: Lines) -> list[tuple[str, str, str]]:
-    entries = {line.label: (_group_color(line.group), "5 3" if line.dashed else "") for line in drawing.lines if line.label}
+    entries = {
+        line.label: (_group_color(line.group), "5 3" if line.dashed else "") for line in drawing.lines if line.label
+    }
     entries |= {label: (MUTED, "3.3 1.5") for _, label in drawing.levels if label}
     entries |= {label: (arm_color("continued_sft"), "") for _, label in drawing.uprights if label}
     return [(label, *looks) for label, looks in entries.items()]
@@ -415,5 +429,3 @@ def _bars(drawing: Bars) -> Markup:
     if len(drawing.series) > 1:
         canvas.legend([(name, _group_color(group), "") for group, name in enumerate(drawing.series)])
     return canvas.done()
-
-
