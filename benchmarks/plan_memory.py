@@ -161,11 +161,11 @@ def save_adapter(model: str, folder: str) -> str:
     """A new LoRA adapter of a model, of the size that the commands give it."""
     from peft import get_peft_model
 
+    from densepath.config.mixins import TrainableArguments
     from densepath.models.load import load_model
-    from densepath.pipeline.config import ModelArguments
     from densepath.pipeline.trl_config import peft_config
 
-    get_peft_model(load_model(model), peft_config(ModelArguments(use_peft=True))).save_pretrained(folder)
+    get_peft_model(load_model(model), peft_config(TrainableArguments(use_peft=True))).save_pretrained(folder)
     return folder
 
 

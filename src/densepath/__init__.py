@@ -49,7 +49,7 @@ _EXPORTS = {
     "DensepathError": "densepath.errors",
     "FrozenPolicy": "densepath.rewards.frozen",
     "RewardKind": "densepath.rewards.dense",
-    "RunArguments": "densepath.pipeline.config",
+    "RunArguments": "densepath.config.run",
     "ScoreView": "densepath.report.view",
     "audit_demonstrations": "densepath.evals.audit",
     "Signal": "densepath.trainers.early_stopping",
@@ -74,6 +74,7 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     # Relative, since the front door names every room and stands outside of their layers.
+    from .config.run import RunArguments
     from .data import encode_pairs, encode_prompt, generate_tasks, load_dataset_rows, split_by_content
     from .errors import DensepathError
     from .evals.audit import audit_demonstrations
@@ -84,7 +85,6 @@ if TYPE_CHECKING:
     from .models.load import load_model, load_tokenizer
     from .models.sampling import sample
     from .models.scoring import score_completions
-    from .pipeline.config import RunArguments
     from .pipeline.run import run_pipeline
     from .report import write_report
     from .report.view import ScoreView, view_scores

@@ -6,11 +6,12 @@ import pytest
 from trl import SFTConfig
 
 from densepath.cli.arguments import parse
+from densepath.config.coerce import coerce
+from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
+from densepath.config.reward import ScoreArguments
+from densepath.config.run import RunArguments
+from densepath.config.training import SFTArguments
 from densepath.errors import ConfigError, MissingFileError, UsageError
-from densepath.pipeline.coerce import coerce
-from densepath.pipeline.config import RunArguments, SFTArguments
-from densepath.pipeline.recipe_yaml import load_mapping, read_yaml, settled
-from densepath.pipeline.score_config import ScoreArguments
 from densepath.pipeline.trl_config import trl_config
 
 PASSTHROUGH = {"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"}

@@ -11,14 +11,14 @@ from trl import SFTConfig
 
 from densepath.cli.arguments import parse
 from densepath.cli.main import main
-from densepath.experiments.recipe import ExperimentArguments, read_recipe
-from densepath.pipeline.config import DPRArguments, EvalArguments, PlanArguments, RunArguments, SFTArguments
-from densepath.pipeline.diagnose_config import DiagnoseArguments
-from densepath.pipeline.score_config import ScoreArguments
-from densepath.pipeline.serve_config import ServeArguments
+from densepath.config.choice import DiagnoseArguments, SelectArguments
+from densepath.config.experiment import ExperimentArguments
+from densepath.config.pages import ServeArguments, ViewArguments
+from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
+from densepath.config.run import PlanArguments, RunArguments
+from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
+from densepath.experiments.recipe import read_recipe
 from densepath.pipeline.trl_config import trl_config
-from densepath.pipeline.uses_config import AuditArguments, RankArguments, RewardEvalArguments, SelectArguments
-from densepath.pipeline.view_config import ViewArguments
 
 ROWS = [{"prompt": f"Say {i}:", "completion": f" {i} and on"} for i in range(6)]
 COMMANDS = [

@@ -9,16 +9,15 @@ from tests.pipeline.runs import save_tiny_model
 from tests.support import CHATML, IM_END, PAD, tiny_tokenizer
 
 from densepath.cli.main import main
+from densepath.config.choice import DiagnoseArguments, SelectArguments
+from densepath.config.mixins import TEMPLATE_SETTINGS
+from densepath.config.pages import ServeArguments, ViewArguments
+from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
+from densepath.config.run import RunArguments, with_one_template
+from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
 from densepath.data import encode_prompt
 from densepath.errors import ConfigError
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import DPRArguments, EvalArguments, RunArguments, SFTArguments, with_one_template
-from densepath.pipeline.diagnose_config import DiagnoseArguments
-from densepath.pipeline.options import TEMPLATE_SETTINGS
-from densepath.pipeline.score_config import ScoreArguments
-from densepath.pipeline.serve_config import ServeArguments
-from densepath.pipeline.uses_config import AuditArguments, RankArguments, RewardEvalArguments, SelectArguments
-from densepath.pipeline.view_config import ViewArguments
 
 THOUGHT = "<think></think>"
 CLOSED = CHATML + "{% if enable_thinking is defined and not enable_thinking %}" + THOUGHT + "{% endif %}"

@@ -18,10 +18,12 @@ from tests.tiny_models import tiny_llama, with_lora
 import densepath
 from densepath.cli.arguments import parse
 from densepath.cli.main import COMMANDS
-from densepath.experiments.recipe import ExperimentArguments, read_recipe
-from densepath.pipeline import config, score_config
-from densepath.pipeline.serve_config import ServeArguments
-from densepath.pipeline.view_config import ViewArguments
+from densepath.config.experiment import ExperimentArguments
+from densepath.config.pages import ServeArguments, ViewArguments
+from densepath.config.reward import ScoreArguments
+from densepath.config.run import PlanArguments, RunArguments
+from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
+from densepath.experiments.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -33,12 +35,12 @@ NAMES = (
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 
 ARGUMENTS = {
-    "run": config.RunArguments,
-    "plan": config.PlanArguments,
-    "sft": config.SFTArguments,
-    "dpr": config.DPRArguments,
-    "score": score_config.ScoreArguments,
-    "eval": config.EvalArguments,
+    "run": RunArguments,
+    "plan": PlanArguments,
+    "sft": SFTArguments,
+    "dpr": DPRArguments,
+    "score": ScoreArguments,
+    "eval": EvalArguments,
     "serve": ServeArguments,
     "view": ViewArguments,
 }
@@ -238,7 +240,7 @@ def check_recipe(path: Path) -> None:
         settings = read_recipe(*parse(ExperimentArguments, words, prog="", description="", passthrough=PASSTHROUGH))
         others = {key for s in settings for plan in s.methods.values() for v in plan.variants for key in v.others}
     else:
-        others = set(parse(config.RunArguments, words, prog="", description="", passthrough=PASSTHROUGH)[1])
+        others = set(parse(RunArguments, words, prog="", description="", passthrough=PASSTHROUGH)[1])
     assert others <= known_flags("run")
 
 

@@ -8,7 +8,7 @@ import pytest
 from tests.pipeline.planted import planted_model, token_id
 from tests.support import tiny_tokenizer
 
-from densepath.evals.generation import Completion, generate
+from densepath.evals.generation import Completion, Decoding, checked, generate
 
 ROWS = [{"prompt": f"Q{i}:", "answer": "A" if i % 2 else "B"} for i in range(4)]
 
@@ -19,14 +19,11 @@ def tokenizer():
 
 
 def completions(tokenizer, table, rows=ROWS, **changes) -> list[Completion]:
-    arguments = {
-        "max_completion_length": 4,
-        "temperature": 1.0,
-        "eos_token_ids": [tokenizer.eos_token_id],
-        "seed": 0,
-        **changes,
-    }
-    return generate(planted_model(tokenizer, table), tokenizer, rows, **arguments)
+    given = {name: changes.pop(name) for name in ("second_model", "on_progress") if name in changes}
+    verifier = changes.pop("verifier", None)
+    decoding = Decoding(**{"max_completion_length": 4, "temperature": 1.0, **changes})
+    found = generate(planted_model(tokenizer, table), tokenizer, rows, decoding, **given)
+    return checked(found, rows, verifier)
 
 
 def exact(completion: str, row) -> float:

@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from densepath.cli.main import main
+from densepath.config.experiment import ExperimentArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.errors import DensepathError
-from densepath.experiments.recipe import ExperimentArguments
 from densepath.experiments.run import run_experiment
 
 SMALL = {

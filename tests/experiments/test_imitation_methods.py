@@ -14,9 +14,9 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 from tests.trainers.test_sft import StopAt
 
+from densepath.config.experiment import MethodArguments
 from densepath.experiments import imitation
 from densepath.experiments.cell import Cell
-from densepath.experiments.method_arguments import MethodArguments
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
 from densepath.pipeline.run_folder import RunFolder

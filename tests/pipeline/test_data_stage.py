@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from tests.support import tiny_tokenizer
 
+from densepath.config.run import RunArguments
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import instruction_format
 from densepath.io import read_json, read_jsonl
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import fitting_rows, load_rows, longest_prompt, place, prepare_data
 from densepath.pipeline.run_folder import RunFolder
 

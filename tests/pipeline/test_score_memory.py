@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from tests.pipeline.runs import ROOT, save_tiny_model
 
+from densepath.config.reward import ScoreArguments
 from densepath.pipeline import score_shard
-from densepath.pipeline.score_config import ScoreArguments
 from densepath.pipeline.score_job import run_score_command
 
 PEAK = """

@@ -10,9 +10,9 @@ from rich.console import Console
 from tests.pipeline.planted import save_planted
 from tests.support import tiny_tokenizer
 
+from densepath.config.run import RunArguments
 from densepath.io import read_json, write_jsonl_atomic
 from densepath.pipeline import selection
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen, run_selection
 

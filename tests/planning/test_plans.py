@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError, MissingFileError
-from densepath.pipeline.config import PlanArguments, RunArguments
 from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.plan import launch_of, plan_recipe, require_fit
 from densepath.planning.memory import GIB, Sharding

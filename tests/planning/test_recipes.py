@@ -15,7 +15,7 @@ import yaml
 
 from densepath.cli.arguments import parse
 from densepath.cli.main import main
-from densepath.pipeline.config import RunArguments
+from densepath.config.run import RunArguments
 from densepath.pipeline.run import check_configuration
 from densepath.pipeline.training import dpr_config, sft_config
 

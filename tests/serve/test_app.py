@@ -12,8 +12,8 @@ import pytest
 from starlette.testclient import TestClient
 from tests.serve.conftest import KEY, tiny_reward
 
+from densepath.config.pages import ServeArguments
 from densepath.errors import NumericalError, UsageError
-from densepath.pipeline.serve_config import ServeArguments
 from densepath.rewards.dense import DenseReward
 from densepath.serve.app import create_app
 from densepath.serve.errors import TYPES

@@ -20,7 +20,7 @@ from tests.pipeline.runs import save_tiny_model
 from tests.serve.conftest import KEY
 
 from densepath.cli.main import main
-from densepath.pipeline.serve_config import ServeArguments
+from densepath.config.pages import ServeArguments
 from densepath.rewards.dense import DenseReward
 from densepath.serve import access, command
 from densepath.serve.server import bind, url_of

@@ -16,8 +16,8 @@ from tests.serve.conftest import KEY
 from tests.serve.test_app import error
 from tests.serve.view_app import model_choices, scored_file
 
+from densepath.config.pages import SORTS
 from densepath.errors import ModelError, UsageError
-from densepath.pipeline import view_config
 from densepath.report import scored
 from densepath.rewards.dense import DenseReward
 from densepath.serve.settings import Access
@@ -152,7 +152,7 @@ def test_a_file_that_changes_under_the_page_is_told(opened, tmp_path):
 
 
 def test_the_orders_are_the_same_everywhere():
-    assert view_config.SORTS == scored.SORTS
+    assert SORTS == scored.SORTS
     assert RowRequest.model_json_schema()["properties"]["sort"]["enum"] == list(scored.SORTS)
 
 

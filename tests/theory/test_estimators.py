@@ -5,9 +5,8 @@ import itertools
 import pytest
 import torch
 
-from densepath.core import exact
+from densepath.core import control, exact
 from densepath.core.mdp import gather_tokens
-from densepath.theory import estimators
 from densepath.theory.estimators import (
     BIASED,
     UNBIASED,
@@ -90,7 +89,7 @@ def test_the_mixture_is_near_the_better_estimate_all_the_way_to_the_optimum():
     """All actions win at the SFT policy and lose at the optimum; the mixture takes the better of both by itself."""
     problem, _ = problem_of(3, 3, 1, 16, seed=1)
     best = exact.soft_optimum(problem.tree.mdp, problem.log_sft - problem.log_ref, problem.log_sft, BETA).log_policy
-    kinds = ("REINFORCE, position mean", "all actions, position mean", "mixture, position mean (default)")
+    kinds = ("REINFORCE, position mean", "all actions, position mean", "mixture, position mean")
     generator = torch.Generator().manual_seed(0)
     found = {}
     for place, table in (("SFT", problem.log_sft), ("half", problem.log_sft.lerp(best, 0.5)), ("optimum", best)):
@@ -115,9 +114,9 @@ def test_a_mixture_that_asks_ones_own_completion_is_biased(monkeypatch):
         return share.clamp(0, 1).expand(len(returns))
 
     problem, logits = problem_of(3, 2, 1, 2)
-    honest = moments(UNBIASED["mixture, position mean (default)"], problem, logits)[0]
-    monkeypatch.setattr(estimators, "control_weights", of_all)
-    assert (moments(UNBIASED["mixture, position mean (default)"], problem, logits)[0] - honest).abs().max() > 1e-3
+    honest = moments(UNBIASED["mixture, position mean"], problem, logits)[0]
+    monkeypatch.setattr(control, "control_weights", of_all)
+    assert (moments(UNBIASED["mixture, position mean"], problem, logits)[0] - honest).abs().max() > 1e-3
 
 
 def test_leave_one_out_needs_gamma_one():

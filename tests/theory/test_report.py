@@ -13,11 +13,11 @@ from rich.console import Console
 
 from densepath.cli.theory import _parser, run
 from densepath.errors import UsageError
+from densepath.records.theory import Check, Kind, Report, StatementResult
 from densepath.report.console import parts_text
 from densepath.report.html import page_html
 from densepath.report.theory import theory_page, theory_parts
 from densepath.theory import runner
-from densepath.theory.records import Check, Kind, Report, StatementResult
 from densepath.theory.runner import run_statements
 
 FEW = ["--instances", "2", "--only", "3", "--only", "contrastive"]

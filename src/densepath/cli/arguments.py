@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from densepath.config.coerce import coerce, expanded
+from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
 from densepath.errors import ConfigError, UsageError
-from densepath.pipeline.coerce import coerce, expanded
-from densepath.pipeline.recipe_yaml import load_mapping, read_yaml, settled
 
 T = TypeVar("T")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.uses_config import AuditArguments
+from densepath.config.reward import AuditArguments
 
 DESCRIPTION = (
     "Audit demonstrations: the rows and spans that the trained model finds least like expert behaviour come first; "
@@ -16,8 +16,8 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(AuditArguments, argv, prog="densepath audit", description=DESCRIPTION)
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.audit import run_audit_command
-    from densepath.pipeline.run import quiet_libraries
     from densepath.terminal import terminal
 
     quiet_libraries()

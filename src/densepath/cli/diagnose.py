@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.diagnose_config import DiagnoseArguments
+from densepath.config.choice import DiagnoseArguments
 
 DESCRIPTION = (
     "Will DPR help? The reward of the SFT model's own samples and, against every reference, contrastive decoding as a "
@@ -17,8 +17,8 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(DiagnoseArguments, argv, prog="densepath diagnose", description=DESCRIPTION)
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.diagnose import run_diagnose_command
-    from densepath.pipeline.run import quiet_libraries
     from densepath.terminal import terminal
 
     quiet_libraries()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import DPRArguments
+from densepath.config.training import DPRArguments
 
 DESCRIPTION = "Dense-Path REINFORCE: improve an SFT model with the dense reward between it and a reference."
 
@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"": "DPRConfig (TRL's GRPOConfig with beta, gamma, baseline, dense_reward)"},
     )
-    from densepath.pipeline.run import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.standalone import run_dpr_command
     from densepath.terminal import terminal
 

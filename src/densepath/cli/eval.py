@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import EvalArguments
+from densepath.config.training import EvalArguments
 
 DESCRIPTION = "Sample completions of held-out prompts and check them with a program."
 
@@ -13,7 +13,7 @@ DESCRIPTION = "Sample completions of held-out prompts and check them with a prog
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(EvalArguments, argv, prog="densepath eval", description=DESCRIPTION)
-    from densepath.pipeline.run import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.standalone import run_eval_command
     from densepath.terminal import terminal
 

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.experiments.recipe import ExperimentArguments
+from densepath.config.experiment import ExperimentArguments
 
 DESCRIPTION = (
     "Does it get better, against every control? Runs methods x seeds x settings from a recipe, several at once, "

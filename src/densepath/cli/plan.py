@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import PlanArguments
+from densepath.config.run import PlanArguments
 
 DESCRIPTION = (
     "What memory a recipe of densepath run needs on each GPU, or on the CPU, computed without weights. "
@@ -23,8 +23,8 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"},
     )
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.plan import plan_recipe, require_fit
-    from densepath.pipeline.run import quiet_libraries
     from densepath.planning.table import headline, plan_json, plan_table, verdict
     from densepath.terminal import say, show, terminal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.uses_config import RankArguments
+from densepath.config.reward import RankArguments
 
 DESCRIPTION = (
     "Best of n: order the completions of each prompt by their dense reward. Rows hold a prompt and completions, "
@@ -16,8 +16,8 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(RankArguments, argv, prog="densepath rank", description=DESCRIPTION)
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.ranking import run_rank_command
-    from densepath.pipeline.run import quiet_libraries
     from densepath.terminal import terminal
 
     quiet_libraries()

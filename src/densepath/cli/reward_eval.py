@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.uses_config import RewardEvalArguments
+from densepath.config.reward import RewardEvalArguments
 
 DESCRIPTION = (
     "Is the reward any good? Preference pairs, first-error data or altered numbers: the dense reward beside guessing, "
@@ -16,7 +16,7 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(RewardEvalArguments, argv, prog="densepath reward-eval", description=DESCRIPTION)
-    from densepath.pipeline.run import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.uses import run_reward_eval_command
     from densepath.terminal import terminal
 

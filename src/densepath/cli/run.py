@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import RunArguments
+from densepath.config.run import RunArguments
 
 DESCRIPTION = (
     "SFT -> reference checkpoints -> choice of the reference -> DPR -> held-out evaluation -> report. "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.uses_config import SelectArguments
+from densepath.config.choice import SelectArguments
 
 DESCRIPTION = (
     "Pick the reference: sweep over the checkpoints that an SFT run kept; signal-to-noise of the reward on held-out "
@@ -16,8 +16,8 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(SelectArguments, argv, prog="densepath select", description=DESCRIPTION)
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.choosing import run_select_command
-    from densepath.pipeline.run import quiet_libraries
     from densepath.terminal import terminal
 
     quiet_libraries()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.serve_config import ServeArguments
+from densepath.config.pages import ServeArguments
 
 DESCRIPTION = "Serve the dense reward over HTTP: /v1/score, /v1/rank, /health, /metrics, and a page at /docs."
 
@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
     from densepath.terminal import terminal
 
     require_extra()
-    from densepath.pipeline.run import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.serve.command import run_serve_command
 
     quiet_libraries()

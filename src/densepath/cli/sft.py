@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.config import SFTArguments
+from densepath.config.training import SFTArguments
 
 DESCRIPTION = "Supervised fine-tuning that keeps reference checkpoints at chosen shares of the samples."
 
@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"": "TRL's SFTConfig"},
     )
-    from densepath.pipeline.run import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.standalone import run_sft_command
     from densepath.terminal import terminal
 

@@ -48,7 +48,6 @@ def run(argv: list[str]) -> int:
     from densepath.report.console import print_parts
     from densepath.report.theory import theory_parts
     from densepath.terminal import say, terminal
-    from densepath.theory.records import Verdict
     from densepath.theory.runner import run_statements
 
     torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
@@ -77,4 +76,4 @@ def run(argv: list[str]) -> int:
             say(messages, f"wrote {arguments.json}")
         console = terminal()
         print_parts(console, *theory_parts(report, console.width, seconds))
-    return 0 if report.verdict is Verdict.HOLDS else 1
+    return 0 if report.holds else 1

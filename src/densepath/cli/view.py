@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.pipeline.view_config import ViewArguments
+from densepath.config.pages import ViewArguments
 
 DESCRIPTION = (
     "Look at completions token by token: densepath view scores.jsonl, or with two models to score texts that are "

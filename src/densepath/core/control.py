@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densepath.core.masks import check_mask
+from densepath.core.masks import keep
 
 PRIOR_COMPLETIONS = 1
 """Weight of the prior coefficient 1 in `control_weights`, in completions: what a tiny batch falls back on."""
@@ -34,10 +34,7 @@ def control_weights(returns: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
 
     Source: derived in docs/theory.md, statement 5; not the paper's.
     """
-    check_mask(mask, returns)
-    check_mask(mask, noise)
-    zero = torch.zeros((), dtype=returns.dtype, device=returns.device)
-    returns, noise = torch.where(mask, returns, zero), torch.where(mask, noise, zero)
+    returns, noise = keep(returns, mask), keep(noise, mask)
     mean = _others(returns) / _others(mask.long()).clamp(min=1)
     slope = _others((returns * noise).sum(dim=1)) - (mean * _others(noise)).sum(dim=1)
     spread = _others(noise.square().sum(dim=1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densepath.core.masks import check_mask
+from densepath.core.masks import keep
 
 
 def on_last_token(values: Tensor, mask: Tensor) -> Tensor:
@@ -46,8 +46,6 @@ def hybrid_rewards(dense: Tensor, external: Tensor, mask: Tensor, alpha: float) 
 
     Source: ours; asked for by the paper's reviewers. The two have different units, so alpha also converts them.
     """
-    check_mask(mask, dense)
     if external.shape != dense.shape:
         raise ValueError(f"shapes differ: {tuple(dense.shape)} and {tuple(external.shape)}")
-    mixed = alpha * dense + (1 - alpha) * external
-    return torch.where(mask, mixed, torch.zeros_like(mixed))
+    return keep(alpha * dense + (1 - alpha) * external, mask)

@@ -76,6 +76,17 @@ def is_truncated(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids:
     return ~(torch.isin(completion_ids, eos) & completion_mask).any(dim=1)
 
 
+def keep(values: Tensor, mask: Tensor) -> Tensor:
+    """The values that count, and 0 elsewhere: not even a NaN behind the mask reaches a sum or a gradient.
+
+    Args:
+        values: any shape, float.
+        mask: same shape, bool.
+    """
+    check_mask(mask, values)
+    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+
+
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Sum of the values that count; what stands under a False (NaN included) never enters.
 
@@ -84,8 +95,7 @@ def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
         mask: same shape, bool.
         dim: dimension to sum over; all of them if None.
     """
-    check_mask(mask, values)
-    kept = torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    kept = keep(values, mask)
     return kept.sum() if dim is None else kept.sum(dim=dim)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.logprobs import lift
-from densepath.core.masks import check_mask, masked_sum
+from densepath.core.masks import check_mask, keep, masked_sum
 
 
 def log_ratios_so_far(rewards: Tensor, mask: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def log_ratios_so_far(rewards: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (batch, tokens) float, nats, zero where the mask is False.
     """
-    return _kept(_running(rewards, mask), mask)
+    return keep(_running(rewards, mask), mask)
 
 
 def log_ratios_before(rewards: Tensor, mask: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def log_ratios_before(rewards: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (batch, tokens) float, nats, zero where the mask is False.
     """
-    return _kept(torch.nn.functional.pad(_running(rewards, mask), (1, 0))[:, :-1], mask)
+    return keep(torch.nn.functional.pad(_running(rewards, mask), (1, 0))[:, :-1], mask)
 
 
 def sequence_scores(rewards: Tensor, mask: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def prefix_posteriors(rewards: Tensor, mask: Tensor, reference_share: float) -> 
 
     Source: derived in docs/theory.md, statement 9.
     """
-    return _kept(bounded_posterior(log_ratios_so_far(rewards, mask), reference_share), mask)
+    return keep(bounded_posterior(log_ratios_so_far(rewards, mask), reference_share), mask)
 
 
 def subtractive_logprobs(
@@ -295,7 +295,7 @@ def capped_rewards(rewards: Tensor, mask: Tensor, cap: float, scale: float = 1.0
     Source: derived in docs/theory.md, statement 11.
     """
     before, first = log_ratios_before(rewards, mask), mask & (mask.cumsum(dim=1) == 1)
-    return _kept(capped_increments(_kept(lift(rewards), mask), before, first, cap, scale), mask)
+    return keep(capped_increments(keep(lift(rewards), mask), before, first, cap, scale), mask)
 
 
 def capped_weights(log_ratios: Tensor, cap: float, scale: float, beta: float) -> Tensor:
@@ -326,11 +326,7 @@ def _running(rewards: Tensor, mask: Tensor) -> Tensor:
     check_mask(mask, rewards)
     if rewards.dim() != 2:
         raise ValueError(f"rewards must be (batch, tokens), got {tuple(rewards.shape)}")
-    return _kept(lift(rewards), mask).cumsum(dim=1)
-
-
-def _kept(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
+    return keep(lift(rewards), mask).cumsum(dim=1)
 
 
 def _log_reference_odds(log_ratios: Tensor, reference_share: float) -> Tensor:

@@ -7,7 +7,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from densepath.core.masks import check_mask, masked_mean, masked_sum
+from densepath.core.masks import check_mask, keep, masked_mean, masked_sum
 
 Metrics = dict[str, Tensor]
 
@@ -38,10 +38,6 @@ def loss_divisor(
     if kind is Normalizer.MAX_COMPLETION_LENGTH:
         return completions * max_completion_length
     return tokens
-
-
-def _kept(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
 def sft_loss(logprobs: Tensor, mask: Tensor, normalizer: float | Tensor = 1.0) -> tuple[Tensor, Metrics]:
@@ -85,7 +81,7 @@ def reinforce_loss(
     if advantages.shape != logprobs.shape:
         raise ValueError(f"advantages have shape {tuple(advantages.shape)}, log-probabilities {tuple(logprobs.shape)}")
     # both factors are masked, so that not even a NaN behind the mask reaches the gradient
-    return -masked_sum(_kept(logprobs, mask) * _kept(advantages.detach(), mask), mask) / normalizer, {}
+    return -masked_sum(keep(logprobs, mask) * keep(advantages.detach(), mask), mask) / normalizer, {}
 
 
 def expected_rewards(policy_logprobs: Tensor, action_rewards: Tensor) -> Tensor:
@@ -135,8 +131,8 @@ def all_action_loss(
         raise ValueError(
             f"shapes differ: {tuple(logprobs.shape)}, {tuple(expected.shape)}, {tuple(later_advantages.shape)}"
         )
-    scored = _kept(logprobs, mask) * _kept(later_advantages.detach(), mask)
-    return -masked_sum(_kept(expected, mask) + scored, mask) / normalizer, {}
+    scored = keep(logprobs, mask) * keep(later_advantages.detach(), mask)
+    return -masked_sum(keep(expected, mask) + scored, mask) / normalizer, {}
 
 
 def state_kl_loss(state_kl: Tensor, beta: float, mask: Tensor, normalizer: float | Tensor) -> tuple[Tensor, Metrics]:
@@ -193,8 +189,8 @@ def clipped_loss(
         raise ValueError(
             f"shapes differ: {tuple(logprobs.shape)}, {tuple(old_logprobs.shape)}, {tuple(advantages.shape)}"
         )
-    advantages = _kept(advantages.detach(), mask)
-    ratio = torch.exp(_kept(logprobs, mask) - _kept(old_logprobs.detach(), mask))
+    advantages = keep(advantages.detach(), mask)
+    ratio = torch.exp(keep(logprobs, mask) - keep(old_logprobs.detach(), mask))
     clipped = ratio.clamp(1 - epsilon_low, 1 + epsilon_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
     is_cut = (ratio * advantages > clipped * advantages).to(logprobs.dtype)

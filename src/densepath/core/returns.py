@@ -11,7 +11,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from densepath.core.masks import check_mask, masked_mean, masked_sum
+from densepath.core.masks import check_mask, keep, masked_mean, masked_sum
 
 
 class Baseline(str, Enum):
@@ -38,17 +38,16 @@ def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
         (batch, tokens) float, zero where the mask is False.
     """
     returns = _returns_to_go(rewards, mask, gamma)
-    return torch.where(mask, returns, torch.zeros((), dtype=returns.dtype, device=returns.device))
+    return keep(returns, mask)
 
 
 def _returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
     """The same at every column, those that do not count included."""
-    check_mask(mask, rewards)
     if rewards.dim() != 2:
         raise ValueError(f"rewards must be (batch, tokens), got {tuple(rewards.shape)}")
     if not 0.0 <= gamma <= 1.0:
         raise ValueError(f"gamma must lie in [0, 1], got {gamma}")
-    rewards = torch.where(mask, rewards, torch.zeros((), dtype=rewards.dtype, device=rewards.device))
+    rewards = keep(rewards, mask)
     if gamma == 1.0:
         return rewards.flip(1).cumsum(1).flip(1)
     # G_t = r_t + gamma G_{t+1}, from the last column to the first
@@ -114,11 +113,9 @@ def kl_penalised_rewards(
     Returns:
         (batch, tokens) float, zero where the mask is False.
     """
-    check_mask(mask, rewards)
     if beta < 0:
         raise ValueError(f"beta must be at least 0, got {beta}")
-    penalised = rewards - beta * (policy_logprobs.detach() - sft_logprobs)
-    return torch.where(mask, penalised, torch.zeros((), dtype=penalised.dtype, device=penalised.device))
+    return keep(rewards - beta * (policy_logprobs.detach() - sft_logprobs), mask)
 
 
 def position_mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
@@ -135,12 +132,10 @@ def position_mean_baseline(returns: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (batch, tokens) float, zero where the mask is False.
     """
-    check_mask(mask, returns)
-    zero = torch.zeros((), dtype=returns.dtype, device=returns.device)
-    kept = torch.where(mask, returns, zero)
+    kept = keep(returns, mask)
     others = kept.sum(dim=0, keepdim=True) - kept
     count = mask.sum(dim=0, keepdim=True) - mask.long()
-    return torch.where(mask & (count > 0), others / count.clamp(min=1), zero)
+    return keep(others / count.clamp(min=1), mask & (count > 0))
 
 
 def leave_one_out_baseline(returns: Tensor, mask: Tensor, num_generations: int) -> Tensor:
@@ -165,8 +160,7 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor, num_generations: int) 
     totals = returns[:, 0].view(-1, num_generations)
     siblings = (totals.sum(dim=1, keepdim=True) - totals) / (num_generations - 1)
     collected = returns[:, :1] - returns
-    zero = torch.zeros((), dtype=returns.dtype, device=returns.device)
-    return torch.where(mask, siblings.reshape(-1, 1) - collected, zero)
+    return keep(siblings.reshape(-1, 1) - collected, mask)
 
 
 def baseline(kind: Baseline, returns: Tensor, mask: Tensor, num_generations: int) -> Tensor:
@@ -194,5 +188,4 @@ def whiten(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """
     mean = masked_mean(advantages, mask)
     variance = masked_mean((advantages - mean) ** 2, mask)
-    zero = torch.zeros((), dtype=advantages.dtype, device=advantages.device)
-    return torch.where(mask, advantages / (variance.sqrt() + eps), zero)
+    return keep(advantages / (variance.sqrt() + eps), mask)

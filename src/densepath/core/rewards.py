@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.logprobs import lift
-from densepath.core.masks import check_mask, masked_mean
+from densepath.core.masks import check_mask, keep, masked_mean
 
 
 class ReferenceMean(str, Enum):
@@ -20,11 +20,6 @@ class ReferenceMean(str, Enum):
 
     ARITHMETIC = "arithmetic"
     GEOMETRIC = "geometric"
-
-
-def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    check_mask(mask, values)
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))
 
 
 def baseline_relative(sft_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -46,7 +41,7 @@ def baseline_relative(sft_logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) 
     """
     if sft_logprobs.shape != ref_logprobs.shape:
         raise ValueError(f"shapes differ: {tuple(sft_logprobs.shape)} and {tuple(ref_logprobs.shape)}")
-    return _masked(sft_logprobs - ref_logprobs, mask)
+    return keep(sft_logprobs - ref_logprobs, mask)
 
 
 def logprob(sft_logprobs: Tensor, mask: Tensor) -> Tensor:
@@ -62,7 +57,7 @@ def logprob(sft_logprobs: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (batch, tokens) float, nats.
     """
-    return _masked(sft_logprobs, mask)
+    return keep(sft_logprobs, mask)
 
 
 def inverse_bellman(action_logits: Tensor, values: Tensor, mask: Tensor, terminated: Tensor) -> Tensor:
@@ -92,7 +87,7 @@ def inverse_bellman(action_logits: Tensor, values: Tensor, mask: Tensor, termina
     width = mask.shape[1]
     last = torch.arange(width, device=mask.device) == (mask.sum(dim=1, keepdim=True) - 1)
     next_values = torch.where(last & terminated.unsqueeze(1), torch.zeros_like(action_logits), values[:, 1:])
-    return _masked(lift(action_logits) - lift(next_values), mask)
+    return keep(lift(action_logits) - lift(next_values), mask)
 
 
 def mean_probability(logprobs: Sequence[Tensor]) -> Tensor:
@@ -197,4 +192,4 @@ def position_z_scores(rewards: Tensor, mask: Tensor) -> Tensor:
     # Rounding leaves a deviation of about 1e-8 where all are equal.
     spread = deviation > 1e-6 * masked_mean(rewards.abs(), mask, dim=0)
     z = centred / torch.where(spread, deviation, torch.ones_like(deviation))
-    return torch.where(mask & spread, z, torch.zeros_like(z))
+    return keep(z, mask & spread)

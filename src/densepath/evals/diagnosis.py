@@ -25,7 +25,6 @@ from densepath.core.monitors import correlation
 from densepath.data.formats import validate_rows
 from densepath.data.rows import Row
 from densepath.errors import ConfigError
-from densepath.evals.bootstrap import Comparison, compare_pairs, mean_replicates
 from densepath.evals.diagnosis_records import (
     Answers,
     Diagnosis,
@@ -34,8 +33,7 @@ from densepath.evals.diagnosis_records import (
     RewardFigures,
     Spread,
 )
-from densepath.evals.generation import Completion, generate
-from densepath.evals.intervals import Interval, mean_interval, metric_interval
+from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.preferences import pair_credits
 from densepath.evals.preview import preview_logprobs
 from densepath.evals.recommendation import recommend
@@ -43,9 +41,13 @@ from densepath.evals.reference_choice import Criterion, choose_reference
 from densepath.evals.scored_texts import Model, Texts, collect_texts, dense_rewards, load_policy
 from densepath.evals.signals import SFT, Floats
 from densepath.evals.verifiers import Verifier, get_verifier
-from densepath.models.compat import context_length, eos_token_ids
+from densepath.models.compat import context_length
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
+from densepath.records.estimates import Comparison, Interval
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.stats.bootstrap import mean_replicates
+from densepath.stats.comparisons import compare_pairs
+from densepath.stats.intervals import mean_interval, metric_interval
 
 SFT_TEMPERATURES = (1.0, 0.5, 0.0)
 """What SFT has to offer without training: a preview that beats it at one of them alone has only sharpened it."""
@@ -132,20 +134,15 @@ def diagnose(
     def answers(temperature: float, ref: FrozenPolicy | None = None, alpha: float = 0.0) -> list[Completion]:
         before = done
         with policy.active() as model:
-            return generate(
+            found = generate(
                 model,
                 tokenizer,
                 rows,
-                max_completion_length=max_completion_length,
-                temperature=temperature,
-                eos_token_ids=eos_token_ids(model, tokenizer),
-                seed=seed,
-                verifier=check,
-                num_generations=_generations(temperature, num_generations),
+                Decoding(temperature, max_completion_length, _generations(temperature, num_generations), seed, alpha),
                 second_model=None if ref is None else ref.model,
-                alpha=alpha,
                 on_progress=lambda finished, _: progress(before + finished - done),
             )
+        return checked(found, rows, check)
 
     sampled = {temperature: answers(temperature) for temperature in SFT_TEMPERATURES}
     texts.add_samples(sampled[1.0], len(rows))

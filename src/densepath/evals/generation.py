@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from densepath.data import encode_row_prompt
 from densepath.evals.verifiers import Verifier
-from densepath.models.compat import warn_of_spare_ids
+from densepath.models.compat import eos_token_ids, warn_of_spare_ids
 from densepath.models.sampling import sample
 
 
@@ -41,70 +41,94 @@ class Completion:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How completions are drawn.
+
+    Attributes:
+        temperature: 0 is greedy.
+        max_completion_length: tokens, EOS included.
+        num_generations: completions of each prompt.
+        seed: of the sampling. The same one gives every model the same uniforms, so that two models differ by no more
+            than they must.
+        alpha: strength of contrastive decoding against a second model, 1/beta; 0 without one.
+    """
+
+    temperature: float
+    max_completion_length: int
+    num_generations: int = 1
+    seed: int = 0
+    alpha: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What tables call it.
+
+        >>> Decoding(0, 8).name, Decoding(0.5, 8).name
+        ('greedy', 'temperature 0.5')
+        """
+        return "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
+
+
 def generate(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Mapping[str, Any]],
+    decoding: Decoding,
     *,
-    max_completion_length: int,
-    temperature: float,
-    eos_token_ids: Sequence[int],
-    seed: int,
-    verifier: Verifier | None = None,
-    num_generations: int = 1,
     second_model: Any = None,
-    alpha: float = 0.0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
-    """Sample completions of each row's prompt and check them.
-
-    The same seed gives every model the same uniforms, so that two models differ by no more than they must.
+    """Sample completions of each row's prompt.
 
     Args:
         model: causal LM.
         tokenizer: its tokenizer.
-        rows: with a prompt, and what the verifier reads.
-        max_completion_length: tokens, EOS included.
-        temperature: 0 is greedy.
-        eos_token_ids: ids that end a completion.
-        seed: of the sampling.
-        verifier: program that checks a text against its row.
-        num_generations: completions of each prompt.
+        rows: with a prompt.
+        decoding: how they are drawn.
         second_model: contrastive decoding against this model.
-        alpha: its strength, 1/beta.
         on_progress: called with (completed, all) completions.
 
     Returns:
-        Completions, prompt by prompt.
+        Completions, prompt by prompt; `checked` gives them a metric.
     """
     prompts = [encode_row_prompt(row, tokenizer) for row in rows]
     samples = sample(
         model,
         prompts,
-        num_generations=num_generations,
-        max_completion_length=max_completion_length,
-        temperature=temperature,
-        eos_token_ids=eos_token_ids,
-        generator=torch.Generator().manual_seed(seed),
+        num_generations=decoding.num_generations,
+        max_completion_length=decoding.max_completion_length,
+        temperature=decoding.temperature,
+        eos_token_ids=eos_token_ids(model, tokenizer),
+        generator=torch.Generator().manual_seed(decoding.seed),
         pad_token_id=tokenizer.pad_token_id,
         second_model=second_model,
-        alpha=alpha,
+        alpha=decoding.alpha,
         on_progress=on_progress,
     )
     warn_of_spare_ids(samples.completion_ids, tokenizer)
-    completions = []
-    for index, ids in enumerate(samples.completion_ids):
-        row = index // num_generations
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        completions.append(
-            Completion(
-                row=row,
-                prompt_ids=prompts[row],
-                completion_ids=ids,
-                logprobs=samples.logprobs[index],
-                text=text,
-                truncated=samples.truncated[index],
-                metric=None if verifier is None else float(verifier(text, rows[row])),
-            )
+    return [
+        Completion(
+            row=index // decoding.num_generations,
+            prompt_ids=prompts[index // decoding.num_generations],
+            completion_ids=ids,
+            logprobs=samples.logprobs[index],
+            text=tokenizer.decode(ids, skip_special_tokens=True),
+            truncated=samples.truncated[index],
+            metric=None,
         )
-    return completions
+        for index, ids in enumerate(samples.completion_ids)
+    ]
+
+
+def checked(
+    completions: Sequence[Completion], rows: Sequence[Mapping[str, Any]], verifier: Verifier | None
+) -> list[Completion]:
+    """The completions with what a program says of each; as they are without one.
+
+    Raises:
+        DataError: a row that the verifier cannot check against.
+    """
+    if verifier is None:
+        return list(completions)
+    return [replace(each, metric=float(verifier(each.text, rows[each.row]))) for each in completions]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from densepath.experiments.method_arguments import MethodArguments
+from densepath.config.experiment import MethodArguments
 from densepath.pipeline.training import Stage
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.evals.generation import Completion, generate
+from densepath.config.run import RunArguments
+from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import read_split
 from densepath.pipeline.evaluation import dense_reward
 from densepath.pipeline.run_folder import RunFolder
@@ -75,14 +75,15 @@ def evaluate(
             model,
             tokenizer,
             rows,
-            max_completion_length=arguments.max_completion_length,
-            temperature=temperature,
-            eos_token_ids=eos,
-            seed=2 * arguments.seed + SEEDS[split],
-            verifier=get_verifier(arguments.verifier or ""),
+            Decoding(
+                temperature,
+                arguments.max_completion_length,
+                seed=2 * arguments.seed + SEEDS[split],
+                alpha=policy.alpha,
+            ),
             second_model=second,
-            alpha=policy.alpha,
         )
+        completions = checked(completions, rows, get_verifier(arguments.verifier or ""))
         record: dict[str, Any] = {
             "values": [c.metric for c in completions],
             "lengths": [len(c.completion_ids) for c in completions],

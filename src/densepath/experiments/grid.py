@@ -9,18 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densepath.config.experiment import ExperimentArguments
 from densepath.data.regimes import Regime
-from densepath.evals.seeds import seed_mean
 from densepath.experiments.evaluate import decoding, read_results, read_values
-from densepath.experiments.recipe import ExperimentArguments, MethodPlan, Setting, Variant
+from densepath.experiments.recipe import MethodPlan, Setting, Variant
 from densepath.experiments.regimes import STEPS, before_sft_path
 from densepath.experiments.run_cell import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.experiments.scheduler import Task
+from densepath.models.references import reference_name
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.run_folder import RunFolder
 from densepath.records.arm import Arm, ArmResult, Budget
-from densepath.records.codec import field_names
-from densepath.trainers.sft import reference_name
+from densepath.records.codec import field_names, to_json
+from densepath.stats.seeds import seed_mean
 
 
 def _leaves_reference_open(plan: MethodPlan) -> bool:
@@ -197,7 +198,7 @@ class Grid:
                 "variant": variant.name.partition(",")[2],
                 "decoding": decoding(variant.arguments.eval_temperatures[0]),
                 "seeds": len(values),
-                "value": seed_mean(values).as_dict() if values else None,
+                "value": to_json(seed_mean(values)) if values else None,
                 "chosen": variant is self.chosen(setting, plan),
             }
             for setting in self.settings

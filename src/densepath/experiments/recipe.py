@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from densepath.config.coerce import coerce
+from densepath.config.experiment import ExperimentArguments, MethodArguments
+from densepath.config.recipe_yaml import settled
 from densepath.errors import ConfigError
-from densepath.experiments.method_arguments import MethodArguments
-from densepath.pipeline.coerce import coerce
-from densepath.pipeline.options import check_at_least, option
-from densepath.pipeline.recipe_yaml import settled
 
 PREFIXES = ("sft_", "dpr_")
 """Keys that go to TRL's configs."""
@@ -30,31 +29,6 @@ KINDS: Mapping[str, tuple[str, bool]] = {
     "dpr": ("DPR", False),
 }
 """What a method can be -> label, and whether it is a control: something that DPR must beat."""
-
-
-@dataclass
-class ExperimentArguments(MethodArguments):
-    """Arguments of `densepath experiment`: any key of `densepath run` holds for every cell."""
-
-    output_dir: str = option("runs/experiment", "Folder of the grid. The same command goes on where it stopped.")
-    seeds: list[int] = option([0, 1, 2], "Seeds; every method of every setting is run with each.")
-    num_workers: int | None = option(
-        None, "Cells run at once, each in a process of its own. None: as many as cores and memory allow."
-    )
-    settings: Mapping[str, Any] = option({}, "name -> keys of its cells, in the recipe.")
-    methods: Mapping[str, Any] = option(
-        {}, "name -> keys: method, label, control, tune, settings, and those of its cells."
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.num_workers is not None:
-            check_at_least("num_workers", self.num_workers, 1)
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ConfigError(f"seeds={self.seeds}: give each seed once, and at least one")
-        for name in ("settings", "methods"):
-            if not isinstance(getattr(self, name), dict) or not getattr(self, name):
-                raise ConfigError(f"{name} is empty or no mapping; a recipe (--config) has to name them: see recipes/")
 
 
 @dataclass(frozen=True)

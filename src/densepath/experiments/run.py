@@ -13,21 +13,23 @@ from typing import Any
 import torch
 import yaml
 
+from densepath.config.experiment import ExperimentArguments
+from densepath.config.recipe_yaml import RecipeDumper
 from densepath.errors import ConfigError, ExperimentError
 from densepath.evals.verifiers import get_verifier
 from densepath.experiments import run_cell
 from densepath.experiments.grid import Grid
-from densepath.experiments.recipe import ExperimentArguments, Setting, read_recipe
+from densepath.experiments.recipe import Setting, read_recipe
 from densepath.experiments.regimes import STEPS
 from densepath.experiments.results import assemble, write_results
 from densepath.experiments.scheduler import Finished, run_tasks, seconds_left
 from densepath.io import without_secrets, write_text_atomic
+from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
 from densepath.pipeline.plan import machine_memory, plan_recipe
 from densepath.pipeline.progress import StageProgress
-from densepath.pipeline.recipe_yaml import RecipeDumper
-from densepath.pipeline.run import check_configuration, quiet_libraries
+from densepath.pipeline.run import check_configuration
 from densepath.pipeline.run_folder import resolved
 from densepath.records.arm import Arm
 from densepath.report.console import print_parts

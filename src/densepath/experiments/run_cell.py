@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densepath.config.experiment import MethodArguments
+from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.experiments.cell import Cell
 from densepath.experiments.evaluate import Policy, evaluate
-from densepath.experiments.method_arguments import MethodArguments
 from densepath.experiments.methods import TRAINED, continued_sft
 from densepath.experiments.regimes import before_sft
-from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
+from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.data import prepare_data
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
-from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import run_selection
 from densepath.pipeline.training import reference_path, run_sft

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -296,3 +297,13 @@ def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge:
             raise ModelError(f"{folder}: weights of the adapter are missing: {str(warning)[:200]}") from warning
         model._densepath_replaced = replaced
         return peft_model.merge_and_unload().requires_grad_(True) if merge else peft_model
+
+
+def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:
+    """Context length of a model in tokens, from its configuration alone."""
+    source = locate.locate(name_or_path)
+    if locate.is_adapter(source):
+        source = locate.adapter_base(source)
+    with locate.explained(source, "configuration"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return context_length(SimpleNamespace(config=config))

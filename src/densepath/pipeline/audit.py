@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from densepath.config.reward import AuditArguments
 from densepath.evals.audit import Flag, audit_demonstrations
-from densepath.evals.intervals import mean_interval
 from densepath.io import write_jsonl_atomic
 from densepath.pipeline.data import load_rows
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses import load_dense_reward
-from densepath.pipeline.uses_config import AuditArguments
 from densepath.report.audit import audit_table, audit_view
 from densepath.report.console import print_parts
+from densepath.stats.intervals import mean_interval
 from densepath.terminal import Console, say
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from densepath.config.choice import SelectArguments
 from densepath.errors import ConfigError, MissingFileError
 from densepath.evals.reference_choice import select_reference
 from densepath.evals.reward_eval import RewardTask, check_rows
@@ -18,7 +19,6 @@ from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import check_answers, load_rows
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import INPUTS
-from densepath.pipeline.uses_config import SelectArguments
 from densepath.report.console import print_parts
 from densepath.report.selection import selection_table
 from densepath.terminal import Console, say, warn

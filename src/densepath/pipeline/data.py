@@ -9,6 +9,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from densepath.config.mixins import CONSTRAINED, TEXT_TASKS
+from densepath.config.run import RunArguments
 from densepath.data import (
     check_disjoint,
     dataset_fingerprint,
@@ -26,7 +28,6 @@ from densepath.data.rows import DataFormat, detect_format, jsonable, normal_turn
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
-from densepath.pipeline.config import CONSTRAINED, TEXT_TASKS, RunArguments
 from densepath.pipeline.run_folder import RunFolder
 
 Rows = list[dict[str, Any]]

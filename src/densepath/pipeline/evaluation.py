@@ -9,25 +9,27 @@ from typing import Any
 
 import torch
 
+from densepath.config.run import RunArguments
 from densepath.data import encode_pairs, prompt_of, token_spans
 from densepath.data.rows import is_conversational, turn_text
-from densepath.evals.generation import Completion, generate
-from densepath.evals.intervals import mean_interval, metric_interval, paired_difference
+from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
+from densepath.models.references import reference_name
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen
 from densepath.pipeline.training import load_frozen, reference_path
+from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies, view_on_base
+from densepath.stats.comparisons import paired_difference
+from densepath.stats.intervals import mean_interval, metric_interval
 from densepath.terminal import Console
-from densepath.trainers.sft import reference_name
 
 LABELS = {"sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
 NLL_ROWS = 100
@@ -110,14 +112,11 @@ def _measure(
             model,
             tokenizer,
             rows,
-            max_completion_length=arguments.max_completion_length,
-            temperature=temperature,
-            eos_token_ids=eos,
             # One seed for every arm, and not that of the validation prompts.
-            seed=arguments.seed + 1,
-            verifier=get_verifier(arguments.verifier) if arguments.verifier else None,
+            Decoding(temperature, arguments.max_completion_length, seed=arguments.seed + 1),
             on_progress=lambda done, _: progress.update(base + done),
         )
+    completions = checked(completions, rows, get_verifier(arguments.verifier) if arguments.verifier else None)
     prompts = [c.prompt_ids for c in completions]
     ids = [c.completion_ids for c in completions]
     scores = reward.score_ids(prompts, ids, eos_token_ids=eos)
@@ -193,11 +192,11 @@ def _results(
                 "decoding": _decoding(temperature),
                 "n": len(completions),
                 "metric": _metric(arguments, part, nll),
-                "dense_reward": mean_interval([sum(c["rewards"]) for c in completions]).as_dict(),
-                "length": mean_interval([float(len(c["completion_ids"])) for c in completions]).as_dict(),
-                "entropy": mean_interval(_column(part, "entropy")).as_dict() if temperature > 0 else None,
-                "kl": mean_interval(_column(part, "kl")).as_dict() if temperature == 1.0 else None,
-                "nll": None if nll is None else mean_interval(nll).as_dict(),
+                "dense_reward": to_json(mean_interval([sum(c["rewards"]) for c in completions])),
+                "length": to_json(mean_interval([float(len(c["completion_ids"])) for c in completions])),
+                "entropy": to_json(mean_interval(_column(part, "entropy"))) if temperature > 0 else None,
+                "kl": to_json(mean_interval(_column(part, "kl"))) if temperature == 1.0 else None,
+                "nll": None if nll is None else to_json(mean_interval(nll)),
                 "truncated": sum(_column(part, "truncated")) / len(completions),
                 "train_seconds": outcome["seconds"],
                 "train_flops": outcome["flops"],
@@ -216,7 +215,7 @@ def _metric(arguments: RunArguments, part: Mapping[str, Any], nll: list[float] |
     values = _column(part, "metric") if arguments.verifier is not None else nll
     if values is None:
         return None
-    return (metric_interval(values) if arguments.verifier is not None else mean_interval(values)).as_dict()
+    return to_json(metric_interval(values) if arguments.verifier is not None else mean_interval(values))
 
 
 def _metric_record(arguments: RunArguments) -> dict[str, Any]:
@@ -256,14 +255,14 @@ def _paired(arguments: RunArguments, parts: Mapping[tuple[str, float], Any]) -> 
                 sign = -1.0
             else:
                 continue
-            _, verdict = paired_difference([sign * v for v in values], [sign * v for v in others])
-            difference, _ = paired_difference(values, others)
+            verdict = paired_difference([sign * v for v in values], [sign * v for v in others]).verdict
+            difference = paired_difference(values, others).interval
             found.append(
                 {
                     "arm": arm,
                     "against": against,
                     "decoding": _decoding(temperature) if arguments.verifier else "held-out demonstrations",
-                    "difference": difference.as_dict(),
+                    "difference": to_json(difference),
                     "verdict": verdict.value,
                 }
             )

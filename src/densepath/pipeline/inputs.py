@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from densepath.config.run import RunArguments
 from densepath.data import dataset_fingerprint
 from densepath.data.rows import canonical_json
 from densepath.errors import DensepathError, ResumeError
@@ -18,7 +19,6 @@ from densepath.io import read_json
 from densepath.models import locate, smollm2
 from densepath.models.identity import model_identity
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
 from densepath.pipeline.data import split_fingerprints
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import device_defaults

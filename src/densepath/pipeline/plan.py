@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from densepath.config.coerce import coerce
+from densepath.config.recipe_yaml import load_mapping, settled
+from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError
-from densepath.pipeline.coerce import coerce
-from densepath.pipeline.config import PlanArguments, RunArguments
 from densepath.pipeline.environment import resident_bytes
-from densepath.pipeline.recipe_yaml import load_mapping, settled
 from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.fits import check_fits

@@ -4,26 +4,19 @@ from __future__ import annotations
 
 import gc
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import datasets
 import torch
-import transformers
-from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
-from huggingface_hub.utils import logging as hub_logging
-from transformers import AutoConfig
 
+from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
-from densepath.models import locate
-from densepath.models.compat import check_same_tokenizer, context_length
-from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments, with_one_template
+from densepath.models.compat import check_same_tokenizer
+from densepath.models.load import load_tokenizer, model_context
+from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.data import prepare_data
 from densepath.pipeline.environment import environment
 from densepath.pipeline.evaluation import run_evaluation
@@ -138,16 +131,6 @@ def show_results(run_dir: Path, console: Console) -> None:
         warn(console, warning)
 
 
-def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:
-    """Context length of a model in tokens, from its configuration alone."""
-    source = locate.locate(name_or_path)
-    if locate.is_adapter(source):
-        source = locate.adapter_base(source)
-    with locate.explained(source, "configuration"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return context_length(SimpleNamespace(config=config))
-
-
 def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> None:
     """Refuse before the first stage what a later one would refuse after an hour of training.
 
@@ -184,16 +167,3 @@ def _check_reference_tokenizer(arguments: RunArguments, tokenizer: Any) -> None:
     except ValueError:
         if arguments.reference != "auto":
             check_same_tokenizer(tokenizer, load_tokenizer(arguments.reference), special_tokens=False)
-
-
-def quiet_libraries() -> None:
-    """Leave the terminal to densepath: errors of the libraries only, no bars of their own."""
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.utils.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    disable_progress_bars()
-    hub_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    # What the libraries tell one another about their own future says nothing to a user.
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")

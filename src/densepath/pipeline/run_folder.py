@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from densepath.config.coerce import expanded
 from densepath.errors import ResumeError, StorageError, UsageError
 from densepath.io import UNWRITABLE, read_json, without_secrets, write_json_atomic, write_text_atomic
-from densepath.pipeline.coerce import expanded
 
 MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
 """Keys that may change between two calls on the same folder: they do not change the result."""

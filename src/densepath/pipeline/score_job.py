@@ -18,10 +18,11 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
+from densepath.config.options import check_given, check_reference
+from densepath.config.reward import ScoreArguments
 from densepath.errors import ConfigError, DataError, DensepathError, StorageError
 from densepath.models import locate
 from densepath.pipeline.progress import StageProgress
-from densepath.pipeline.score_config import ScoreArguments
 from densepath.pipeline.score_parts import Tally
 from densepath.pipeline.score_shard import Job, Report, is_saved_reward, row_stream, score_shard
 from densepath.rewards.rows import SCORE_COLUMNS
@@ -66,14 +67,10 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
 
 def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     """The job, and all that decides its result; no model is loaded for it."""
-    if not arguments.dataset_name:
-        raise ConfigError("dataset_name is missing: a file with prompt and completion, or messages, in every row")
+    check_given("dataset_name", arguments.dataset_name, "a file with prompt and completion, or messages, in every row")
     refs, saved = arguments.ref_model_name_or_path, is_saved_reward(arguments.model_name_or_path)
-    if arguments.dense_reward == "baseline_relative" and not refs and not saved:
-        raise ConfigError(
-            "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
-            "or the model before SFT; or choose dense_reward=logprob"
-        )
+    if not saved:
+        check_reference(arguments.dense_reward, refs)
     stream = row_stream(arguments)
     for name in SCORE_COLUMNS:
         if stream.schema is not None and name in stream.schema.names and name not in arguments.remove_columns:
@@ -161,7 +158,7 @@ def _in_processes(job: Job, mine: range, shards: int, report: Report) -> None:
 
 def _work(job: Job, shard: int, shards: int, messages: Any, parent: int) -> None:
     """Body of a process: one shard, its progress and its end told to the parent."""
-    from densepath.pipeline.run import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
 
     quiet_libraries()
 

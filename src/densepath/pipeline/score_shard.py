@@ -11,12 +11,12 @@ from typing import Any, TypeAlias
 
 import torch
 
+from densepath.config.mixins import TEXT_TASKS
+from densepath.config.reward import ScoreArguments
 from densepath.data import generate_tasks
 from densepath.data.streaming import RowStream, SourceRow
 from densepath.errors import ConfigError, DataError
 from densepath.models.compat import check_vocabulary, context_length
-from densepath.pipeline.config import TEXT_TASKS
-from densepath.pipeline.score_config import ScoreArguments
 from densepath.pipeline.score_parts import PartFolder
 from densepath.rewards.dense import REWARD_FILE, DenseReward
 from densepath.rewards.rows import SCORE_COLUMNS, RowScorer

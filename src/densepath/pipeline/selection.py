@@ -18,24 +18,24 @@ from typing import Any
 
 import numpy as np
 
+from densepath.config.run import RunArguments
 from densepath.data import encode_pairs
 from densepath.errors import DataError
-from densepath.evals.generation import generate
-from densepath.evals.intervals import mean_interval, metric_interval
-from densepath.evals.signal_to_noise import lower_bound, reward_margins, signal_to_noise
+from densepath.evals.generation import Decoding, checked, generate
+from densepath.evals.signal_to_noise import reward_margins, signal_to_noise
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
-from densepath.models.compat import eos_token_ids, weights_differ
+from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import RunArguments
+from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.training import load_frozen, reference_path
+from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
+from densepath.stats.intervals import lower_bound, mean_interval, metric_interval
 from densepath.terminal import Console, warn
-from densepath.trainers.ema import EMA_NAME
-from densepath.trainers.sft import reference_name
 
 
 def candidate_references(arguments: RunArguments) -> list[str]:
@@ -111,15 +111,11 @@ def _preview(
                 sft,
                 tokenizer,
                 rows,
-                max_completion_length=arguments.max_completion_length,
-                temperature=1.0,
-                eos_token_ids=eos_token_ids(sft, tokenizer),
-                seed=arguments.seed,
-                verifier=verifier,
+                Decoding(1.0, arguments.max_completion_length, seed=arguments.seed, alpha=alpha),
                 second_model=ref,
-                alpha=alpha,
                 on_progress=lambda done, _: progress.update(before + done),
             )
+            found = checked(found, rows, verifier)
             progress.advance(0, tokens=sum(len(c.completion_ids) for c in found))
             return [float(c.metric or 0.0) for c in found]
 
@@ -154,14 +150,14 @@ def _preview(
         "criterion": f"{arguments.verifier} of contrastive decoding on {len(rows)} validation prompts, temperature 1",
         "reason": reason,
         "chosen": {"reference": name, "beta": beta} if beats or fixed else None,
-        "baseline": metric_interval(baseline).as_dict(),
+        "baseline": to_json(metric_interval(baseline)),
         "rows": [
             {
                 "reference": reference,
                 "beta": tried,
                 "alpha": 1.0 / tried,
-                "score": metric_interval(found).as_dict(),
-                "difference": mean_interval([a - b for a, b in zip(found, baseline, strict=True)]).as_dict(),
+                "score": to_json(metric_interval(found)),
+                "difference": to_json(mean_interval([a - b for a, b in zip(found, baseline, strict=True)])),
                 "n": len(found),
             }
             for (reference, tried), found in scores.items()
@@ -193,10 +189,7 @@ def _margin(
                 sft,
                 tokenizer,
                 rows,
-                max_completion_length=limit,
-                temperature=1.0,
-                eos_token_ids=eos_token_ids(sft, tokenizer),
-                seed=arguments.seed,
+                Decoding(1.0, limit, seed=arguments.seed),
                 on_progress=lambda done, _: progress.update(done),
             )
             return [completion.completion_ids for completion in found]
@@ -232,7 +225,7 @@ def _margin(
                 "reference": name,
                 "beta": beta,
                 "alpha": 1.0 / beta,
-                "score": mean_interval(values).as_dict(),
+                "score": to_json(mean_interval(values)),
                 "standardised": standardised[name],
                 "n": len(values),
             }

@@ -8,22 +8,23 @@ from typing import Any
 from transformers import PrinterCallback
 from trl import SFTConfig
 
+from densepath.config.options import check_reference
+from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
 from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
-from densepath.evals.generation import generate
-from densepath.evals.intervals import mean_interval, metric_interval
+from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic
-from densepath.models.compat import check_same_tokenizer, eos_token_ids, weights_differ
-from densepath.models.load import load_tokenizer
-from densepath.pipeline.config import DPRArguments, EvalArguments, SFTArguments
+from densepath.models.compat import check_same_tokenizer, weights_differ
+from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows, prompt_dataset
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.progress import ProgressCallback, StageProgress
-from densepath.pipeline.run import model_context
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
+from densepath.records.codec import to_json
+from densepath.stats.intervals import mean_interval, metric_interval
 from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
@@ -197,13 +198,9 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
 def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any, console: Console) -> None:
     """Refuse a missing or foreign reference, and warn of one that gives no signal."""
     reference = arguments.ref_model_name_or_path
-    if dense_reward != "baseline_relative":
+    check_reference(dense_reward, reference)
+    if dense_reward != "baseline_relative" or reference is None:
         return
-    if reference is None:
-        raise ConfigError(
-            "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
-            "or the model before SFT; or choose dense_reward=logprob"
-        )
     check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
     if not weights_differ(arguments.model_name_or_path, reference):
         warn(console, f"{reference} and {arguments.model_name_or_path} have the same weights: the reward is zero")
@@ -235,14 +232,15 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
             model,
             tokenizer,
             rows,
-            max_completion_length=arguments.max_completion_length,
-            temperature=arguments.temperature,
-            eos_token_ids=eos_token_ids(model, tokenizer),
-            seed=arguments.seed,
-            verifier=verifier,
-            num_generations=arguments.num_generations,
+            Decoding(
+                arguments.temperature,
+                arguments.max_completion_length,
+                num_generations=arguments.num_generations,
+                seed=arguments.seed,
+            ),
             on_progress=lambda done, _: progress.update(done),
         )
+        completions = checked(completions, rows, verifier)
         progress.advance(0, tokens=sum(len(c.completion_ids) for c in completions))
     by_prompt: list[list[float]] = [[] for _ in rows]
     for completion in completions:
@@ -251,8 +249,8 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
     result = {
         "verifier": arguments.verifier,
         "temperature": arguments.temperature,
-        "metric": interval.as_dict(),
-        "length": mean_interval([float(len(c.completion_ids)) for c in completions]).as_dict(),
+        "metric": to_json(interval),
+        "length": to_json(mean_interval([float(len(c.completion_ids)) for c in completions])),
         "truncated": sum(c.truncated for c in completions) / len(completions),
     }
     say(

@@ -11,11 +11,13 @@ from datasets import Dataset
 from transformers import PrinterCallback
 from trl import SFTConfig
 
+from densepath.config.mixins import TrainableArguments
+from densepath.config.run import RunArguments
 from densepath.data import encode_demonstrations
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import load_model, load_tokenizer
-from densepath.pipeline.config import ModelArguments, RunArguments
+from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.data import demonstration_pairs, fitting_rows, longest_prompt, prompt_dataset, read_split
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
@@ -25,8 +27,7 @@ from densepath.rewards.loading import view_on_base
 from densepath.terminal import Console
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.ema import EMA_NAME
-from densepath.trainers.sft import reference_name, save_model_atomic, sft_trainer, train_resumable
+from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
 
 FORWARD_FLOPS = 2
 TRAIN_FLOPS = 6
@@ -130,7 +131,7 @@ def parameters_of(trainer: Any) -> int:
     return sum(p.numel() for p in trainer.model.parameters())
 
 
-def load_frozen(arguments: ModelArguments, path: str | Path) -> Any:
+def load_frozen(arguments: TrainableArguments, path: str | Path) -> Any:
     """A model that is only sampled from and scored: adapters folded in, on the GPU where there is one."""
     return load_model(
         str(path),
@@ -141,7 +142,7 @@ def load_frozen(arguments: ModelArguments, path: str | Path) -> Any:
     )
 
 
-def load_trainable(arguments: ModelArguments, path: str | Path) -> Any:
+def load_trainable(arguments: TrainableArguments, path: str | Path) -> Any:
     """A model to train; the trainer moves it to its device."""
     return load_model(
         str(path), dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code, for_training=True
@@ -261,7 +262,7 @@ def reference_names(reference: str) -> list[str]:
         return [reference]
 
 
-def frozen_reference(policy: Any, path: str, arguments: ModelArguments, name: str = "ref") -> FrozenPolicy | Any:
+def frozen_reference(policy: Any, path: str, arguments: TrainableArguments, name: str = "ref") -> FrozenPolicy | Any:
     """The reference as an adapter on the policy's base, or as that base, where it is one; else a model of its own."""
     return view_on_base(policy, path, name) or load_frozen(arguments, path)
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from trl import SFTConfig
 
+from densepath.config.coerce import coerce, expanded
 from densepath.errors import ConfigError
-from densepath.pipeline.coerce import coerce, expanded
 from densepath.trainers.refusals import refusing
 from densepath.trainers.sft import check_sft_arguments
 

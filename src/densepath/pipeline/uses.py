@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from densepath.config.reward import PairArguments, RewardEvalArguments
 from densepath.evals.reward_eval import evaluate_reward
 from densepath.io import write_json_atomic
 from densepath.models import locate
@@ -14,7 +15,6 @@ from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_model, load_tokenizer
 from densepath.pipeline.data import load_rows
 from densepath.pipeline.progress import StageProgress
-from densepath.pipeline.uses_config import RewardArguments, RewardEvalArguments
 from densepath.report.console import print_parts
 from densepath.report.reward_eval import reward_eval_parts
 from densepath.rewards.dense import DenseReward
@@ -25,7 +25,7 @@ NAMED = 3
 """Rows set aside that are named in the terminal; the file names all."""
 
 
-def load_dense_reward(arguments: RewardArguments, console: Console) -> DenseReward:
+def load_dense_reward(arguments: PairArguments, console: Console) -> DenseReward:
     """The reward that the arguments describe, on the GPU where there is one; warnings go to the console."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -98,7 +98,7 @@ def print_set_aside(set_aside: Sequence[dict[str, Any]], source: str, console: C
     warn(console, f"{source}: {len(set_aside)} rows set aside: {named}{more}")
 
 
-def _base(arguments: RewardArguments, name: str, reward: DenseReward) -> FrozenPolicy:
+def _base(arguments: PairArguments, name: str, reward: DenseReward) -> FrozenPolicy:
     """The model before SFT; the reference itself where it is the same one."""
     reference = arguments.ref_model_name_or_path
     if reward.refs and reference is not None and locate.locate(name) == locate.locate(reference):

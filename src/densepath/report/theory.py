@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from densepath import __version__
+from densepath.records.theory import EQUALITY_TOLERANCE, Check, Kind, Report, StatementResult, verdict_word
 from densepath.report.document import (
     Beside,
     Column,
@@ -20,7 +21,6 @@ from densepath.report.document import (
     present,
 )
 from densepath.report.drawings import Bars, Line, Lines
-from densepath.theory.records import EQUALITY_TOLERANCE, Check, Kind, Report, StatementResult, Verdict
 
 TINY = 1e-18
 """Where a deviation of exactly zero is drawn on a logarithmic axis."""
@@ -36,7 +36,7 @@ def theory_page(report: Report) -> Document:
     sources = " P: the paper's. D: derived in docs/theory.md, where the proofs stand."
     words = (
         f"Seed {report.seed}, {report.instances} random instances of each statement, float64. Verdict: ",
-        _verdict(report.verdict),
+        _verdict(report.holds),
         f".{sources}",
     )
     first = Section("statements", "", (Paragraph(words), _statements(report), Beside((_deviations(report),))))
@@ -52,7 +52,7 @@ def theory_page(report: Report) -> Document:
 
 def theory_parts(report: Report, width: int, seconds: float | None = None) -> tuple[Part, ...]:
     """For the terminal: the table, every check that fails, and one line that sums up."""
-    held = sum(result.verdict is Verdict.HOLDS for result in report.results)
+    held = sum(result.holds for result in report.results)
     time = "" if seconds is None else f" in {seconds:.1f} s"
     last = f"{held} of {len(report.results)} statements hold{time} "
     last += f"(seed {report.seed}, {report.instances} instances each). "
@@ -60,13 +60,13 @@ def theory_parts(report: Report, width: int, seconds: float | None = None) -> tu
         Paragraph(Run(_failure(result, check), "worse"))
         for result in report.results
         for check in result.checks
-        if check.verdict is Verdict.FAILS
+        if not check.holds
     ]
     return (_brief(report, width >= WIDE), *failed, Paragraph(f"{last}P: the paper's; D: derived in docs/theory.md"))
 
 
-def _verdict(verdict: Verdict) -> Run:
-    return Run(verdict.value, "better" if verdict is Verdict.HOLDS else "worse")
+def _verdict(holds: bool) -> Run:
+    return Run(verdict_word(holds), "better" if holds else "worse")
 
 
 def _failure(result: StatementResult, check: Check) -> str:
@@ -84,8 +84,8 @@ def _brief(report: Report, wide: bool) -> Table:
         named = zip(("source", "assumes", "checked by"), particulars, strict=True)
         under = [f"\n{name}: {text}" for name, text in named]
         about = (result.title, *particulars) if wide else ((Run(result.title, "bold"), *under),)
-        count = f"{sum(check.verdict is Verdict.HOLDS for check in result.checks)}/{len(result.checks)}"
-        rows.append(Row((str(result.number), *about, f"{result.deviation:.1e}", count, _verdict(result.verdict))))
+        count = f"{sum(check.holds for check in result.checks)}/{len(result.checks)}"
+        rows.append(Row((str(result.number), *about, f"{result.deviation:.1e}", count, _verdict(result.holds))))
     return Table(tuple(columns), tuple(rows), "densepath theory", lines=True)
 
 
@@ -96,7 +96,7 @@ def _statements(report: Report) -> Table:
     for result in report.results:
         title = Run(result.title, target=result.key)
         cells = (str(result.number), title, result.source, result.assumes, result.method, f"{result.deviation:.1e}")
-        rows.append(Row((*cells, _verdict(result.verdict))))
+        rows.append(Row((*cells, _verdict(result.holds))))
     return Table(tuple(columns), tuple(rows))
 
 
@@ -111,7 +111,7 @@ def _section(result: StatementResult) -> Section:
     rows = []
     for check in result.checks:
         limit = f"{'≥' if check.kind is Kind.DIFFERS else '≤'} {check.limit:.3g}"
-        rows.append(Row((check.name, check.kind.value, f"{check.value:.3e}", limit, _verdict(check.verdict))))
+        rows.append(Row((check.name, check.kind.value, f"{check.value:.3e}", limit, _verdict(check.holds))))
     words = Paragraph(f"Assumes: {result.assumes}. Source: {result.source}. Proof: {result.docs}.")
     figures = _FIGURES[result.key](result.details) if result.key in _FIGURES and result.details else ()
     beside = Beside(tuple(figures)) if figures else None

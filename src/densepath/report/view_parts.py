@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from densepath.core.spans import RewardSpan, worst_spans
+from densepath.records.spans import RewardSpan, worst_spans
 from densepath.report.compare import Comparison, aligned_html
 from densepath.report.curve import Line, curve_html
 from densepath.report.document import DASH, number

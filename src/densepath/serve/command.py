@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from densepath.errors import ConfigError, ModelError
-from densepath.pipeline.serve_config import ServeArguments
+from densepath.config.options import check_reference
+from densepath.config.pages import ServeArguments
+from densepath.errors import ConfigError
 from densepath.rewards.dense import REWARD_FILE, DenseReward
 from densepath.serve.access import read_api_key, warn_if_open
 from densepath.serve.app import create_app
@@ -57,7 +58,7 @@ def load_reward(arguments: ServeArguments) -> DenseReward:
     """The reward that the arguments name: a saved one, or one made of models.
 
     Raises:
-        ConfigError: a saved one, and beside it a reference or reading. ModelError: no reference where one is needed.
+        ConfigError: a saved one, and beside it a reference or reading; or no reference where one is needed.
     """
     places: dict[str, Any] = {
         "device": arguments.device,
@@ -71,11 +72,7 @@ def load_reward(arguments: ServeArguments) -> DenseReward:
                 "leave out ref_model_name_or_path and dense_reward"
             )
         return DenseReward.from_pretrained(arguments.model_name_or_path, token_budget=arguments.token_budget, **places)
-    if arguments.dense_reward == "baseline_relative" and arguments.ref_model_name_or_path is None:
-        raise ModelError(
-            "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
-            "or the model before SFT; or choose dense_reward=logprob"
-        )
+    check_reference(arguments.dense_reward, arguments.ref_model_name_or_path)
     return DenseReward.from_models(
         arguments.model_name_or_path,
         arguments.ref_model_name_or_path,

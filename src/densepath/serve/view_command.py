@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn
 
-from densepath.pipeline.view_config import ViewArguments
+from densepath.config.pages import ViewArguments
 from densepath.report.compare import compare
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.report.view import ScoreView
@@ -99,7 +99,7 @@ def _text_view(arguments: ViewArguments) -> ScoreView:
 
 
 def _load(arguments: ViewArguments) -> RewardChoices:
-    from densepath.pipeline.run import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.serve.view_models import RewardChoices
 
     quiet_libraries()

@@ -6,15 +6,16 @@ A batch holds `num_generations` completions of each prompt. Its loss is a functi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from densepath.core import mdp, objective, returns, rewards
-from densepath.core.control import control_weights
+from densepath.core import mdp, objective, rewards
+from densepath.core.estimator import Batch, Estimator, Tokens
 from densepath.core.logprobs import exact_kl
 from densepath.core.mdp import TokenTree
 from densepath.core.objective import Normalizer
@@ -22,68 +23,54 @@ from densepath.core.returns import Baseline
 from densepath.theory.instances import Instance
 
 
-class KL(str, Enum):
-    """Where the KL to the SFT policy goes."""
-
-    IN_RETURN = "in the return"
-    STATE_LOSS = "as a loss per state"
-
-
 @dataclass(frozen=True)
-class Estimator:
-    """One way of estimating the gradient; the defaults are the trainer's.
+class Variant:
+    """An estimator, and what lies around it.
 
     Args:
-        baseline: what is subtracted from the return.
-        kl: where the KL goes.
-        gamma: discount of the return-to-go.
-        whole_sequence: the sequence's whole return on every token, instead of the return-to-go.
+        estimator: which one; its beta is the problem's.
         clip: bound on the per-token reward, or None.
-        whiten: divide advantages by their standard deviation.
         normalizer: what the sum is divided by.
-        all_action: the Rao-Blackwellised loss.
-        mixed: that and the sampled one, mixed for each completion as the others of the batch say.
-        ppo: PPO's clipped surrogate at its first step, instead of the plain loss.
     """
 
-    baseline: Baseline = Baseline.NONE
-    kl: KL = KL.IN_RETURN
-    gamma: float = 1.0
-    whole_sequence: bool = False
+    estimator: Estimator
     clip: float | None = None
-    whiten: bool = False
     normalizer: Normalizer = Normalizer.COMPLETIONS
-    all_action: bool = False
-    mixed: bool = False
-    ppo: bool = False
 
 
-UNBIASED: dict[str, Estimator] = {
-    "REINFORCE": Estimator(),
-    "REINFORCE, position mean": Estimator(Baseline.POSITION_MEAN),
-    "REINFORCE, leave one out": Estimator(Baseline.LEAVE_ONE_OUT),
-    "sequence level": Estimator(whole_sequence=True),
-    "sequence level, position mean": Estimator(Baseline.POSITION_MEAN, whole_sequence=True),
-    "sequence level, leave one out": Estimator(Baseline.LEAVE_ONE_OUT, whole_sequence=True),
-    "all actions": Estimator(all_action=True),
-    "all actions, position mean": Estimator(Baseline.POSITION_MEAN, all_action=True),
-    "all actions, leave one out": Estimator(Baseline.LEAVE_ONE_OUT, all_action=True),
-    "mixture, position mean (default)": Estimator(Baseline.POSITION_MEAN, mixed=True),
-    "mixture, leave one out": Estimator(Baseline.LEAVE_ONE_OUT, mixed=True),
-    "PPO clip, first step": Estimator(Baseline.POSITION_MEAN, ppo=True),
+_NONE, _MEAN, _LEAVE = Baseline.NONE, Baseline.POSITION_MEAN, Baseline.LEAVE_ONE_OUT
+
+
+def _variant(baseline: Baseline, **arguments: Any) -> Variant:
+    return Variant(Estimator(baseline=baseline, **arguments))
+
+
+UNBIASED: dict[str, Variant] = {
+    "REINFORCE": _variant(_NONE),
+    "REINFORCE, position mean": _variant(_MEAN),
+    "REINFORCE, leave one out": _variant(_LEAVE),
+    "sequence level": _variant(_NONE, whole_sequence=True),
+    "sequence level, position mean": _variant(_MEAN, whole_sequence=True),
+    "sequence level, leave one out": _variant(_LEAVE, whole_sequence=True),
+    "all actions": _variant(_NONE, all_action=True, all_action_weight=1.0),
+    "all actions, position mean": _variant(_MEAN, all_action=True, all_action_weight=1.0),
+    "all actions, leave one out": _variant(_LEAVE, all_action=True, all_action_weight=1.0),
+    "mixture, position mean": _variant(_MEAN, all_action=True),
+    "mixture, leave one out": _variant(_LEAVE, all_action=True),
+    "PPO clip, first step": _variant(_MEAN, epsilons=(0.2, 0.2)),
 }
 """Estimators whose expectation is the exact gradient of the KL-regularised objective."""
 
-BIASED: dict[str, Estimator] = {
-    "KL as a loss per state": Estimator(Baseline.POSITION_MEAN, kl=KL.STATE_LOSS),
-    "whitening, KL in the return": Estimator(Baseline.POSITION_MEAN, whiten=True),
-    "whitening, KL as a loss": Estimator(Baseline.POSITION_MEAN, kl=KL.STATE_LOSS, whiten=True),
-    "r̂ clipped at ±1": Estimator(Baseline.POSITION_MEAN, clip=1.0),
-    "γ = 0.9": Estimator(Baseline.POSITION_MEAN, gamma=0.9),
-    "γ = 0.9, leave one out": Estimator(Baseline.LEAVE_ONE_OUT, gamma=0.9),
-    "γ = 0": Estimator(Baseline.POSITION_MEAN, gamma=0.0),
-    "divided by tokens": Estimator(Baseline.POSITION_MEAN, normalizer=Normalizer.TOKENS),
-    "divided by tokens, no baseline": Estimator(normalizer=Normalizer.TOKENS),
+BIASED: dict[str, Variant] = {
+    "KL as a loss per state": _variant(_MEAN, kl_in_return=False),
+    "whitening, KL in the return": _variant(_MEAN, whiten=True),
+    "whitening, KL as a loss": _variant(_MEAN, kl_in_return=False, whiten=True),
+    "r̂ clipped at ±1": Variant(Estimator(), clip=1.0),
+    "γ = 0.9": _variant(_MEAN, gamma=0.9),
+    "γ = 0.9, leave one out": _variant(_LEAVE, gamma=0.9),
+    "γ = 0": _variant(_MEAN, gamma=0.0),
+    "divided by tokens": Variant(Estimator(), normalizer=Normalizer.TOKENS),
+    "divided by tokens, no baseline": Variant(Estimator(baseline=_NONE), normalizer=Normalizer.TOKENS),
 }
 """Estimators with another expectation: named as such, their bias measured."""
 
@@ -104,54 +91,39 @@ class Problem:
         return cls(instance.tree, instance.log_sft, instance.log_ref, beta, num_generations)
 
 
-def batch_loss(estimator: Estimator, problem: Problem, log_policy: Tensor, rows: Tensor) -> Tensor:
+def batch_loss(variant: Variant, problem: Problem, log_policy: Tensor, rows: Tensor) -> Tensor:
     """The loss of one batch, by the functions a trainer uses.
 
     Args:
-        estimator: which one.
+        variant: which estimator.
         problem: the frozen part.
         log_policy: (states, actions) float with gradient, log pi_theta.
         rows: (batch,) int64 into the tree's sequences; completions of one prompt are neighbours.
     """
+    estimator = dataclasses.replace(variant.estimator, beta=problem.beta)
     tree = problem.tree
     states, ids, mask = tree.states[rows], tree.sequences[rows], tree.mask[rows]
     policy_lp, sft_lp, ref_lp = (table[states, ids] for table in (log_policy, problem.log_sft, problem.log_ref))
-    normalizer = objective.loss_divisor(estimator.normalizer, float(rows.shape[0]), mask.sum(), mask.shape[1])
-    inside = problem.beta if estimator.kl is KL.IN_RETURN else 0.0
-
     dense = rewards.baseline_relative(sft_lp, ref_lp, mask)
-    if estimator.clip is not None:
-        dense = dense.clamp(-estimator.clip, estimator.clip)
-    dense = returns.kl_penalised_rewards(dense, policy_lp, sft_lp, inside, mask)
-    if estimator.whole_sequence:
-        to_go = returns.sequence_returns(dense, mask)
-    else:
-        to_go = returns.returns_to_go(dense, mask, estimator.gamma)
-    advantages = to_go - returns.baseline(estimator.baseline, to_go, mask, problem.num_generations)
-    if estimator.all_action or estimator.mixed:
-        log_dist, sft_dist = log_policy[states], problem.log_sft[states]
+    if variant.clip is not None:
+        dense = dense.clamp(-variant.clip, variant.clip)
+    expected = state_kl = old = None
+    log_dist, sft_dist = log_policy[states], problem.log_sft[states]
+    if estimator.all_action:
         everywhere = mask.unsqueeze(-1).expand(*mask.shape, tree.mdp.num_actions)
         everything = rewards.baseline_relative(sft_dist, problem.log_ref[states], everywhere)
-        action_rewards = returns.kl_penalised_rewards(everything, log_dist, sft_dist, inside, everywhere)
+        action_rewards = estimator.penalised(everything, log_dist, sft_dist, None, everywhere)
         expected = objective.expected_rewards(log_dist, action_rewards)
-        later = returns.returns_after(expected.detach(), mask, estimator.gamma)
-        share = torch.ones_like(later[:, :1])
-        if estimator.mixed:
-            noise = returns.returns_to_go(dense - expected.detach(), mask, estimator.gamma)
-            share = control_weights(to_go, noise, mask).unsqueeze(1)
-        after = later - returns.baseline(estimator.baseline, later, mask, problem.num_generations)
-        advantages = (1 - share) * advantages + share * after
-        return objective.all_action_loss(policy_lp, share * expected, advantages, mask, normalizer)[0]
-    if estimator.whiten:
-        advantages = returns.whiten(advantages, mask)
-    if estimator.ppo:
-        loss = objective.clipped_loss(policy_lp, policy_lp.detach(), advantages, mask, normalizer)[0]
-    else:
-        loss = objective.reinforce_loss(policy_lp, advantages, mask, normalizer)[0]
-    if estimator.kl is KL.STATE_LOSS:
-        state_kl = exact_kl(log_policy[states], problem.log_sft[states])
-        loss = loss + objective.state_kl_loss(state_kl, problem.beta, mask, normalizer)[0]
-    return loss
+    if not estimator.kl_in_return:
+        state_kl = exact_kl(log_dist, sft_dist)
+    if estimator.epsilons:
+        old = policy_lp.detach()
+    batch = Batch(dense, policy_lp, sft_lp, mask, expected=None if expected is None else expected.detach())
+    credit = estimator.credit(estimator.returns(batch), mask, problem.num_generations)
+    shares = None if credit.shares is None else credit.shares.unsqueeze(1)
+    tokens = Tokens(policy_lp, credit.advantages, mask, old, expected, shares, state_kl)
+    normalizer = objective.loss_divisor(variant.normalizer, float(rows.shape[0]), mask.sum(), mask.shape[1])
+    return estimator.loss(tokens, normalizer)[0]
 
 
 def all_batches(problem: Problem, log_policy: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,11 +139,11 @@ def all_batches(problem: Problem, log_policy: Tensor) -> tuple[Tensor, Tensor]:
     return rows, probs[rows].prod(dim=1)
 
 
-def batch_gradients(estimator: Estimator, problem: Problem, logits: Tensor, rows: Tensor, chunk: int = 4096) -> Tensor:
+def batch_gradients(variant: Variant, problem: Problem, logits: Tensor, rows: Tensor, chunk: int = 4096) -> Tensor:
     """Ascent direction of each batch, `-d loss / d logits`: (batches, states, actions)."""
 
     def loss(table: Tensor, batch: Tensor) -> Tensor:
-        return batch_loss(estimator, problem, table.log_softmax(-1), batch)
+        return batch_loss(variant, problem, table.log_softmax(-1), batch)
 
     each: Callable[[Tensor, Tensor], Tensor] = torch.func.vmap(
         torch.func.grad(loss), in_dims=(None, 0), chunk_size=chunk
@@ -179,25 +151,25 @@ def batch_gradients(estimator: Estimator, problem: Problem, logits: Tensor, rows
     return -each(logits, rows)
 
 
-def moments(estimator: Estimator, problem: Problem, logits: Tensor) -> tuple[Tensor, Tensor]:
+def moments(variant: Variant, problem: Problem, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and variance of the estimate over every batch, exactly.
 
     Returns:
         Expectation (states, actions), and the trace of the covariance, `E|g|^2 - |E g|^2`, scalar.
     """
     rows, probs = all_batches(problem, logits.log_softmax(-1))
-    gradients = batch_gradients(estimator, problem, logits, rows)
+    gradients = batch_gradients(variant, problem, logits, rows)
     mean = torch.einsum("b,bsa->sa", probs, gradients)
     return mean, probs @ (gradients**2).sum(dim=(1, 2)) - (mean**2).sum()
 
 
-def expected_gradient(estimator: Estimator, problem: Problem, logits: Tensor) -> Tensor:
+def expected_gradient(variant: Variant, problem: Problem, logits: Tensor) -> Tensor:
     """Expectation of the estimate over every batch, exactly: (states, actions)."""
-    return moments(estimator, problem, logits)[0]
+    return moments(variant, problem, logits)[0]
 
 
 def sampled_z_scores(
-    estimator: Estimator, problem: Problem, logits: Tensor, exact: Tensor, count: int, generator: torch.Generator
+    variant: Variant, problem: Problem, logits: Tensor, exact: Tensor, count: int, generator: torch.Generator
 ) -> Tensor:
     """`(sampled mean - exact) / standard error` of the gradient along the exact gradient and 15 random directions.
 
@@ -211,7 +183,7 @@ def sampled_z_scores(
         rows = (tree.prompts == prompt).nonzero().squeeze(1)
         picks = torch.multinomial(probs[rows], count * problem.num_generations, replacement=True, generator=generator)
         drawn.append(rows[picks].view(count, problem.num_generations))
-    gradients = batch_gradients(estimator, problem, logits, torch.cat(drawn, dim=1)).flatten(1)
+    gradients = batch_gradients(variant, problem, logits, torch.cat(drawn, dim=1)).flatten(1)
     random = torch.randn(15, exact.numel(), dtype=exact.dtype, generator=generator)
     directions = torch.cat([exact.flatten().unsqueeze(0), random])
     projected = gradients @ directions.T

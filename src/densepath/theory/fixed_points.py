@@ -9,7 +9,7 @@ from torch import Tensor
 
 from densepath.core import exact
 from densepath.core.objective import Normalizer
-from densepath.theory.estimators import BIASED, KL, Problem, expected_gradient
+from densepath.theory.estimators import BIASED, Problem, expected_gradient
 
 STEP = 1e-6
 """Of the finite differences behind Broyden's first Jacobian; it need not be exact."""
@@ -25,17 +25,18 @@ def resting_point(name: str, problem: Problem) -> Tensor:
     Returns:
         (states, actions) float, nats.
     """
-    estimator = BIASED[name]
+    variant = BIASED[name]
+    estimator = variant.estimator
     mdp, reward = problem.tree.mdp, problem.log_sft - problem.log_ref
-    if estimator.clip is not None:
-        reward = reward.clamp(-estimator.clip, estimator.clip)
-    if estimator.kl is KL.STATE_LOSS:
+    if variant.clip is not None:
+        reward = reward.clamp(-variant.clip, variant.clip)
+    if not estimator.kl_in_return:
         found = exact.state_loss_fixed_point(mdp, reward, problem.log_sft, problem.beta)
     else:
         # a return discounted by gamma^(k-t) makes every state plan with gamma
         found = exact.soft_optimum(mdp, reward, problem.log_sft, problem.beta, estimator.gamma).log_policy
-    if estimator.whiten or estimator.normalizer is Normalizer.TOKENS:
-        found = broyden(lambda logits: expected_gradient(estimator, problem, logits), found)
+    if estimator.whiten or variant.normalizer is Normalizer.TOKENS:
+        found = broyden(lambda logits: expected_gradient(variant, problem, logits), found)
     return found
 
 

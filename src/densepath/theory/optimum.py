@@ -10,11 +10,11 @@ from torch import Tensor
 
 from densepath.core import exact, mdp
 from densepath.core.logprobs import contrastive_logits
+from densepath.records.theory import StatementResult
 from densepath.theory import estimators
 from densepath.theory.estimators import BIASED, UNBIASED, Problem
 from densepath.theory.fixed_points import resting_point
 from densepath.theory.instances import Instance, instance_seed, make_instance, random_instances
-from densepath.theory.records import StatementResult
 from densepath.theory.tally import Tally
 
 BETA = 0.5
@@ -147,8 +147,8 @@ def _unbiased(tally: Tally, problem: Problem, logits: Tensor) -> dict[str, dict[
     for place, table in (("random policy", logits), ("SFT policy", problem.log_sft)):
         truth = _exact(problem, table)
         variances[place] = {}
-        for name, estimator in UNBIASED.items():
-            mean, variance = estimators.moments(estimator, problem, table)
+        for name, variant in UNBIASED.items():
+            mean, variance = estimators.moments(variant, problem, table)
             tally.equal(f"unbiased, all batches: {name}", mean, truth)
             variances[place][name] = float(variance)
     log_policy = logits.log_softmax(-1)
@@ -184,7 +184,7 @@ def _bias(tally: Tally, name: str, problems: list[tuple[Problem, Tensor]]) -> di
     best = exact.soft_optimum(problem.tree.mdp, problem.log_sft - problem.log_ref, problem.log_sft, BETA)
     at_best = estimators.expected_gradient(BIASED[name], problem, best.log_policy)
     measured["gradient_at_the_optimum"] = float(at_best.norm())
-    if BIASED[name].whiten:
+    if BIASED[name].estimator.whiten:
         return measured  # dividing by a spread that vanishes makes it jump: no point of rest to solve for
     rest = resting_point(name, problem)
     residual = estimators.expected_gradient(BIASED[name], problem, rest)
@@ -216,8 +216,8 @@ def _sampled(tally: Tally, seed: int) -> None:
     problem, logits = _problem(seed, 3, 3, 2, 2, number=100)
     truth = _exact(problem, logits)
     generator = torch.Generator().manual_seed(instance_seed(seed, 5, 3000))
-    for estimator in UNBIASED.values():
-        z = estimators.sampled_z_scores(estimator, problem, logits, truth, SAMPLED_BATCHES, generator)
+    for variant in UNBIASED.values():
+        z = estimators.sampled_z_scores(variant, problem, logits, truth, SAMPLED_BATCHES, generator)
         tally.sampled("unbiased, sampled: largest |z| of all estimators", z)
     z = estimators.sampled_z_scores(
         BIASED["KL as a loss per state"], problem, logits, truth, SAMPLED_BATCHES, generator

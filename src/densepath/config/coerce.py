@@ -8,8 +8,8 @@ import types
 import typing
 from typing import Any
 
+from densepath.config.recipe_yaml import read_yaml, settled
 from densepath.errors import ConfigError
-from densepath.pipeline.recipe_yaml import read_yaml, settled
 
 
 def coerce(value: Any, hint: Any, name: str) -> Any:

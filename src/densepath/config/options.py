@@ -1,0 +1,88 @@
+"""What the commands' arguments are made of: fields with a help text and the limits of their values. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from densepath.errors import ConfigError
+
+
+def option(default: Any, text: str, *, least: float | None = None, choices: Sequence[str] = ()) -> Any:
+    """A dataclass field with a help text; mutable defaults are copied.
+
+    Args:
+        default: its value when the command says nothing.
+        text: its help.
+        least: the lowest number that `Arguments` takes; None for any.
+        choices: the words that `Arguments` takes; empty for any.
+    """
+    metadata = {"help": text, "least": least, "choices": tuple(choices)}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class Arguments:
+    """Arguments whose values lie within the limits of their fields."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value, least = getattr(self, f.name), f.metadata["least"]
+            if f.metadata["choices"]:
+                check_choice(f.name, value, f.metadata["choices"])
+            if least is not None and value is not None:
+                check_at_least(f.name, value, least)
+
+
+def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the allowed ones, with a `ConfigError`."""
+    if value not in allowed:
+        raise ConfigError(f"{name}={value!r} does not exist; choose one of: {', '.join(allowed)}")
+
+
+def check_at_least(name: str, value: float, least: float) -> None:
+    """Refuse a number below the least, with a `ConfigError`."""
+    if value < least:
+        raise ConfigError(f"{name}={value} must be at least {least}")
+
+
+def check_finite(name: str, value: float) -> None:
+    """Refuse NaN and infinity, with a `ConfigError`."""
+    if not math.isfinite(value):
+        raise ConfigError(f"{name}={value} must be a number")
+
+
+def check_temperature(place: str, value: float) -> None:
+    """Refuse a temperature below 0 or not finite, with a `ConfigError` that begins with the place."""
+    if not 0 <= value < math.inf:
+        raise ConfigError(f"{place}{value} must be at least 0; 0 is greedy")
+
+
+def check_given(name: str, value: object, what: str) -> None:
+    """Refuse an argument without which there is nothing to do, with a `ConfigError`."""
+    if not value:
+        raise ConfigError(f"{name} is missing: {what}")
+
+
+def check_html_name(name: str | None, twin: str) -> None:
+    """Refuse a page's name that its JSON twin would take, with a `ConfigError`."""
+    if name is not None and not name.endswith((".html", ".htm")):
+        raise ConfigError(f"html_file={name} must end in .html; {twin}")
+
+
+def check_reference(dense_reward: str, reference: object) -> None:
+    """Refuse a reading of two models where but one is given, with a `ConfigError`.
+
+    Args:
+        dense_reward: the reading.
+        reference: what `ref_model_name_or_path` names; None or empty for none.
+    """
+    if dense_reward == "baseline_relative" and not reference:
+        raise ConfigError(
+            "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
+            "or the model before SFT; with one model alone choose dense_reward=logprob"
+        )

@@ -1,0 +1,145 @@
+"""Arguments of the commands that use the reward without RL: score, rank, audit, reward-eval. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from densepath.config.mixins import DenseRewardArguments, FrozenArguments, RewardArguments, RowsArguments
+from densepath.config.options import Arguments, check_given, check_html_name, check_reference, option
+from densepath.errors import ConfigError
+
+AGGREGATIONS = ("mean", "sum", "min")
+OUTPUT_SUFFIXES = (".jsonl", ".parquet")
+
+
+@dataclass
+class ShapeArguments(Arguments):
+    """What becomes of the log-ratio."""
+
+    reference_mean: str = option(
+        "arithmetic",
+        "How several references become one: arithmetic mean of their probabilities, or geometric.",
+        choices=("arithmetic", "geometric"),
+    )
+    reward_scale: float = option(1.0, "Factor on the reward; for a DPO model and its reference, DPO's beta.")
+    reward_clip: float | None = option(None, "Rewards are cut at plus and minus this, nats.")
+    reward_floor: float | None = option(None, "Log-probabilities are raised to at least this, nats.")
+
+
+@dataclass
+class ShardArguments(Arguments):
+    """How the work is divided."""
+
+    window_size: int = option(
+        256, "Rows sorted by length and packed together; a kill loses one window at most.", least=1
+    )
+    num_processes: int = option(1, "Processes on this machine, each with its own models.", least=1)
+    num_shards: int = option(1, "Parts that the work is divided into, for calls on several machines.", least=1)
+    shard_index: int = option(0, "Which of the num_shards parts this call does, from 0.")
+    num_threads: int | None = option(
+        None, "CPU threads of a process; if None, the cores divided by num_processes.", least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.shard_index < self.num_shards:
+            raise ConfigError(f"shard_index={self.shard_index} must lie in 0..{self.num_shards - 1}, below num_shards")
+
+
+@dataclass
+class ScoreArguments(ShardArguments, ShapeArguments, RowsArguments, RewardArguments):
+    """Arguments of `densepath score`."""
+
+    ref_model_name_or_path: list[str] = option(
+        [], "Reference of the reward, or several. Not needed by logprob, inverse_bellman, or a saved DenseReward."
+    )
+    dataset_name: str = option("", "Rows to score, in any TRL format: JSONL, CSV, Parquet, a folder or a hub id.")
+    max_samples: int | None = option(None, "Rows scored, the first ones; all if None.", least=1)
+    output_file: str = option(
+        "scores.jsonl", "The rows with their rewards, in order; .jsonl or .parquet. The same command goes on."
+    )
+    remove_columns: list[str] = option([], "Columns of the rows that are left out of the output.")
+    output_logprobs: bool = option(False, "Also write log pi_SFT and log pi_ref of each token.")
+    strict: bool = option(False, "Stop at the first row that cannot be scored, instead of setting it aside.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if Path(self.output_file).suffix not in OUTPUT_SUFFIXES:
+            raise ConfigError(f"output_file={self.output_file} must end in {' or '.join(OUTPUT_SUFFIXES)}")
+
+
+@dataclass
+class PairArguments(RowsArguments, DenseRewardArguments, FrozenArguments):
+    """Which two models make the reward, and which rows it reads."""
+
+    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
+    ref_model_name_or_path: str | None = option(
+        None, "Reference: an earlier checkpoint of the SFT run, or the model before SFT. Not needed by logprob."
+    )
+
+    def __post_init__(self) -> None:
+        check_given("model_name_or_path", self.model_name_or_path, "the SFT model")
+        check_given("dataset_name", self.dataset_name, "the rows to read")
+        super().__post_init__()
+        check_reference(self.dense_reward, self.ref_model_name_or_path)
+
+
+@dataclass
+class AuditArguments(PairArguments):
+    """Arguments of `densepath audit`."""
+
+    aggregation: str = option(
+        "min", "What rows are ranked by: min, the lowest token; mean of the reward, or sum.", choices=AGGREGATIONS
+    )
+    max_length: int | None = option(
+        None, "Longest demonstration in tokens; what lies beyond is flagged, not scored.", least=2
+    )
+    max_samples: int | None = option(None, "Rows audited, the first ones; all if None.", least=1)
+    num_shown: int = option(20, "Rows in the table and on the page, the worst ones.", least=1)
+    output_file: str = option("audit.jsonl", "One JSON object a row, the worst first; densepath view opens it.")
+    html_file: str | None = option(None, "Also write the worst rows as a page, with each token coloured.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_html_name(self.html_file, "its JSON twin takes .json")
+
+
+@dataclass
+class RankArguments(PairArguments):
+    """Arguments of `densepath rank`."""
+
+    aggregation: str = option(
+        "sum",
+        "What completions are ranked by: sum (the return; favours longer ones), mean, or min, the lowest token.",
+        choices=AGGREGATIONS,
+    )
+    verifier: str | None = option(
+        None, "Also report how often the best is right: exact_match, final_number or package.module:function."
+    )
+    max_samples: int | None = option(None, "Prompts ranked; all if None.", least=1)
+    output_file: str = option(
+        "ranking.jsonl", "One JSON object a prompt: order, and score, sum, mean, length of each."
+    )
+
+
+@dataclass
+class RewardEvalArguments(PairArguments):
+    """Arguments of `densepath reward-eval`."""
+
+    base_model_name_or_path: str | None = option(
+        None, "The model before SFT, whose log-probability is a baseline. None: the reference's takes its place."
+    )
+    task: str = option(
+        "auto",
+        "preference (prompt, chosen, rejected), first_error (prompt, steps, first_error), altered_numbers "
+        "(demonstrations, one number of each altered), or auto: one of the first two, by the columns.",
+        choices=("auto", "preference", "first_error", "altered_numbers"),
+    )
+    aggregation: str = option(
+        "mean", "How the reward's tokens become one number where it is compared: mean, sum, min.", choices=AGGREGATIONS
+    )
+    step_separator: str = option("\\n", "What stands between two steps (first_error); \\n is a new line.")
+    max_samples: int | None = option(None, "Rows drawn; all if None.", least=1)
+    seed: int = option(0, "Seed of the draw, the altered digits and the bootstrap.")
+    output_file: str | None = option(None, "Write all figures here as JSON.")

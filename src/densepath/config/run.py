@@ -1,0 +1,231 @@
+"""Arguments of the whole job: `densepath run` and `densepath plan`. No torch: `--help` reads this file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from densepath.config.mixins import (
+    TEMPLATE_SETTINGS,
+    TEXT_TASKS,
+    DenseRewardArguments,
+    ReferencesArguments,
+    SamplingArguments,
+    TrainableArguments,
+    TrainingRowsArguments,
+)
+from densepath.config.options import Arguments, check_temperature, option
+from densepath.errors import ConfigError
+
+
+@dataclass
+class RecipeRowsArguments(TrainingRowsArguments):
+    """Demonstrations and prompts of the job."""
+
+    dataset_name: str = option(
+        TEXT_TASKS,
+        "Demonstrations: JSONL, CSV, Parquet, a folder or a hub id; text_tasks generates its own. With "
+        "constrained: before the name each prompt also asks for a format, which verifier=instruction_format checks.",
+    )
+    max_train_samples: int | None = option(
+        None, "Demonstrations used for SFT. None: all that are not held out (960 of text_tasks).", least=1
+    )
+    task_families: list[str] = option(
+        ["reverse", "last_word", "capitals"],
+        "Families that text_tasks generates: reverse, sort_words, last_word, capitals, count, sort_numbers.",
+    )
+    task_error_rate: float = option(0.35, "Share of wrong demonstrations that text_tasks generates.")
+    rl_prompts: str | None = option(None, "Prompts for DPR, when they differ from those of the demonstrations.")
+    max_prompt_length: int | None = option(
+        None,
+        "Longest prompt that DPR samples from, in tokens; longer ones are left out. None: what the context holds.",
+        least=1,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.task_error_rate <= 1:
+            raise ConfigError(f"task_error_rate={self.task_error_rate} must lie in [0, 1]")
+
+
+@dataclass
+class EvaluationArguments(Arguments):
+    """What is held out, and what is asked of it."""
+
+    eval_dataset_name: str | None = option(
+        None, "Held-out rows for validation and test; by default split from dataset_name by content hash."
+    )
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.")
+    num_validation_samples: int = option(64, "Prompts that choose the reference.", least=1)
+    num_test_samples: int = option(100, "Prompts that the final table is about; used once.", least=1)
+    verifier: str | None = option(
+        None,
+        "Program that checks an answer: exact_match, final_number, instruction_format or package.module:function. "
+        "None if there is none.",
+    )
+    eval_temperatures: list[float] = option([0.0, 1.0], "Temperatures of the final evaluation; 0 is greedy.")
+    num_report_samples: int = option(12, "Completions shown token by token in the report.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for temperature in self.eval_temperatures:
+            check_temperature("eval_temperatures: ", temperature)
+        if not self.eval_temperatures:
+            raise ConfigError("eval_temperatures is empty; 0 is greedy, 1 the policy as it is")
+
+
+@dataclass
+class StageArguments(Arguments):
+    """Steps, batches and learning rates of SFT, its continuation and DPR."""
+
+    sft_learning_rate: float = option(5e-5, "Peak learning rate of SFT.")
+    sft_max_steps: int = option(60, "Optimizer steps of SFT.", least=1)
+    sft_per_device_train_batch_size: int = option(16, "Demonstrations in one SFT step and device.")
+    save_steps: int = option(20, "Optimizer steps between checkpoints for resuming, in every training stage.", least=1)
+    dpr_learning_rate: float = option(5e-6, "Peak learning rate of DPR.")
+    dpr_max_steps: int = option(25, "Optimizer steps of DPR.", least=1)
+    dpr_per_device_train_batch_size: int = option(32, "Completions in one DPR step and device.")
+    continued_sft: str = option(
+        "flops",
+        "The control: SFT goes on for as many FLOPs as DPR took (flops), as many samples (samples), or none.",
+        choices=("flops", "samples", "none"),
+    )
+    continued_sft_learning_rate: float | None = option(None, "Peak learning rate of the control; SFT's if None.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("sft_learning_rate", "dpr_learning_rate", "continued_sft_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not 0 <= rate < float("inf"):
+                raise ConfigError(f"{name}={rate} must be a number, at least 0")
+
+
+@dataclass
+class ChoiceArguments(ReferencesArguments, DenseRewardArguments):
+    """Which references there are, and which of them makes the reward, with which strength."""
+
+    reference_fractions: list[float] = option(
+        [0.0, 0.25, 0.5, 0.75], "Shares of the SFT samples at which a reference is kept; 0 is the model before SFT."
+    )
+    reference: str = option(
+        "auto", "Reference of the reward: auto (chosen on validation prompts), a fraction such as 0.5, ema, or a path."
+    )
+    beta: str = option("auto", "KL coefficient of DPR: auto (chosen with the reference) or a number.")
+    candidate_betas: list[float] = option([0.5, 1.0], "Values of beta among which auto chooses.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for fraction in self.reference_fractions:
+            if not 0 <= fraction < 1:
+                raise ConfigError(f"reference_fractions: {fraction} must lie in [0, 1); 1 is the SFT model itself")
+        if self.beta != "auto" and not _number(self.beta) > 0:
+            raise ConfigError(f"beta={self.beta} must be auto or a number above 0")
+        for beta in self.candidate_betas:
+            if not beta > 0:
+                raise ConfigError(f"candidate_betas: {beta} must be above 0")
+        if self.beta == "auto" and not self.candidate_betas:
+            raise ConfigError("candidate_betas is empty; give the values among which beta=auto chooses")
+        self._check_reference()
+
+    def _check_reference(self) -> None:
+        kept = [f"{fraction:g}" for fraction in self.reference_fractions]
+        if self.reference == "ema" and self.reference_ema_decay is None:
+            raise ConfigError("reference=ema needs reference_ema_decay, such as 0.95: SFT keeps the average only then")
+        fraction = _number(self.reference)
+        if self.reference == "auto" and not kept and self.reference_ema_decay is None:
+            raise ConfigError("reference=auto needs reference_fractions to choose among")
+        if fraction == fraction and not 0 <= fraction < 1:
+            raise ConfigError(f"reference={self.reference} must be auto, a path, or a fraction in [0, 1)")
+        if fraction == fraction and fraction != 0 and f"{fraction:g}" not in kept:
+            raise ConfigError(
+                f"reference={self.reference} is not among reference_fractions ({', '.join(kept)}), at which "
+                "references are kept; add it there, or choose one of them"
+            )
+
+
+@dataclass
+class MachineArguments(Arguments):
+    """What the job runs on."""
+
+    num_threads: int | None = option(None, "CPU threads; torch's default if None.")
+    accelerate_config: str | None = option(
+        None, "accelerate file that the recipe is launched with: the memory plan reads processes and sharding from it."
+    )
+    num_processes: int | None = option(
+        None, "Processes that the memory plan counts with; those of accelerate_config.", least=1
+    )
+    gpu_memory: float | None = option(
+        None, "GiB of one GPU that the recipe is made for; a plan that does not fit is refused before the first stage."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gpu_memory is not None and not 0 < self.gpu_memory < float("inf"):
+            raise ConfigError(f"gpu_memory={self.gpu_memory} must be a number of GiB above 0")
+
+
+@dataclass
+class RunArguments(
+    MachineArguments,
+    EvaluationArguments,
+    StageArguments,
+    ChoiceArguments,
+    SamplingArguments,
+    RecipeRowsArguments,
+    TrainableArguments,
+):
+    """Arguments of `densepath run`; any `sft_*` and `dpr_*` key of TRL's configs is taken too."""
+
+    output_dir: str = option("runs/quickstart", "Run folder. The same command goes on where it stopped.")
+    num_generations: int = option(4, "Completions sampled for each prompt.", least=2)
+    seed: int = option(0, "Seed of data, training and sampling.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dpr_per_device_train_batch_size % self.num_generations:
+            raise ConfigError(
+                f"dpr_per_device_train_batch_size={self.dpr_per_device_train_batch_size} must be a multiple of "
+                f"num_generations={self.num_generations}"
+            )
+
+
+@dataclass
+class PlanArguments(RunArguments):
+    """Arguments of `densepath plan`: those of `densepath run`, whose recipe it reads."""
+
+    load_in_4bit: bool = option(
+        False, "Plan QLoRA: the base in 4 bits in the training stages, as a script with DPRTrainer can load it."
+    )
+    json: bool = option(False, "Print every term of every moment as JSON, in bytes.")
+
+
+def with_one_template(
+    arguments: RunArguments, others: Mapping[str, Any] | None
+) -> tuple[RunArguments, dict[str, Any]]:
+    """The recipe with template settings that were given for one stage (`dpr_chat_template_kwargs`) set for all.
+
+    Every stage must put the same text before a completion, so there is one setting, whatever prefix it was given with.
+
+    Returns:
+        The arguments, and the other `sft_*` and `dpr_*` keys.
+
+    Raises:
+        ConfigError: two different values for one setting.
+    """
+    rest = dict(others or {})
+    for key in [key for key in rest if key.startswith(("sft_", "dpr_")) and key[4:] in TEMPLATE_SETTINGS]:
+        name, value = key[4:], rest.pop(key)
+        present = getattr(arguments, name)
+        if present not in (None, value):
+            raise ConfigError(f"{key}={value!r}, but {name}={present!r}: it is one setting for every stage; give one")
+        arguments = replace(arguments, **{name: value})
+    return arguments, rest
+
+
+def _number(text: str) -> float:
+    """The number that a text says, or NaN."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
