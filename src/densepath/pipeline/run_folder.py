@@ -161,15 +161,15 @@ class RunFolder:
         """Whether a stage has finished."""
         return (self.path / "stages" / f"{stage}.json").exists()
 
-    def outcome(self, stage: str) -> dict[str, Any]:
-        """What a finished stage left for the ones after it."""
-        result: dict[str, Any] = read_json(self.path / "stages" / f"{stage}.json")
-        return result
+    def outcome(self, stage: str) -> Outcome:
+        """What a finished training came to."""
+        return from_json(Outcome, read_json(self.path / "stages" / f"{stage}.json"))
 
-    def finish(self, stage: str, started: float, **outcome: Any) -> None:
+    def finish(self, stage: str, started: float, outcome: Outcome | None = None) -> None:
         """Record that a stage is done, and tidy. Seconds are this process's: a resumed stage counts its rest."""
-        outcome = {"seconds": round(time.time() - started, 1), **outcome}
-        write_json_atomic(self.path / "stages" / f"{stage}.json", outcome)
+        outcome = outcome or Outcome()
+        spent = replace(outcome.budget, seconds=round(time.time() - started, 1))
+        write_json_atomic(self.path / "stages" / f"{stage}.json", to_json(replace(outcome, budget=spent)))
         self.tidy()
 
     def cached(self, name: str, compute: Callable[[], Any]) -> Any:
