@@ -13,11 +13,12 @@ from tests.support import tiny_tokenizer
 
 from densepath.data import Encoded, encode_pair
 from densepath.errors import DataError
-from densepath.evals import auroc, bootstrap
+from densepath.evals import auroc
 from densepath.evals.altered_numbers import AlteredAnswer, altered_figures, changes
 from densepath.evals.first_error import SteppedSolution, encode_steps, first_error_figures, step_tokens
 from densepath.evals.preferences import PreferencePair, pair_credits, preference_figures
 from densepath.evals.signals import Aggregation, Piece, aggregate, piece_measures
+from densepath.stats import bootstrap
 
 TOKENIZER = tiny_tokenizer()
 FOLD = {"sum": sum, "mean": lambda values: sum(values) / len(values), "min": min}

@@ -6,10 +6,9 @@ import re
 
 import pytest
 
-from densepath.evals.bootstrap import Comparison
 from densepath.evals.diagnosis_records import Advice, Answers, Findings, Likelihood, RewardFigures, Spread
-from densepath.evals.intervals import Interval, Verdict
 from densepath.evals.recommendation import recommend
+from densepath.records.estimates import Comparison, Interval, Verdict
 
 N = 200
 BETTER, WORSE, TIE = Verdict.BETTER, Verdict.WORSE, Verdict.TIE

@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from densepath.evals.signal_to_noise import (
-    lower_bound,
-    reward_margins,
-    signal_to_noise,
-    signal_to_noise_replicates,
-)
+from densepath.evals.signal_to_noise import reward_margins, signal_to_noise, signal_to_noise_replicates
+from densepath.stats.intervals import lower_bound
 
 
 def test_the_lower_bound_is_one_sided():

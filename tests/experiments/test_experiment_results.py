@@ -129,7 +129,7 @@ def test_a_method_that_is_secretly_sft_ties_and_is_named():
     for decoding in (None, "greedy", "other"):
         found = comparison(setting, "dpr", "sft", decoding)
         assert (found["verdict"], found["p"], found["p_holm"]) == ("tie", 1, 1)
-        assert found["difference"] == {"mean": 0, "low": 0, "high": 0, "n": 5}
+        assert found["difference"] == {"mean": 0, "low": 0, "high": 0, "n": 5, "unit": "seeds"}
     assert [line for line in setting["warnings"] if "Is it the SFT model?" in line and line.startswith("DPR")]
 
 
@@ -207,7 +207,7 @@ def test_one_seed_has_intervals_over_prompts_and_says_so():
     cells = drawn({"sft": 0.3, "dpr": 0.6}, seeds=1, prompts=200, rng=np.random.default_rng(0))
     [setting] = made(cells, (SFT, DPR))["settings"]
     found = comparison(setting, "dpr", "sft")
-    assert (found["verdict"], found["unit"], found["difference"]["n"]) == ("better", "prompts", 200)
+    assert (found["verdict"], found["difference"]["unit"], found["difference"]["n"]) == ("better", "prompts", 200)
     assert row(setting, "dpr")["value"]["unit"] == "prompts"
     assert setting["warnings"][0].startswith("One seed")
     assert text(setting, "dpr").endswith("The interval is over prompts, not over seeds.")
@@ -222,7 +222,10 @@ def test_a_missing_seed_is_shown_and_gets_no_verdict():
     assert not found["chosen"]
     compared = comparison(setting, "dpr", "sft", "greedy")
     assert (compared["verdict"], compared["p"], compared["missing_seeds"]) == ("incomplete", None, [1])
-    assert (compared["unit"], compared["difference"]["n"]) == ("prompts", 200)  # two seeds of 100 that gain the same
+    assert (compared["difference"]["unit"], compared["difference"]["n"]) == (
+        "prompts",
+        200,
+    )  # two seeds of 100 that gain the same
     assert compared["against"] == comparison(setting, "dpr", "best control", "greedy")["against"] == "sft"
     assert [line for line in setting["warnings"] if line.startswith("DPR: seed 1 is missing on test (greedy)")]
     assert (

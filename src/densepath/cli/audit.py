@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(AuditArguments, argv, prog="densepath audit", description=DESCRIPTION)
     from densepath.pipeline.audit import run_audit_command
-    from densepath.pipeline.run import quiet_libraries
+    from densepath.pipeline.libraries import quiet_libraries
     from densepath.terminal import terminal
 
     quiet_libraries()

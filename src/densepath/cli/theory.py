@@ -46,7 +46,6 @@ def run(argv: list[str]) -> int:
 
     from densepath.io import write_json_atomic, write_text_atomic
     from densepath.terminal import say, terminal
-    from densepath.theory.records import Verdict
     from densepath.theory.runner import run_statements
     from densepath.theory.table import print_report
 
@@ -74,4 +73,4 @@ def run(argv: list[str]) -> int:
             write_json_atomic(Path(arguments.json), report.as_dict())
             say(messages, f"wrote {arguments.json}")
         print_report(report, terminal(), seconds)
-    return 0 if report.verdict is Verdict.HOLDS else 1
+    return 0 if report.holds else 1

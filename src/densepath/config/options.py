@@ -84,5 +84,5 @@ def check_reference(dense_reward: str, reference: object) -> None:
     if dense_reward == "baseline_relative" and not reference:
         raise ConfigError(
             "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
-            "or the model before SFT; or choose dense_reward=logprob"
+            "or the model before SFT; with one model alone choose dense_reward=logprob"
         )

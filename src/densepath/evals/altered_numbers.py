@@ -15,9 +15,10 @@ from densepath.data.rows import DataFormat, Row, detect_format, is_conversationa
 from densepath.evals.alter import AlteredText, alterations, numbers_in
 from densepath.evals.figures import Figure, credit_figure
 from densepath.evals.first_error import lowest_credits
-from densepath.evals.intervals import mean_interval
 from densepath.evals.preferences import PAIR_DESCRIPTION, pair_measures
 from densepath.evals.signals import RANDOM, REWARD, Floats, Signals
+from densepath.records.codec import to_json
+from densepath.stats.intervals import mean_interval
 
 _TRIES = 30
 """Alterations tried before a row is given up: only those that change one token alone are taken."""
@@ -158,7 +159,7 @@ def changes(answers: Sequence[AlteredAnswer], signals: Signals) -> dict[str, Map
             "after": [float(move.mean()) for move in later],
             "after_size": [float(np.abs(move).mean()) for move in later],
         }
-        found[name] = {column: mean_interval(numbers).as_dict() for column, numbers in columns.items()}
+        found[name] = {column: to_json(mean_interval(numbers)) for column, numbers in columns.items()}
     return found
 
 

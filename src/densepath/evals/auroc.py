@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from densepath.evals.bootstrap import bootstrap
+from densepath.stats.bootstrap import bootstrap
 
 AUROC_RESAMPLES = 1999
 _BLOCK = 4_000_000

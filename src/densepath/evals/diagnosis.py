@@ -25,7 +25,6 @@ from densepath.core.monitors import correlation
 from densepath.data.formats import validate_rows
 from densepath.data.rows import Row
 from densepath.errors import ConfigError
-from densepath.evals.bootstrap import Comparison, compare_pairs, mean_replicates
 from densepath.evals.diagnosis_records import (
     Answers,
     Diagnosis,
@@ -35,7 +34,6 @@ from densepath.evals.diagnosis_records import (
     Spread,
 )
 from densepath.evals.generation import Completion, Decoding, checked, generate
-from densepath.evals.intervals import Interval, mean_interval, metric_interval
 from densepath.evals.preferences import pair_credits
 from densepath.evals.preview import preview_logprobs
 from densepath.evals.recommendation import recommend
@@ -45,7 +43,11 @@ from densepath.evals.signals import SFT, Floats
 from densepath.evals.verifiers import Verifier, get_verifier
 from densepath.models.compat import context_length
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
+from densepath.records.estimates import Comparison, Interval
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.stats.bootstrap import mean_replicates
+from densepath.stats.comparisons import compare_pairs
+from densepath.stats.intervals import mean_interval, metric_interval
 
 SFT_TEMPERATURES = (1.0, 0.5, 0.0)
 """What SFT has to offer without training: a preview that beats it at one of them alone has only sharpened it."""

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any
 
-from densepath.evals.bootstrap import Comparison
-from densepath.evals.intervals import Interval
+from densepath.records.estimates import Comparison, Interval
 
 
 class Advice(str, Enum):

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.evals.auroc import auroc, auroc_replicates
-from densepath.evals.bootstrap import Comparison, compare, mean_replicates, replicate_interval
-from densepath.evals.intervals import Interval, Verdict, proportion_interval
 from densepath.evals.signals import Floats
+from densepath.records.codec import to_json
+from densepath.records.estimates import Comparison, Interval, Verdict
+from densepath.stats.bootstrap import credit_interval, mean_replicates, replicate_interval
+from densepath.stats.comparisons import compare
 
 Groupings = Mapping[str, Sequence[str]]
 """Name of a grouping, for example "category" -> the group of each row."""
@@ -58,10 +60,10 @@ class Figure:
         measures = [
             {
                 "name": measure.name,
-                "value": measure.value.as_dict(),
+                "value": to_json(measure.value),
                 "ties": measure.ties,
                 "groups": {
-                    grouping: {group: interval.as_dict() for group, interval in found.items()}
+                    grouping: {group: to_json(interval) for group, interval in found.items()}
                     for grouping, found in measure.groups.items()
                 },
             }
@@ -72,7 +74,7 @@ class Figure:
             "description": self.description,
             "chance": self.chance,
             "measures": measures,
-            "comparisons": [comparison.as_dict() for comparison in self.comparisons],
+            "comparisons": [to_json(comparison) for comparison in self.comparisons],
             "statement": statement(self),
         }
 
@@ -117,16 +119,6 @@ def credit_figure(
     )
     means = {measure: float(values.mean()) for measure, values in credits.items()}
     return Figure(name, description, chance, measures, tuple(compare(primary, means, by_name, rows)))
-
-
-def credit_interval(credits: Floats, seed: int = 0) -> Interval:
-    """Wilson's interval where every credit is 0 or 1, else the bootstrap's, whose memory is bounded for any number."""
-    if np.isin(credits, (0.0, 1.0)).all():
-        return proportion_interval(int(credits.sum()), credits.size)
-    mean = float(credits.mean())
-    if np.ptp(credits) == 0:
-        return Interval(mean, mean, mean, credits.size)
-    return replicate_interval(mean, mean_replicates(credits[None], seed=seed)[:, 0], credits.size)
 
 
 def auroc_figure(

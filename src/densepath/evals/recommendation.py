@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from statistics import NormalDist
 
 from densepath.evals.diagnosis_records import Advice, Answers, Findings, Likelihood, Recommendation, RewardFigures
-from densepath.evals.intervals import CONFIDENCE, Interval, Verdict
+from densepath.records.estimates import Interval, Verdict
+from densepath.stats.intervals import CONFIDENCE
 
 WORTH_HAVING = 0.05
 """A lead over SFT below which more prompts are not asked for: a default of our own."""

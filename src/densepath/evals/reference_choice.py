@@ -28,19 +28,17 @@ from densepath.data.formats import validate_rows
 from densepath.data.rows import Row
 from densepath.errors import ConfigError, DataError
 from densepath.evals.auroc import auroc, auroc_replicates
-from densepath.evals.bootstrap import compare, mean_replicates, replicate_interval
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.preferences import pair_credits
 from densepath.evals.scored_texts import Model, Texts, collect_texts, dense_rewards, load_policy
-from densepath.evals.signal_to_noise import (
-    ONE_SIDED_CONFIDENCE,
-    reward_margins,
-    signal_to_noise,
-    signal_to_noise_replicates,
-)
+from densepath.evals.signal_to_noise import reward_margins, signal_to_noise, signal_to_noise_replicates
 from densepath.evals.verifiers import get_verifier
 from densepath.models.compat import context_length
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
+from densepath.records.codec import to_json
+from densepath.stats.bootstrap import mean_replicates, replicate_interval
+from densepath.stats.comparisons import compare
+from densepath.stats.intervals import ONE_SIDED_CONFIDENCE
 
 ENSEMBLE = "all"
 """Name of the candidate that is the mean probability of all kept references."""
@@ -306,7 +304,7 @@ def _choose(
                 "reference": name,
                 "criteria": {
                     c.value: {
-                        "value": replicate_interval(m.values[name], m.replicates[name], m.n).as_dict(),
+                        "value": to_json(replicate_interval(m.values[name], m.replicates[name], m.n)),
                         **m.extras.get(name, {}),
                     }
                     for c, m in measured.items()
@@ -314,6 +312,6 @@ def _choose(
             }
             for name in names
         ],
-        "comparisons": [one.as_dict() for one in compare(best, deciding.values, deciding.replicates, deciding.n)],
+        "comparisons": [to_json(one) for one in compare(best, deciding.values, deciding.replicates, deciding.n)],
         "seed": seed,
     }

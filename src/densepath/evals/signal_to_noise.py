@@ -1,4 +1,4 @@
-"""How clearly a reward tells two kinds of text apart: margins, their signal-to-noise, and a one-sided bound."""
+"""How clearly a reward tells two kinds of text apart: margins and their signal-to-noise."""
 
 from __future__ import annotations
 
@@ -6,29 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor
 
-from densepath.evals.bootstrap import bootstrap
 from densepath.evals.signals import Floats
-
-ONE_SIDED_CONFIDENCE = 0.9
-
-
-def lower_bound(differences: Sequence[float], seed: int = 0) -> float:
-    """Lower end of the one-sided 90 % bootstrap interval of a mean."""
-    values = np.asarray(differences, dtype=np.float64)
-    if values.size < 2 or np.ptp(values) == 0:
-        return float(values.mean())
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=2 * ONE_SIDED_CONFIDENCE - 1,
-        n_resamples=9999,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
-    return float(found.confidence_interval.low)
+from densepath.stats.bootstrap import bootstrap
 
 
 def reward_margins(rewards: Sequence[Tensor], others: Sequence[Tensor]) -> list[float]:

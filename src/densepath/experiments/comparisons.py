@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
-from densepath.evals.bootstrap import holm
-from densepath.evals.intervals import CONFIDENCE, Interval, Verdict
-from densepath.evals.seeds import SeedEstimate
 from densepath.experiments.setting_cells import Place, SettingCells
 from densepath.records.arm import SFT
+from densepath.records.estimates import Difference, Interval, Verdict, verdict_of
+from densepath.stats.comparisons import holm
 
 LENGTH_SHARE = 0.3
 """Lengths that differ by more than this share are flagged: a difference may then be one of length. Ours."""
-
-INCOMPLETE = "incomplete"
-"""Verdict of a comparison that lacks a seed: the seeds that are there may be the lucky ones."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,6 @@ class MethodComparison:
         own_decoding: each is at the decoding that did best on validation; else both at the same one.
         primary: a method under test at its own decoding: the main question.
         difference: of the metric, paired seed by seed; None where no seed has both.
-        unit: "seeds" or "prompts": what the interval is over.
         p: of the paired test; None where the comparison is incomplete.
         p_holm: after correction for all comparisons of the setting.
         verdict: better, worse, tie (no difference shown after correction) or incomplete.
@@ -50,18 +44,13 @@ class MethodComparison:
     own_decoding: bool
     primary: bool
     difference: Interval | None
-    unit: str | None
     p: float | None
     p_holm: float | None
-    verdict: str
+    verdict: Verdict
     missing_seeds: tuple[int, ...]
     length_difference: Interval | None
     length_ratio: float | None
     length_flag: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**asdict(self), "missing_seeds": list(self.missing_seeds)}
 
 
 @dataclass(frozen=True)
@@ -137,7 +126,7 @@ def _corrected(
 
 def _comparison(
     question: _Question,
-    found: dict[tuple[Place, Place], tuple[SeedEstimate, SeedEstimate, float] | None],
+    found: dict[tuple[Place, Place], tuple[Difference, Interval, float] | None],
     missing: dict[tuple[Place, Place], list[int]],
     adjusted: dict[tuple[Place, Place], float],
 ) -> MethodComparison:
@@ -154,21 +143,14 @@ def _comparison(
         own_decoding=question.own,
         primary=question.primary,
         difference=metric.interval if metric else None,
-        unit=metric.unit if metric else None,
         p=whole.p if whole else None,
         p_holm=p_holm,
-        verdict=INCOMPLETE if whole is None else _verdict(adjusted[pair], whole.interval.mean).value,
+        verdict=Verdict.INCOMPLETE if whole is None else verdict_of(adjusted[pair], whole.interval.mean),
         missing_seeds=tuple(missing[pair]),
-        length_difference=length.interval if length else None,
+        length_difference=length,
         length_ratio=ratio,
         length_flag=differs(ratio),
     )
-
-
-def _verdict(p_holm: float, mean: float) -> Verdict:
-    if p_holm >= 1 - CONFIDENCE:
-        return Verdict.TIE
-    return Verdict.BETTER if mean > 0 else Verdict.WORSE
 
 
 def differs(ratio: float | None) -> bool:

@@ -109,7 +109,7 @@ def _setting(cells: SettingCells) -> dict[str, Any]:
         "rows": rows,
         "best_controls": [_best_control(cells, decoding) for decoding in [None, *cells.decodings]],
         "comparisons": [
-            {**one.as_dict(), "label": labels[one.method], "against_label": labels[one.against]} for one in comparisons
+            {**to_json(one), "label": labels[one.method], "against_label": labels[one.against]} for one in comparisons
         ],
         "compared": family_sizes(comparisons),
         "statements": statements(cells, comparisons),
@@ -141,8 +141,8 @@ def _row(cells: SettingCells, info: Arm, decoding: str) -> dict[str, Any] | None
         "status": "missing" if not own else "incomplete" if missing else "complete" if test else "validation only",
         "seeds": sorted(test),
         "missing_seeds": missing,
-        "value": value.as_dict() if value else None,
-        "validation": validated.as_dict() if validated else None,
+        "value": to_json(value) if value else None,
+        "validation": to_json(validated) if validated else None,
         "by_seed": {str(seed): float(np.mean(verdicts(cell))) for seed, cell in test.items()},
         "length": length,
         "length_ratio": ratio,

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.errors import DataError
-from densepath.evals.intervals import mean_interval
-from densepath.evals.seeds import SeedEstimate, seed_difference, seed_mean
 from densepath.records.arm import SFT, Arm, ArmResult
+from densepath.records.estimates import Difference, Interval
+from densepath.stats.intervals import mean_interval
+from densepath.stats.seeds import seed_difference, seed_mean
 
 
 class Place(NamedTuple):
@@ -91,7 +92,7 @@ class SettingCells:
         """Whether every seed has its cell."""
         return bool(self.seeds) and not self.missing(place, split)
 
-    def mean(self, place: Place, split: str) -> SeedEstimate | None:
+    def mean(self, place: Place, split: str) -> Interval | None:
         """The metric over the seeds that are there."""
         found = self.of(place, split)
         return seed_mean([verdicts(cell) for cell in found.values()]) if found else None
@@ -126,7 +127,7 @@ class SettingCells:
         known = {place: score for place, score in scores.items() if score is not None}
         return max(known, key=lambda place: known[place]) if known else None
 
-    def difference(self, place: Place, other: Place) -> tuple[SeedEstimate, SeedEstimate, float] | None:
+    def difference(self, place: Place, other: Place) -> tuple[Difference, Interval, float] | None:
         """On test, over the seeds that both have: of the metric, of the length in tokens, and the ratio of lengths."""
         mine, theirs = self.of(place, "test"), self.of(other, "test")
         seeds = [seed for seed in mine if seed in theirs]

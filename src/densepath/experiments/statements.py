@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from densepath.evals.intervals import Interval
-from densepath.experiments.comparisons import INCOMPLETE, LENGTH_SHARE, MethodComparison
+from densepath.experiments.comparisons import LENGTH_SHARE, MethodComparison
 from densepath.experiments.setting_cells import Place, SettingCells
 from densepath.records.arm import SFT
+from densepath.records.estimates import Interval, Verdict
 from densepath.report.records import Estimate
 from densepath.report.table import format_interval
 from densepath.report.text import minus
@@ -37,7 +37,7 @@ def _sentence(cells: SettingCells, ones: Sequence[MethodComparison]) -> str:
     clauses = [_clause(cells, one, same) for one in (ones[:1] if same else ones)]
     joint = " and " if len({one.verdict for one in ones}) == 1 else " but "
     text = f"{start} {joint.join(clauses)}."
-    if any(one.unit == "prompts" for one in ones):
+    if any(one.difference is not None and one.difference.unit == "prompts" for one in ones):
         text += " The interval is over prompts, not over seeds."
     ratio = first.length_ratio
     if first.length_flag and ratio is not None:
@@ -52,14 +52,18 @@ def _clause(cells: SettingCells, one: MethodComparison, same: bool) -> str:
         name = f"{name}{decoding}" + (", which is also the best control," if same else "")
     else:
         name = f"the best control ({name}{', ' + one.against_decoding if one.own_decoding else ''})"
-    if one.verdict == INCOMPLETE:
+    if one.verdict is Verdict.INCOMPLETE:
         return f"is not compared with {name}: {_seeds(one.missing_seeds)} missing on test"
     shown = one.difference
     if shown is None:  # unreachable for a complete comparison
         return f"is not compared with {name}"
-    if one.verdict != "tie":
-        size = Interval(-shown.mean, -shown.high, -shown.low, shown.n) if one.verdict == "worse" else shown
-        return f"is {one.verdict} than {name} by {_interval(size)}"
+    if one.verdict is not Verdict.TIE:
+        size = (
+            Interval(-shown.mean, -shown.high, -shown.low, shown.n, shown.unit)
+            if one.verdict is Verdict.WORSE
+            else shown
+        )
+        return f"is {one.verdict.value} than {name} by {_interval(size)}"
     text = f"ties with {name} ({_interval(shown, signed=True)}"
     if not shown.low <= 0 <= shown.high and one.p is not None and one.p_holm is not None:
         text += f"; p = {one.p:.2g}, and {one.p_holm:.2g} after correction for all comparisons"

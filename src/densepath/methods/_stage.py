@@ -114,7 +114,7 @@ class Stage:
         return int(self.arguments.sft_per_device_train_batch_size * accumulated)
 
     def train(self, trainer: Any, folder: Path | None = None) -> None:
-        """Train with a progress bar, from the last whole checkpoint if there is one, in the stage's folder or another."""
+        """Train with a progress bar, resuming if there is something to resume, in the stage's folder or another."""
         train_shown(trainer, folder or self.folder, self.console, self.title)
 
 

@@ -28,6 +28,4 @@ def _policy(stage: Stage) -> Policy:
     return Policy(str(stage.sft.model), stage.sft.reference(stage.arguments.reference), stage.arguments.alpha)
 
 
-METHOD = Method(
-    "contrastive decoding", control=True, policy=_policy, arguments=AlphaArguments, needs_reference=True
-)
+METHOD = Method("contrastive decoding", control=True, policy=_policy, arguments=AlphaArguments, needs_reference=True)

@@ -70,9 +70,7 @@ def reference_names(reference: str) -> list[str]:
         return [reference]
 
 
-def frozen_reference(
-    policy: Any, path: str, arguments: TrainableArguments, name: str = "ref"
-) -> FrozenPolicy | Any:
+def frozen_reference(policy: Any, path: str, arguments: TrainableArguments, name: str = "ref") -> FrozenPolicy | Any:
     """The reference as an adapter on the policy's base, or as that base, where it is one; else a model of its own."""
     return view_on_base(policy, path, name) or load_frozen(arguments, path)
 

@@ -132,7 +132,7 @@ def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:
         source = locate.adapter_base(source)
     with locate.explained(source, "configuration"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return context_length(SimpleNamespace(config=config))  # type: ignore[arg-type]
+    return context_length(SimpleNamespace(config=config))
 
 
 def load_tokenizer(

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from densepath.config.reward import AuditArguments
 from densepath.evals.audit import Flag, audit_demonstrations
-from densepath.evals.intervals import mean_interval
 from densepath.io import write_jsonl_atomic
 from densepath.pipeline.data import load_rows
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses import load_dense_reward
 from densepath.report.audit import audit_table, audit_view
+from densepath.stats.intervals import mean_interval
 from densepath.terminal import Console, say, show
 
 

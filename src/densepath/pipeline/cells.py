@@ -13,10 +13,9 @@ from typing import Any
 
 from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
-from densepath.errors import DataError
 from densepath.methods import Method, Policy, SFTRun, Stage, get_method
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.data import prepare_data
+from densepath.pipeline.data import prepare_data, tell_data
 from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
 from densepath.pipeline.regimes import before_sft
@@ -24,7 +23,6 @@ from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection
 from densepath.pipeline.sft import run_sft
 from densepath.records.arm import Arm
-from densepath.records.outcome import Outcome
 from densepath.terminal import Console, terminal
 
 
@@ -98,6 +96,7 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
     open_run_inputs(run, sft.arguments, console)
     if not run.is_done("data"):
         prepare_data(run, sft.arguments, load_tokenizer(sft.base, **sft.arguments.tokenizer_options()), sft.context)
+    tell_data(run, console, title[0])
     if not run.is_done("sft"):
         run_sft(run, sft, job.others, console, f"{title[1]}SFT")
     if job.choose and not run.is_done("selection"):
@@ -122,8 +121,7 @@ def run_cell(job: CellJob, console: Console | None = None, title: str | None = N
             stage = _stage(job, method, out, title or job.arm.label)
             if not run.is_done("train"):
                 started = time.time()
-                trains = stage is not None and method.train is not None
-                run.finish("train", started, method.train(stage) if trains else None)
+                run.finish("train", started, method.train(stage) if stage and method.train else None)
             # Where no reference helps, the SFT model stands for what it would have been.
             policy = Policy(str(evaluation.sft.model)) if stage is None else method.policy(stage)
             ask(policy, job.arm, evaluation, job.folder, job.splits, out)
@@ -149,8 +147,9 @@ def _matched(job: CellJob) -> int:
     budget = getattr(job.arguments, "budget", "flops")
     like = RunFolder(job.like, read_only=True).outcome("train").budget
     sft = RunFolder(job.evaluation.sft.path, read_only=True).outcome("sft")
-    each = getattr(sft.budget, budget) / sft.steps
-    return max(1, round(getattr(like, budget) / each))
+    each: float = getattr(sft.budget, budget) / sft.steps
+    steps: int = round(getattr(like, budget) / each)
+    return max(1, steps)
 
 
 def _sft_config(arguments: RunArguments, others: Mapping[str, Any]) -> dict[str, Any]:

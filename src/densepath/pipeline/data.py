@@ -15,7 +15,6 @@ from densepath.data import (
     encode_demonstrations,
     encode_row_prompt,
     generate_tasks,
-    prompt_of,
     split_by_content,
 )
 from densepath.data.constraints import constrained_rows
@@ -25,8 +24,9 @@ from densepath.data.rows import DataFormat, detect_format, jsonable
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
-from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.pipeline.run_folder import RunFolder
+from densepath.terminal import Console, say, warn
 
 GENERATED_ROWS = 960
 """Training rows that text_tasks generates when `max_train_samples` is None."""
@@ -114,7 +114,23 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
     record["train"]["notes"] = counts.notes
     record["train"]["tokens"] = counts.state_tokens + counts.action_tokens
     write_json_atomic(run / "data.json", record)
-    run.finish("data", started, rows={name: len(rows) for name, rows in splits.items()})
+    run.finish("data", started)
+
+
+def tell_data(run: RunFolder, console: Console, title: str) -> None:
+    """Say how many rows there are, and what became of those that are too long."""
+    record = read_json(run / "data.json")
+    counts = ", ".join(f"{each['rows']} {name}" for name, each in record.items())
+    train = record["train"]
+    notes = (
+        ("truncated", "cut to max_length"),
+        ("dropped", "left out of SFT: the prompt fills max_length"),
+        ("unsampled", "left out of DPR: the prompt is too long"),
+    )
+    left_out = "; ".join(f"{train[name]} {text}" for name, text in notes if train.get(name))
+    say(console, f"{title}data: {counts} rows" + (f" ({left_out})" if left_out else ""))
+    for note in train.get("notes", []):
+        warn(console, note)
 
 
 def read_split(run: RunFolder, name: str) -> Rows:

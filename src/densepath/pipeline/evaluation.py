@@ -1,4 +1,4 @@
-"""What every arm is asked: completions of held-out prompts, checked by a program and measured under the SFT run's models.
+"""What every arm is asked: completions of held-out prompts, checked, and measured under the models of its SFT run.
 
 Each (split, temperature) is asked once and kept: `eval/<split>-<temperature>.json` holds the figures, an `ArmResult`,
 and the `.jsonl` beside it the completions.
@@ -210,7 +210,7 @@ class _Models:
     ) -> tuple[ArmResult, list[dict[str, list[float]]]]:
         """The result with what the models say, and of each completion its rewards and log-probabilities under SFT.
 
-        KL and entropy are expectations under the policy's own samples: text at other temperatures says nothing of them.
+        KL and entropy are expectations under the policy's own samples: of text at other temperatures they say nothing.
         """
         assert self.reward is not None
         prompts, ids = [c.prompt_ids for c in completions], [c.completion_ids for c in completions]
@@ -234,7 +234,7 @@ def _rounded(values: torch.Tensor) -> list[float]:
 
 
 def dense_reward(sft: SFTRun, reference: str, arguments: RunArguments) -> DenseReward:
-    """The reward of an SFT run, its reference loaded where the reading needs one; adapters share one base in memory."""
+    """The reward of an SFT run, with its reference where the reading needs one; adapters share one base in memory."""
     names: list[str | Path] = [sft.model]
     if arguments.dense_reward == "baseline_relative":
         names.append(sft.reference(reference))

@@ -11,23 +11,30 @@ from typing import Any
 
 from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
-from densepath.evals.seeds import seed_mean
+from densepath.evals.generation import decoding_name
 from densepath.methods import SFTRun, get_method
 from densepath.pipeline.cells import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.pipeline.data import regime_of
-from densepath.evals.generation import decoding_name
 from densepath.pipeline.evaluation import Evaluation, read_result
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant, matched_with
 from densepath.pipeline.regimes import STEPS, before_sft_path
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.scheduler import Task
 from densepath.records.arm import ArmResult
+from densepath.records.codec import to_json
+from densepath.stats.seeds import seed_mean
 
 
 def leaves_reference_open(plan: MethodPlan) -> bool:
     """Whether validation has to say which reference and beta an arm takes."""
     open_ones = ("auto" in (v.arguments.reference, v.arguments.beta) for v in plan.variants)
     return get_method(plan.method).needs_reference and any(open_ones)
+
+
+def needs_reference(setting: Setting, plan: MethodPlan) -> bool:
+    """Whether an arm means nothing without a reference: it reads one, or has the compute of one that does."""
+    matched = [setting.methods[name] for v in plan.variants if (name := matched_with(plan, v)) is not None]
+    return any(get_method(each.method).needs_reference for each in (plan, *matched))
 
 
 @dataclass(frozen=True)
@@ -169,7 +176,9 @@ class Grid:
         for setting in self.settings:
             for plan in setting.methods.values():
                 variant = self.chosen(setting, plan)
-                for seed in self.seeds if variant is not None else ():
+                if variant is None:
+                    continue
+                for seed in self.seeds:
                     folder = self.cell(setting, seed, variant)
                     if self._is_trained(folder):
                         budget = RunFolder(folder, read_only=True).outcome("train").budget
@@ -186,7 +195,7 @@ class Grid:
                 "variant": variant.name.partition(",")[2],
                 "decoding": decoding_name(variant.arguments.eval_temperatures[0]),
                 "seeds": len(values),
-                "value": seed_mean(values).as_dict() if values else None,
+                "value": to_json(seed_mean(values)) if values else None,
                 "chosen": variant is self.chosen(setting, plan),
             }
             for setting in self.settings

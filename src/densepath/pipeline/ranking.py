@@ -9,13 +9,15 @@ from typing import Any
 from densepath.config.reward import RankArguments
 from densepath.data.rows import is_conversational, turn_text
 from densepath.errors import DataError
-from densepath.evals.intervals import Verdict, mean_interval, metric_interval, paired_difference
 from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_jsonl_atomic
 from densepath.pipeline.data import load_rows
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses import load_dense_reward
+from densepath.records.estimates import Verdict
+from densepath.stats.comparisons import paired_difference
+from densepath.stats.intervals import mean_interval, metric_interval
 from densepath.terminal import Console, say
 
 
@@ -66,8 +68,9 @@ def _lengths(rankings: Sequence[Ranking]) -> list[str]:
         return ["every prompt has one completion: there is nothing to choose"]
     best = [float(r.num_tokens[r.order[0]]) for r in several]
     mean = [sum(r.num_tokens) / len(r.num_tokens) for r in several]
-    difference, verdict = paired_difference(best, mean)
-    words = {Verdict.BETTER: "longer than", Verdict.WORSE: "shorter than", Verdict.TIE: "as long as"}[verdict]
+    found = paired_difference(best, mean)
+    difference, verdict = found.interval, found.verdict
+    words = {Verdict.BETTER: "longer than", Verdict.WORSE: "shorter than"}.get(verdict, "as long as")
     return [
         f"length: the best completions are {words} the rest: {sum(best) / len(best):.1f} tokens against "
         f"{sum(mean) / len(mean):.1f} on average, difference {difference.mean:+.1f} "
@@ -94,7 +97,8 @@ def _shares_right(verdicts: Sequence[Sequence[float]], rankings: Sequence[Rankin
     """The verifier's view: the best one, any one at random, and the best there was."""
     best = [values[ranking.order[0]] for values, ranking in zip(verdicts, rankings, strict=True)]
     mean = [sum(values) / len(values) for values in verdicts]
-    difference, verdict = paired_difference(best, mean)
+    found = paired_difference(best, mean)
+    difference, verdict = found.interval, found.verdict
     chosen, guessed = metric_interval(best), mean_interval(mean)
     return [
         f"right: {chosen.mean:.3f} [{chosen.low:.3f}, {chosen.high:.3f}] of the best, {guessed.mean:.3f} of all, "

@@ -22,6 +22,7 @@ from densepath.records.arm import Arm
 PREFIXES = ("sft_", "dpr_")
 """Keys that go to TRL's configs."""
 
+
 @dataclass(frozen=True)
 class Variant:
     """One set of a method's keys.
@@ -116,7 +117,8 @@ def _names(kind: type) -> set[str]:
 @functools.cache
 def _keys_of_methods() -> frozenset[str]:
     """Keys of any method beyond those of a run: a setting may give them to all that take them."""
-    return frozenset(key for name in method_names() for key in _names(get_method(name).arguments)) - _names(RunArguments)
+    keys = {key for name in method_names() for key in _names(get_method(name).arguments)}
+    return frozenset(keys - _names(RunArguments))
 
 
 def _method(
@@ -134,7 +136,8 @@ def _method(
         raise ConfigError(f"{place}: {error}; set method") from None
     tune = _mapping(f"{place}.tune", entry.get("tune") or {})
     own = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
-    taken = {key: value for key, value in keys.items() if key in _names(method.arguments) or key not in _keys_of_methods()}
+    foreign = _keys_of_methods() - _names(method.arguments)
+    taken = {key: value for key, value in keys.items() if key not in foreign}
     variants = []
     choices = [value if isinstance(value, list) else [value] for value in tune.values()]
     for chosen in itertools.product(*choices):

@@ -8,6 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import yaml
 from densepath.config.coerce import expanded
 from densepath.errors import ResumeError, StorageError, UsageError
 from densepath.io import UNWRITABLE, read_json, without_secrets, write_json_atomic, write_text_atomic
+from densepath.records.codec import from_json, to_json
+from densepath.records.outcome import Outcome
 
 MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
 """Keys that may change between two calls on the same folder: they do not change the result."""
@@ -207,6 +210,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def resolved(arguments: Any, others: dict[str, Any]) -> dict[str, Any]:
+def resolved(arguments: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     """One flat mapping of a command's arguments and the keys that go to TRL's configs."""
     return {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}

@@ -6,7 +6,7 @@ from importlib import resources
 
 from densepath.errors import UsageError
 from densepath.theory.plots import report_plots
-from densepath.theory.records import Kind, Report
+from densepath.theory.records import Kind, Report, verdict_word
 
 RELATION = {Kind.EQUALITY: "≤", Kind.BOUND: "≤", Kind.SAMPLED: "≤", Kind.DIFFERS: "≥"}
 """How a check's value stands to its limit when it holds."""
@@ -32,4 +32,4 @@ def report_page(report: Report) -> str:
         key: [{"svg": Markup(plot["svg"]), "caption": plot["caption"]} for plot in pictures]
         for key, pictures in report_plots(report).items()
     }
-    return template.render(report=report, plots=plots, relation=RELATION)
+    return template.render(report=report, plots=plots, relation=RELATION, word=verdict_word)

@@ -24,11 +24,9 @@ class Kind(str, Enum):
     SAMPLED = "sampled"  # largest |z| of a sampled mean, at most the limit
 
 
-class Verdict(str, Enum):
-    """What a check or statement came to."""
-
-    HOLDS = "holds"
-    FAILS = "FAILS"
+def verdict_word(holds: bool) -> str:
+    """As tables show it: what fails is to be seen."""
+    return "holds" if holds else "FAILS"
 
 
 @dataclass(frozen=True)
@@ -41,10 +39,9 @@ class Check:
     limit: float
 
     @property
-    def verdict(self) -> Verdict:
-        """HOLDS if the value is on the right side of the limit; a NaN never is."""
-        good = self.value >= self.limit if self.kind is Kind.DIFFERS else self.value <= self.limit
-        return Verdict.HOLDS if good else Verdict.FAILS
+    def holds(self) -> bool:
+        """Whether the value is on the right side of the limit; a NaN never is."""
+        return self.value >= self.limit if self.kind is Kind.DIFFERS else self.value <= self.limit
 
     def as_dict(self) -> dict[str, Any]:
         """The check as JSON values; a value that is not finite becomes null."""
@@ -53,7 +50,7 @@ class Check:
             "kind": self.kind.value,
             "value": self.value if math.isfinite(self.value) else None,
             "limit": self.limit,
-            "verdict": self.verdict.value,
+            "verdict": verdict_word(self.holds),
         }
 
 
@@ -98,10 +95,9 @@ class StatementResult:
         return EQUALITY_TOLERANCE
 
     @property
-    def verdict(self) -> Verdict:
-        """HOLDS if it was checked at all and every check holds."""
-        good = bool(self.checks) and all(check.verdict is Verdict.HOLDS for check in self.checks)
-        return Verdict.HOLDS if good else Verdict.FAILS
+    def holds(self) -> bool:
+        """Whether it was checked at all and every check holds."""
+        return bool(self.checks) and all(check.holds for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
         """The result as JSON values."""
@@ -115,7 +111,7 @@ class StatementResult:
             "docs": self.docs,
             "deviation": self.deviation if math.isfinite(self.deviation) else None,
             "tolerance": self.tolerance,
-            "verdict": self.verdict.value,
+            "verdict": verdict_word(self.holds),
             "checks": [check.as_dict() for check in self.checks],
             "details": dict(self.details),
         }
@@ -130,16 +126,15 @@ class Report:
     results: tuple[StatementResult, ...]
 
     @property
-    def verdict(self) -> Verdict:
-        """HOLDS if at least one statement was run and none fails."""
-        good = bool(self.results) and all(result.verdict is Verdict.HOLDS for result in self.results)
-        return Verdict.HOLDS if good else Verdict.FAILS
+    def holds(self) -> bool:
+        """Whether at least one statement was run and none fails."""
+        return bool(self.results) and all(result.holds for result in self.results)
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
         return {
             "seed": self.seed,
             "instances": self.instances,
-            "verdict": self.verdict.value,
+            "verdict": verdict_word(self.holds),
             "statements": [result.as_dict() for result in self.results],
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from densepath.terminal import Console, PlainTable, say, show
-from densepath.theory.records import Kind, Report, StatementResult, Verdict
+from densepath.theory.records import Kind, Report, StatementResult, verdict_word
 
 WIDE = 150
 """Columns that a table with everything side by side needs; below, a statement's particulars stand under it."""
@@ -31,12 +31,12 @@ def print_report(report: Report, console: Console, seconds: float | None = None)
             *([Text(result.title), *particulars] if wide else [_stacked(result)]),
             f"{result.deviation:.1e}",
             _count(result),
-            _verdict(result.verdict),
+            _verdict(result.holds),
         )
     show(console, table)
     for result in report.results:
         for check in result.checks:
-            if check.verdict is Verdict.FAILS:
+            if not check.holds:
                 relation = "at least" if check.kind is Kind.DIFFERS else "at most"
                 say(
                     console,
@@ -47,7 +47,7 @@ def print_report(report: Report, console: Console, seconds: float | None = None)
     show(
         console,
         Text(
-            f"{sum(r.verdict is Verdict.HOLDS for r in report.results)} of {len(report.results)} statements hold"
+            f"{sum(r.holds for r in report.results)} of {len(report.results)} statements hold"
             f"{time} (seed {report.seed}, {report.instances} instances each). "
             "P: the paper's; D: derived in docs/theory.md"
         ),
@@ -62,9 +62,9 @@ def _stacked(result: StatementResult) -> Text:
 
 
 def _count(result: StatementResult) -> str:
-    held = sum(check.verdict is Verdict.HOLDS for check in result.checks)
+    held = sum(check.holds for check in result.checks)
     return f"{held}/{len(result.checks)}"
 
 
-def _verdict(verdict: Verdict) -> Text:
-    return Text(verdict.value, style="green" if verdict is Verdict.HOLDS else "bold red")
+def _verdict(holds: bool) -> Text:
+    return Text(verdict_word(holds), style="green" if holds else "bold red")

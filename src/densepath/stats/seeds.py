@@ -2,21 +2,20 @@
 
 A seed's value is the mean over its prompts. Where there is one seed, or the seeds do not spread at all (with few seeds
 and few prompts that happens by chance, and a t-test would divide by zero), the prompts within each seed are the
-unit instead, and `SeedEstimate.unit` says so: such an interval knows nothing of how trainings differ.
+unit instead, and `Interval.unit` says so: such an interval knows nothing of how trainings differ.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from densepath.evals.bootstrap import mean_replicates, replicate_interval
-from densepath.evals.intervals import CONFIDENCE, RESAMPLES, ROUNDING, Interval, metric_interval
+from densepath.records.estimates import Difference, Interval
+from densepath.stats.bootstrap import mean_replicates, replicate_interval
+from densepath.stats.intervals import CONFIDENCE, RESAMPLES, ROUNDING, metric_interval
 
 _BLOCK = 2_000_000
 """Signs held at once; bounds memory."""
@@ -25,28 +24,7 @@ SeedValues = Sequence[Sequence[float] | NDArray[np.float64]]
 """For each seed one value a prompt."""
 
 
-@dataclass(frozen=True)
-class SeedEstimate:
-    """A mean or paired difference with its 95 % interval.
-
-    Attributes:
-        interval: `n` counts seeds or prompts, whichever is the unit.
-        unit: "seeds", or "prompts" where the seeds do not say how far they spread.
-        p: two-sided p-value of no difference; None for a mean.
-    """
-
-    interval: Interval
-    unit: str
-    p: float | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON: mean, low, high, n, unit, and p where there is one."""
-        return {**self.interval.as_dict(), "unit": self.unit, **({} if self.p is None else {"p": self.p})}
-
-
-def seed_mean(
-    values: SeedValues, over_prompts: Callable[[Sequence[float]], Interval] = metric_interval
-) -> SeedEstimate:
+def seed_mean(values: SeedValues, over_prompts: Callable[[Sequence[float]], Interval] = metric_interval) -> Interval:
     """Mean over seeds with a t-interval.
 
         mean +- t_(.975, n - 1) s / sqrt(n)
@@ -59,12 +37,12 @@ def seed_mean(
     """
     means = _means(values)
     if _spread(means, means):
-        return SeedEstimate(_t_interval(means), "seeds")
+        return _t_interval(means)
     pooled = over_prompts([float(value) for of_seed in values for value in of_seed])
-    return SeedEstimate(Interval(float(means.mean()), pooled.low, pooled.high, pooled.n), "prompts")
+    return Interval(float(means.mean()), pooled.low, pooled.high, pooled.n)
 
 
-def seed_difference(values: SeedValues, others: SeedValues) -> SeedEstimate:
+def seed_difference(values: SeedValues, others: SeedValues) -> Difference:
     """Mean of `values - others`, seed by seed, with the paired t-interval and the p-value of the paired t-test.
 
     With one seed, or where every seed has the same difference, prompts are paired within each seed: the interval is a
@@ -87,22 +65,21 @@ def seed_difference(values: SeedValues, others: SeedValues) -> SeedEstimate:
     differences = means - other_means
     if _spread(differences, np.concatenate([means, other_means])):
         p = float(stats.ttest_rel(means, other_means).pvalue)
-        return SeedEstimate(_t_interval(differences), "seeds", p)
+        return Difference(_t_interval(differences), p)
     strata = [np.subtract(mine, other, dtype=np.float64) for mine, other in zip(values, others, strict=True)]
     return _over_prompts(float(differences.mean()), strata)
 
 
-def _over_prompts(mean: float, strata: Sequence[NDArray[np.float64]]) -> SeedEstimate:
+def _over_prompts(mean: float, strata: Sequence[NDArray[np.float64]]) -> Difference:
     """The difference with the prompts within each seed as units."""
     n = sum(len(stratum) for stratum in strata)
     if not any(stratum.any() for stratum in strata):
         seeds = len(strata)
-        return SeedEstimate(
-            Interval(0.0, 0.0, 0.0, seeds if seeds > 1 else n), "seeds" if seeds > 1 else "prompts", 1.0
-        )
+        one = Interval(0.0, 0.0, 0.0, seeds, "seeds") if seeds > 1 else Interval(0.0, 0.0, 0.0, n)
+        return Difference(one, 1.0)
     draws = [mean_replicates(stratum[None], seed=seed)[:, 0] for seed, stratum in enumerate(strata)]
     parts = np.concatenate([stratum / (len(strata) * len(stratum)) for stratum in strata])
-    return SeedEstimate(replicate_interval(mean, np.mean(draws, axis=0), n), "prompts", sign_flip_p(parts))
+    return Difference(replicate_interval(mean, np.mean(draws, axis=0), n), sign_flip_p(parts))
 
 
 def sign_flip_p(parts: NDArray[np.float64]) -> float:
@@ -139,4 +116,4 @@ def _spread(of: NDArray[np.float64], scale: NDArray[np.float64]) -> bool:
 
 def _t_interval(values: NDArray[np.float64]) -> Interval:
     found = stats.ttest_1samp(values, 0.0).confidence_interval(CONFIDENCE)
-    return Interval(float(values.mean()), float(found.low), float(found.high), int(values.size))
+    return Interval(float(values.mean()), float(found.low), float(found.high), int(values.size), "seeds")

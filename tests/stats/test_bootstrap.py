@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densepath.evals import bootstrap as module
-from densepath.evals.bootstrap import bootstrap, compare, holm, mean_replicates, replicate_interval
-from densepath.evals.figures import credit_interval
-from densepath.evals.intervals import Interval, Verdict, proportion_interval
+from densepath.records.estimates import Interval, Verdict
+from densepath.stats import bootstrap as module
+from densepath.stats.bootstrap import bootstrap, credit_interval, mean_replicates, replicate_interval
+from densepath.stats.comparisons import compare, holm
+from densepath.stats.intervals import proportion_interval
 
 
 def test_replicates_of_a_mean_are_means_of_drawn_rows(monkeypatch):

@@ -10,22 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from densepath.evals.intervals import mean_interval, proportion_interval
-from densepath.evals.seeds import seed_difference, seed_mean, sign_flip_p
+from densepath.stats.intervals import mean_interval, proportion_interval
+from densepath.stats.seeds import seed_difference, seed_mean, sign_flip_p
 
 
 def test_a_mean_over_seeds_by_hand():
     # Seeds .2, .4, .6: mean .4, s = .2, se = .2 / sqrt 3 = .115470; t_(.975, 2) = 4.302653: half .496828
     found = seed_mean([[0, 0, 0, 0, 1], [0, 0, 0, 1, 1], [0, 0, 1, 1, 1]])
-    assert (found.unit, found.interval.n, found.p) == ("seeds", 3, None)
-    assert found.interval.mean == pytest.approx(0.4)
-    assert found.interval.low == pytest.approx(0.4 - 0.496828, abs=1e-6)
-    assert found.interval.high == pytest.approx(0.4 + 0.496828, abs=1e-6)
+    assert (found.unit, found.n) == ("seeds", 3)
+    assert found.mean == pytest.approx(0.4)
+    assert found.low == pytest.approx(0.4 - 0.496828, abs=1e-6)
+    assert found.high == pytest.approx(0.4 + 0.496828, abs=1e-6)
 
 
 def test_a_seed_counts_once_however_many_prompts_it_has():
-    found = seed_mean([[1.0] * 90, [0.0] * 10])
-    assert found.interval.mean == 0.5
+    assert seed_mean([[1.0] * 90, [0.0] * 10]).mean == 0.5
 
 
 def test_a_paired_difference_by_hand():
@@ -34,7 +33,7 @@ def test_a_paired_difference_by_hand():
     values = [[0.3, 0.5], [0.6, 0.8], [0.9, 0.9]]
     others = [[0.1, 0.3], [0.2, 0.4], [0.2, 0.4]]
     found = seed_difference(values, others)
-    assert (found.unit, found.interval.n) == ("seeds", 3)
+    assert (found.interval.unit, found.interval.n) == ("seeds", 3)
     assert found.interval.mean == pytest.approx(0.4)
     assert found.interval.low == pytest.approx(0.4 - 0.496828, abs=1e-6)
     assert found.p == pytest.approx(1 - math.sqrt(12) / math.sqrt(14), abs=1e-9)
@@ -57,10 +56,10 @@ def test_a_model_against_itself_is_no_difference(seeds):
 def test_two_seeds_that_gain_the_same_are_judged_by_their_prompts():
     """A t-test would say p = 0; with two prompts each nothing is shown, with two hundred it is."""
     few = seed_difference([[1, 1]] * 2, [[0, 0]] * 2)
-    assert (few.unit, few.interval.n, few.interval.mean) == ("prompts", 4, 1)
+    assert (few.interval.unit, few.interval.n, few.interval.mean) == ("prompts", 4, 1)
     assert few.p == 2 / 2**4  # all four prompts gain: 2 of 16 sign vectors are as far out
     many = seed_difference([[1, 0] * 100] * 2, [[0, 0] * 100] * 2)
-    assert many.unit == "prompts"
+    assert many.interval.unit == "prompts"
     assert 0 < many.p <= 2e-4
     assert 0.4 < many.interval.low < 0.5 < many.interval.high < 0.6
 
@@ -68,7 +67,7 @@ def test_two_seeds_that_gain_the_same_are_judged_by_their_prompts():
 def test_equal_gains_that_rounding_makes_unequal_have_no_spread():
     values, others = [[0.3], [0.4], [0.7]], [[0.2], [0.3], [0.6]]  # 0.1 three times, but not in float64
     assert len({a[0] - b[0] for a, b in zip(values, others, strict=True)}) > 1
-    assert seed_difference(values, others).unit == "prompts"
+    assert seed_difference(values, others).interval.unit == "prompts"
 
 
 def test_no_gain_in_every_seed_is_p_1_though_prompts_differ():
@@ -80,11 +79,11 @@ def test_no_gain_in_every_seed_is_p_1_though_prompts_differ():
 def test_one_seed_has_an_interval_over_prompts():
     right = [1.0] * 30 + [0.0] * 20
     found = seed_mean([right])
-    assert (found.unit, found.interval) == ("prompts", proportion_interval(30, 50))
+    assert found == proportion_interval(30, 50)
     grades = np.random.default_rng(1).normal(size=50).tolist()
-    assert seed_mean([grades], mean_interval).interval == mean_interval(grades)
+    assert seed_mean([grades], mean_interval) == mean_interval(grades)
     difference = seed_difference([right], [[0.0] * 50])
-    assert (difference.unit, difference.interval.n) == ("prompts", 50)
+    assert (difference.interval.unit, difference.interval.n) == ("prompts", 50)
     assert difference.interval.low < 0.6 < difference.interval.high
 
 

@@ -11,15 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.evals import intervals
-from densepath.evals.intervals import (
-    Interval,
-    Verdict,
-    mean_interval,
-    metric_interval,
-    paired_difference,
-    proportion_interval,
-)
+from densepath.records.estimates import Interval, Verdict
+from densepath.stats import intervals
+from densepath.stats.comparisons import paired_difference
+from densepath.stats.intervals import mean_interval, metric_interval, proportion_interval
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % point
 
@@ -153,11 +148,11 @@ def test_unequal_numbers_of_units_are_no_pairs():
 
 def test_a_method_that_is_the_same_ties():
     values = [0.0, 1.0, 1.0, 0.0]
-    interval, verdict = paired_difference(values, values)
-    assert interval == Interval(0.0, 0.0, 0.0, 4)
-    assert verdict is Verdict.TIE
+    found = paired_difference(values, values)
+    assert found.interval == Interval(0.0, 0.0, 0.0, 4)
+    assert found.verdict is Verdict.TIE
     # differences that cancel out tie as well
-    assert paired_difference([1.0, 0.0] * 20, [0.0, 1.0] * 20)[1] is Verdict.TIE
+    assert paired_difference([1.0, 0.0] * 20, [0.0, 1.0] * 20).verdict is Verdict.TIE
 
 
 def test_pairing_finds_what_two_intervals_would_not():
@@ -165,24 +160,26 @@ def test_pairing_finds_what_two_intervals_would_not():
     rng = random.Random(1)
     others = [rng.uniform(0, 10) for _ in range(50)]
     values = [value + rng.uniform(0.1, 0.3) for value in others]
-    interval, verdict = paired_difference(values, others)
-    assert verdict is Verdict.BETTER
+    found = paired_difference(values, others)
+    interval = found.interval
+    assert found.verdict is Verdict.BETTER
     assert 0.1 < interval.low < interval.mean < interval.high < 0.3
     assert interval.mean == pytest.approx(statistics.fmean(values) - statistics.fmean(others))
     assert mean_interval(values).low < mean_interval(others).high
-    assert paired_difference(others, values)[1] is Verdict.WORSE
+    assert paired_difference(others, values).verdict is Verdict.WORSE
 
 
 def test_a_paired_interval_is_the_percentile_bootstrap():
     """Of 0/1 differences k of n, a resampled mean is binomial(n, k/n) / n: its quantiles are known."""
     n, k = 40, 10
-    interval, verdict = paired_difference([1.0] * k + [0.0] * (n - k), [0.0] * n)
+    found = paired_difference([1.0] * k + [0.0] * (n - k), [0.0] * n)
+    interval = found.interval
     weights = [math.comb(n, j) * 0.25**j * 0.75 ** (n - j) for j in range(n + 1)]
     low = next(j for j in range(n + 1) if sum(weights[: j + 1]) >= 0.025) / n
     high = next(j for j in range(n + 1) if sum(weights[: j + 1]) >= 0.975) / n
     assert interval.mean == 0.25
     assert (interval.low, interval.high) == (pytest.approx(low, abs=1 / n), pytest.approx(high, abs=1 / n))
-    assert verdict is Verdict.BETTER
+    assert found.verdict is Verdict.BETTER
 
 
 def test_a_tie_is_called_better_as_rarely_as_the_confidence_says(monkeypatch):
@@ -190,13 +187,14 @@ def test_a_tie_is_called_better_as_rarely_as_the_confidence_says(monkeypatch):
     monkeypatch.setattr(intervals, "RESAMPLES", 499)
     rng = np.random.default_rng(0)
     verdicts = [
-        paired_difference(rng.normal(size=60).tolist(), rng.normal(size=60).tolist(), seed)[1] for seed in range(250)
+        paired_difference(rng.normal(size=60).tolist(), rng.normal(size=60).tolist(), seed).verdict
+        for seed in range(250)
     ]
     assert verdicts.count(Verdict.TIE) >= 0.9 * 250
     assert {Verdict.BETTER, Verdict.WORSE} <= set(verdicts)
 
 
 def test_one_unit_is_no_evidence():
-    interval, verdict = paired_difference([1.0], [0.0])
-    assert interval.mean == 1.0
-    assert verdict is Verdict.TIE
+    found = paired_difference([1.0], [0.0])
+    assert found.interval.mean == 1.0
+    assert found.verdict is Verdict.TIE

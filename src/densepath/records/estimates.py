@@ -1,0 +1,88 @@
+"""An estimate with its interval, a difference of two, and the one rule by which a difference is called shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+LEVEL = 0.05
+"""Chance of calling a difference shown where there is none, over all differences that were corrected together."""
+
+
+class Verdict(str, Enum):
+    """What a difference says when higher is better."""
+
+    BETTER = "better"
+    WORSE = "worse"
+    TIE = "tie"  # no difference was shown
+    INCOMPLETE = "incomplete"  # a unit is missing, and those that are there may be the lucky ones
+
+
+def verdict_of(p: float, mean: float) -> Verdict:
+    """Better or worse where the p-value is below 5 %, else a tie.
+
+    Args:
+        p: two-sided p-value of no difference, corrected where several differences are judged together.
+        mean: the difference.
+    """
+    if p >= LEVEL:
+        return Verdict.TIE
+    return Verdict.BETTER if mean > 0 else Verdict.WORSE
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, or another statistic, with the ends of its 95 % interval.
+
+    Attributes:
+        mean: the statistic, in its own unit.
+        low: lower end.
+        high: upper end.
+        n: number of independent units behind it.
+        unit: what these are: "prompts" (rows of data), or "seeds" (trainings).
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    unit: str = "prompts"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One less another on the same units, before any correction.
+
+    Attributes:
+        interval: of the difference.
+        p: two-sided p-value of no difference.
+    """
+
+    interval: Interval
+    p: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of this difference alone."""
+        return verdict_of(self.p, self.interval.mean)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measure against another on the same rows, corrected for all that were compared together.
+
+    Attributes:
+        measure: name of the one.
+        against: name of the other.
+        difference: of the statistic, `measure` less `against`.
+        p: two-sided p-value of no difference.
+        p_holm: the same after Holm's correction for all comparisons made together.
+        verdict: `verdict_of` the corrected p-value.
+    """
+
+    measure: str
+    against: str
+    difference: Interval
+    p: float
+    p_holm: float
+    verdict: Verdict

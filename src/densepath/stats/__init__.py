@@ -1,0 +1,1 @@
+"""Intervals, paired differences and corrections: numbers in, records out. No torch here."""

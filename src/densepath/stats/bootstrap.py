@@ -1,0 +1,69 @@
+"""One bootstrap over rows for many statistics at once, so that their differences are paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densepath.records.estimates import Interval
+from densepath.stats.intervals import CONFIDENCE, RESAMPLES, proportion_interval
+
+_BLOCK = 2_000_000
+"""Counts held at once; bounds memory."""
+
+
+def bootstrap(
+    rows: int,
+    statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    *,
+    seed: int,
+    resamples: int = RESAMPLES,
+) -> NDArray[np.float64]:
+    """Replicates of a statistic over rows drawn with replacement.
+
+    The same seed draws the same rows, so replicates of several statistics of the same rows are paired.
+
+    Args:
+        rows: independent units.
+        statistic: (b, rows) counts, how often each row was drawn in b resamples, to (b, ...) values.
+        seed: of the draws.
+        resamples: how many.
+
+    Returns:
+        (resamples, ...) float.
+    """
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK // rows)
+    found = []
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        drawn = rng.integers(rows, size=(size, rows)) + np.arange(0, size * rows, rows)[:, None]
+        found.append(statistic(np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)))
+    return np.concatenate(found)
+
+
+def mean_replicates(values: NDArray[np.float64], *, seed: int) -> NDArray[np.float64]:
+    """Bootstrap replicates of the means of several measures: (measures, rows) in, (resamples, measures) out."""
+    rows = values.shape[1]
+    return bootstrap(rows, lambda counts: counts @ values.T / rows, seed=seed)
+
+
+def replicate_interval(value: float, replicates: NDArray[np.float64], n: int) -> Interval:
+    """Percentile interval of a statistic; resamples in which it is not defined (NaN) are left out."""
+    if not np.isfinite(replicates).any():
+        return Interval(value, value, value, n)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.nanquantile(replicates, [tail, 1 - tail])
+    return Interval(value, float(low), float(high), n)
+
+
+def credit_interval(credits: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Wilson's interval where every credit is 0 or 1, else the bootstrap's, whose memory is bounded for any number."""
+    if np.isin(credits, (0.0, 1.0)).all():
+        return proportion_interval(int(credits.sum()), credits.size)
+    mean = float(credits.mean())
+    if np.ptp(credits) == 0:
+        return Interval(mean, mean, mean, credits.size)
+    return replicate_interval(mean, mean_replicates(credits[None], seed=seed)[:, 0], credits.size)
