@@ -10,13 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import tiny_tokenizer
+from trl.data_utils import maybe_extract_prompt
 
 from densepath.data import Encoded, encode_pair
 from densepath.errors import DataError
 from densepath.evals import auroc
 from densepath.evals.altered_numbers import AlteredAnswer, altered_figures, changes
 from densepath.evals.first_error import SteppedSolution, encode_steps, first_error_figures, step_tokens
-from densepath.evals.preferences import PreferencePair, pair_credits, preference_figures
+from densepath.evals.preferences import PreferencePair, explicit_prompt, pair_credits, preference_figures
 from densepath.evals.signals import Aggregation, Piece, aggregate, piece_measures
 from densepath.stats import bootstrap
 
@@ -274,3 +275,15 @@ def test_aggregation_by_hand(how):
     expected = {"sum": -1.0, "mean": -0.5, "min": -3.0}[how.value]
     assert aggregate(np.array([2.0, -3.0]), how) == expected
     assert not math.isnan(expected)
+
+
+TURNS = st.lists(st.sampled_from("abc"), min_size=1, max_size=4)
+
+
+@given(TURNS, TURNS, st.sampled_from([None, "a question", [{"role": "user", "content": "a"}]]))
+def test_a_shared_prompt_is_what_trl_takes_for_one(chosen, rejected, prompt):
+    row = {
+        name: [{"role": "assistant" if k else "user", "content": word} for k, word in enumerate(words)]
+        for name, words in (("chosen", chosen), ("rejected", rejected))
+    } | ({} if prompt is None else {"prompt": prompt})
+    assert explicit_prompt(row) == {**row, **maybe_extract_prompt(row)}

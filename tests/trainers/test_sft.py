@@ -16,8 +16,9 @@ from transformers import TrainerCallback
 from trl import SFTConfig
 
 from densepath.errors import ConfigError, NumericalError
+from densepath.models.references import reference_name
 from densepath.trainers.callbacks import COMPLETE_MARKER, last_complete_checkpoint
-from densepath.trainers.sft import reference_name, save_model, sft_trainer, train_resumable
+from densepath.trainers.sft import save_model, sft_trainer, train_resumable
 
 EOS = 1  # <|im_end|> of the tiny tokenizer, its pad token as well
 ROWS = [  # (ids, 1 where the token is an action); lengths and shares of actions differ

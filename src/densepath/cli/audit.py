@@ -16,8 +16,8 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(AuditArguments, argv, prog="densepath audit", description=DESCRIPTION)
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.audit import run_audit_command
-    from densepath.pipeline.libraries import quiet_libraries
     from densepath.terminal import terminal
 
     quiet_libraries()

@@ -17,8 +17,8 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(DiagnoseArguments, argv, prog="densepath diagnose", description=DESCRIPTION)
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.diagnose import run_diagnose_command
-    from densepath.pipeline.libraries import quiet_libraries
     from densepath.terminal import terminal
 
     quiet_libraries()

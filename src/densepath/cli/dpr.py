@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"": "DPRConfig (TRL's GRPOConfig with beta, gamma, baseline, dense_reward)"},
     )
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.standalone import run_dpr_command
     from densepath.terminal import terminal
 

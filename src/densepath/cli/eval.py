@@ -13,7 +13,7 @@ DESCRIPTION = "Sample completions of held-out prompts and check them with a prog
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(EvalArguments, argv, prog="densepath eval", description=DESCRIPTION)
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.standalone import run_eval_command
     from densepath.terminal import terminal
 

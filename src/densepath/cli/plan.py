@@ -23,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"},
     )
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.plan import plan_recipe, require_fit
     from densepath.planning.table import headline, plan_json, plan_table, verdict
     from densepath.terminal import say, show, terminal

@@ -16,7 +16,7 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(RankArguments, argv, prog="densepath rank", description=DESCRIPTION)
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.ranking import run_rank_command
     from densepath.terminal import terminal
 

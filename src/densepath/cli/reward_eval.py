@@ -16,7 +16,7 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(RewardEvalArguments, argv, prog="densepath reward-eval", description=DESCRIPTION)
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.uses import run_reward_eval_command
     from densepath.terminal import terminal
 

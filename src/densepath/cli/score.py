@@ -13,7 +13,7 @@ DESCRIPTION = "Grade every token of given completions: log pi_SFT - log pi_ref, 
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(ScoreArguments, argv, prog="densepath score", description=DESCRIPTION)
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.score_job import run_score_command
     from densepath.terminal import terminal
 

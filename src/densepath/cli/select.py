@@ -16,8 +16,8 @@ DESCRIPTION = (
 def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(SelectArguments, argv, prog="densepath select", description=DESCRIPTION)
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.choosing import run_select_command
-    from densepath.pipeline.libraries import quiet_libraries
     from densepath.terminal import terminal
 
     quiet_libraries()

@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> int:
     from densepath.terminal import terminal
 
     require_extra()
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.serve.command import run_serve_command
 
     quiet_libraries()

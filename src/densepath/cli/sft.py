@@ -19,7 +19,7 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"": "TRL's SFTConfig"},
     )
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.standalone import run_sft_command
     from densepath.terminal import terminal
 

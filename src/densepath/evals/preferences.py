@@ -30,19 +30,18 @@ def explicit_prompt(row: Row) -> Row:
 
     Many data sets are written so, some with the prompt as text beside it. Text without a prompt is left alone.
 
-    Source: `trl.data_utils.maybe_extract_prompt`.
+    Source: `trl.data_utils.maybe_extract_prompt`, for conversations.
     """
-    both = row.get("chosen"), row.get("rejected")
-    if not all(isinstance(turns, (list, tuple)) and turns and isinstance(turns[0], dict) for turns in both):
+    if not all(isinstance(row.get(name), (list, tuple)) for name in ("chosen", "rejected")):
         return row
-    if any(turns[0].get("role") == "assistant" for turns in both if turns):  # answers alone
+    chosen, rejected = both = row["chosen"], row["rejected"]
+    if not all(turns and isinstance(turns[0], dict) for turns in both):
         return row
-    from trl.data_utils import maybe_extract_prompt
-
-    return {
-        **row,
-        **maybe_extract_prompt({name: row[name] for name in ("prompt", "chosen", "rejected") if name in row}),
-    }
+    if any(turns[0].get("role") == "assistant" for turns in both) or isinstance(row.get("prompt"), (list, tuple)):
+        return row  # answers alone
+    differing = (index for index, (mine, other) in enumerate(zip(chosen, rejected, strict=False)) if mine != other)
+    shared = next(differing, min(len(chosen), len(rejected)) - 1)  # of two that are the same, the last turn differs
+    return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 
 
 def check_preference(row: Row) -> None:

@@ -18,8 +18,9 @@ from densepath.models.load import model_context
 from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.terminal import Console
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.ema import EMA_NAME
-from densepath.trainers.sft import reference_name, train_resumable
+from densepath.models.references import EMA_NAME
+from densepath.models.references import reference_name
+from densepath.trainers.sft import train_resumable
 from densepath.trainers.trl_config import QUIET, device_defaults, trl_config
 
 FORWARD_FLOPS = 2

@@ -19,8 +19,9 @@ from densepath.records.arm import Budget
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
 from densepath.trainers.dpr import DPRTrainer
-from densepath.trainers.ema import EMA_NAME
-from densepath.trainers.sft import reference_name, save_model_atomic
+from densepath.models.references import EMA_NAME
+from densepath.models.references import reference_name
+from densepath.trainers.sft import save_model_atomic
 
 
 def train(stage: Stage) -> Outcome:

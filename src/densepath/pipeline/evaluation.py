@@ -30,7 +30,6 @@ from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies, view_on_base
 from densepath.terminal import Console
-from densepath.trainers.sft import reference_name
 
 NLL_ROWS = 100
 """Held-out demonstrations whose negative log-likelihood is measured."""

@@ -23,7 +23,7 @@ from densepath.pipeline import cells
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid
-from densepath.pipeline.libraries import quiet_libraries
+from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.plan import machine_memory, plan_recipe
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.recipe import Setting, read_recipe

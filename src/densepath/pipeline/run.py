@@ -23,7 +23,7 @@ from densepath.models.load import load_tokenizer
 from densepath.pipeline.cells import prepare, run_cell
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid, needs_reference
-from densepath.pipeline.libraries import quiet_libraries
+from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant
 from densepath.pipeline.results import grid_record

@@ -152,7 +152,7 @@ def _start(threads: int, preload: Sequence[str]) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
 
     torch.set_num_threads(threads)
     quiet_libraries()

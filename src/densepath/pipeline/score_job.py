@@ -158,7 +158,7 @@ def _in_processes(job: Job, mine: range, shards: int, report: Report) -> None:
 
 def _work(job: Job, shard: int, shards: int, messages: Any, parent: int) -> None:
     """Body of a process: one shard, its progress and its end told to the parent."""
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
 
     quiet_libraries()
 

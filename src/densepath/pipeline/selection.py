@@ -36,8 +36,6 @@ from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
 from densepath.stats.intervals import lower_bound, mean_interval, metric_interval
 from densepath.terminal import Console, warn
-from densepath.trainers.ema import EMA_NAME
-from densepath.trainers.sft import reference_name
 
 
 def candidate_references(arguments: RunArguments) -> list[str]:

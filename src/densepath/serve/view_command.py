@@ -99,7 +99,7 @@ def _text_view(arguments: ViewArguments) -> ScoreView:
 
 
 def _load(arguments: ViewArguments) -> RewardChoices:
-    from densepath.pipeline.libraries import quiet_libraries
+    from densepath.models.quiet import quiet_libraries
     from densepath.serve.view_models import RewardChoices
 
     quiet_libraries()

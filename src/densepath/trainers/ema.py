@@ -14,10 +14,9 @@ from transformers import TrainerCallback
 
 from densepath.errors import ConfigError, ResumeError
 from densepath.io import atomic_path
+from densepath.models.references import EMA_NAME
 from densepath.trainers.callbacks import save_folder_atomic
 
-EMA_NAME = "ema"
-"""Name of the reference, and of its folder."""
 _FILE = "ema.safetensors"
 
 

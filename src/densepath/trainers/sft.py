@@ -14,6 +14,7 @@ from densepath.errors import ConfigError
 from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
+from densepath.models.references import reference_name
 from densepath.trainers.callbacks import (
     CompleteCheckpointCallback,
     MetricsCallback,
@@ -118,11 +119,6 @@ def sft_trainer(
             write = functools.partial(save_model, trainer, tokenizer)
             trainer.add_callback(EMACallback(reference_folder, ema_decay, write))
     return trainer
-
-
-def reference_name(fraction: float) -> str:
-    """Folder name of a fraction: 0.5 -> "0.5"."""
-    return f"{fraction:g}"
 
 
 def save_model(trainer: Any, tokenizer: Any, folder: Path, state_dict: dict[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The libraries below densepath, kept quiet."""
+"""The libraries below say nothing that densepath does not say itself."""
 
 from __future__ import annotations
 
