@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.experiments.made_up import METHODS, cell, drawn
 
 from densepath.errors import DataError
-from densepath.experiments.markdown import results_markdown
-from densepath.experiments.results import assemble, write_results
+from densepath.pipeline.markdown import results_markdown
+from densepath.pipeline.results import assemble, write_results
 from densepath.records.arm import Arm
 
 SFT, CONTINUED, CONTRASTIVE, DPR = METHODS

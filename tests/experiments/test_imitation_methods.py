@@ -8,7 +8,8 @@ import json
 
 import pytest
 import torch
-from densepath.experiments.cell import Cell
+from densepath.experiments import imitation
+from densepath.pipeline.cell import Cell
 from densepath.pipeline.training import train_continued_sft
 from rich.console import Console
 from safetensors.torch import load_file
@@ -17,7 +18,6 @@ from tests.tiny_models import tiny_llama
 from tests.trainers.test_sft import StopAt
 
 from densepath.config.experiment import MethodArguments
-from densepath.experiments import imitation
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
 from densepath.pipeline.run_folder import RunFolder

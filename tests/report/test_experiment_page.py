@@ -16,8 +16,8 @@ from tests.experiments.made_up import METHODS, drawn
 from tests.report.test_report_page import HOSTILE, Page, poison
 
 from densepath.cli.main import main
-from densepath.experiments.markdown import results_markdown
-from densepath.experiments.results import assemble
+from densepath.pipeline.markdown import results_markdown
+from densepath.pipeline.results import assemble
 from densepath.records.arm import Arm
 from densepath.report.experiment import render_experiment
 from densepath.report.experiment_table import experiment_table

@@ -15,12 +15,11 @@ from densepath.io import read_jsonl
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._stage import dpr_config, tokens_trained
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable
+from densepath.models.references import EMA_NAME, reference_name
 from densepath.records.arm import Budget
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
 from densepath.trainers.dpr import DPRTrainer
-from densepath.models.references import EMA_NAME
-from densepath.models.references import reference_name
 from densepath.trainers.sft import save_model_atomic
 
 

@@ -22,6 +22,7 @@ from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.references import reference_name
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.selection import chosen
 from densepath.records.arm import Arm, ArmResult

@@ -17,18 +17,17 @@ from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper
 from densepath.errors import ConfigError, ExperimentError
 from densepath.evals.verifiers import get_verifier
-from densepath.experiments.results import write_results
 from densepath.io import without_secrets, write_text_atomic
+from densepath.models.quiet import quiet_libraries
 from densepath.pipeline import cells
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid
-from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.plan import machine_memory, plan_recipe
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.recipe import Setting, read_recipe
 from densepath.pipeline.regimes import STEPS
-from densepath.pipeline.results import grid_record
+from densepath.pipeline.results import grid_record, write_results
 from densepath.pipeline.run import check_configuration
 from densepath.pipeline.run_folder import resolved
 from densepath.pipeline.scheduler import Finished, run_tasks, seconds_left

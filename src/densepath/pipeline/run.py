@@ -14,20 +14,21 @@ import torch
 from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic
+from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.methods.continued_sft import BudgetArguments
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_tokenizer
+from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid, needs_reference
-from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant
 from densepath.pipeline.results import grid_record
 from densepath.pipeline.run_folder import RunFolder, resolved
+from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import chosen
 from densepath.records.arm import Arm
 from densepath.report import results_table, write_report
@@ -79,8 +80,9 @@ def run_pipeline(
             date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         grid = Grid(run.path, [run_setting(arguments, others)], [arguments.seed], flat=True)
-        record = _train_and_ask(run, grid, console)
-        write_json_atomic(run / "results.json", record)
+        grid = _train_and_ask(run, grid, console)
+        write_json_atomic(run / "results.json", grid_record(grid, read_json(run / "environment.json")))
+        write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
         paths = write_report(run.path)
         show_results(run.path, console)
         say(console, f"report: {paths.html.resolve()}")
@@ -102,8 +104,8 @@ def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
     return Setting(arguments.dataset_name, arguments, dict(others), plans)
 
 
-def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> dict[str, Any]:
-    """Every stage in its order, each done once; what is done is told and passed over."""
+def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> Grid:
+    """Every stage in its order, each done once; what is done is passed over. Returns the arms that there are."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
     job = grid.sft_job(setting, seed)
@@ -122,14 +124,14 @@ def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> dict[str, An
         cell = grid.job(setting, plan, variant, seed, ("validation", "test"))
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
         gc.collect()  # trainers are reference cycles around a model and its optimizer
-    return grid_record(replace(grid, settings=[replace(setting, methods=arms)]), read_json(run / "environment.json"))
+    return replace(grid, settings=[replace(setting, methods=arms)])
 
 
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
     results = read_json(run_dir / "results.json")
     show(console, results_table(results))
-    for warning in results["warnings"]:
+    for warning in results["settings"][0]["warnings"]:
         warn(console, warning)
 
 

@@ -29,6 +29,7 @@ from densepath.io import read_json, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
 from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder

@@ -31,7 +31,7 @@ def render_experiment(record: Mapping[str, Any]) -> str:
     """The page as text: one file, no network, no script.
 
     Args:
-        record: what `densepath.experiments.results.assemble` made, or `results.json` read back.
+        record: what `densepath.pipeline.results.assemble` made, or `results.json` read back.
     """
     sections = [_section(record, setting, f"s{index}") for index, setting in enumerate(record["settings"])]
     return (

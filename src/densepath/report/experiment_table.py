@@ -25,7 +25,7 @@ def experiment_table(record: Mapping[str, Any], width: int = WIDE) -> Group:
     decodings, the costs and the plots stand on the page.
 
     Args:
-        record: what `densepath.experiments.results.assemble` made.
+        record: what `densepath.pipeline.results.assemble` made.
         width: columns of the terminal; below `WIDE` the table ends after the differences to SFT.
     """
     parts: list[RenderableType] = []
