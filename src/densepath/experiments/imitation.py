@@ -20,7 +20,6 @@ from densepath.models.compat import eos_token_ids
 from densepath.models.extrapolation import save_extrapolated
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import longest_prompt, read_split
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.selection import chosen
 from densepath.pipeline.training import (
     FORWARD_FLOPS,
@@ -35,6 +34,7 @@ from densepath.pipeline.training import (
     train_shown,
 )
 from densepath.pipeline.trl_config import QUIET, device_defaults, trl_config
+from densepath.progress import StageProgress
 from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.self_play import SPIN, SelfPlayConfig, SelfPlayTrainer, opponent_tokens, self_play_pairs
 from densepath.trainers.sft import save_model_atomic

@@ -28,9 +28,9 @@ from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
 from densepath.pipeline.plan import machine_memory, plan_recipe
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run import check_configuration
 from densepath.pipeline.run_folder import resolved
+from densepath.progress import StageProgress
 from densepath.records.arm import Arm
 from densepath.report.experiment_table import WIDE, experiment_table
 from densepath.terminal import Console, say, show, terminal

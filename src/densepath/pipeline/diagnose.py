@@ -16,7 +16,7 @@ from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.choosing import kept_references
 from densepath.pipeline.data import Rows, check_answers, check_prompts, load_rows
-from densepath.pipeline.progress import StageProgress
+from densepath.progress import StageProgress
 from densepath.report.diagnosis import diagnosis_tables, recommendation_text
 from densepath.report.diagnosis_page import diagnosis_html
 from densepath.terminal import Console, say, show, warn

@@ -19,10 +19,10 @@ from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
 from densepath.models.references import reference_name
 from densepath.pipeline.data import read_split
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen
 from densepath.pipeline.training import load_frozen, reference_path
+from densepath.progress import StageProgress
 from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy

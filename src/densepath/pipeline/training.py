@@ -19,14 +19,15 @@ from densepath.io import read_jsonl
 from densepath.models.load import load_model, load_tokenizer
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.data import demonstration_pairs, fitting_rows, longest_prompt, prompt_dataset, read_split
-from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
+from densepath.progress import StageProgress
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
 from densepath.terminal import Console
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
 
 FORWARD_FLOPS = 2
