@@ -29,8 +29,6 @@ IMPORTED = (
     "densepath.scoring.job",
     "transformers.models.llama.modeling_llama",
     "peft.tuners.lora.model",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_svg",
 )
 NO_MOUNT = 77  # exit code where the machine does not let a process mount a small disk
 

@@ -32,7 +32,8 @@ from densepath.pipeline.training import (
     sft_config,
 )
 from densepath.report import ReportPaths, results_table, write_report
-from densepath.terminal import Console, say, show, terminal, warn
+from densepath.report.console import print_parts
+from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.refusals import check_startable
 
 OWN_KEYS = {
@@ -125,7 +126,7 @@ def _do(stage: Callable[..., None], *args: Any, **kwargs: Any) -> None:
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
     results = read_json(run_dir / "eval/results.json")
-    show(console, results_table(results))
+    print_parts(console, results_table(results))
     for warning in results["warnings"]:
         warn(console, warning)
 

@@ -1,6 +1,6 @@
 (function () {
   "use strict";
-  var live = document.body.dataset.live === "yes";
+  var live = document.querySelector(".view").dataset.live === "yes";
   var byId = function (id) { return document.getElementById(id); };
   var controls = byId("controls"), list = byId("rows"), count = byId("count"), result = byId("result");
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.core.spans import RewardSpan, worst_spans
+from densepath.records.spans import RewardSpan, worst_spans
 
 # Eighths are exact in binary, so that sums have no rounding and ties are ties.
 EIGHTHS = st.integers(-24, 24).map(lambda n: n / 8)
