@@ -21,7 +21,7 @@ from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_a
 from densepath.methods._stage import FORWARD_FLOPS, TRAIN_FLOPS, Stage, parameters_of, prefixed, tokens_trained
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable
-from densepath.pipeline.progress import StageProgress
+from densepath.progress import StageProgress
 from densepath.records.arm import Budget
 from densepath.records.codec import field_names, from_json, to_json
 from densepath.records.outcome import Outcome

@@ -16,9 +16,10 @@ from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import model_context
 from densepath.models.references import EMA_NAME, reference_name
-from densepath.pipeline.progress import ProgressCallback, StageProgress
+from densepath.progress import StageProgress
 from densepath.terminal import Console
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.sft import train_resumable
 from densepath.trainers.trl_config import QUIET, device_defaults, trl_config
 

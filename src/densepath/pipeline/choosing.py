@@ -17,10 +17,11 @@ from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import check_answers, load_rows
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import INPUTS
+from densepath.progress import StageProgress
+from densepath.report.console import print_parts
 from densepath.report.selection import selection_table
-from densepath.terminal import Console, say, show, warn
+from densepath.terminal import Console, say, warn
 
 BASE = "0"
 """Name of the model before SFT, as in a run's `reference`."""
@@ -84,7 +85,7 @@ def run_select_command(arguments: SelectArguments, console: Console) -> dict[str
             console,
             f"{pairs}: {record['preferences_set_aside']} rows set aside: equal twins, or longer than the context",
         )
-    show(console, selection_table(record))
+    print_parts(console, selection_table(record))
     chosen = "none" if record["chosen"] is None else record["chosen"]
     say(console, f"chosen: {chosen}: {record['reason']}")
     for one in record["comparisons"]:

@@ -17,10 +17,11 @@ from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.choosing import kept_references
 from densepath.pipeline.data import check_answers, check_prompts, load_rows
-from densepath.pipeline.progress import StageProgress
-from densepath.report.diagnosis import diagnosis_tables, recommendation_text
-from densepath.report.diagnosis_page import diagnosis_html
-from densepath.terminal import Console, say, show, warn
+from densepath.progress import StageProgress
+from densepath.report.console import print_parts
+from densepath.report.diagnosis import diagnosis_page, diagnosis_parts
+from densepath.report.html import page_html
+from densepath.terminal import Console, say, warn
 
 DEFAULT_COMPLETION_LENGTH = 128
 
@@ -75,12 +76,10 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         "paths": references,
         **found.as_dict(),
     }
-    for table in diagnosis_tables(record):
-        show(console, table)
-    show(console, recommendation_text(record))
+    print_parts(console, *diagnosis_parts(record))
     write_json_atomic(Path(arguments.output_file), record)
     if arguments.html_file is not None:
-        write_text_atomic(Path(arguments.html_file), diagnosis_html(record))
+        write_text_atomic(Path(arguments.html_file), page_html(diagnosis_page(record)))
         say(console, f"page: {Path(arguments.html_file).resolve()}")
     say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record

@@ -23,8 +23,8 @@ from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.models.references import reference_name
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.selection import chosen
+from densepath.progress import StageProgress
 from densepath.records.arm import Arm, ArmResult
 from densepath.records.codec import from_json, to_json
 from densepath.rewards.dense import DenseReward

@@ -24,15 +24,16 @@ from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid
 from densepath.pipeline.plan import machine_memory, plan_recipe
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.recipe import Setting, read_recipe
 from densepath.pipeline.regimes import STEPS
 from densepath.pipeline.results import grid_record, write_results
 from densepath.pipeline.run import check_configuration
 from densepath.pipeline.run_folder import resolved
 from densepath.pipeline.scheduler import Finished, run_tasks, seconds_left
-from densepath.report.experiment_table import WIDE, experiment_table
-from densepath.terminal import Console, say, show, terminal
+from densepath.progress import StageProgress
+from densepath.report.console import print_parts
+from densepath.report.experiment_brief import WIDE, experiment_parts
+from densepath.terminal import Console, say, terminal
 
 GIB = 2**30
 REGIME_MEMORY = 1.5 * GIB
@@ -117,7 +118,7 @@ def run_experiment(
     paths = write_results(grid.folder, record)
     # A file or pipe takes lines of any length.
     table_console = console if console.is_terminal else terminal(file=console.file, width=max(console.width, WIDE))
-    show(table_console, experiment_table(record, table_console.width))
+    print_parts(table_console, *experiment_parts(record, table_console.width))
     say(console, f"report: {paths.html.resolve()}")
     failed = ["/".join(map(str, key)) for key, result in ended.items() if result.error and isinstance(key, tuple)]
     if failed:

@@ -13,9 +13,10 @@ from trl import SFTConfig
 
 from densepath.data import encode_demonstrations
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, Regime, regime_rows, regime_tokenizer
-from densepath.pipeline.progress import ProgressCallback, StageProgress
+from densepath.progress import StageProgress
 from densepath.terminal import Console
 from densepath.trainers.callbacks import save_folder_atomic
+from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.sft import save_model, sft_trainer, train_resumable
 from densepath.trainers.trl_config import QUIET, device_defaults, trl_config
 

@@ -15,12 +15,13 @@ from densepath.errors import DataError
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.pipeline.comparisons import differs, family_sizes, setting_comparisons
 from densepath.pipeline.grid import Grid
-from densepath.pipeline.markdown import results_markdown
 from densepath.pipeline.setting_cells import Place, SettingCells, length_ratio, mean_length, verdicts
 from densepath.pipeline.statements import statements, warnings
 from densepath.records.arm import SFT, Arm, ArmResult, Budget, mean_of
 from densepath.records.codec import field_names, to_json
-from densepath.report.experiment import render_experiment
+from densepath.report.experiment import experiment_page
+from densepath.report.experiment_brief import results_markdown
+from densepath.report.html import page_html
 from densepath.report.parse import clean
 
 INTERVAL = (
@@ -222,7 +223,7 @@ def write_results(folder: Path, record: Mapping[str, Any]) -> ExperimentPaths:
     write_text_atomic(paths.csv, _csv(record, "rows"))
     write_text_atomic(paths.comparisons, _csv(record, "comparisons"))
     write_text_atomic(paths.markdown, results_markdown(record))
-    write_text_atomic(paths.html, render_experiment(record))
+    write_text_atomic(paths.html, page_html(experiment_page(record)))
     return paths
 
 

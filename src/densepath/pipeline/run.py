@@ -32,7 +32,8 @@ from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import chosen
 from densepath.records.arm import Arm
 from densepath.report import results_table, write_report
-from densepath.terminal import Console, say, show, terminal, warn
+from densepath.report.console import print_parts
+from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.refusals import check_startable
 
 OWN_KEYS = {
@@ -130,7 +131,7 @@ def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> Grid:
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
     results = read_json(run_dir / "results.json")
-    show(console, results_table(results))
+    print_parts(console, results_table(results))
     for warning in results["settings"][0]["warnings"]:
         warn(console, warning)
 

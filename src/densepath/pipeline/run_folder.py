@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import shutil
 import time
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from densepath.config.coerce import expanded
 from densepath.errors import ResumeError, StorageError, UsageError
-from densepath.io import UNWRITABLE, read_json, without_secrets, write_json_atomic, write_text_atomic
+from densepath.io import UNWRITABLE, hold_lock, read_json, without_secrets, write_json_atomic, write_text_atomic
 from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
@@ -52,7 +52,7 @@ class RunFolder:
     def __init__(self, path: Path, *, process: int | None = None, read_only: bool = False) -> None:
         self.path = path = path.expanduser()  # as transformers does with output_dir
         self.writes = process in (None, 0) and not read_only
-        self._lock: Any = None
+        self._lock: FileLock | None = None
         if read_only:
             return
         if process is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -66,14 +66,14 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if not self.writes:
                 return
-            self._lock = (path / ".lock").open("a")
+            self._lock = hold_lock(
+                path / ".lock", f"{path}: another densepath process works in this run folder; wait for it"
+            )
+        except StorageError:
+            raise
         except OSError as error:
             remedy = UNWRITABLE.get(error.errno or 0, "give another output_dir")
             raise StorageError(f"cannot write the run folder {path}: {error.strerror or error}; {remedy}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(f"{path}: another densepath process works in this run folder; wait for it") from None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -81,7 +81,7 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the lock."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     def open_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration, or compare it with the one that the folder was made with; then tidy.

@@ -31,8 +31,8 @@ from densepath.models.compat import weights_differ
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.data import read_split
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
+from densepath.progress import StageProgress
 from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
 from densepath.stats.intervals import lower_bound, mean_interval, metric_interval

@@ -21,13 +21,14 @@ from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable, model_context
 from densepath.pipeline.data import check_answers, check_prompts, load_rows
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
-from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder, resolved
+from densepath.progress import StageProgress
 from densepath.records.codec import to_json
 from densepath.stats.intervals import mean_interval, metric_interval
 from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.refusals import check_startable
 from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
 from densepath.trainers.trl_config import QUIET, device_defaults, peft_config, trl_config

@@ -9,9 +9,8 @@ from densepath.pipeline.comparisons import LENGTH_SHARE, MethodComparison
 from densepath.pipeline.setting_cells import Place, SettingCells
 from densepath.records.arm import SFT
 from densepath.records.estimates import Interval, Verdict
+from densepath.report.document import interval_text
 from densepath.report.records import Estimate
-from densepath.report.table import format_interval
-from densepath.report.text import minus
 from densepath.report.verdict import KL_WATCH, TRUNCATED_WATCH
 
 
@@ -71,7 +70,7 @@ def _clause(cells: SettingCells, one: MethodComparison, same: bool) -> str:
 
 
 def _interval(value: Interval, *, signed: bool = False) -> str:
-    return minus(format_interval(Estimate(value.mean, value.low, value.high), signed=signed))
+    return interval_text(Estimate(value.mean, value.low, value.high), signed=signed)
 
 
 def warnings(cells: SettingCells, rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -128,6 +128,11 @@ class Span:
         """The sum of the known rewards of the span, in nats."""
         return sum(reward for reward in self.rewards if reward is not None)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the span."""
+        return max(len(self.token_ids), len(self.rewards))
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -144,7 +149,7 @@ class Completion:
     @property
     def num_tokens(self) -> int:
         """Scored tokens, EOS included."""
-        return sum(max(len(span.token_ids), len(span.rewards)) for span in self.spans)
+        return sum(span.num_tokens for span in self.spans)
 
 
 @dataclass(frozen=True)

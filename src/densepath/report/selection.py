@@ -1,29 +1,24 @@
-"""The record of `densepath select` as a terminal table."""
+"""The record of `densepath select` as a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from rich.text import Text
-
 from densepath.report import parse
-from densepath.report.table import format_interval
-from densepath.terminal import Table, plain_table
+from densepath.report.document import Column, Row, Run, Table, Words, interval_text
 
 
 def selection_table(record: Mapping[str, Any]) -> Table:
     """One row a reference, one column a criterion; the best of each column is marked."""
     criteria = list(record["best_by"])
-    table = plain_table()
-    table.add_column("reference", no_wrap=True)
-    for name in criteria:
-        table.add_column(Text(f"{name}\n{record['units'][name]}"), justify="right", no_wrap=True)
+    columns = (Column("reference"), *(Column(name, record["units"][name], numeric=True) for name in criteria))
+    rows = []
     for candidate in record["candidates"]:
-        cells = []
+        cells: list[Words] = [candidate["reference"]]
         for name in criteria:
             best = record["best_by"][name] == candidate["reference"]
-            value = format_interval(parse.estimate(candidate["criteria"][name]["value"]), 2)
-            cells.append(Text(value + (" *" if best else "  "), style="bold" if best else ""))
-        table.add_row(Text(candidate["reference"]), *cells)
-    return table
+            value = interval_text(parse.estimate(candidate["criteria"][name]["value"]), 2)
+            cells.append(Run(value + (" *" if best else "  "), "bold" if best else ""))
+        rows.append(Row(tuple(cells)))
+    return Table(columns, tuple(rows))

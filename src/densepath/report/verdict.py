@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from densepath.report.document import interval_text
 from densepath.report.records import Curve, PairedRow, Results, Selection, Verdict
-from densepath.report.table import format_interval
-from densepath.report.text import minus
 
 KL_WATCH = 1.5
 """Nats per completion: most collapses of the prototype came above it (one came at 0.4). Ours."""
@@ -64,7 +63,7 @@ def _join(words: Sequence[str]) -> str:
 
 def _sentence(row: PairedRow, results: Results) -> str:
     direction = "" if results.metric.higher_is_better else " (lower is better)"
-    change = minus(format_interval(row.difference, signed=True, missing="an unknown amount"))
+    change = interval_text(row.difference, signed=True, missing="an unknown amount")
     words = _WORDS.get(row.verdict, "undecided")
     return (
         f"{results.label(row.arm)} against {results.label(row.against)}, {row.decoding}: {words}; "
