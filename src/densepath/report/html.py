@@ -16,83 +16,60 @@ from densepath.report.document import (
     Notice,
     Paragraph,
     Row,
-    Run,
     Samples,
     Section,
     Table,
     Tile,
     Tiles,
-    Words,
-    number,
-    runs,
     walk,
 )
 from densepath.report.elements import asset, content_policy, element, join, text
 from densepath.report.heatmap import heat_scale, heatmap_html, legend_html
 from densepath.report.plots import arm_color, svg
 from densepath.report.records import Completion, Sample
+from densepath.report.words import Run, Words, number, runs
 
 _ELEMENTS = {"strong": "strong", "small": "small", "code": "code", "quote": "q"}
 _TAGS = {"tag": "tag", "better": "tag better", "worse": "tag worse"}
 
 
 def page_html(document: Document, *, live: bool = False) -> str:
-    """The whole page as text; a `live` one may ask the server that it came from."""
-    assets = _assets(document)
-    script = "".join(asset(name) for name in assets if name.endswith(".js"))
-    style = "".join(asset(name) for name in ("page.css", *assets) if name.endswith(".css"))
-    heading = element("h1", document.heading or document.title, id="title")
-    facts = [element("div", element("dt", name), " ", element("dd", value)) for name, value in document.facts]
-    return page(
-        f"{document.title} · {document.brand}",
-        join(
-            [
-                element(
-                    "header",
-                    element("p", document.brand, class_="brand"),
-                    heading,
-                    element("dl", *facts, class_="facts", id="facts"),
-                ),
-                _navigation(document),
-                element("main", *map(_section, document.sections), _next(document.next)),
-                element("footer", words_html(document.footer)),
-            ]
-        ),
-        style=style,
-        script=script,
-        live=live,
-    )
-
-
-def page(title: str, body: Markup, *, style: str, script: str = "", live: bool = False) -> str:
-    """A page around a body.
+    """The whole page as text.
 
     Args:
-        title: of the window.
-        body: the elements of the body.
-        style: the style sheet.
-        script: the one script.
-        live: whether a server is behind it, which would else be asked for an icon too.
+        document: what it shows.
+        live: whether a server is behind it: the page may ask that one, and asks it for no icon.
     """
+    names = dict.fromkeys(name for part in walk(document.sections) for name in getattr(part, "assets", ()))
+    script = Markup("").join(asset(name) for name in names if name.endswith(".js"))
+    style = Markup("").join(asset(name) for name in ("page.css", *names) if name.endswith(".css"))
+    policy = Markup(content_policy(script, live=live))
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        Markup('<meta http-equiv="Content-Security-Policy" content="{}">').format(
-            Markup(content_policy(script, live=live))
-        ),
+        Markup('<meta http-equiv="Content-Security-Policy" content="{}">').format(policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="referrer", content="no-referrer"),
         element("link", rel="icon", href="data:,") if live else None,
-        element("title", title),
-        element("style", Markup(style)),
+        element("title", f"{document.title} · {document.brand}"),
+        element("style", style),
     )
-    scripts = element("script", Markup(script)) if script else None
-    return f"<!doctype html>\n{element('html', head, element('body', body, scripts), lang='en')}\n"
+    body = element(
+        "body",
+        _header(document),
+        _navigation(document),
+        element("main", *map(_section, document.sections), _next(document.next)),
+        element("footer", words_html(document.footer)),
+        element("script", script) if script else None,
+    )
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _assets(document: Document) -> list[str]:
-    parts = walk(document.sections)
-    return list(dict.fromkeys(name for part in parts for name in getattr(part, "assets", ())))
+def _header(document: Document) -> Markup:
+    brand = element("p", document.brand, class_="brand")
+    facts = [element("div", element("dt", name), " ", element("dd", value)) for name, value in document.facts]
+    heading = element("h1", document.heading or document.title, id="title")
+    return element("header", brand, heading, element("dl", *facts, class_="facts", id="facts"))
 
 
 def _navigation(document: Document) -> Markup:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.report import parse, sections
-from densepath.report.document import Document, Run, Section, Table
+from densepath.report.document import Document, Section, Table
 from densepath.report.records import Report
+from densepath.report.words import Run
 
 _NEXT = {
     "better": "run densepath experiment over several seeds: one run does not say how another would end.",

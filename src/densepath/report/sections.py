@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from densepath.report.document import (
-    DASH,
     Beside,
     Column,
     Figure,
@@ -17,24 +16,18 @@ from densepath.report.document import (
     Paragraph,
     Part,
     Row,
-    Run,
     Samples,
     Section,
     Table,
     Tile,
     Tiles,
-    Words,
-    duration,
-    interval,
-    number,
     present,
-    share,
-    verdict,
 )
 from densepath.report.drawings import Curves, Whisker, Whiskers
 from densepath.report.load import STAGES
 from densepath.report.records import Curve, Estimate, Results, Sample, Selection, Term, Verdict
 from densepath.report.verdict import KL_WATCH
+from densepath.report.words import DASH, Run, Words, duration, interval, number, share, verdict
 
 
 def warnings_notice(lines: Sequence[str]) -> Notice | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from markupsafe import Markup
-from rich.console import Group, RenderableType
 
 from densepath import __version__
 from densepath.errors import UsageError
@@ -18,12 +17,10 @@ from densepath.io import write_json_atomic, write_text_atomic
 from densepath.report import parse
 from densepath.report.build import ReportPaths
 from densepath.report.compare import Comparison, compare
-from densepath.report.console import heat_text, part_text
-from densepath.report.document import Document, Part, Section, number
+from densepath.report.document import Document, Part, Section
 from densepath.report.elements import asset, content_policy, element, join, text
 from densepath.report.heatmap import heat_scale, legend_html
 from densepath.report.html import page_html, part_html
-from densepath.report.markdown import part_markdown, plain
 from densepath.report.records import ScoredRow
 from densepath.report.scored import SORTS
 from densepath.report.scored_row import scored_row
@@ -222,16 +219,6 @@ def fragment_html(view: ScoreView, prefix: str = "", *, picks: bool = False) -> 
         parts.append(comparison_html(view.comparison, view.scale, f"{prefix}c-"))
     parts += [row_html(row, view.scale, f"{prefix}r{place}-", picks=picks) for place, row in enumerate(view.rows)]
     return Markup("").join(parts)
-
-
-@part_text.register
-def _scores_text(part: Scores) -> RenderableType:
-    return Group(*(heat_text(row.spans, part.view.scale, f"{row.label}: ") for row in part.view.rows))
-
-
-@part_markdown.register
-def _scores_markdown(part: Scores, level: int) -> str:
-    return "\n".join(f"* {plain(row.label)}: {number(row.reward, '+.2f')} nats" for row in part.view.rows)
 
 
 def view_scores(

@@ -11,10 +11,10 @@ from markupsafe import Markup
 from densepath.records.spans import RewardSpan, worst_spans
 from densepath.report.compare import Comparison, aligned_html
 from densepath.report.curve import Line, curve_html
-from densepath.report.document import DASH, number
 from densepath.report.elements import element, join
 from densepath.report.heatmap import LEVELS, heatmap_html, quoted
 from densepath.report.records import Completion, ScoredRow, Span
+from densepath.report.words import DASH, number
 
 WORST = 3
 """Worst spans shown of each completion."""
