@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from densepath.config.run import RunArguments
-from densepath.data import encode_pairs, prompt_of, token_spans
+from densepath.data import encode_pairs, prompt_of, read_tokens
 from densepath.data.rows import is_conversational, turn_text
 from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
@@ -24,6 +24,7 @@ from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen
 from densepath.pipeline.training import load_frozen, reference_path
 from densepath.records.codec import to_json
+from densepath.records.completion import Sample, completion_of
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies, view_on_base
@@ -286,7 +287,7 @@ def _warnings(run: RunFolder, table: Sequence[Mapping[str, Any]]) -> list[str]:
 def _samples(
     arguments: RunArguments, parts: Mapping[tuple[str, float], Any], rows: Sequence[Mapping[str, Any]], tokenizer: Any
 ) -> list[dict[str, Any]]:
-    """The first test prompts with each arm's completion at the first temperature, in spans of whole characters."""
+    """The first test prompts with each arm's completion at the first temperature."""
     temperature = arguments.eval_temperatures[0]
     arms = [arm for arm, at in parts if at == temperature and arm != "continued_sft"]
     found = []
@@ -294,25 +295,22 @@ def _samples(
         completions = {}
         for arm in arms:
             record = parts[arm, temperature]["completions"][index]
-            completions[arm] = {
-                "label": LABELS[arm],
-                "text": record["text"],
-                "metric": record["metric"],
-                "reward": sum(record["rewards"]),
-                "truncated": record["truncated"],
-                "spans": token_spans(
-                    record["completion_ids"], tokenizer, rewards=record["rewards"], logprobs=record["sft_logprobs"]
-                ),
-            }
-        answer = row.get("answer")
+            completions[arm] = completion_of(
+                read_tokens(record["completion_ids"], tokenizer),
+                record["rewards"],
+                sft_logprobs=record["sft_logprobs"],
+                metric=record["metric"],
+                truncated=record["truncated"],
+            )
+        answer, category = row.get("answer"), row.get("family") or row.get("category")
         found.append(
-            {
-                "id": str(row.get("id", index)),
-                "prompt": _prompt_text(prompt_of(dict(row))),
-                "answer": None if answer is None else str(answer),
-                "category": row.get("family") or row.get("category"),
-                "completions": completions,
-            }
+            Sample(
+                id=str(row.get("id", index)),
+                prompt=_prompt_text(prompt_of(dict(row))),
+                answer=None if answer is None else str(answer),
+                category=None if category is None else str(category),
+                completions=completions,
+            ).to_json()
         )
     return found
 

@@ -6,12 +6,12 @@ that its document was built from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from densepath.records.completion import Sample
 from densepath.report.drawings import Drawing
-from densepath.report.records import Sample
 from densepath.report.words import Words
 
 
@@ -130,6 +130,7 @@ class Samples(Part):
 
     assets: ClassVar[tuple[str, ...]] = ("heatmap.css", "tokens.js", "page.js")
     samples: tuple[Sample, ...]
+    labels: Mapping[str, str]
     judged: bool = False
 
 

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
+from densepath.records.completion import Sample, ScoredCompletion
 from densepath.report.document import (
     Beside,
     Document,
@@ -26,7 +27,6 @@ from densepath.report.document import (
 from densepath.report.elements import asset, content_policy, element, join, text
 from densepath.report.heatmap import heat_scale, heatmap_html, legend_html
 from densepath.report.plots import arm_color, svg
-from densepath.report.records import Completion, Sample
 from densepath.report.words import Run, Words, number, runs
 
 _ELEMENTS = {"strong": "strong", "small": "small", "code": "code", "quote": "q"}
@@ -187,8 +187,8 @@ def _fold(part: Fold) -> Markup:
 
 @part_html.register
 def _samples(part: Samples) -> Markup:
-    scale = heat_scale(span for sample in part.samples for item in sample.completions for span in item.spans)
-    articles = [_sample(sample, scale, part.judged) for sample in part.samples]
+    scale = heat_scale(span for sample in part.samples for item in sample.completions.values() for span in item.spans)
+    articles = [_sample(part, sample, scale) for sample in part.samples]
     token = element("output", id="token", hidden=True)
     return join([Markup(legend_html(scale)), _filters(part), *articles, token])
 
@@ -203,11 +203,13 @@ def _filters(part: Samples) -> Markup:
     return element("div", search, chooser, differs, count, id="filters", hidden=True)
 
 
-def _sample(sample: Sample, scale: float, judged: bool) -> Markup:
+def _sample(part: Samples, sample: Sample, scale: float) -> Markup:
     category = element("span", sample.category, class_="tag") if sample.category else None
     expected = None
     if sample.answer is not None:
         expected = element("div", element("small", "expected:"), f" {sample.answer}", class_="text", dir="auto")
+    named = ((part.labels.get(arm, arm), item) for arm, item in sample.completions.items())
+    answers = (_completion(label, item, scale, part.judged) for label, item in named)
     return element(
         "article",
         element(
@@ -216,24 +218,25 @@ def _sample(sample: Sample, scale: float, judged: bool) -> Markup:
             element("div", sample.prompt, class_="text prompt", dir="auto"),
             expected,
         ),
-        element("div", *(_completion(item, scale, judged) for item in sample.completions), class_="sides"),
+        element("div", *answers, class_="sides"),
         class_="card sample",
         data_category=sample.category or "",
         data_differs="yes" if sample.differs else "no",
     )
 
 
-def _completion(item: Completion, scale: float, judged: bool) -> Markup:
+def _completion(label: str, item: ScoredCompletion, scale: float, judged: bool) -> Markup:
     tags = []
     if item.metric is not None:
         words = {1.0: "✓ right", 0.0: "✗ wrong"}.get(item.metric) if judged else None
         tags.append(Run(words or f"metric {number(item.metric, '.4g')}", "better" if item.metric == 1 else "tag"))
     if item.truncated:
         tags.append(Run("cut off at the length limit", "worse"))
-    size = f"{item.num_tokens} tokens" + ("" if item.reward is None else f", reward {number(item.reward, '.2f')} nats")
-    if item.spans:
-        shown = Markup(heatmap_html(item.spans, scale=scale, label=item.label, standalone=False))
-    else:
-        shown = element("div", item.text, class_="text", dir="auto")
-    heading = element("h4", item.label, " ", *map(_run, tags), element("small", size))
-    return element("div", heading, shown, class_="completion")
+    size = f"{len(item.rewards)} tokens, reward {number(item.sum, '.2f')} nats"
+    shown = Markup(heatmap_html(item.spans, scale=scale, label=label, standalone=False))
+    return element(
+        "div",
+        element("h4", label, " ", *map(_run, tags), element("small", size)),
+        shown,
+        class_="completion",
+    )
