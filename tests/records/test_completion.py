@@ -1,4 +1,4 @@
-"""The one layout of a scored completion: what is written is what is read, and everything that holds it has its fields."""
+"""The one layout of a scored completion: what is written is what is read, and all that hold it have its fields."""
 
 import json
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from densepath.errors import DataError
-from densepath.pipeline.score_tables import score_schema
 from densepath.records.codec import field_names, from_json
 from densepath.records.completion import Sample, ScoredCompletion, Span, completion_of
+from densepath.scoring.tables import score_schema
 
 ROOT = Path(__file__).parents[2]
 OF_SAMPLES = {"metric", "truncated"}
@@ -49,7 +49,10 @@ def test_a_sample_comes_back():
 
 
 def test_arms_differ_in_the_metric_or_else_in_their_text():
-    one, other = completion_of(READ, REWARDS, metric=1.0), completion_of(("x", [1], ["x"], [(0, 1)]), [0.5], metric=1.0)
+    one, other = (
+        completion_of(READ, REWARDS, metric=1.0),
+        completion_of(("x", [1], ["x"], [(0, 1)]), [0.5], metric=1.0),
+    )
     assert not Sample("7", "", None, None, {"a": one, "b": other}).differs
     blind = completion_of(READ, REWARDS)
     assert Sample("7", "", None, None, {"a": blind, "b": other}).differs

@@ -17,8 +17,8 @@ from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import check_answers, load_rows
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import INPUTS
+from densepath.progress import StageProgress
 from densepath.report.console import print_parts
 from densepath.report.selection import selection_table
 from densepath.terminal import Console, say, warn

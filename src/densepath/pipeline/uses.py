@@ -14,7 +14,7 @@ from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_model, load_tokenizer
 from densepath.pipeline.data import load_rows
-from densepath.pipeline.progress import StageProgress
+from densepath.progress import StageProgress
 from densepath.report.console import print_parts
 from densepath.report.reward_eval import reward_eval_parts
 from densepath.rewards.dense import DenseReward

@@ -126,7 +126,7 @@ def completion_of(
 
 @dataclass(frozen=True)
 class Sample:
-    """A held-out prompt with each arm's completion: a line of a run's `eval/samples.jsonl`."""
+    """A held-out prompt with each arm's completion: a line of a run's `samples.jsonl`."""
 
     id: str
     prompt: str

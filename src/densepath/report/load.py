@@ -27,8 +27,8 @@ _PARTS = {
     "environment.json": "versions and device",
     "data.json": "data sources and hashes",
     "selection.json": "the choice of reference",
-    "eval/results.json": "the evaluation",
-    "eval/samples.jsonl": "sample completions",
+    "results.json": "the evaluation",
+    "samples.jsonl": "sample completions",
 } | {f"{stage}/metrics.jsonl": f"the training log of {name}" for stage, name in STAGES.items()}
 
 
@@ -86,12 +86,12 @@ def load_run(run_dir: Path) -> RunParts:
         elif value is not None:
             parts.warnings.append(f"{name} does not hold a mapping and is left out")
     parts.selection = read("selection.json")
-    parts.results = read("eval/results.json")
+    parts.results = read("results.json")
     for stage in STAGES:
         rows = read(f"{stage}/metrics.jsonl")
         if rows:
             _add_curves(parts, stage, rows)
-    _add_samples(parts, read("eval/samples.jsonl") or [])
+    _add_samples(parts, read("samples.jsonl") or [])
     return parts
 
 
@@ -131,7 +131,7 @@ def _add_samples(parts: RunParts, rows: list[dict[str, Any]]) -> None:
         try:
             sample = from_json(Sample, parse.clean(row))
         except (DataError, NumericalError) as error:
-            parts.warnings.append(f"eval/samples.jsonl, row {number}: left out: {error}")
+            parts.warnings.append(f"samples.jsonl, row {number}: left out: {error}")
             continue
         tokens += sum(len(completion.rewards) for completion in sample.completions.values())
         if parts.samples and tokens > MAX_SAMPLE_TOKENS:

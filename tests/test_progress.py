@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from densepath.pipeline import progress
+from densepath import progress
 
 
 def test_the_time_left_is_said_once_a_step_is_done(monkeypatch):

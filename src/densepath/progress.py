@@ -1,12 +1,10 @@
-"""Progress of a run: stage, step, tokens per second, time left; a live bar on a terminal, lines elsewhere."""
+"""How far a command is: stage, step, tokens per second, time left; a live bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TimeRemainingColumn
-from transformers import TrainerCallback
 
 from densepath.terminal import Console, progress_bar, say
 
@@ -100,28 +98,3 @@ class StageProgress:
     def advance(self, count: int = 1, tokens: int = 0, note: str = "", seconds_left: float | None = None) -> None:
         """Add finished steps."""
         self.update(self.done + count, tokens=tokens, note=note, seconds_left=seconds_left)
-
-
-class ProgressCallback(TrainerCallback):  # type: ignore[misc]
-    """Feeds a trainer's steps and token counts to a `StageProgress`."""
-
-    def __init__(self, progress: StageProgress) -> None:
-        self.progress = progress
-        self._tokens = 0.0
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Show where training starts: not at 0 when it is resumed."""
-        self.progress.start_at(state.global_step)
-        self.progress.update(state.global_step, total=state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Advance; `num_tokens` is cumulative in TRL's logs."""
-        logs = logs or {}
-        if "loss" not in logs:
-            return
-        total = float(logs.get("num_tokens") or 0)
-        fresh = total - self._tokens if self._tokens else 0.0
-        self._tokens = total
-        names = (("loss", "loss"), ("reward", "reward"), ("kl_sequence", "KL"))
-        note = "  ".join(f"{label} {logs[key]:.3f}" for key, label in names if isinstance(logs.get(key), float))
-        self.progress.update(state.global_step, state.max_steps, tokens=int(fresh), note=note)

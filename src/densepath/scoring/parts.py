@@ -14,7 +14,6 @@ A window's rows and numbers do not depend on who scored it or when, so neither d
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import shutil
@@ -24,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from densepath.errors import DataError, ResumeError, StorageError, UsageError
-from densepath.io import UNWRITABLE, atomic_path, read_json, write_json_atomic
-from densepath.pipeline.score_tables import join_parts, json_line, write_rows
+from densepath.io import UNWRITABLE, atomic_path, hold_lock, read_json, write_json_atomic
+from densepath.scoring.tables import join_parts, json_line, write_rows
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
@@ -148,19 +147,18 @@ class PartFolder:
         Raises:
             StorageError: somebody else has it.
         """
+        busy = f"{self.folder}: another densepath process does this part of the work; wait for it"
         try:
-            file = (self.folder / f".{name}.lock").open("a")
+            lock = hold_lock(self.folder / f".{name}.lock", busy, wait=wait)
+        except StorageError:
+            raise
         except OSError as error:
             remedy = UNWRITABLE.get(error.errno or 0, "give another output_file")
             raise StorageError(f"cannot write {self.folder}: {error.strerror or error}; {remedy}") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except OSError:
-                raise StorageError(
-                    f"{self.folder}: another densepath process does this part of the work; wait for it"
-                ) from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def has(self, window: int) -> bool:
         """Whether a window is done."""

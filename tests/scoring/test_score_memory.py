@@ -14,8 +14,8 @@ from rich.console import Console
 from tests.pipeline.runs import ROOT, save_tiny_model
 
 from densepath.config.reward import ScoreArguments
-from densepath.pipeline import score_shard
-from densepath.pipeline.score_job import run_score_command
+from densepath.scoring import shard
+from densepath.scoring.job import run_score_command
 
 PEAK = """
 import sys
@@ -47,8 +47,8 @@ class _Scorer:
 
 @pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
 def test_the_job_itself_holds_one_window(tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(score_shard, "_scorer", lambda *given: _Scorer())
-    monkeypatch.setattr("densepath.pipeline.score_tables.ROW_GROUP_BYTES", 2**18)
+    monkeypatch.setattr(shard, "_scorer", lambda *given: _Scorer())
+    monkeypatch.setattr("densepath.scoring.tables.ROW_GROUP_BYTES", 2**18)
 
     def peak(count: int) -> tuple[int, int]:
         data = write_rows(tmp_path / f"{count}.jsonl", count)

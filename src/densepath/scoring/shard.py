@@ -17,9 +17,9 @@ from densepath.data import generate_tasks
 from densepath.data.streaming import RowStream, SourceRow
 from densepath.errors import ConfigError, DataError
 from densepath.models.compat import check_vocabulary, context_length
-from densepath.pipeline.score_parts import PartFolder
 from densepath.rewards.dense import REWARD_FILE, DenseReward
 from densepath.rewards.rows import SCORE_COLUMNS, RowScorer
+from densepath.scoring.parts import PartFolder
 from densepath.terminal import Console, warn
 
 Report: TypeAlias = Callable[[float, int], None]

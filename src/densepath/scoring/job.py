@@ -1,7 +1,7 @@
 """`densepath score`: rows of any number -> the same rows with their dense reward; over processes, and on after a kill.
 
-Windows of consecutive rows are the unit of work, of files and of resuming (`score_parts.py`). Shard k of n does every
-n-th window from k (`score_shard.py`). Whoever finds all windows done joins them.
+Windows of consecutive rows are the unit of work, of files and of resuming (`parts.py`). Shard k of n does every
+n-th window from k (`shard.py`). Whoever finds all windows done joins them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from densepath.config.options import check_given, check_reference
 from densepath.config.reward import ScoreArguments
 from densepath.errors import ConfigError, DataError, DensepathError, StorageError
 from densepath.models import locate
-from densepath.pipeline.progress import StageProgress
-from densepath.pipeline.score_parts import Tally
-from densepath.pipeline.score_shard import Job, Report, is_saved_reward, row_stream, score_shard
+from densepath.progress import StageProgress
 from densepath.rewards.rows import SCORE_COLUMNS
+from densepath.scoring.parts import Tally
+from densepath.scoring.shard import Job, Report, is_saved_reward, row_stream, score_shard
 from densepath.terminal import Console, say, terminal, warn
 
 _FREE = ("output_file", "strict", "device", "num_processes", "num_shards", "shard_index", "num_threads")

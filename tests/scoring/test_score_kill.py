@@ -6,16 +6,16 @@ import json
 
 import pytest
 from tests.pipeline.runs import save_tiny_model
-from tests.pipeline.test_score_job import ROWS
+from tests.scoring.test_score_job import ROWS
 
 FSYNC = "densepath.io:os.fsync"
-WRITE = "densepath.pipeline.score_parts:PartFolder.write"
-ROWS_OF_PART = "densepath.pipeline.score_parts:write_rows"
-MARKER = "densepath.pipeline.score_parts:write_json_atomic"
+WRITE = "densepath.scoring.parts:PartFolder.write"
+ROWS_OF_PART = "densepath.scoring.parts:write_rows"
+MARKER = "densepath.scoring.parts:write_json_atomic"
 SCORE = "densepath.rewards.dense:DenseReward.score_ids"
-JOIN = "densepath.pipeline.score_parts:join_parts"
+JOIN = "densepath.scoring.parts:join_parts"
 RENAME = "densepath.io:os.replace"
-REMOVE = "densepath.pipeline.score_parts:shutil.rmtree"
+REMOVE = "densepath.scoring.parts:shutil.rmtree"
 
 # 6 windows of 4 rows, the second with a rejected row, so each write is: rejected (window 1 alone), rows, marker.
 KILLS = [

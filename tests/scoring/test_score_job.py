@@ -24,11 +24,11 @@ from tests.tiny_models import tiny_llama
 
 from densepath.cli.main import main
 from densepath.data import encode_pairs
-from densepath.pipeline import score_shard
-from densepath.pipeline.score_parts import PartFolder
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.rows import RowScorer
+from densepath.scoring import shard
+from densepath.scoring.parts import PartFolder
 
 WORDS = ("cat", "dog", "tree", "moon", "12, 7", "é€", "the answer is")
 
@@ -65,7 +65,7 @@ def score(models, tmp_path, capsys, monkeypatch):
         key = repr((sft, refs, sorted(given.items(), key=str)))
         return loaded[key] if key in loaded else loaded.setdefault(key, load(sft, refs, **given))
 
-    monkeypatch.setattr(score_shard.DenseReward, "from_models", once)
+    monkeypatch.setattr(shard.DenseReward, "from_models", once)
 
     def run(data, output, **changes) -> tuple[int, str]:
         values = {
@@ -229,8 +229,8 @@ def test_shards_give_the_same_file(score, data, tmp_path, monkeypatch, suffix):
     data.write_text(data.read_text() + '{"id": "bad"}\n', encoding="utf-8")
     whole, shared = tmp_path / f"whole{suffix}", tmp_path / f"shared{suffix}"
     assert score(data, whole)[0] == 0
-    for shard in (2, 0):
-        code, said = score(data, shared, num_shards=3, shard_index=shard)
+    for index in (2, 0):
+        code, said = score(data, shared, num_shards=3, shard_index=index)
         assert code == 0
         assert "windows are still to be scored by other shards" in said
     assert not shared.exists()
@@ -367,7 +367,7 @@ def test_a_row_whose_numbers_are_not_finite_is_set_aside_alone(tmp_path):
 
 
 def test_data_none_of_which_can_be_scored_is_refused_early(score, tmp_path, monkeypatch):
-    monkeypatch.setattr(score_shard, "GIVE_UP_AFTER", 8)
+    monkeypatch.setattr(shard, "GIVE_UP_AFTER", 8)
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "x"}\n' * 20)
     code, said = score(path, tmp_path / "scores.jsonl")
