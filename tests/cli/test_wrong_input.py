@@ -305,7 +305,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("eval --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
         ("eval --num_generations 0", "num_generations=0 must be at least 1"),
         ("eval --dataset_name chat --model_name_or_path SFT", 'the row has no "answer" to compare with'),
-        ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: 300 tokens beside max_completion_length="),
+        ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: 300 tokens beside max_"),
         ("eval --dataset_name text --model_name_or_path SFT", 'text.jsonl, row 1: a "text" row has no prompt'),
         ("sft --model_name_or_path SFT --completion_only_loss false", "completion_only_loss=False has no effect"),
         ("dpr --model_name_or_path SFT --max_completion_length none", "max_completion_length=None: give the most"),
@@ -319,7 +319,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ),
         (
             "dpr --model_name_or_path SFT --dataset_name long --max_completion_length 4",
-            "long.jsonl, row 61: 300 tokens beside max_completion_length=",
+            "long.jsonl, row 61: 300 tokens beside max_",
         ),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.experiments.made_up import METHODS, cell, drawn
 
 from densepath.errors import DataError
-from densepath.experiments.results import assemble, write_results
+from densepath.pipeline.results import assemble, write_results
 from densepath.records.arm import Arm
 from densepath.report.experiment_brief import results_markdown
 

@@ -16,7 +16,7 @@ from tests.experiments.made_up import METHODS, drawn
 from tests.report.test_report_page import HOSTILE, Page, poison
 
 from densepath.cli.main import main
-from densepath.experiments.results import assemble
+from densepath.pipeline.results import assemble
 from densepath.records.arm import Arm
 from densepath.report.console import parts_text
 from densepath.report.drawings import Costs, Spent

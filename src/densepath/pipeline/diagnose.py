@@ -8,6 +8,7 @@ from typing import Any
 
 from densepath.config.choice import DiagnoseArguments
 from densepath.data import content_hash
+from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.diagnosis import diagnose
 from densepath.evals.reward_eval import RewardTask, check_rows
@@ -15,7 +16,7 @@ from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.choosing import kept_references
-from densepath.pipeline.data import Rows, check_answers, check_prompts, load_rows
+from densepath.pipeline.data import check_answers, check_prompts, load_rows
 from densepath.progress import StageProgress
 from densepath.report.console import print_parts
 from densepath.report.diagnosis import diagnosis_page, diagnosis_parts

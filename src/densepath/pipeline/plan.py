@@ -15,8 +15,8 @@ from densepath.config.coerce import coerce
 from densepath.config.recipe_yaml import load_mapping, settled
 from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError
+from densepath.methods._stage import dpr_config, sft_config
 from densepath.pipeline.environment import resident_bytes
-from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.fits import check_fits
 from densepath.planning.memory import GIB, HEAP_LIMIT, Adapter, Precision, Sharding

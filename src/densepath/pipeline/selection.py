@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,12 +26,12 @@ from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.signal_to_noise import reward_margins, signal_to_noise
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
+from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
-from densepath.models.load import load_tokenizer
+from densepath.models.load import load_frozen, load_tokenizer
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.data import read_split
 from densepath.pipeline.run_folder import RunFolder
-from densepath.pipeline.training import load_frozen, reference_path
 from densepath.progress import StageProgress
 from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
@@ -51,14 +52,14 @@ def candidate_betas(arguments: RunArguments) -> list[float]:
     return list(arguments.candidate_betas) if arguments.beta == "auto" else [float(arguments.beta)]
 
 
-def run_selection(run: RunFolder, arguments: RunArguments, console: Console, title: str) -> None:
+def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     """Write `selection.json`: the candidates, their scores, and what was chosen and why (null: none helps)."""
-    started = time.time()
+    started, arguments = time.time(), sft.arguments
     references, betas = candidate_references(arguments), candidate_betas(arguments)
     warnings = [
         f"reference {name} has the same weights as the SFT model: the reward is zero everywhere"
         for name in references
-        if not weights_differ(run / "sft/model", reference_path(run, arguments, name))
+        if not weights_differ(sft.model, sft.reference(name))
     ]
     for warning in warnings:
         warn(console, warning)
@@ -81,23 +82,25 @@ def run_selection(run: RunFolder, arguments: RunArguments, console: Console, tit
             "rows": [],
         }
     elif arguments.verifier is not None:
-        selection = _preview(run, arguments, references, betas, console, title)
+        selection = _preview(run, sft, references, betas, console, title)
     else:
-        selection = _margin(run, arguments, references, betas[0], console, title)
+        selection = _margin(run, sft, references, betas[0], console, title)
     selection["warnings"] = warnings
     write_json_atomic(run / "selection.json", selection)
-    run.finish("selection", started, chosen=selection["chosen"])
+    run.finish("selection", started)
 
 
-def chosen(run: RunFolder) -> dict[str, Any] | None:
-    """`{"reference", "beta"}` of a run whose selection stage is done, or None if none helps."""
-    found: dict[str, Any] | None = read_json(run / "selection.json")["chosen"]
+def chosen(path: Path) -> dict[str, Any] | None:
+    """`{"reference", "beta"}` that the choice in an SFT run came to, or None if none helps or none was made."""
+    file = path / "selection.json"
+    found: dict[str, Any] | None = read_json(file)["chosen"] if file.exists() else None
     return found
 
 
 def _preview(
-    run: RunFolder, arguments: RunArguments, references: list[str], betas: list[float], console: Console, title: str
+    run: RunFolder, sft_run: SFTRun, references: list[str], betas: list[float], console: Console, title: str
 ) -> dict[str, Any]:
+    arguments = sft_run.arguments
     verifier = get_verifier(arguments.verifier or "")
     tokenizer = load_tokenizer(str(run / "sft/model"))
     sft = load_frozen(arguments, run / "sft/model")
@@ -121,7 +124,7 @@ def _preview(
 
         def candidate(name: str, beta: float) -> None:
             def compute() -> list[float]:
-                ref = load_frozen(arguments, reference_path(run, arguments, name))
+                ref = load_frozen(arguments, sft_run.reference(name))
                 return verdicts(ref, 1.0 / beta)
 
             scores[name, beta] = run.cached(f"selection/{references.index(name)}-{beta:g}.json", compute)
@@ -166,8 +169,9 @@ def _preview(
 
 
 def _margin(
-    run: RunFolder, arguments: RunArguments, references: list[str], beta: float, console: Console, title: str
+    run: RunFolder, sft_run: SFTRun, references: list[str], beta: float, console: Console, title: str
 ) -> dict[str, Any]:
+    arguments = sft_run.arguments
     tokenizer = load_tokenizer(str(run / "sft/model"))
     sft = load_frozen(arguments, run / "sft/model")
     rows = [row for row in read_split(run, "validation") if "completion" in row or "messages" in row]
@@ -195,7 +199,7 @@ def _margin(
             return [completion.completion_ids for completion in found]
 
         def margin(name: str) -> list[float]:
-            reward = DenseReward(sft, load_frozen(arguments, reference_path(run, arguments, name)))
+            reward = DenseReward(sft, load_frozen(arguments, sft_run.reference(name)))
             return reward_margins(*(reward.score_ids(prompts, ids).rewards for ids in (expert_ids, own_ids)))
 
         own_ids = run.cached("selection/samples.json", sample_sft)

@@ -57,7 +57,7 @@ def experiment_page(record: Record) -> Document:
     """The page.
 
     Args:
-        record: what `densepath.experiments.results.assemble` made, or `results.json` read back.
+        record: what `densepath.pipeline.results.assemble` made, or `results.json` read back.
     """
     info = record["info"]
     facts = [("metric", f"{record['metric']}, higher is better")]

@@ -39,7 +39,7 @@ def experiment_parts(record: Record, width: int = WIDE) -> tuple[Part, ...]:
     decodings, the costs and the plots stand on the page.
 
     Args:
-        record: what `densepath.experiments.results.assemble` made.
+        record: what `densepath.pipeline.results.assemble` made.
         width: columns of the terminal; below `WIDE` the table ends after the differences to SFT.
     """
     parts: list[Part | None] = []
@@ -93,7 +93,7 @@ def results_markdown(record: Record, *, level: int = 2) -> str:
     """A heading, a table, the verdicts and the warnings of each setting, and the commit and command.
 
     Args:
-        record: what `densepath.experiments.results.assemble` made.
+        record: what `densepath.pipeline.results.assemble` made.
         level: of the headings.
     """
     return sections_markdown([_setting(record, setting) for setting in record["settings"]], level=level) + "\n"

@@ -51,18 +51,22 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class PairedRow:
-    """The metric of `arm` minus that of `against`, prompt by prompt; `verdict` is better, worse or tie."""
+    """The metric of `arm` minus that of `against`, prompt by prompt; `verdict` is better, worse or tie.
+
+    `primary`: each at its own best decoding, the arm under test: what the run was made for.
+    """
 
     arm: str
     against: str
     decoding: str
     difference: Estimate | None
     verdict: str
+    primary: bool = False
 
 
 @dataclass(frozen=True)
 class Results:
-    """The evaluation: `eval/results.json`."""
+    """The evaluation: `results.json`."""
 
     metric: Metric
     interval: str

@@ -28,7 +28,8 @@ def verdict(results: Results | None, selection: Selection | None) -> Verdict:
             return Verdict("unknown", "Not evaluated: this run says nothing yet about which model is better.")
         return Verdict("unknown", "No paired comparison was made: the intervals below are per arm only.")
     main = "dpr" if any(row.arm == "dpr" for row in results.paired) else results.paired[0].arm
-    rows = [row for row in results.paired if row.arm == main]
+    every = [row for row in results.paired if row.arm == main]
+    rows = [row for row in every if row.primary] or every
     details = tuple(_sentence(row, results) for row in rows)
     kind, headline = _headline(results.label(main), rows, results)
     if none_helps:

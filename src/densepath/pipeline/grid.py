@@ -4,71 +4,73 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.config.experiment import ExperimentArguments
+from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
-from densepath.experiments.evaluate import decoding, read_results, read_values
-from densepath.experiments.recipe import MethodPlan, Setting, Variant
-from densepath.experiments.regimes import STEPS, before_sft_path
-from densepath.experiments.run_cell import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
-from densepath.experiments.scheduler import Task
-from densepath.models.references import reference_name
+from densepath.evals.generation import decoding_name
+from densepath.methods import SFTRun, get_method
+from densepath.pipeline.cells import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.pipeline.data import regime_of
+from densepath.pipeline.evaluation import Evaluation, read_result
+from densepath.pipeline.recipe import MethodPlan, Setting, Variant, matched_with
+from densepath.pipeline.regimes import STEPS, before_sft_path
 from densepath.pipeline.run_folder import RunFolder
-from densepath.records.arm import Arm, ArmResult, Budget
-from densepath.records.codec import field_names, to_json
+from densepath.pipeline.scheduler import Task
+from densepath.records.arm import ArmResult
+from densepath.records.codec import to_json
 from densepath.stats.seeds import seed_mean
 
 
-def _leaves_reference_open(plan: MethodPlan) -> bool:
-    return plan.kind == "dpr" and any("auto" in (v.arguments.reference, v.arguments.beta) for v in plan.variants)
+def leaves_reference_open(plan: MethodPlan) -> bool:
+    """Whether validation has to say which reference and beta an arm takes."""
+    open_ones = ("auto" in (v.arguments.reference, v.arguments.beta) for v in plan.variants)
+    return get_method(plan.method).needs_reference and any(open_ones)
 
 
-def _report_reference(setting: Setting) -> str:
-    """The reference of the reward in the table: the setting's, else the one nearest to half-way, the paper's."""
-    if setting.arguments.reference != "auto":
-        return setting.arguments.reference
-    kept = setting.arguments.reference_fractions or [0.0]
-    return reference_name(min(kept, key=lambda fraction: abs(fraction - 0.5)))
+def needs_reference(setting: Setting, plan: MethodPlan) -> bool:
+    """Whether an arm means nothing without a reference: it reads one, or has the compute of one that does."""
+    matched = [setting.methods[name] for v in plan.variants if (name := matched_with(plan, v)) is not None]
+    return any(get_method(each.method).needs_reference for each in (plan, *matched))
 
 
-"""What a cell's training is accounted in."""
-
-
-@dataclass
+@dataclass(frozen=True)
 class Grid:
-    """An experiment's cells on disk.
+    """Settings, seeds and arms, and where their cells lie on disk.
 
     Attributes:
-        folder: of the experiment.
+        folder: of the grid.
         settings: what is run.
-        arguments: of the command.
+        seeds: every arm of every setting is run with each.
+        flat: one setting with one seed, whose folder is the grid's own: `densepath run`.
         pretraining_steps: of the digit regimes' model before SFT.
     """
 
     folder: Path
-    settings: list[Setting]
-    arguments: ExperimentArguments
+    settings: Sequence[Setting]
+    seeds: Sequence[int]
+    flat: bool = False
     pretraining_steps: int = STEPS
 
     # -- places ------------------------------------------------------------------------------------------------
 
-    def source(self, setting: Setting, seed: int) -> Path:
-        """Folder of an SFT run."""
-        return self.folder / setting.name / f"seed-{seed}"
+    def sft(self, setting: Setting, seed: int) -> SFTRun:
+        """An SFT run."""
+        path = self.folder if self.flat else self.folder / setting.name / f"seed-{seed}"
+        return SFTRun(path, self._seeded(setting.arguments, path, seed, regime_of(setting.arguments.dataset_name)))
 
     def cell(self, setting: Setting, seed: int, variant: Variant) -> Path:
         """Folder of a cell."""
-        return self.source(setting, seed) / "cells" / variant.name
+        place = self.folder if self.flat else self.folder / setting.name / f"seed-{seed}" / "cells"
+        return place / variant.name
 
     def cells(self) -> Iterator[tuple[Setting, MethodPlan, Variant, int]]:
         """All cells, seed by seed."""
         for setting in self.settings:
-            for seed in self.arguments.seeds:
+            for seed in self.seeds:
                 for plan in setting.methods.values():
                     for variant in plan.variants:
                         yield setting, plan, variant, seed
@@ -79,7 +81,7 @@ class Grid:
         """Models before SFT, SFT runs, and every cell; a method that validation need not tune meets its test here."""
         tasks: dict[Hashable, Task] = {}
         for setting in self.settings:
-            for seed in self.arguments.seeds:
+            for seed in self.seeds:
                 needs: tuple[Hashable, ...] = ()
                 regime = regime_of(setting.arguments.dataset_name)
                 if regime is not None:
@@ -87,13 +89,7 @@ class Grid:
                     needs = (str(path.relative_to(self.folder)),)
                     arguments = (self.folder / "before_sft", regime, seed, self.pretraining_steps)
                     tasks.setdefault(needs[0], Task(run_before_sft, arguments))
-                sft = SFTJob(
-                    self.source(setting, seed),
-                    self._seeded(setting.arguments, self.source(setting, seed), seed, regime),
-                    setting.others,
-                    any(_leaves_reference_open(plan) for plan in setting.methods.values()),
-                )
-                tasks[setting.name, f"seed-{seed}", "SFT"] = Task(run_sft_job, (sft,), needs)
+                tasks[setting.name, f"seed-{seed}", "SFT"] = Task(run_sft_job, (self.sft_job(setting, seed),), needs)
         for setting, plan, variant, seed in self.cells():
             splits = ("validation", "test") if len(plan.variants) == 1 else ("validation",)
             needs = ((setting.name, f"seed-{seed}", "SFT"),)
@@ -112,81 +108,82 @@ class Grid:
                 variant = self.chosen(setting, plan)
                 if len(plan.variants) == 1 or variant is None:
                     continue
-                for seed in self.arguments.seeds:
+                for seed in self.seeds:
                     if self._is_trained(self.cell(setting, seed, variant)):
                         job = self.job(setting, plan, variant, seed, ("test",))
                         tasks[setting.name, f"seed-{seed}", variant.name, "test"] = Task(run_cell, (job,))
         return tasks
 
-    def job(self, setting: Setting, plan: MethodPlan, variant: Variant, seed: int, splits: tuple[str, ...]) -> CellJob:
+    def sft_job(self, setting: Setting, seed: int) -> SFTJob:
+        """An SFT run, with all that its process has to know."""
+        choose = any(leaves_reference_open(plan) for plan in setting.methods.values())
+        return SFTJob(self.sft(setting, seed), setting.others, choose)
+
+    def job(self, setting: Setting, plan: MethodPlan, variant: Variant, seed: int, splits: Sequence[str]) -> CellJob:
         """A cell, with all that its process has to know."""
         like = self._like(setting, plan, variant)
         folder = self.cell(setting, seed, variant)
         return CellJob(
-            kind=plan.kind,
-            source=self.source(setting, seed),
+            arm=plan.arm,
+            method=plan.method,
+            evaluation=self._evaluation(setting, variant, seed),
             folder=folder,
             arguments=self._seeded(variant.arguments, folder, seed, regime_of(variant.arguments.dataset_name)),
             others=variant.others,
-            report_reference=_report_reference(setting),
-            splits=splits,
+            splits=tuple(splits),
             like=None if like is None else self.cell(setting, seed, like),
         )
 
-    def _seeded(self, arguments: Any, folder: Path, seed: int, regime: Regime | None) -> Any:
+    def _evaluation(self, setting: Setting, variant: Variant, seed: int) -> Evaluation:
+        return Evaluation(self.sft(setting, seed), dataclasses.replace(variant.arguments, seed=seed), setting.name)
+
+    def _seeded(self, arguments: RunArguments, folder: Path, seed: int, regime: Regime | None) -> RunArguments:
         changes: dict[str, Any] = {"seed": seed, "output_dir": str(folder)}
         if regime is not None:
             changes["model_name_or_path"] = str(before_sft_path(self.folder / "before_sft", regime, seed))
         return dataclasses.replace(arguments, **changes)
 
     def _like(self, setting: Setting, plan: MethodPlan, variant: Variant) -> Variant | None:
-        """The cell whose FLOPs or seconds continued SFT matches: the first variant of the method that it names."""
-        if plan.kind != "continued_sft" or variant.arguments.budget == "samples":
-            return None
-        return setting.methods[variant.arguments.budget_of].variants[0]
+        """The cell whose FLOPs or seconds a variant matches: the first variant of the arm that it names."""
+        name = matched_with(plan, variant)
+        return None if name is None else setting.methods[name].variants[0]
 
     # -- results -----------------------------------------------------------------------------------------------
 
-    def validation_values(self, setting: Setting, variant: Variant) -> list[list[float]]:
+    def validation_values(self, setting: Setting, variant: Variant) -> list[tuple[float, ...]]:
         """Verdicts on the validation prompts at the first temperature, for each seed that has finished."""
-        first = variant.arguments.eval_temperatures[0]
-        folders = (self.cell(setting, seed, variant) for seed in self.arguments.seeds)
-        return [values for folder in folders if (values := read_values(folder, "validation", first)) is not None]
+        found = []
+        for seed in self.seeds:
+            evaluation = self._evaluation(setting, variant, seed)
+            path = evaluation.path(self.cell(setting, seed, variant), "validation", evaluation.first)
+            if path.exists():
+                found.append(read_result(path).values or ())
+        return found
 
     def chosen(self, setting: Setting, plan: MethodPlan) -> Variant | None:
         """The variant with the best validation mean over all seeds; None while one has no result."""
         if len(plan.variants) == 1:
             return plan.variants[0]
         found = {variant.name: self.validation_values(setting, variant) for variant in plan.variants}
-        complete = [v for v in plan.variants if len(found[v.name]) == len(self.arguments.seeds)]
+        complete = [v for v in plan.variants if len(found[v.name]) == len(self.seeds)]
         if not complete:
             return None
         return max(complete, key=lambda variant: statistics.mean(map(statistics.mean, found[variant.name])))
 
     def results(self) -> list[ArmResult]:
-        """Validation and test results of the chosen variant of every method."""
+        """Validation and test results of the chosen variant of every arm."""
         found = []
         for setting in self.settings:
             for plan in setting.methods.values():
                 variant = self.chosen(setting, plan)
                 if variant is None:
                     continue
-                for seed in self.arguments.seeds:
+                for seed in self.seeds:
                     folder = self.cell(setting, seed, variant)
-                    if not self._is_trained(folder):
-                        continue
-                    outcome = RunFolder(folder, read_only=True).outcome("train")
-                    budget = Budget(**{name: float(outcome[name]) for name in field_names(Budget)})
-                    for split in ("validation", "test"):
-                        found += read_results(
-                            folder,
-                            split,
-                            variant.arguments.eval_temperatures,
-                            budget=budget,
-                            setting=setting.name,
-                            arm=Arm(plan.name, plan.label, plan.control),
-                            seed=seed,
-                        )
+                    if self._is_trained(folder):
+                        budget = RunFolder(folder, read_only=True).outcome("train").budget
+                        results = self._evaluation(setting, variant, seed).results(folder, plan.arm)
+                        found += [dataclasses.replace(result, budget=budget) for result in results]
         return found
 
     def sweeps(self) -> list[dict[str, Any]]:
@@ -194,9 +191,9 @@ class Grid:
         return [
             {
                 "setting": setting.name,
-                "method": plan.label,
+                "method": plan.arm.label,
                 "variant": variant.name.partition(",")[2],
-                "decoding": decoding(variant.arguments.eval_temperatures[0]),
+                "decoding": decoding_name(variant.arguments.eval_temperatures[0]),
                 "seeds": len(values),
                 "value": to_json(seed_mean(values)) if values else None,
                 "chosen": variant is self.chosen(setting, plan),

@@ -12,10 +12,11 @@ import numpy as np
 
 from densepath import __version__
 from densepath.errors import DataError
-from densepath.experiments.comparisons import differs, family_sizes, setting_comparisons
-from densepath.experiments.setting_cells import Place, SettingCells, length_ratio, mean_length, verdicts
-from densepath.experiments.statements import statements, warnings
 from densepath.io import write_json_atomic, write_text_atomic
+from densepath.pipeline.comparisons import differs, family_sizes, setting_comparisons
+from densepath.pipeline.grid import Grid
+from densepath.pipeline.setting_cells import Place, SettingCells, length_ratio, mean_length, verdicts
+from densepath.pipeline.statements import statements, warnings
 from densepath.records.arm import SFT, Arm, ArmResult, Budget, mean_of
 from densepath.records.codec import field_names, to_json
 from densepath.report.experiment import experiment_page
@@ -46,6 +47,28 @@ class ExperimentPaths(NamedTuple):
     csv: Path
     comparisons: Path
     markdown: Path
+
+
+def grid_record(grid: Grid, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a grid, as JSON types (`results.json`); a run and an experiment write the same record.
+
+    Args:
+        grid: its cells are read from disk.
+        info: what is told beside the figures: date, versions, command.
+    """
+    metric = grid.settings[0].arguments.verifier or "nll"
+    names = [setting.name for setting in grid.settings]
+    record = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
+    return {**record, "sweeps": grid.sweeps()}
+
+
+def _arms(grid: Grid) -> list[Arm]:
+    """Every arm of any setting, and the settings that it belongs to."""
+    arms = {plan.name: plan.arm for setting in grid.settings for plan in setting.methods.values()}
+    return [
+        Arm(name, arm.label, arm.control, tuple(s.name for s in grid.settings if name in s.methods))
+        for name, arm in arms.items()
+    ]
 
 
 def assemble(
@@ -151,6 +174,8 @@ def _row(cells: SettingCells, info: Arm, decoding: str) -> dict[str, Any] | None
         "truncated": _mean([cell.truncated for cell in test.values()]),
         "kl": _mean([mean_of(cell.kl) for cell in test.values()]),
         "reward": _mean([mean_of(cell.reward) for cell in test.values()]),
+        "entropy": _mean([mean_of(cell.entropy) for cell in test.values()]),
+        "nll": _mean([mean_of(cell.nll) for cell in test.values()]),
         "budget": {name: _mean([getattr(each, name) for each in budget.values()]) for name in BUDGET},
     }
 

@@ -17,21 +17,20 @@ from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper
 from densepath.errors import ConfigError, ExperimentError
 from densepath.evals.verifiers import get_verifier
-from densepath.experiments import run_cell
-from densepath.experiments.grid import Grid
-from densepath.experiments.recipe import Setting, read_recipe
-from densepath.experiments.regimes import STEPS
-from densepath.experiments.results import assemble, write_results
-from densepath.experiments.scheduler import Finished, run_tasks, seconds_left
 from densepath.io import without_secrets, write_text_atomic
 from densepath.models.quiet import quiet_libraries
+from densepath.pipeline import cells
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.environment import environment
+from densepath.pipeline.grid import Grid
 from densepath.pipeline.plan import machine_memory, plan_recipe
+from densepath.pipeline.recipe import Setting, read_recipe
+from densepath.pipeline.regimes import STEPS
+from densepath.pipeline.results import grid_record, write_results
 from densepath.pipeline.run import check_configuration
 from densepath.pipeline.run_folder import resolved
+from densepath.pipeline.scheduler import Finished, run_tasks, seconds_left
 from densepath.progress import StageProgress
-from densepath.records.arm import Arm
 from densepath.report.console import print_parts
 from densepath.report.experiment_brief import WIDE, experiment_parts
 from densepath.terminal import Console, say, terminal
@@ -69,7 +68,7 @@ def run_experiment(
     settings = read_recipe(arguments, others)
     for setting in settings:
         _check(setting)
-    grid = Grid(Path(arguments.output_dir), settings, arguments, pretraining_steps)
+    grid = Grid(Path(arguments.output_dir), settings, arguments.seeds, pretraining_steps=pretraining_steps)
     grid.folder.mkdir(parents=True, exist_ok=True)
     write_text_atomic(
         grid.folder / "experiment.yaml",
@@ -101,7 +100,7 @@ def run_experiment(
             progress.advance(note=f"{name}: {result.seconds:.0f} s", seconds_left=left)
 
         run = functools.partial(
-            run_tasks, num_workers=num_workers, threads=threads, on_finished=finished, preload=(run_cell.__name__,)
+            run_tasks, num_workers=num_workers, threads=threads, on_finished=finished, preload=(cells.__name__,)
         )
         run(training)
         keys = list(training)
@@ -113,17 +112,9 @@ def run_experiment(
         "command": command,
         "commit": _commit(),
         "seconds": round(time.time() - started, 1),
-        "seeds": arguments.seeds,
         "versions": environment(),
     }
-    record = assemble(
-        grid.results(),
-        _methods(settings),
-        [s.name for s in settings],
-        metric=str(settings[0].arguments.verifier),
-        info=info,
-    )
-    record["sweeps"] = grid.sweeps()
+    record = grid_record(grid, info)
     paths = write_results(grid.folder, record)
     # A file or pipe takes lines of any length.
     table_console = console if console.is_terminal else terminal(file=console.file, width=max(console.width, WIDE))
@@ -178,15 +169,6 @@ def _check(setting: Setting) -> None:
                 check_configuration(variant.arguments, variant.others)
             except ConfigError as error:
                 raise ConfigError(f"settings.{setting.name}, methods.{plan.name}: {error}") from None
-
-
-def _methods(settings: list[Setting]) -> list[Arm]:
-    """Every method of any setting, and the settings that it belongs to."""
-    plans = {plan.name: plan for setting in settings for plan in setting.methods.values()}
-    return [
-        Arm(name, plan.label, plan.control, tuple(s.name for s in settings if name in s.methods))
-        for name, plan in plans.items()
-    ]
 
 
 def _commit() -> str | None:

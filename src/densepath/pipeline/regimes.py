@@ -13,12 +13,12 @@ from trl import SFTConfig
 
 from densepath.data import encode_demonstrations
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, Regime, regime_rows, regime_tokenizer
-from densepath.pipeline.trl_config import QUIET, device_defaults, trl_config
 from densepath.progress import StageProgress
 from densepath.terminal import Console
 from densepath.trainers.callbacks import save_folder_atomic
 from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.sft import save_model, sft_trainer, train_resumable
+from densepath.trainers.trl_config import QUIET, device_defaults, trl_config
 
 COMPLETION_TOKENS = ANSWER_TOKENS + 1
 ROWS, STEPS, BATCH, RATE, WARMUP = 120_000, 1800, 64, 2e-3, 50

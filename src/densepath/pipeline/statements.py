@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from densepath.experiments.comparisons import LENGTH_SHARE, MethodComparison
-from densepath.experiments.setting_cells import Place, SettingCells
+from densepath.pipeline.comparisons import LENGTH_SHARE, MethodComparison
+from densepath.pipeline.setting_cells import Place, SettingCells
 from densepath.records.arm import SFT
 from densepath.records.estimates import Interval, Verdict
 from densepath.report.document import interval_text
