@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from densepath.data import Encoded, Row, encode_pairs
+from densepath.data.context import check_context
 from densepath.data.formats import check_row
 from densepath.errors import DataError, ModelError, NumericalError
 from densepath.models.compat import eos_token_ids
@@ -52,11 +53,7 @@ class RowScorer:
             if name in row:
                 raise DataError(f'there is a column "{name}" already; rename it, or leave it out with remove_columns')
         pairs = encode_pairs(row, self.tokenizer)
-        length = max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs)
-        if length > self.context:
-            raise DataError(
-                f"{length} tokens, but the model's context holds {self.context}; shorten or leave out the row"
-            )
+        check_context(max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs), self.context)
         return pairs
 
     def score(
