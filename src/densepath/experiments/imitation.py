@@ -76,7 +76,7 @@ def extrapolate(cell: Cell) -> dict[str, Any] | None:
         found = chosen(cell.source)
         if found is None:
             return None
-        reference = str(found["reference"])
+        reference = found.reference
     sft, ref = cell.source / "sft/model", reference_path(cell.source, arguments, reference)
     written = 0
 

@@ -20,7 +20,7 @@ def dpr(cell: Cell) -> Outcome | None:
         found = chosen(cell.source)
         if found is None:
             return None
-        reference, beta = str(found["reference"]), str(found["beta"])
+        reference, beta = found.reference, str(found.beta)
     outcome = train_dpr(cell, reference=reference, beta=float(beta))
     return {"samples": outcome.pop("completions"), "demonstrations": 0, **outcome}
 

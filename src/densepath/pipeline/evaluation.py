@@ -21,7 +21,7 @@ from densepath.models.references import reference_name
 from densepath.pipeline.data import read_split
 from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
-from densepath.pipeline.selection import chosen
+from densepath.pipeline.selection import chosen, read_choice
 from densepath.pipeline.training import load_frozen, reference_path
 from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
@@ -71,7 +71,7 @@ def reporting_reference(run: RunFolder, arguments: RunArguments) -> str:
     """The reference that the reward in the table is read with: the chosen one, else the paper's half-way one."""
     found = chosen(run)
     if found is not None:
-        return str(found["reference"])
+        return found.reference
     kept = arguments.reference_fractions or [0.0]
     return reference_name(min(kept, key=lambda fraction: abs(fraction - 0.5)))
 
@@ -270,10 +270,10 @@ def _paired(arguments: RunArguments, parts: Mapping[tuple[str, float], Any]) -> 
 
 
 def _warnings(run: RunFolder, table: Sequence[Mapping[str, Any]]) -> list[str]:
-    selection = read_json(run / "selection.json")
-    warnings = list(selection.get("warnings", []))
-    if selection["chosen"] is None:
-        warnings.append(f"DPR was not run: {selection['reason']}")
+    choice = read_choice(run)
+    warnings = list(choice.warnings)
+    if choice.chosen is None:
+        warnings.append(f"DPR was not run: {choice.reason}")
     worst: dict[str, float] = {}
     for row in table:
         worst[row["label"]] = max(worst.get(row["label"], 0.0), row["truncated"])

@@ -23,7 +23,7 @@ from densepath.pipeline.evaluation import run_evaluation
 from densepath.pipeline.inputs import open_run_inputs
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.selection import chosen, run_selection
+from densepath.pipeline.selection import read_choice, run_selection
 from densepath.pipeline.training import (
     dpr_config,
     run_continued_sft,
@@ -100,15 +100,25 @@ def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], con
         _do(run_sft, run, arguments, others, console, "2/6 SFT", context)
     if not run.is_done("selection"):
         _do(run_selection, run, arguments, console, "3/6 choose the reference")
-    found = chosen(run)
-    reason = read_json(run / "selection.json")["reason"]
+    choice = read_choice(run)
+    found, reason = choice.chosen, choice.reason
     if found is None:
         say(console, f"3/6 reference: none helps: {reason}. DPR is left out.")
     else:
-        text = f"reference {found['reference']}, beta {found['beta']:g}: {reason}"
+        text = f"reference {found.reference}, beta {found.beta:g}: {reason}"
         say(console, f"3/6 {text}")
         if not run.is_done("dpr"):
-            _do(run_dpr, run, arguments, others, console, "4/6 DPR", context, **found)
+            _do(
+                run_dpr,
+                run,
+                arguments,
+                others,
+                console,
+                "4/6 DPR",
+                context,
+                reference=found.reference,
+                beta=found.beta,
+            )
         if arguments.continued_sft != "none" and not run.is_done("continued_sft"):
             _do(run_continued_sft, run, arguments, others, console, "5/6 continued SFT", context)
     if not run.is_done("eval"):

@@ -13,21 +13,24 @@ from densepath.report.table import format_interval
 from densepath.terminal import Table, plain_table
 
 HEADLINES = {
-    "run_dpr": "Run DPR: reference {reference}, beta {beta:g}.",
-    "do_not": "Do not run DPR on this.",
+    "candidate": "Run DPR: reference {reference}, beta {beta:g}.",
+    "none": "Keep the SFT model: do not run DPR on this.",
     "cannot_tell": "It cannot be told.",
 }
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """The recommendation in one sentence."""
-    advice = record["recommendation"]
-    return HEADLINES[advice["advice"]].format(**advice)
+    """The decision in one sentence."""
+    decision = record["decision"]
+    text = HEADLINES[decision["answer"]].format(**decision)
+    if decision["answer"] == "cannot_tell" and decision["reference"] is not None:
+        text += f" The one to try is reference {decision['reference']}, beta {decision['beta']:g}."
+    return text
 
 
-def recommendation_text(record: Mapping[str, Any]) -> Text:
-    """The recommendation with its reasons and warnings."""
-    advice = record["recommendation"]
+def decision_text(record: Mapping[str, Any]) -> Text:
+    """The decision with its reasons and warnings."""
+    advice = record["decision"]
     text = Text(headline(record), style="bold")
     for reason in advice["reasons"]:
         text.append(f"\n- {reason}", style="not bold")
@@ -38,11 +41,11 @@ def recommendation_text(record: Mapping[str, Any]) -> Text:
 
 def diagnosis_tables(record: Mapping[str, Any]) -> Iterator[Table]:
     """Answers of SFT and of the previews, the reward, its agreement with truth, the likelihood of demonstrations."""
-    yield _answers_table(record)
-    yield _rewards_table(record)
-    agreement = _agreement_table(record)
-    if agreement is not None:
-        yield agreement
+    if record["sft"]:
+        yield _answers_table(record)
+        yield _rewards_table(record)
+    if record["agreement"]:
+        yield _agreement_table(record)
     if record["likelihoods"]:
         yield _likelihoods_table(record)
 
@@ -66,7 +69,7 @@ def _answers_table(record: Mapping[str, Any]) -> Table:
     title = f"{what}: SFT, and previews by reference"
     table = _table(title, "ref.", "beta", *shares, *leads, "tokens", "cut", "KL")
     rows: dict[tuple[Any, float], list[Mapping[str, Any]]] = {}
-    for answers in (*record["sft"], *record["previews"]):
+    for answers in (*record["sft"], *record["candidates"]):
         rows.setdefault((answers["reference"], answers["alpha"]), []).append(answers)
     for (reference, alpha), row in rows.items():
         found = {answers["temperature"]: answers for answers in row}
@@ -135,19 +138,29 @@ def _rewards_table(record: Mapping[str, Any]) -> Table:
     return table
 
 
-AGREEMENT = {"verifier": "AUROC, right against wrong", "preference": "accuracy, preference pairs"}
+AGREEMENT = {
+    "verifier": "AUROC, right against wrong",
+    "preference": "accuracy, preference pairs",
+    "altered": "signal-to-noise, altered numbers",
+    "samples": "signal-to-noise, SFT's samples",
+}
 
 
-def _agreement_table(record: Mapping[str, Any]) -> Table | None:
-    kinds = [name for name in AGREEMENT if any(reward[name] is not None for reward in record["rewards"])]
-    if not kinds:
-        return None
-    table = _table("agreement of the mean reward with ground truth; chance is 0.5", "reference")
-    for name in kinds:
-        table.add_column(Text(AGREEMENT[name]), justify="right", no_wrap=True)
-    for reward in record["rewards"]:
-        figures = (format_interval(parse.estimate(reward[name]), 2) for name in kinds)
-        table.add_row(Text(reward["reference"]), *figures)
+def _agreement_table(record: Mapping[str, Any]) -> Table:
+    """One row a reference, one column a criterion; the best of each column is marked."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in record["agreement"]:
+        found.setdefault(one["criterion"], {})[one["reference"]] = one["value"]
+    table = _table("agreement of the reward with what is known; chance is 0.5, of a signal-to-noise 0", "reference")
+    for name in found:
+        table.add_column(Text(AGREEMENT[name].replace(", ", "\n")), justify="right", no_wrap=True)
+    for reference in dict.fromkeys(one["reference"] for one in record["agreement"]):
+        cells = []
+        for values in found.values():
+            best = max(values, key=lambda name: values[name]["mean"]) == reference
+            text = format_interval(parse.estimate(values[reference]), 2)
+            cells.append(Text(text + (" *" if best else "  "), style="bold" if best else ""))
+        table.add_row(Text(reference), *cells)
     return table
 
 

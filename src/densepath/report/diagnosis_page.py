@@ -12,19 +12,19 @@ from densepath.report import parse, plots
 from densepath.report.diagnosis import AGREEMENT, decoding_text, headline, likelihood_name
 from densepath.report.html import asset, interval, make_environment
 
-KINDS = {"run_dpr": "better", "do_not": "worse", "cannot_tell": "tie"}
+KINDS = {"candidate": "better", "none": "worse", "cannot_tell": "tie"}
 
 
 def diagnosis_html(record: Mapping[str, Any]) -> str:
     """The page as text: one file, no network, no script. Its JSON twin is the record."""
     record = parse.clean(record)
-    advice = record["recommendation"]
+    advice = record["decision"]
     judged = record["verifier"] is not None
     environment = make_environment(interval=interval, estimate=parse.estimate)
     return environment.get_template("diagnosis.html").render(
         css=Markup(asset("page.css")),
         headline=headline(record),
-        kind=KINDS[advice["advice"]],
+        kind=KINDS[advice["answer"]],
         reasons=advice["reasons"],
         warnings=advice["warnings"],
         facts=[
@@ -34,24 +34,37 @@ def diagnosis_html(record: Mapping[str, Any]) -> str:
             ("verifier", record["verifier"] or "none"),
         ],
         judged=judged,
-        answers=[_answers_row(answers, advice) for answers in (*record["sft"], *record["previews"])],
-        value_plots=_value_plots(record) if judged and plots.available() else [],
+        answers=[_answers_row(answers, advice) for answers in (*record["sft"], *record["candidates"])],
+        lead_plots=_lead_plots(record) if judged and plots.available() else [],
         rewards=record["rewards"],
         reward_plots=_reward_plots(record) if plots.available() else [],
-        agreement=[(name, title) for name, title in AGREEMENT.items() if any(r[name] for r in record["rewards"])],
+        agreement=_agreement(record),
         likelihoods=[(likelihood_name(one), one) for one in record["likelihoods"]],
         version=__version__,
     )
 
 
+def _agreement(record: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Title of each criterion with the value of each reference."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in record["agreement"]:
+        found.setdefault(AGREEMENT[one["criterion"]], {})[one["reference"]] = one["value"]
+    return list(found.items())
+
+
 def _label(answers: Mapping[str, Any]) -> str:
-    who = "SFT" if answers["reference"] is None else f"reference {answers['reference']}, β {1 / answers['alpha']:g}"
+    who = (
+        answers["policy"] or "SFT"
+        if answers["reference"] is None
+        else f"reference {answers['reference']}, β {1 / answers['alpha']:g}"
+    )
     return f"{who}, {decoding_text(answers['temperature']).replace('temperature', 'T =')}"
 
 
 def _advised(answers: Mapping[str, Any], advice: Mapping[str, Any]) -> bool:
     return (
         answers["reference"] is not None
+        and advice["beta"] is not None
         and answers["reference"] == advice["reference"]
         and f"{1 / answers['alpha']:g}" == f"{advice['beta']:g}"
     )
@@ -69,24 +82,23 @@ def _answers_row(answers: Mapping[str, Any], advice: Mapping[str, Any]) -> dict[
     }
 
 
-def _value_plots(record: Mapping[str, Any]) -> list[tuple[str, Markup]]:
-    """(decoding, SVG): SFT and every preview at one temperature, on a common axis."""
-    everything = [*record["sft"], *record["previews"]]
-    best = max(answers["value"]["mean"] for answers in record["sft"])
-    ends = [answers["value"][end] for answers in everything for end in ("low", "high")]
+def _lead_plots(record: Mapping[str, Any]) -> list[tuple[str, Markup]]:
+    """(decoding, SVG): the number that decides, of every candidate at one temperature, on a common axis."""
+    leads = [one["against_best"]["difference"] for one in record["candidates"]]
+    ends = [0.0, *(lead[end] for lead in leads for end in ("low", "high"))]
     pad = 0.05 * (max(ends) - min(ends) or 1.0)
     found = []
-    for temperature in dict.fromkeys(answers["temperature"] for answers in record["previews"]):
+    for temperature in dict.fromkeys(one["temperature"] for one in record["candidates"]):
         rows = [
-            plots.Whisker(_label(answers).rpartition(", ")[0], estimate, _arm(answers, record["recommendation"]))
-            for answers in everything
-            if answers["temperature"] == temperature and (estimate := parse.estimate(answers["value"]))
+            plots.Whisker(_label(one).rpartition(", ")[0], estimate, _arm(one, record["decision"]))
+            for one in record["candidates"]
+            if one["temperature"] == temperature and (estimate := parse.estimate(one["against_best"]["difference"]))
         ]
         svg = plots.whisker_svg(
             rows,
-            f"{record['verifier']}, {record['prompts']} prompts",
-            name=f"value{temperature:g}".replace(".", "-"),
-            zero=best,
+            f"lead over SFT at its best, {record['verifier']}, {record['prompts']} prompts",
+            name=f"lead{temperature:g}".replace(".", "-"),
+            zero=0.0,
             limits=(min(ends) - pad, max(ends) + pad),
         )
         found.append((decoding_text(temperature).capitalize(), Markup(svg)))
