@@ -12,6 +12,7 @@ completions, by that times `max_completion_length` (TRL's dr_grpo), or by the nu
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import statistics
 import tempfile
@@ -23,7 +24,7 @@ from densepath.data import load_dataset_rows
 from densepath.models.load import load_model, load_tokenizer
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.rollout import advantages_of, loss_mask
+from densepath.trainers.rollout import credit_of, loss_mask
 
 ARMS = {"sampled": 0.0, "all_action": 1.0, "mixture": None}
 
@@ -70,15 +71,13 @@ def main() -> None:
             [row for row in chosen for _ in range(options.num_generations)]
         )
         for name, weight in ARMS.items():
-            trainer.args.all_action_weight = weight
-            advantages, metrics = advantages_of(
-                trainer._rollout,
-                loss_mask(inputs),
-                trainer.args,
-                num_generations=options.num_generations,
-                accelerator=trainer.accelerator,
+            # weight 0 is the sampled estimate, made from the same batch
+            estimator = dataclasses.replace(
+                trainer.estimator, all_action=weight != 0, all_action_weight=weight or None
             )
-            shares = trainer._rollout.all_action_weights
+            trainer.estimation = dataclasses.replace(trainer.estimation, estimator=estimator)
+            credit = credit_of(trainer.rollout.batch, estimator, options.num_generations, trainer.accelerator)
+            advantages, shares = credit.advantages, credit.shares
             policy.zero_grad()
             loss = trainer._compute_loss(policy, {**inputs, "advantages": advantages, "all_action_weights": shares})
             loss.backward()
@@ -86,10 +85,11 @@ def main() -> None:
             sums[name] += gradient
             norms[name].append(float(gradient.double().norm()))
             squares[name] += norms[name][-1] ** 2
-        kl, length = metrics["kl_sequence"], float(loss_mask(inputs).sum()) / len(advantages)
+        kl = trainer._metrics["train"]["kl_sequence"][-1]
+        length = float(loss_mask(inputs).sum()) / len(advantages)
         lengths.append(length)
         print(
-            f"batch {done}: KL {kl:.3f} nats, {length:.0f} tokens, share {metrics['all_action_weight']:.2f}",
+            f"batch {done}: KL {kl:.3f} nats, {length:.0f} tokens, share {float(shares.mean()):.2f}",
             flush=True,
         )
         if done > 1:

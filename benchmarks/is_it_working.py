@@ -27,8 +27,8 @@ from transformers import GPT2LMHeadModel, PrinterCallback, TrainerControl, Train
 from densepath import DPRConfig, DPRTrainer
 from densepath.data import encode_pairs
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, SFT, Regime, regime_rows, regime_tokenizer
-from densepath.experiments.regimes import new_model
 from densepath.io import atomic_path, read_jsonl, write_jsonl_atomic
+from densepath.pipeline.regimes import new_model
 from densepath.trainers.early_stopping import SignalCallback, default_signals
 
 MAX_COMPLETION_LENGTH = ANSWER_TOKENS + 1

@@ -163,7 +163,7 @@ def save_adapter(model: str, folder: str) -> str:
 
     from densepath.config.mixins import TrainableArguments
     from densepath.models.load import load_model
-    from densepath.pipeline.trl_config import peft_config
+    from densepath.trainers.trl_config import peft_config
 
     get_peft_model(load_model(model), peft_config(TrainableArguments(use_peft=True))).save_pretrained(folder)
     return folder

@@ -10,6 +10,7 @@ Arms take turns in one process. Memory: each arm in a process of its own, the mo
 from __future__ import annotations
 
 import copy
+import functools
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def policy_pass(plain, prompt_ids, completion_ids, rounds: int) -> None:
     side_by_side({"TRL's fused head": lambda: step(plain), "packed, prompts shared": lambda: step(packed)}, rounds)
 
 
-def trainer_of(model, tokenizer, prompt_ids, completion_ids, num_generations: int) -> DPRTrainer:
+def trainer_of(model, tokenizer, prompt_ids, completion_ids, num_generations: int, estimator: str) -> DPRTrainer:
     """A trainer whose sampler gives these completions; its reference is a copy of the model, which costs as much."""
     longest = max(map(len, completion_ids))
     trainer = DPRTrainer(
@@ -66,6 +67,7 @@ def trainer_of(model, tokenizer, prompt_ids, completion_ids, num_generations: in
             per_device_train_batch_size=len(prompt_ids),
             num_generations=num_generations,
             max_completion_length=longest,
+            estimator=estimator,
             report_to="none",
             gradient_checkpointing=False,
             use_cpu=True,
@@ -81,10 +83,8 @@ def trainer_of(model, tokenizer, prompt_ids, completion_ids, num_generations: in
     return trainer
 
 
-def step_of(trainer: DPRTrainer, estimator: str) -> None:
-    """Score, advantages, forward and backward with one of the estimators."""
-    whole = trainer._whole = getattr(trainer, "_whole", trainer._vocabulary)
-    trainer._vocabulary = whole if estimator == "all_action" else None
+def step_of(trainer: DPRTrainer) -> None:
+    """Score, advantages, forward and backward."""
     inputs = trainer._generate_and_score_completions([{"prompt": "x"}] * len(trainer._tokenize_prompts(None)[0]))
     trainer.model.zero_grad()
     trainer._compute_loss(trainer.model, inputs).backward()
@@ -100,16 +100,18 @@ def main() -> None:
     prompt_ids, completion_ids = batch(tokenizer, options.prompts, options.num_generations)
     given = prompt_ids, completion_ids
     if options.only:
-        trainer = trainer_of(model, tokenizer, *given, options.num_generations)
-        step_of(trainer, options.only)
+        step_of(trainer_of(model, tokenizer, *given, options.num_generations, options.only))
         print(int(resident_bytes()))
         return
     tokens = sum(map(len, completion_ids))
     print(f"{len(completion_ids)} completions of {tokens} tokens\n")
     policy_pass(copy.deepcopy(model), *given, options.rounds)
     print()
-    trainer = trainer_of(model, tokenizer, *given, options.num_generations)
-    side_by_side({name: lambda name=name: step_of(trainer, name) for name in ESTIMATORS[::-1]}, options.rounds)
+    trainers = {
+        name: trainer_of(copy.deepcopy(model), tokenizer, *given, options.num_generations, name)
+        for name in ESTIMATORS[::-1]
+    }
+    side_by_side({name: functools.partial(step_of, trainer) for name, trainer in trainers.items()}, options.rounds)
     print()
     for name in ESTIMATORS:
         command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--only", name]

@@ -19,6 +19,7 @@ from densepath.errors import MissingFileError, StorageError
 from densepath.io import (
     atomic_path,
     file_sha256,
+    hold_lock,
     read_json,
     read_jsonl,
     write_json_atomic,
@@ -173,3 +174,29 @@ def test_a_token_is_in_no_configuration(tmp_path):
     for token in ("hf_first", "hf_second"):  # another token is no other run
         run.open_config({"seed": 1, "sft_hub_token": token, "hub_token": token, "inner": {"api_key": token, "a": 1}})
         assert (tmp_path / "run/config.yaml").read_text() == "seed: 1\ninner:\n  a: 1\n"
+
+
+def test_a_lock_keeps_another_process_out_until_it_ends(tmp_path):
+    path = tmp_path / ".lock"
+    code = (
+        "import pathlib, sys; from densepath.io import hold_lock; "
+        f"lock = hold_lock(pathlib.Path({str(path)!r}), 'busy'); print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(StorageError, match="somebody else has it"):
+        hold_lock(path, "somebody else has it")
+    other.kill()
+    other.wait()
+    hold_lock(path, "busy").release()
+    hold_lock(path, "busy", wait=True).release()
+
+
+def test_a_place_without_locks_is_no_other_process(tmp_path, monkeypatch):
+    def refuse(*given):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match=os.strerror(errno.ENOLCK)) as error:
+        hold_lock(tmp_path / ".lock", "busy")
+    assert not isinstance(error.value, StorageError)

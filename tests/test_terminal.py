@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import densepath
-from densepath.pipeline.progress import StageProgress
+from densepath.progress import StageProgress
 from densepath.terminal import plain_table, say, show, terminal, warn
 
 ROOT = Path(densepath.__file__).parent

@@ -1,4 +1,4 @@
-"""Files that are either there whole or not there: atomic text, JSON and JSONL; hashes."""
+"""Files that are either there whole or not there: atomic text, JSON and JSONL; hashes; a lock."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from densepath.errors import MissingFileError, StorageError
 
@@ -57,6 +59,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def hold_lock(path: Path, busy: str, *, wait: bool = False) -> FileLock:
+    """A lock that keeps other processes out until it is released, or this process ends, however it ends.
+
+    Args:
+        path: its file, which is made and stays.
+        busy: what the error says where another process holds it.
+        wait: wait for the other process instead.
+
+    Raises:
+        StorageError: another process holds it. OSError: the place cannot be written, or knows no locks.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=wait)
+    except Timeout:
+        raise StorageError(busy) from None
+    return lock
 
 
 def write_text_atomic(path: Path, text: str) -> None:

@@ -11,9 +11,9 @@ from rich.console import Console
 from densepath.config.choice import DiagnoseArguments
 from densepath.config.training import SFTArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.experiments.regimes import before_sft
 from densepath.io import write_jsonl_atomic
 from densepath.pipeline.diagnose import run_diagnose_command
+from densepath.pipeline.regimes import before_sft
 from densepath.pipeline.standalone import run_sft_command
 
 SEED = 0

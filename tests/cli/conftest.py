@@ -31,9 +31,3 @@ def write_jsonl(tmp_path):
         return str(path)
 
     return write
-
-
-@pytest.fixture(autouse=True)
-def _no_plots(monkeypatch):
-    """Drawing is most of the time of so small a run, and has tests of its own."""
-    monkeypatch.setattr("densepath.report.plots.available", lambda: False)

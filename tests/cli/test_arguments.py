@@ -12,7 +12,7 @@ from densepath.config.reward import ScoreArguments
 from densepath.config.run import RunArguments
 from densepath.config.training import SFTArguments
 from densepath.errors import ConfigError, MissingFileError, UsageError
-from densepath.pipeline.trl_config import trl_config
+from densepath.trainers.trl_config import trl_config
 
 PASSTHROUGH = {"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"}
 

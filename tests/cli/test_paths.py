@@ -17,8 +17,8 @@ from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
 from densepath.config.run import PlanArguments, RunArguments
 from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
-from densepath.experiments.recipe import read_recipe
-from densepath.pipeline.trl_config import trl_config
+from densepath.pipeline.recipe import read_recipe
+from densepath.trainers.trl_config import trl_config
 
 ROWS = [{"prompt": f"Say {i}:", "completion": f" {i} and on"} for i in range(6)]
 COMMANDS = [

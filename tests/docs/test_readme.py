@@ -23,7 +23,7 @@ from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import ScoreArguments
 from densepath.config.run import PlanArguments, RunArguments
 from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
-from densepath.experiments.recipe import read_recipe
+from densepath.pipeline.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
 NAMES = (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from densepath.experiments.markdown import results_markdown
+from densepath.report.experiment_brief import results_markdown
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/results.md"

@@ -13,7 +13,7 @@ from densepath.cli.main import main
 from densepath.config.experiment import ExperimentArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.errors import DensepathError
-from densepath.experiments.run import run_experiment
+from densepath.pipeline.experiment import run_experiment
 
 SMALL = {
     "verifier": "exact_match",
@@ -171,7 +171,7 @@ def test_a_test_prompt_among_the_demonstrations_is_refused(tmp_path):
     train[17] = {**held_out[25], "prompt": held_out[25]["prompt"].replace(" ", "  ")}  # spaces do not hide it
     for name, rows in (("train", train), ("held_out", held_out)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    from densepath.experiments.regimes import before_sft
+    from densepath.pipeline.regimes import before_sft
 
     model = before_sft(tmp_path / "models", Regime.SCRATCH, 0, Console(file=io.StringIO()))
     settings = {

@@ -9,7 +9,7 @@ from densepath.cli.arguments import parse
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper, Word, read_yaml
 from densepath.errors import ConfigError
-from densepath.experiments.recipe import read_recipe
+from densepath.pipeline.recipe import read_recipe
 
 RECIPE = {
     "settings": {"habit": {"dataset_name": "regime:habit"}, "novel": {"dataset_name": "regime:novel", "beta": 2}},

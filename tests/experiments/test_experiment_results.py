@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from tests.experiments.made_up import METHODS, cell, drawn
 
 from densepath.errors import DataError
-from densepath.experiments.markdown import results_markdown
-from densepath.experiments.results import assemble, write_results
+from densepath.pipeline.results import assemble, write_results
 from densepath.records.arm import Arm
+from densepath.report.experiment_brief import results_markdown
 
 SFT, CONTINUED, CONTRASTIVE, DPR = METHODS
 CHANCES = {"sft": 0.3, "continued_sft": 0.35, "contrastive": 0.5, "dpr": 0.6}
@@ -306,8 +306,7 @@ def test_the_order_of_cells_does_not_matter(order: random.Random):
 # -- files -------------------------------------------------------------------------------------------------------
 
 
-def test_the_files_hold_the_record(tmp_path, monkeypatch):
-    monkeypatch.setattr("densepath.report.plots.available", lambda: False)
+def test_the_files_hold_the_record(tmp_path):
     cells = drawn(CHANCES, seeds=2, prompts=30, rng=np.random.default_rng(0))
     cells = [one for one in cells if (one.arm.name, one.seed) != ("dpr", 1)]
     record = made(cells, commit="abc", hub_token="hunter2")

@@ -8,6 +8,9 @@ import json
 
 import pytest
 import torch
+from densepath.experiments import imitation
+from densepath.pipeline.cell import Cell
+from densepath.pipeline.training import train_continued_sft
 from rich.console import Console
 from safetensors.torch import load_file
 from tests.support import tiny_tokenizer
@@ -15,12 +18,9 @@ from tests.tiny_models import tiny_llama
 from tests.trainers.test_sft import StopAt
 
 from densepath.config.experiment import MethodArguments
-from densepath.experiments import imitation
-from densepath.experiments.cell import Cell
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
 from densepath.pipeline.run_folder import RunFolder
-from densepath.pipeline.training import train_continued_sft
 
 PARAMETERS = sum(p.numel() for p in tiny_llama(vocab_size=len(tiny_tokenizer())).parameters())
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from densepath.errors import DataError, StorageError
-from densepath.experiments.scheduler import Finished, Task, run_tasks, seconds_left
+from densepath.pipeline.scheduler import Finished, Task, run_tasks, seconds_left
 
 
 def write(path, *needs):
@@ -99,7 +99,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_scheduler import note_and_sleep
-from densepath.experiments.scheduler import Task, run_tasks
+from densepath.pipeline.scheduler import Task, run_tasks
 if __name__ == "__main__":
     run_tasks({"a": Task(note_and_sleep, (Path(sys.argv[1]),))}, num_workers=2, threads=1, on_finished=print)
 """

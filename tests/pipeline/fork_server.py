@@ -26,11 +26,9 @@ CLONE_NEWNS, CLONE_NEWUSER, MS_REMOUNT = 0x00020000, 0x10000000, 32
 IMPORTED = (
     "densepath.pipeline.run",
     "densepath.pipeline.standalone",
-    "densepath.pipeline.score_job",
+    "densepath.scoring.job",
     "transformers.models.llama.modeling_llama",
     "peft.tuners.lora.model",
-    "matplotlib.figure",
-    "matplotlib.backends.backend_svg",
 )
 NO_MOUNT = 77  # exit code where the machine does not let a process mount a small disk
 

@@ -33,7 +33,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         save_tiny_model(tmp_path / name, seed=seed)
     (tmp_path / "rows.jsonl").write_text(rows("cat"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("densepath.report.plots.available", lambda: False)
     return tmp_path
 
 

@@ -17,6 +17,7 @@ from densepath.choice.decide import decide
 from densepath.config.choice import DiagnoseArguments
 from densepath.config.run import RunArguments
 from densepath.io import read_json, write_jsonl_atomic
+from densepath.methods import SFTRun
 from densepath.pipeline.diagnose import run_diagnose_command
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen, run_selection
@@ -66,9 +67,9 @@ def select(models, tmp_path):
         rows = [{"prompt": f"Q{i}:", "completion": "A", "answer": "A"} for i in range(prompts)]
         write_jsonl_atomic(folder / "data/validation.jsonl", rows)
         output = io.StringIO()
-        run_selection(folder, arguments, Console(file=output, width=200), "3/6")
-        assert folder.outcome("selection")["chosen"] == (chosen(folder) and to_json(chosen(folder)))
+        run_selection(folder, SFTRun(folder.path, arguments), Console(file=output, width=200), "3/6")
         found = read_json(folder / "selection.json")
+        assert found["chosen"] == (chosen(folder.path) and to_json(chosen(folder.path)))
         folder.close()
         return found, output.getvalue()
 

@@ -10,6 +10,7 @@ from tests.live_memory import LiveBytes, saved_bytes
 from tests.tiny_models import tiny_llama
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
+from densepath.core.estimator import Estimator
 from densepath.core.logprobs import chunked_token_logprobs
 from densepath.models.decoding import cache_argument
 from densepath.models.draws import inverse_cdf
@@ -18,8 +19,7 @@ from densepath.planning import memory
 from densepath.planning.architecture import read_architecture
 from densepath.planning.memory import Adapter, Precision, Sharding
 from densepath.rewards.dense import DenseReward
-from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.rollout import Rollout
+from densepath.trainers.rollout import MicroBatch, Sampled
 from densepath.trainers.whole_vocabulary import MicroBatchLoss, WholeVocabulary
 
 ROWS, WIDTH, RANK = 2, 40, 2
@@ -226,23 +226,25 @@ def test_the_chunked_head_holds_what_the_formula_says():
 def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, state_kl, head, tmp_path):
     vocabulary, rows, tokens = 20_000, 4, 250
     policy, sft, ref = (tiny_llama(vocab_size=vocabulary, seed=seed) for seed in range(3))
-    args = DPRConfig(str(tmp_path), kl_in_return=not state_kl, report_to="none")
-    vocabularies = WholeVocabulary(DenseReward(sft, ref), args, all_action=all_action)
+    estimator = Estimator(kl_in_return=not state_kl, all_action=all_action)
+    vocabulary_of = WholeVocabulary(DenseReward(sft, ref), estimator)
     policy_head = plain_head(policy)
     policy_head.weight.requires_grad_(head)
     states = [torch.randn(tokens, 32) for _ in range(rows)]
-    loss = MicroBatchLoss(
-        vocabulary=vocabularies,
-        frozen_hidden=[(each, each) for each in states],
-        prompt_width=3,
+    batch = MicroBatch(
+        prompt_ids=torch.ones(rows, 3),
+        prompt_mask=torch.ones(rows, 3),
+        completion_ids=torch.full((rows, tokens), 5),
+        completion_mask=torch.ones(rows, tokens),
+        mask=torch.ones(rows, tokens, dtype=torch.bool),
         advantages=torch.zeros(rows, tokens),
         state_weights=torch.ones(rows, tokens),
-        all_action_weights=torch.ones(rows) if all_action else None,
-        old_logprobs=None,
         normalizer=1.0,
-        epsilon_low=0.2,
-        epsilon_high=0.2,
+        old_logprobs=None,
+        shares=torch.ones(rows) if all_action else None,
+        frozen_hidden=[(each, each) for each in states],
     )
+    loss = MicroBatchLoss(vocabulary_of, batch)
     hidden = torch.randn(rows * tokens, 32, requires_grad=True)
     row, column = torch.arange(rows).repeat_interleave(tokens), torch.arange(tokens).repeat(rows) + 3
     with LiveBytes() as live:
@@ -251,9 +253,9 @@ def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, s
     shared = sizes.embedding * 4 if head else 0
     copies = memory.loss_copies(all_action=all_action, state_kl=state_kl)
     assert live.peak == pytest.approx(memory.distribution_bytes(sizes, rows * tokens, copies) + shared, rel=0.02)
-    visited = Rollout([[1, 2, 3]] * rows, [[5] * tokens] * rows)
+    sampled = Sampled([[1, 2, 3]] * rows, [[5] * tokens] * rows)
     with torch.no_grad(), LiveBytes() as live:
-        vocabularies._visited(states, plain_head(sft), [states, states], visited.completion_ids)
+        vocabulary_of.visited(sampled, states, plain_head(sft), [states, states])
     joined = (3 if all_action else 2) * rows * tokens * 32 * 4
     copies = memory.visit_copies(all_action=all_action)
     planned = memory.distribution_bytes(sizes, rows * tokens, copies) + joined

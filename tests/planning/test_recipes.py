@@ -16,8 +16,8 @@ import yaml
 from densepath.cli.arguments import parse
 from densepath.cli.main import main
 from densepath.config.run import RunArguments
+from densepath.methods._stage import dpr_config, sft_config
 from densepath.pipeline.run import check_configuration
-from densepath.pipeline.training import dpr_config, sft_config
 
 ROOT = Path(__file__).parents[2]
 PARAMETERS = {  # as their publishers' weights hold them; Gemma's without the image tower

@@ -108,12 +108,6 @@ def write(path: Path, value) -> None:
 
 
 @pytest.fixture
-def no_plots(monkeypatch):
-    """For tests of everything else: drawing is most of the time that a page takes."""
-    monkeypatch.setattr("densepath.report.plots.available", lambda: False)
-
-
-@pytest.fixture
 def run_dir(tmp_path):
     folder = tmp_path / "a-run"
     write(folder / "environment.json", {"date": "2026-01-02T03:04:05+00:00", "versions": {"densepath": "0.1.0"}})

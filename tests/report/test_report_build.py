@@ -6,10 +6,8 @@ import sys
 import pytest
 
 from densepath.errors import MissingFileError
-from densepath.report import build_report, render_html, write_report
+from densepath.report import build_report, page_html, run_page, write_report
 from densepath.report.load import MAX_SAMPLE_TOKENS, MAX_SAMPLES
-
-pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 def twin(run_dir):
@@ -55,7 +53,7 @@ def test_the_twin_is_the_dump_of_the_report_that_made_the_page(run_dir):
     report = build_report(run_dir)
     paths = write_report(run_dir)
     assert read(paths.json) == json.loads(json.dumps(report.to_dict()))
-    assert paths.html.read_text(encoding="utf-8") == render_html(report)
+    assert paths.html.read_text(encoding="utf-8") == page_html(run_page(report))
 
 
 def test_curves_keep_the_last_value_of_a_step_and_leave_a_gap_at_nan(run_dir):
@@ -69,14 +67,14 @@ def test_curves_keep_the_last_value_of_a_step_and_leave_a_gap_at_nan(run_dir):
 def test_nan_is_said_and_never_printed(run_dir):
     report = build_report(run_dir)
     assert "dpr/metrics.jsonl: loss is not finite at 1 step(s), first at step 2" in report.warnings
-    assert ">nan" not in render_html(report).lower()
+    assert ">nan" not in page_html(run_page(report)).lower()
 
 
 def test_all_null_evaluation_shows_dashes(run_dir):
     row = {"arm": "sft", "label": "SFT", "decoding": "greedy"}
     nulls = ("n", "metric", "dense_reward", "length", "entropy", "kl", "truncated", "train_seconds", "train_flops")
     (run_dir / "eval/results.json").write_text(json.dumps({"rows": [row | dict.fromkeys(nulls)]}))
-    page = render_html(build_report(run_dir))
+    page = page_html(run_page(build_report(run_dir)))
     assert page.count("–</strong>") >= 5
     assert "None" not in page
 
@@ -93,7 +91,7 @@ def test_each_part_may_be_missing_and_is_named(run_dir, gone):
         path.unlink()
     report = build_report(run_dir)
     assert any(gone in line for line in report.missing)
-    assert gone in render_html(report)
+    assert gone in page_html(run_page(report))
 
 
 @pytest.mark.parametrize("kept", PARTS)
@@ -106,7 +104,7 @@ def test_each_part_alone_is_reportable(run_dir, kept):
             shutil.rmtree(path)
         else:
             path.unlink()
-    page = render_html(build_report(run_dir))
+    page = page_html(run_page(build_report(run_dir)))
     assert page.startswith("<!doctype html>")
     assert ("Not evaluated" in page) == (kept not in ("eval",))
 
@@ -121,7 +119,7 @@ def test_a_broken_part_never_stops_the_report(run_dir, name, content):
     if content.startswith("{broken"):
         assert any(line.startswith(f"{name} cannot be read") for line in report.warnings)
         assert str(run_dir) not in " ".join(report.warnings)
-    assert "</html>" in render_html(report)
+    assert "</html>" in page_html(run_page(report))
 
 
 def test_a_half_written_last_line_is_left_out(run_dir):
@@ -152,7 +150,7 @@ def test_samples_are_the_first_ones_up_to_the_limits(run_dir):
     path.write_text((line + "\n") * (MAX_SAMPLES + 5))
     report = build_report(run_dir)
     assert (len(report.samples), report.samples_total) == (MAX_SAMPLES, MAX_SAMPLES + 5)
-    assert f"first {MAX_SAMPLES} of {MAX_SAMPLES + 5} in file order" in render_html(report)
+    assert f"first {MAX_SAMPLES} of {MAX_SAMPLES + 5} in file order" in page_html(run_page(report))
     big = json.loads(line)
     big["completions"]["dpr"]["spans"] *= MAX_SAMPLE_TOKENS // 12  # 4 tokens each: a third of the limit per sample
     path.write_text((json.dumps(big) + "\n") * 5)
@@ -164,7 +162,7 @@ def test_no_chosen_reference_is_said(run_dir):
     (run_dir / "eval/results.json").unlink()
     report = build_report(run_dir)
     assert report.verdict.kind == "none-helps"
-    assert "None helps" in render_html(report)
+    assert "None helps" in page_html(run_page(report))
 
 
 def test_importing_the_report_imports_neither_torch_nor_matplotlib():
@@ -173,10 +171,3 @@ def test_importing_the_report_imports_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-def test_without_matplotlib_the_page_is_whole_and_says_so(run_dir):
-    page = render_html(build_report(run_dir))
-    assert "Plots need matplotlib" in page
-    assert "<svg" not in page
-    assert "last: SFT 0.667" in page

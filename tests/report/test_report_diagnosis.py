@@ -9,8 +9,9 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from densepath.report.diagnosis import decision_text, diagnosis_tables, headline
-from densepath.report.diagnosis_page import diagnosis_html
+from densepath.report.console import parts_text
+from densepath.report.diagnosis import diagnosis_page, diagnosis_parts, headline
+from densepath.report.html import page_html
 
 HOSTILE = "</style><script>alert(1)</script>\"'<img src=x onerror=alert(2)>\u202e"
 
@@ -57,9 +58,7 @@ def record(name="0.5", advice="candidate", verifier="exact_match", plain=lambda 
 def printed(value):
     output = io.StringIO()
     console = Console(file=output, width=80)
-    for table in diagnosis_tables(value):
-        console.print(table)
-    console.print(decision_text(value))
+    console.print(parts_text(diagnosis_parts(value)))
     return output.getvalue()
 
 
@@ -73,7 +72,7 @@ def printed(value):
 )
 def test_the_advice_comes_first_in_words(advice, words):
     assert headline(record(advice=advice)) == words
-    assert f"<h2>{words}</h2>" in diagnosis_html(record(advice=advice))
+    assert f"<h2>{words}</h2>" in page_html(diagnosis_page(record(advice=advice)))
 
 
 def test_the_terminal_shows_a_row_for_sft_and_for_each_preview():
@@ -86,14 +85,14 @@ def test_the_terminal_shows_a_row_for_sft_and_for_each_preview():
     assert "0.5 +0.020 ± 0.25 40% +0.02 ± 0.25 -" in lines
     assert "0.5 0.82 [0.77, 0.87] *" in lines
     assert "preview 0.5, beta 0.5 0.900 +0.300 [+0.250, +0.350]" in lines
-    assert lines[-2:] == ["- because of 0.5", "! beware of 0.5"]
+    assert lines[-2:] == ["- because of 0.5", "warning: beware of 0.5"]
 
 
 def test_without_a_verifier_nothing_is_judged():
     blind = record(verifier=None, advice="cannot_tell", plain=lambda value: None)
     shown = printed(blind)
     assert "lead" not in shown
-    page = diagnosis_html(blind)
+    page = page_html(diagnosis_page(blind))
     assert "verdict</th>" not in page
     assert "lead over SFT" not in page
 
@@ -121,13 +120,13 @@ class Parsed(HTMLParser):
 
 
 def test_the_page_holds_the_figures_and_hostile_names_stay_text():
-    page = diagnosis_html(record(name=HOSTILE))
+    page = page_html(diagnosis_page(record(name=HOSTILE)))
     parsed = Parsed(page)
     assert parsed.stack == []
     assert {"script", "img"} & set(parsed.tags) == set()
     assert page.count("<svg") == 3  # two decodings, one histogram
     assert "\u202e" not in page
-    good = diagnosis_html(record())
+    good = page_html(diagnosis_page(record()))
     assert "<strong>+0.190</strong> <small>[+0.140, +0.240]</small>" in good
     chosen = re.findall(r'<tr class="chosen"><th scope="row">([^<]+)<', good)
     assert chosen == ["reference 0.5, β 0.5, T = 1", "reference 0.5, β 0.5, greedy"]

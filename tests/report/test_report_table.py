@@ -4,13 +4,15 @@ import json
 import pytest
 from rich.console import Console
 
-from densepath.report import format_interval, results_table
+from densepath.report import results_table
+from densepath.report.console import part_text
+from densepath.report.document import interval_text
 from densepath.report.records import Estimate
 
 
 def shown(results, width=200):
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(results_table(results))
+    Console(file=out, width=width, color_system=None).print(part_text(results_table(results)))
     return out.getvalue()
 
 
@@ -19,13 +21,13 @@ def shown(results, width=200):
     [
         (Estimate(0.5, 0.25, 0.75), {}, "0.500 [0.250, 0.750]"),
         (Estimate(0.5, 0.25, 0.75), {"digits": 1, "signed": True}, "+0.5 [+0.2, +0.8]"),
-        (Estimate(-0.5, None, 0.75), {"digits": 2}, "-0.50"),
-        (None, {}, "-"),
+        (Estimate(-0.5, None, 0.75), {"digits": 2}, "−0.50"),
+        (None, {}, "–"),
         (None, {"missing": "?"}, "?"),
     ],
 )
-def test_format_interval(estimate, options, text):
-    assert format_interval(estimate, **options) == text
+def test_an_interval_in_words(estimate, options, text):
+    assert interval_text(estimate, **options) == text
 
 
 def test_table_shows_the_numbers(run_dir):

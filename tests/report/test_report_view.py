@@ -12,10 +12,12 @@ from tests.report.test_report_page import HOSTILE, Page, poison
 
 from densepath.errors import UsageError
 from densepath.report.compare import compare
+from densepath.report.html import page_html
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.report.scored_row import scored_row
 from densepath.report.text import visible
-from densepath.report.view import LONGEST_WORST, ScoreView, live_page_html, page_html, view_scores, worst_runs
+from densepath.report.view import ScoreView, live_page_html, view_page, view_scores
+from densepath.report.view_parts import LONGEST_WORST, worst_runs
 
 RECORDS = [scored_row(value, number, "scores.jsonl") for number, value in enumerate(ROWS, 1)]
 
@@ -49,13 +51,13 @@ def test_an_answer_with_more_tokens_leaves_a_gap():
     longer = scored_row(row("longer", turn(*RIGHT[:3], span("5", 0.5), span("0", -1.0), RIGHT[4], END)), 1, "file")
     columns = compare(RECORDS[0], longer).columns()
     assert [column.a is None for column in columns] == [False, False, False, False, True, False, False]
-    html = page_html(a_view([RECORDS[0], longer]))
+    html = page_html(view_page(a_view([RECORDS[0], longer])))
     assert html.count('class="dp-gap"') == 1
 
 
 def test_a_line_breaks_after_a_column_that_ends_one():
     rows = [scored_row(row(name, turn(span("a\n", 0.5), span(end, 0.5))), 1, "file") for name, end in ("xb", "yc")]
-    html = page_html(a_view(rows))
+    html = page_html(view_page(a_view(rows)))
     assert html.count('class="dp-break"') == 1
     assert "a↵" in html
 
@@ -64,7 +66,7 @@ def test_a_line_breaks_after_a_column_that_ends_one():
 
 
 def test_the_worst_span_is_the_altered_token_and_leads_to_its_place():
-    html = page_html(a_view())
+    html = page_html(view_page(a_view()))
     links = re.findall(r'<a href="#([^"]+)"><b>([^<]+)</b> <q>([^<]*)</q> <small>([^<]+)</small>', html)
     assert ("r1-0-0", "−4.00", "7", "token 4") in links
     for target, *_ in links:
@@ -84,7 +86,7 @@ def test_faint_neighbours_do_not_widen_a_worst_span():
 # --- the page -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("make", [lambda: page_html(a_view()), live_page_html], ids=["file", "live"])
+@pytest.mark.parametrize("make", [lambda: page_html(view_page(a_view())), live_page_html], ids=["file", "live"])
 def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(make):
     html = make()
     page = Page(html)
@@ -102,7 +104,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside(make):
 
 
 def test_the_policy_allows_exactly_the_one_script_and_only_a_live_page_asks_its_server():
-    for live, html in ((False, page_html(a_view())), (True, live_page_html())):
+    for live, html in ((False, page_html(view_page(a_view()))), (True, live_page_html())):
         [script] = re.findall(r"<script>(.*?)</script>", html, re.S)
         digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
         policy = re.search(r'Content-Security-Policy" content="([^"]+)"', html)[1]
@@ -112,11 +114,11 @@ def test_the_policy_allows_exactly_the_one_script_and_only_a_live_page_asks_its_
 
 
 def test_hostile_strings_change_no_tag():
-    clean = Page(page_html(a_view()))
+    clean = Page(page_html(view_page(a_view())))
     rows = [scored_row(poison(value, HOSTILE), 1, "scores") for value in ROWS]
     facts = ((HOSTILE, HOSTILE),)
     view = ScoreView(rows=tuple(rows), comparison=compare(*rows[:2]), title=HOSTILE, facts=facts)
-    html = page_html(view)
+    html = page_html(view_page(view))
     page = Page(html)
     assert page.faults == []
     assert page.tags.count("script") == 1
@@ -130,7 +132,8 @@ def test_hostile_strings_change_no_tag():
 def test_the_page_says_what_matters(tmp_path):
     file = ScoredFile(write_jsonl(tmp_path / "scores.jsonl"))
     rows = tuple(file.find(RowQuery(limit=2)).rows)
-    html = page_html(ScoreView(rows=rows, facts=(("SFT model", "my/model"),), total=len(file), scale=file.scale))
+    view = ScoreView(rows=rows, facts=(("SFT model", "my/model"),), total=len(file), scale=file.scale)
+    html = page_html(view_page(view))
     text = " ".join(Page(html).text.split())
     for words in (
         "SFT model my/model",
@@ -210,7 +213,7 @@ def test_a_notebook_shows_the_same_fragments_twice_with_ids_of_their_own():
         assert "http" not in html
     heats = [
         [re.sub(r' id="[^"]+"', "", heat) for heat in re.findall(r'<div class="dp-heat.*?</div>', html, re.S)]
-        for html in (*outputs, page_html(view))
+        for html in (*outputs, page_html(view_page(view)))
     ]
     assert heats[0] == heats[1] == heats[2]
     assert len(heats[0]) == 3  # aligned, A, B

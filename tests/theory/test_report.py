@@ -13,11 +13,12 @@ from rich.console import Console
 
 from densepath.cli.theory import _parser, run
 from densepath.errors import UsageError
+from densepath.records.theory import Check, Kind, Report, StatementResult
+from densepath.report.console import parts_text
+from densepath.report.html import page_html
+from densepath.report.theory import theory_page, theory_parts
 from densepath.theory import runner
-from densepath.theory.page import report_page
-from densepath.theory.records import Check, Kind, Report, StatementResult
 from densepath.theory.runner import run_statements
-from densepath.theory.table import print_report
 
 FEW = ["--instances", "2", "--only", "3", "--only", "contrastive"]
 
@@ -76,7 +77,7 @@ def test_a_failing_statement_gives_exit_code_1(monkeypatch, capsys):
 @pytest.mark.parametrize("width", [70, 80, 200])
 def test_no_word_is_cut_off_whatever_the_width(report, width):
     console = Console(width=width, file=io.StringIO())
-    print_report(report, console)
+    console.print(parts_text(theory_parts(report, width)))
     text = console.file.getvalue()
     assert "…" not in text
     assert max(map(cell_len, text.splitlines())) <= width
@@ -109,7 +110,7 @@ def test_files_are_written_and_repeat(tmp_path, capsys):
 
 
 def test_page_is_self_contained(report):
-    page = report_page(report)
+    page = page_html(theory_page(report))
     parser = Tags()
     parser.feed(page)
     assert parser.open == []
@@ -128,7 +129,7 @@ def test_page_is_self_contained(report):
 
 
 def test_what_is_written_on_the_page_is_escaped():
-    page = report_page(Report(0, 1, (failing(0, 1),)))
+    page = page_html(theory_page(Report(0, 1, (failing(0, 1),))))
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;b&gt;planted" in page
@@ -177,9 +178,3 @@ def test_help_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--instances" in done.stdout
-
-
-def test_html_without_matplotlib_says_what_to_install(report, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UsageError, match=r"densepath\[plot\]"):
-        report_page(report)

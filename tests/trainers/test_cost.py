@@ -51,7 +51,7 @@ def test_passes_of_one_step(tmp_path, make_model, tokenizer, prompts, estimator,
     assert counted["policy"].calls == sampled + 1 + own
     assert counted["ref"].calls == scored
     assert lora or counted["sft"].calls == scored
-    assert trainer._rollout.policy_passes == 0
+    assert trainer.rollout.scored.policy_passes == 0
 
 
 def test_the_policys_states_are_computed_once_more_where_the_sampler_did_not_keep_them(
@@ -62,7 +62,7 @@ def test_the_policys_states_are_computed_once_more_where_the_sampler_did_not_kee
     one_step(trainer)
     passes = Passes(trainer.model)
     one_step(trainer)
-    assert trainer._rollout.policy_passes == 1
+    assert trainer.rollout.scored.policy_passes == 1
     assert passes.calls == 6 + 1 + 1
 
 
@@ -70,7 +70,7 @@ def test_flops_of_a_default_step(tmp_path, make_model, tokenizer, prompts):
     """2 a token and parameter forward, 4 backward: sampling 2, two frozen models 2 each, training 6."""
     trainer = trainer_of(tmp_path, make_model, tokenizer, prompts)
     output = rollout(trainer)
-    distinct = {tuple(ids) for ids in trainer._rollout.prompt_ids}
+    distinct = {tuple(ids) for ids in trainer.rollout.scored.sampled.prompt_ids}
     tokens = sum(map(len, distinct)) + int(output["completion_mask"].sum())
     parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
     assert trainer._metrics["train"]["flops"][-1] == tokens * parameters * 12
@@ -85,13 +85,15 @@ def test_kept_states_give_what_a_pass_over_the_samples_gives(tmp_path, make_mode
 
             def forget(*args, trainer=trainer, inner=inner):
                 output = inner(*args)
-                trainer._sampled = None
+                trainer._samples = None
                 return output
 
             trainer._generate_single_turn = forget
         torch.manual_seed(0)
         output = rollout(trainer)
-        found.append((trainer._rollout.policy_passes, output["advantages"], trainer._rollout.policy_logprobs))
+        found.append(
+            (trainer.rollout.scored.policy_passes, output["advantages"], trainer.rollout.scored.policy_logprobs)
+        )
     assert [passes for passes, _, _ in found] == [0, 1]
     torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=0)
     for kept, computed in zip(found[0][2], found[1][2], strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -145,7 +146,7 @@ def test_loss_and_gradient_equal_the_formula(tmp_path, make_model, tokenizer, pr
         with torch.no_grad():
             s, r = (naive_distributions(m, prompt, completion) for m in (sft, ref))
         total = total - (chosen(pi, completion) * output["advantages"][row, : len(completion)]).sum()
-        if trainer.estimator.value == "all_action":
+        if trainer.estimator.all_action:
             share = output["all_action_weights"][row]
             assert 0 < share < 1
             total = total - share * (pi.exp() * (s - r - 0.3 * (pi - s)).detach()).sum()
@@ -224,7 +225,7 @@ def test_chunks_of_tokens_change_nothing(tmp_path, make_model, tokenizer, prompt
     for chunk_tokens in (None, 7):
         model = make_model(0)
         trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, model=model, max_steps=1, **SGD)
-        trainer._vocabulary.chunk_tokens = chunk_tokens
+        trainer.estimation = dataclasses.replace(trainer.estimation, chunk_tokens=chunk_tokens)
         trainer.train()
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     torch.testing.assert_close(*weights, atol=1e-5, rtol=1e-4)
@@ -236,7 +237,7 @@ def test_no_distribution_of_a_whole_batch_ever_lives(tmp_path, make_model, token
     trainer.current_gradient_accumulation_steps = 1
     ids = [[5 + t for t in range(6)] for _ in range(8)]
     trainer._generate_single_turn = lambda *args: (ids, [[-1.0] * 6] * 8)
-    trainer._vocabulary.chunk_tokens = 5
+    trainer.estimation = dataclasses.replace(trainer.estimation, chunk_tokens=5)
     with WidestRows(len(tokenizer)) as seen:
         output = rollout(trainer)
         trainer._compute_loss(trainer.model, output).backward()
@@ -267,12 +268,12 @@ def test_mixed_precision_leaves_the_scorers_in_float32(tmp_path, make_model, tok
     trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, bf16=True, use_cpu=True)
     output = rollout(trainer)
     sft, ref = trainer.dense_reward.sft.model, trainer.dense_reward.refs[0].model
-    for row, rewards in enumerate(trainer._rollout.scores.rewards):
+    for row, rewards in enumerate(trainer.rollout.scored.scores.rewards):
         prompt, ids = completion_of(output, row)
         expected = naive_logprobs(sft, prompt, ids) - naive_logprobs(ref, prompt, ids)
         torch.testing.assert_close(rewards.double(), expected, atol=1e-4, rtol=0)
     # at the start the policy is the SFT model: what the KL sees is the rounding of its pass
-    kl = torch.cat(trainer._rollout.state_kl)
+    kl = torch.cat(trainer.rollout.scored.state_kl)
     assert 0 < kl.abs().max() < 0.05
     trainer.train()
     assert trainer.state.global_step == 2
@@ -469,7 +470,7 @@ def test_a_reference_is_required_and_must_fit(tmp_path, make_model, tokenizer, p
 )
 def test_auto_falls_back_to_sampled_and_says_why(tmp_path, make_model, tokenizer, prompts, changes, reason, caplog):
     trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, **changes)
-    assert trainer.estimator.value == "sampled"
+    assert not trainer.estimator.all_action
     said = [record.message for record in caplog.records if "estimator=auto" in record.message]
     assert len(said) == 1
     assert reason in said[0]
@@ -482,7 +483,7 @@ def test_a_head_that_is_not_one_layer_is_left_to_sampling(tmp_path, make_model, 
     ref.lm_head = torch.nn.Sequential(ref.lm_head)  # say, a head with something on top
     ref.lm_head.weight = ref.lm_head[0].weight
     trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, ref=ref)
-    assert trainer.estimator.value == "sampled"
+    assert not trainer.estimator.all_action
     assert any("head of the reference 0" in record.message for record in caplog.records)
     for refused in ({"estimator": "all_action"}, {"kl_in_return": False}):
         with pytest.raises(ConfigError, match="head of the reference 0 is not a plain linear layer"):
@@ -492,7 +493,7 @@ def test_a_head_that_is_not_one_layer_is_left_to_sampling(tmp_path, make_model, 
 def test_sharded_weights_are_left_to_sampling(tmp_path, make_model, tokenizer, prompts, monkeypatch, caplog):
     monkeypatch.setattr(DPRTrainer, "_is_sharded", lambda self: True)
     monkeypatch.setattr("densepath.trainers.policies.shard_frozen", lambda model, accelerator: model)
-    assert trainer_of(tmp_path, make_model, tokenizer, prompts).estimator.value == "sampled"
+    assert not trainer_of(tmp_path, make_model, tokenizer, prompts).estimator.all_action
     assert any("the weights are sharded" in record.message for record in caplog.records)
 
 

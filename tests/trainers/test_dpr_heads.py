@@ -12,7 +12,6 @@ from tests.tiny_models import randomize_adapter, tiny_llama
 from tests.trainers.test_dpr import rollout, trainer_of
 
 from densepath.errors import ConfigError
-from densepath.trainers.dpr_config import Estimator
 
 
 def adapter(make_model, **settings):
@@ -53,7 +52,7 @@ def test_kl_is_zero_before_the_first_update(tmp_path, make_model, tokenizer, pro
     policy = POLICIES[name](make_model, tokenizer)
     trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, max_completion_length=4)
     plain = name in ("merged", "lm_head_multiplier", "logits_scaling")
-    assert trainer.estimator is (Estimator.ALL_ACTION if plain else Estimator.SAMPLED)
+    assert trainer.estimator.all_action == plain
     output = rollout(trainer)
     assert abs(trainer._metrics["train"]["kl"][-1]) < 1e-6
     trainer.current_gradient_accumulation_steps = 1
@@ -77,4 +76,4 @@ def test_heads_of_different_lengths_are_sampled_with_a_line(tmp_path, make_model
     with caplog.at_level(logging.WARNING):
         trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, ref=ref)
     assert "the heads have different numbers of rows (policy 448, SFT model 448, reference 0 384)" in caplog.text
-    assert trainer.estimator is Estimator.SAMPLED
+    assert not trainer.estimator.all_action

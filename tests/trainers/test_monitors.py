@@ -14,9 +14,9 @@ from transformers import TrainerCallback
 from densepath.data import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.trainers.dpr import DPRTrainer
+from densepath.trainers.held_out import HeldOutDemonstrations
 from densepath.trainers.monitors import (
     EffectiveSampleSize,
-    HeldOutDemonstrations,
     distinct_ngrams,
     held_out_reward,
     reward_correlations,
@@ -71,11 +71,15 @@ def test_effective_sample_size_is_that_of_all_micro_batches_of_a_step():
     mask = torch.tensor([[True, True], [True, False]])
     sampled = torch.tensor([[-1.0, -1.0], [-1.0, -1.0]])
     # log weights 0 and log 3; then NaN (no correction) and 0: weights 1, 3, 1, 1
-    assert size.add(torch.tensor([[-0.5, -1.5], [-1.0 + math.log(3), 7.0]]), sampled, mask) is None
+    assert size.observe(torch.tensor([[-0.5, -1.5], [-1.0 + math.log(3), 7.0]]), sampled, mask) == {}
     accelerator.sync_gradients = True
-    share = size.add(torch.tensor([[-1.0, -1.0], [-9.0, -1.0]]), torch.tensor([[-1.0, -1.0], [nan, -1.0]]), mask)
+    (share,) = size.observe(
+        torch.tensor([[-1.0, -1.0], [-9.0, -1.0]]), torch.tensor([[-1.0, -1.0], [nan, -1.0]]), mask
+    ).values()
     assert share == pytest.approx(6**2 / (4 * 12))
-    assert size.add(sampled, sampled, mask) == pytest.approx(1.0)  # a new step begins with nothing
+    assert size.observe(sampled, sampled, mask) == {
+        "effective_sample_size": pytest.approx(1.0)
+    }  # a new step begins with nothing
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ class Snapshots(TrainerCallback):
     def on_step_end(self, args, state, control, model=None, **kwargs):
         self.models.append(self.make_model(0))
         self.models[-1].load_state_dict(model.state_dict())
-        self.rollouts.append(self.trainer._rollout)
+        self.rollouts.append(self.trainer.rollout)
 
 
 def naive_nll(model, tokenizer) -> float:
@@ -145,11 +149,9 @@ def test_logs_equal_loops_over_what_was_sampled(tmp_path, make_model, tokenizer,
     train = [row for row in trainer.state.log_history if "loss" in row]
     evals = [row for row in trainer.state.log_history if "eval_nll" in row]
     assert snapshots.rollouts[0] is snapshots.rollouts[1]
-    rollout = snapshots.rollouts[0]
+    rollout = snapshots.rollouts[0].scored.sampled
     held_out, shares, weights = [], [], []
-    for prompt, ids, sampled in zip(
-        rollout.prompt_ids, rollout.completion_ids, rollout.sampling_logprobs, strict=True
-    ):
+    for prompt, ids, sampled in zip(rollout.prompt_ids, rollout.completion_ids, rollout.logprobs, strict=True):
         held_out.append(
             (naive_logprobs(make_model(0), prompt, ids) - naive_logprobs(make_model(2), prompt, ids)).sum()
         )

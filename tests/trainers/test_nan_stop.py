@@ -49,15 +49,15 @@ def plant_update(trainer, monkeypatch, step):
 
 
 def plant_advantages(trainer, monkeypatch, step):
-    honest = dpr.advantages_of
+    honest = dpr.credit_of
 
-    def planted(*args, **kwargs):
-        advantages, metrics = honest(*args, **kwargs)
+    def planted(*args):
+        credit = honest(*args)
         if trainer.state.global_step == step - 1:
-            advantages[5, 1] = NAN
-        return advantages, metrics
+            credit.advantages[5, 1] = NAN
+        return credit
 
-    monkeypatch.setattr(dpr, "advantages_of", planted)
+    monkeypatch.setattr(dpr, "credit_of", planted)
 
 
 def plant_loss(trainer, monkeypatch, step):

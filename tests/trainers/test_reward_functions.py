@@ -11,12 +11,26 @@ import pytest
 import torch
 
 from densepath.errors import ConfigError, DataError, NumericalError
-from densepath.trainers.reward_functions import RewardFunctions
+from densepath.rewards.scores import DenseScores
+from densepath.trainers.reward_functions import CALL, Call, RewardFunctions, dense_reward_sum
+from densepath.trainers.rollout import FunctionRewards, Sampled, Scored
 
 IDS = [[5, 6, 2], [7, 2]]
 PROMPTS = ["Say red:", [{"role": "user", "content": "Say\nblue:"}]]
-CALL = {"prompts": PROMPTS, "completions": ["a b", "c"], "completion_ids": IDS}
 MASK = torch.tensor([[True, True, True], [True, True, False]])
+
+
+def call_of(tool_mask=None) -> tuple[Call, dict]:
+    """A call, and what TRL hands to a reward function in it."""
+    rewards = [torch.ones(len(ids)) for ids in IDS]
+    sampled = Sampled([[1]] * 2, IDS, tool_mask=tool_mask)
+    call = Call(Scored(sampled, DenseScores(rewards, rewards, [], rewards, IDS)))
+    return call, {"prompts": PROMPTS, "completions": ["a b", "c"], "completion_ids": IDS, CALL: [call] * 2}
+
+
+def returned(call: Call, columns: list[list[float]]) -> FunctionRewards:
+    """What TRL gathers: the dense reward's sums first."""
+    return FunctionRewards(torch.tensor([call.scored.sums(), *columns]).T, 0, 2, call.per_token)
 
 
 def constant(output):
@@ -33,24 +47,27 @@ def test_one_number_a_completion(output):
     functions = RewardFunctions(constant(output))
     (verifier,) = functions.wrapped
     assert verifier.__name__ == "verifier"
-    assert verifier(**CALL) == [1.0, -0.5]
-    placed = functions.external(torch.tensor([[1.0], [-0.5]]), ["verifier"], MASK)
+    call, given = call_of()
+    assert verifier(**given) == [1.0, -0.5]
+    placed = functions.external(returned(call, [[1.0, -0.5]]), ["verifier"], MASK)
     assert placed.tolist() == [[0, 0, 1.0], [0, -0.5, 0]]
 
 
 @pytest.mark.parametrize("kind", [list, torch.tensor, np.array])
 def test_one_number_a_token_stays_where_it_is(kind):
     functions = RewardFunctions(constant([kind([1.0, 2.0, 3.0]), kind([-1.0, 0.5])]))
-    assert functions.wrapped[0](**CALL) == [6.0, -0.5]
-    placed = functions.external(torch.tensor([[6.0], [-0.5]]), ["verifier"], MASK)
+    call, given = call_of()
+    assert functions.wrapped[0](**given) == [6.0, -0.5]
+    placed = functions.external(returned(call, [[6.0, -0.5]]), ["verifier"], MASK)
     assert placed.tolist() == [[1.0, 2.0, 3.0], [-1.0, 0.5, 0]]
 
 
 def test_weights_add_functions_and_reach_what_they_return_per_token():
     functions = RewardFunctions([constant([1.0, 2.0]), renamed("dense", [[1.0, 0, 0], [0, 1.0]])], [10.0, 0.5])
+    call, given = call_of()
     for function in functions.wrapped:
-        function(**CALL)
-    placed = functions.external(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), ["verifier", "dense"], MASK)
+        function(**given)
+    placed = functions.external(returned(call, [[1.0, 2.0], [1.0, 1.0]]), ["verifier", "dense"], MASK)
     assert placed.tolist() == [[0.5, 0, 10.0], [0, 20.5, 0]]
 
 
@@ -62,18 +79,19 @@ def renamed(name, output):
 
 def test_tokens_that_a_tool_wrote_earn_nothing():
     functions = RewardFunctions(constant([[1.0, 2.0, 3.0], [4.0, 5.0]]))
-    functions.begin(tool_mask=[[1, 0, 1], [1, 1]])
-    assert functions.wrapped[0](**CALL) == [4.0, 9.0]
+    call, given = call_of(tool_mask=[[1, 0, 1], [1, 1]])
+    assert functions.wrapped[0](**given) == [4.0, 9.0]
+    assert dense_reward_sum(**given) == [2.0, 2.0]
     mask = torch.tensor([[True, False, True], [True, True, False]])
-    placed = functions.external(torch.tensor([[4.0], [9.0]]), ["verifier"], mask)
+    placed = functions.external(returned(call, [[4.0, 9.0]]), ["verifier"], mask)
     assert placed.tolist() == [[1.0, 0, 3.0], [4.0, 5.0, 0]]
 
 
-def test_a_new_rollout_forgets_the_last_one():
+def test_what_one_call_returned_per_token_is_not_in_the_next():
     functions = RewardFunctions(constant([[1.0, 2.0, 3.0], [4.0, 5.0]]))
-    functions.wrapped[0](**CALL)
-    functions.begin()
-    assert functions.external(torch.tensor([[6.0], [9.0]]), ["verifier"], MASK).tolist() == [[0, 0, 6.0], [0, 9.0, 0]]
+    functions.wrapped[0](**call_of()[1])
+    placed = functions.external(returned(call_of()[0], [[6.0, 9.0]]), ["verifier"], MASK)
+    assert placed.tolist() == [[0, 0, 6.0], [0, 9.0, 0]]
 
 
 def test_async_functions_and_partials_keep_their_kind_and_name():
@@ -84,7 +102,7 @@ def test_async_functions_and_partials_keep_their_kind_and_name():
     (wrapped,) = functions.wrapped
     assert asyncio.iscoroutinefunction(wrapped)
     assert wrapped.__name__ == "judge"
-    assert asyncio.run(wrapped(**CALL)) == [1.5, 1.0]
+    assert asyncio.run(wrapped(**call_of()[1])) == [1.5, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -105,14 +123,14 @@ def test_async_functions_and_partials_keep_their_kind_and_name():
 )
 def test_what_cannot_be_used_is_named_with_function_and_row(output, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        RewardFunctions(constant(output)).wrapped[0](**CALL)
+        RewardFunctions(constant(output)).wrapped[0](**call_of()[1])
 
 
 def test_a_reward_model_that_gives_nan_is_named():
     functions = RewardFunctions("some/reward-model")  # TRL loads and calls it
     assert functions.wrapped == ["some/reward-model"]
     with pytest.raises(NumericalError, match="'reward-model', completion 1: nan"):
-        functions.external(torch.tensor([[0.0], [float("nan")]]), ["reward-model"], MASK)
+        functions.external(returned(call_of()[0], [[0.0, float("nan")]]), ["reward-model"], MASK)
 
 
 def test_names_and_weights_must_fit():

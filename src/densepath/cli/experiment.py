@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough={"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"},
     )
-    from densepath.experiments.run import run_experiment
+    from densepath.pipeline.experiment import run_experiment
 
     run_experiment(arguments, others, command=shlex.join(["densepath", "experiment", *argv]))
     return 0

@@ -14,7 +14,7 @@ def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(ScoreArguments, argv, prog="densepath score", description=DESCRIPTION)
     from densepath.models.quiet import quiet_libraries
-    from densepath.pipeline.score_job import run_score_command
+    from densepath.scoring.job import run_score_command
     from densepath.terminal import terminal
 
     quiet_libraries()

@@ -45,9 +45,10 @@ def run(argv: list[str]) -> int:
     from rich.text import Text
 
     from densepath.io import write_json_atomic, write_text_atomic
+    from densepath.report.console import print_parts
+    from densepath.report.theory import theory_parts
     from densepath.terminal import say, terminal
     from densepath.theory.runner import run_statements
-    from densepath.theory.table import print_report
 
     torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
     messages = terminal(stderr=True)
@@ -61,9 +62,10 @@ def run(argv: list[str]) -> int:
         )
     seconds = time.monotonic() - began
     if arguments.html is not None:
-        from densepath.theory.page import report_page
+        from densepath.report.html import page_html
+        from densepath.report.theory import theory_page
 
-        write_text_atomic(arguments.html, report_page(report))
+        write_text_atomic(arguments.html, page_html(theory_page(report)))
         say(messages, f"wrote {arguments.html}")
     if arguments.json == STDOUT:
         json.dump(report.as_dict(), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
@@ -72,5 +74,6 @@ def run(argv: list[str]) -> int:
         if arguments.json is not None:
             write_json_atomic(Path(arguments.json), report.as_dict())
             say(messages, f"wrote {arguments.json}")
-        print_report(report, terminal(), seconds)
+        console = terminal()
+        print_parts(console, *theory_parts(report, console.width, seconds))
     return 0 if report.holds else 1

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from densepath.core.spans import worst_spans
 from densepath.data import Encoded, encode_pairs
 from densepath.data.formats import validate_rows
 from densepath.data.rows import DataFormat, Row, detect_format, prompt_of
@@ -18,6 +17,7 @@ from densepath.evals.altered_numbers import answer_of
 from densepath.evals.duplicates import exact_key, first_occurrences, normal_key
 from densepath.evals.signals import Aggregation, aggregate
 from densepath.models.compat import context_length, eos_token_ids
+from densepath.records.spans import worst_spans
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.scores import DenseScores
 

@@ -62,12 +62,17 @@ class Decoding:
 
     @property
     def name(self) -> str:
-        """What tables call it.
+        """What tables call it."""
+        return decoding_name(self.temperature)
 
-        >>> Decoding(0, 8).name, Decoding(0.5, 8).name
-        ('greedy', 'temperature 0.5')
-        """
-        return "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
+
+def decoding_name(temperature: float) -> str:
+    """What tables call it.
+
+    >>> decoding_name(0), decoding_name(0.5)
+    ('greedy', 'temperature 0.5')
+    """
+    return "greedy" if temperature == 0 else f"temperature {temperature:g}"
 
 
 def generate(

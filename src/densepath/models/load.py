@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -31,8 +31,11 @@ __all__ = [
     "disable_dropout",
     "eos_token_ids",
     "freeze",
+    "load_frozen",
     "load_model",
     "load_tokenizer",
+    "load_trainable",
+    "model_context",
 ]
 
 DTYPES = {
@@ -102,6 +105,34 @@ def load_model(
         return model.train()
     disable_dropout(model)
     return freeze(model)
+
+
+class LoadOptions(Protocol):
+    """What a command's arguments say about loading: `dtype` of the weights, and whether code may come with them."""
+
+    dtype: str
+    trust_remote_code: bool
+
+
+def load_frozen(options: LoadOptions, path: str | Path) -> Any:
+    """A model that is only sampled from and scored: adapters folded in, on the GPU where there is one."""
+    code = options.trust_remote_code
+    return load_model(path, dtype=options.dtype, trust_remote_code=code, merge=True, device="auto")
+
+
+def load_trainable(options: LoadOptions, path: str | Path) -> Any:
+    """A model to train; the trainer moves it to its device."""
+    return load_model(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code, for_training=True)
+
+
+def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:
+    """Context length of a model in tokens, from its configuration alone."""
+    source = locate.locate(name_or_path)
+    if locate.is_adapter(source):
+        source = locate.adapter_base(source)
+    with locate.explained(source, "configuration"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return context_length(SimpleNamespace(config=config))
 
 
 def load_tokenizer(
@@ -297,13 +328,3 @@ def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge:
             raise ModelError(f"{folder}: weights of the adapter are missing: {str(warning)[:200]}") from warning
         model._densepath_replaced = replaced
         return peft_model.merge_and_unload().requires_grad_(True) if merge else peft_model
-
-
-def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:
-    """Context length of a model in tokens, from its configuration alone."""
-    source = locate.locate(name_or_path)
-    if locate.is_adapter(source):
-        source = locate.adapter_base(source)
-    with locate.explained(source, "configuration"):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return context_length(SimpleNamespace(config=config))

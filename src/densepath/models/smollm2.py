@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock  # torch and huggingface_hub both require it
+from filelock import FileLock
 
 from densepath.errors import MissingFileError, ModelError, StorageError
 from densepath.io import file_sha256, read_json, write_json_atomic

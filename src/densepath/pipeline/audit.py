@@ -9,11 +9,12 @@ from densepath.config.reward import AuditArguments
 from densepath.evals.audit import Flag, audit_demonstrations
 from densepath.io import write_jsonl_atomic
 from densepath.pipeline.data import load_rows
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses import load_dense_reward
+from densepath.progress import StageProgress
 from densepath.report.audit import audit_table, audit_view
+from densepath.report.console import print_parts
 from densepath.stats.intervals import mean_interval
-from densepath.terminal import Console, say, show
+from densepath.terminal import Console, say
 
 
 def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
@@ -36,7 +37,7 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
         )
     path = Path(arguments.output_file)
     write_jsonl_atomic(path, records)
-    show(console, audit_table(records, arguments.num_shown))
+    print_parts(console, audit_table(records, arguments.num_shown))
     interval = mean_interval([record["reward_per_token"] for record in records])
     counts = Counter(flag["flag"] for record in records for flag in record["flags"])
     flagged = ", ".join(f"{counts[flag.value]} {flag.value.replace('_', ' ')}" for flag in Flag)

@@ -7,30 +7,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
-
 from densepath.config.mixins import CONSTRAINED, TEXT_TASKS
 from densepath.config.run import RunArguments
 from densepath.data import (
     check_disjoint,
     dataset_fingerprint,
     encode_demonstrations,
-    encode_pairs,
     encode_row_prompt,
     generate_tasks,
-    prompt_of,
     split_by_content,
 )
 from densepath.data.constraints import constrained_rows
-from densepath.data.formats import Needs, as_dataset, read_rows
+from densepath.data.formats import Needs, read_rows
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.data.rows import DataFormat, detect_format, jsonable, normal_turns, template_columns
+from densepath.data.rows import DataFormat, detect_format, jsonable
+from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
-from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.pipeline.run_folder import RunFolder
+from densepath.terminal import Console, say, warn
 
-Rows = list[dict[str, Any]]
 GENERATED_ROWS = 960
 """Training rows that text_tasks generates when `max_train_samples` is None."""
 REGIME = "regime"
@@ -103,9 +100,8 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         splits["train"], tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
     )
     if arguments.rl_prompts is None:
-        kept = fitting_rows(
-            splits["train"], tokenizer, longest_prompt(arguments, context, arguments.max_completion_length)
-        )
+        longest = longest_prompt(context, arguments.max_completion_length, arguments.max_prompt_length)
+        kept = fitting_rows(splits["train"], tokenizer, longest)
         record["train"]["unsampled"] = len(splits["train"]) - len(kept)
         if not kept:
             raise DataError(
@@ -118,7 +114,23 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
     record["train"]["notes"] = counts.notes
     record["train"]["tokens"] = counts.state_tokens + counts.action_tokens
     write_json_atomic(run / "data.json", record)
-    run.finish("data", started, rows={name: len(rows) for name, rows in splits.items()})
+    run.finish("data", started)
+
+
+def tell_data(run: RunFolder, console: Console, title: str) -> None:
+    """Say how many rows there are, and what became of those that are too long."""
+    record = read_json(run / "data.json")
+    counts = ", ".join(f"{each['rows']} {name}" for name, each in record.items())
+    train = record["train"]
+    notes = (
+        ("truncated", "cut to max_length"),
+        ("dropped", "left out of SFT: the prompt fills max_length"),
+        ("unsampled", "left out of DPR: the prompt is too long"),
+    )
+    left_out = "; ".join(f"{train[name]} {text}" for name, text in notes if train.get(name))
+    say(console, f"{title}data: {counts} rows" + (f" ({left_out})" if left_out else ""))
+    for note in train.get("notes", []):
+        warn(console, note)
 
 
 def read_split(run: RunFolder, name: str) -> Rows:
@@ -274,35 +286,3 @@ def check_prompts(
                 f"{place(source, split, row)}: the prompt has {length} tokens, and the model's context of {context} "
                 f"leaves {longest} beside max_completion_length={max_completion_length}; shorten it, or lower that"
             )
-
-
-def longest_prompt(arguments: RunArguments, context: int, max_completion_length: int) -> int:
-    """Tokens of the longest prompt that DPR samples from."""
-    return min(context - max_completion_length, arguments.max_prompt_length or context)
-
-
-def fitting_rows(rows: Rows, tokenizer: Any, longest: int) -> Rows:
-    """The rows whose prompt has at most `longest` tokens."""
-    return [row for row in rows if len(encode_row_prompt(row, tokenizer)) <= longest]
-
-
-def demonstration_pairs(rows: Rows, tokenizer: Any, longest: int) -> Dataset:
-    """The rows as prompt and completion, as far as they fit into `longest` tokens; those without one, as prompts.
-
-    `messages` that end with the user ask something: they are prompts.
-    """
-    found = []
-    for row in rows:
-        prompt, completion = prompt_of(row), row.get("completion")
-        if detect_format(row) is DataFormat.MESSAGES:
-            completion = normal_turns(row["messages"])[len(prompt) :] or None
-        pair = {"prompt": prompt, "completion": completion, **template_columns(row)}
-        encoded = encode_pairs(pair, tokenizer) if completion else []
-        if all(len(each.prompt_ids) + len(each.completion_ids) <= longest for each in encoded):
-            found.append(pair)
-    return as_dataset(found)
-
-
-def prompt_dataset(rows: Rows) -> Dataset:
-    """The rows' prompts for a trainer, with what they give the chat template."""
-    return as_dataset([{"prompt": prompt_of(row), **template_columns(row)} for row in rows])

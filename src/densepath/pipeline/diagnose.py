@@ -11,19 +11,21 @@ from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.config.choice import DiagnoseArguments
 from densepath.data import content_hash
+from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
-from densepath.pipeline.data import Rows, check_answers, check_prompts, load_rows
+from densepath.pipeline.data import check_answers, check_prompts, load_rows
 from densepath.pipeline.kept import KeptModels, kept_models
-from densepath.pipeline.progress import StageProgress
+from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
 from densepath.records.codec import to_json
-from densepath.report.diagnosis import decision_text, diagnosis_tables
-from densepath.report.diagnosis_page import diagnosis_html
-from densepath.terminal import Console, say, show, warn
+from densepath.report.console import print_parts
+from densepath.report.diagnosis import diagnosis_page, diagnosis_parts
+from densepath.report.html import page_html
+from densepath.terminal import Console, say, warn
 
 DEFAULT_COMPLETION_LENGTH = 128
 
@@ -66,12 +68,10 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         "decision": to_json(decide(found)),
         **to_json(found),
     }
-    for table in diagnosis_tables(record):
-        show(console, table)
-    show(console, decision_text(record))
+    print_parts(console, *diagnosis_parts(record))
     write_json_atomic(Path(arguments.output_file), record)
     if arguments.html_file is not None:
-        write_text_atomic(Path(arguments.html_file), diagnosis_html(record))
+        write_text_atomic(Path(arguments.html_file), page_html(diagnosis_page(record)))
         say(console, f"page: {Path(arguments.html_file).resolve()}")
     say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record

@@ -21,8 +21,8 @@ from densepath.models.identity import model_identity
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import split_fingerprints
 from densepath.pipeline.run_folder import RunFolder
-from densepath.pipeline.trl_config import device_defaults
 from densepath.terminal import Console, warn
+from densepath.trainers.trl_config import device_defaults
 
 _DIGITS = 16  # of a SHA-256, in hex
 

@@ -15,13 +15,13 @@ from densepath.config.coerce import coerce
 from densepath.config.recipe_yaml import load_mapping, settled
 from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError
+from densepath.methods._stage import dpr_config, sft_config
 from densepath.pipeline.environment import resident_bytes
-from densepath.pipeline.training import dpr_config, sft_config
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.fits import check_fits
 from densepath.planning.memory import GIB, HEAP_LIMIT, Adapter, Precision, Sharding
 from densepath.planning.plan import Machine, Plan, Setup, Training, make_plan
-from densepath.trainers.dpr_config import DPRConfig, Estimator
+from densepath.trainers.dpr_config import DPRConfig, EstimatorKind
 
 CUDA_RESERVE = 1.5 * GIB
 """CUDA context, cuBLAS workspaces, NCCL, and what the caching allocator cannot hand out: ours, an allowance."""
@@ -134,7 +134,7 @@ def setup_of(
             checkpointing=checkpointing("dpr"),
             precision=precision("dpr"),
             rollouts=dpr.per_device_train_batch_size * (dpr.steps_per_generation or 1),
-            all_action=Estimator(dpr.estimator) is not Estimator.SAMPLED
+            all_action=EstimatorKind(dpr.estimator) is not EstimatorKind.SAMPLED
             and dpr.all_action_obstacle() is None
             and not sharding.shards_weights,
             state_kl=not dpr.kl_in_return,

@@ -13,8 +13,8 @@ from densepath.evals.ranking import CompletionGroup, Ranking, group_completions,
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_jsonl_atomic
 from densepath.pipeline.data import load_rows
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.uses import load_dense_reward
+from densepath.progress import StageProgress
 from densepath.records.estimates import Verdict
 from densepath.stats.comparisons import paired_difference
 from densepath.stats.intervals import mean_interval, metric_interval

@@ -1,10 +1,11 @@
-"""`densepath run`: the stages in their order, each done once in a run folder."""
+"""`densepath run`: a grid of one setting and one seed, whose stages are told one after the other."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +14,26 @@ import torch
 from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic
+from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.methods import get_method
+from densepath.methods._stage import dpr_config, sft_config
+from densepath.methods.continued_sft import BudgetArguments
 from densepath.models.compat import check_same_tokenizer
-from densepath.models.load import load_tokenizer, model_context
+from densepath.models.load import load_tokenizer
 from densepath.models.quiet import quiet_libraries
-from densepath.pipeline.data import prepare_data
+from densepath.pipeline.cells import prepare, run_cell
 from densepath.pipeline.environment import environment
-from densepath.pipeline.evaluation import run_evaluation
-from densepath.pipeline.inputs import open_run_inputs
+from densepath.pipeline.grid import Grid, needs_reference
 from densepath.pipeline.plan import plan_recipe, require_fit
+from densepath.pipeline.recipe import MethodPlan, Setting, Variant
+from densepath.pipeline.results import grid_record
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.selection import read_choice, run_selection
-from densepath.pipeline.training import (
-    dpr_config,
-    run_continued_sft,
-    run_dpr,
-    run_sft,
-    sft_config,
-)
-from densepath.report import ReportPaths, results_table, write_report
-from densepath.terminal import Console, say, show, terminal, warn
+from densepath.pipeline.samples import grid_samples
+from densepath.pipeline.selection import read_choice
+from densepath.records.arm import Arm
+from densepath.report import results_table, write_report
+from densepath.report.console import print_parts
+from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.refusals import check_startable
 
 OWN_KEYS = {
@@ -46,11 +47,14 @@ OWN_KEYS = {
 }
 """Arguments of TRL's configs that a run decides on, and what decides."""
 
+BEFORE_ARMS = 3
+"""Steps of a run before its arms: data, SFT, choice."""
+
 
 def run_pipeline(
     arguments: RunArguments, others: dict[str, Any] | None = None, console: Console | None = None
 ) -> Path:
-    """The whole job: data, SFT with references, choice of the reference, DPR, control, evaluation, report.
+    """The whole job: data, SFT with references, choice of the reference, every arm with its evaluation, report.
 
     Args:
         arguments: the recipe.
@@ -76,7 +80,11 @@ def run_pipeline(
         if not (run / "environment.json").exists():
             date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
-        paths = _stages(run, arguments, others, console)
+        grid = Grid(run.path, [run_setting(arguments, others)], [arguments.seed], flat=True)
+        grid = _train_and_ask(run, grid, console)
+        write_json_atomic(run / "results.json", grid_record(grid, read_json(run / "environment.json")))
+        write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
+        paths = write_report(run.path)
         show_results(run.path, console)
         say(console, f"report: {paths.html.resolve()}")
         return paths.html
@@ -84,59 +92,47 @@ def run_pipeline(
         run.close()
 
 
-def _stages(run: RunFolder, arguments: RunArguments, others: dict[str, Any], console: Console) -> ReportPaths:
-    context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
-    open_run_inputs(run, arguments, console)
-    if not run.is_done("data"):
-        tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
-        _check_reference_tokenizer(arguments, tokenizer)
-        prepare_data(run, arguments, tokenizer, context)
-    rows = read_json(run / "data.json")
-    counts = ", ".join(f"{record['rows']} {name}" for name, record in rows.items())
-    say(console, f"1/6 data: {counts} rows{_left_out(rows['train'])}")
-    for note in rows["train"].get("notes", []):
-        warn(console, note)
-    if not run.is_done("sft"):
-        _do(run_sft, run, arguments, others, console, "2/6 SFT", context)
-    if not run.is_done("selection"):
-        _do(run_selection, run, arguments, console, "3/6 choose the reference")
-    choice = read_choice(run)
+def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
+    """The arms of a run: the model before SFT, SFT, SFT that goes on with DPR's compute, and DPR."""
+    given: dict[str, RunArguments] = {"base": arguments, "sft": arguments, "dpr": arguments}
+    if arguments.continued_sft != "none":
+        given["continued_sft"] = BudgetArguments(**asdict(arguments), budget=arguments.continued_sft)
+    plans = {}
+    for name, own in given.items():
+        method = get_method(name)
+        arm = Arm(name, method.label, method.control)
+        plans[name] = MethodPlan(arm, name, (Variant(name, own, dict(others)),))
+    return Setting(arguments.dataset_name, arguments, dict(others), plans)
+
+
+def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> Grid:
+    """Every stage in its order, each done once; what is done is passed over. Returns the arms that there are."""
+    (setting,), (seed,) = grid.settings, grid.seeds
+    steps = BEFORE_ARMS + len(setting.methods)
+    job = grid.sft_job(setting, seed)
+    _check_reference_tokenizer(job.sft.arguments)
+    prepare(run, job, console, str(steps))
+    arms = setting.methods
+    choice = read_choice(run.path)
     found, reason = choice.chosen, choice.reason
     if found is None:
-        say(console, f"3/6 reference: none helps: {reason}. DPR is left out.")
+        say(console, f"3/{steps} reference: none helps: {reason}. DPR is left out.")
+        arms = {name: plan for name, plan in arms.items() if not needs_reference(setting, plan)}
     else:
-        text = f"reference {found.reference}, beta {found.beta:g}: {reason}"
-        say(console, f"3/6 {text}")
-        if not run.is_done("dpr"):
-            _do(
-                run_dpr,
-                run,
-                arguments,
-                others,
-                console,
-                "4/6 DPR",
-                context,
-                reference=found.reference,
-                beta=found.beta,
-            )
-        if arguments.continued_sft != "none" and not run.is_done("continued_sft"):
-            _do(run_continued_sft, run, arguments, others, console, "5/6 continued SFT", context)
-    if not run.is_done("eval"):
-        _do(run_evaluation, run, arguments, console, "6/6 evaluation")
-    return write_report(run.path)
-
-
-def _do(stage: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Run a stage, then free what it held: trainers are reference cycles around a model and its optimizer."""
-    stage(*args, **kwargs)
-    gc.collect()
+        say(console, f"3/{steps} reference {found.reference}, beta {found.beta:g}: {reason}")
+    for number, plan in enumerate(arms.values(), BEFORE_ARMS + 1):
+        (variant,) = plan.variants
+        cell = grid.job(setting, plan, variant, seed, ("validation", "test"))
+        run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
+        gc.collect()  # trainers are reference cycles around a model and its optimizer
+    return replace(grid, settings=[replace(setting, methods=arms)])
 
 
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
-    results = read_json(run_dir / "eval/results.json")
-    show(console, results_table(results))
-    for warning in results["warnings"]:
+    results = read_json(run_dir / "results.json")
+    print_parts(console, results_table(results))
+    for warning in results["settings"][0]["warnings"]:
         warn(console, warning)
 
 
@@ -158,21 +154,11 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
         require_fit(plan_recipe(arguments, others))
 
 
-def _left_out(train: Mapping[str, Any]) -> str:
-    """What became of training rows that are too long, if there are any."""
-    notes = (
-        ("truncated", "cut to max_length"),
-        ("dropped", "left out of SFT: the prompt fills max_length"),
-        ("unsampled", "left out of DPR: the prompt is too long"),
-    )
-    found = [f"{train[name]} {text}" for name, text in notes if train.get(name)]
-    return f" ({'; '.join(found)})" if found else ""
-
-
-def _check_reference_tokenizer(arguments: RunArguments, tokenizer: Any) -> None:
+def _check_reference_tokenizer(arguments: RunArguments) -> None:
     """A reference given as a path must share the tokenizer: said before SFT rather than after it."""
     try:
         float(arguments.reference)
     except ValueError:
-        if arguments.reference != "auto":
+        if arguments.reference not in ("auto", "ema"):
+            tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
             check_same_tokenizer(tokenizer, load_tokenizer(arguments.reference), special_tokens=False)

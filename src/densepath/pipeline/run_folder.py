@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from densepath.config.coerce import expanded
 from densepath.errors import ResumeError, StorageError, UsageError
-from densepath.io import UNWRITABLE, read_json, without_secrets, write_json_atomic, write_text_atomic
+from densepath.io import UNWRITABLE, hold_lock, read_json, without_secrets, write_json_atomic, write_text_atomic
+from densepath.records.codec import from_json, to_json
+from densepath.records.outcome import Outcome
 
 MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
 """Keys that may change between two calls on the same folder: they do not change the result."""
@@ -49,7 +52,7 @@ class RunFolder:
     def __init__(self, path: Path, *, process: int | None = None, read_only: bool = False) -> None:
         self.path = path = path.expanduser()  # as transformers does with output_dir
         self.writes = process in (None, 0) and not read_only
-        self._lock: Any = None
+        self._lock: FileLock | None = None
         if read_only:
             return
         if process is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -63,14 +66,14 @@ class RunFolder:
             path.mkdir(parents=True, exist_ok=True)
             if not self.writes:
                 return
-            self._lock = (path / ".lock").open("a")
+            self._lock = hold_lock(
+                path / ".lock", f"{path}: another densepath process works in this run folder; wait for it"
+            )
+        except StorageError:
+            raise
         except OSError as error:
             remedy = UNWRITABLE.get(error.errno or 0, "give another output_dir")
             raise StorageError(f"cannot write the run folder {path}: {error.strerror or error}; {remedy}") from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise StorageError(f"{path}: another densepath process works in this run folder; wait for it") from None
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -78,7 +81,7 @@ class RunFolder:
     def close(self) -> None:
         """Let go of the lock."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     def open_config(self, config: dict[str, Any]) -> None:
         """Write the resolved configuration, or compare it with the one that the folder was made with; then tidy.
@@ -161,15 +164,15 @@ class RunFolder:
         """Whether a stage has finished."""
         return (self.path / "stages" / f"{stage}.json").exists()
 
-    def outcome(self, stage: str) -> dict[str, Any]:
-        """What a finished stage left for the ones after it."""
-        result: dict[str, Any] = read_json(self.path / "stages" / f"{stage}.json")
-        return result
+    def outcome(self, stage: str) -> Outcome:
+        """What a finished training came to."""
+        return from_json(Outcome, read_json(self.path / "stages" / f"{stage}.json"))
 
-    def finish(self, stage: str, started: float, **outcome: Any) -> None:
+    def finish(self, stage: str, started: float, outcome: Outcome | None = None) -> None:
         """Record that a stage is done, and tidy. Seconds are this process's: a resumed stage counts its rest."""
-        outcome = {"seconds": round(time.time() - started, 1), **outcome}
-        write_json_atomic(self.path / "stages" / f"{stage}.json", outcome)
+        outcome = outcome or Outcome()
+        spent = replace(outcome.budget, seconds=round(time.time() - started, 1))
+        write_json_atomic(self.path / "stages" / f"{stage}.json", to_json(replace(outcome, budget=spent)))
         self.tidy()
 
     def cached(self, name: str, compute: Callable[[], Any]) -> Any:
@@ -207,6 +210,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     return found
 
 
-def resolved(arguments: Any, others: dict[str, Any]) -> dict[str, Any]:
+def resolved(arguments: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     """One flat mapping of a command's arguments and the keys that go to TRL's configs."""
     return {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from densepath.choice.decide import best_candidate, best_of_sft, decide
@@ -20,13 +21,12 @@ from densepath.data import encode_pairs
 from densepath.data.rows import Row, prompt_of
 from densepath.errors import DataError
 from densepath.io import read_json, write_json_atomic
-from densepath.models.compat import context_length, weights_differ
+from densepath.methods import SFTRun
+from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
 from densepath.models.references import EMA_NAME, reference_name
-from densepath.pipeline.data import read_split
-from densepath.pipeline.progress import StageProgress
 from densepath.pipeline.run_folder import RunFolder
-from densepath.pipeline.training import load_frozen, reference_path
+from densepath.progress import StageProgress
 from densepath.records.choice import (
     UNITS,
     Answer,
@@ -54,14 +54,14 @@ def candidate_betas(arguments: RunArguments) -> list[float]:
     return list(arguments.candidate_betas) if arguments.beta == "auto" else [float(arguments.beta)]
 
 
-def run_selection(run: RunFolder, arguments: RunArguments, console: Console, title: str) -> None:
+def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     """Write `selection.json`: the candidates, what was found, and what was chosen and why."""
-    started = time.time()
+    started, arguments = time.time(), sft.arguments
     references, betas = candidate_references(arguments), candidate_betas(arguments)
     warnings = tuple(
         f"reference {name} has the same weights as the SFT model: the reward is zero everywhere"
         for name in references
-        if not weights_differ(run / "sft/model", reference_path(run, arguments, name))
+        if not weights_differ(sft.model, sft.reference(name))
     )
     for warning in warnings:
         warn(console, warning)
@@ -73,27 +73,27 @@ def run_selection(run: RunFolder, arguments: RunArguments, console: Console, tit
     if given is not None:
         choice = ReferenceChoice("fixed", "none", given, ChosenReference(references[0], betas[0]))
     else:
-        choice = _choose(arguments, _measure(run, arguments, console, title))
+        choice = _choose(arguments, _measure(run, sft, console, title))
     write_json_atomic(run / "selection.json", to_json(dataclasses.replace(choice, warnings=warnings)))
-    run.finish("selection", started, chosen=None if choice.chosen is None else to_json(choice.chosen))
+    run.finish("selection", started)
 
 
-def read_choice(run: RunFolder) -> ReferenceChoice:
-    """What the selection stage of a run came to."""
-    return from_json(ReferenceChoice, read_json(run / "selection.json"))
+def read_choice(path: Path) -> ReferenceChoice:
+    """What the choice in the folder of an SFT run came to."""
+    return from_json(ReferenceChoice, read_json(path / "selection.json"))
 
 
-def chosen(run: RunFolder) -> ChosenReference | None:
-    """What DPR is run with, of a run whose selection stage is done, or None if it is left out."""
-    return read_choice(run).chosen
+def chosen(path: Path) -> ChosenReference | None:
+    """What DPR is run with after the choice in the folder of an SFT run; None if it is left out, or none was made."""
+    return read_choice(path).chosen if (path / "selection.json").exists() else None
 
 
-def _measure(run: RunFolder, arguments: RunArguments, console: Console, title: str) -> Findings:
-    names = candidate_references(arguments)
-    tokenizer = load_tokenizer(str(run / "sft/model"))
+def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findings:
+    arguments = sft.arguments
+    tokenizer = load_tokenizer(str(sft.model))
     models = SFTModels(
-        run / "sft/model",
-        {name: reference_path(run, arguments, name) for name in names},
+        sft.model,
+        {name: sft.reference(name) for name in candidate_references(arguments)},
         tokenizer,
         dtype=arguments.dtype,
         device="auto",
@@ -106,33 +106,33 @@ def _measure(run: RunFolder, arguments: RunArguments, console: Console, title: s
         ensemble=False,  # DPR is run with one of them
         seed=arguments.seed,
     )
-    rows = _rows(run, arguments, tokenizer)
+    rows = _rows(sft, tokenizer)
     with StageProgress(console, title, None, "completion") as progress:
         return measure(
             models,
-            Evidence(rows, arguments.verifier, source=str(run / "data/validation.jsonl")),
+            Evidence(rows, arguments.verifier, source=str(sft.path / "data/validation.jsonl")),
             plan,
             on_progress=lambda done, total: progress.update(done, total),
             keep=lambda name, compute: run.cached(f"selection/{name}.json", compute),
         )
 
 
-def _rows(run: RunFolder, arguments: RunArguments, tokenizer: Any) -> Sequence[Row]:
+def _rows(sft: SFTRun, tokenizer: Any) -> Sequence[Row]:
     """Validation rows; prompts alone where a verifier judges and a demonstration is longer than the context."""
-    rows = read_split(run, "validation")
+    rows = sft.rows("validation")
     shown = [row for row in rows if "completion" in row or "messages" in row]
-    if arguments.verifier is None and not shown:
+    if sft.arguments.verifier is None and not shown:
         raise DataError(
             "reference=auto needs a verifier, or held-out rows with a completion to compare with; give one of "
             "them, or fix the reference"
         )
-    context = context_length(load_frozen(arguments, run / "sft/model"))
+    context = sft.context
     fitting = []
     for row in shown:
         pair = encode_pairs(row, tokenizer)[-1]
         if len(pair.prompt_ids) + len(pair.completion_ids) <= context:
             fitting.append(row)
-    if arguments.verifier is None or len(fitting) == len(rows):
+    if sft.arguments.verifier is None or len(fitting) == len(rows):
         return fitting
     prompts = ({k: v for k, v in row.items() if k not in ("completion", "messages")} for row in rows)
     return [{**rest, "prompt": prompt_of(row)} for rest, row in zip(prompts, rows, strict=True)]

@@ -11,25 +11,27 @@ from trl import SFTConfig
 from densepath.config.options import check_reference
 from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
 from densepath.data import encode_demonstrations
+from densepath.data.training_rows import demonstration_pairs, prompt_dataset
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic
+from densepath.methods.dpr import frozen_reference
 from densepath.models.compat import check_same_tokenizer, weights_differ
-from densepath.models.load import load_tokenizer, model_context
-from densepath.pipeline.data import check_answers, check_prompts, demonstration_pairs, load_rows, prompt_dataset
+from densepath.models.load import load_frozen, load_tokenizer, load_trainable, model_context
+from densepath.pipeline.data import check_answers, check_prompts, load_rows
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
-from densepath.pipeline.progress import ProgressCallback, StageProgress
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.training import frozen_reference, load_frozen, load_trainable
-from densepath.pipeline.trl_config import QUIET, device_defaults, peft_config, trl_config
+from densepath.progress import StageProgress
 from densepath.records.codec import to_json
 from densepath.stats.intervals import mean_interval, metric_interval
 from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.refusals import check_startable
 from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
+from densepath.trainers.trl_config import QUIET, device_defaults, peft_config, trl_config
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 10, "predict_with_generate": False}
 """What `eval_dataset_name` sets: the NLL of its demonstrations every ten steps, without sampling."""

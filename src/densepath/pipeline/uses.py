@@ -14,11 +14,12 @@ from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_model, load_tokenizer
 from densepath.pipeline.data import load_rows
-from densepath.pipeline.progress import StageProgress
-from densepath.report.reward_eval import reward_eval_tables
+from densepath.progress import StageProgress
+from densepath.report.console import print_parts
+from densepath.report.reward_eval import reward_eval_parts
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
-from densepath.terminal import Console, say, show, warn
+from densepath.terminal import Console, say, warn
 
 NAMED = 3
 """Rows set aside that are named in the terminal; the file names all."""
@@ -80,8 +81,7 @@ def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) ->
         **record,
     }
     print_set_aside(record["set_aside"], arguments.dataset_name, console)
-    for part in reward_eval_tables(record):
-        show(console, part)
+    print_parts(console, *reward_eval_parts(record))
     say(console, record["interval"], style="dim")
     if arguments.output_file is not None:
         write_json_atomic(Path(arguments.output_file), record)

@@ -5,36 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.text import Text
-
-from densepath.report.heatmap import shown
+from densepath.report.document import DASH, Column, Row, Table, number
+from densepath.report.heatmap import quoted
 from densepath.report.scored_row import scored_row
-from densepath.report.text import visible
 from densepath.report.view import ScoreView
-from densepath.terminal import Table, plain_table
 
 _QUOTE = 40
 
 
 def audit_table(records: Sequence[Mapping[str, Any]], count: int) -> Table:
     """The worst rows: number, reward per token, lowest token, the worst span with its reward, and flags."""
-    table = plain_table()
-    for name in ("row", "per token", "lowest"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("worst span", overflow="ellipsis", no_wrap=True)
-    table.add_column("nats", justify="right", no_wrap=True)
-    table.add_column("flags", overflow="fold")
+    columns = (
+        *(Column(name, numeric=True) for name in ("row", "per token", "lowest")),
+        Column("worst span"),
+        Column("nats", numeric=True),
+        Column("flags", fold=True),
+    )
+    rows = []
     for record in records[:count]:
+        figures = (str(record["row"]), number(record["reward_per_token"], "+.3f"), number(record["lowest"], "+.2f"))
         worst = record["worst_spans"][0] if record["worst_spans"] else None
-        table.add_row(
-            str(record["row"]),
-            f"{record['reward_per_token']:+.3f}",
-            f"{record['lowest']:+.2f}",
-            Text("-" if worst is None else _quote(worst["text"])),
-            "-" if worst is None else f"{worst['reward']:+.2f}",
-            Text(flags_text(record)),
-        )
-    return table
+        span = (DASH, DASH) if worst is None else (quoted(worst["text"], _QUOTE), number(worst["reward"], "+.2f"))
+        rows.append(Row((*figures, *span, flags_text(record))))
+    return Table(columns, tuple(rows))
 
 
 def flags_text(record: Mapping[str, Any]) -> str:
@@ -57,8 +50,3 @@ def audit_view(records: Sequence[Mapping[str, Any]], count: int, facts: Sequence
         value = {**record, "category": flags_text(record) or record["category"]}
         rows.append(scored_row(value, record["row"], "audit"))
     return ScoreView(rows=tuple(rows), title="audit", facts=tuple(facts), total=len(records))
-
-
-def _quote(text: str) -> str:
-    quote = visible(shown(text)) or "∅"
-    return quote if len(quote) <= _QUOTE else quote[: _QUOTE - 1] + "…"

@@ -11,9 +11,10 @@ from densepath import __version__
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.report import parse
 from densepath.report.glossary import GLOSSARY
+from densepath.report.html import page_html
 from densepath.report.load import load_run
-from densepath.report.page import render_html
 from densepath.report.records import Report
+from densepath.report.run import run_page
 from densepath.report.verdict import alarms, verdict
 
 
@@ -33,7 +34,7 @@ def write_report(run_dir: Path) -> ReportPaths:
     """
     report = build_report(run_dir)
     paths = ReportPaths(Path(run_dir) / "report.html", Path(run_dir) / "report.json")
-    page = render_html(report)
+    page = page_html(run_page(report))
     write_json_atomic(paths.json, report.to_dict())
     write_text_atomic(paths.html, page)
     return paths

@@ -1,53 +1,82 @@
-"""The record of an experiment (`results.json`) -> one self-contained page: warnings, verdicts, plots, tables."""
+"""The record of an experiment (`results.json`) as a page: warnings, verdicts, plots, tables."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
-from markupsafe import Markup
-
 from densepath.errors import MissingFileError, StorageError
 from densepath.io import read_json, write_text_atomic
-from densepath.report import parse, plots
+from densepath.report import parse
+from densepath.report.document import (
+    DASH,
+    Beside,
+    Column,
+    Document,
+    Figure,
+    Fold,
+    Heading,
+    Notice,
+    Paragraph,
+    Part,
+    Row,
+    Run,
+    Section,
+    Table,
+    Words,
+    count,
+    duration,
+    interval,
+    number,
+    present,
+    runs,
+    share,
+    verdict,
+)
+from densepath.report.drawings import Costs, Spent, Whisker, Whiskers
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
-from densepath.report.html import asset, duration, interval, make_environment
+from densepath.report.html import page_html
+from densepath.report.sections import glossary_table, warnings_notice
 
-ROLES = {"sft": "SFT", "best control": "the best control"}
-COSTS = {"flops": "FLOPs of the training beyond SFT", "seconds": "seconds of the training beyond SFT"}
-BUDGETS = {
-    "samples": "samples",
-    "demonstrations": "demonstrations",
-    "tokens": "tokens",
-    "flops": "FLOPs",
-    "seconds": "time",
-}
+_ROLES = {"sft": "SFT", "best control": "the best control"}
+_COSTS = {"flops": "FLOPs of the training beyond SFT", "seconds": "seconds of the training beyond SFT"}
+_COMPARED = (
+    "Differences in {metric} on test, mean [95 % interval]; p after Holm's correction over all comparisons of the "
+    "setting. Incomplete: a seed is missing."
+)
+_NEXT = (
+    "train the method that beat the best control with densepath run; where all tie, keep the cheapest, "
+    "and add seeds or test prompts to see smaller differences."
+)
+
+Record = Mapping[str, Any]
 
 
-def render_experiment(record: Mapping[str, Any]) -> str:
-    """The page as text: one file, no network, no script.
+def experiment_page(record: Record) -> Document:
+    """The page.
 
     Args:
-        record: what `densepath.experiments.results.assemble` made, or `results.json` read back.
+        record: what `densepath.pipeline.results.assemble` made, or `results.json` read back.
     """
+    info = record["info"]
+    facts = [("metric", f"{record['metric']}, higher is better")]
+    facts += [(str(k), str(v)) for k, v in info.items() if isinstance(v, str | int | float) and k != "name"]
+    facts.append(("made with", f"densepath {record['made_by']}"))
     sections = [_section(record, setting, f"s{index}") for index, setting in enumerate(record["settings"])]
-    return (
-        _environment()
-        .get_template("experiment.html")
-        .render(
-            record=record,
-            title=str(record["info"].get("name") or "experiment"),
-            info=_facts(record["info"]),
-            sections=sections,
-            css=Markup(asset("page.css")),
-            plots_available=plots.available(),
-            roles=ROLES,
-            budgets=BUDGETS,
-            glossary=EXPERIMENT_GLOSSARY,
-        )
+    files = (
+        Run("results.json", "code"),
+        " beside this page holds the same data, ",
+        Run("results.csv", "code"),
+        " and ",
+    )
+    return Document(
+        brand="densepath experiment",
+        title=str(info.get("name") or "experiment"),
+        facts=tuple(facts),
+        sections=(*sections, _reading(record)),
+        footer=(f"Written by densepath {record['made_by']}; ", *files, Run("comparisons.csv", "code"), " the tables."),
+        next=_NEXT,
     )
 
 
@@ -65,7 +94,7 @@ def rewrite_experiment_page(folder: Path) -> Path:
     """
     record, page = Path(folder) / "results.json", Path(folder) / "results.html"
     try:
-        html = render_experiment(read_json(record))
+        html = page_html(experiment_page(read_json(record)))
     except MissingFileError:
         raise MissingFileError(f"{record}: no such file yet; run densepath experiment again to go on") from None
     except (KeyError, TypeError, ValueError) as error:
@@ -74,97 +103,227 @@ def rewrite_experiment_page(folder: Path) -> Path:
     return page
 
 
-@functools.cache
-def _environment() -> Environment:
-    return make_environment(
-        interval=lambda value, digits=3, signed=False: interval(parse.estimate(value), digits, signed),
-        duration=duration,
-    )
-
-
-def _facts(info: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What the experiment says of itself and fits on a line; the rest stands in `results.json`."""
-    return [
-        (str(key), str(value)) for key, value in info.items() if isinstance(value, str | int | float) and key != "name"
-    ]
-
-
-def _section(record: Mapping[str, Any], setting: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """What the template shows of a setting, plots drawn."""
-    contexts: list[str | None] = [None, *setting["decodings"]]
-    compared = [
-        {
-            "title": "each at its own decoding, chosen on validation" if decoding is None else decoding,
-            "rows": _compared(setting, decoding),
-            "plots": _forests(record, setting, decoding, f"{name}f{index}"),
-        }
-        for index, decoding in enumerate(contexts)
-    ]
-    return {
-        **setting,
-        "anchor": name,
-        "sweeps": [one for one in record.get("sweeps", ()) if one["setting"] == setting["name"]],
-        "contexts": [context for context in compared if context["rows"]],
-        "costs": _costs(record, setting, name),
-        "budgets": {row["label"]: row["budget"] for row in setting["rows"] if row["status"] != "missing"},
-        "chosen": [
-            row
-            for info in record["methods"]
-            for row in setting["rows"]
-            if row["chosen"] and row["method"] == info["name"]
-        ],
-        "main": [one for one in setting["statements"] if one["own_decoding"] and _under_test(record, one["method"])],
-    }
-
-
-def _under_test(record: Mapping[str, Any], method: str) -> bool:
+def under_test(record: Record, method: str) -> bool:
+    """Whether a method is no control."""
     return not any(info["control"] for info in record["methods"] if info["name"] == method)
 
 
-def _arm(record: Mapping[str, Any], method: str) -> str:
-    """SFT, the controls and the methods under test have the colours and markers of the run report's arms."""
-    return "sft" if method == "sft" else "dpr" if _under_test(record, method) else "continued_sft"
+def _reading(record: Record) -> Section:
+    tie = "A tie does not say that there is no difference: it says that these seeds do not show one."
+    parts = (Paragraph(record["interval"]), Paragraph(tie, "muted"), glossary_table(EXPERIMENT_GLOSSARY))
+    return Section("reading", "How to read it", parts)
 
 
-def _compared(setting: Mapping[str, Any], decoding: str | None) -> list[tuple[Mapping[str, Any], dict[str, Any]]]:
-    """(a comparison of the method, role -> comparison) for each method."""
-    found: dict[str, dict[str, Any]] = {}
+def _section(record: Record, setting: Record, name: str) -> Section:
+    seeds, prompts = len(setting["seeds"]), setting["prompts"]
+    words = f"{seeds} seed{'' if seeds == 1 else 's'}; {prompts['validation'] or 'no'} validation prompts choose, "
+    words += f"{prompts['test'] or 'no'} test prompts judge."
+    main = [one["text"] for one in setting["statements"] if one["own_decoding"] and under_test(record, one["method"])]
+    title = "The methods under test, each at the decoding that did best on validation"
+    parts: list[Part | None] = [Paragraph(words, "muted"), warnings_notice(setting["warnings"])]
+    parts += [Notice(title, tuple(main)) if main else None, *_comparisons(record, setting)]
+    parts += [Heading("Results on test"), _results(record, setting), Heading("What it cost"), _budgets(setting)]
+    parts += [_costs(record, setting), Heading("Chosen on validation"), _sweeps(record, setting)]
+    parts.append(Beside((_chosen(record, setting), _best_controls(record, setting))))
+    return Section(name, setting["name"], present(parts))
+
+
+# --- Comparisons -----------------------------------------------------------------------------------------------------
+
+
+def _comparisons(record: Record, setting: Record) -> Iterator[Part]:
+    """Each method at its own decoding, then, on demand, all of them at each decoding."""
+    for decoding in (None, *setting["decodings"]):
+        compared = _compared(setting, decoding)
+        if not compared:
+            continue
+        forests = _forests(record, compared)
+        parts = present([Beside(forests) if forests else None, _comparison_table(record, compared)])
+        if decoding is None:
+            yield Heading("Compared each at its own decoding, chosen on validation")
+            yield from parts
+        else:
+            yield Fold(f"Compared at {decoding}", parts)
+
+
+def _compared(setting: Record, decoding: str | None) -> list[dict[str, Record]]:
+    """Role -> comparison for each method."""
+    found: dict[str, dict[str, Record]] = {}
     for one in setting["comparisons"]:
         if one["own_decoding"] if decoding is None else not one["own_decoding"] and one["decoding"] == decoding:
             found.setdefault(one["method"], {})[one["role"]] = one
-    return [(next(iter(roles.values())), roles) for roles in found.values()]
+    return list(found.values())
 
 
-def _forests(
-    record: Mapping[str, Any], setting: Mapping[str, Any], decoding: str | None, name: str
-) -> list[tuple[str, Markup]]:
-    """(what it is compared with, SVG of the differences)."""
+def _comparison_table(record: Record, compared: Sequence[Mapping[str, Record]]) -> Table:
+    columns = (
+        Column("method"),
+        Column("less SFT", numeric=True),
+        Column("verdict", "p, corrected"),
+        Column("best control", "by validation"),
+        Column("less it", numeric=True),
+        Column("verdict", "p, corrected"),
+        Column("length less SFT's", "tokens", numeric=True),
+    )
+    rows = []
+    for roles in compared:
+        first, sft, best = next(iter(roles.values())), roles.get("sft"), roles.get("best control")
+        against: Words = DASH
+        if best:
+            against = (best["against_label"], Run(best["against_decoding"], "small"))
+        name = (first["label"], Run(first["decoding"], "small"))
+        rows.append(Row((name, *_difference(sft), against, *_difference(best), _length(sft))))
+    return Table(columns, tuple(rows), caption=_COMPARED.format(metric=record["metric"]), style="stack")
+
+
+def _difference(one: Record | None) -> tuple[Words, Words]:
+    if one is None:
+        return DASH, ""
+    p = () if one["p_holm"] is None else (Run(f"p {number(one['p_holm'], '.2g')}", "small"),)
+    return interval(parse.estimate(one["difference"]), signed=True), (verdict(one["verdict"]), *p)
+
+
+def _length(sft: Record | None) -> Words:
+    if sft is None:
+        return DASH
+    flag = (Run(f" × {number(sft['length_ratio'], '.2f')} ⚠", "small"),) if sft["length_flag"] else ()
+    return (*runs(interval(parse.estimate(sft["length_difference"]), 1, signed=True)), *flag)
+
+
+def _arm(record: Record, method: str) -> str:
+    """SFT, the controls and the methods under test have the colours and markers of the run report's arms."""
+    return "sft" if method == "sft" else "dpr" if under_test(record, method) else "continued_sft"
+
+
+def _forests(record: Record, compared: Sequence[Mapping[str, Record]]) -> tuple[Figure, ...]:
+    """The differences to SFT, and those to the best control."""
     drawn = []
-    xlabel = f"difference in {record['metric']}; right of 0: better"
-    for role, words in ROLES.items():
+    for role, words in _ROLES.items():
         rows = []
-        for _, roles in _compared(setting, decoding):
+        for roles in compared:
             one = roles.get(role)
             estimate = parse.estimate(one["difference"]) if one else None
             if one and estimate:
-                rows.append(plots.Whisker(one["label"], estimate, _arm(record, one["method"])))
-        if rows and plots.available():
-            drawn.append((words, Markup(plots.whisker_svg(rows, xlabel, name=f"{name}{role[0]}", zero=0.0))))
-    return drawn
+                rows.append(Whisker(one["label"], estimate, _arm(record, one["method"])))
+        if rows:
+            drawing = Whiskers(tuple(rows), f"difference in {record['metric']}; right of 0: better", zero=0.0)
+            note = "95 % intervals, before correction. Dots: under test; diamonds: controls"
+            drawn.append(Figure(f"Differences to {words}", drawing, note))
+    return tuple(drawn)
 
 
-def _costs(record: Mapping[str, Any], setting: Mapping[str, Any], name: str) -> list[Markup]:
+# --- Results and costs -----------------------------------------------------------------------------------------------
+
+
+def _results(record: Record, setting: Record) -> Table:
+    columns = (
+        Column("method"),
+        Column(record["metric"], numeric=True),
+        Column("on validation", numeric=True),
+        Column("length", "tokens", numeric=True),
+        Column("truncated", "share", numeric=True),
+        Column("KL to SFT", "nats/completion", numeric=True),
+        Column("dense reward", "nats/completion", numeric=True),
+    )
+    rows = [
+        _result(setting, row)
+        for decoding in setting["decodings"]
+        for row in setting["rows"]
+        if row["decoding"] == decoding
+    ]
+    unit = any(row["value"] and row["value"]["unit"] == "prompts" for row in setting["rows"])
+    caption = f"mean [95 % interval]{'; † over prompts, not over seeds' if unit else ''}. A dash: not measured. "
+    return Table(
+        columns, tuple(rows), caption=f"{caption}✓: the method's decoding chosen on validation.", style="stack"
+    )
+
+
+def _result(setting: Record, row: Record) -> Row:
+    name: list[str | Run] = [row["label"] + (" ✓" if row["chosen"] else "")]
+    name += [Run("control", "small")] if row["control"] else []
+    if row["status"] != "complete":
+        few = f"{len(row['seeds'])} of {len(setting['seeds'])} seeds"
+        name += [" ", Run(few if row["status"] == "incomplete" else row["status"], "worse")]
+    value = runs(interval(parse.estimate(row["value"])))
+    value += (Run(" †"),) if row["value"] and row["value"]["unit"] == "prompts" else ()
+    length: Words = number(row["length"], ".1f")
+    if row["length_flag"]:
+        length = (f"{length} ⚠", Run(f"× {number(row['length_ratio'], '.2f')}", "small"))
+    cells = (tuple(name), value, interval(parse.estimate(row["validation"])), length, share(row["truncated"]))
+    return Row((*cells, number(row["kl"], ".2f"), number(row["reward"], ".2f")), row["chosen"], row["decoding"])
+
+
+def _budgets(setting: Record) -> Table:
+    names = ("samples", "demonstrations", "tokens", "FLOPs", "time")
+    spent = {row["label"]: row["budget"] for row in setting["rows"] if row["status"] != "missing"}
+    rows = []
+    for label, budget in spent.items():
+        counts = (count(budget[name]) for name in names[:3])
+        rows.append(Row((label, *counts, number(budget["flops"], ".3g"), duration(budget["seconds"]))))
+    columns = (Column("method"), *(Column(name, numeric=True) for name in names))
+    return Table(columns, tuple(rows), caption="Of the training beyond SFT, mean over seeds.")
+
+
+def _costs(record: Record, setting: Record) -> Beside | None:
     """The metric against FLOPs and against seconds, each method at its own decoding."""
     rows = [row for row in setting["rows"] if row["chosen"] and row["value"]]
     level = next((row["value"]["mean"] for row in rows if row["method"] == "sft"), None)
+    note = "Each at its own decoding. Dots: under test; diamonds: controls; dashed: SFT"
     drawn = []
-    for cost, xlabel in COSTS.items():
+    for cost, xlabel in _COSTS.items():
         points = []
         for row in rows:
             estimate, spent = parse.estimate(row["value"]), row["budget"][cost]
             if estimate is not None and spent is not None:
                 label = f"{row['label']}, {row['decoding'].replace('temperature ', 'T = ')}"
-                points.append(plots.Spent(label, spent, estimate, _arm(record, row["method"])))
-        if points and plots.available():
-            drawn.append(Markup(plots.cost_svg(points, xlabel, record["metric"], name=f"{name}{cost}", level=level)))
-    return drawn
+                points.append(Spent(label, spent, estimate, _arm(record, row["method"])))
+        if points:
+            drawing = Costs(tuple(points), xlabel, record["metric"], level)
+            drawn.append(Figure(f"{record['metric']} against cost", drawing, note))
+    return Beside(tuple(drawn)) if drawn else None
+
+
+# --- What validation chose -------------------------------------------------------------------------------------------
+
+
+def _sweeps(record: Record, setting: Record) -> Table | None:
+    rows = [
+        Row(
+            (
+                one["method"],
+                one["variant"] + (" ✓" if one["chosen"] else ""),
+                one["decoding"],
+                interval(parse.estimate(one["value"])),
+            ),
+            one["chosen"],
+        )
+        for one in record.get("sweeps", ())
+        if one["setting"] == setting["name"]
+    ]
+    columns = (Column("method"), Column("value"), Column("decoding"), _on_validation(record))
+    caption = "Values that were tried; ✓ the chosen one, which alone met the test prompts."
+    return Table(columns, tuple(rows), caption=caption) if rows else None
+
+
+def _on_validation(record: Record) -> Column:
+    return Column(record["metric"], "validation", numeric=True)
+
+
+def _chosen(record: Record, setting: Record) -> Table:
+    rows = [
+        Row((row["label"], row["decoding"], interval(parse.estimate(row["validation"]))))
+        for info in record["methods"]
+        for row in setting["rows"]
+        if row["chosen"] and row["method"] == info["name"]
+    ]
+    return Table((Column("method"), Column("decoding"), _on_validation(record)), tuple(rows))
+
+
+def _best_controls(record: Record, setting: Record) -> Table:
+    rows = []
+    for best in setting["best_controls"]:
+        own = f", {best['decoding']}" if best["own_decoding"] and best["decoding"] else ""
+        where = "own decodings" if best["own_decoding"] else best["decoding"]
+        rows.append(Row((where, f"{best['label'] or DASH}{own}", number(best["validation"]))))
+    caption = "The control with the highest mean on validation. A control is compared with the best of the others."
+    return Table((Column("where"), Column("best control"), _on_validation(record)), tuple(rows), caption=caption)

@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from densepath.report import parse
-from densepath.report.html import asset
+from densepath.report.elements import asset
 from densepath.report.records import Span
 from densepath.report.text import minus, visible
 
@@ -129,6 +129,12 @@ def span_html(span: Span, total: float, scale: float, text: str | None = None) -
 def shown(text: str) -> str:
     """Text on one line, with its spaces, tabs and line ends drawn."""
     return visible(text).replace("\n", "↵").replace("\t", "→").replace(" ", "␣")
+
+
+def quoted(text: str, longest: int) -> str:
+    """As `shown`, cut after so many characters; ∅ where there is nothing to see."""
+    quote = shown(text) or "∅"
+    return quote if len(quote) <= longest else quote[: longest - 1] + "…"
 
 
 def _tooltip(span: Span, total: float) -> str:

@@ -1,75 +1,262 @@
-"""What every page is made with: templates in which all text is made visible and escaped, and the script's hash."""
+"""A document as one page: a single file, no network, complete without JavaScript."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Callable
-from importlib import resources
-from typing import Any
+import functools
+from itertools import groupby
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from densepath.report.records import Estimate
-from densepath.report.table import format_interval
-from densepath.report.text import minus, visible
+from densepath.report.document import (
+    Beside,
+    Document,
+    Figure,
+    Fold,
+    Heading,
+    Notice,
+    Paragraph,
+    Row,
+    Run,
+    Samples,
+    Section,
+    Table,
+    Tile,
+    Tiles,
+    Words,
+    number,
+    runs,
+    walk,
+)
+from densepath.report.elements import asset, content_policy, element, join, text
+from densepath.report.heatmap import heat_scale, heatmap_html, legend_html
+from densepath.report.plots import arm_color, svg
+from densepath.report.records import Completion, Sample
+
+_ELEMENTS = {"strong": "strong", "small": "small", "code": "code", "quote": "q"}
+_TAGS = {"tag": "tag", "better": "tag better", "worse": "tag worse"}
 
 
-def make_environment(**filters: Callable[..., Any]) -> Environment:
-    """Jinja over `report/templates`; every string that is printed passes through `visible` and is escaped."""
-    environment = Environment(
-        loader=PackageLoader("densepath.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
+def page_html(document: Document, *, live: bool = False) -> str:
+    """The whole page as text; a `live` one may ask the server that it came from."""
+    assets = _assets(document)
+    script = "".join(asset(name) for name in assets if name.endswith(".js"))
+    style = "".join(asset(name) for name in ("page.css", *assets) if name.endswith(".css"))
+    heading = element("h1", document.heading or document.title, id="title")
+    facts = [element("div", element("dt", name), " ", element("dd", value)) for name, value in document.facts]
+    return page(
+        f"{document.title} · {document.brand}",
+        join(
+            [
+                element(
+                    "header",
+                    element("p", document.brand, class_="brand"),
+                    heading,
+                    element("dl", *facts, class_="facts", id="facts"),
+                ),
+                _navigation(document),
+                element("main", *map(_section, document.sections), _next(document.next)),
+                element("footer", words_html(document.footer)),
+            ]
+        ),
+        style=style,
+        script=script,
+        live=live,
     )
-    environment.filters |= {
-        "num": _number(".{}f", 3),
-        "signed": _number("+.{}f", 2),
-        "g": _number(".{}g", 4),
-        "share": lambda value: "–" if value is None else f"{100 * value:.1f} %",
-        **filters,
-    }
-    return environment
 
 
-def interval(estimate: Estimate | None, digits: int = 3, signed: bool = False) -> Markup:
-    """`mean [low, high]` with the interval in a lighter voice."""
-    text = minus(format_interval(estimate, digits, signed=signed, missing="–"))
-    mean, bracket, rest = text.partition(" [")
-    return Markup("<strong>{}</strong> <small>{}</small>").format(mean, bracket.strip() + rest)
+def page(title: str, body: Markup, *, style: str, script: str = "", live: bool = False) -> str:
+    """A page around a body.
+
+    Args:
+        title: of the window.
+        body: the elements of the body.
+        style: the style sheet.
+        script: the one script.
+        live: whether a server is behind it, which would else be asked for an icon too.
+    """
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        Markup('<meta http-equiv="Content-Security-Policy" content="{}">').format(
+            Markup(content_policy(script, live=live))
+        ),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="referrer", content="no-referrer"),
+        element("link", rel="icon", href="data:,") if live else None,
+        element("title", title),
+        element("style", Markup(style)),
+    )
+    scripts = element("script", Markup(script)) if script else None
+    return f"<!doctype html>\n{element('html', head, element('body', body, scripts), lang='en')}\n"
 
 
-def duration(seconds: float | None) -> str:
-    """A time as seconds, minutes or hours."""
-    if seconds is None:
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _assets(document: Document) -> list[str]:
+    parts = walk(document.sections)
+    return list(dict.fromkeys(name for part in parts for name in getattr(part, "assets", ())))
 
 
-def asset(name: str) -> str:
-    """A style sheet or script that lies beside the templates."""
-    return (resources.files("densepath.report") / "templates" / name).read_text(encoding="utf-8")
+def _navigation(document: Document) -> Markup:
+    named = [(section.link or section.title, section.id) for section in document.sections]
+    links = [element("a", name, href=f"#{place}") for name, place in named if name]
+    return element("nav", element("div", *links), aria_label="Sections") if links else Markup("")
 
 
-def script_hash(script: str) -> str:
-    """The SHA-256 by which a content security policy allows one inline script, in base64."""
-    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+def _section(section: Section) -> Markup:
+    title = element("h2", section.title) if section.title else None
+    return element("section", title, *map(part_html, section.parts), id=section.id)
 
 
-def _number(form: str, usual: int) -> Callable[..., str]:
-    """A filter that writes a number with so many digits, and a dash where it is not known."""
-
-    def write(value: float | None, digits: int = usual) -> str:
-        return "–" if value is None else minus(format(value, form.format(digits)))
-
-    return write
+def _next(words: Words) -> Markup | None:
+    return element("p", element("strong", "What next: "), words_html(words), class_="next") if words else None
 
 
-def _finalize(value: Any) -> Any:
-    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+def words_html(words: Words) -> Markup:
+    """Runs of text as elements."""
+    return Markup("").join(map(_run, runs(words)))
+
+
+def _run(run: Run) -> Markup:
+    if run.target:
+        return element("a", run.text, href=f"#{run.target}")
+    if run.style in _ELEMENTS:
+        return element(_ELEMENTS[run.style], run.text)
+    return element("span", run.text, class_=_TAGS.get(run.style, run.style)) if run.style else text(run.text)
+
+
+@functools.singledispatch
+def part_html(part: object) -> Markup:
+    """A part of a document as elements."""
+    raise TypeError(f"no part of a document: {part!r}")
+
+
+@part_html.register
+def _heading(part: Heading) -> Markup:
+    return element("h3", part.text)
+
+
+@part_html.register
+def _paragraph(part: Paragraph) -> Markup:
+    return element("p", words_html(part.words), class_=part.style or None)
+
+
+@part_html.register
+def _notice(part: Notice) -> Markup:
+    lines = element("ul", *(element("li", words_html(line)) for line in part.lines)) if part.lines else None
+    kind = "warnings" if part.kind == "warnings" else f"verdict {part.kind}".strip()
+    return element("div", element("h2" if part.headline else "h3", part.title), lines, class_=f"card {kind}")
+
+
+@part_html.register
+def _table(part: Table) -> Markup:
+    head = element("thead", element("tr", *(_head_cell(part, index) for index in range(len(part.columns)))))
+    bodies = []
+    for group, rows in groupby(part.rows, key=lambda row: row.group):
+        span = element("th", group, scope="rowgroup", colspan=len(part.columns))
+        above = element("tr", span, class_="group") if group else None
+        bodies.append(element("tbody", above, *(_row(part, row) for row in rows)))
+    table = element(
+        "table",
+        element("caption", part.caption) if part.caption else None,
+        head if any(column.name for column in part.columns) else None,
+        *bodies,
+        class_=part.style or None,
+    )
+    return element("div", table, class_="card scroll")
+
+
+def _head_cell(table: Table, index: int) -> Markup:
+    column = table.columns[index]
+    unit = element("small", column.unit) if column.unit else None
+    return element("th", column.name, unit, scope="col", class_="num" if column.numeric else None)
+
+
+def _row(table: Table, row: Row) -> Markup:
+    cells = [element("th", words_html(row.cells[0]), scope="row")]
+    for column, cell in zip(table.columns[1:], row.cells[1:], strict=True):
+        cells.append(element("td", words_html(cell), class_="num" if column.numeric else None))
+    return element("tr", *cells, class_="chosen" if row.chosen else None)
+
+
+@part_html.register
+def _tiles(part: Tiles) -> Markup:
+    return element("div", *map(_tile, part.tiles), class_="tiles")
+
+
+def _tile(tile: Tile) -> Markup:
+    notes = Markup("<br>").join(map(text, tile.notes))
+    style = f"border-top-color: {arm_color(tile.arm)}" if tile.arm else None
+    return element("div", tile.label, element("b", tile.figure), element("span", notes), class_="tile", style=style)
+
+
+@part_html.register
+def _figure(part: Figure) -> Markup:
+    title = element("figcaption", part.title, element("small", part.note) if part.note else None)
+    foot = element("small", part.foot, class_="muted") if part.foot else None
+    return element("figure", title, svg(part.drawing), foot, role="img", aria_label=part.title)
+
+
+@part_html.register
+def _beside(part: Beside) -> Markup:
+    return element("div", *map(part_html, part.parts), class_=part.style)
+
+
+@part_html.register
+def _fold(part: Fold) -> Markup:
+    return element("details", element("summary", part.title), *map(part_html, part.parts), class_="card")
+
+
+# --- Samples ---------------------------------------------------------------------------------------------------------
+
+
+@part_html.register
+def _samples(part: Samples) -> Markup:
+    scale = heat_scale(span for sample in part.samples for item in sample.completions for span in item.spans)
+    articles = [_sample(sample, scale, part.judged) for sample in part.samples]
+    token = element("output", id="token", hidden=True)
+    return join([Markup(legend_html(scale)), _filters(part), *articles, token])
+
+
+def _filters(part: Samples) -> Markup:
+    categories = sorted({sample.category for sample in part.samples if sample.category})
+    search = element("label", "Search ", element("input", id="filter-text", type="search", autocomplete="off"))
+    options = [element("option", "all", value=""), *(element("option", name) for name in categories)]
+    chooser = element("label", "Category ", element("select", *options, id="filter-category")) if categories else None
+    differs = element("label", element("input", id="filter-differs", type="checkbox"), " only differences")
+    count = element("span", id="filter-count", class_="muted", role="status")
+    return element("div", search, chooser, differs, count, id="filters", hidden=True)
+
+
+def _sample(sample: Sample, scale: float, judged: bool) -> Markup:
+    category = element("span", sample.category, class_="tag") if sample.category else None
+    expected = None
+    if sample.answer is not None:
+        expected = element("div", element("small", "expected:"), f" {sample.answer}", class_="text", dir="auto")
+    return element(
+        "article",
+        element(
+            "header",
+            element("h3", sample.id, " ", category),
+            element("div", sample.prompt, class_="text prompt", dir="auto"),
+            expected,
+        ),
+        element("div", *(_completion(item, scale, judged) for item in sample.completions), class_="sides"),
+        class_="card sample",
+        data_category=sample.category or "",
+        data_differs="yes" if sample.differs else "no",
+    )
+
+
+def _completion(item: Completion, scale: float, judged: bool) -> Markup:
+    tags = []
+    if item.metric is not None:
+        words = {1.0: "✓ right", 0.0: "✗ wrong"}.get(item.metric) if judged else None
+        tags.append(Run(words or f"metric {number(item.metric, '.4g')}", "better" if item.metric == 1 else "tag"))
+    if item.truncated:
+        tags.append(Run("cut off at the length limit", "worse"))
+    size = f"{item.num_tokens} tokens" + ("" if item.reward is None else f", reward {number(item.reward, '.2f')} nats")
+    if item.spans:
+        shown = Markup(heatmap_html(item.spans, scale=scale, label=item.label, standalone=False))
+    else:
+        shown = element("div", item.text, class_="text", dir="auto")
+    heading = element("h4", item.label, " ", *map(_run, tags), element("small", size))
+    return element("div", heading, shown, class_="completion")

@@ -25,8 +25,8 @@ _PARTS = {
     "environment.json": "versions and device",
     "data.json": "data sources and hashes",
     "selection.json": "the choice of reference",
-    "eval/results.json": "the evaluation",
-    "eval/samples.jsonl": "sample completions",
+    "results.json": "the evaluation",
+    "samples.jsonl": "sample completions",
 } | {f"{stage}/metrics.jsonl": f"the training log of {name}" for stage, name in STAGES.items()}
 
 
@@ -84,12 +84,12 @@ def load_run(run_dir: Path) -> RunParts:
         elif value is not None:
             parts.warnings.append(f"{name} does not hold a mapping and is left out")
     parts.selection = read("selection.json")
-    parts.results = read("eval/results.json")
+    parts.results = read("results.json")
     for stage in STAGES:
         rows = read(f"{stage}/metrics.jsonl")
         if rows:
             _add_curves(parts, stage, rows)
-    _add_samples(parts, read("eval/samples.jsonl") or [])
+    _add_samples(parts, read("samples.jsonl") or [])
     return parts
 
 

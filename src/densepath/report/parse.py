@@ -75,31 +75,20 @@ def estimate(value: Any) -> Estimate | None:
 
 
 def results(value: Any) -> Results | None:
-    """The content of `eval/results.json`; None where it has no row."""
-    if not isinstance(value, Mapping):
+    """The content of a run's `results.json`; None where it has no row."""
+    settings = _rows(value.get("settings")) if isinstance(value, Mapping) else []
+    if not settings:
         return None
-    described = value.get("metric")
-    described = described if isinstance(described, Mapping) else {}
-    rows = tuple(_result_row(row) for row in _rows(value.get("rows")))
-    paired = tuple(
-        PairedRow(
-            arm=_text(row.get("arm")),
-            against=_text(row.get("against")),
-            decoding=_text(row.get("decoding")),
-            difference=estimate(row.get("difference")),
-            verdict=_text(row.get("verdict"), "unknown"),
-        )
-        for row in _rows(value.get("paired"))
-    )
+    (setting,) = settings[:1]
+    prompts = setting.get("prompts")
+    n = _count(prompts.get("test")) if isinstance(prompts, Mapping) else None
+    rows = tuple(_result_row(row, n) for row in _rows(setting.get("rows")) if row.get("value") is not None)
+    paired = tuple(_paired_row(row) for row in _rows(setting.get("comparisons")))
     if not rows and not paired:
         return None
-    warnings = value.get("warnings")
+    warnings = setting.get("warnings")
     return Results(
-        metric=Metric(
-            name=_text(described.get("name"), "metric"),
-            higher_is_better=described.get("higher_is_better") is not False,
-            description=_text(described.get("description")),
-        ),
+        metric=Metric(name=_text(value.get("metric"), "metric")),
         interval=_text(value.get("interval")),
         rows=rows,
         paired=paired,
@@ -107,22 +96,36 @@ def results(value: Any) -> Results | None:
     )
 
 
-def _result_row(row: Mapping[str, Any]) -> ResultRow:
-    arm = _text(row.get("arm"))
+def _paired_row(row: Mapping[str, Any]) -> PairedRow:
+    decoding, against = _text(row.get("decoding")), _text(row.get("against_decoding"))
+    return PairedRow(
+        arm=_text(row.get("method")),
+        against=_text(row.get("against")),
+        decoding=decoding if decoding == against else f"{decoding} against {against}",
+        difference=estimate(row.get("difference")),
+        verdict=_text(row.get("verdict"), "unknown"),
+        primary=row.get("primary") is True,
+    )
+
+
+def _result_row(row: Mapping[str, Any], n: int | None) -> ResultRow:
+    arm = _text(row.get("method"))
+    budget = row.get("budget")
+    budget = budget if isinstance(budget, Mapping) else {}
     return ResultRow(
         arm=arm,
         label=_text(row.get("label")) or arm,
         decoding=_text(row.get("decoding")),
-        n=_count(row.get("n")),
-        metric=estimate(row.get("metric")),
-        dense_reward=estimate(row.get("dense_reward")),
+        n=n,
+        metric=estimate(row.get("value")),
+        dense_reward=estimate(row.get("reward")),
         length=estimate(row.get("length")),
         entropy=estimate(row.get("entropy")),
         kl=estimate(row.get("kl")),
         nll=estimate(row.get("nll")),
         truncated=number(row.get("truncated")),
-        train_seconds=number(row.get("train_seconds")),
-        train_flops=number(row.get("train_flops")),
+        train_seconds=number(budget.get("seconds")),
+        train_flops=number(budget.get("flops")),
     )
 
 
@@ -148,6 +151,8 @@ def selection(value: Any) -> Selection | None:
                 alpha=number(row.get("alpha")),
                 score=estimate(row.get("score")),
                 n=_count(row.get("n")),
+                decoding=_text(row.get("decoding")),
+                lead=estimate(row.get("lead")),
             )
             for row in _rows(value.get("rows"))
         ),

@@ -51,18 +51,22 @@ class ResultRow:
 
 @dataclass(frozen=True)
 class PairedRow:
-    """The metric of `arm` minus that of `against`, prompt by prompt; `verdict` is better, worse or tie."""
+    """The metric of `arm` minus that of `against`, prompt by prompt; `verdict` is better, worse or tie.
+
+    `primary`: each at its own best decoding, the arm under test: what the run was made for.
+    """
 
     arm: str
     against: str
     decoding: str
     difference: Estimate | None
     verdict: str
+    primary: bool = False
 
 
 @dataclass(frozen=True)
 class Results:
-    """The evaluation: `eval/results.json`."""
+    """The evaluation: `results.json`."""
 
     metric: Metric
     interval: str
@@ -77,13 +81,15 @@ class Results:
 
 @dataclass(frozen=True)
 class SelectionRow:
-    """One candidate reward: its reference, beta (nats), alpha = 1/beta, and its validation score."""
+    """One candidate: its reference, beta (nats), alpha = 1/beta, validation score, and lead over SFT at its best."""
 
     reference: str
     beta: float | None
     alpha: float | None
     score: Estimate | None
     n: int | None
+    decoding: str = ""
+    lead: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +130,11 @@ class Span:
         """The sum of the known rewards of the span, in nats."""
         return sum(reward for reward in self.rewards if reward is not None)
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the span."""
+        return max(len(self.token_ids), len(self.rewards))
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -140,7 +151,7 @@ class Completion:
     @property
     def num_tokens(self) -> int:
         """Scored tokens, EOS included."""
-        return sum(max(len(span.token_ids), len(span.rewards)) for span in self.spans)
+        return sum(span.num_tokens for span in self.spans)
 
 
 @dataclass(frozen=True)

@@ -1,70 +1,64 @@
-"""The record of `densepath reward-eval` as terminal tables: each measure, and the reward's lead over it."""
+"""The record of `densepath reward-eval` as tables: each measure, and the reward's lead over it."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from rich.text import Text
-
 from densepath.report import parse
-from densepath.report.table import format_interval
-from densepath.terminal import Table, plain_table
+from densepath.report.document import (
+    DASH,
+    Column,
+    Paragraph,
+    Part,
+    Row,
+    Run,
+    Table,
+    Words,
+    interval,
+    number,
+    present,
+    short,
+)
 
 GROUPS_SHOWN = 12
 """Groups of one grouping in the terminal; the file holds all."""
 
 
-def reward_eval_tables(record: Mapping[str, Any]) -> Iterator[Table | Text]:
+def reward_eval_parts(record: Mapping[str, Any]) -> tuple[Part, ...]:
     """A table and a statement for each figure, then the reward within groups, and what an altered number changes."""
+    parts: list[Part | None] = []
     for figure in record["figures"]:
-        yield _figure_table(figure)
-        yield Text(figure["statement"] + "\n")
-    for figure in record["figures"]:
-        table = _groups_table(figure)
-        if table is not None:
-            yield table
-    if "changes" in record:
-        yield _changes_table(record["changes"])
+        parts += [_figure_table(figure), Paragraph(figure["statement"] + "\n")]
+    parts += [_groups_table(figure) for figure in record["figures"]]
+    return present([*parts, _changes_table(record["changes"]) if "changes" in record else None])
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = plain_table(title)
-    for index, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=True)
-    return table
+def _columns(first: str, *others: str) -> tuple[Column, ...]:
+    return (Column(first), *(Column(name, numeric=True) for name in others))
 
 
 def _share(value: Mapping[str, Any] | None, *, signed: bool = False) -> str:
-    """Shares and their differences without the 0 before the point, so that a row fits 80 columns."""
-    return re.sub(r"(?<![0-9])0\.", ".", format_interval(parse.estimate(value), 3, signed=signed))
+    return short(interval(parse.estimate(value), signed=signed))
 
 
 def _figure_table(figure: Mapping[str, Any]) -> Table:
     against = {one["against"]: one for one in figure["comparisons"]}
     primary = next((one["measure"] for one in figure["comparisons"]), "reward")
-    n = figure["measures"][0]["value"]["n"]
-    table = _table(
-        f"{figure['name']}: {figure['description']} ({n} rows)",
-        "measure",
-        figure["name"],
-        "ties",
-        f"lead of {primary}",
-        "p",
-        "",
-    )
+    rows = []
     for measure in figure["measures"]:
         one = against.get(measure["name"])
-        table.add_row(
-            Text(measure["name"], style="bold" if measure["name"] == primary else ""),
-            _share(measure["value"]),
-            "-" if measure["ties"] is None else str(measure["ties"]),
-            "-" if one is None else _share(one["difference"], signed=True),
-            "-" if one is None else f"{one['p_holm']:.3f}".lstrip("0"),
-            "" if one is None else one["verdict"],
-        )
-    return table
+        cells: list[Words] = [Run(measure["name"], "bold" if measure["name"] == primary else "")]
+        cells += [_share(measure["value"]), DASH if measure["ties"] is None else str(measure["ties"])]
+        cells += [DASH, DASH, ""] if one is None else [_share(one["difference"], signed=True), _p(one), one["verdict"]]
+        rows.append(Row(tuple(cells)))
+    title = f"{figure['name']}: {figure['description']} ({figure['measures'][0]['value']['n']} rows)"
+    columns = _columns("measure", figure["name"], "ties", f"lead of {primary}", "p", "")
+    return Table(columns, tuple(rows), title)
+
+
+def _p(one: Mapping[str, Any]) -> str:
+    return number(one["p_holm"]).lstrip("0")
 
 
 def _groups_table(figure: Mapping[str, Any]) -> Table | None:
@@ -74,30 +68,25 @@ def _groups_table(figure: Mapping[str, Any]) -> Table | None:
     primary = figure["comparisons"][0]["measure"]
     measures = {measure["name"]: measure for measure in figure["measures"]}
     rivals = [name for name in measures if not name.startswith("reward")]
-    rival = max(rivals, key=lambda name: measures[name]["value"]["mean"])
-    table = _table(f"{figure['name']} within groups", "group", "rows", primary, f"{rival} (best other)")
+    rival = max(rivals, key=lambda name: float(measures[name]["value"]["mean"]))
+    rows = []
     for grouping, groups in measures[primary]["groups"].items():
         if len(groups) < 2:
             continue
         for group, value in list(groups.items())[:GROUPS_SHOWN]:
             other = measures[rival]["groups"].get(grouping, {}).get(group)
-            table.add_row(Text(group), str(value["n"]), _share(value), _share(other))
-    return table if table.row_count else None
+            rows.append(Row((group, str(value["n"]), _share(value), _share(other))))
+    columns = _columns("group", "rows", primary, f"{rival} (best other)")
+    return Table(columns, tuple(rows), f"{figure['name']} within groups") if rows else None
 
 
 def _changes_table(changes: Mapping[str, Mapping[str, Any]]) -> Table:
-    table = _table(
-        "change of each signal where the number was altered, and after it (nats; before it nothing changes)",
-        "signal",
-        "altered token",
-        "next token",
-        "later, mean",
-        "mean size",
-    )
+    title = "change of each signal where the number was altered, and after it (nats; before it nothing changes)"
+    rows = []
     for name, columns in changes.items():
-        cells = [
-            format_interval(parse.estimate(columns[column]), 2, signed=column != "after_size")
+        figures = (
+            interval(parse.estimate(columns[column]), 2, signed=column != "after_size")
             for column in ("at", "next", "after", "after_size")
-        ]
-        table.add_row(Text(name), *cells)
-    return table
+        )
+        rows.append(Row((name, *figures)))
+    return Table(_columns("signal", "altered token", "next token", "later, mean", "mean size"), tuple(rows), title)

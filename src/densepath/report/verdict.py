@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from densepath.report.document import interval_text
 from densepath.report.records import Curve, PairedRow, Results, Selection, Verdict
-from densepath.report.table import format_interval
-from densepath.report.text import minus
 
 KL_WATCH = 1.5
 """Nats per completion: most collapses of the prototype came above it (one came at 0.4). Ours."""
@@ -29,7 +28,8 @@ def verdict(results: Results | None, selection: Selection | None) -> Verdict:
             return Verdict("unknown", "Not evaluated: this run says nothing yet about which model is better.")
         return Verdict("unknown", "No paired comparison was made: the intervals below are per arm only.")
     main = "dpr" if any(row.arm == "dpr" for row in results.paired) else results.paired[0].arm
-    rows = [row for row in results.paired if row.arm == main]
+    every = [row for row in results.paired if row.arm == main]
+    rows = [row for row in every if row.primary] or every
     details = tuple(_sentence(row, results) for row in rows)
     kind, headline = _headline(results.label(main), rows, results)
     if none_helps:
@@ -63,7 +63,7 @@ def _join(words: Sequence[str]) -> str:
 
 def _sentence(row: PairedRow, results: Results) -> str:
     direction = "" if results.metric.higher_is_better else " (lower is better)"
-    change = minus(format_interval(row.difference, signed=True, missing="an unknown amount"))
+    change = interval_text(row.difference, signed=True, missing="an unknown amount")
     words = _WORDS.get(row.verdict, "undecided")
     return (
         f"{results.label(row.arm)} against {results.label(row.against)}, {row.decoding}: {words}; "

@@ -3,40 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
-from jinja2 import Environment
 from markupsafe import Markup
+from rich.console import Group, RenderableType
 
 from densepath import __version__
-from densepath.core.spans import RewardSpan, worst_spans
 from densepath.errors import UsageError
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.report import parse
 from densepath.report.build import ReportPaths
-from densepath.report.compare import Comparison, aligned_html, compare
-from densepath.report.curve import Line, curve_html
-from densepath.report.heatmap import LEVELS, heat_scale, heatmap_css, heatmap_html, legend_html, shown
-from densepath.report.html import asset, make_environment, script_hash
-from densepath.report.records import Completion, ScoredRow, Span
+from densepath.report.compare import Comparison, compare
+from densepath.report.console import heat_text, part_text
+from densepath.report.document import Document, Part, Section, number
+from densepath.report.elements import asset, content_policy, element, join, text
+from densepath.report.heatmap import heat_scale, legend_html
+from densepath.report.html import page_html, part_html
+from densepath.report.markdown import part_markdown, plain
+from densepath.report.records import ScoredRow
 from densepath.report.scored import SORTS
 from densepath.report.scored_row import scored_row
-from densepath.report.text import visible
-
-WORST = 3
-"""Worst spans shown of each completion."""
-LONGEST_WORST = 12
-"""Runs in a worst span at most: what a reader takes in at once, and no bridge between two faults far apart."""
+from densepath.report.view_parts import comparison_html, row_html, worst_runs
 
 MOST_IN_NOTEBOOK = 20
 """Completions in one output of a notebook, which keeps its outputs in its file."""
 
-_LONGEST_QUOTE = 48
 _outputs = itertools.count(1)
 
 
@@ -91,7 +86,7 @@ class ScoreView:
         paths = ReportPaths(Path(path), Path(path).with_suffix(".json"))
         if paths.html == paths.json:
             raise UsageError(f"{path}: give the page a name that ends in .html; its JSON twin takes .json")
-        page = page_html(self, beside=True)
+        page = page_html(view_page(self, beside=True))
         write_json_atomic(paths.json, self.to_dict())
         write_text_atomic(paths.html, page)
         return paths
@@ -100,63 +95,114 @@ class ScoreView:
         """What a notebook shows: the same fragments, with their style."""
         prefix = f"dp{next(_outputs)}-"
         few = dataclasses.replace(self, rows=self.rows[:MOST_IN_NOTEBOOK])
-        parts = fragment_html(few, prefix)
-        if len(few.rows) < self.total:
-            parts += Markup('<p class="dp-note">{} of {} completions.</p>').format(len(few.rows), self.total)
-        page = Markup('<div class="dp-alone"><style>{}</style>{}</div>').format(
-            Markup(heatmap_css() + asset("view.css")), parts
-        )
-        return str(page)
+        note = f"{len(few.rows)} of {self.total} completions." if len(few.rows) < self.total else None
+        style = element("style", asset("heatmap.css") + asset("view.css"))
+        more = element("p", note, class_="dp-note") if note else None
+        return str(element("div", style, fragment_html(few, prefix), more, class_="dp-alone"))
 
 
-def page_html(view: ScoreView, *, beside: bool = False) -> str:
-    """The page of a view: one file, no network, complete without JavaScript.
+@dataclass(frozen=True)
+class Scores(Part):
+    """A view as a part of a document; a `live` one asks the server that it came from for what it shows."""
+
+    assets: ClassVar[tuple[str, ...]] = ("heatmap.css", "view.css", "tokens.js", "view.js")
+    view: ScoreView
+    live: bool = False
+
+
+def view_page(view: ScoreView, *, live: bool = False, beside: bool = False) -> Document:
+    """The page of a view.
 
     Args:
         view: what to show.
+        live: the page of a running server.
         beside: say that the JSON twin lies beside it.
     """
-    return _page(
-        live=False,
-        beside=beside,
-        view=view,
-        legend=Markup(legend_html(view.scale)),
-        comparison=comparison_html(view.comparison, view.scale, "c-") if view.comparison else "",
-        rows=[row_html(row, view.scale, f"r{place}-") for place, row in enumerate(view.rows)],
+    twin = " The JSON file of the same name beside this page holds the same data." if beside else ""
+    return Document(
+        brand="densepath view",
+        title=view.title,
+        facts=view.facts,
+        sections=(Section("view", "", (Scores(view, live),)),),
+        footer=f"Made by densepath {__version__}.{twin}",
+        next="densepath audit lists the rows of a whole file that the reward finds worst, with flags.",
     )
 
 
 def live_page_html() -> str:
     """The page of a running server, without anything to see: its script asks the server that it came from."""
-    return _page(live=True, beside=False, view=ScoreView(), legend="", comparison="", rows=())
+    return page_html(view_page(ScoreView(), live=True), live=True)
 
 
-def content_policy(live: bool) -> str:
-    """What a page may do: run its one script, and, where a server is behind it, ask that server alone."""
-    connect = "connect-src 'self'; " if live else ""
-    return (
-        f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{script_hash(_script())}'; "
-        f"{connect}img-src data:; base-uri 'none'; form-action 'none'"
+def live_policy() -> str:
+    """What the page of a running server may do, for its header."""
+    return content_policy("".join(map(asset, ("tokens.js", "view.js"))), live=True)
+
+
+@part_html.register
+def _scores(part: Scores) -> Markup:
+    view, live = part.view, part.live
+    words = (
+        "Each token is coloured by its dense reward. The colour says what the reward pays for, not what is right. "
+        "Point at a token or at a curve, or focus a completion and use the arrow keys, to see its numbers."
+    )
+    compared = comparison_html(view.comparison, view.scale, "c-") if view.comparison else None
+    save = element("a", "Save this as a file", id="save", download="view.html")
+    return element(
+        "div",
+        element("p", words, class_="muted"),
+        None if live else Markup(legend_html(view.scale)),
+        asset("view_form.html") if live else None,
+        element("section", compared, id="result", aria_label="Result"),
+        element("p", save, id="keep", hidden=True) if live else None,
+        _rows(view, live) if view.rows or live else None,
+        element("output", id="token", hidden=True),
+        class_="view",
+        data_live="yes" if live else None,
     )
 
 
-def _script() -> str:
-    return asset("tokens.js") + asset("view.js")
+def _rows(view: ScoreView, live: bool) -> Markup:
+    """The rows with the controls that order and search them; a server pages through them."""
+    shown, total = len(view.rows), view.total
+    count = f"{shown} of {total} rows." if shown < total else f"{total} {'row' if total == 1 else 'rows'}."
+    rows = [row_html(row, view.scale, f"r{place}-") for place, row in enumerate(view.rows)]
+    previous = element("button", "‹ Previous", type="button", id="previous", disabled=True)
+    following = element("button", "Next ›", type="button", id="next", disabled=True)
+    return element(
+        "section",
+        element("h2", "Rows"),
+        _controls(view),
+        element("p", None if live else count, id="count", class_="muted", role="status"),
+        element("div", *rows, id="rows"),
+        element("p", previous, " ", following, id="pager") if live else None,
+        id="rows-section",
+        aria_label="Rows",
+        hidden=live,
+    )
 
 
-def _page(*, live: bool, **values: Any) -> str:
-    return (
-        _environment()
-        .get_template("view.html")
-        .render(
-            live=live,
-            made_by=__version__,
-            css=Markup(asset("page.css") + heatmap_css() + asset("view.css")),
-            policy=Markup(content_policy(live)),
-            script=Markup(_script()),
-            sorts=SORTS,
-            **values,
-        )
+def _controls(view: ScoreView) -> Markup:
+    names = {"row": "as in the file", "lowest": "lowest token"}
+    sorts = [
+        element("option", names.get(name, name.replace("_", " ")), value=name, selected=name == view.sort)
+        for name in SORTS
+    ]
+    up = element("option", "lowest first", value="up")
+    down = element("option", "highest first", value="down", selected=view.descending)
+    bounds = [
+        element("label", words, element("input", id=name, type="number", step="any", inputmode="decimal"))
+        for words, name in (("From ", "low"), ("to ", "high"))
+    ]
+    search = element("input", id="words", type="search", maxlength=200, autocomplete="off")
+    return element(
+        "form",
+        element("label", "Order ", element("select", *sorts, id="sort")),
+        element("label", "Direction ", element("select", up, down, id="direction")),
+        element("span", bounds[0], " ", bounds[1], class_="range"),
+        element("label", "Search ", search),
+        id="controls",
+        hidden=True,
     )
 
 
@@ -170,99 +216,22 @@ def fragment_html(view: ScoreView, prefix: str = "", *, picks: bool = False) -> 
     """
     parts = [Markup(legend_html(view.scale))]
     if view.facts:
-        facts = Markup(", ").join(Markup("{} <b>{}</b>").format(visible(n), visible(v)) for n, v in view.facts)
-        parts.append(Markup('<p class="dp-note">{}</p>').format(facts))
+        facts = Markup(", ").join(join([text(f"{name} "), element("b", value)]) for name, value in view.facts)
+        parts.append(element("p", facts, class_="dp-note"))
     if view.comparison is not None:
         parts.append(comparison_html(view.comparison, view.scale, f"{prefix}c-"))
     parts += [row_html(row, view.scale, f"{prefix}r{place}-", picks=picks) for place, row in enumerate(view.rows)]
     return Markup("").join(parts)
 
 
-def row_html(row: ScoredRow, scale: float, prefix: str, *, picks: bool = False) -> Markup:
-    """One scored row: its prompt, and each turn as a heat map with its curve and worst spans.
-
-    Args:
-        row: the row.
-        scale: nats at full colour.
-        prefix: what the ids of this row begin with; no other part of the page may begin so.
-        picks: with the buttons that choose it for a comparison.
-    """
-    turns = [_turn(turn, scale, f"{prefix}{place}-") for place, turn in enumerate(row.turns)]
-    return Markup(_environment().get_template("view_row.html").render(row=row, turns=turns, picks=picks))
+@part_text.register
+def _scores_text(part: Scores) -> RenderableType:
+    return Group(*(heat_text(row.spans, part.view.scale, f"{row.label}: ") for row in part.view.rows))
 
 
-def comparison_html(comparison: Comparison, scale: float, prefix: str) -> Markup:
-    """Two answers: their sums, both curves over the aligned tokens, the alignment, and each answer by itself."""
-    columns = comparison.columns()
-    sides = [
-        Line(name, [0.0 if run is None else run.reward for run in runs])
-        for name, runs in (("A", [c.a for c in columns]), ("B", [c.b for c in columns]))
-    ]
-    return Markup(
-        _environment()
-        .get_template("view_comparison.html")
-        .render(
-            comparison=comparison,
-            curve=Markup(curve_html(sides, steps="aligned tokens")),
-            aligned=Markup(aligned_html(comparison, scale, "A above B, aligned")),
-            answers=[
-                (name, row, [_turn(turn, scale, f"{prefix}{name}{place}-") for place, turn in enumerate(row.turns)])
-                for name, row in (("A", comparison.a), ("B", comparison.b))
-            ],
-        )
-    )
-
-
-def worst_runs(spans: Sequence[Span], scale: float, count: int = WORST) -> list[RewardSpan]:
-    """The worst spans of a completion, counted in runs of tokens.
-
-    A run too faint to be coloured does not widen a span: the margin is half a step of colour.
-    """
-    rewards = [span.reward for span in spans]
-    return worst_spans(rewards, count, margin=scale / (2 * LEVELS), max_tokens=LONGEST_WORST)
-
-
-class _Worst(NamedTuple):
-    """A worst span as a page shows it; `first` and `last` count tokens from 1."""
-
-    id: str
-    quote: str
-    reward: float
-    first: int
-    last: int
-
-
-class _Turn(NamedTuple):
-    """A completion with its drawings."""
-
-    turn: Completion
-    heat: Markup
-    curve: Markup
-    worst: list[_Worst]
-
-
-def _turn(turn: Completion, scale: float, prefix: str) -> _Turn:
-    found = worst_runs(turn.spans, scale)
-    sizes = [max(len(span.token_ids), len(span.rewards)) for span in turn.spans]
-    worst = []
-    for place, (start, end, reward) in enumerate(found):
-        quote = shown("".join(span.text for span in turn.spans[start:end])) or "∅"
-        if len(quote) > _LONGEST_QUOTE:
-            quote = quote[: _LONGEST_QUOTE - 1] + "…"
-        worst.append(_Worst(f"{prefix}{place}", quote, reward, sum(sizes[:start]) + 1, sum(sizes[:end])))
-    marks = {(start, end): item.id for (start, end, _), item in zip(found, worst, strict=True)}
-    heat = heatmap_html(turn.spans, scale=scale, label=turn.label, standalone=False, marks=marks)
-    curve = curve_html(
-        [Line("reward", [span.reward for span in turn.spans])],
-        count=turn.num_tokens,
-        bands=[(start, end) for start, end, _ in found],
-    )
-    return _Turn(turn, Markup(heat), Markup(curve), worst)
-
-
-@functools.cache
-def _environment() -> Environment:
-    return make_environment()
+@part_markdown.register
+def _scores_markdown(part: Scores, level: int) -> str:
+    return "\n".join(f"* {plain(row.label)}: {number(row.reward, '+.2f')} nats" for row in part.view.rows)
 
 
 def view_scores(

@@ -11,8 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from densepath.errors import DensepathError
 from densepath.report.compare import compare
+from densepath.report.html import page_html
 from densepath.report.scored import RowPage, RowQuery, ScoredFile
-from densepath.report.view import ScoreView, content_policy, fragment_html, live_page_html, page_html
+from densepath.report.view import ScoreView, fragment_html, live_page_html, live_policy, view_page
 from densepath.serve.errors import ApiError
 from densepath.serve.guard import Guard
 from densepath.serve.handlers import add_error_handlers, unless_gone
@@ -75,7 +76,7 @@ def create_view_app(
     """
     queue = RequestQueue(max_queue_size=limits.max_queue_size, request_timeout=limits.request_timeout)
     page = live_page_html()
-    headers = {"content-security-policy": f"{content_policy(live=True)}; frame-ancestors 'none'"}
+    headers = {"content-security-policy": f"{live_policy()}; frame-ancestors 'none'"}
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -190,4 +191,4 @@ def _scored(choices: RewardChoices, body: ViewRequest) -> dict[str, Any]:
 def _shown(view: ScoreView, page: bool) -> dict[str, Any]:
     """A view as a fragment, as numbers, and, if it is asked for, as a page to keep."""
     shown = {"html": str(fragment_html(view, "t-")), "view": view.to_dict()}
-    return {**shown, "page": page_html(view)} if page else shown
+    return {**shown, "page": page_html(view_page(view))} if page else shown

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from densepath.core import exact, mdp, mixture, objective, returns
 from densepath.core.mdp import TokenTree
+from densepath.records.theory import StatementResult
 from densepath.theory.instances import Instance, random_instances, rare_habit
 from densepath.theory.posterior import sequence_log_ratios
-from densepath.theory.records import StatementResult
 from densepath.theory.subtractive import state_log_ratios
 from densepath.theory.tally import Tally
 

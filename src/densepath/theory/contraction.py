@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from densepath.core import conjugate, exact
+from densepath.records.theory import StatementResult
 from densepath.theory.instances import Instance, random_instances
-from densepath.theory.records import StatementResult
 from densepath.theory.tally import Tally
 
 KAPPA = 1.0

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from densepath.core import exact, mdp
 from densepath.core.logprobs import contrastive_logits
+from densepath.records.theory import StatementResult
 from densepath.theory.instances import Instance, instance_seed, make_instance, random_instances
-from densepath.theory.records import StatementResult
 from densepath.theory.tally import Tally
 
 ALPHAS = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)

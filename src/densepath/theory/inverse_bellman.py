@@ -7,8 +7,8 @@ from torch import Tensor
 
 from densepath.core import exact, logprobs, mdp, rewards
 from densepath.core.mdp import TokenTree
+from densepath.records.theory import StatementResult
 from densepath.theory.instances import Instance, random_instances
-from densepath.theory.records import StatementResult
 from densepath.theory.tally import Tally
 
 SLIP = 0.3

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from densepath.core import exact, logprobs, mdp, rewards
+from densepath.records.theory import StatementResult
 from densepath.theory.instances import Instance, instance_seed, make_instance, random_instances
-from densepath.theory.records import StatementResult
 from densepath.theory.tally import Tally
 
 BETAS = (0.2, 1.0, 5.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from densepath.errors import UsageError
+from densepath.records.theory import Report, StatementResult
 from densepath.theory.capped import capped
 from densepath.theory.contraction import contraction
 from densepath.theory.contrastive import contrastive
@@ -12,7 +13,6 @@ from densepath.theory.inverse_bellman import inverse_bellman
 from densepath.theory.length import length
 from densepath.theory.optimum import optimum
 from densepath.theory.posterior import posterior
-from densepath.theory.records import Report, StatementResult
 from densepath.theory.reward_error import reward_error
 from densepath.theory.sft_is_iq_learn import sft_is_iq_learn
 from densepath.theory.shaping import shaping

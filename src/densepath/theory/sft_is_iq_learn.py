@@ -7,8 +7,8 @@ from torch import Tensor
 
 from densepath.core import conjugate, exact, mdp, objective
 from densepath.core.mdp import FiniteMDP, TokenTree
+from densepath.records.theory import StatementResult
 from densepath.theory.instances import Instance, random_instances
-from densepath.theory.records import StatementResult
 from densepath.theory.tally import Tally
 
 SLIP = 0.3

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from densepath.core import exact, mdp
+from densepath.records.theory import StatementResult
 from densepath.theory.instances import Instance, random_instances
-from densepath.theory.records import StatementResult
 from densepath.theory.tally import Tally
 
 

@@ -10,9 +10,9 @@ from torch import Tensor
 from densepath.core import mdp, mixture
 from densepath.core.logprobs import contrastive_logits
 from densepath.core.mdp import TokenTree
+from densepath.records.theory import StatementResult
 from densepath.theory.instances import Instance, random_instances, rare_habit
 from densepath.theory.posterior import sequence_log_ratios
-from densepath.theory.records import StatementResult
 from densepath.theory.tally import Tally
 
 SHARES = (0.5, 0.8, 0.95, 1.0)

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from densepath.theory.records import EQUALITY_TOLERANCE, Z_LIMIT, Check, Kind
+from densepath.records.theory import EQUALITY_TOLERANCE, Z_LIMIT, Check, Kind
 
 FLOOR = 1e-3
 """What is said to differ must do so by this on one instance at least: one counterexample refutes an equality."""

@@ -9,10 +9,12 @@ from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
+from accelerate.utils import gather_object
 from torch import Tensor
 
-from densepath.data import decode_spans
+from densepath.data.spans import decode_spans
 from densepath.io import atomic_path
+from densepath.trainers.rollout import Credited
 
 COLUMNS = {
     "token_ids": pa.list_(pa.int32()),
@@ -24,18 +26,21 @@ COLUMNS = {
 
 
 class TokenTable:
-    """The last completions, token by token, to be written beside TRL's columns.
+    """The last completions, token by token, to be written beside TRL's columns: an observer of generation batches.
 
     Args:
         size: completions kept; TRL keeps those of the last generation batch.
+        tokenizer: of the policy.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, tokenizer: Any) -> None:
         self.rows: deque[dict[str, Any]] = deque(maxlen=size)
+        self.tokenizer = tokenizer
 
-    def extend(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Add completions, in TRL's order."""
-        self.rows.extend(rows)
+    def observe(self, credited: Credited) -> None:
+        """Add the completions of all processes, in TRL's order."""
+        ids, advantages = credited.scored.sampled.completion_ids, credited.credit.advantages
+        self.rows.extend(gather_object(token_rows(self.tokenizer, ids, credited.batch.rewards, advantages)))
 
     def add_to(self, path: Path) -> None:
         """Rewrite TRL's Parquet file with the columns of `COLUMNS` added, atomically."""

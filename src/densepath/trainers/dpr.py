@@ -9,29 +9,36 @@ What differs from GRPO, and nothing else does (generation engines, accelerate, P
    expectation is the exact gradient. With several updates a batch it is PPO's clipped surrogate.
 5. Scoring and the policy's forward pass are packed, and completions of one prompt share its computation.
 
-It overrides `_generate_single_turn`, `_generate`, `_generate_and_score_completions` and `_compute_loss`, which are
-private: TRL's minor version is pinned and tests/trainers/test_trl_seam.py guards their signatures.
+A step, from top to bottom of this file: `_generate_single_turn` and `_generate` make a `Sampled` batch,
+`_calculate_rewards` a `Scored` one, `_generate_and_score_completions` a `Credited` one; `_compute_loss` is called on
+its micro-batches. Formulas are in `core.estimator`. What watches a run reads the records and changes nothing.
+
+The methods that are overridden are private: TRL's minor version is pinned and tests/trainers/test_trl_seam.py guards
+their signatures.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 
+from densepath.core.estimator import Estimator
 from densepath.core.objective import Normalizer, loss_divisor
 from densepath.data.tokenizer_calls import keep_template_defaults
-from densepath.models.adapters import add_frozen_copy
-from densepath.models.compat import check_deterministic, warn_of_spare_ids
-from densepath.models.hidden import completion_hidden_states
+from densepath.io import write_text_atomic
+from densepath.models.compat import check_deterministic, context_length, warn_of_spare_ids
 from densepath.models.load import load_model, load_tokenizer
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.models.sampling import Samples, sample
 from densepath.models.scoring import score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
-from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.checks import (
     check_arguments,
     check_mixture,
@@ -39,25 +46,41 @@ from densepath.trainers.checks import (
     check_processes,
     check_prompt_lengths,
 )
+from densepath.trainers.completion_table import TokenTable
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.estimation import (
-    choose_estimator,
-    importance_weights,
-    loss_metrics,
-    sampled_loss,
-    whole_vocabulary_loss,
+from densepath.trainers.early_stopping import SignalCallback, default_signals
+from densepath.trainers.estimation import SampledTokens, choose_estimator
+from densepath.trainers.grpo import ResumableGRPOTrainer, as_list, grpo_arguments
+from densepath.trainers.held_out import HeldOutNLL
+from densepath.trainers.model_card import name_of, public_name, run_section, with_section
+from densepath.trainers.monitors import EffectiveSampleSize, RolloutMonitor, loss_metrics
+from densepath.trainers.nan_stop import NaNStop, check_finite
+from densepath.trainers.policies import (
+    FrozenModels,
+    frozen_models,
+    frozen_start,
+    loading_arguments,
+    placed,
+    shared_or_loaded,
+    switch_off_dropout,
 )
-from densepath.trainers.grpo import as_list, grpo_arguments
-from densepath.trainers.model_card import name_of, public_name
-from densepath.trainers.monitored import DENSE_REWARD, MonitoredTrainer
-from densepath.trainers.policies import frozen_start, loading_arguments, placed, shared_or_loaded, switch_off_dropout
 from densepath.trainers.refusals import check_evaluation
-from densepath.trainers.reward_functions import RewardFunctions
-from densepath.trainers.rollout import Rollout, advantages_of, loss_mask, rollout_flops, token_rewards
-from densepath.trainers.whole_vocabulary import plain_head_of
+from densepath.trainers.reward_functions import CALL, DENSE_REWARD, Call, RewardFunctions, dense_reward_sum
+from densepath.trainers.rollout import (
+    Credited,
+    FunctionRewards,
+    MicroBatch,
+    Rollout,
+    Sampled,
+    Scored,
+    batch_of,
+    credit_of,
+    loss_mask,
+)
+from densepath.trainers.whole_vocabulary import WholeVocabulary
 
 
-class DPRTrainer(MonitoredTrainer):
+class DPRTrainer(ResumableGRPOTrainer):
     """Improve an SFT policy with undiscounted REINFORCE on the dense reward hidden in it.
 
     Args:
@@ -86,6 +109,8 @@ class DPRTrainer(MonitoredTrainer):
     docs/method.md says which details are the paper's.
     """
 
+    compared_with: tuple[str, ...] = ()
+    """Controls that were run beside this training, for the model card."""
     _tag_names = ["trl", "dpr", "densepath"]  # noqa: RUF012 - TRL's class attribute
     _name = "DPR"
     _paper = {  # noqa: RUF012 - TRL's class attribute
@@ -135,13 +160,14 @@ class DPRTrainer(MonitoredTrainer):
         is_peft = hasattr(model, "peft_config")
         if sft_model is None and not is_peft and peft_config is None:
             sft_model = frozen_start(model, name, loading)
-        self._sampled: Samples | None = None
+        self.rollout: Rollout = Sampled()
+        self._samples: Samples | None = None
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
         with grpo_arguments(args, self._functions):
             with_adapted_heads(super().__init__)(
                 model=model,
-                reward_funcs=[self.dense_reward_sum, *self._functions.wrapped],
+                reward_funcs=[dense_reward_sum, *self._functions.wrapped],
                 args=args,
                 train_dataset=train_dataset,
                 eval_dataset=eval_dataset,
@@ -158,28 +184,15 @@ class DPRTrainer(MonitoredTrainer):
         self.reward_weights[1 + len(self._functions) :] *= 1 - args.dense_reward_weight  # an environment's own reward
         switch_off_dropout(self.model)  # that of a new adapter too
         policy = self.accelerator.unwrap_model(self.model)
-        frozen = functools.partial(shared_or_loaded, policy, loading=loading, tokenizer=self._tokenizer)
-        if sft_model is not None:
-            sft = frozen(sft_model, adapter_name="sft")
-        elif is_peft:
-            add_frozen_copy(policy, source="default", name="sft")
-            sft = FrozenPolicy(policy, "sft")
-        else:
-            sft = FrozenPolicy(policy, None)
-        refs = []
-        if RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE:
-            given = ref_model if isinstance(ref_model, (list, tuple)) else [ref_model]
-            refs = [frozen(ref, adapter_name=f"ref_{index}") for index, ref in enumerate(given)]
-        held_out = []
-        if held_out_ref_model is not None:
-            held_out = [frozen(held_out_ref_model, adapter_name="held_out_ref")]
-        place = functools.partial(
-            placed, policy=policy, accelerator=self.accelerator, sharded=(sharded := self._is_sharded())
+        load = functools.partial(shared_or_loaded, policy, loading=loading, tokenizer=self._tokenizer)
+        place = functools.partial(placed, policy=policy, accelerator=self.accelerator, sharded=self._is_sharded())
+        needed = ref_model if RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE else None
+        frozen = frozen_models(policy, sft_model, needed, held_out_ref_model, load, is_sft_adapter=is_peft).mapped(
+            place
         )
-        sft, refs, held_out = place(sft), [place(view) for view in refs], [place(view) for view in held_out]
         self.dense_reward = DenseReward(
-            sft,
-            refs,
+            frozen.sft,
+            frozen.refs,
             kind=args.dense_reward,
             tokenizer=self._tokenizer,
             reference_mean=args.reference_mean,
@@ -189,25 +202,85 @@ class DPRTrainer(MonitoredTrainer):
             token_budget=args.score_token_budget,
         )
         add_packed_forward(policy)
-        if not sharded:
+        if not self._is_sharded():
             check_deterministic(policy)
         check_evaluation(self)
         check_processes(self)
         if environment_factory is None:
             check_number_of_prompts(self)
             check_prompt_lengths(self, policy)
-        self.estimator, self._vocabulary = choose_estimator(
-            args, self.dense_reward, policy, sharded=sharded, multimodal=self._is_vlm
+        self.estimation = self._estimation(policy)
+        self._watch(policy, frozen)
+
+    def _estimation(self, policy: Any) -> SampledTokens | WholeVocabulary:
+        """How rewards and loss are computed, chosen once."""
+        estimator = choose_estimator(
+            self.args, self.dense_reward, policy, sharded=self._is_sharded(), multimodal=self._is_vlm
         )
-        self._start_monitors(*held_out)
-        self._parameters = sum(p.numel() for p in policy.parameters())
+        if estimator.kl_in_return and not estimator.all_action:
+            per_token = self._get_per_token_logps_and_entropies
+            return SampledTokens(self.dense_reward, estimator, lambda: self.eos_token_ids, per_token)
+        return WholeVocabulary(
+            self.dense_reward,
+            estimator,
+            dense_weight=self.args.dense_reward_weight,
+            eos_token_ids=lambda: self.eos_token_ids,
+            token_budget=self.args.score_token_budget,
+            autocast=self.accelerator.autocast,
+        )
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimator of the run."""
+        return self.estimation.estimator
+
+    def _watch(self, policy: Any, frozen: FrozenModels) -> None:
+        """What observes the run: monitors, held-out demonstrations, early stopping, the NaN stop, the token table."""
+        held_out_ref = None
+        if frozen.held_out is not None:  # with the checks of a reference
+            held_out_ref = DenseReward(self.dense_reward.sft, frozen.held_out).refs[0]
+        self._monitor = RolloutMonitor(
+            self.accelerator,
+            self.reward_func_names,
+            held_out_ref,
+            self.args.score_token_budget,
+            parameters=sum(p.numel() for p in policy.parameters()),
+            frozen=self.dense_reward.passes,
+            num_iterations=self.num_iterations,
+        )
+        self._sample_size = EffectiveSampleSize(self.accelerator)
+        self._table = TokenTable(self.args.generation_batch_size, self._tokenizer)
+        self._nan_stop = NaNStop(self.args.output_dir, self.accelerator, lambda: self.rollout)
+        self.add_callback(self._nan_stop)
+        if self._signals() is None:
+            self.add_callback(SignalCallback(default_signals(self.args), self.args.early_stopping))
+        self._held_out = HeldOutNLL(
+            self.dense_reward.sft,
+            self.accelerator,
+            self.args.score_token_budget,
+            alone=not self.args.predict_with_generate,
+            tokenizer=self._tokenizer,
+            chat_template_kwargs=self.chat_template_kwargs,
+            max_length=context_length(self.model),
+        )
+        datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for dataset in datasets.values():
+            if dataset is not None:
+                self._held_out.read(dataset)
+
+    def _signals(self) -> SignalCallback | None:
+        return next((each for each in self.callback_handler.callbacks if isinstance(each, SignalCallback)), None)
+
+    def _record(self, mode: str, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._metrics[mode][name].append(value)
 
     def _is_sharded(self) -> bool:
         """Whether no process holds the weights whole."""
         plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
         return bool(self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3))
 
-    # -- rollouts ----------------------------------------------------------------------------------------------
+    # -- a generation batch: sampled, scored, credited ---------------------------------------------------------
 
     def _uses_own_sampler(self) -> bool:
         others = self.use_vllm or self.use_transformers_continuous_batching or self._is_vlm
@@ -225,8 +298,8 @@ class DPRTrainer(MonitoredTrainer):
             part = len(self._metrics["eval"]["kl"])  # how many batches of this evaluation are done
         step = self.state.global_step * 1_000_003 + part
         seed = hash((self.args.seed, step, self.accelerator.process_index, self.model.training)) % (2**63)
-        self._use(Rollout(prompt_ids))  # what an error in the sampler leaves to look at
-        samples = sample(
+        self.rollout = Sampled(prompt_ids)  # what an error in the sampler leaves to look at
+        self._samples = sample(
             # A compiled one would be compiled again for each length.
             self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False),
             prompt_ids,
@@ -234,122 +307,82 @@ class DPRTrainer(MonitoredTrainer):
             eos_token_ids=self.eos_token_ids,
             generator=torch.Generator().manual_seed(seed),
             pad_token_id=self._tokenizer.pad_token_id,
-            keep_hidden=self._vocabulary is not None and self._vocabulary.all_action,
+            keep_hidden=self.estimator.all_action,
         )
-        warn_of_spare_ids(samples.completion_ids, self._tokenizer)
-        self._sampled = samples
-        return samples.completion_ids, samples.logprobs
+        warn_of_spare_ids(self._samples.completion_ids, self._tokenizer)
+        return self._samples.completion_ids, self._samples.logprobs
 
     def _generate(self, prompts: Any) -> Any:
         output = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask, _, logprobs = output[:5]
-        sampled, self._sampled = self._sampled, None
+        samples, self._samples = self._samples, None
         # With tools a completion is made of several turns, and the states of the last alone were kept.
-        kept = sampled.hidden if sampled is not None and sampled.completion_ids == completion_ids else []
-        self._use(Rollout(prompt_ids, completion_ids, logprobs, tool_mask=tool_mask, policy_hidden=kept))
-        self._functions.begin(tool_mask)
+        kept = samples.hidden if samples is not None and samples.completion_ids == completion_ids else ()
+        self.rollout = Sampled(prompt_ids, completion_ids, logprobs, tool_mask, kept)
         return output
 
-    def dense_reward_sum(self, prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
-        """Dense reward of each completion of the current rollout, nats: what TRL logs as `reward`."""
-        rollout = self._rollout
-        if self._vocabulary is not None:
-            policy = self.accelerator.unwrap_model(self.model)
-            hidden, rollout.policy_hidden = rollout.policy_hidden, []
-            if self._vocabulary.all_action and not hidden:
-                rollout.policy_passes += 1
-                with self.accelerator.autocast():  # as in the loss; the frozen models stay in their own precision
-                    hidden = completion_hidden_states(
-                        policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
-                    )
-            self._vocabulary.visit(rollout, hidden, plain_head_of(policy), self.eos_token_ids)
-        else:
-            rollout.scores = self.dense_reward.score_ids(
-                rollout.prompt_ids, rollout.completion_ids, eos_token_ids=self.eos_token_ids
-            )
-        assert rollout.scores is not None
-        if rollout.tool_mask is None:
-            return [float(row.sum()) for row in rollout.scores.rewards]
-        masks = [torch.tensor(own) for own in rollout.tool_mask]
-        return [float((row * own).sum()) for row, own in zip(rollout.scores.rewards, masks, strict=True)]
-
-    def _policy_logprobs(self, output: dict[str, Any]) -> list[Tensor]:
-        """The trainer's own log-probabilities of the rollout's tokens: what the KL is about, whoever sampled."""
-        rollout = self._rollout
-        if rollout.policy_logprobs:
-            return rollout.policy_logprobs
-        if rollout.sampling_logprobs is not None and not self.use_vllm:
-            return [torch.tensor(values) for values in rollout.sampling_logprobs]
-        if "old_per_token_logps" in output:
-            rows = zip(output["old_per_token_logps"], rollout.completion_ids, strict=True)
-            return [values[: len(ids)] for values, ids in rows]
-        rollout.policy_passes += 1
-        policy = self.accelerator.unwrap_model(self.model)
-        return score_completions(
-            policy, rollout.prompt_ids, rollout.completion_ids, token_budget=self.args.score_token_budget
-        ).logprobs
-
     def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Tensor:
-        rewards: Tensor = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        start = self.accelerator.process_index * len(prompts)
-        self._rollout.function_rewards = rewards[start : start + len(prompts), 1:]
+        """Score the batch, and ask the reward functions, of which TRL takes the dense reward's sum for the first."""
+        assert isinstance(self.rollout, Sampled)
+        self.rollout = scored = self.estimation.score(self.rollout, self.accelerator.unwrap_model(self.model))
+        call = Call(scored)
+        rows = [{**row, CALL: call} for row in inputs]
+        rewards: Tensor = super()._calculate_rewards(rows, prompts, completions, completion_ids_list)
+        first = self.accelerator.process_index * len(prompts)
+        functions = FunctionRewards(rewards, first, len(prompts), call.per_token)
+        self.rollout = dataclasses.replace(scored, functions=functions)
         return rewards
+
+    def _with_policy_logprobs(self, scored: Scored, output: dict[str, Any]) -> Scored:
+        """The trainer's own log-probabilities of the tokens: what the KL is about, whoever sampled."""
+        if scored.policy_logprobs:
+            return scored
+        sampled, passes = scored.sampled, scored.policy_passes
+        if sampled.logprobs is not None and not self.use_vllm:
+            logprobs = [torch.tensor(values) for values in sampled.logprobs]
+        elif "old_per_token_logps" in output:
+            rows = zip(output["old_per_token_logps"], sampled.completion_ids, strict=True)
+            logprobs = [values[: len(ids)] for values, ids in rows]
+        else:
+            policy, budget = self.accelerator.unwrap_model(self.model), self.args.score_token_budget
+            ids = sampled.prompt_ids, sampled.completion_ids
+            logprobs, passes = score_completions(policy, *ids, token_budget=budget).logprobs, passes + 1
+        return dataclasses.replace(scored, policy_logprobs=logprobs, policy_passes=passes)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output: dict[str, Any] = super()._generate_and_score_completions(inputs)
         mode = "train" if self.model.training else "eval"
-        group = self.num_generations if mode == "train" else self.num_generations_eval
-        mask = loss_mask(output)
-        self._rollout.policy_logprobs = self._policy_logprobs(output)
+        assert isinstance(self.rollout, Scored)
+        scored, mask, external = self._with_policy_logprobs(self.rollout, output), loss_mask(output), None
         if self.args.dense_reward_weight < 1:
-            given = self._rollout.function_rewards
-            self._rollout.external = self._functions.external(given, self.reward_func_names[1:], mask)
-        output["advantages"], metrics = advantages_of(
-            self._rollout, mask, self.args, num_generations=group, accelerator=self.accelerator
-        )
+            assert scored.functions is not None
+            external = self._functions.external(scored.functions, self.reward_func_names[1:], mask)
+        batch = batch_of(scored, mask, external, self.args.dense_reward_weight)
+        group = self.num_generations if mode == "train" else self.num_generations_eval
+        credit = credit_of(batch, self.estimator, group, self.accelerator)
+        # The frozen models' states are large, and live on in the micro-batches alone.
+        self.rollout = Credited(dataclasses.replace(scored, frozen_hidden=()), batch, credit)
+        self._record(mode, self._monitor(self.rollout))
         if self.log_completions:
-            rewards = token_rewards(self._rollout, mask, self.args)
-            self._log_tokens(self._rollout.completion_ids, rewards, output["advantages"])
-        frozen = self.dense_reward.passes
-        flops = torch.tensor(rollout_flops(self._rollout, self._parameters, frozen, self.num_iterations))
-        metrics["flops"] = self.accelerator.reduce(flops.to(self.accelerator.device), reduction="sum").item()
-        self._rollout.advantages = output["advantages"]
-        metrics |= self._rollout_monitors(output)
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
-        if self._vocabulary is not None:
-            output["frozen_hidden"], self._rollout.frozen_hidden = self._rollout.frozen_hidden, []
-            if self._vocabulary.all_action:
-                output["all_action_weights"] = self._rollout.all_action_weights
+            self._table.observe(self.rollout)
+            self._put_first_advantages(credit.advantages)
+        output["advantages"] = credit.advantages
+        if scored.frozen_hidden:
+            output["frozen_hidden"] = scored.frozen_hidden
+        if credit.shares is not None:
+            output["all_action_weights"] = credit.shares
         return output
 
     # -- loss --------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         mode = "train" if self.model.training else "eval"
-        mask = loss_mask(inputs)
-        normalizer = self._normalizer(inputs, mode)
-        weights = importance_weights(inputs, mask, self.vllm_importance_sampling_mode)
-        epsilons = self.epsilon_low, self.epsilon_high
-        if self._vocabulary is not None:
-            with self.accelerator.autocast():
-                loss, values = whole_vocabulary_loss(model, self._vocabulary, inputs, weights, normalizer, epsilons)
-        else:
-            logprobs, entropies, _ = self._get_per_token_logps_and_entropies(
-                model,
-                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
-                mask.shape[1],
-                compute_entropy=True,
-            )
-            assert entropies is not None
-            loss, values = sampled_loss(logprobs, entropies, inputs, self.args, weights[0], normalizer, epsilons)
-        self._loss_monitors(values[0], inputs, mask)
-        metrics = loss_metrics(
-            values, mask, self.accelerator, clips=self.args.clips_updates, state_kl=not self.args.kl_in_return
-        )
-        for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
+        batch = MicroBatch.of(inputs, self._normalizer(inputs, mode), self.vllm_importance_sampling_mode)
+        loss, values = self.estimation.loss(model, batch)
+        self._record(mode, loss_metrics(values, batch.mask, self.accelerator, self.estimator))
+        sampled = inputs.get("sampling_per_token_logps")
+        if mode == "train" and sampled is not None:
+            self._record(mode, self._sample_size.observe(values[0], sampled, batch.mask))
         return loss
 
     def _normalizer(self, inputs: dict[str, Any], mode: str) -> float | Tensor:
@@ -367,3 +400,88 @@ class DPRTrainer(MonitoredTrainer):
             tokens=tokens * (steps / self.args.steps_per_generation if mode == "train" else 1),
             max_completion_length=self.max_completion_length,
         )
+
+    # -- the stop at NaN ---------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """TRL's, which ends at the first NaN or infinity in sampling, rewards, advantages or loss."""
+        micro_batch = self._step % self.args.steps_per_generation
+
+        def tensors() -> dict[str, Tensor]:
+            buffered = self._buffered_inputs[micro_batch] if self._buffered_inputs is not None else {}
+            return {f"micro_batch.{key}": value for key, value in buffered.items() if isinstance(value, Tensor)}
+
+        with self._nan_stop.watch(self.state.global_step + 1, tensors):
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            check_finite("loss", loss, self.accelerator)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """transformers', which ends where the norm is not finite: before the optimizer's step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None:  # with fp16 such steps are skipped on purpose
+            with self._nan_stop.watch(self.state.global_step + 1):
+                check_finite("gradient norm", torch.as_tensor(norm, device=self.accelerator.device), self.accelerator)
+        return norm
+
+    # -- evaluation, and what a run leaves on disk -------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """transformers'; a run that a signal stopped ends with the weights of the last good checkpoint."""
+        output = super().train(*args, **kwargs)
+        signals = self._signals()
+        chosen = self.args.metric_for_best_model is not None  # then transformers has seen to it
+        if signals is not None and signals.stopped_by and not chosen and self.state.best_model_checkpoint:
+            self._load_best_model()
+        return output
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """TRL's, with the NLL of the rows that have a completion; no sampling if `predict_with_generate` is off."""
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
+        if dataset is None or isinstance(dataset, dict):  # TRL says what is missing, or comes back for each of them
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[no-any-return]
+        started = time.time()
+        self._record("eval", self._held_out.metrics(dataset, self.accelerator.unwrap_model(self.model)))
+        if self.args.predict_with_generate:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[no-any-return]
+        self.model.eval()  # TRL's log writes what was measured under that mode
+        metrics = {f"{metric_key_prefix}_runtime": time.time() - started}
+        self.log(metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _put_first_advantages(self, advantages: Tensor) -> None:
+        """In TRL's table, for GRPO's advantage: the first token's, the completion's return less its baseline."""
+        first = self.accelerator.gather(advantages[:, 0].contiguous()).tolist()
+        for _ in first:
+            self._logs["advantages"].pop()
+        self._logs["advantages"].extend(first)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log as TRL does, and add the columns per token to the table of completions."""
+        super().log(logs, start_time)
+        if self.accelerator.is_main_process and self.log_completions:
+            folder = Path(self.args.output_dir) / "completions"
+            self._table.add_to(folder / f"completions_{self.state.global_step:05d}.parquet")
+
+    def create_model_card(
+        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
+    ) -> None:
+        """TRL's model card with a section on this run: models, arguments, where it ended, controls."""
+        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
+        if not self.is_world_process_zero():
+            return
+        section = run_section(
+            self.args,
+            sft=public_name(self._names["sft"]),
+            reference=public_name(self._names["ref"]) if self._names["ref"] else "none",
+            reward_functions=self.reward_func_names[1:],
+            history=self.state.log_history,
+            max_steps=self.state.max_steps,
+            compared_with=self.compared_with,
+        )
+        path = Path(self.args.output_dir) / "README.md"
+        write_text_atomic(path, with_section(str(ModelCard.load(path)), section))

@@ -9,6 +9,7 @@ from enum import Enum
 import torch
 from trl import GRPOConfig
 
+from densepath.core.estimator import Estimator
 from densepath.core.objective import Normalizer
 from densepath.core.returns import Baseline
 from densepath.core.rewards import ReferenceMean
@@ -17,7 +18,7 @@ from densepath.rewards.dense import RewardKind
 from densepath.trainers.refusals import refuse_unused, refusing, without_effect
 
 
-class Estimator(str, Enum):
+class EstimatorKind(str, Enum):
     """How the gradient is estimated from a batch; docs/method.md, "The estimators"."""
 
     AUTO = "auto"
@@ -54,7 +55,7 @@ _USED = frozenset(
 _CHOICES: dict[str, type[Enum]] = {
     "baseline": Baseline,
     "dense_reward": RewardKind,
-    "estimator": Estimator,
+    "estimator": EstimatorKind,
     "loss_normalizer": Normalizer,
     "reference_mean": ReferenceMean,
     "reward_level": RewardLevel,
@@ -238,7 +239,7 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             if not getattr(self, switch):
                 refuse_unused(self, unused, f"a run without {switch}", {})
         obstacle = self.all_action_obstacle()
-        if Estimator(self.estimator) is Estimator.ALL_ACTION and obstacle:
+        if EstimatorKind(self.estimator) is EstimatorKind.ALL_ACTION and obstacle:
             raise ConfigError(f"estimator=all_action is not possible: {obstacle}; use estimator=sampled")
 
     @property
@@ -260,6 +261,22 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
                 "several updates on one batch, whose clipping compares sampled tokens alone"
             )
         return None
+
+    def estimator_object(self, all_action: bool) -> Estimator:
+        """The estimator that these arguments mean; with `all_action` where it is possible."""
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        return Estimator(
+            beta=self.beta,
+            ref_beta=self.ref_beta,
+            gamma=self.gamma,
+            baseline=Baseline(self.baseline),
+            kl_in_return=self.kl_in_return,
+            whole_sequence=RewardLevel(self.reward_level) is RewardLevel.SEQUENCE,
+            whiten=self.whiten_advantages,
+            all_action=all_action,
+            all_action_weight=self.all_action_weight if all_action else None,
+            epsilons=(self.epsilon, high) if self.clips_updates else None,
+        )
 
     def _check_reward(self) -> None:
         if not 0 <= self.dense_reward_weight <= 1:
@@ -299,7 +316,7 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
                 raise ConfigError(
                     f"all_action_weight={self.all_action_weight} must lie in (0, 1]; for 0 use estimator=sampled"
                 )
-            if Estimator(self.estimator) is Estimator.SAMPLED:
+            if EstimatorKind(self.estimator) is EstimatorKind.SAMPLED:
                 raise ConfigError("all_action_weight has no effect with estimator=sampled: leave it out")
         if not self.kl_in_return and self.beta == 0:
             raise ConfigError("kl_in_return=False has no effect with beta=0, where there is no KL: leave it out")

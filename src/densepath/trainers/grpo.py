@@ -1,7 +1,7 @@
-"""What stands between TRL's `GRPOTrainer` and DPR: its arguments, and what a run leaves on disk.
+"""What stands between TRL's `GRPOTrainer` and DPR: its arguments, its prompts, and what a checkpoint holds.
 
-Tables of completions get columns per token, the model card a section, a checkpoint the generation that is still in
-use, and a saved PEFT model its own adapter alone.
+Prompts get the ids that SFT trained on, a checkpoint the generation that is still in use, and a saved PEFT model its
+own adapter alone.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,14 +21,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
-from densepath.data import encode_prompt
+from densepath.data.encode import encode_prompt
 from densepath.data.rows import template_arguments
 from densepath.errors import ResumeError
-from densepath.io import atomic_path, write_text_atomic
+from densepath.io import atomic_path
 from densepath.models.identity import record_base
-from densepath.trainers.completion_table import TokenTable, token_rows
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.model_card import public_name, run_section, with_section
 from densepath.trainers.refusals import refusing
 from densepath.trainers.reward_functions import RewardFunctions
 
@@ -84,65 +80,11 @@ class ResumableSampler(RepeatSampler):  # type: ignore[misc]
         yield from super().__iter__()
 
 
-class RecordedGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """`GRPOTrainer` with token tables, a section of the model card, and checkpoints that hold the rollout in use."""
+class ResumableGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+    """`GRPOTrainer` that reads each row as SFT did, and that resumes to the bit: its order, and the rollout in use."""
 
-    compared_with: tuple[str, ...] = ()
-    """Controls that were run beside this training, for the model card."""
-    _names: dict[str, str | None]
-    _rows: Sequence[Mapping[str, Any]]
+    _rows: Sequence[Mapping[str, Any]] = ()
     chat_template_kwargs: dict[str, Any]
-    _functions: RewardFunctions
-
-    # -- completion tables -------------------------------------------------------------------------------------
-
-    @functools.cached_property
-    def _token_table(self) -> TokenTable:
-        return TokenTable(self.args.generation_batch_size)
-
-    def _log_tokens(self, completion_ids: Sequence[Sequence[int]], rewards: Tensor, advantages: Tensor) -> None:
-        """Keep the tokens of the global batch for the table, and put DPR's advantage in place of GRPO's.
-
-        Args:
-            completion_ids: of this process, EOS included.
-            rewards: (completions, tokens) float.
-            advantages: (completions, tokens) float; the table's one number is that of the first token, which is the
-                return of the whole completion less its baseline.
-        """
-        self._token_table.extend(gather_object(token_rows(self._tokenizer, completion_ids, rewards, advantages)))
-        first = self.accelerator.gather(advantages[:, 0].contiguous()).tolist()
-        for _ in first:
-            self._logs["advantages"].pop()
-        self._logs["advantages"].extend(first)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as TRL does, and add the columns per token to the table of completions."""
-        super().log(logs, start_time)
-        if self.accelerator.is_main_process and self.log_completions:
-            folder = Path(self.args.output_dir) / "completions"
-            self._token_table.add_to(folder / f"completions_{self.state.global_step:05d}.parquet")
-
-    # -- model card --------------------------------------------------------------------------------------------
-
-    def create_model_card(
-        self, model_name: str | None = None, dataset_name: str | None = None, tags: str | list[str] | None = None
-    ) -> None:
-        """TRL's model card with a section on this run: models, arguments, where it ended, controls."""
-        super().create_model_card(model_name=model_name, dataset_name=dataset_name, tags=tags)
-        if not self.is_world_process_zero():
-            return
-        path = Path(self.args.output_dir) / "README.md"
-        section = run_section(
-            self.args,
-            sft=public_name(self._names["sft"]),
-            reference=public_name(self._names["ref"]) if self._names["ref"] else "none",
-            reward_functions=self.reward_func_names[1:],
-            history=self.state.log_history,
-            max_steps=self.state.max_steps,
-            compared_with=self.compared_with,
-        )
-        card = ModelCard.load(path)
-        write_text_atomic(path, with_section(str(card), section))
 
     # -- data --------------------------------------------------------------------------------------------------
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from densepath.core.masks import masked_sum
+from densepath.core.estimator import Estimator
+from densepath.core.masks import lengths_to_mask, masked_sum
 from densepath.core.monitors import correlation, effective_sample_share, log_weight_sums, ngram_counts
+from densepath.core.objective import kl_estimate
 from densepath.core.rewards import baseline_relative
-from densepath.data import Encoded, encode_pairs
-from densepath.errors import DataError
-from densepath.models.scoring import score_completions
+from densepath.rewards.frozen import FrozenPolicy
+from densepath.trainers.nan_stop import check_finite
+from densepath.trainers.rollout import TOKEN_VALUES, Credited, pad_rows, rollout_flops
 
 NGRAM = 4
 """Tokens in an n-gram of `completions/distinct_4`: Welleck et al.'s seq-rep-4."""
@@ -78,6 +81,88 @@ def reward_correlations(dense: Sequence[float], others: Mapping[str, Sequence[fl
     return found
 
 
+@dataclass(frozen=True)
+class RolloutMonitor:
+    """Metrics of a generation batch, over all processes: an observer, which changes nothing.
+
+    Attributes:
+        accelerator: joins the processes.
+        reward_names: of TRL's reward functions, the dense reward first.
+        held_out_ref: a reference that the reward does not use; None for none.
+        token_budget: tokens in one forward pass of it.
+        parameters: of the policy, for the count of FLOPs.
+        frozen: how many frozen models score a batch; likewise.
+        num_iterations: updates on a batch; likewise.
+    """
+
+    accelerator: Accelerator
+    reward_names: Sequence[str]
+    held_out_ref: FrozenPolicy | None
+    token_budget: int
+    parameters: int
+    frozen: int
+    num_iterations: int
+
+    def __call__(self, credited: Credited) -> dict[str, float]:
+        """Metrics by name; those that are undefined are left out.
+
+        Raises:
+            NumericalError: an advantage is NaN or infinite.
+        """
+        accelerator, scored, sampled = self.accelerator, credited.scored, credited.scored.sampled
+        check_finite("advantages", credited.credit.advantages, accelerator)
+        metrics = self._kl_and_reward(credited)
+        if credited.credit.shares is not None:
+            metrics["all_action_weight"] = float(accelerator.gather(credited.credit.shares.contiguous()).mean())
+        flops = torch.tensor(rollout_flops(scored, self.parameters, self.frozen, self.num_iterations))
+        metrics["flops"] = accelerator.reduce(flops.to(accelerator.device), reduction="sum").item()
+        rows = [torch.tensor(ids) for ids in sampled.completion_ids]
+        ids = pad_sequence(rows, batch_first=True).to(credited.batch.mask.device)
+        lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+        there = lengths_to_mask(lengths, ids.shape[1])  # truncated ones count, even where the loss leaves them out
+        metrics["completions/distinct_4"] = distinct_ngrams(ids, there, accelerator)
+        if self.held_out_ref is not None:
+            scores = self.held_out_ref.score(sampled.prompt_ids, sampled.completion_ids, self.token_budget)
+            sft_logprobs, other = pad_rows(scored.scores.sft_logprobs, there), pad_rows(scores.logprobs, there)
+            metrics["reward_held_out_ref"] = held_out_reward(sft_logprobs, other, there, accelerator)
+        assert scored.functions is not None
+        dense, *others = scored.functions.reported.T.tolist()
+        metrics |= reward_correlations(dense, dict(zip(self.reward_names[1:], others, strict=True)))
+        return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+    def _kl_and_reward(self, credited: Credited) -> dict[str, float]:
+        """KL to SFT a token and a completion, and the reward a token, nats; the KL is exact where it is known."""
+        batch, mask = credited.batch, credited.batch.mask
+        if credited.scored.state_kl:
+            kl = masked_sum(pad_rows(credited.scored.state_kl, mask), mask, dim=1)
+        else:
+            kl = kl_estimate(batch.policy_logprobs, batch.sft_logprobs, mask)
+        counts = mask.sum().float(), torch.tensor(float(len(mask)), device=mask.device)
+        totals = torch.stack([kl.sum(), masked_sum(batch.rewards, mask), *counts])
+        kl_sum, reward_sum, tokens, rows = self.accelerator.reduce(totals, reduction="sum").tolist()
+        return {
+            "kl": kl_sum / max(tokens, 1.0),
+            "kl_sequence": kl_sum / max(rows, 1.0),
+            "reward_per_token": reward_sum / max(tokens, 1.0),
+        }
+
+
+def loss_metrics(values: Tensor, mask: Tensor, accelerator: Accelerator, estimator: Estimator) -> dict[str, float]:
+    """Means over the tokens of all processes of what a loss handed back; what is not used is left out.
+
+    Args:
+        values: `TOKEN_VALUES`.
+        mask: (completions, tokens) bool.
+        accelerator: joins the processes.
+        estimator: says what is used.
+    """
+    sums = [masked_sum(each.float(), mask) for each in values]
+    *totals, tokens = accelerator.reduce(torch.stack([*sums, mask.sum().float()]), reduction="sum").tolist()
+    means = {name: total / max(tokens, 1.0) for name, total in zip(TOKEN_VALUES, totals, strict=True)}
+    used = {"entropy": True, "state_kl": not estimator.kl_in_return, "clip_ratio": estimator.epsilons is not None}
+    return {name: means[name] for name, counts in used.items() if counts}
+
+
 class EffectiveSampleSize:
     """Effective share of the completions of an optimizer step, weighted by `pi_theta / pi_sampler`.
 
@@ -89,8 +174,8 @@ class EffectiveSampleSize:
         self.accelerator = accelerator
         self._parts: list[Tensor] = []
 
-    def add(self, logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> float | None:
-        """Take a micro-batch in; the share of the step's global batch once it is whole, else None.
+    def observe(self, logprobs: Tensor, sampler_logprobs: Tensor, mask: Tensor) -> dict[str, float]:
+        """Take a micro-batch in; `effective_sample_size` of the step's global batch once it is whole.
 
         Args:
             logprobs: (completions, tokens) float, of the policy being updated, nats.
@@ -100,74 +185,7 @@ class EffectiveSampleSize:
         ratios = (logprobs.detach() - sampler_logprobs).nan_to_num(nan=0.0)
         self._parts.append(log_weight_sums(masked_sum(ratios, mask, dim=1)))
         if not self.accelerator.sync_gradients:
-            return None
+            return {}
         sums = self.accelerator.gather(torch.stack(self._parts))
         self._parts = []
-        return effective_sample_share(sums).item()
-
-
-class HeldOutDemonstrations:
-    """Demonstrations that training never sees, and how likely models find them.
-
-    Args:
-        rows: in any of TRL's formats; those without a completion are left out.
-        tokenizer: that of the models.
-        chat_template_kwargs: further arguments of the chat template.
-        max_length: the models' context, tokens.
-
-    Raises:
-        DataError: a row that cannot be tokenised, or exceeds the context.
-        ModelError: a tokenizer or chat template that does not fit.
-    """
-
-    def __init__(
-        self,
-        rows: Iterable[Mapping[str, Any]],
-        tokenizer: Any,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-        *,
-        max_length: float = math.inf,
-    ) -> None:
-        self.pairs: list[Encoded] = []
-        for number, row in enumerate(rows, start=1):
-            if row.get("completion") is None:
-                continue
-            try:
-                pairs = encode_pairs(row, tokenizer, chat_template_kwargs=chat_template_kwargs)
-            except DataError as error:
-                raise DataError(f"eval_dataset, row {number}: {error}") from None
-            longest = max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs)
-            if longest > max_length:
-                raise DataError(
-                    f"eval_dataset, row {number}: {longest} tokens exceed the model's context of {max_length}: drop it"
-                )
-            self.pairs += pairs
-
-    def nll(self, model: Any, accelerator: Accelerator, token_budget: int) -> float:
-        """Negative log-likelihood of their actions: `-sum log pi(y_t | x, y_<t) / tokens`, EOS included.
-
-        The demonstrations are shared out among the processes; every process gets the whole result.
-
-        Args:
-            model: causal LM.
-            accelerator: joins the processes.
-            token_budget: tokens in one forward pass.
-
-        Returns:
-            Nats per token.
-
-        Raises:
-            NumericalError: the model gave NaN or infinity.
-        """
-        mine = self.pairs[accelerator.process_index :: accelerator.num_processes]
-        scores = score_completions(
-            model,
-            [pair.prompt_ids for pair in mine],
-            [pair.completion_ids for pair in mine],
-            token_budget=token_budget,
-        )
-        total = sum(float(values.double().sum()) for values in scores.logprobs)
-        count = sum(len(values) for values in scores.logprobs)
-        sums = torch.tensor([total, float(count)], device=accelerator.device)
-        logprob, tokens = accelerator.reduce(sums, reduction="sum").tolist()
-        return float(-logprob / tokens)
+        return {"effective_sample_size": effective_sample_share(sums).item()}

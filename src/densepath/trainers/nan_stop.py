@@ -18,7 +18,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from densepath.errors import NumericalError
 from densepath.io import atomic_path, write_json_atomic
-from densepath.trainers.rollout import Rollout
+from densepath.trainers.rollout import Credited, Rollout, Sampled, Scored
 
 FOLDER = "nan_batches"
 _SHOWN = 10
@@ -79,15 +79,13 @@ class NaNStop(TrainerCallback):  # type: ignore[misc]
     Args:
         output_dir: of the trainer; batches go to its `nan_batches`.
         accelerator: joins the processes.
-
-    Attributes:
-        rollout: the generation batch at hand, which the trainer keeps up to date.
+        rollout: gives the generation batch at hand.
     """
 
-    def __init__(self, output_dir: str | Path, accelerator: Accelerator) -> None:
+    def __init__(self, output_dir: str | Path, accelerator: Accelerator, rollout: Callable[[], Rollout]) -> None:
         self.output_dir = Path(output_dir)
         self.accelerator = accelerator
-        self.rollout = Rollout()
+        self.rollout = rollout
 
     @contextlib.contextmanager
     def watch(self, step: int, tensors: Callable[[], Mapping[str, Tensor]] = dict) -> Iterator[None]:
@@ -112,7 +110,7 @@ class NaNStop(TrainerCallback):  # type: ignore[misc]
 
     def _explained(self, cause: str, step: int, tensors: Mapping[str, Tensor]) -> NumericalError:
         checkpoint = get_last_checkpoint(str(self.output_dir)) if self.output_dir.is_dir() else None
-        kept = {**batch_tensors(self.rollout), **{name: _plain(values) for name, values in tensors.items()}}
+        kept = {**batch_tensors(self.rollout()), **{name: _plain(values) for name, values in tensors.items()}}
         path = self.output_dir / FOLDER / f"step-{step}-process-{self.accelerator.process_index}.safetensors"
         with atomic_path(path) as temporary:
             save_file(kept, str(temporary))
@@ -132,25 +130,24 @@ class NaNStop(TrainerCallback):  # type: ignore[misc]
 
 
 def batch_tensors(rollout: Rollout) -> dict[str, Tensor]:
-    """A rollout as tensors: (completions, tokens), padded on the right with 0, with the lengths beside."""
+    """A batch as tensors: (completions, tokens), padded on the right with 0, with the lengths beside."""
+    credited = rollout if isinstance(rollout, Credited) else None
+    scored = credited.scored if credited is not None else rollout if isinstance(rollout, Scored) else None
+    sampled = scored.sampled if scored is not None else rollout
+    assert isinstance(sampled, Sampled)
     found: dict[str, Tensor] = {}
-    for name, rows in (("prompt", rollout.prompt_ids), ("completion", rollout.completion_ids)):
+    for name, rows in (("prompt", sampled.prompt_ids), ("completion", sampled.completion_ids)):
         if rows:
             found[f"{name}_ids"] = _padded([torch.tensor(ids) for ids in rows])
             found[f"{name}_lengths"] = torch.tensor([len(ids) for ids in rows])
-    scores = rollout.scores
-    ragged: dict[str, Sequence[Tensor]] = {"policy_logprobs": rollout.policy_logprobs}
-    if scores is not None:
-        ragged |= {
-            "rewards": scores.rewards,
-            "sft_logprobs": scores.sft_logprobs,
-            "ref_logprobs": scores.ref_logprobs,
-        }
-    found |= {name: _padded(rows) for name, rows in ragged.items() if len(rows)}
-    if rollout.function_rewards.numel():
-        found["function_rewards"] = _plain(rollout.function_rewards)
-    if rollout.advantages is not None:
-        found["advantages"] = _plain(rollout.advantages)
+    if scored is not None:
+        ragged = {"policy_logprobs": scored.policy_logprobs, "rewards": scored.scores.rewards}
+        ragged |= {name: getattr(scored.scores, name) for name in ("sft_logprobs", "ref_logprobs")}
+        found |= {name: _padded(rows) for name, rows in ragged.items() if len(rows)}
+        if scored.functions is not None and scored.functions.own.numel():
+            found["function_rewards"] = _plain(scored.functions.own)
+    if credited is not None:
+        found["advantages"] = _plain(credited.credit.advantages)
     return found
 
 

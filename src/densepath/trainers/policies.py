@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers.utils import is_bitsandbytes_available
 
 from densepath.errors import ConfigError, ModelError
 from densepath.models import locate
+from densepath.models.adapters import add_frozen_copy
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
 from densepath.models.scoring import is_sharded
@@ -90,6 +92,52 @@ def shared_or_loaded(
         given = load_model(given, **{**loading, "model_init_kwargs": init})
     disable_dropout(given)
     return FrozenPolicy(freeze(given))
+
+
+@dataclass(frozen=True)
+class FrozenModels:
+    """What a run scores.
+
+    Attributes:
+        sft: the SFT policy.
+        refs: the references of the reward; empty where it needs none.
+        held_out: a reference that is watched alone; None for none.
+    """
+
+    sft: FrozenPolicy
+    refs: tuple[FrozenPolicy, ...]
+    held_out: FrozenPolicy | None
+
+    def mapped(self, function: Callable[[FrozenPolicy], FrozenPolicy]) -> FrozenModels:
+        """Each of them, changed."""
+        held_out = None if self.held_out is None else function(self.held_out)
+        return FrozenModels(function(self.sft), tuple(map(function, self.refs)), held_out)
+
+
+def frozen_models(
+    policy: Any, sft: Any, ref: Any, held_out: Any, load: Callable[..., FrozenPolicy], *, is_sft_adapter: bool
+) -> FrozenModels:
+    """The frozen models of a run.
+
+    Args:
+        policy: the policy, as a PEFT model or a plain one.
+        sft: the SFT policy as it was given, or its frozen copy; None: a part of the policy.
+        ref: the reference, a list of several, or None.
+        held_out: likewise, one or None.
+        load: `shared_or_loaded` of this run.
+        is_sft_adapter: whether the policy's adapter is the SFT adapter, of which a copy is frozen; else the policy
+            without its new adapter is the SFT policy.
+    """
+    if sft is not None:
+        frozen_sft = load(sft, adapter_name="sft")
+    elif is_sft_adapter:
+        add_frozen_copy(policy, source="default", name="sft")
+        frozen_sft = FrozenPolicy(policy, "sft")
+    else:
+        frozen_sft = FrozenPolicy(policy, None)
+    given = [] if ref is None else list(ref) if isinstance(ref, (list, tuple)) else [ref]
+    refs = tuple(load(each, adapter_name=f"ref_{index}") for index, each in enumerate(given))
+    return FrozenModels(frozen_sft, refs, None if held_out is None else load(held_out, adapter_name="held_out_ref"))
 
 
 def frozen_start(model: Any, name: str | None, loading: Mapping[str, Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,11 +17,38 @@ from torch import Tensor, nn
 from trl.trainer.utils import get_callable_name, is_async_callable
 
 from densepath.core.hybrid import on_last_token
+from densepath.core.masks import keep
 from densepath.errors import ConfigError, DataError, NumericalError
+from densepath.trainers.rollout import FunctionRewards, Scored, pad_rows
+
+DENSE_REWARD = "dense_reward_sum"
+"""Name of the dense reward among TRL's reward functions, hence of its metrics."""
+CALL = "densepath_call"
+"""Column in which each reward function is handed the `Call`; the user's own do not see it."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One round of calls of the reward functions.
+
+    Attributes:
+        scored: the batch that they are asked about.
+        per_token: by function, what it returned for each token; each function's wrapper puts its own here, since TRL
+            takes one number a completion.
+    """
+
+    scored: Scored
+    per_token: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+def dense_reward_sum(**columns: Any) -> list[float]:
+    """Dense reward of each completion, nats: what TRL logs as `reward`."""
+    call: Call = columns[CALL][0]
+    return call.scored.sums()
 
 
 class RewardFunctions:
-    """The reward functions of a trainer, in TRL's order, and what they returned for the present rollout.
+    """The reward functions of a trainer, in TRL's order.
 
     Args:
         functions: one or several of TRL's reward functions: callables, reward models, or their names.
@@ -43,22 +71,15 @@ class RewardFunctions:
         self.wrapped: list[Any] = [
             self._checked(index, function) if _is_plain(function) else function for index, function in enumerate(given)
         ]
-        self._per_token: dict[int, list[Tensor]] = {}
-        self._tool_mask: Sequence[Sequence[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.wrapped)
 
-    def begin(self, tool_mask: Sequence[Sequence[int]] | None = None) -> None:
-        """Forget what was returned: a new rollout begins. Tokens whose mask is 0 are a tool's, and earn nothing."""
-        self._per_token = {}
-        self._tool_mask = tool_mask
-
-    def external(self, per_completion: Tensor, names: Sequence[str], mask: Tensor) -> Tensor:
+    def external(self, rewards: FunctionRewards, names: Sequence[str], mask: Tensor) -> Tensor:
         """Weighted sum of the functions' rewards: numbers on the last token, per-token ones where they are.
 
         Args:
-            per_completion: (completions, functions) float, what TRL gathered of this process's rows.
+            rewards: what they returned.
             names: the functions' names, for messages.
             mask: (completions, tokens) bool, True = counts.
 
@@ -69,7 +90,7 @@ class RewardFunctions:
             NumericalError: a reward model gave NaN or infinity.
         """
         total = torch.zeros(mask.shape, device=mask.device)
-        own = len(self.weights)
+        own, per_completion = len(self.weights), rewards.own
         environments = per_completion.shape[1] - own  # those rewards come last, and are NaN elsewhere than in theirs
         per_completion = torch.cat([per_completion[:, :own], per_completion[:, own:].nan_to_num(nan=0.0)], dim=1)
         for index, weight in enumerate([*self.weights, *[1.0] * environments]):
@@ -77,44 +98,40 @@ class RewardFunctions:
             if not bool(torch.isfinite(column).all()):
                 row = int((~torch.isfinite(column)).nonzero()[0])
                 raise NumericalError(f"reward function {names[index]!r}, completion {row}: {float(column[row])}")
-            if index in self._per_token:
-                rows = self._per_token[index]
-                values = torch.zeros(mask.shape, device=mask.device)
-                for row, given in enumerate(rows):
-                    values[row, : len(given)] = given.to(values)
-                values = torch.where(mask, values, torch.zeros_like(values))
+            if index in rewards.per_token:
+                values = keep(pad_rows(rewards.per_token[index], mask), mask)
             else:
                 values = on_last_token(column.to(total), mask)
             total = total + weight * values
         return total
 
     def _checked(self, index: int, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function under its own name, with its values checked and those per token kept and summed."""
+        """The function under its own name, its values checked; those per token go to the `Call`, their sum to TRL."""
         name = get_callable_name(function)
 
-        def kept(output: Any, prompts: Any, completion_ids: Any) -> list[float]:
+        def summed(output: Any, prompts: Any, completion_ids: Any, call: Call) -> list[float]:
             numbers, per_token = _check(name, output, prompts, completion_ids)
             if per_token is None:
                 return numbers
-            if self._tool_mask is not None:
-                per_token = [row * torch.tensor(own) for row, own in zip(per_token, self._tool_mask, strict=True)]
-            self._per_token[index] = per_token
-            return [float(row.sum()) for row in per_token]
+            call.per_token[index] = call.scored.sampled.own_tokens(per_token)
+            return [float(row.sum()) for row in call.per_token[index]]
 
         if is_async_callable(function):
 
             async def run_async(prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
+                (call, *_) = kwargs.pop(CALL)
                 output = await function(
                     prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs
                 )
-                return kept(output, prompts, completion_ids)
+                return summed(output, prompts, completion_ids, call)
 
             run_async.__name__ = name
             return run_async
 
         def run(prompts: Any, completions: Any, completion_ids: Any, **kwargs: Any) -> list[float]:
+            (call, *_) = kwargs.pop(CALL)
             output = function(prompts=prompts, completions=completions, completion_ids=completion_ids, **kwargs)
-            return kept(output, prompts, completion_ids)
+            return summed(output, prompts, completion_ids, call)
 
         run.__name__ = name
         return run

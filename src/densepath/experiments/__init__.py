@@ -1,1 +1,0 @@
-"""Methods x seeds x settings from one recipe to one table."""

@@ -1,0 +1,204 @@
+"""What a method is given, and what it leaves: an SFT run that is only read, a folder to train in, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PrinterCallback
+from trl import SFTConfig
+
+from densepath.config.run import RunArguments
+from densepath.data.training_rows import Rows
+from densepath.errors import ConfigError
+from densepath.io import read_jsonl
+from densepath.models.load import model_context
+from densepath.models.references import EMA_NAME, reference_name
+from densepath.progress import StageProgress
+from densepath.terminal import Console
+from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.progress import ProgressCallback
+from densepath.trainers.sft import train_resumable
+from densepath.trainers.trl_config import QUIET, device_defaults, trl_config
+
+FORWARD_FLOPS = 2
+TRAIN_FLOPS = 6
+"""FLOPs a parameter and token: 2 forward, 4 backward; scoring and sampling go forward alone."""
+
+
+@dataclass(frozen=True)
+class SFTRun:
+    """The folder of an SFT run: `data/<split>.jsonl`, `sft/model` and `sft/references/<fraction>`.
+
+    Attributes:
+        path: the folder.
+        arguments: the recipe that it was made with.
+    """
+
+    path: Path
+    arguments: RunArguments
+
+    @property
+    def model(self) -> Path:
+        """Folder of the SFT model."""
+        return self.path / "sft/model"
+
+    @property
+    def base(self) -> str:
+        """The model before SFT."""
+        return self.arguments.model_name_or_path
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model reads at most, as its configuration says."""
+        return model_context(self.base, self.arguments.trust_remote_code)
+
+    def rows(self, split: str) -> Rows:
+        """Rows that the data stage wrote."""
+        return read_jsonl(self.path / f"data/{split}.jsonl")
+
+    def reference(self, name: str) -> str:
+        """Where a reference lies: the model before SFT for 0, what SFT kept for a fraction or `ema`, or a path.
+
+        Raises:
+            ConfigError: a fraction at which no reference was kept.
+        """
+        if name == EMA_NAME:
+            return str(self.path / f"sft/references/{EMA_NAME}")
+        try:
+            fraction = float(name)
+        except ValueError:
+            return name
+        if fraction == 0:
+            return self.base
+        path = self.path / f"sft/references/{reference_name(fraction)}"
+        if not path.exists():
+            kept = ", ".join(reference_name(f) for f in self.arguments.reference_fractions)
+            raise ConfigError(f"reference={name}: none was kept there; reference_fractions holds {kept}")
+        return str(path)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A training that goes on from the SFT model.
+
+    Attributes:
+        sft: the run that is read.
+        folder: where the model, its metrics and checkpoints go.
+        arguments: the recipe, with the method's own keys; `reference` and `beta` are settled.
+        others: its `sft_*` and `dpr_*` keys, for TRL's configs.
+        console: where progress goes.
+        title: of the progress.
+        matched: steps of continued SFT that have the compute of the method that it matches; None for its samples.
+    """
+
+    sft: SFTRun
+    folder: Path
+    arguments: Any
+    others: Mapping[str, Any]
+    console: Console
+    title: str
+    matched: int | None = None
+
+    @property
+    def samples(self) -> int:
+        """Completions that DPR samples in training: the budget that others are given."""
+        accumulated = int(self.others.get("dpr_gradient_accumulation_steps", 1))
+        return int(self.arguments.dpr_max_steps * self.arguments.dpr_per_device_train_batch_size * accumulated)
+
+    @property
+    def demonstrations_per_step(self) -> int:
+        """Of SFT."""
+        accumulated = int(self.others.get("sft_gradient_accumulation_steps", 1))
+        return int(self.arguments.sft_per_device_train_batch_size * accumulated)
+
+    def train(self, trainer: Any, folder: Path | None = None) -> None:
+        """Train with a progress bar, resuming if there is something to resume, in the stage's folder or another."""
+        train_shown(trainer, folder or self.folder, self.console, self.title)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What is sampled from.
+
+    Attributes:
+        model: folder or name of its weights.
+        contrast: model that contrastive decoding moves away from, or None.
+        alpha: strength of the contrast.
+    """
+
+    model: str
+    contrast: str | None = None
+    alpha: float = 0.0
+
+
+def trained(stage: Stage) -> Policy:
+    """The model that the method left."""
+    return Policy(str(stage.folder / "model"))
+
+
+def train_shown(trainer: Any, folder: Path, console: Console, title: str) -> None:
+    """Train with a progress bar, resuming if there is something to resume."""
+    trainer.remove_callback(PrinterCallback)
+    with StageProgress(console, title, None) as progress:
+        trainer.add_callback(ProgressCallback(progress))
+        train_resumable(trainer, folder)
+
+
+def tokens_trained(folder: Path) -> int:
+    """Cumulative tokens at the end of a training stage, as TRL counts them."""
+    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if row.get("num_tokens")]
+    return int(rows[-1]["num_tokens"]) if rows else 0
+
+
+def parameters_of(trainer: Any) -> int:
+    """Parameters that a forward pass multiplies: the adapters of a PEFT model included."""
+    return sum(p.numel() for p in trainer.model.parameters())
+
+
+def prefixed(others: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The keys with a prefix, without it."""
+    return {key.removeprefix(prefix): value for key, value in others.items() if key.startswith(prefix)}
+
+
+def sft_config(arguments: RunArguments, others: Mapping[str, Any], folder: Path, **changes: Any) -> SFTConfig:
+    """TRL's config of an SFT stage: densepath's defaults, the recipe's `sft_*` keys, then `changes`."""
+    values = {
+        **QUIET,
+        **device_defaults(),
+        "output_dir": str(folder),
+        "seed": arguments.seed,
+        "learning_rate": arguments.sft_learning_rate,
+        "max_steps": arguments.sft_max_steps,
+        "per_device_train_batch_size": arguments.sft_per_device_train_batch_size,
+        "save_steps": arguments.save_steps,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": arguments.sft_max_steps // 20,
+        "max_length": None,  # rows were cut when they were encoded
+        **prefixed(others, "sft_"),
+        **changes,
+    }
+    return trl_config(SFTConfig, values, "sft_")
+
+
+def dpr_config(arguments: RunArguments, others: Mapping[str, Any], folder: Path, beta: float) -> DPRConfig:
+    """The config of the DPR stage: densepath's defaults, the recipe's `dpr_*` keys, then `beta`."""
+    values = {
+        **QUIET,
+        **device_defaults(),
+        "output_dir": str(folder),
+        "seed": arguments.seed,
+        "learning_rate": arguments.dpr_learning_rate,
+        "max_steps": arguments.dpr_max_steps,
+        "per_device_train_batch_size": arguments.dpr_per_device_train_batch_size,
+        "num_generations": arguments.num_generations,
+        "max_completion_length": arguments.max_completion_length,
+        "save_steps": arguments.save_steps,
+        "lr_scheduler_type": "constant",
+        "dense_reward": arguments.dense_reward,
+        **prefixed(others, "dpr_"),
+        "beta": beta,
+    }
+    return trl_config(DPRConfig, values, "dpr_")

@@ -1,0 +1,210 @@
+"""The whole grid: every cell once, the choices on validation, then the chosen ones on the test prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densepath.config.run import RunArguments
+from densepath.data.regimes import Regime
+from densepath.evals.generation import decoding_name
+from densepath.methods import SFTRun, get_method
+from densepath.pipeline.cells import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
+from densepath.pipeline.data import regime_of
+from densepath.pipeline.evaluation import Evaluation, read_result
+from densepath.pipeline.recipe import MethodPlan, Setting, Variant, matched_with
+from densepath.pipeline.regimes import STEPS, before_sft_path
+from densepath.pipeline.run_folder import RunFolder
+from densepath.pipeline.scheduler import Task
+from densepath.records.arm import ArmResult
+from densepath.records.codec import to_json
+from densepath.stats.seeds import seed_mean
+
+
+def leaves_reference_open(plan: MethodPlan) -> bool:
+    """Whether validation has to say which reference and beta an arm takes."""
+    open_ones = ("auto" in (v.arguments.reference, v.arguments.beta) for v in plan.variants)
+    return get_method(plan.method).needs_reference and any(open_ones)
+
+
+def needs_reference(setting: Setting, plan: MethodPlan) -> bool:
+    """Whether an arm means nothing without a reference: it reads one, or has the compute of one that does."""
+    matched = [setting.methods[name] for v in plan.variants if (name := matched_with(plan, v)) is not None]
+    return any(get_method(each.method).needs_reference for each in (plan, *matched))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Settings, seeds and arms, and where their cells lie on disk.
+
+    Attributes:
+        folder: of the grid.
+        settings: what is run.
+        seeds: every arm of every setting is run with each.
+        flat: one setting with one seed, whose folder is the grid's own: `densepath run`.
+        pretraining_steps: of the digit regimes' model before SFT.
+    """
+
+    folder: Path
+    settings: Sequence[Setting]
+    seeds: Sequence[int]
+    flat: bool = False
+    pretraining_steps: int = STEPS
+
+    # -- places ------------------------------------------------------------------------------------------------
+
+    def sft(self, setting: Setting, seed: int) -> SFTRun:
+        """An SFT run."""
+        path = self.folder if self.flat else self.folder / setting.name / f"seed-{seed}"
+        return SFTRun(path, self._seeded(setting.arguments, path, seed, regime_of(setting.arguments.dataset_name)))
+
+    def cell(self, setting: Setting, seed: int, variant: Variant) -> Path:
+        """Folder of a cell."""
+        place = self.folder if self.flat else self.folder / setting.name / f"seed-{seed}" / "cells"
+        return place / variant.name
+
+    def cells(self) -> Iterator[tuple[Setting, MethodPlan, Variant, int]]:
+        """All cells, seed by seed."""
+        for setting in self.settings:
+            for seed in self.seeds:
+                for plan in setting.methods.values():
+                    for variant in plan.variants:
+                        yield setting, plan, variant, seed
+
+    # -- tasks -------------------------------------------------------------------------------------------------
+
+    def training_tasks(self) -> dict[Hashable, Task]:
+        """Models before SFT, SFT runs, and every cell; a method that validation need not tune meets its test here."""
+        tasks: dict[Hashable, Task] = {}
+        for setting in self.settings:
+            for seed in self.seeds:
+                needs: tuple[Hashable, ...] = ()
+                regime = regime_of(setting.arguments.dataset_name)
+                if regime is not None:
+                    path = before_sft_path(self.folder / "before_sft", regime, seed)
+                    needs = (str(path.relative_to(self.folder)),)
+                    arguments = (self.folder / "before_sft", regime, seed, self.pretraining_steps)
+                    tasks.setdefault(needs[0], Task(run_before_sft, arguments))
+                tasks[setting.name, f"seed-{seed}", "SFT"] = Task(run_sft_job, (self.sft_job(setting, seed),), needs)
+        for setting, plan, variant, seed in self.cells():
+            splits = ("validation", "test") if len(plan.variants) == 1 else ("validation",)
+            needs = ((setting.name, f"seed-{seed}", "SFT"),)
+            like = self._like(setting, plan, variant)
+            if like is not None:
+                needs = (*needs, (setting.name, f"seed-{seed}", like.name))
+            job = self.job(setting, plan, variant, seed, splits)
+            tasks[setting.name, f"seed-{seed}", variant.name] = Task(run_cell, (job,), needs)
+        return tasks
+
+    def test_tasks(self) -> dict[Hashable, Task]:
+        """The chosen variants of tuned methods on the test prompts."""
+        tasks: dict[Hashable, Task] = {}
+        for setting in self.settings:
+            for plan in setting.methods.values():
+                variant = self.chosen(setting, plan)
+                if len(plan.variants) == 1 or variant is None:
+                    continue
+                for seed in self.seeds:
+                    if self._is_trained(self.cell(setting, seed, variant)):
+                        job = self.job(setting, plan, variant, seed, ("test",))
+                        tasks[setting.name, f"seed-{seed}", variant.name, "test"] = Task(run_cell, (job,))
+        return tasks
+
+    def sft_job(self, setting: Setting, seed: int) -> SFTJob:
+        """An SFT run, with all that its process has to know."""
+        choose = any(leaves_reference_open(plan) for plan in setting.methods.values())
+        return SFTJob(self.sft(setting, seed), setting.others, choose)
+
+    def job(self, setting: Setting, plan: MethodPlan, variant: Variant, seed: int, splits: Sequence[str]) -> CellJob:
+        """A cell, with all that its process has to know."""
+        like = self._like(setting, plan, variant)
+        folder = self.cell(setting, seed, variant)
+        return CellJob(
+            arm=plan.arm,
+            method=plan.method,
+            evaluation=self._evaluation(setting, variant, seed),
+            folder=folder,
+            arguments=self._seeded(variant.arguments, folder, seed, regime_of(variant.arguments.dataset_name)),
+            others=variant.others,
+            splits=tuple(splits),
+            like=None if like is None else self.cell(setting, seed, like),
+        )
+
+    def _evaluation(self, setting: Setting, variant: Variant, seed: int) -> Evaluation:
+        return Evaluation(self.sft(setting, seed), dataclasses.replace(variant.arguments, seed=seed), setting.name)
+
+    def _seeded(self, arguments: RunArguments, folder: Path, seed: int, regime: Regime | None) -> RunArguments:
+        changes: dict[str, Any] = {"seed": seed, "output_dir": str(folder)}
+        if regime is not None:
+            changes["model_name_or_path"] = str(before_sft_path(self.folder / "before_sft", regime, seed))
+        return dataclasses.replace(arguments, **changes)
+
+    def _like(self, setting: Setting, plan: MethodPlan, variant: Variant) -> Variant | None:
+        """The cell whose FLOPs or seconds a variant matches: the first variant of the arm that it names."""
+        name = matched_with(plan, variant)
+        return None if name is None else setting.methods[name].variants[0]
+
+    # -- results -----------------------------------------------------------------------------------------------
+
+    def validation_values(self, setting: Setting, variant: Variant) -> list[tuple[float, ...]]:
+        """Verdicts on the validation prompts at the first temperature, for each seed that has finished."""
+        found = []
+        for seed in self.seeds:
+            evaluation = self._evaluation(setting, variant, seed)
+            path = evaluation.path(self.cell(setting, seed, variant), "validation", evaluation.first)
+            if path.exists():
+                found.append(read_result(path).values or ())
+        return found
+
+    def chosen(self, setting: Setting, plan: MethodPlan) -> Variant | None:
+        """The variant with the best validation mean over all seeds; None while one has no result."""
+        if len(plan.variants) == 1:
+            return plan.variants[0]
+        found = {variant.name: self.validation_values(setting, variant) for variant in plan.variants}
+        complete = [v for v in plan.variants if len(found[v.name]) == len(self.seeds)]
+        if not complete:
+            return None
+        return max(complete, key=lambda variant: statistics.mean(map(statistics.mean, found[variant.name])))
+
+    def results(self) -> list[ArmResult]:
+        """Validation and test results of the chosen variant of every arm."""
+        found = []
+        for setting in self.settings:
+            for plan in setting.methods.values():
+                variant = self.chosen(setting, plan)
+                if variant is None:
+                    continue
+                for seed in self.seeds:
+                    folder = self.cell(setting, seed, variant)
+                    if self._is_trained(folder):
+                        budget = RunFolder(folder, read_only=True).outcome("train").budget
+                        results = self._evaluation(setting, variant, seed).results(folder, plan.arm)
+                        found += [dataclasses.replace(result, budget=budget) for result in results]
+        return found
+
+    def sweeps(self) -> list[dict[str, Any]]:
+        """Every variant of every tuned method with its mean on validation, and which was chosen."""
+        return [
+            {
+                "setting": setting.name,
+                "method": plan.arm.label,
+                "variant": variant.name.partition(",")[2],
+                "decoding": decoding_name(variant.arguments.eval_temperatures[0]),
+                "seeds": len(values),
+                "value": to_json(seed_mean(values)) if values else None,
+                "chosen": variant is self.chosen(setting, plan),
+            }
+            for setting in self.settings
+            for plan in setting.methods.values()
+            if len(plan.variants) > 1
+            for variant in plan.variants
+            for values in [self.validation_values(setting, variant)]
+        ]
+
+    @staticmethod
+    def _is_trained(folder: Path) -> bool:
+        return RunFolder(folder, read_only=True).is_done("train")

@@ -1,0 +1,212 @@
+"""The recipe of an experiment: settings, methods and seeds, with the keys of `densepath run` for all or some."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from densepath.config.coerce import coerce
+from densepath.config.experiment import ExperimentArguments
+from densepath.config.recipe_yaml import settled
+from densepath.config.run import RunArguments
+from densepath.errors import ConfigError
+from densepath.methods import get_method, method_names
+from densepath.records.arm import Arm
+
+PREFIXES = ("sft_", "dpr_")
+"""Keys that go to TRL's configs."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One set of a method's keys.
+
+    Attributes:
+        name: of its folder: the method's, and the tuned values if there are several.
+        arguments: of `densepath run` and the method, seed and output_dir still the recipe's.
+        others: `sft_*` and `dpr_*` keys.
+    """
+
+    name: str
+    arguments: RunArguments
+    others: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """One arm of one setting.
+
+    Attributes:
+        arm: its key in the recipe, and what tables call it.
+        method: what it is: a module of `densepath.methods`.
+        variants: one, or those that validation chooses among.
+    """
+
+    arm: Arm
+    method: str
+    variants: tuple[Variant, ...]
+
+    @property
+    def name(self) -> str:
+        """Its key in the recipe."""
+        return self.arm.name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One data set and model with all methods on it.
+
+    Attributes:
+        name: its key in the recipe.
+        arguments: what its SFT run is made with.
+        others: `sft_*` and `dpr_*` keys.
+        methods: name -> plan.
+    """
+
+    name: str
+    arguments: RunArguments
+    others: dict[str, Any]
+    methods: dict[str, MethodPlan] = field(default_factory=dict)
+
+
+def read_recipe(arguments: ExperimentArguments, others: Mapping[str, Any]) -> list[Setting]:
+    """Every setting with its methods, checked.
+
+    Args:
+        arguments: of the command; what it says holds for all cells unless a setting or a method says otherwise.
+        others: its `sft_*` and `dpr_*` keys.
+
+    Raises:
+        ConfigError: an unknown key or method, a value that does not fit, or no method `sft` to compare with.
+    """
+    own = {f.name for f in dataclasses.fields(ExperimentArguments)} - _names(RunArguments) | {"output_dir"}
+    shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in own}
+    found = []
+    for name, given in arguments.settings.items():
+        _check_name("settings", name)
+        keys = {**shared, **others, **_mapping(f"settings.{name}", given)}
+        run_keys = {key: value for key, value in keys.items() if key not in _keys_of_methods()}
+        values, passed = _parse(f"settings.{name}", run_keys, RunArguments)
+        setting = Setting(str(name), RunArguments(**values), passed)
+        for method, entry in arguments.methods.items():
+            _check_name("methods", method)
+            plan, where = _method(str(method), _mapping(f"methods.{method}", entry), keys, arguments.settings)
+            if name in where:
+                setting.methods[str(method)] = plan
+        if "sft" not in setting.methods or setting.methods["sft"].method != "sft":
+            raise ConfigError("methods: add `sft: {}`, which every other method is compared with")
+        for plan in setting.methods.values():
+            _check_budget(plan, setting)
+        found.append(setting)
+    return found
+
+
+_ENTRY_KEYS = ("method", "label", "control", "tune", "settings")
+
+
+def _names(kind: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind)}
+
+
+@functools.cache
+def _keys_of_methods() -> frozenset[str]:
+    """Keys of any method beyond those of a run: a setting may give them to all that take them."""
+    keys = {key for name in method_names() for key in _names(get_method(name).arguments)}
+    return frozenset(keys - _names(RunArguments))
+
+
+def _method(
+    name: str, entry: Mapping[str, Any], keys: Mapping[str, Any], settings: Mapping[str, Any]
+) -> tuple[MethodPlan, list[str]]:
+    """A method with the keys of one setting, and the names of the settings that it belongs to."""
+    place = f"methods.{name}"
+    where = entry.get("settings", list(settings))
+    if not isinstance(where, list) or not set(where) <= set(settings):
+        raise ConfigError(f"{place}.settings={where!r} must be a list of names among {', '.join(map(str, settings))}")
+    kind = str(entry.get("method", name))
+    try:
+        method = get_method(kind)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}; set method") from None
+    tune = _mapping(f"{place}.tune", entry.get("tune") or {})
+    own = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
+    foreign = _keys_of_methods() - _names(method.arguments)
+    taken = {key: value for key, value in keys.items() if key not in foreign}
+    variants = []
+    choices = [value if isinstance(value, list) else [value] for value in tune.values()]
+    for chosen in itertools.product(*choices):
+        tuned = dict(zip(tune, chosen, strict=True))
+        suffix = "".join(f",{key}={_short(value)}" for key, value in tuned.items())
+        values, passed = _parse(place, {**taken, **own, **tuned}, method.arguments)
+        try:
+            variants.append(Variant(name + suffix, method.arguments(**values), passed))
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from None
+    label = str(entry.get("label", method.label if name == kind else name.replace("_", " ")))
+    control = coerce(entry.get("control", method.control), bool, f"{place}.control")
+    return MethodPlan(Arm(name, label, control), kind, tuple(variants)), where
+
+
+def _parse(place: str, keys: Mapping[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keys of a dataclass, coerced, and those for TRL's configs."""
+    hints = typing.get_type_hints(kind)
+    names = _names(kind)
+    values: dict[str, Any] = {}
+    passed: dict[str, Any] = {}
+    for key, value in keys.items():
+        if key in names:
+            values[key] = coerce(value, hints[key], f"{place}: {key}")
+        elif any(key.startswith(prefix) and key != prefix for prefix in PREFIXES):
+            passed[key] = settled(value)
+        else:
+            near = difflib.get_close_matches(key, [*names, *_ENTRY_KEYS], n=1)
+            hint = f"; did you mean {near[0]}?" if near else "; see densepath experiment --help"
+            raise ConfigError(f"{place}: unknown key {key!r}{hint}")
+    return values, passed
+
+
+def matched_with(plan: MethodPlan, variant: Variant) -> str | None:
+    """The arm whose FLOPs or seconds a variant is trained for; None where it has a budget of its own."""
+    if not get_method(plan.method).matches or variant.arguments.budget == "samples":  # type: ignore[attr-defined]
+        return None
+    return str(variant.arguments.budget_of)  # type: ignore[attr-defined]
+
+
+def _check_budget(plan: MethodPlan, setting: Setting) -> None:
+    """Who is to be matched must be there, and must not wait for its own shadow."""
+    for variant in plan.variants:
+        name = matched_with(plan, variant)
+        if name is None:
+            continue
+        other = setting.methods.get(name)
+        method = None if other is None else get_method(other.method)
+        # what is not trained by steps has no compute to match, and what matches itself would wait for its shadow
+        if method is None or method.train is None or method.matches or other.method == "extrapolation":  # type: ignore[union-attr]
+            raise ConfigError(
+                f"methods.{plan.name}: budget_of={name} must name a trained method of the recipe other than "
+                "continued_sft"
+            )
+
+
+def _mapping(place: str, value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: expected `key: value` lines, got {value!r}")
+    return {str(key): item for key, item in value.items()}
+
+
+def _check_name(place: str, name: Any) -> None:
+    text = str(name)
+    if not text or text.startswith(".") or any(letter in text for letter in "/\\, ="):
+        raise ConfigError(f"{place}: the name {text!r} becomes a folder; use letters, digits, - and _")
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value).replace("/", "_").replace(" ", "")

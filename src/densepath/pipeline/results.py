@@ -1,0 +1,253 @@
+"""The cells of an experiment -> one record, and its files: JSON, CSV and a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from densepath import __version__
+from densepath.errors import DataError
+from densepath.io import write_json_atomic, write_text_atomic
+from densepath.pipeline.comparisons import differs, family_sizes, setting_comparisons
+from densepath.pipeline.grid import Grid
+from densepath.pipeline.setting_cells import Place, SettingCells, length_ratio, mean_length, verdicts
+from densepath.pipeline.statements import statements, warnings
+from densepath.records.arm import SFT, Arm, ArmResult, Budget, mean_of
+from densepath.records.codec import field_names, to_json
+from densepath.report.experiment import experiment_page
+from densepath.report.experiment_brief import results_markdown
+from densepath.report.html import page_html
+from densepath.report.parse import clean
+
+INTERVAL = (
+    "95 % t-interval over seeds, a seed's value being the mean over its prompts. Differences are paired seed by seed. "
+    "A verdict is better or worse only where the paired t-test is below 5 % after Holm's correction for all "
+    "comparisons of the setting (half of the 5 % for the methods under test at their own decodings, half for all "
+    "others); else a tie: no difference was shown. With one seed, or no spread over seeds: over prompts (bootstrap, "
+    "sign-flip test)."
+)
+
+_ESTIMATES = ("value", "validation", "difference", "length_difference")
+"""Columns that hold a mean with its interval."""
+
+
+BUDGET = field_names(Budget)
+
+
+class ExperimentPaths(NamedTuple):
+    """Where the results were written."""
+
+    html: Path
+    json: Path
+    csv: Path
+    comparisons: Path
+    markdown: Path
+
+
+def grid_record(grid: Grid, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of a grid, as JSON types (`results.json`); a run and an experiment write the same record.
+
+    Args:
+        grid: its cells are read from disk.
+        info: what is told beside the figures: date, versions, command.
+    """
+    metric = grid.settings[0].arguments.verifier or "nll"
+    names = [setting.name for setting in grid.settings]
+    record = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
+    return {**record, "sweeps": grid.sweeps()}
+
+
+def _arms(grid: Grid) -> list[Arm]:
+    """Every arm of any setting, and the settings that it belongs to."""
+    arms = {plan.name: plan.arm for setting in grid.settings for plan in setting.methods.values()}
+    return [
+        Arm(name, arm.label, arm.control, tuple(s.name for s in grid.settings if name in s.methods))
+        for name, arm in arms.items()
+    ]
+
+
+def assemble(
+    results: Sequence[ArmResult],
+    methods: Sequence[Arm],
+    settings: Sequence[str],
+    *,
+    metric: str,
+    info: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The record of an experiment, as JSON types: what the table, the page and the files show.
+
+    Validation chooses: each method's decoding, and the best control. Test values are used for nothing but the table.
+
+    Args:
+        results: finished cells in any order; a cell that failed is just not there.
+        methods: every method of the recipe, those without a result too; "sft" among them.
+        settings: in the order of the table.
+        metric: name of what the verifier says; higher is better.
+        info: kept as it is, but for secrets. `seeds`, if there, are those expected of every method in every setting;
+            `commit` and `command` are shown beside each table.
+
+    Raises:
+        DataError: no SFT among the methods, a method or setting twice or unknown, or cells that do not fit together.
+    """
+    names = [method.name for method in methods]
+    for kind, given in (("method", names), ("setting", list(settings))):
+        twice = sorted({name for name in given if given.count(name) > 1})
+        if twice:
+            raise DataError(f"{kind} {', '.join(twice)} is there twice; name each once")
+    if SFT not in names:
+        raise DataError(f"no method is called {SFT}; every other is compared with it, so add it")
+    for cell in results:
+        if cell.setting not in settings:
+            raise DataError(f"{cell}: the setting is not among {', '.join(settings)}")
+    seeds = [int(seed) for seed in info.get("seeds") or ()]
+    cells = [
+        SettingCells(setting, results, [m for m in methods if m.settings is None or setting in m.settings], seeds)
+        for setting in settings
+    ]
+    return {
+        "metric": metric,
+        "interval": INTERVAL,
+        "made_by": __version__,
+        "info": clean(info),
+        "methods": [to_json(method) for method in methods],
+        "settings": [_setting(each) for each in cells],
+    }
+
+
+def _setting(cells: SettingCells) -> dict[str, Any]:
+    every = (_row(cells, info, decoding) for decoding in cells.decodings for info in cells.methods)
+    rows = [row for row in every if row is not None]
+    comparisons = setting_comparisons(cells)
+    labels = {info.name: info.label for info in cells.methods}
+    return {
+        "name": cells.setting,
+        "seeds": cells.seeds,
+        "prompts": {split: _prompts(cells, split) for split in ("validation", "test")},
+        "decodings": cells.decodings,
+        "warnings": warnings(cells, rows),
+        "rows": rows,
+        "best_controls": [_best_control(cells, decoding) for decoding in [None, *cells.decodings]],
+        "comparisons": [
+            {**to_json(one), "label": labels[one.method], "against_label": labels[one.against]} for one in comparisons
+        ],
+        "compared": family_sizes(comparisons),
+        "statements": statements(cells, comparisons),
+    }
+
+
+def _row(cells: SettingCells, info: Arm, decoding: str) -> dict[str, Any] | None:
+    """A method at a decoding; None where it was never meant to be evaluated there."""
+    place = Place(info.name, decoding)
+    test, validation = cells.of(place, "test"), cells.of(place, "validation")
+    own = cells.of_method(info.name)
+    if own and not test and not validation:
+        return None
+    budget = {cell.seed: cell.budget for cell in own}
+    length = mean_length(test.values()) if test else None
+    shared = [seed for seed in test if seed in cells.of(Place(SFT, decoding), "test")]
+    ratio = None
+    if shared:
+        sft = cells.of(Place(SFT, decoding), "test")
+        ratio = length_ratio(mean_length(test[seed] for seed in shared), mean_length(sft[seed] for seed in shared))
+    value, validated = cells.mean(place, "test"), cells.mean(place, "validation")
+    missing = cells.missing(place, "test") if test or not validation else cells.missing(place, "validation")
+    return {
+        "method": info.name,
+        "label": info.label,
+        "control": info.control,
+        "decoding": decoding,
+        "chosen": cells.chosen_decoding(info.name) == decoding,
+        "status": "missing" if not own else "incomplete" if missing else "complete" if test else "validation only",
+        "seeds": sorted(test),
+        "missing_seeds": missing,
+        "value": to_json(value) if value else None,
+        "validation": to_json(validated) if validated else None,
+        "by_seed": {str(seed): float(np.mean(verdicts(cell))) for seed, cell in test.items()},
+        "length": length,
+        "length_ratio": ratio,
+        "length_flag": differs(ratio),
+        "truncated": _mean([cell.truncated for cell in test.values()]),
+        "kl": _mean([mean_of(cell.kl) for cell in test.values()]),
+        "reward": _mean([mean_of(cell.reward) for cell in test.values()]),
+        "entropy": _mean([mean_of(cell.entropy) for cell in test.values()]),
+        "nll": _mean([mean_of(cell.nll) for cell in test.values()]),
+        "budget": {name: _mean([getattr(each, name) for each in budget.values()]) for name in BUDGET},
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean; None where any is not known, or there are none."""
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known and len(known) == len(values) else None
+
+
+def _prompts(cells: SettingCells, split: str) -> int | None:
+    found = [
+        len(verdicts(cell)) for info in cells.methods for cell in cells.of_method(info.name) if cell.split == split
+    ]
+    return max(found, default=None)
+
+
+def _best_control(cells: SettingCells, decoding: str | None) -> dict[str, Any]:
+    """The best control for a method under test, with its mean on validation."""
+    place = cells.best_control("", decoding)
+    return {
+        "own_decoding": decoding is None,
+        "decoding": place.decoding if place else decoding,
+        "method": place.method if place else None,
+        "label": cells.info(place.method).label if place else None,
+        "validation": cells.validation_score(place) if place else None,
+    }
+
+
+def write_results(folder: Path, record: Mapping[str, Any]) -> ExperimentPaths:
+    """Write `results.{json,csv,html,md}` and `comparisons.csv` into a folder, each atomically.
+
+    Raises:
+        StorageError: writing failed.
+    """
+    folder = Path(folder)
+    paths = ExperimentPaths(
+        folder / "results.html",
+        folder / "results.json",
+        folder / "results.csv",
+        folder / "comparisons.csv",
+        folder / "results.md",
+    )
+    write_json_atomic(paths.json, record)
+    write_text_atomic(paths.csv, _csv(record, "rows"))
+    write_text_atomic(paths.comparisons, _csv(record, "comparisons"))
+    write_text_atomic(paths.markdown, results_markdown(record))
+    write_text_atomic(paths.html, page_html(experiment_page(record)))
+    return paths
+
+
+def _csv(record: Mapping[str, Any], part: str) -> str:
+    """One line a row, its nested columns spread: `value` becomes `value_mean`, `value_low` and so on."""
+    lines = [{"setting": setting["name"], **_spread(row)} for setting in record["settings"] for row in setting[part]]
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns or ["setting"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()
+
+
+def _spread(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat columns; lists joined by spaces, what is not known left empty."""
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if name == "by_seed" or (value is None and name in _ESTIMATES):
+            continue
+        if isinstance(value, Mapping):
+            flat |= {key if name == "budget" else f"{name}_{key}": item for key, item in value.items()}
+        elif isinstance(value, list):
+            flat[name] = " ".join(map(str, value))
+        else:
+            flat[name] = value
+    return flat

@@ -1,0 +1,68 @@
+"""The first test prompts of a run with each arm's completion, in spans of whole characters: what its page shows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from densepath.data import prompt_of, token_spans
+from densepath.data.rows import is_conversational, turn_text
+from densepath.io import read_jsonl
+from densepath.models.load import load_tokenizer
+from densepath.pipeline.grid import Grid
+from densepath.pipeline.recipe import MethodPlan, Setting
+
+UNSHOWN = ("base", "continued_sft")
+"""Arms whose completions are not laid out token by token: the page compares SFT with what was made of it."""
+
+
+def grid_samples(grid: Grid, setting: Setting, seed: int) -> list[dict[str, Any]]:
+    """Each arm's completions of the first test prompts at the first temperature, by prompt."""
+    sft = grid.sft(setting, seed)
+    tokenizer = load_tokenizer(str(sft.model))
+    shown = [plan for plan in setting.methods.values() if plan.name not in UNSHOWN]
+    answers = {plan.arm.label: _completions(grid, setting, plan, seed) for plan in shown}
+    found = []
+    for index, row in enumerate(sft.rows("test")[: setting.arguments.num_report_samples]):
+        answer = row.get("answer")
+        found.append(
+            {
+                "id": str(row.get("id", index)),
+                "prompt": _prompt_text(prompt_of(dict(row))),
+                "answer": None if answer is None else str(answer),
+                "category": row.get("family") or row.get("category"),
+                "completions": {
+                    plan.name: _sample(answers[plan.arm.label][index], plan.arm.label, tokenizer) for plan in shown
+                },
+            }
+        )
+    return found
+
+
+def _completions(grid: Grid, setting: Setting, plan: MethodPlan, seed: int) -> Sequence[Mapping[str, Any]]:
+    (variant,) = plan.variants
+    job = grid.job(setting, plan, variant, seed, ("test",))
+    path = job.evaluation.path(job.folder, "test", job.evaluation.first)
+    return read_jsonl(path.with_suffix(".jsonl"))
+
+
+def _sample(record: Mapping[str, Any], label: str, tokenizer: Any) -> dict[str, Any]:
+    return {
+        "label": label,
+        "text": record["text"],
+        "metric": record["metric"],
+        "reward": sum(record["rewards"]),
+        "truncated": record["truncated"],
+        "spans": token_spans(
+            record["completion_ids"], tokenizer, rewards=record["rewards"], logprobs=record["sft_logprobs"]
+        ),
+    }
+
+
+def _prompt_text(prompt: str | list[dict[str, Any]]) -> str:
+    if not is_conversational(prompt):
+        return str(prompt)
+    turns = [turn for turn in prompt if isinstance(turn, dict)]
+    if len(turns) == 1:
+        return turn_text(turns[0])
+    return "\n".join(f"{turn['role']}: {turn_text(turn)}" for turn in turns if turn_text(turn))

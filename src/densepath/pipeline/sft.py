@@ -1,0 +1,43 @@
+"""The SFT stage: from the given model to `sft/model`, with references kept on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from densepath.methods import SFTRun
+from densepath.methods._stage import TRAIN_FLOPS, parameters_of, sft_config, tokens_trained, train_shown
+from densepath.methods.continued_sft import encoded_demonstrations
+from densepath.models.load import load_tokenizer, load_trainable
+from densepath.pipeline.run_folder import RunFolder
+from densepath.records.arm import Budget
+from densepath.records.outcome import Outcome
+from densepath.terminal import Console
+from densepath.trainers.sft import save_model_atomic, sft_trainer
+from densepath.trainers.trl_config import peft_config
+
+
+def run_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Console, title: str) -> None:
+    """SFT from the given model; leaves `sft/model` and `sft/references/<fraction>`, and goes on after a kill."""
+    started = time.time()
+    arguments, folder = sft.arguments, run / "sft"
+    # Later stages load the tokenizer that SFT saves, which keeps these options.
+    tokenizer = load_tokenizer(sft.base, **arguments.tokenizer_options())
+    config = sft_config(arguments, others, folder)
+    trainer = sft_trainer(
+        load_trainable(arguments, sft.base),
+        tokenizer,
+        encoded_demonstrations(sft, tokenizer),
+        config,
+        peft_config=peft_config(arguments),
+        reference_folder=folder / "references",
+        fractions=arguments.reference_fractions,
+        ema_decay=arguments.reference_ema_decay,
+    )
+    train_shown(trainer, folder, console, title)
+    save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
+    tokens, steps = tokens_trained(folder), trainer.state.global_step
+    seen = steps * config.train_batch_size * config.gradient_accumulation_steps
+    budget = Budget(demonstrations=seen, tokens=tokens, flops=TRAIN_FLOPS * tokens * parameters_of(trainer))
+    run.finish("sft", started, Outcome(budget, steps))

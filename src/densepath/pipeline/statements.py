@@ -1,0 +1,147 @@
+"""What the comparisons of a setting say in words, and what to be wary of: from the numbers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from densepath.pipeline.comparisons import LENGTH_SHARE, MethodComparison
+from densepath.pipeline.setting_cells import Place, SettingCells
+from densepath.records.arm import SFT
+from densepath.records.estimates import Interval, Verdict
+from densepath.report.document import interval_text
+from densepath.report.records import Estimate
+from densepath.report.verdict import KL_WATCH, TRUNCATED_WATCH
+
+
+def statements(cells: SettingCells, comparisons: Sequence[MethodComparison]) -> list[dict[str, Any]]:
+    """One sentence for each method and decoding: against SFT, then against the best control."""
+    together: dict[tuple[str, bool, str], list[MethodComparison]] = {}
+    for one in comparisons:
+        together.setdefault((one.method, one.own_decoding, one.decoding), []).append(one)
+    return [
+        {"method": method, "own_decoding": own, "decoding": decoding, "text": _sentence(cells, ones)}
+        for (method, own, decoding), ones in together.items()
+    ]
+
+
+def _sentence(cells: SettingCells, ones: Sequence[MethodComparison]) -> str:
+    first = ones[0]
+    label = cells.info(first.method).label
+    start = f"{label} ({first.decoding})" if first.own_decoding else f"At {first.decoding}, {label}"
+    same = len(ones) == 2 and (ones[0].against, ones[0].against_decoding) == (
+        ones[1].against,
+        ones[1].against_decoding,
+    )
+    clauses = [_clause(cells, one, same) for one in (ones[:1] if same else ones)]
+    joint = " and " if len({one.verdict for one in ones}) == 1 else " but "
+    text = f"{start} {joint.join(clauses)}."
+    if any(one.difference is not None and one.difference.unit == "prompts" for one in ones):
+        text += " The interval is over prompts, not over seeds."
+    ratio = first.length_ratio
+    if first.length_flag and ratio is not None:
+        text += f" Its completions are {ratio:.2f} times as long as {cells.info(first.against).label}'s."
+    return text
+
+
+def _clause(cells: SettingCells, one: MethodComparison, same: bool) -> str:
+    name = cells.info(one.against).label
+    decoding = f" ({one.against_decoding})" if one.own_decoding else ""
+    if one.role == "sft":
+        name = f"{name}{decoding}" + (", which is also the best control," if same else "")
+    else:
+        name = f"the best control ({name}{', ' + one.against_decoding if one.own_decoding else ''})"
+    if one.verdict is Verdict.INCOMPLETE:
+        return f"is not compared with {name}: {_seeds(one.missing_seeds)} missing on test"
+    shown = one.difference
+    if shown is None:  # unreachable for a complete comparison
+        return f"is not compared with {name}"
+    if one.verdict is not Verdict.TIE:
+        size = (
+            Interval(-shown.mean, -shown.high, -shown.low, shown.n, shown.unit)
+            if one.verdict is Verdict.WORSE
+            else shown
+        )
+        return f"is {one.verdict.value} than {name} by {_interval(size)}"
+    text = f"ties with {name} ({_interval(shown, signed=True)}"
+    if not shown.low <= 0 <= shown.high and one.p is not None and one.p_holm is not None:
+        text += f"; p = {one.p:.2g}, and {one.p_holm:.2g} after correction for all comparisons"
+    return text + ")"
+
+
+def _interval(value: Interval, *, signed: bool = False) -> str:
+    return interval_text(Estimate(value.mean, value.low, value.high), signed=signed)
+
+
+def warnings(cells: SettingCells, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader of the table has to know first."""
+    found = []
+    if len(cells.seeds) == 1:
+        found.append("One seed: every interval is over prompts and says nothing about how another training would end.")
+    elif len(cells.seeds) == 2:
+        found.append("Two seeds: a t-interval over two is very wide, and hardly any difference can be shown.")
+    found += _missing(cells)
+    if cells.own_place(SFT) is None:
+        found.append("SFT lacks validation results: nothing is compared at each one's own decoding.")
+    said: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        for line in _row_warnings(row):
+            said.setdefault((row["label"], line), []).append(row["decoding"])
+    found += [f"{label} ({', '.join(decodings)}): {line}" for (label, line), decodings in said.items()]
+    for info in cells.methods:
+        if info.name != SFT and _is_sft(cells, info.name):
+            found.append(f"{info.label}: the values of every prompt are those of SFT. Is it the SFT model?")
+    return found
+
+
+def _missing(cells: SettingCells) -> list[str]:
+    found = []
+    for info in cells.methods:
+        if not cells.of_method(info.name):
+            found.append(f"{info.label}: no result; it did not run, or failed.")
+            continue
+        for split, outcome in (
+            ("test", "Its means are of the other seeds, which may be the lucky ones, so it gets no verdict there."),
+            (
+                "validation",
+                "Nothing of it is chosen there" + (", nor is it taken as the best control." if info.control else "."),
+            ),
+        ):
+            seeds: dict[tuple[int, ...], list[str]] = {}
+            for decoding in cells.decodings:
+                place = Place(info.name, decoding)
+                if cells.of(place, split) and cells.missing(place, split):
+                    seeds.setdefault(tuple(cells.missing(place, split)), []).append(decoding)
+            found += [
+                f"{info.label}: {_seeds(missing)} missing on {split} ({', '.join(decodings)}). " + outcome
+                for missing, decodings in seeds.items()
+            ]
+    return found
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {'are' if len(seeds) > 1 else 'is'}"
+
+
+def _row_warnings(row: Mapping[str, Any]) -> list[str]:
+    found = []
+    if row["truncated"] is not None and row["truncated"] > TRUNCATED_WATCH:
+        found.append(f"{row['truncated']:.1%} of the completions were cut off at the length limit.")
+    if row["length_flag"]:
+        found.append(
+            f"completions are {row['length_ratio']:.2f} times as long as SFT's, more than {LENGTH_SHARE:.0%} apart: "
+            "a difference may be one of length."
+        )
+    if row["kl"] is not None and row["kl"] > KL_WATCH:
+        found.append(f"KL to SFT is {row['kl']:.2f} nats per completion; most collapses came above {KL_WATCH}.")
+    return found
+
+
+def _is_sft(cells: SettingCells, method: str) -> bool:
+    """Whether every test value of a method is that of SFT at the same decoding and seed."""
+    mine = [cell for cell in cells.of_method(method) if cell.split == "test"]
+    theirs = {(cell.decoding, cell.seed): cell for cell in cells.of_method(SFT) if cell.split == "test"}
+    pairs = [(cell, theirs.get((cell.decoding, cell.seed))) for cell in mine]
+    return bool(pairs) and all(
+        other is not None and cell.values == other.values and cell.lengths == other.lengths for cell, other in pairs
+    )

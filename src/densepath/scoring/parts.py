@@ -1,0 +1,246 @@
+"""The state of a scoring job on disk: one part a window of rows, each whole or not there, and what they belong to.
+
+Beside `scores.jsonl` a job keeps
+
+    scores.parts/manifest.json       settings, data and models that the parts belong to
+    scores.parts/00000012.jsonl      rows of window 12 with their rewards
+    scores.parts/00000012.rejected   rows of it that could not be scored, as JSON lines; if there are any
+    scores.parts/00000012.json       numbers about it; written last: the window is done
+
+and, when all windows are done, `scores.jsonl`, `scores.rejected.jsonl` (if there are any) and `scores.manifest.json`.
+A window's rows and numbers do not depend on who scored it or when, so neither do the joined files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from densepath.errors import DataError, ResumeError, StorageError, UsageError
+from densepath.io import UNWRITABLE, atomic_path, hold_lock, read_json, write_json_atomic
+from densepath.scoring.tables import join_parts, json_line, write_rows
+
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Counts of scored rows, and mean and spread of their rewards.
+
+    Attributes:
+        rows: rows scored.
+        rejected: rows set aside.
+        tokens: completion tokens scored, EOS included.
+        mean: of the rows' rewards, nats.
+        squares: sum of their squared distances from the mean.
+    """
+
+    rows: int = 0
+    rejected: int = 0
+    tokens: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together (Chan, Golub and LeVeque 1979)."""
+        rows = self.rows + other.rows
+        if not rows:
+            return Tally(rejected=self.rejected + other.rejected)
+        distance = other.mean - self.mean
+        return Tally(
+            rows,
+            self.rejected + other.rejected,
+            self.tokens + other.tokens,
+            self.mean + distance * other.rows / rows,
+            self.squares + other.squares + distance**2 * self.rows * other.rows / rows,
+        )
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean over rows, nats; by the normal approximation."""
+        if self.rows < 2:
+            return self.mean, self.mean
+        half = _Z * math.sqrt(self.squares / (self.rows - 1) / self.rows)
+        return self.mean - half, self.mean + half
+
+
+def tally(rows: Sequence[Mapping[str, Any]], rejected: int) -> Tally:
+    """The tally of one window."""
+    rewards = [row["reward"] for row in rows]
+    mean = math.fsum(rewards) / len(rewards) if rewards else 0.0
+    squares = math.fsum((reward - mean) ** 2 for reward in rewards)
+    return Tally(len(rows), rejected, sum(row["num_tokens"] for row in rows), mean, squares)
+
+
+class PartFolder:
+    """Parts of one output file.
+
+    Args:
+        output: the file that they become.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self.output = output
+        self.folder = output.with_name(f"{output.stem}.parts")
+        self.rejected = output.with_name(f"{output.stem}.rejected.jsonl")
+        self.manifest = output.with_name(f"{output.stem}.manifest.json")
+        self._parquet = output.suffix == ".parquet"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the output and its manifest are there."""
+        return self.output.exists() and self.manifest.exists()
+
+    def open(self, job: Mapping[str, Any]) -> bool:
+        """Begin the job, or go on with it.
+
+        Args:
+            job: all that decides the result, as JSON.
+
+        Returns:
+            Whether it is finished: the output is there.
+
+        Raises:
+            ResumeError: the parts, or the output, belong to another job; the message shows each difference.
+            UsageError: the output is there and is not ours.
+            StorageError: the place cannot be written.
+        """
+        if self.output.is_dir() or (self.folder.exists() and not self.folder.is_dir()):
+            raise UsageError(f"output_file={self.output}: {self.folder} or it is in the way; give another name")
+        if self.finished:
+            self._check(self.manifest, job, f"move {self.output.name} away to score anew")
+            shutil.rmtree(self.folder, ignore_errors=True)  # a kill may have left it
+            return True
+        if self.output.exists() and not self.folder.exists():
+            raise UsageError(f"{self.output} is there already; move it away, or give another output_file")
+        begun = self.folder / "manifest.json"
+        if begun.exists():
+            try:
+                self._check(begun, job, f"undo the change to go on, or remove {self.folder} to score anew")
+            except ResumeError:
+                if any(self._counts(path).rows for path in sorted(self.folder.glob("[0-9]*.json"))):
+                    raise
+                shutil.rmtree(self.folder)  # nothing was scored yet: the change may correct a mistake
+        if not begun.exists():
+            write_json_atomic(begun, dict(job))
+        return False
+
+    def _check(self, path: Path, job: Mapping[str, Any], remedy: str) -> None:
+        try:
+            before = read_json(path)["job"] if path == self.manifest else read_json(path)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResumeError(f"{path}: not a manifest that densepath score wrote ({error}); {remedy}") from None
+        differences = list(_differences(before, json.loads(json.dumps(job))))
+        if differences:
+            raise ResumeError(f"{path} is of another job ({'; '.join(differences)}): {remedy}")
+
+    @contextlib.contextmanager
+    def lock(self, name: str, *, wait: bool = False) -> Iterator[None]:
+        """Keep others with the same name out; the lock goes with the process, however it ends.
+
+        Raises:
+            StorageError: somebody else has it.
+        """
+        busy = f"{self.folder}: another densepath process does this part of the work; wait for it"
+        try:
+            lock = hold_lock(self.folder / f".{name}.lock", busy, wait=wait)
+        except StorageError:
+            raise
+        except OSError as error:
+            remedy = UNWRITABLE.get(error.errno or 0, "give another output_file")
+            raise StorageError(f"cannot write {self.folder}: {error.strerror or error}; {remedy}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def has(self, window: int) -> bool:
+        """Whether a window is done."""
+        return self._marker(window).exists()
+
+    def missing(self, windows: int) -> int:
+        """How many windows are not done yet."""
+        return sum(not self.has(window) for window in range(windows))
+
+    def write(
+        self,
+        window: int,
+        rows: Sequence[Mapping[str, Any]],
+        rejected: Sequence[Mapping[str, Any]],
+        *,
+        logprobs: bool,
+        schema: Any | None,
+    ) -> None:
+        """Write a window's rows, what was set aside, and that it is done.
+
+        Raises:
+            StorageError: writing failed; what was written before is whole.
+        """
+        if rejected:
+            with atomic_path(self._rejected(window)) as path:
+                path.write_bytes(b"".join(map(json_line, rejected)))
+        with atomic_path(self._rows(window)) as path:
+            write_rows(path, rows, parquet=self._parquet, logprobs=logprobs, source=schema)
+        write_json_atomic(self._marker(window), asdict(tally(rows, len(rejected))))
+
+    def merge(self, windows: int, job: Mapping[str, Any], *, strict: bool) -> Tally:
+        """Join the parts into the output, the same whoever wrote them; the parts are then removed.
+
+        Raises:
+            DataError: no row could be scored, or, under `strict`, one could not. StorageError: writing failed.
+        """
+        for path in (self.output, self.rejected, self.manifest):
+            for half in path.parent.glob(f".{path.name}.*.tmp"):  # what a kill left
+                half.unlink(missing_ok=True)
+        total = sum((self._counts(self._marker(window)) for window in range(windows)), Tally())
+        if not total.rows:
+            raise DataError(f"no row could be scored; {self._first_rejected(windows)}")
+        if strict and total.rejected:
+            raise DataError(f"rows that could not be scored: {total.rejected}; {self._first_rejected(windows)}")
+        self.rejected.unlink(missing_ok=True)
+        if total.rejected:
+            with atomic_path(self.rejected) as path, path.open("wb") as file:
+                for window in range(windows):
+                    if self._rejected(window).exists():
+                        file.write(self._rejected(window).read_bytes())
+        with atomic_path(self.output) as path:
+            join_parts(map(self._rows, range(windows)), path, parquet=self._parquet)
+        low, high = total.interval
+        counts = {"rows": total.rows, "rejected": total.rejected, "tokens": total.tokens}
+        result = {**counts, "reward": {"mean": total.mean, "low": low, "high": high}}
+        write_json_atomic(self.manifest, {"job": dict(job), "result": result})
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return total
+
+    def _first_rejected(self, windows: int) -> str:
+        path = next(path for path in map(self._rejected, range(windows)) if path.exists())
+        with path.open("rb") as lines:
+            first = json.loads(next(lines))
+        return f"the first of them: {first['file']}, row {first['row']}: {first['error']}"
+
+    def _counts(self, path: Path) -> Tally:
+        return Tally(**read_json(path))
+
+    def _rows(self, window: int) -> Path:
+        return self.folder / f"{window:08d}{self.output.suffix}"
+
+    def _rejected(self, window: int) -> Path:
+        return self.folder / f"{window:08d}.rejected"
+
+    def _marker(self, window: int) -> Path:
+        return self.folder / f"{window:08d}.json"
+
+
+def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
+    """`settings.window_size: 256 -> 128` for each leaf that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted({*before, *now}):
+            yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
+    elif before != now:
+        yield f"{key}: {before!r} -> {now!r}"

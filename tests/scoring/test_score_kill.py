@@ -1,0 +1,60 @@
+"""kill -9 while scoring, and the same command again: nothing lost, nothing double, every byte as if uninterrupted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.pipeline.runs import save_tiny_model
+from tests.scoring.test_score_job import ROWS
+
+FSYNC = "densepath.io:os.fsync"
+WRITE = "densepath.scoring.parts:PartFolder.write"
+ROWS_OF_PART = "densepath.scoring.parts:write_rows"
+MARKER = "densepath.scoring.parts:write_json_atomic"
+SCORE = "densepath.rewards.dense:DenseReward.score_ids"
+JOIN = "densepath.scoring.parts:join_parts"
+RENAME = "densepath.io:os.replace"
+REMOVE = "densepath.scoring.parts:shutil.rmtree"
+
+# 6 windows of 4 rows, the second with a rejected row, so each write is: rejected (window 1 alone), rows, marker.
+KILLS = [
+    ("before the job has its manifest", {"target": FSYNC}, 0),
+    ("in the first window", {"target": SCORE}, 0),
+    ("a part of which half is written", {"target": ROWS_OF_PART, "when": "after"}, 0),
+    ("rows without a marker", {"target": MARKER, "call": 1}, 0),
+    ("the second window, its rejected row written", {"target": ROWS_OF_PART, "call": 2}, 1),
+    ("a marker without its name", {"target": RENAME, "call": 3}, 1),
+    ("between two windows", {"target": WRITE, "call": 3, "when": "after"}, 4),
+    ("the last window done, nothing joined", {"target": WRITE, "call": 2, "when": "after"}, 6),
+    ("the joined file without its name", {"target": JOIN, "when": "after"}, 6),
+    ("the rejected rows alone", {"target": RENAME, "call": 2}, 6),
+    ("the joined file without its manifest", {"target": MARKER}, 6),
+    ("the parts not yet removed", {"target": REMOVE}, 6),
+]
+
+
+def outputs(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", pytest.param("parquet", marks=pytest.mark.slow)])
+def test_killed_anywhere_equals_uninterrupted(tmp_path, tiny_model, forks, suffix):
+    other = save_tiny_model(tmp_path / "models" / "ref", seed=1)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS[:5], {"id": "bad"}, *ROWS[5:]]), encoding="utf-8")
+    words = ["score", "--model_name_or_path", tiny_model, "--ref_model_name_or_path", other, "--window_size", "4"]
+    words += ["--dataset_name", data, "--output_file"]
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "killed").mkdir()
+    assert forks.run([*words, tmp_path / "whole" / f"s.{suffix}"]) == 0, forks.stderr
+    argv = [*words, tmp_path / "killed" / f"s.{suffix}"]
+    for what, hook, done in KILLS:
+        assert forks.run(argv, hook=hook) == -9, f"{what}: not reached\n{forks.stdout}\n{forks.stderr}"
+        assert len(list((tmp_path / "killed" / "s.parts").glob("[0-9]*.json"))) == done, what
+    assert forks.run(argv) == 0, forks.stderr
+    assert "nothing to do" in forks.stdout  # the last kill came when all was there
+    assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(
+        [f"s.{suffix}", "s.manifest.json", "s.rejected.jsonl"]
+    )
