@@ -16,19 +16,12 @@ from densepath.report.document import (
     Paragraph,
     Part,
     Row,
-    Run,
     Section,
     Table,
-    Words,
-    interval,
-    interval_text,
-    number,
     present,
-    share,
-    short,
-    verdict,
 )
 from densepath.report.drawings import Histogram, Whisker, Whiskers
+from densepath.report.words import Run, Words, interval, interval_text, number, share, short, verdict
 
 HEADLINES = {
     "candidate": "Run DPR: reference {reference}, beta {beta:g}.",

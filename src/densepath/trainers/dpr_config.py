@@ -93,7 +93,7 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
     """Arguments of `DPRTrainer`; everything else is TRL's `GRPOConfig` and transformers' `TrainingArguments`.
 
     Where a default comes from: `gamma`, `dense_reward` and undiscounted returns are the paper's; `beta`, `baseline`,
-    `num_generations` and the KL inside the return are ours (docs/trainer.md); the rest is TRL's.
+    `num_generations`, `estimator` and the KL inside the return are ours (docs/trainer.md); the rest is TRL's.
 
     Raises:
         ConfigError: a value that biases the gradient without a correction, or does not exist.
@@ -146,10 +146,10 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         default=0.0, metadata={"help": "Coefficient of a second KL, to the reference, inside the return."}
     )
     estimator: str = field(
-        default="auto",
+        default="sampled",
         metadata={
-            "help": "all_action (expectations over all next tokens: less variance), sampled, or auto: all_action "
-            "where it is possible."
+            "help": "sampled (the tokens of the completions), all_action (expectations over all next tokens: less "
+            "variance near SFT, a dearer step), or auto: all_action where it is possible."
         },
     )
     all_action_weight: float | None = field(
