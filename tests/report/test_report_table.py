@@ -6,8 +6,8 @@ from rich.console import Console
 
 from densepath.report import results_table
 from densepath.report.console import part_text
-from densepath.report.document import interval_text
 from densepath.report.records import Estimate
+from densepath.report.words import interval_text
 
 
 def shown(results, width=200):

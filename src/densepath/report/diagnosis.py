@@ -18,15 +18,10 @@ from densepath.report.document import (
     Row,
     Section,
     Table,
-    Words,
-    interval,
-    number,
     present,
-    share,
-    short,
-    verdict,
 )
 from densepath.report.drawings import Histogram, Whisker, Whiskers
+from densepath.report.words import Words, interval, number, share, short, verdict
 
 HEADLINES = {
     "run_dpr": "Run DPR: reference {reference}, beta {beta:g}.",

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from densepath.records.completion import Sample
 from densepath.report.document import (
-    DASH,
     Beside,
     Column,
     Figure,
@@ -17,24 +17,18 @@ from densepath.report.document import (
     Paragraph,
     Part,
     Row,
-    Run,
     Samples,
     Section,
     Table,
     Tile,
     Tiles,
-    Words,
-    duration,
-    interval,
-    number,
     present,
-    share,
-    verdict,
 )
 from densepath.report.drawings import Curves, Whisker, Whiskers
 from densepath.report.load import STAGES
-from densepath.report.records import Curve, Estimate, Results, Sample, Selection, Term, Verdict
+from densepath.report.records import Curve, Estimate, Results, Selection, Term, Verdict
 from densepath.report.verdict import KL_WATCH
+from densepath.report.words import DASH, Run, Words, duration, interval, number, share, verdict
 
 
 def warnings_notice(lines: Sequence[str]) -> Notice | None:
@@ -301,7 +295,7 @@ def _panel_figure(panel: Panel, curves: Sequence[Curve]) -> Figure:
 # --- Samples and setup -----------------------------------------------------------------------------------------------
 
 
-def samples_section(samples: Sequence[Sample], total: int, metric: str) -> Section:
+def samples_section(samples: Sequence[Sample], total: int, results: Results | None) -> Section:
     """The first saved samples, each arm's completion as a heat map."""
     few = f"The first {len(samples)} of {total} in file order, not selected by outcome."
     words = few if len(samples) < total else f"All {total} saved samples."
@@ -309,7 +303,10 @@ def samples_section(samples: Sequence[Sample], total: int, metric: str) -> Secti
         " Each token is coloured by its dense reward on one common scale. The colour says what the reward pays for, "
         "not what is right. Point at a token, or focus a completion and use the arrow keys, to see its numbers."
     )
-    parts = (Paragraph(words), Samples(tuple(samples), judged=metric == "exact_match"))
+    arms = dict.fromkeys(arm for sample in samples for arm in sample.completions)
+    labels = {arm: results.label(arm) if results else STAGES.get(arm, arm) for arm in arms}
+    judged = results is not None and results.metric.name == "exact_match"
+    parts = (Paragraph(words), Samples(tuple(samples), labels, judged))
     return Section("samples", "Sample completions", parts, link="Samples")
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.report import parse
-from densepath.report.document import Column, Row, Run, Table, Words, interval_text
+from densepath.report.document import Column, Row, Table
+from densepath.report.words import Run, Words, interval_text
 
 
 def selection_table(record: Mapping[str, Any]) -> Table:
