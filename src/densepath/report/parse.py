@@ -140,6 +140,8 @@ def selection(value: Any) -> Selection | None:
                 alpha=number(row.get("alpha")),
                 score=estimate(row.get("score")),
                 n=_count(row.get("n")),
+                decoding=_text(row.get("decoding")),
+                lead=estimate(row.get("lead")),
             )
             for row in _rows(value.get("rows"))
         ),

@@ -83,13 +83,15 @@ class Results:
 
 @dataclass(frozen=True)
 class SelectionRow:
-    """One candidate reward: its reference, beta (nats), alpha = 1/beta, and its validation score."""
+    """One candidate: its reference, beta (nats), alpha = 1/beta, validation score, and lead over SFT at its best."""
 
     reference: str
     beta: float | None
     alpha: float | None
     score: Estimate | None
     n: int | None
+    decoding: str = ""
+    lead: Estimate | None = None
 
 
 @dataclass(frozen=True)
