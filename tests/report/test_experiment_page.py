@@ -25,6 +25,7 @@ from densepath.report.experiment_brief import experiment_parts, results_markdown
 from densepath.report.html import page_html
 from densepath.report.plots import apart, svg
 from densepath.report.records import Estimate
+from densepath.report.words import interval_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WORDS = ("better", "worse", "tie", "incomplete", "sft", "best control", "missing", "complete", "validation only")
@@ -45,6 +46,20 @@ def record_text() -> str:
 @pytest.fixture
 def record():
     return json.loads(record_text())
+
+
+@pytest.mark.parametrize(
+    ("estimate", "options", "text"),
+    [
+        (Estimate(0.5, 0.25, 0.75), {}, "0.500 [0.250, 0.750]"),
+        (Estimate(0.5, 0.25, 0.75), {"digits": 1, "signed": True}, "+0.5 [+0.2, +0.8]"),
+        (Estimate(-0.5, None, 0.75), {"digits": 2}, "−0.50"),
+        (None, {}, "–"),
+        (None, {"missing": "?"}, "?"),
+    ],
+)
+def test_an_interval_in_words(estimate, options, text):
+    assert interval_text(estimate, **options) == text
 
 
 def shown(record, width=140) -> str:
@@ -77,8 +92,8 @@ def test_the_page_is_whole_and_asks_for_nothing(record):
     for setting in record["settings"]:
         for line in [*setting["warnings"], *(one["text"] for one in setting["statements"] if "DPR (" in one["text"])]:
             assert line in page.text
-    # 2 settings: forests to SFT and the best control, own and each decoding; value against FLOPs and seconds
-    assert page.tags.count("svg") == 2 * (1 + 2) + 2 + 2 * (1 + 1) + 2
+    # 2 settings: forests to SFT and the best control, own and each decoding; two costs; results at each decoding
+    assert page.tags.count("svg") == 2 * (1 + 2) + 2 + 2 * (1 + 1) + 2 + 3
     assert page.text.index("Be wary of") < page.text.index("Results on test")
 
 

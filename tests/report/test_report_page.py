@@ -61,6 +61,19 @@ def poison(value, text):
     return value + text if isinstance(value, str) else value
 
 
+FIXED = {"method", "against", "role", "decoding", "against_decoding", "verdict", "status", "unit", "name", "decodings"}
+"""Keys of results whose values are compared with fixed words or with each other."""
+
+
+def names_kept(old, new, key=""):
+    """The poisoned value, with what is compared as it was."""
+    if isinstance(old, dict):
+        return {name: names_kept(value, new[name], name) for name, value in old.items()}
+    if isinstance(old, list):
+        return [names_kept(a, b, key) for a, b in zip(old, new, strict=True)]
+    return old if key in FIXED else new
+
+
 def poisoned(run_dir: Path, text: str):
     for path in [*run_dir.rglob("*.json"), *run_dir.rglob("*.jsonl")]:
         if path.name == "report.json":
@@ -69,7 +82,10 @@ def poisoned(run_dir: Path, text: str):
         if not original.exists():
             original.write_bytes(path.read_bytes())
         rows = [json.loads(line) for line in original.read_text(encoding="utf-8").split("\n") if line]
-        path.write_text("".join(json.dumps(poison(row, text)) + "\n" for row in rows), encoding="utf-8")
+        bad = (
+            names_kept(row, poison(row, text)) if path.name == "results.json" else poison(row, text) for row in rows
+        )
+        path.write_text("".join(json.dumps(row) + "\n" for row in bad), encoding="utf-8")
     config = yaml.safe_dump({"model": "m" + text, "x" + text: text, "hub_token": "t"})
     (run_dir / "config.yaml").write_text(config, encoding="utf-8")
     return run_dir
@@ -140,7 +156,7 @@ def test_a_lone_surrogate_is_replaced_and_written(run_dir):
 
 
 def test_twelve_samples_fit_in_a_megabyte(run_dir):
-    path = run_dir / "eval/samples.jsonl"
+    path = run_dir / "samples.jsonl"
     sample = json.loads(path.read_text().split("\n")[0])
     for item in sample["completions"].values():
         words = (span(f" word{index}", -1.234567, first_id=40_000 + index) for index in range(200))
@@ -152,14 +168,14 @@ def test_twelve_samples_fit_in_a_megabyte(run_dir):
 def test_the_page_says_what_matters(run_dir):
     text = " ".join(Page(page_html(run_page(build_report(run_dir)))).text.split())
     for words in (
-        "DPR does better than continued SFT on exact_match.",
-        "exact_match changes by +0.125 [+0.062, +0.188]",
-        "0.375 [0.312, 0.438]",
-        "95 % bootstrap over prompts",
+        "DPR (greedy) is better than SFT (greedy) by 0.188",  # 135 and 90 of 240
+        "is better than the best control (continued SFT, greedy) by 0.125",
+        "0.375 [0.316, 0.438]",  # Wilson: 90 of 240
+        "95 % t-interval over seeds",
         "Chosen: reference 0 (the model before SFT), β 0.5",
         "tiny/model",
         "2026-01-02 03:04:05 UTC",
-        "One seed.",
+        "One seed: every interval is over prompts",
         "cut off at the length limit",
         "ab" * 32,
         "Not logged:",

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.io import is_secret
-from densepath.report.records import Estimate, Metric, PairedRow, ResultRow, Results, Selection, SelectionRow
+from densepath.report.records import Estimate, Selection, SelectionRow
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -61,61 +61,6 @@ def estimate(value: Any) -> Estimate | None:
         return None if mean is None else Estimate(mean)
     mean = number(value.get("mean"))
     return None if mean is None else Estimate(mean, number(value.get("low")), number(value.get("high")))
-
-
-def results(value: Any) -> Results | None:
-    """The content of a run's `results.json`; None where it has no row."""
-    settings = _rows(value.get("settings")) if isinstance(value, Mapping) else []
-    if not settings:
-        return None
-    (setting,) = settings[:1]
-    prompts = setting.get("prompts")
-    n = _count(prompts.get("test")) if isinstance(prompts, Mapping) else None
-    rows = tuple(_result_row(row, n) for row in _rows(setting.get("rows")) if row.get("value") is not None)
-    paired = tuple(_paired_row(row) for row in _rows(setting.get("comparisons")))
-    if not rows and not paired:
-        return None
-    warnings = setting.get("warnings")
-    return Results(
-        metric=Metric(name=_text(value.get("metric"), "metric")),
-        interval=_text(value.get("interval")),
-        rows=rows,
-        paired=paired,
-        warnings=tuple(str(line) for line in warnings) if isinstance(warnings, list) else (),
-    )
-
-
-def _paired_row(row: Mapping[str, Any]) -> PairedRow:
-    decoding, against = _text(row.get("decoding")), _text(row.get("against_decoding"))
-    return PairedRow(
-        arm=_text(row.get("method")),
-        against=_text(row.get("against")),
-        decoding=decoding if decoding == against else f"{decoding} against {against}",
-        difference=estimate(row.get("difference")),
-        verdict=_text(row.get("verdict"), "unknown"),
-        primary=row.get("primary") is True,
-    )
-
-
-def _result_row(row: Mapping[str, Any], n: int | None) -> ResultRow:
-    arm = _text(row.get("method"))
-    budget = row.get("budget")
-    budget = budget if isinstance(budget, Mapping) else {}
-    return ResultRow(
-        arm=arm,
-        label=_text(row.get("label")) or arm,
-        decoding=_text(row.get("decoding")),
-        n=n,
-        metric=estimate(row.get("value")),
-        dense_reward=estimate(row.get("reward")),
-        length=estimate(row.get("length")),
-        entropy=estimate(row.get("entropy")),
-        kl=estimate(row.get("kl")),
-        nll=estimate(row.get("nll")),
-        truncated=number(row.get("truncated")),
-        train_seconds=number(budget.get("seconds")),
-        train_flops=number(budget.get("flops")),
-    )
 
 
 def selection(value: Any) -> Selection | None:
