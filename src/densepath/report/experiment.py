@@ -267,8 +267,8 @@ def _result(setting: Record, row: Record, measured: Sequence[str]) -> Row:
     if row["status"] != "complete":
         few = f"{len(row['seeds'])} of {len(setting['seeds'])} seeds"
         name += [" ", Run(few if row["status"] == "incomplete" else row["status"], "worse")]
-    value = runs(interval(parse.estimate(row["value"])))
-    value += (Run(" †"),) if row["value"] and row["value"]["unit"] == "prompts" else ()
+    mean, *ends = runs(interval(parse.estimate(row["value"])))
+    value = (mean, *([Run(" †")] if row["value"] and row["value"]["unit"] == "prompts" else []), *ends)
     length: Words = number(row["length"], ".1f")
     if row["length_flag"]:
         length = (f"{length} ⚠", Run(f"× {number(row['length_ratio'], '.2f')}", "small"))
