@@ -9,8 +9,8 @@ from tests.report.scored_files import span, turn
 from densepath.pipeline.results import assemble
 
 
-def estimate(mean, half):
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+def interval(mean, half):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 80, "unit": "prompts"}
 
 
 def results(right, *, prompts=240, decodings=("greedy",), **fields):
@@ -32,12 +32,14 @@ SELECTION = {
     "criterion": "exact match on validation",
     "reason": "Highest score.",
     "chosen": {"reference": "0", "beta": 0.5},
-    "baseline": {**estimate(0.375, 0.125), "n": 80},
+    "baseline": interval(0.375, 0.125),
     "rows": [
-        {"reference": "0", "beta": 0.5, "alpha": 2.0, "score": estimate(0.5625, 0.125), "n": 80},
-        {"reference": "0.5", "beta": 0.5, "alpha": 2.0, "score": estimate(0.25, 0.125), "n": 80},
+        {"reference": "0", "beta": 0.5, "score": interval(0.5625, 0.125), "lead": interval(0.1875, 0.125)},
+        {"reference": "0.5", "beta": 0.5, "score": interval(0.25, 0.125), "lead": interval(-0.125, 0.125)},
     ],
 }
+for row in SELECTION["rows"]:
+    row |= {"alpha": 2.0, "decoding": "greedy", "verdict": "tie", "n": 80}
 
 SPANS = [
     span("KATZE", 0.5, 0.25, first_id=11),

@@ -18,13 +18,13 @@ from tests.report.test_report_page import HOSTILE, Page, poison
 from densepath.cli.main import main
 from densepath.pipeline.results import assemble
 from densepath.records.arm import Arm
+from densepath.records.estimates import Interval
 from densepath.report.console import parts_text
 from densepath.report.drawings import Costs, Spent
 from densepath.report.experiment import experiment_page
 from densepath.report.experiment_brief import experiment_parts, results_markdown
 from densepath.report.html import page_html
 from densepath.report.plots import apart, svg
-from densepath.report.records import Estimate
 from densepath.report.words import interval_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -51,9 +51,9 @@ def record():
 @pytest.mark.parametrize(
     ("estimate", "options", "text"),
     [
-        (Estimate(0.5, 0.25, 0.75), {}, "0.500 [0.250, 0.750]"),
-        (Estimate(0.5, 0.25, 0.75), {"digits": 1, "signed": True}, "+0.5 [+0.2, +0.8]"),
-        (Estimate(-0.5, None, 0.75), {"digits": 2}, "−0.50"),
+        (Interval(0.5, 0.25, 0.75, 9), {}, "0.500 [0.250, 0.750]"),
+        (Interval(0.5, 0.25, 0.75, 9), {"digits": 1, "signed": True}, "+0.5 [+0.2, +0.8]"),
+        (Interval(-0.5, -0.75, 0.0, 9), {"digits": 2}, "−0.50 [−0.75, 0.00]"),
         (None, {}, "–"),
         (None, {"missing": "?"}, "?"),
     ],
@@ -156,7 +156,10 @@ def test_names_at_the_right_keep_their_distance_and_order():
 
 
 def test_costs_are_drawn_where_nothing_was_spent_too():
-    points = (Spent("SFT", 0.0, Estimate(0.5), "sft"), Spent("$x$ <b>", 0.0, Estimate(0.5, 0.4, 0.6), "dpr"))
+    points = (
+        Spent("SFT", 0.0, Interval(0.5, 0.5, 0.5, 9), "sft"),
+        Spent("$x$ <b>", 0.0, Interval(0.5, 0.4, 0.6, 9), "dpr"),
+    )
     assert "$x$ &lt;b&gt;" in svg(Costs(points, "FLOPs", "exact match", level=0.5))
 
 

@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.report.scored_files import span, turn
 
+from densepath.records.estimates import Interval
 from densepath.report import build_report, page_html, run_page, write_report
 from densepath.report.drawings import Curves, Whisker, Whiskers
 from densepath.report.plots import running_mean, svg
-from densepath.report.records import Curve, Estimate
+from densepath.report.records import Curve
 from densepath.report.text import visible
 
 HOSTILE = (
@@ -61,7 +62,19 @@ def poison(value, text):
     return value + text if isinstance(value, str) else value
 
 
-FIXED = {"method", "against", "role", "decoding", "against_decoding", "verdict", "status", "unit", "name", "decodings"}
+FIXED = {
+    "mode",
+    "method",
+    "against",
+    "role",
+    "decoding",
+    "against_decoding",
+    "verdict",
+    "status",
+    "unit",
+    "name",
+    "decodings",
+}
 """Keys of results whose values are compared with fixed words or with each other."""
 
 
@@ -204,7 +217,7 @@ def test_plots_follow_the_theme_and_are_the_same_each_time():
 
 @pytest.mark.parametrize("label", ["$a$", "$\\frac{1", "<b>", "x" * 500, "👩‍🚀", "\x00", "line\nbreak", ""])
 def test_any_label_can_be_drawn(label):
-    drawn = svg(Whiskers((Whisker(label, Estimate(0.5, None, None), "other"),), label))
+    drawn = svg(Whiskers((Whisker(label, Interval(0.5, 0.5, 0.5, 1), "other"),), label))
     assert Page(drawn).faults == []
     assert drawn.count("<script") == 0
 

@@ -29,7 +29,7 @@ from densepath.pipeline.recipe import MethodPlan, Setting, Variant
 from densepath.pipeline.results import grid_record
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
-from densepath.pipeline.selection import chosen
+from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
 from densepath.report import write_report
 from densepath.report.console import print_parts
@@ -114,13 +114,13 @@ def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> Grid:
     _check_reference_tokenizer(job.sft.arguments)
     prepare(run, job, console, str(steps))
     arms = setting.methods
-    found = chosen(run.path)
-    reason = read_json(run / "selection.json")["reason"]
+    choice = read_choice(run.path)
+    found, reason = choice.chosen, choice.reason
     if found is None:
         say(console, f"3/{steps} reference: none helps: {reason}. DPR is left out.")
         arms = {name: plan for name, plan in arms.items() if not needs_reference(setting, plan)}
     else:
-        say(console, f"3/{steps} reference {found['reference']}, beta {found['beta']:g}: {reason}")
+        say(console, f"3/{steps} reference {found.reference}, beta {found.beta:g}: {reason}")
     for number, plan in enumerate(arms.values(), BEFORE_ARMS + 1):
         (variant,) = plan.variants
         cell = grid.job(setting, plan, variant, seed, ("validation", "test"))

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from densepath import __version__
+from densepath.errors import DataError, NumericalError
 from densepath.io import write_json_atomic, write_text_atomic
+from densepath.records.choice import ReferenceChoice
+from densepath.records.codec import from_json
 from densepath.report import experiment, parse
 from densepath.report.glossary import GLOSSARY
 from densepath.report.html import page_html
@@ -52,6 +55,12 @@ def build_report(run_dir: Path) -> Report:
     results = parts.results if _is_whole(parts.results) else None
     if parts.results is not None and results is None:
         warnings.append("results.json is not the record of a run and is left out")
+    selection = None
+    if parts.selection is not None:
+        try:
+            selection = from_json(ReferenceChoice, parts.selection)
+        except (DataError, NumericalError) as error:
+            warnings.append(f"selection.json is left out: {error}")
     model = next((parts.config[key] for key in ("model", "model_name_or_path") if parts.config.get(key)), None)
     return Report(
         run=parse.clean(run_dir.resolve().name),
@@ -60,7 +69,7 @@ def build_report(run_dir: Path) -> Report:
         version=_version(parts.environment),
         made_by=__version__,
         results=results,
-        selection=parse.selection(parts.selection),
+        selection=selection,
         curves=tuple(parts.curves),
         samples=tuple(parts.samples),
         samples_total=parts.samples_total,

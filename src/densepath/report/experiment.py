@@ -280,7 +280,7 @@ def _result(setting: Record, row: Record, measured: Sequence[str]) -> Row:
 def _result_plots(record: Record, setting: Record) -> Beside | None:
     """The metric of each method, a drawing each decoding, on a common axis."""
     known = [(row, value) for row in setting["rows"] if (value := parse.estimate(row["value"]))]
-    ends = [end for _, value in known for end in (value.mean, value.low, value.high) if end is not None]
+    ends = [end for _, value in known for end in (value.low, value.high)]
     if not ends:
         return None
     pad = 0.05 * (max(ends) - min(ends) or 1.0)
@@ -304,8 +304,7 @@ def tiles(record: Record, setting: Record) -> Tiles:
     for row in setting["rows"]:
         value = parse.estimate(row["value"])
         if row["chosen"] and value is not None:
-            ends = [] if value.low is None or value.high is None else [f"{number(value.low)} to {number(value.high)}"]
-            notes = (f"{record['metric']}, {row['decoding']}", *ends)
+            notes = (f"{record['metric']}, {row['decoding']}", f"{number(value.low)} to {number(value.high)}")
             found.append(Tile(row["label"], number(value.mean), notes, row["method"]))
     return Tiles(tuple(found))
 

@@ -1,4 +1,4 @@
-"""JSON and YAML values -> records. Nothing here raises on odd input: what cannot be read is None."""
+"""JSON and YAML values made fit to show. Nothing here raises on odd input: what cannot be read is None."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.io import is_secret
-from densepath.report.records import Estimate, Selection, SelectionRow
+from densepath.records.estimates import Interval
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -37,55 +37,11 @@ def number(value: Any) -> float | None:
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 
-def _count(value: Any) -> int | None:
-    known = number(value)
-    return None if known is None else int(known)
-
-
-def _text(value: Any, default: str = "") -> str:
-    return default if value is None else str(value)
-
-
-def _optional_text(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _rows(value: Any) -> list[Mapping[str, Any]]:
-    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list) else []
-
-
-def estimate(value: Any) -> Estimate | None:
-    """An `Estimate` from {"mean", "low", "high"} or from a bare number."""
-    if not isinstance(value, Mapping):
-        mean = number(value)
-        return None if mean is None else Estimate(mean)
-    mean = number(value.get("mean"))
-    return None if mean is None else Estimate(mean, number(value.get("low")), number(value.get("high")))
-
-
-def selection(value: Any) -> Selection | None:
-    """The content of `selection.json`."""
+def estimate(value: Any) -> Interval | None:
+    """The `Interval` that a record holds as JSON; None where it is not there, or not finite."""
     if not isinstance(value, Mapping):
         return None
-    chosen = value.get("chosen")
-    chosen = chosen if isinstance(chosen, Mapping) else {}
-    baseline = value.get("baseline")
-    return Selection(
-        mode=_text(value.get("mode")),
-        criterion=_text(value.get("criterion")),
-        reason=_text(value.get("reason")),
-        chosen_reference=_optional_text(chosen.get("reference")),
-        chosen_beta=number(chosen.get("beta")),
-        baseline=estimate(baseline),
-        baseline_n=_count(baseline.get("n")) if isinstance(baseline, Mapping) else None,
-        rows=tuple(
-            SelectionRow(
-                reference=_text(row.get("reference")),
-                beta=number(row.get("beta")),
-                alpha=number(row.get("alpha")),
-                score=estimate(row.get("score")),
-                n=_count(row.get("n")),
-            )
-            for row in _rows(value.get("rows"))
-        ),
-    )
+    mean, low, high = (number(value.get(name)) for name in ("mean", "low", "high"))
+    if mean is None or low is None or high is None:
+        return None
+    return Interval(mean, low, high, int(value.get("n") or 0), str(value.get("unit") or "prompts"))

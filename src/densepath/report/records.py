@@ -6,41 +6,9 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from densepath.records.choice import ReferenceChoice
+from densepath.records.codec import to_json
 from densepath.records.completion import Sample
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean with its interval; the unit is that of the quantity. `low` and `high` may be unknown."""
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-
-
-@dataclass(frozen=True)
-class SelectionRow:
-    """One candidate reward: its reference, beta (nats), alpha = 1/beta, and its validation score."""
-
-    reference: str
-    beta: float | None
-    alpha: float | None
-    score: Estimate | None
-    n: int | None
-
-
-@dataclass(frozen=True)
-class Selection:
-    """How the reference and beta were chosen; `chosen_reference` is None where no candidate helps."""
-
-    mode: str
-    criterion: str
-    reason: str
-    chosen_reference: str | None
-    chosen_beta: float | None
-    baseline: Estimate | None
-    baseline_n: int | None
-    rows: tuple[SelectionRow, ...]
 
 
 @dataclass(frozen=True)
@@ -77,7 +45,7 @@ class Report:
     version: str | None
     made_by: str
     results: dict[str, Any] | None = None
-    selection: Selection | None = None
+    selection: ReferenceChoice | None = None
     curves: tuple[Curve, ...] = ()
     samples: tuple[Sample, ...] = ()
     samples_total: int = 0
@@ -90,5 +58,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types: the twin of the page."""
-        samples = [sample.to_json() for sample in self.samples]
-        return dataclasses.asdict(dataclasses.replace(self, samples=())) | {"samples": samples}
+        return {
+            **to_json(dataclasses.replace(self, samples=())),
+            "samples": [sample.to_json() for sample in self.samples],
+        }

@@ -68,7 +68,7 @@ def _answer(report: Report) -> Notice:
     if report.results is not None and (said := experiment.verdicts(report.results, _setting(report))):
         first, *others = said
         return Notice(first, tuple(others), experiment.kind(_setting(report)), headline=True)
-    if report.selection is not None and report.selection.chosen_reference is None and report.selection.rows:
+    if report.selection is not None and report.selection.chosen is None and report.selection.rows:
         words = "No candidate reference beat SFT on validation, so none was chosen."
         return Notice(words, (), "none-helps", headline=True)
     words = "Not evaluated: this run says nothing yet about which model is better."

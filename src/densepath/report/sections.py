@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from densepath.records.choice import CandidateRow, ReferenceChoice
 from densepath.records.completion import Sample
 from densepath.report.document import (
     Beside,
@@ -24,7 +25,7 @@ from densepath.report.document import (
 )
 from densepath.report.drawings import Curves, Whisker, Whiskers
 from densepath.report.load import STAGES
-from densepath.report.records import Curve, Estimate, Selection, Term
+from densepath.report.records import Curve, Term
 from densepath.report.verdict import KL_WATCH
 from densepath.report.words import DASH, Run, interval, number
 
@@ -43,7 +44,7 @@ def glossary_table(terms: Iterable[Term]) -> Table:
 # --- The choice of reference -----------------------------------------------------------------------------------------
 
 
-def choice_section(selection: Selection) -> Section:
+def choice_section(selection: ReferenceChoice) -> Section:
     """Which reference and beta were chosen, why, and among what."""
     words = (
         "DPR amplifies whatever changed from the reference to the SFT model, good or bad; the reference decides "
@@ -51,47 +52,51 @@ def choice_section(selection: Selection) -> Section:
     )
     reason = f" {selection.reason}" if selection.reason else ""
     parts = [Paragraph((Run(_chosen(selection), "strong"), reason)), Paragraph(words, "muted")]
-    beside = Beside(present([_candidates(selection), _candidates_plot(selection)])) if selection.rows else None
+    beside = Beside((_candidates(selection), _candidates_plot(selection))) if selection.rows else None
     return Section("reference", "Choice of reference", present([*parts, beside]), link="Reference")
 
 
-def _chosen(selection: Selection) -> str:
-    reference = selection.chosen_reference
-    if reference is None:
+def _chosen(selection: ReferenceChoice) -> str:
+    chosen = selection.chosen
+    if chosen is None:
         return "None helps: no candidate beat the SFT model on validation, so DPR has nothing sound to train on."
-    words = f"Chosen: reference {reference}" + (" (the model before SFT)" if reference in ("0", "0.0") else "")
-    words += "" if selection.chosen_beta is None else f", β {number(selection.chosen_beta, '.4g')}"
+    words = f"Chosen: reference {chosen.reference}" + (" (the model before SFT)" if chosen.reference == "0" else "")
+    words += f", β {number(chosen.beta, '.4g')}"
     return words + (" (fixed by the configuration)." if selection.mode == "fixed" else ".")
 
 
-def _candidates(selection: Selection) -> Table:
+def _is_chosen(selection: ReferenceChoice, row: CandidateRow) -> bool:
+    chosen = selection.chosen
+    return chosen is not None and (row.reference, row.beta) == (chosen.reference, chosen.beta)
+
+
+def _candidates(selection: ReferenceChoice) -> Table:
+    judged = any(row.lead for row in selection.rows)
+    names = ("α = 1/β", "score", *(("lead",) if judged else ()), "n")
     columns = [Column("reference", "share of SFT"), Column("β", "nats", numeric=True)]
-    columns += [Column(name, numeric=True) for name in ("α = 1/β", "score", "n")]
+    columns += [Column(name, numeric=True) for name in names]
     rows = []
-    if selection.baseline:
-        n = selection.baseline_n
-        rows.append(Row(("SFT itself", DASH, DASH, interval(selection.baseline), DASH if n is None else str(n))))
+    if (best := selection.baseline) is not None:
+        lead = (DASH,) if judged else ()
+        rows.append(Row(("SFT at its best", DASH, DASH, interval(best), *lead, str(best.n))))
     for row in selection.rows:
-        chosen = (row.reference, row.beta) == (selection.chosen_reference, selection.chosen_beta)
+        chosen = _is_chosen(selection, row)
         cells = [row.reference + (" ✓" if chosen else ""), number(row.beta, ".4g"), number(row.alpha, ".4g")]
-        rows.append(Row((*cells, interval(row.score), DASH if row.n is None else str(row.n)), chosen))
-    caption = f"Score: {selection.criterion}. Shaded: chosen." if selection.criterion else "Shaded: chosen."
+        leads = (interval(row.lead, signed=True),) if judged else ()
+        rows.append(Row((*cells, interval(row.score), *leads, str(row.n)), chosen))
+    caption = f"Score: {selection.criterion}. Shaded: chosen."
     return Table(tuple(columns), tuple(rows), caption=caption)
 
 
-def _candidates_plot(selection: Selection) -> Figure | None:
-    rows = [
-        Whisker(f"reference {row.reference}" + (f", β {row.beta:g}" if row.beta is not None else ""), row.score)
-        for row in selection.rows
-        if row.score
-    ]
-    if not rows:
-        return None
-    baseline: Estimate | None = selection.baseline
-    before = [Whisker("SFT (baseline)", baseline, "sft")] if baseline else []
-    zero = baseline.mean if baseline else None
-    drawing = Whiskers((*before, *rows), selection.criterion or "validation score", zero=zero)
-    return Figure("Validation score", drawing, "Dashed: the SFT model itself" if baseline else "")
+def _candidates_plot(selection: ReferenceChoice) -> Figure:
+    """The number that decides: the lead over SFT at its best, or, where no answers were judged, the score."""
+    names = [f"reference {row.reference}, β {row.beta:g}" for row in selection.rows]
+    leads = [row.lead for row in selection.rows if row.lead is not None]
+    if not leads:
+        scores = map(Whisker, names, (row.score for row in selection.rows))
+        return Figure("Validation score", Whiskers(tuple(scores), selection.criterion))
+    drawing = Whiskers(tuple(map(Whisker, names, leads)), selection.criterion, zero=0.0)
+    return Figure("Lead on validation", drawing, "Dashed: no difference to SFT at its best")
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
