@@ -8,12 +8,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from densepath.core import bounds, conjugate, exact, mdp, mixture, objective, returns, rewards
+from densepath.core import objective, returns, rewards
 from densepath.theory import (
+    bounds,
+    conjugate,
     contraction,
     contrastive,
     estimators,
+    exact,
     inverse_bellman,
+    mdp,
+    mixture,
     optimum,
     posterior,
     sft_is_iq_learn,

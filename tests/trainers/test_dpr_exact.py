@@ -10,7 +10,7 @@ import torch
 from tests.oracle import policy_table
 from tests.trainers.enumerated import BETA, EOS, PROMPT, Enumerated
 
-from densepath.core import exact
+from densepath.theory import exact
 
 TOLERANCE = {"atol": 3e-6, "rtol": 1e-5}  # the trainer keeps rewards and returns in float32
 

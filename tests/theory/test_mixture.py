@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.core import exact
 from densepath.core.masks import lengths_to_mask
-from densepath.core.mdp import gather_tokens, sequence_logprobs, token_policy, token_tree
-from densepath.core.mixture import (
+from densepath.theory import exact
+from densepath.theory.mdp import gather_tokens, sequence_logprobs, token_policy, token_tree
+from densepath.theory.mixture import (
     bounded_posterior,
     capped_increments,
     capped_returns,
