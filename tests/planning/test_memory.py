@@ -241,6 +241,7 @@ def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, s
         normalizer=1.0,
         old_logprobs=None,
         shares=torch.ones(rows) if all_action else None,
+        log_ratios=None,
         frozen_hidden=[(each, each) for each in states],
     )
     loss = MicroBatchLoss(vocabulary_of, batch)

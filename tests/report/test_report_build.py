@@ -30,15 +30,11 @@ def edit(path, change):
 
 def test_the_twin_holds_the_data_of_the_run_folder(run_dir):
     data = twin(run_dir)
-    results = read(run_dir / "eval/results.json")
+    results = read(run_dir / "results.json")
     assert data["results"] == results
-    selection = read(run_dir / "selection.json")
-    assert data["selection"]["rows"] == selection["rows"]
-    assert data["selection"]["chosen_reference"] == "0"
-    assert data["selection"]["chosen_beta"] == 0.5
-    baseline = {key: selection["baseline"][key] for key in ("mean", "low", "high")}
-    assert (data["selection"]["baseline"], data["selection"]["baseline_n"]) == (baseline, 80)
-    samples = [json.loads(line) for line in (run_dir / "eval/samples.jsonl").read_text().splitlines()]
+    selection = {"warnings": [], "decision": None, "findings": None, **read(run_dir / "selection.json")}
+    assert data["selection"] == selection
+    samples = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
     assert data["samples_total"] == len(samples)
     for sample, shown in zip(samples, data["samples"], strict=True):
         assert shown == sample
@@ -69,16 +65,27 @@ def test_nan_is_said_and_never_printed(run_dir):
     assert ">nan" not in page_html(run_page(report)).lower()
 
 
-def test_all_null_evaluation_shows_dashes(run_dir):
-    row = {"arm": "sft", "label": "SFT", "decoding": "greedy"}
-    nulls = ("n", "metric", "dense_reward", "length", "entropy", "kl", "truncated", "train_seconds", "train_flops")
-    (run_dir / "eval/results.json").write_text(json.dumps({"rows": [row | dict.fromkeys(nulls)]}))
+def test_what_was_not_measured_is_a_dash(run_dir):
+    edit(run_dir / "results.json", lambda value: [row.update(value=None, length=None) for row in rows_of(value)])
     page = page_html(run_page(build_report(run_dir)))
-    assert page.count("–</strong>") >= 5
+    assert page.count("<strong>–</strong>") >= 3
     assert "None" not in page
 
 
-PARTS = ["config.yaml", "environment.json", "data.json", "selection.json", "eval", "sft", "dpr"]
+def rows_of(results):
+    return results["settings"][0]["rows"]
+
+
+PARTS = [
+    "config.yaml",
+    "environment.json",
+    "data.json",
+    "selection.json",
+    "results.json",
+    "samples.jsonl",
+    "sft",
+    "dpr",
+]
 
 
 @pytest.mark.parametrize("gone", PARTS)
@@ -105,12 +112,10 @@ def test_each_part_alone_is_reportable(run_dir, kept):
             path.unlink()
     page = page_html(run_page(build_report(run_dir)))
     assert page.startswith("<!doctype html>")
-    assert ("Not evaluated" in page) == (kept not in ("eval",))
+    assert ("Not evaluated" in page) == (kept != "results.json")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "data.json", "selection.json", "eval/results.json", "dpr/metrics.jsonl"]
-)
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "selection.json", "results.json", "dpr/metrics.jsonl"])
 @pytest.mark.parametrize("content", ["{broken\n{}\n", "[1]\n", "\n", "null\n"])
 def test_a_broken_part_never_stops_the_report(run_dir, name, content):
     (run_dir / name).write_text(content)
@@ -144,7 +149,7 @@ def test_secrets_in_the_configuration_are_hidden(run_dir):
 
 
 def test_samples_are_the_first_ones_up_to_the_limits(run_dir):
-    path = run_dir / "eval/samples.jsonl"
+    path = run_dir / "samples.jsonl"
     line = path.read_text().split("\n")[0]
     path.write_text((line + "\n") * (MAX_SAMPLES + 5))
     report = build_report(run_dir)
@@ -158,10 +163,10 @@ def test_samples_are_the_first_ones_up_to_the_limits(run_dir):
 
 def test_no_chosen_reference_is_said(run_dir):
     edit(run_dir / "selection.json", lambda value: value.update(chosen=None))
-    (run_dir / "eval/results.json").unlink()
-    report = build_report(run_dir)
-    assert report.verdict.kind == "none-helps"
-    assert "None helps" in page_html(run_page(report))
+    (run_dir / "results.json").unlink()
+    page = page_html(run_page(build_report(run_dir)))
+    assert '<div class="card verdict none-helps"><h2>No candidate reference beat SFT on validation' in page
+    assert "None helps" in page
 
 
 def test_importing_the_report_imports_neither_torch_nor_matplotlib():

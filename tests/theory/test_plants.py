@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from densepath.core import objective, returns, rewards
+from densepath.core import mixture, objective, returns, rewards
 from densepath.theory import (
     bounds,
     conjugate,
@@ -18,7 +18,6 @@ from densepath.theory import (
     exact,
     inverse_bellman,
     mdp,
-    mixture,
     optimum,
     posterior,
     sft_is_iq_learn,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densepath.core import objective, returns
+from densepath.core import mixture, objective, returns
 from densepath.records.theory import StatementResult
-from densepath.theory import exact, mdp, mixture
+from densepath.theory import exact, mdp
 from densepath.theory.instances import Instance, random_instances, rare_habit
 from densepath.theory.mdp import TokenTree
 from densepath.theory.posterior import sequence_log_ratios
