@@ -12,6 +12,7 @@ from tests.support import tiny_tokenizer
 
 from densepath.config.run import RunArguments
 from densepath.io import read_json, write_jsonl_atomic
+from densepath.methods import SFTRun
 from densepath.pipeline import selection
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen, run_selection
@@ -59,9 +60,10 @@ def select(models, tmp_path):
         rows = [{"prompt": f"Q{i}:", "completion": "A", "answer": "A"} for i in range(PROMPTS)]
         write_jsonl_atomic(folder / "data/validation.jsonl", rows)
         output = io.StringIO()
-        run_selection(folder, arguments, Console(file=output, width=200), "3/6")
-        assert folder.outcome("selection")["chosen"] == chosen(folder)
+        run_selection(folder, SFTRun(folder.path, arguments), Console(file=output, width=200), "3/6")
+        assert folder.is_done("selection")
         found = read_json(folder / "selection.json")
+        assert found["chosen"] == chosen(folder.path)
         folder.close()
         return found, output.getvalue()
 

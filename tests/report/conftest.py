@@ -2,48 +2,36 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.report.made_results import comparison, record, row
 
 
 def estimate(mean, half):
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
-RESULTS = {
-    "metric": {"name": "exact_match", "higher_is_better": True, "description": "1 when equal, else 0."},
-    "interval": "95 % bootstrap over prompts",
-    "rows": [
-        {
-            "arm": arm,
-            "label": label,
-            "decoding": "greedy",
-            "n": 240,
-            "metric": estimate(mean, 0.0625),
-            "dense_reward": estimate(4.0, 0.5),
-            "length": estimate(13.5, 0.5),
-            "entropy": None,
-            "kl": estimate(0.25, 0.125),
-            "nll": estimate(0.75, 0.125),
-            "truncated": 0.0,
-            "train_seconds": 390.0,
-            "train_flops": None,
-        }
+RESULTS = record(
+    [
+        row(
+            arm,
+            label,
+            value=estimate(mean, 0.0625),
+            reward=estimate(4.0, 0.5),
+            length=estimate(13.5, 0.5),
+            kl=estimate(0.25, 0.125),
+            nll=estimate(0.75, 0.125),
+            truncated=0.0,
+            budget={"seconds": 390.0},
+        )
         for arm, label, mean in (
             ("sft", "SFT", 0.375),
             ("continued_sft", "continued SFT", 0.4375),
             ("dpr", "DPR", 0.5625),
         )
     ],
-    "paired": [
-        {
-            "arm": "dpr",
-            "against": "continued_sft",
-            "decoding": "greedy",
-            "difference": estimate(0.125, 0.0625),
-            "verdict": "better",
-        }
-    ],
-    "warnings": ["One seed."],
-}
+    [comparison("dpr", "continued_sft", "better", estimate(0.125, 0.0625))],
+    metric="exact_match",
+    warnings=["One seed."],
+)
 
 SELECTION = {
     "mode": "auto",
@@ -114,8 +102,8 @@ def run_dir(tmp_path):
     write(folder / "data.json", {"test": {"source": "test.jsonl", "rows": 240, "sha256": "ab" * 32}})
     (folder / "config.yaml").write_text("model: tiny/model\nsft.learning_rate: 5.0e-05\nhub_token: hunter2\n")
     write(folder / "selection.json", SELECTION)
-    write(folder / "eval/results.json", RESULTS)
-    write(folder / "eval/samples.jsonl", SAMPLES)
+    write(folder / "results.json", RESULTS)
+    write(folder / "samples.jsonl", SAMPLES)
     for stage, rows in METRICS.items():
         write(folder / stage / "metrics.jsonl", rows)
     return folder

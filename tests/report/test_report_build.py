@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.report.made_results import record, row
 
 from densepath.errors import MissingFileError
 from densepath.report import build_report, page_html, run_page, write_report
@@ -29,15 +30,24 @@ def edit(path, change):
 
 def test_the_twin_holds_the_data_of_the_run_folder(run_dir):
     data = twin(run_dir)
-    results = read(run_dir / "eval/results.json")
-    assert data["results"] == results
+    (setting,) = read(run_dir / "results.json")["settings"]
+    assert data["results"]["warnings"] == setting["warnings"]
+    for line, shown in zip(setting["rows"], data["results"]["rows"], strict=True):
+        assert shown["metric"] == line["value"]
+        assert shown["dense_reward"] == line["reward"]
+        assert shown["train_seconds"] == line["budget"]["seconds"]
+        assert {name: shown[name] for name in ("label", "length", "kl", "nll", "truncated", "entropy")} == {
+            name: line[name] for name in ("label", "length", "kl", "nll", "truncated", "entropy")
+        }
+    (pair,) = data["results"]["paired"]
+    assert pair["difference"] == setting["comparisons"][0]["difference"]
     selection = read(run_dir / "selection.json")
     assert data["selection"]["rows"] == selection["rows"]
     assert data["selection"]["chosen_reference"] == "0"
     assert data["selection"]["chosen_beta"] == 0.5
     baseline = {key: selection["baseline"][key] for key in ("mean", "low", "high")}
     assert (data["selection"]["baseline"], data["selection"]["baseline_n"]) == (baseline, 80)
-    samples = [json.loads(line) for line in (run_dir / "eval/samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (run_dir / "samples.jsonl").read_text().splitlines()]
     assert data["samples_total"] == len(samples)
     for sample, shown in zip(samples, data["samples"], strict=True):
         completions = [{"arm": arm, **item} for arm, item in sample.pop("completions").items()]
@@ -71,15 +81,13 @@ def test_nan_is_said_and_never_printed(run_dir):
 
 
 def test_all_null_evaluation_shows_dashes(run_dir):
-    row = {"arm": "sft", "label": "SFT", "decoding": "greedy"}
-    nulls = ("n", "metric", "dense_reward", "length", "entropy", "kl", "truncated", "train_seconds", "train_flops")
-    (run_dir / "eval/results.json").write_text(json.dumps({"rows": [row | dict.fromkeys(nulls)]}))
+    (run_dir / "results.json").write_text(json.dumps(record([row("sft", "SFT", value=0.5)])))
     page = page_html(run_page(build_report(run_dir)))
-    assert page.count("–</strong>") >= 5
+    assert page.count("–</strong>") >= 4
     assert "None" not in page
 
 
-PARTS = ["config.yaml", "environment.json", "data.json", "selection.json", "eval", "sft", "dpr"]
+PARTS = ["config.yaml", "environment.json", "data.json", "selection.json", "results.json", "sft", "dpr"]
 
 
 @pytest.mark.parametrize("gone", PARTS)
@@ -106,12 +114,10 @@ def test_each_part_alone_is_reportable(run_dir, kept):
             path.unlink()
     page = page_html(run_page(build_report(run_dir)))
     assert page.startswith("<!doctype html>")
-    assert ("Not evaluated" in page) == (kept not in ("eval",))
+    assert ("Not evaluated" in page) == (kept != "results.json")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "data.json", "selection.json", "eval/results.json", "dpr/metrics.jsonl"]
-)
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "selection.json", "results.json", "dpr/metrics.jsonl"])
 @pytest.mark.parametrize("content", ["{broken\n{}\n", "[1]\n", "\n", "null\n"])
 def test_a_broken_part_never_stops_the_report(run_dir, name, content):
     (run_dir / name).write_text(content)
@@ -145,7 +151,7 @@ def test_secrets_in_the_configuration_are_hidden(run_dir):
 
 
 def test_samples_are_the_first_ones_up_to_the_limits(run_dir):
-    path = run_dir / "eval/samples.jsonl"
+    path = run_dir / "samples.jsonl"
     line = path.read_text().split("\n")[0]
     path.write_text((line + "\n") * (MAX_SAMPLES + 5))
     report = build_report(run_dir)
@@ -159,7 +165,7 @@ def test_samples_are_the_first_ones_up_to_the_limits(run_dir):
 
 def test_no_chosen_reference_is_said(run_dir):
     edit(run_dir / "selection.json", lambda value: value.update(chosen=None))
-    (run_dir / "eval/results.json").unlink()
+    (run_dir / "results.json").unlink()
     report = build_report(run_dir)
     assert report.verdict.kind == "none-helps"
     assert "None helps" in page_html(run_page(report))

@@ -139,7 +139,7 @@ def test_a_lone_surrogate_is_replaced_and_written(run_dir):
 
 
 def test_twelve_samples_fit_in_a_megabyte(run_dir):
-    path = run_dir / "eval/samples.jsonl"
+    path = run_dir / "samples.jsonl"
     sample = json.loads(path.read_text().split("\n")[0])
     for item in sample["completions"].values():
         item["spans"] = [

@@ -3,6 +3,7 @@ import json
 
 import pytest
 from rich.console import Console
+from tests.report.made_results import record, row
 
 from densepath.report import results_table
 from densepath.report.console import part_text
@@ -31,7 +32,7 @@ def test_an_interval_in_words(estimate, options, text):
 
 
 def test_table_shows_the_numbers(run_dir):
-    text = shown(json.loads((run_dir / "eval/results.json").read_text()))
+    text = shown(json.loads((run_dir / "results.json").read_text()))
     for words in (
         "exact_match",
         "0.562 [0.500, 0.625]",
@@ -41,12 +42,11 @@ def test_table_shows_the_numbers(run_dir):
     ):
         assert words in text
     assert text.count("\n") < 14
-    assert max(map(len, shown(json.loads((run_dir / "eval/results.json").read_text()), width=80).splitlines())) <= 80
+    assert max(map(len, shown(json.loads((run_dir / "results.json").read_text()), width=80).splitlines())) <= 80
 
 
 def test_table_survives_markup_nan_and_nothing():
-    row = {"arm": "x", "label": "[bold]a[/bold]", "decoding": "[/]", "metric": {"mean": float("nan")}}
-    text = shown({"rows": [row]})
+    text = shown(record([row("x", "[bold]a[/bold]", "[/]", value={"mean": float("nan")})]))
     assert "[bold]a[/bold]" in text
     assert "nan" not in text
     assert "arm" in shown({})

@@ -1,21 +1,18 @@
 import pytest
+from tests.report.made_results import comparison, record, row
 
 from densepath.report import parse
 from densepath.report.records import Curve
 from densepath.report.verdict import alarms, verdict
 
 
-def results(*pairs, **rest):
-    paired = [
-        {"arm": arm, "against": against, "decoding": "greedy", "difference": difference, "verdict": word}
-        for arm, against, word, difference in pairs
-    ]
+def results(*pairs):
     rows = [
-        {"arm": "dpr", "label": "DPR"},
-        {"arm": "sft", "label": "SFT"},
-        {"arm": "continued_sft", "label": "continued SFT"},
+        row("dpr", "DPR", value=0.5),
+        row("sft", "SFT", value=0.5),
+        row("continued_sft", "continued SFT", value=0.5),
     ]
-    return parse.results({"metric": {"name": "score", **rest}, "rows": rows, "paired": paired})
+    return parse.results(record(rows, [comparison(*pair) for pair in pairs]))
 
 
 UP = {"mean": 0.1, "low": 0.05, "high": 0.15}
@@ -43,9 +40,17 @@ def test_headline_follows_the_paired_rows(words, kind, headline):
     assert len(found.details) == 2
 
 
-def test_details_carry_the_interval_and_the_direction():
-    [line] = verdict(results(("dpr", "sft", "worse", UP), higher_is_better=False), None).details
-    assert line == "DPR against SFT, greedy: worse; score changes by +0.100 [+0.050, +0.150] (lower is better)."
+def test_details_carry_the_interval():
+    [line] = verdict(results(("dpr", "sft", "better", UP)), None).details
+    assert line == "DPR against SFT, greedy: better; score changes by +0.100 [+0.050, +0.150]."
+
+
+def test_the_headline_is_that_of_each_arm_at_its_own_decoding():
+    own = {**comparison("dpr", "sft", "tie", UP), "primary": True, "against_decoding": "temperature 1"}
+    same = comparison("dpr", "sft", "better", UP)
+    found = verdict(parse.results(record([row("sft", "SFT", value=0.5)], [same, own])), None)
+    assert found.kind == "tie"
+    assert "greedy against temperature 1" in found.details[0]
 
 
 def test_comparisons_of_other_arms_do_not_speak_for_dpr():
@@ -81,19 +86,16 @@ def test_monitors_that_came_with_failed_runs(stage, metric, values, count):
 
 @pytest.mark.parametrize(("nll", "count"), [(1.2, 1), (1.05, 0), (0.5, 0)])
 def test_a_rise_of_the_nll_of_held_out_demonstrations_is_flagged(nll, count):
-    rows = [
-        {"arm": "sft", "decoding": "greedy", "nll": {"mean": 1.0}},
-        {"arm": "dpr", "decoding": "greedy", "nll": {"mean": nll}},
-    ]
-    assert len(alarms(parse.results({"rows": rows}), [])) == count
+    rows = [row("sft", value=0.5, nll={"mean": 1.0}), row("dpr", value=0.5, nll={"mean": nll})]
+    assert len(alarms(parse.results(record(rows)), [])) == count
 
 
 def test_length_and_truncation_are_flagged():
     rows = [
-        {"arm": "sft", "label": "SFT", "decoding": "greedy", "length": 10.0, "truncated": 0.01},
-        {"arm": "dpr", "label": "DPR", "decoding": "greedy", "length": 14.0, "truncated": 0.1},
+        row("sft", "SFT", value=0.5, length=10.0, truncated=0.01),
+        row("dpr", "DPR", value=0.5, length=14.0, truncated=0.1),
     ]
-    found = alarms(parse.results({"rows": rows}), [])
+    found = alarms(parse.results(record(rows)), [])
     assert len(found) == 2
     assert "10.0%" in found[0]
     assert "1.4 times as long" in found[1]

@@ -49,6 +49,10 @@ class ExperimentPaths(NamedTuple):
     markdown: Path
 
 
+LOG_LIKELIHOOD = "log_likelihood"
+"""Metric where nothing checks: of held-out demonstrations, nats per token. It favours what imitates."""
+
+
 def grid_record(grid: Grid, info: Mapping[str, Any]) -> dict[str, Any]:
     """What is known of a grid, as JSON types (`results.json`); a run and an experiment write the same record.
 
@@ -56,7 +60,7 @@ def grid_record(grid: Grid, info: Mapping[str, Any]) -> dict[str, Any]:
         grid: its cells are read from disk.
         info: what is told beside the figures: date, versions, command.
     """
-    metric = grid.settings[0].arguments.verifier or "nll"
+    metric = grid.settings[0].arguments.verifier or LOG_LIKELIHOOD
     names = [setting.name for setting in grid.settings]
     record = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
     return {**record, "sweeps": grid.sweeps()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from densepath.pipeline.comparisons import LENGTH_SHARE, MethodComparison
-from densepath.pipeline.setting_cells import Place, SettingCells
+from densepath.pipeline.setting_cells import Place, SettingCells, verdicts
 from densepath.records.arm import SFT
 from densepath.records.estimates import Interval, Verdict
 from densepath.report.document import interval_text
@@ -143,5 +143,6 @@ def _is_sft(cells: SettingCells, method: str) -> bool:
     theirs = {(cell.decoding, cell.seed): cell for cell in cells.of_method(SFT) if cell.split == "test"}
     pairs = [(cell, theirs.get((cell.decoding, cell.seed))) for cell in mine]
     return bool(pairs) and all(
-        other is not None and cell.values == other.values and cell.lengths == other.lengths for cell, other in pairs
+        other is not None and verdicts(cell) == verdicts(other) and cell.lengths == other.lengths
+        for cell, other in pairs
     )
