@@ -15,15 +15,18 @@ __all__ = [
     "DenseReward",
     "DenseScores",
     "DensepathError",
+    "Evidence",
     "FrozenPolicy",
+    "MeasurePlan",
     "RewardKind",
     "RunArguments",
+    "SFTModels",
     "ScoreView",
     "Signal",
     "SignalCallback",
     "__version__",
     "audit_demonstrations",
-    "diagnose",
+    "decide",
     "encode_pairs",
     "encode_prompt",
     "evaluate_reward",
@@ -31,11 +34,11 @@ __all__ = [
     "load_dataset_rows",
     "load_model",
     "load_tokenizer",
+    "measure",
     "rank_completions",
     "run_pipeline",
     "sample",
     "score_completions",
-    "select_reference",
     "split_by_content",
     "view_scores",
     "write_report",
@@ -54,7 +57,10 @@ _EXPORTS = {
     "audit_demonstrations": "densepath.evals.audit",
     "Signal": "densepath.trainers.early_stopping",
     "SignalCallback": "densepath.trainers.early_stopping",
-    "diagnose": "densepath.evals.diagnosis",
+    "Evidence": "densepath.choice.inputs",
+    "MeasurePlan": "densepath.choice.inputs",
+    "SFTModels": "densepath.choice.inputs",
+    "decide": "densepath.choice.decide",
     "encode_pairs": "densepath.data",
     "encode_prompt": "densepath.data",
     "evaluate_reward": "densepath.evals.reward_eval",
@@ -66,7 +72,7 @@ _EXPORTS = {
     "run_pipeline": "densepath.pipeline.run",
     "sample": "densepath.models.sampling",
     "score_completions": "densepath.models.scoring",
-    "select_reference": "densepath.evals.reference_choice",
+    "measure": "densepath.choice.measure",
     "split_by_content": "densepath.data",
     "view_scores": "densepath.report.view",
     "write_report": "densepath.report",
@@ -74,13 +80,14 @@ _EXPORTS = {
 
 if TYPE_CHECKING:
     # Relative, since the front door names every room and stands outside of their layers.
+    from .choice.decide import decide
+    from .choice.inputs import Evidence, MeasurePlan, SFTModels
+    from .choice.measure import measure
     from .config.run import RunArguments
     from .data import encode_pairs, encode_prompt, generate_tasks, load_dataset_rows, split_by_content
     from .errors import DensepathError
     from .evals.audit import audit_demonstrations
-    from .evals.diagnosis import diagnose
     from .evals.ranking import rank_completions
-    from .evals.reference_choice import select_reference
     from .evals.reward_eval import evaluate_reward
     from .models.load import load_model, load_tokenizer
     from .models.sampling import sample

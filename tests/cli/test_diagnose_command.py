@@ -13,9 +13,13 @@ from tests.tiny_models import tiny_llama, with_lora
 from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
 
 from densepath import load_dataset_rows
+from densepath.choice.decide import decide
+from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
+from densepath.choice.measure import measure
 from densepath.cli.main import main
-from densepath.evals.diagnosis import diagnose
 from densepath.io import write_jsonl_atomic
+from densepath.records.choice import Decision
+from densepath.records.codec import from_json, to_json
 
 
 def checked(seed, n=8):
@@ -61,20 +65,16 @@ def test_diagnose_writes_what_the_function_returns(run_dir, saved, write_jsonl, 
     out = " ".join(capsys.readouterr().out.split())
     assert list(record["paths"]) == ["0", "0.25"]
     assert (record["verifier"], record["max_completion_length"], record["prompts"]) == ("exact_match", 6, 8)
-    direct = diagnose(
-        saved["sft"],
-        {"0": saved["base"], "0.25": saved["ref"]},
-        list(load_dataset_rows(rows, seed=2)),
-        tokenizer=TOKENIZER,
-        verifier="exact_match",
-        betas=[0.5],
-        max_completion_length=6,
-        seed=2,
+    direct = measure(
+        SFTModels(saved["sft"], {"0": saved["base"], "0.25": saved["ref"]}, TOKENIZER),
+        Evidence(list(load_dataset_rows(rows, seed=2)), "exact_match"),
+        MeasurePlan(betas=(0.5,), max_completion_length=6, seed=2),
     )
-    assert {key: record[key] for key in direct.as_dict()} == json.loads(json.dumps(direct.as_dict()))
-    for reason in direct.recommendation.reasons:
+    assert {key: record[key] for key in to_json(direct)} == json.loads(json.dumps(to_json(direct)))
+    assert from_json(Decision, record["decision"]) == decide(direct)
+    for reason in decide(direct).reasons:
         assert reason in out
-    sampled, greedy = record["previews"][:2]
+    sampled, greedy = record["candidates"][:2]
     assert [greedy[name] for name in ("reference", "alpha", "temperature")] == ["0", 2.0, 0.0]
     shares = [f"{answers['value']['mean']:.3f}".lstrip("0") for answers in (sampled, greedy)]
     best = max((sampled, greedy), key=lambda answers: answers["against_best"]["difference"]["mean"])["against_best"]
@@ -98,6 +98,45 @@ def test_preferences_without_a_verifier(run_dir, write_jsonl, capsys):
     assert "No preview could be judged" in Path("p.html").read_text()
 
 
+def test_the_reward_alone_says_which_reference_to_try(run_dir, write_jsonl, capsys):
+    """No sampling and no verifier: demonstrations against twins with an altered number."""
+    recipe = yaml.safe_load((run_dir / "config.yaml").read_text())
+    rows = write_jsonl("held-out.jsonl", counting_rows(8, seed=31))
+    (run_dir / "config.yaml").write_text(yaml.safe_dump({**recipe, "verifier": None, "dataset_name": rows}))
+    words = ["diagnose", "--run_dir", str(run_dir), "--dataset_name", rows, "--num_generations", "0"]
+    assert main(words) == 0
+    record = json.loads(Path("diagnosis.json").read_text())
+    out = " ".join(capsys.readouterr().out.split())
+    assert "is what SFT was trained on" in out
+    assert (record["criterion"], record["sft"], record["candidates"]) == ("altered", [], [])
+    assert [one["reference"] for one in record["agreement"]] == ["0", "0.25", "all"]
+    assert record["decision"]["answer"] in ("cannot_tell", "none")
+    assert record["decision"]["figure"] == max(
+        (one["value"] for one in record["agreement"]), key=lambda value: value["mean"]
+    )
+    value = record["agreement"][1]["value"]
+    assert f"0.25 {value['mean']:.2f} [{value['low']:.2f}, {value['high']:.2f}]" in out
+    assert main([*words, "--ensemble", "false", "--references", "0.25", "--html_file", "page.html"]) == 0
+    assert re.search(r"^ ?0\.25 ", capsys.readouterr().out, flags=re.MULTILINE)
+    assert "altered numbers" in Path("page.html").read_text()
+
+
+def test_equal_weights_are_warned_of_and_a_run_without_references_says_how_to_keep_some(
+    saved, tmp_path, write_jsonl, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/model").symlink_to(saved["sft"])
+    rows = write_jsonl("rows.jsonl", counting_rows(4, seed=1))
+    words = ["diagnose", "--run_dir", "out", "--dataset_name", rows, "--num_generations", "0"]
+    assert main(words) == 2
+    assert "SFT kept no reference; train with reference_fractions, such as 0.25 0.5 0.75" in capsys.readouterr().err
+    (tmp_path / "out/config.yaml").write_text(yaml.safe_dump({"model_name_or_path": str(saved["sft"])}))
+    assert main(words) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "reference 0 has the same weights as the SFT model: its reward is zero everywhere" in out
+
+
 def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tokenizer = tiny_tokenizer()
@@ -115,7 +154,7 @@ def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
     record = json.loads(Path("diagnosis.json").read_text())
     assert list(record["paths"]) == ["0", "0.5"]
     assert all(reward["per_token"]["sd"] > 1e-3 for reward in record["rewards"])
-    assert record["recommendation"]["advice"] == "cannot_tell"  # random models are never right
+    assert record["decision"]["answer"] == "cannot_tell"  # random models are never right
     assert "found every answer wrong" in capsys.readouterr().out.replace("\n", " ")
 
 
@@ -127,6 +166,13 @@ def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
         ({"references": "0.9"}, "references=0.9 was not kept by this run; there is 0, 0.25"),
         ({"betas": "0"}, "betas=[0.0] must be different positive numbers"),
         ({"max_samples": "1"}, "max_samples=1 must be at least 2"),
+        ({"run_dir": "."}, "no finished SFT run: neither model nor sft/model is there"),
+        ({"criterion": "luck"}, "criterion='luck' does not exist; choose one of: auto, answers, preference"),
+        (
+            {"criterion": "verifier", "num_generations": "0"},
+            "criterion=verifier cannot be computed from what was given; there is altered",
+        ),
+        ({"num_generations": "-1"}, "num_generations=-1 must be at least 0"),
         ({"verifier": "luck"}, "verifier 'luck' does not exist"),
         ({"html_file": "page.txt"}, "html_file=page.txt must end in .html"),
         ({"max_completion_length": "9999"}, "max_completion_length=9999 fills the model's context of"),

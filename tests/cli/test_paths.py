@@ -11,7 +11,7 @@ from trl import SFTConfig
 
 from densepath.cli.arguments import parse
 from densepath.cli.main import main
-from densepath.config.choice import DiagnoseArguments, SelectArguments
+from densepath.config.choice import DiagnoseArguments
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
@@ -23,7 +23,7 @@ from densepath.trainers.trl_config import trl_config
 ROWS = [{"prompt": f"Say {i}:", "completion": f" {i} and on"} for i in range(6)]
 COMMANDS = [
     *(RunArguments, PlanArguments, SFTArguments, DPRArguments, EvalArguments, DiagnoseArguments, ScoreArguments),
-    *(ServeArguments, AuditArguments, RankArguments, SelectArguments, RewardEvalArguments, ViewArguments),
+    *(ServeArguments, AuditArguments, RankArguments, RewardEvalArguments, ViewArguments),
 ]
 PATHS = ("_dir", "_file", "_path", "dataset_name", "html", "rl_prompts", "accelerate_config")
 

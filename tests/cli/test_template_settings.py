@@ -9,7 +9,7 @@ from tests.pipeline.runs import save_tiny_model
 from tests.support import CHATML, IM_END, PAD, tiny_tokenizer
 
 from densepath.cli.main import main
-from densepath.config.choice import DiagnoseArguments, SelectArguments
+from densepath.config.choice import DiagnoseArguments
 from densepath.config.mixins import TEMPLATE_SETTINGS
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
@@ -39,7 +39,7 @@ ROWS = [
     "kind",
     [
         RunArguments, SFTArguments, DPRArguments, EvalArguments, ScoreArguments, ServeArguments, ViewArguments,
-        AuditArguments, RankArguments, SelectArguments, RewardEvalArguments, DiagnoseArguments,
+        AuditArguments, RankArguments, RewardEvalArguments, DiagnoseArguments,
     ],
 )  # fmt: skip
 def test_every_command_that_reads_text_has_the_three_settings(kind: type) -> None:

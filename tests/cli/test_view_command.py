@@ -50,7 +50,7 @@ def test_what_score_wrote_can_be_viewed(models, here):
     assert main(["score", *common, "--dataset_name", "rows.jsonl", "--output_file", "mine.jsonl"]) == 0
     assert main(["view", "mine.jsonl", "--html", "mine.html"]) == 0
     (row,) = json.loads((here / "mine.json").read_text())["rows"]
-    assert "".join(span["text"] for span in row["turns"][0]["spans"]) == "b<|im_end|>"
+    assert row["turns"][0]["tokens"] == ["b", "<|im_end|>"]
 
 
 def test_answers_given_on_the_command_line_are_aligned(models, here):
@@ -81,7 +81,7 @@ def test_the_server_starts_answers_and_stops(here):
     [
         ("view", "nothing to view: give a file that densepath score wrote, or model_name_or_path and"),
         ("view nowhere.jsonl", "nowhere.jsonl: no such file; give one that densepath score wrote"),
-        ("view rows.jsonl", 'rows.jsonl, row 1: not a scored row, it has no "turns" of "tokens" or'),
+        ("view rows.jsonl", 'rows.jsonl, row 1: not a scored row, it has no "turns"; see densepath score'),
         ("view scores.jsonl --sort size", "sort='size' does not exist; choose one of: row, reward"),
         ("view scores.jsonl --html a.json", "html=a.json: the page's JSON twin takes that name; end it in .html"),
         ("view scores.jsonl --html a.html --compare 1", "compare takes two rows, by number or id, not 1"),

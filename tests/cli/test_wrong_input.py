@@ -94,8 +94,10 @@ def test_a_prompt_longer_than_the_context_names_its_row_in_its_file(refused, wri
     rows = [{"prompt": f"Repeat {i}.", "completion": "x"} for i in range(30)]
     changes[key] = write_jsonl("long.jsonl", [*rows[:7], LONG, *rows[7:]])
     err = refused(**changes, num_validation_samples=20, num_test_samples=20)
-    assert f"{changes[key]}, row 8: the prompt has 300 tokens, and the model's context of 256 leaves 250" in err
-    assert "max_completion_length=6; shorten it" in err
+    assert (
+        f"{changes[key]}, row 8: 300 tokens beside max_completion_length=6, but the model's context holds 256" in err
+    )
+    assert "; shorten or leave it out, or lower max_completion_length" in err
 
 
 def test_training_prompts_longer_than_the_context_are_left_out_and_counted(models, tmp_path, write_jsonl, capsys):
@@ -303,7 +305,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("eval --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
         ("eval --num_generations 0", "num_generations=0 must be at least 1"),
         ("eval --dataset_name chat --model_name_or_path SFT", 'the row has no "answer" to compare with'),
-        ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: the prompt has 300 tokens"),
+        ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: 300 tokens beside max_"),
         ("eval --dataset_name text --model_name_or_path SFT", 'text.jsonl, row 1: a "text" row has no prompt'),
         ("sft --model_name_or_path SFT --completion_only_loss false", "completion_only_loss=False has no effect"),
         ("dpr --model_name_or_path SFT --max_completion_length none", "max_completion_length=None: give the most"),
@@ -317,7 +319,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ),
         (
             "dpr --model_name_or_path SFT --dataset_name long --max_completion_length 4",
-            "long.jsonl, row 61: the prompt has 300 tokens",
+            "long.jsonl, row 61: 300 tokens beside max_",
         ),
     ],
 )  # fmt: skip

@@ -24,6 +24,7 @@ from densepath.core.mixture import (
     mean_shares,
     prefix_posteriors,
     responsibilities,
+    running_before,
     sequence_scores,
     subtractive_logprobs,
 )
@@ -496,3 +497,21 @@ def decoded(tree, sft, ref, share, floor):
     policy = subtractive_logprobs(sft[tree.states], ref[tree.states], before, share, floor)
     taken = policy.gather(-1, tree.sequences.unsqueeze(-1)).squeeze(-1)
     return torch.where(tree.mask, taken, 0.0).sum(1).exp()
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+def test_the_running_sum_of_rows_in_a_line_equals_a_loop(chunk):
+    lengths = [3, 1, 0, 5, 2]
+    rewards = torch.randn(sum(lengths), generator=torch.Generator().manual_seed(0))
+    first = torch.tensor([place == 0 for length in lengths for place in range(length)])
+    expected, total = [], 0.0
+    for value, begins in zip(rewards.tolist(), first.tolist(), strict=True):
+        total = 0.0 if begins else total
+        expected.append(total)
+        total += value
+    carried, parts = torch.zeros((), dtype=torch.float64), []
+    for start in range(0, len(rewards), chunk):
+        part = slice(start, start + chunk)
+        found, carried = running_before(rewards[part], first[part], carried)
+        parts.append(found)
+    torch.testing.assert_close(torch.cat(parts), torch.tensor(expected, dtype=torch.float64))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import IM_END, tiny_tokenizer
 
-from densepath.data import decode_spans, token_offsets, token_spans
+from densepath.data import decode_spans, read_tokens, token_offsets
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
@@ -51,14 +51,10 @@ def test_a_decoder_that_treats_the_first_token_apart() -> None:
     assert "".join(text for text, _ in decode_spans(ids, tokenizer)) == tokenizer.decode(ids)
 
 
-def test_values_go_with_their_tokens() -> None:
+def test_tokens_of_a_completion_and_the_name_of_its_end() -> None:
     ids = [*ids_of("é"), EOS]
-    assert token_spans(ids, TOKENIZER, rewards=[1.0, 2.0, 3.0]) == [
-        {"text": "é", "token_ids": ids[:2], "rewards": [1.0, 2.0]},
-        {"text": IM_END, "token_ids": [EOS], "rewards": [3.0]},
-    ]
-    with pytest.raises(ValueError, match="rewards holds 1 numbers for 3 tokens"):
-        token_spans(ids, TOKENIZER, rewards=[1.0])
+    assert read_tokens(ids, TOKENIZER) == ("é", ids, ["é", "é", IM_END], [(0, 1), (0, 1), (1, 1)])
+    assert read_tokens([EOS, *ids_of("x")], TOKENIZER).tokens == [IM_END, "x"]
 
 
 def test_offsets_literal() -> None:

@@ -60,8 +60,7 @@ def test_scores_are_those_of_the_reward(reward, how):
     assert [record["score"] for record in records] == sorted(record["score"] for record in records)
     for record in records:
         values = scores.rewards[record["row"] - 1].tolist()
-        spans = record["turns"][0]["spans"]
-        assert [value for span in spans for value in span["rewards"]] == pytest.approx(values, abs=1e-5)
+        assert record["turns"][0]["rewards"] == pytest.approx(values, abs=1e-5)
         assert record["lowest"] == pytest.approx(min(values), abs=1e-5)
         logprobs = scores.sft_logprobs[record["row"] - 1].tolist()
         assert record["sft_logprob_lowest"] == pytest.approx(min(logprobs), abs=1e-5)
@@ -78,7 +77,7 @@ def test_every_turn_of_a_conversation_is_audited(reward):
     assert len(record["turns"]) == 2
     assert {span["turn"] for span in record["worst_spans"]} <= {0, 1}
     assert (record["id"], record["category"], record["prompt"][-1]["content"]) == ("x", "c", "Say it.")
-    assert record["reward"] == pytest.approx(sum(turn["reward"] for turn in record["turns"]), abs=1e-5)
+    assert record["reward"] == pytest.approx(sum(turn["sum"] for turn in record["turns"]), abs=1e-5)
 
 
 # --- duplicates ----------------------------------------------------------------------------------------------------
@@ -190,7 +189,7 @@ def test_an_over_long_row_is_cut_and_flagged(reward):
     length = len(pair.prompt_ids) + len(pair.completion_ids)
     assert record["flags"] == [{"flag": "over_long", "tokens": length}]
     assert record["num_tokens"] == 3
-    assert [i for span in record["turns"][0]["spans"] for i in span["token_ids"]] == list(pair.completion_ids[:3])
+    assert record["turns"][0]["token_ids"] == list(pair.completion_ids[:3])
     (whole,) = audit_demonstrations(reward, [row], max_length=length)
     assert whole["flags"] == []
     with pytest.raises(DataError, match=rf"row 1: the prompt has {limit - 3} tokens, and the limit is {limit - 3}"):

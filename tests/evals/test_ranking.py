@@ -135,7 +135,7 @@ def test_mistakes_are_named(reward):
         rank_completions(reward, ["a", "b"], [["x"]])
     with pytest.raises(DataError, match="here: completion 0 and the prompt differ in kind"):
         rank_completions(reward, ["a"], [[[{"role": "assistant", "content": "x"}]]], places=["here"])
-    with pytest.raises(DataError, match=r"prompt 0, completion 1: 3.. tokens with its prompt, .* holds 256"):
+    with pytest.raises(DataError, match=r"prompt 0, completion 1: 3.. tokens, but .* holds 256"):
         rank_completions(reward, ["a"], [["x", "z" * 300]])
     with pytest.raises(ConfigError, match="aggregation=best"):
         rank_completions(reward, ["a"], [["x"]], aggregation="best")

@@ -274,7 +274,7 @@ def test_rows_that_cannot_be_told_apart_are_set_aside_with_the_reason(planted):
     assert record["rows"] == 2
     reasons = {item["row"]: item["reason"] for item in record["set_aside"]}
     assert reasons[2] == "chosen and rejected are the same tokens"
-    assert reasons[3].endswith("tokens, and the model's context holds 128")
+    assert "tokens, but the model's context holds 128; shorten" in reasons[3]
     with pytest.raises(DataError, match="no row can be used; of row 1: chosen and rejected are the same tokens"):
         evaluate_reward(reward, [same])
 

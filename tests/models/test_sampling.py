@@ -366,7 +366,7 @@ def test_no_prompts_give_no_rows():
     [
         ({"prompt_ids": [[3], []]}, DataError, "prompt 1 is empty"),
         ({"prompt_ids": [[3], [3, 64]]}, DataError, "prompt 1 has token id 64"),
-        ({"prompt_ids": [[3], [3] * 253]}, DataError, "prompt 1 has 253 tokens.*context of 256: shorten"),
+        ({"prompt_ids": [[3], [3] * 253]}, DataError, "prompt 1: 253 tokens beside .*context holds 256; shorten"),
         ({"max_completion_length": 0}, UsageError, "at least 1"),
         ({"num_generations": 0}, UsageError, "at least 1"),
         ({"batch_size": 0}, UsageError, "at least 1"),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from densepath.io import read_json, read_jsonl
 from densepath.records.codec import from_json
+from densepath.records.completion import ScoredCompletion
 from densepath.records.outcome import Outcome
 
 ARMS = {"base": "before SFT", "sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
@@ -146,13 +147,11 @@ def test_the_samples_are_the_first_completions_token_by_token(run):
         assert set(sample["completions"]) == {"sft", "dpr"}
         for arm, completion in sample["completions"].items():
             record = read_jsonl(run / f"{arm}/eval/test-0.jsonl")[index]
-            ids = [token for span in completion["spans"] for token in span["token_ids"]]
-            assert ids == record["completion_ids"]
-            assert "".join(span["text"] for span in completion["spans"]) == tokenizer.decode(ids)
-            values = [value for span in completion["spans"] for value in span["rewards"]]
-            assert values == record["rewards"]
-            assert completion["reward"] == pytest.approx(sum(values))
-            assert all(len(span["rewards"]) == len(span["token_ids"]) for span in completion["spans"])
+            assert completion["token_ids"] == record["completion_ids"]
+            spans = from_json(ScoredCompletion, completion).spans
+            assert "".join(span.text for span in spans) == tokenizer.decode(record["completion_ids"])
+            assert completion["rewards"] == record["rewards"]
+            assert completion["sum"] == pytest.approx(sum(record["rewards"]))
 
 
 def test_the_control_had_the_compute_of_dpr(run):

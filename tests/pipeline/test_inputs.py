@@ -16,8 +16,8 @@ from transformers import TrainingArguments
 
 from densepath.cli.main import main
 from densepath.errors import ConfigError, ModelError, StorageError
-from densepath.pipeline.choosing import kept_references
 from densepath.pipeline.inputs import _is_kept
+from densepath.pipeline.kept import kept_models
 
 COMMON = ["--max_steps", "3", "--save_steps", "1", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2"]
 
@@ -197,12 +197,12 @@ def test_the_model_before_sft_is_found_from_elsewhere_or_refused(place: Path, mo
     for record in (True, False):
         if not record:
             (place / "out/run/inputs.json").unlink()
-        assert kept_references(Path("../out/run"), include_base=True)[1]["0"] == str(place / "base")
+        assert kept_models(Path("../out/run")).references["0"] == str(place / "base")
     monkeypatch.chdir(place)
     assert main([*sft("out/again")]) == 0
     change_model("base")
     with pytest.raises(ModelError, match=r"its model .*/base is another model than it was .weights changed"):
-        kept_references(Path("out/again"), include_base=True)
+        kept_models(Path("out/again"))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ FULL = [
     ("SFT, the final model without its name", {"target": SAVE, "call": 2, "when": "after"}, {"sft": [6, 8]}),
     ("SFT, before it is called done", {"target": FINISH}, {"sft": [6, 8]}),
     ("SFT, removal of its checkpoints", {"target": TIDY, "call": 3, "when": "after"}, {"sft": [8]}),
-    ("selection, second candidate", {"target": "densepath.pipeline.selection:generate", "call": 2}, {}),
+    ("selection, the first preview", {"target": "densepath.choice.measure:generate", "call": 4}, {}),
     ("selection, before it is called done", {"target": FINISH}, {}),
     ("SFT, its evaluation, second part", {"target": "densepath.pipeline.evaluation:generate", "call": 6}, {}),
     ("DPR, third sampling", {"target": "densepath.trainers.dpr:sample", "call": 3, "when": "after"}, {"dpr": [2]}),

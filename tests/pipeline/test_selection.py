@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import io
+import json
 import math
 
 import pytest
+import yaml
 from rich.console import Console
 from tests.pipeline.planted import save_planted
 from tests.support import tiny_tokenizer
 
+from densepath.choice import measure
+from densepath.choice.decide import decide
+from densepath.config.choice import DiagnoseArguments
 from densepath.config.run import RunArguments
 from densepath.io import read_json, write_jsonl_atomic
 from densepath.methods import SFTRun
-from densepath.pipeline import selection
+from densepath.pipeline.diagnose import run_diagnose_command
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import chosen, run_selection
+from densepath.records.choice import Findings
+from densepath.records.codec import from_json, to_json
 
 PROMPTS = 80
-HALF = {":": {"A": 0.5, "B": 0.5}}
-"""The SFT policy: right ("A") half of the time."""
+SFT = 0.45
+"""How often the SFT policy is right ("A") at temperature 1; never when greedy."""
 
 
 def answers(right: float) -> dict[str, dict[str, float]]:
@@ -29,21 +36,21 @@ def answers(right: float) -> dict[str, dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """Folders of planted models by their probability of "A"; 0.5 is the SFT policy."""
+    """Folders of planted models by their probability of "A"; `SFT` is the SFT policy."""
     folder, tokenizer = tmp_path_factory.mktemp("planted"), tiny_tokenizer()
-    return {right: save_planted(folder / str(right), tokenizer, answers(right)) for right in (0.1, 0.3, 0.5, 0.7, 0.9)}
+    return {right: save_planted(folder / str(right), tokenizer, answers(right)) for right in (0.1, 0.3, SFT, 0.7, 0.9)}
 
 
 @pytest.fixture
 def select(models, tmp_path):
     """Run the stage with a reference at each fraction, given by its probability of the right answer."""
 
-    def run(references: dict[str, float], **changes) -> tuple[dict, str]:
+    def run(references: dict[str, float], prompts: int = PROMPTS, **changes) -> tuple[dict, str]:
         folder = RunFolder(tmp_path / "run")
         kept = [float(name) for name in references]
         arguments = RunArguments(
             **{
-                "model_name_or_path": models[references.get("0", 0.5)],
+                "model_name_or_path": models[references.get("0", SFT)],
                 "output_dir": str(folder.path),
                 "verifier": "exact_match",
                 "max_completion_length": 3,
@@ -53,17 +60,16 @@ def select(models, tmp_path):
             }
         )
         (folder / "sft/references").mkdir(parents=True)
-        (folder / "sft/model").symlink_to(models[0.5])
+        (folder / "sft/model").symlink_to(models[SFT])
         for name, right in references.items():
             if name != "0":
                 (folder / f"sft/references/{name}").symlink_to(models[right])
-        rows = [{"prompt": f"Q{i}:", "completion": "A", "answer": "A"} for i in range(PROMPTS)]
+        rows = [{"prompt": f"Q{i}:", "completion": "A", "answer": "A"} for i in range(prompts)]
         write_jsonl_atomic(folder / "data/validation.jsonl", rows)
         output = io.StringIO()
         run_selection(folder, SFTRun(folder.path, arguments), Console(file=output, width=200), "3/6")
-        assert folder.is_done("selection")
         found = read_json(folder / "selection.json")
-        assert found["chosen"] == chosen(folder.path)
+        assert found["chosen"] == (chosen(folder.path) and to_json(chosen(folder.path)))
         folder.close()
         return found, output.getvalue()
 
@@ -71,8 +77,8 @@ def select(models, tmp_path):
 
 
 def contrast(reference: float, beta: float) -> float:
-    """P("A") of softmax((1 + 1/beta) z_SFT - z_ref / beta) for an SFT policy that is right half of the time."""
-    odds = ((1 - reference) / reference) ** (1 / beta)
+    """P("A") of softmax((1 + 1/beta) z_SFT - z_ref / beta)."""
+    odds = (SFT / (1 - SFT)) ** (1 + 1 / beta) * ((1 - reference) / reference) ** (1 / beta)
     return odds / (1 + odds)
 
 
@@ -81,25 +87,58 @@ def margin_of(probability: float, n: int = PROMPTS) -> float:
     return 4 * math.sqrt(probability * (1 - probability) / n) + 1e-9
 
 
-def test_auto_takes_the_reference_and_beta_that_help_most(select):
+def test_auto_takes_the_reference_that_helps_most(select):
     found, _ = select({"0": 0.9, "0.25": 0.7, "0.5": 0.1, "0.75": 0.3})
-    assert found["chosen"] == {"reference": "0.5", "beta": 0.5}
-    assert found["mode"] == "auto"
-    assert "exact_match of contrastive decoding on 80 validation prompts" in found["criterion"]
+    assert found["chosen"] == {"reference": "0.5", "beta": 1.0}
+    assert (found["mode"], found["decision"]["answer"]) == ("auto", "candidate")
+    assert found["criterion"] == (
+        "exact_match of contrastive decoding on 80 validation prompts, against SFT at its best"
+    )
     tried = {(row["reference"], row["beta"]): row for row in found["rows"]}
     # every reference at the first beta, and the other beta at the best of them
     assert list(tried) == [("0", 1.0), ("0.25", 1.0), ("0.5", 1.0), ("0.75", 1.0), ("0.5", 0.5)]
     of = {"0": 0.9, "0.25": 0.7, "0.5": 0.1, "0.75": 0.3}
     for (name, beta), row in tried.items():
-        truth = contrast(of[name], beta)  # .1, .3, .9, .7 at beta 1 and 81/82 at beta 1/2
-        assert row["score"]["mean"] == pytest.approx(truth, abs=margin_of(truth))
+        truth = contrast(of[name], beta)  # .07, .22, .86, .61 at beta 1
+        if truth > 0.5:  # right always when greedy, else best when sampled
+            assert (row["decoding"], row["score"]["mean"]) == ("greedy", 1.0)
+        else:
+            assert row["decoding"] == "temperature 1"
+            assert row["score"]["mean"] == pytest.approx(truth, abs=margin_of(truth))
         assert row["alpha"] == 1 / beta
         assert row["n"] == PROMPTS
-        assert row["difference"]["mean"] == pytest.approx(row["score"]["mean"] - found["baseline"]["mean"])
-    assert found["baseline"]["mean"] == pytest.approx(0.5, abs=margin_of(0.5))
-    assert found["baseline"]["low"] < 0.5 < found["baseline"]["high"]
-    assert f"{found['baseline']['mean']:.3f} for SFT" in found["reason"]
+        assert row["lead"]["mean"] == pytest.approx(row["score"]["mean"] - found["baseline"]["mean"])
+        assert row["verdict"] == ("better" if truth > 0.5 else "worse")
+    assert found["baseline"]["mean"] == pytest.approx(SFT, abs=margin_of(SFT))
+    assert found["baseline"]["low"] < SFT < found["baseline"]["high"]
+    assert f"SFT at its best (temperature 1) on {found['baseline']['mean']:.3f}" in found["reason"]
     assert found["warnings"] == []
+    # what decides is what is shown
+    best = tried["0.5", 1.0]
+    assert found["decision"]["figure"] == best["lead"]
+
+
+def test_a_run_decides_as_a_diagnosis_does(select, models, tmp_path, monkeypatch):
+    """The stage of a run and the command, on the same rows: the same findings, and one decision from them."""
+    monkeypatch.chdir(tmp_path)
+    found, _ = select({"0": 0.1, "0.5": 0.7}, candidate_betas=[0.5])
+    recipe = {"model_name_or_path": models[0.1], "verifier": "exact_match", "max_completion_length": 3}
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = DiagnoseArguments(run_dir="run", betas=[0.5], max_samples=PROMPTS, ensemble=False)
+    record = run_diagnose_command(arguments, Console(file=io.StringIO(), width=200))
+    assert record["decision"] == found["decision"]
+    assert record["decision"]["reference"] == found["chosen"]["reference"] == "0"
+    assert {name: record[name] for name in found["findings"]} == found["findings"]
+    findings = from_json(Findings, json.loads(json.dumps(found["findings"])))
+    assert to_json(decide(findings)) == found["decision"]
+
+
+def test_where_it_cannot_be_told_the_one_that_looks_best_is_tried(select):
+    """A lead on three prompts is worth having, and not shown."""
+    found, _ = select({"0": 0.1, "0.5": 0.7}, prompts=3)
+    assert found["decision"]["answer"] == "cannot_tell"
+    assert found["chosen"]["reference"] == "0"
+    assert found["reason"].startswith("it cannot be told whether it helps, so the test prompts will tell. A lead of ")
 
 
 def test_auto_may_take_the_model_before_sft(select):
@@ -109,13 +148,14 @@ def test_auto_may_take_the_model_before_sft(select):
 def test_auto_says_that_none_helps(select):
     found, _ = select({"0": 0.9, "0.25": 0.7})
     assert found["chosen"] is None
-    assert found["reason"].startswith("no preview beats SFT (0.")
-    assert "with 90 % confidence; the best (reference 0.25, beta 1) has 0." in found["reason"]
-    assert max(row["score"]["high"] for row in found["rows"]) < 0.5
+    assert found["decision"]["answer"] == "none"
+    assert found["reason"].startswith("No candidate is shown to beat SFT at its best (temperature 1: 0.")
+    assert "The best, reference 0.25, beta 1, temperature 1, has 0." in found["reason"]
+    assert max(row["score"]["high"] for row in found["rows"]) < SFT
 
 
 def test_a_reference_equal_to_sft_does_not_help_and_is_named(select):
-    found, printed = select({"0": 0.5, "0.5": 0.7})
+    found, printed = select({"0": SFT, "0.5": 0.7})
     assert found["chosen"] is None
     warning = "reference 0 has the same weights as the SFT model: the reward is zero everywhere"
     assert found["warnings"] == [warning]
@@ -126,7 +166,7 @@ def test_a_fixed_reference_is_obeyed_without_a_preview(select, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("nothing needs to be sampled")
 
-    monkeypatch.setattr(selection, "generate", never)
+    monkeypatch.setattr(measure, "generate", never)
     found, _ = select({"0": 0.1, "0.25": 0.9}, reference="0.25", beta="0.7")
     assert found["chosen"] == {"reference": "0.25", "beta": 0.7}
     assert (found["mode"], found["rows"]) == ("fixed", [])
@@ -134,14 +174,14 @@ def test_a_fixed_reference_is_obeyed_without_a_preview(select, monkeypatch):
 
 def test_a_fixed_reference_that_harms_is_obeyed_with_the_least_harmful_beta(select):
     found, _ = select({"0": 0.1, "0.25": 0.7}, reference="0.25")
-    assert found["chosen"] == {"reference": "0.25", "beta": 1.0}  # P("A") is .3, and .155 at beta 1/2
+    assert found["chosen"] == {"reference": "0.25", "beta": 1.0}  # P("A") is .22, and .09 at beta 1/2
     assert [row["reference"] for row in found["rows"]] == ["0.25", "0.25"]
-    assert "the reference was given; no preview beats SFT" in found["reason"]
+    assert found["reason"].startswith("the reference was given. No candidate is shown to beat SFT")
 
 
 def test_a_reference_by_its_path(select, models):
     found, _ = select({"0": 0.9}, reference=models[0.1])
-    assert found["chosen"] == {"reference": models[0.1], "beta": 0.5}
+    assert found["chosen"] == {"reference": models[0.1], "beta": 1.0}
 
 
 def test_a_reward_without_a_reference_chooses_nothing(select):
@@ -154,21 +194,22 @@ def test_a_reward_without_a_reference_chooses_nothing(select):
 def test_without_a_verifier_the_reward_must_tell_demonstrations_from_samples(select):
     found, _ = select({"0": 0.9, "0.5": 0.1}, verifier=None)
     assert found["chosen"] == {"reference": "0.5", "beta": 1.0}
-    assert found["baseline"] is None
-    # Demonstrations say "A": reward log(.5/.1) over "A" and EOS. Of SFT's samples half do, half earn log(.5/.9).
-    good, bad = math.log(0.5 / 0.1) / 2, math.log(0.5 / 0.9) / 2
-    row = next(row for row in found["rows"] if row["reference"] == "0.5")
-    spread = 4 * (good - bad) * 0.5 / math.sqrt(PROMPTS)
-    assert row["score"]["mean"] == pytest.approx(good - (good + bad) / 2, abs=spread)
-    assert f"({row['score']['mean']:+.4f} nats per token)" in found["reason"]
-    other = next(row for row in found["rows"] if row["reference"] == "0")
-    assert other["score"]["mean"] < 0
+    assert (found["baseline"], found["decision"]["answer"]) == (None, "cannot_tell")
+    assert found["criterion"] == "signal-to-noise of the reward (samples), 80 prompts"
+    # Demonstrations say "A". Of SFT's samples a share k does: margin 0, else a constant c. Its mean over its standard
+    # deviation is (1 - k) c / (c sqrt(k (1 - k))), with the sign of c: sqrt(.55 / .45) = 1.11.
+    scores = {row["reference"]: row["score"]["mean"] for row in found["rows"]}
+    assert scores["0.5"] == pytest.approx(math.sqrt((1 - SFT) / SFT), abs=0.5)
+    assert scores["0"] == pytest.approx(-scores["0.5"], abs=1e-4)
+    assert f"signal-to-noise (samples) of {scores['0.5']:.3f}" in found["reason"]
+    assert "There is no judged answer here" in found["reason"]
+    assert {row["lead"] for row in found["rows"]} == {None}
 
 
 def test_without_a_verifier_none_may_help_either(select):
     found, _ = select({"0": 0.9, "0.5": 0.7}, verifier=None)
     assert found["chosen"] is None
-    assert "no reference gives a reward that tells held-out demonstrations" in found["reason"]
+    assert found["reason"].startswith("No reference's reward is shown to be above 0")
 
 
 def test_a_fixed_reference_is_obeyed_without_a_verifier(select):

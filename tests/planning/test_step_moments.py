@@ -17,7 +17,7 @@ from densepath.planning.plan import Machine, Setup, Training, make_plan
 CASES = [
     (True, "backward begins", {"rows": 8, "vocabulary": 2000, "hidden": 32, "inner": 64, "layers": 4}),
     (True, "in the last layer", {"rows": 32, "vocabulary": 64, "hidden": 32, "inner": 512, "layers": 12}),
-    (True, "in the first layer", {"rows": 1, "vocabulary": 32, "hidden": 64, "inner": 512, "layers": 12}),
+    (True, "backward ends", {"rows": 1, "vocabulary": 32, "hidden": 64, "inner": 512, "layers": 12}),
     (False, "backward begins", {"rows": 8, "vocabulary": 2000, "hidden": 32, "inner": 64, "layers": 4}),
     (False, "in the last layer", {"rows": 32, "vocabulary": 64, "hidden": 32, "inner": 512, "layers": 2}),
 ]

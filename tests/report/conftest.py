@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from tests.report.made_results import comparison, record, row
+from tests.report.scored_files import span, turn
 
 
 def estimate(mean, half):
@@ -46,9 +47,9 @@ SELECTION = {
 }
 
 SPANS = [
-    {"text": "KATZE", "token_ids": [11, 12], "rewards": [0.5, 0.25], "logprobs": [-0.5, -0.25]},
-    {"text": "\n", "token_ids": [13], "rewards": [-1.5], "logprobs": [-2.0]},
-    {"text": "<|im_end|>", "token_ids": [2], "rewards": [0.0], "logprobs": [-0.125]},
+    span("KATZE", 0.5, 0.25, first_id=11),
+    span("\n", -1.5, first_id=13),
+    span("<|im_end|>", 0.0, first_id=2),
 ]
 
 SAMPLES = [
@@ -58,22 +59,8 @@ SAMPLES = [
         "answer": "KATZE",
         "category": "capitals",
         "completions": {
-            "sft": {
-                "label": "SFT",
-                "text": "katze",
-                "metric": 0.0,
-                "reward": -0.75,
-                "truncated": False,
-                "spans": SPANS[1:],
-            },
-            "dpr": {
-                "label": "DPR",
-                "text": "KATZE\n",
-                "metric": 1.0,
-                "reward": -0.75,
-                "truncated": True,
-                "spans": SPANS,
-            },
+            "sft": {**turn(*SPANS[1:]), "metric": 0.0, "truncated": False},
+            "dpr": {**turn(*SPANS), "metric": 1.0, "truncated": True},
         },
     }
     for index in range(2)

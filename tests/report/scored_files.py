@@ -3,26 +3,38 @@
 import json
 from pathlib import Path
 
+EOS = "<|im_end|>"
+
 
 def span(text, *rewards, first_id=10):
-    ids = list(range(first_id, first_id + len(rewards)))
-    return {"text": text, "token_ids": ids, "rewards": list(rewards)}
+    """Tokens that decode to this text together."""
+    return {"text": text, "token_ids": list(range(first_id, first_id + len(rewards))), "rewards": list(rewards)}
 
 
 def turn(*spans):
-    return {"reward": sum(sum(item["rewards"]) for item in spans), "spans": list(spans)}
+    """The completion of these spans; one whose text is that of EOS ends it."""
+    found = {"text": "", "token_ids": [], "tokens": [], "offsets": [], "rewards": []}
+    for item in spans:
+        start, count = len(found["text"]), len(item["rewards"])
+        found["text"] += "" if item["text"] == EOS else item["text"]
+        found["tokens"] += [item["text"]] * count
+        found["offsets"] += [[start, len(found["text"])]] * count
+        found["token_ids"] += item["token_ids"]
+        found["rewards"] += item["rewards"]
+    total = sum(found["rewards"])
+    return {**found, "sum": total, "mean": total / len(found["rewards"])}
 
 
 def row(identifier, *turns, **others):
-    total = sum(item["reward"] for item in turns)
-    count = sum(len(s["rewards"]) for item in turns for s in item["spans"])
+    total = sum(item["sum"] for item in turns)
+    count = sum(len(item["rewards"]) for item in turns)
     return {"id": identifier, "reward": total, "reward_per_token": total / count, "turns": list(turns), **others}
 
 
 # It costs 45 dollars; in the second row the 5 is altered.
 RIGHT = [span("It", 0.25), span(" costs", 0.5), span(" 4", 0.0), span("5", 0.25), span(" dollars", 0.5)]
 WRONG = [span("It", 0.25), span(" costs", 0.25), span(" 4", 0.0), span("7", -4.0), span(" dollars", 0.25)]
-END = span("<|im_end|>", 0.5, first_id=2)
+END = span(EOS, 0.5, first_id=2)
 
 ROWS = [
     row("right", turn(*RIGHT, END), prompt="What does it cost?"),

@@ -23,30 +23,31 @@ def interval(mean, half=0.05):
 def answers(value, temperature, reference=None, alpha=0.0, lead=None, verdict=None, kl=None):
     against = None if lead is None else {"difference": interval(lead), "p_holm": 0.01, "verdict": verdict}
     return {
-        "reference": reference, "alpha": alpha, "temperature": temperature,
+        "reference": reference, "alpha": alpha, "temperature": temperature, "policy": None,
         "value": None if value is None else interval(value), "length": interval(6.0), "truncated": 0.125,
         "longer": None, "kl": None if kl is None else interval(kl), "reward": None, "against_best": against,
         "against_same": against, "verdicts": [], "lengths": [],
     }  # fmt: skip
 
 
-def record(name="0.5", advice="run_dpr", verifier="exact_match", plain=lambda value: value):
+def record(name="0.5", advice="candidate", verifier="exact_match", plain=lambda value: value):
     spread = {"mean": 0.02, "sd": 0.25, "negative": 0.4}
     reward = {"reference": name, "per_token": spread, "per_completion": spread, "length_correlation": None}
     reward |= {"verifier": interval(0.82), "preference": None, "histogram": [[-1.0, 0.0, 2.0], [3, 5]]}
-    run = advice == "run_dpr"
+    run = advice == "candidate"
     return {
         "run_dir": name, "dataset_name": name, "prompts": 200, "verifier": verifier, "preferences": 0,
-        "recommendation": {
-            "advice": advice, "reference": name if run else None, "beta": 0.5 if run else None,
+        "decision": {
+            "answer": advice, "reference": name if run else None, "beta": 0.5 if run else None,
             "reasons": [f"because of {name}"], "warnings": [f"beware of {name}"],
         },
         "sft": [answers(plain(0.27), 1.0), answers(plain(0.34), 0.5), answers(plain(0.36), 0.0)],
-        "previews": [
+        "candidates": [
             answers(plain(0.32), 1.0, name, 2.0, plain(-0.04), "tie", kl=0.9),
             answers(plain(0.55), 0.0, name, 2.0, plain(0.19), "better"),
         ],
         "rewards": [reward],
+        "agreement": [{"reference": name, "criterion": "verifier", "value": interval(0.82)}],
         "likelihoods": [
             {"reference": None, "alpha": None, "nll": interval(0.6), "change": None},
             {"reference": name, "alpha": 2.0, "nll": interval(0.9), "change": interval(0.3)},
@@ -64,8 +65,8 @@ def printed(value):
 @pytest.mark.parametrize(
     ("advice", "words"),
     [
-        ("run_dpr", "Run DPR: reference 0.5, beta 0.5."),
-        ("do_not", "Do not run DPR on this."),
+        ("candidate", "Run DPR: reference 0.5, beta 0.5."),
+        ("none", "Keep the SFT model: do not run DPR on this."),
         ("cannot_tell", "It cannot be told."),
     ],
 )
@@ -82,7 +83,7 @@ def test_the_terminal_shows_a_row_for_sft_and_for_each_preview():
     assert "SFT - .270 .340 .360 - 6.0 12% -" in lines
     assert "0.5 0.5 .320 - .550 +.19 [+.14, +.24] better 6.0 12% 0.90" in lines
     assert "0.5 +0.020 ± 0.25 40% +0.02 ± 0.25 -" in lines
-    assert "0.5 0.82 [0.77, 0.87]" in lines
+    assert "0.5 0.82 [0.77, 0.87] *" in lines
     assert "preview 0.5, beta 0.5 0.900 +0.300 [+0.250, +0.350]" in lines
     assert lines[-2:] == ["- because of 0.5", "warning: beware of 0.5"]
 

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.report.scored_files import span, turn
 
 from densepath.report import build_report, page_html, run_page, write_report
 from densepath.report.drawings import Curves, Whisker, Whiskers
@@ -142,10 +143,8 @@ def test_twelve_samples_fit_in_a_megabyte(run_dir):
     path = run_dir / "samples.jsonl"
     sample = json.loads(path.read_text().split("\n")[0])
     for item in sample["completions"].values():
-        item["spans"] = [
-            {"text": f" word{index}", "token_ids": [40_000 + index], "rewards": [-1.234567], "logprobs": [-0.1234567]}
-            for index in range(200)
-        ]
+        words = (span(f" word{index}", -1.234567, first_id=40_000 + index) for index in range(200))
+        item |= {**turn(*words), "sft_logprobs": [-0.1234567] * 200}
     path.write_text((json.dumps(sample) + "\n") * 12)
     assert write_report(run_dir).html.stat().st_size < 1_000_000
 

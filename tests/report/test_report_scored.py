@@ -36,11 +36,11 @@ def many(count, seed=0):
 def test_a_row_comes_back_as_it_was_written(written):
     first, _, third = ScoredFile(written()).find(RowQuery()).rows
     assert (first.id, first.number, first.prompt) == ("right", 1, "What does it cost?")
-    assert first.turns[0].text == "It costs 45 dollars<|im_end|>"
+    assert first.turns[0].text == "It costs 45 dollars"
     assert (first.reward, first.num_tokens) == (2.0, 6)  # 0.25 + 0.5 + 0 + 0.25 + 0.5 + 0.5
     assert (third.label, third.category, third.prompt) == ("row 3", None, None)
     # -0.25 + 0.5 - 1 + 0.5, then -2 + 0.5
-    assert [completion.reward for completion in third.turns] == [-0.25, -1.5]
+    assert [completion.sum for completion in third.turns] == [-0.25, -1.5]
     assert third.lowest == -2.0
     assert third.reward_per_token == -1.75 / 6
 
@@ -54,6 +54,8 @@ def test_aligned_lists_become_runs_of_whole_characters():
         "token_ids": [10, 11, 12, 2],
         "rewards": [-0.25, 0.5, -1.0, 0.5],
         "sft_logprobs": [-1.0, -2.0, -3.0, -4.0],
+        "sum": -0.25,
+        "mean": -0.0625,
     }
     messages = [{"role": "user", "content": "Yes?"}, {"role": "assistant", "content": "Jaé"}]
     found = scored_row({"id": 3, "messages": messages, "turns": [turn_of_lists]}, 1, "scores.jsonl")
@@ -62,26 +64,22 @@ def test_aligned_lists_become_runs_of_whole_characters():
         ("é", (11, 12), (0.5, -1.0), (-2.0, -3.0)),
         ("<|im_end|>", (2,), (0.5,), (-4.0,)),
     ]
-    assert found.turns[0].text == "Jaé<|im_end|>"
+    assert found.turns[0].text == "Jaé"
     assert found.prompt == "Yes?"
     with pytest.raises(DataError, match="row 1: not a scored row"):
         scored_row({"turns": [{**turn_of_lists, "rewards": [1.0]}]}, 1, "scores.jsonl")
 
 
-NUMBER = st.one_of(st.none(), st.just(math.nan), st.integers(-8, 8).map(lambda n: n / 4))
-SPAN = st.fixed_dictionaries(
-    {}, optional={"text": st.text(max_size=3), "token_ids": st.lists(st.integers(0, 9), max_size=3)}
-).flatmap(lambda span: st.lists(NUMBER, max_size=3).map(lambda rewards: {**span, "rewards": rewards}))
+SPAN = st.lists(st.integers(-8, 8).map(lambda n: n / 8), min_size=1, max_size=3).map(lambda each: span("ab", *each))
 
 
-@given(st.lists(st.lists(SPAN, max_size=4), max_size=3), st.booleans())
+@given(st.lists(st.lists(SPAN, min_size=1, max_size=4), max_size=3))
 @settings(max_examples=60, deadline=None)
-def test_the_numbers_of_the_index_are_those_of_the_row(turns, known):
-    """Eighths have exact sums; what is not a number counts as a token without a reward."""
-    value = {"id": 1, "turns": [{"spans": spans if known else [*spans, "odd", {"text": None}]} for spans in turns]}
+def test_the_numbers_of_the_index_are_those_of_the_row(turns):
+    """Eighths have exact sums."""
+    value = {"id": 1, "turns": [turn(*spans) for spans in turns]}
     record = scored_row(value, 1, "file")
-    found = summary(value, 1, "file")
-    assert found == (record.reward, record.reward_per_token, record.num_tokens, record.lowest)
+    assert summary(value, 1, "file") == (record.reward, record.reward_per_token, record.num_tokens, record.lowest)
 
 
 def test_a_search_looks_through_what_is_shown():
@@ -100,8 +98,8 @@ def test_pages_one_after_the_other_give_every_row_once_in_order(written, sort, d
         "row": lambda number: number,
         "reward": lambda number: rows[number - 1]["reward"],
         "reward_per_token": lambda number: rows[number - 1]["reward_per_token"],
-        "tokens": lambda number: len(rows[number - 1]["turns"][0]["spans"]),
-        "lowest": lambda number: min(s["rewards"][0] for s in rows[number - 1]["turns"][0]["spans"]),
+        "tokens": lambda number: len(rows[number - 1]["turns"][0]["rewards"]),
+        "lowest": lambda number: min(rows[number - 1]["turns"][0]["rewards"]),
     }
     sign = -1 if descending else 1
     expected = sorted(range(1, 41), key=lambda number: (sign * keys[sort](number), number))
@@ -226,11 +224,30 @@ def test_an_order_that_does_not_exist(tmp_path):
         file.find(RowQuery(sort="size"))
 
 
-def test_odd_values_do_not_break_a_row():
-    value = {"id": 7, "prompt": [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "x"}]}
-    value["turns"] = [{"spans": [{"text": "a", "rewards": [float("nan")]}, {"text": None}, "odd", END]}, {"spans": []}]
-    known = scored_row(value, 1, "file")
-    assert (known.id, known.prompt) == ("7", "user: Hi\n\ntool: x")
-    assert known.reward == 0.5
-    assert [len(completion.spans) for completion in known.turns] == [3, 0]
-    assert scored_row({"spans": [END]}, 1, "file").num_tokens == 1
+WHOLE = turn(span("a", 0.5), END)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": [0.5]}, r"lists of \[2, 2, 2, 1\] entries; give one entry a token"),
+        ({"rewards": [0.5, None]}, r"rewards\[1\]: None is not a number"),
+        ({"rewards": [0.5, math.nan]}, r"rewards\[1\] is nan"),
+        ({"tokens": None}, "tokens: None is not a list"),
+        ({"spans": []}, r"unknown \['spans'\]"),
+        ({name: [] for name in ("token_ids", "tokens", "offsets", "rewards")}, "at least one"),
+    ],
+)
+def test_a_turn_that_is_not_whole_is_named(change, message):
+    value = {"turns": [{**WHOLE, **change}]}
+    with pytest.raises(DataError, match=f"file, row 3: not a scored row, .*{message}"):
+        scored_row(value, 3, "file")
+    if "tokens" not in change and "spans" not in change:  # the index reads the numbers alone
+        with pytest.raises(DataError, match="file, row 3"):
+            summary(value, 3, "file")
+
+
+def test_several_turns_of_a_prompt_become_text():
+    prompt = [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "x"}]
+    known = scored_row({"id": 7, "prompt": prompt, "turns": [WHOLE]}, 1, "file")
+    assert (known.id, known.prompt, known.reward) == ("7", "user: Hi\n\ntool: x", 1.0)

@@ -7,8 +7,8 @@ from tests.report.made_results import record, row
 
 from densepath.report import results_table
 from densepath.report.console import part_text
-from densepath.report.document import interval_text
 from densepath.report.records import Estimate
+from densepath.report.words import interval_text
 
 
 def shown(results, width=200):

@@ -11,6 +11,7 @@ from tests.report.scored_files import END, RIGHT, ROWS, row, span, turn, write_j
 from tests.report.test_report_page import HOSTILE, Page, poison
 
 from densepath.errors import UsageError
+from densepath.records.completion import completion_of
 from densepath.report.compare import compare
 from densepath.report.html import page_html
 from densepath.report.scored import RowQuery, ScoredFile
@@ -172,20 +173,15 @@ def test_a_lone_surrogate_can_be_written(tmp_path):
 # --- notebooks ------------------------------------------------------------------------------------------------------
 
 
-class Values(list):
-    """A tensor, as far as a view looks at one."""
-
-    def tolist(self):
-        return list(self)
-
-
-SCORES = SimpleNamespace(
-    rewards=[Values([0.5, -1.0, 0.25, 0.0]), Values([0.5])],
-    sft_logprobs=[Values([-0.5, -2.0, -1.0, -0.1]), Values([-0.5])],
-    completion_ids=[[7, 8, 9, 2], [7]],
-    texts=["Oé", "O"],
-    offsets=[[(0, 1), (1, 2), (1, 2), (2, 2)], [(0, 1)]],
-)
+COMPLETIONS = [
+    completion_of(
+        ("Oé", [7, 8, 9, 2], ["O", "é", "é", "<|im_end|>"], [(0, 1), (1, 2), (1, 2), (2, 2)]),
+        [0.5, -1.0, 0.25, 0.0],
+        sft_logprobs=[-0.5, -2.0, -1.0, -0.1],
+    ),
+    completion_of(("O", [7], ["O"], [(0, 1)]), [0.5]),
+]
+SCORES = SimpleNamespace(rewards=[None, None], completion=lambda index, tokenizer: COMPLETIONS[index])
 
 
 def test_scores_become_runs_of_whole_characters():
@@ -193,7 +189,7 @@ def test_scores_become_runs_of_whole_characters():
     assert [(s.text, s.token_ids, s.rewards) for s in first.spans] == [
         ("O", (7,), (0.5,)),
         ("é", (8, 9), (-1.0, 0.25)),
-        ("", (2,), (0.0,)),
+        ("<|im_end|>", (2,), (0.0,)),
     ]
     assert first.spans[1].logprobs == (-2.0, -1.0)
     assert (first.label, first.prompt, second.prompt) == ("completion 1", "Say it.", "Say it.")
@@ -220,8 +216,5 @@ def test_a_notebook_shows_the_same_fragments_twice_with_ids_of_their_own():
 
 
 def test_scores_that_cannot_be_shown():
-    bare = SimpleNamespace(**{**vars(SCORES), "texts": []})
-    with pytest.raises(UsageError, match="give the tokenizer as well"):
-        view_scores(bare)
     with pytest.raises(UsageError, match=r"pair=\(0, 5\): there are completions 0 to 1"):
         view_scores(SCORES, pair=(0, 5))

@@ -113,9 +113,13 @@ def test_text_is_scored_as_its_ids_and_each_token_has_its_place():
     # the bytes of one character share its range
     party = next(range_ for range_ in scores.offsets[0] if scores.texts[0][slice(*range_)].strip() == "🎉")
     assert scores.offsets[0].count(party) > 1
-    spans = scores.spans(0, reward.tokenizer)
-    assert "".join(span["text"] for span in spans) == "moon 🎉 star" + IM_END
-    assert [value for span in spans for value in span["rewards"]] == scores.rewards[0].tolist()
+    completion = scores.completion(0)
+    assert "".join(span.text for span in completion.spans) == "moon 🎉 star" + IM_END
+    assert [value for span in completion.spans for value in span.rewards] == list(completion.rewards)
+    assert completion.rewards == pytest.approx(scores.rewards[0].tolist(), rel=1e-6)
+    assert completion == scores.completion(0, reward.tokenizer)
+    with pytest.raises(UsageError, match="hold no text; give the tokenizer as well"):
+        by_ids.completion(0)
 
 
 def turn(content: str) -> dict[str, str]:

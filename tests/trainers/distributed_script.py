@@ -85,7 +85,7 @@ def main(output: Path, mode: str, batch_size: int, changes: dict[str, Any]) -> N
             bf16=False,
             gradient_checkpointing=False,
             seed=1,
-            **changes,
+            **{"estimator": "auto", **changes},
         ),
         train_dataset=datasets.Dataset.from_list(PROMPTS),
         eval_dataset=datasets.Dataset.from_list(DEMONSTRATIONS),

@@ -57,6 +57,7 @@ class Enumerated:
             "max_completion_length": horizon,
             "max_steps": 1,
             "beta": BETA,
+            "estimator": "auto",
             "report_to": "none",
             "gradient_checkpointing": False,
             **changes,

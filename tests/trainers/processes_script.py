@@ -65,6 +65,7 @@ def trainer_of(output: Path, scenario: str, **more) -> DPRTrainer:
         "lr_scheduler_type": "constant",
         "max_grad_norm": 0.0,
         "beta": 0.3,
+        "estimator": "auto",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",

@@ -8,6 +8,7 @@ from tests.tiny_models import with_lora
 from tests.trainers.test_dpr import rollout, trainer_of, uneven_lengths
 
 from densepath.models.logits import causal_lm
+from densepath.trainers.dpr_config import DPRConfig
 
 
 class Passes:
@@ -66,9 +67,14 @@ def test_the_policys_states_are_computed_once_more_where_the_sampler_did_not_kee
     assert passes.calls == 6 + 1 + 1
 
 
-def test_flops_of_a_default_step(tmp_path, make_model, tokenizer, prompts):
+def test_the_default_is_the_estimator_whose_step_is_the_cheaper(tmp_path):
+    assert DPRConfig(str(tmp_path), report_to="none").estimator == "sampled"
+
+
+@pytest.mark.parametrize("estimator", ["auto", "sampled"])
+def test_flops_of_a_step(tmp_path, make_model, tokenizer, prompts, estimator):
     """2 a token and parameter forward, 4 backward: sampling 2, two frozen models 2 each, training 6."""
-    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts)
+    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, estimator=estimator)
     output = rollout(trainer)
     distinct = {tuple(ids) for ids in trainer.rollout.scored.sampled.prompt_ids}
     tokens = sum(map(len, distinct)) + int(output["completion_mask"].sum())

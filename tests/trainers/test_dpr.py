@@ -26,6 +26,7 @@ def config(tmp_path, **changes) -> DPRConfig:
         "max_completion_length": 6,
         "learning_rate": 1e-3,
         "beta": 0.3,
+        "estimator": "auto",  # all actions where they are possible: more can go wrong there than with the default
         "report_to": "none",
         "save_strategy": "no",
         "logging_steps": 1,

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests.oracle import policy_table
+from tests.oracle import policy_table, sequence_probs
 from tests.trainers.enumerated import BETA, EOS, PROMPT, Enumerated
 
 from densepath.core import exact
+from densepath.core.mdp import gather_tokens
 
 TOLERANCE = {"atol": 3e-6, "rtol": 1e-5}  # the trainer keeps rewards and returns in float32
 
@@ -51,6 +52,13 @@ def mean_of_logprobs(e: Enumerated):
     return e.sft_table - torch.stack(e.ref_tables).mean(dim=0)
 
 
+def capped(e: Enumerated, cap: float, scale: float, beta=BETA):
+    """`E[scale min(0, R(y) - cap)] - beta KL(pi || SFT)`, summed over every completion."""
+    probs = sequence_probs(e.tree, e.table)
+    ratios = (gather_tokens(e.tree, plain(e))).sum(dim=1)
+    return probs @ (scale * (ratios - cap).clamp(max=0)) - beta * exact.sequence_kl(e.tree.mdp, e.table, e.sft_table)
+
+
 OPTIONS = {
     "default": ({}, lambda e: objective(e, plain(e))),
     "logprob": ({"dense_reward": "logprob"}, lambda e: objective(e, e.sft_table)),
@@ -59,6 +67,12 @@ OPTIONS = {
     "reward_scale": ({"reward_scale": 0.3}, lambda e: objective(e, 0.3 * plain(e))),
     "two references": ({"refs": (3, 4)}, lambda e: objective(e, mean_of_probabilities(e))),
     "geometric": ({"refs": (3, 4), "reference_mean": "geometric"}, lambda e: objective(e, mean_of_logprobs(e))),
+    "capped at 0": ({"sequence_cap": 0.0}, lambda e: capped(e, 0.0, 1.0)),
+    "capped above, scaled": ({"sequence_cap": 0.4, "reward_scale": 2.0}, lambda e: capped(e, 0.4, 2.0)),
+    "capped below, by lambda": (
+        {"sequence_cap": -0.3, "reward_lambda": 5.0, "beta": None},
+        lambda e: capped(e, -0.3, 1.0, beta=0.25),
+    ),
     "ref_beta": ({"ref_beta": 0.4}, lambda e: objective(e, plain(e), ref_beta=0.4)),
     "beta 0": ({"beta": 0.0}, lambda e: objective(e, plain(e), beta=0.0)),
     "gamma 0.5": ({"gamma": 0.5}, lambda e: objective(e, plain(e), gamma=0.5)),
@@ -66,7 +80,15 @@ OPTIONS = {
     "KL at each state": ({"kl_in_return": False}, state_loss),
     "divided by length": ({"loss_normalizer": "max_completion_length"}, lambda e: objective(e, plain(e)) / 3),
 }
-MOVED = ("reward_clip", "reward_floor", "gamma 0.5", "gamma 0", "KL at each state")
+MOVED = (
+    "capped at 0",
+    "capped above, scaled",
+    "reward_clip",
+    "reward_floor",
+    "gamma 0.5",
+    "gamma 0",
+    "KL at each state",
+)
 """Options whose expectation is not the gradient of the objective: the comparison must see it."""
 
 

@@ -197,7 +197,9 @@ def test_a_prompt_that_fills_the_context_is_named_with_its_row(tmp_path, tokeniz
     rows = prompts.to_list()
     rows[17]["prompt"] = "blue " * 120
     data = type(prompts).from_list(rows)
-    with pytest.raises(DataError, match=r"train_dataset, row 17: its prompt has \d+ tokens, and the context of 256"):
+    with pytest.raises(
+        DataError, match=r"train_dataset, row 17: \d+ tokens beside .*, but the model's context holds 256"
+    ):
         trainer_of(tmp_path, make_model, tokenizer, data)
     with pytest.raises(DataError, match="eval_dataset hard, row 17"):
         DPRTrainer(

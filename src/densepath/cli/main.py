@@ -21,7 +21,6 @@ COMMANDS = {
     "score": "Grade every token of given completions with the dense reward.",
     "rank": "Best of n: completions of a prompt by falling reward.",
     "audit": "Demonstrations that the trained model finds least like expert behaviour.",
-    "select": "Pick the reference among the checkpoints that an SFT run kept.",
     "diagnose": "Will DPR help on this SFT run? A preview without training, and a recommendation.",
     "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
     "eval": "Sample held-out completions and check them with a program.",

@@ -8,6 +8,7 @@ capped reward. Nothing here is the paper's. Proofs: docs/theory.md, statements 9
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -230,6 +231,18 @@ def subtractive_logprobs(
     return torch.log_softmax(torch.where(forbidden, -math.inf, sft + log_posterior), dim=-1)
 
 
+class Cap(NamedTuple):
+    """The cap of a sequence's reward: `scale min(0, R - cap)`.
+
+    Attributes:
+        cap: kappa, nats of the unscaled R: what lies above it is all the same.
+        scale: alpha, above 0.
+    """
+
+    cap: float
+    scale: float = 1.0
+
+
 def capped_returns(log_ratios: Tensor, cap: float, scale: float = 1.0) -> Tensor:
     """The capped reward of a whole completion: `scale min(0, R - cap)`.
 
@@ -296,6 +309,29 @@ def capped_rewards(rewards: Tensor, mask: Tensor, cap: float, scale: float = 1.0
     """
     before, first = log_ratios_before(rewards, mask), mask & (mask.cumsum(dim=1) == 1)
     return keep(capped_increments(keep(lift(rewards), mask), before, first, cap, scale), mask)
+
+
+def running_before(rewards: Tensor, first: Tensor, carried: Tensor) -> tuple[Tensor, Tensor]:
+    """`R_{<t}` along rows that lie one after the other, a chunk of them at a time.
+
+    Args:
+        rewards: (tokens,) float, r, nats.
+        first: (tokens,) bool, True where a row begins.
+        carried: scalar float64, the sum before the chunk's first token; 0 before the first chunk.
+
+    Returns:
+        (tokens,) float64, nats, 0 where a row begins; scalar float64, what to carry into the next chunk.
+
+    >>> running_before(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([False, True, False]), torch.tensor(8.0).double())
+    (tensor([8., 0., 2.], dtype=torch.float64), tensor(6., dtype=torch.float64))
+    """
+    through = rewards.double().cumsum(dim=0) + carried
+    before = through - rewards.double()
+    places = torch.arange(len(rewards), device=rewards.device)
+    begun = torch.where(first, places, -1).cummax(dim=0).values  # the row's first token, -1 in an earlier chunk
+    zero = torch.zeros_like(before)
+    before = before - torch.where(begun >= 0, before[begun.clamp(min=0)], zero)
+    return before, before[-1] + rewards[-1].double()
 
 
 def capped_weights(log_ratios: Tensor, cap: float, scale: float, beta: float) -> Tensor:

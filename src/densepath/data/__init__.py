@@ -12,7 +12,7 @@ from densepath.data.encode import (
 )
 from densepath.data.formats import dataset_fingerprint, load_dataset_rows, validate_rows
 from densepath.data.rows import DataFormat, Row, detect_format, prompt_of, split_turns, template_arguments
-from densepath.data.spans import decode_spans, token_offsets, token_spans
+from densepath.data.spans import decode_spans, read_tokens, token_offsets
 from densepath.data.splits import check_disjoint, content_hash, split_by_content
 from densepath.data.tasks import TaskFamily, check_answer, generate_tasks, normalise_answer
 
@@ -38,10 +38,10 @@ __all__ = [
     "load_dataset_rows",
     "normalise_answer",
     "prompt_of",
+    "read_tokens",
     "split_by_content",
     "split_turns",
     "template_arguments",
     "token_offsets",
-    "token_spans",
     "validate_rows",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 from densepath.data.tokenizer_calls import as_ints, decode
 
@@ -42,36 +42,6 @@ def decode_spans(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -
     return [(whole, ids)]  # a decoder that rewrites what it wrote before: no finer runs exist
 
 
-def token_spans(
-    token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase, **values: Sequence[float]
-) -> list[dict[str, Any]]:
-    """The runs of `decode_spans` as records, with their share of per-token values: what a heat map is drawn from.
-
-    Args:
-        token_ids: ids to decode, special tokens included.
-        tokenizer: a transformers tokenizer.
-        values: name -> one number a token.
-
-    Returns:
-        Records with `text`, `token_ids` and one list under each name, in order.
-
-    Raises:
-        ValueError: not one number a token.
-    """
-    for name, numbers in values.items():
-        if len(numbers) != len(token_ids):
-            raise ValueError(f"{name} holds {len(numbers)} numbers for {len(token_ids)} tokens")
-    spans: list[dict[str, Any]] = []
-    at = 0
-    for text, ids in decode_spans(token_ids, tokenizer):
-        stop = at + len(ids)
-        spans.append(
-            {"text": text, "token_ids": ids, **{name: list(numbers[at:stop]) for name, numbers in values.items()}}
-        )
-        at = stop
-    return spans
-
-
 def token_offsets(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
     """Text of a completion, and where in it each token stands.
 
@@ -91,3 +61,27 @@ def token_offsets(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) 
         offsets += [(len(text), len(text) + len(piece))] * len(run)
         text += piece
     return text, [*offsets, (len(text), len(text))] if ended else offsets
+
+
+class ReadTokens(NamedTuple):
+    """A completion as text: its ids, the text of each token, and where in the text each stands (`token_offsets`)."""
+
+    text: str
+    token_ids: list[int]
+    tokens: list[str]
+    offsets: list[tuple[int, int]]
+
+
+def read_tokens(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> ReadTokens:
+    """Text of a completion and of each of its tokens; a final EOS has its name.
+
+    Args:
+        token_ids: ids of the completion.
+        tokenizer: a transformers tokenizer.
+    """
+    ids = as_ints(token_ids)
+    text, offsets = token_offsets(ids, tokenizer)
+    tokens = [text[start:end] for start, end in offsets]
+    if ids and ids[-1] == tokenizer.eos_token_id:
+        tokens[-1] = str(tokenizer.eos_token)
+    return ReadTokens(text, ids, tokens, offsets)

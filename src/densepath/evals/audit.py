@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -17,6 +17,7 @@ from densepath.evals.altered_numbers import answer_of
 from densepath.evals.duplicates import exact_key, first_occurrences, normal_key
 from densepath.evals.signals import Aggregation, aggregate
 from densepath.models.compat import context_length, eos_token_ids
+from densepath.records.completion import Span
 from densepath.records.spans import worst_spans
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.scores import DenseScores
@@ -72,7 +73,7 @@ def audit_demonstrations(
         on_progress: called with (scored, all) completions, counted once for each model.
 
     Returns:
-        One record a row, in the layout of `densepath score` (`turns` of `spans`) with `row` (from 1), `rank` (from 1),
+        One record a row, in the layout of `densepath score` with `row` (from 1), `rank` (from 1),
         `score`, `lowest`, `sft_logprob_per_token`, `sft_logprob_lowest`, `flags` and `worst_spans` (`text`, `reward`,
         `turn`, `start`, `end` in tokens).
 
@@ -177,9 +178,9 @@ def _record(
     worst: list[dict[str, Any]] = []
     drawn = []
     for place, turn in enumerate(turns):
-        runs = scores.spans(turn, tokenizer)
-        drawn.append({"reward": float(scores.rewards[turn].sum()), "spans": runs})
-        worst += _worst(runs, place, faint)
+        completion = scores.completion(turn, tokenizer)
+        drawn.append(completion.to_json())
+        worst += _worst(completion.spans, place, faint)
     return {
         "row": number,
         "id": row.get("id"),
@@ -197,12 +198,12 @@ def _record(
     }
 
 
-def _worst(runs: Sequence[Mapping[str, Any]], turn: int, faint: float) -> list[dict[str, Any]]:
-    rewards = [math.fsum(run["rewards"]) for run in runs]
-    starts = np.concatenate([[0], np.cumsum([len(run["token_ids"]) for run in runs])]).tolist()
+def _worst(runs: Sequence[Span], turn: int, faint: float) -> list[dict[str, Any]]:
+    rewards = [run.reward for run in runs]
+    starts = np.concatenate([[0], np.cumsum([len(run.token_ids) for run in runs])]).tolist()
     return [
         {
-            "text": "".join(run["text"] for run in runs[span.start : span.end]),
+            "text": "".join(run.text for run in runs[span.start : span.end]),
             "reward": span.reward,
             "turn": turn,
             "start": starts[span.start],

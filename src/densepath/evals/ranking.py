@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from densepath.data import Encoded, encode_pair
+from densepath.data.context import check_context
 from densepath.data.rows import Row, Turns, canonical_json, is_conversational, short, template_arguments
 from densepath.errors import DataError, ModelError, UsageError
 from densepath.evals.signals import Aggregation, aggregate
@@ -208,10 +209,6 @@ def _encode(
             found.append(encode(prompt, completion))
         except (DataError, ModelError) as error:
             raise type(error)(f"{place}, completion {index}: {error}") from error
-        length = len(found[-1].prompt_ids) + len(found[-1].completion_ids)
-        if length > context:
-            raise DataError(
-                f"{place}, completion {index}: {length} tokens with its prompt, and the model's context holds "
-                f"{context}; shorten it, or leave it out"
-            )
+        tokens = len(found[-1].prompt_ids) + len(found[-1].completion_ids)
+        check_context(tokens, context, f"{place}, completion {index}")
     return found

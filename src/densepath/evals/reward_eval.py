@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
 
+from densepath.data.context import check_context
 from densepath.data.formats import read_rows, validate_rows
 from densepath.data.rows import Row, jsonable
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
@@ -183,10 +184,12 @@ def _encode(
         example = _encode_row(rows[index], index, kind, tokenizer, separator, seed, source)
         if not isinstance(example, str):
             longest = max(len(c.prompt_ids) + len(c.completion_ids) for c in example.completions)
-            if longest <= context:
+            try:
+                check_context(longest, context)
                 found[index] = example
                 continue
-            example = f"{longest} tokens, and the model's context holds {context}"
+            except DataError as error:
+                example = str(error)
         set_aside.append({"row": index + 1, "reason": example})
     if not found:
         raise DataError(f"{source}: no row can be used; of row {set_aside[0]['row']}: {set_aside[0]['reason']}")

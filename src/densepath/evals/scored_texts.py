@@ -13,6 +13,7 @@ from torch import Tensor
 
 from densepath.core.rewards import baseline_relative
 from densepath.data import Encoded, encode_pairs
+from densepath.data.context import check_context
 from densepath.data.rows import DataFormat, Row, detect_format
 from densepath.errors import DataError, ModelError
 from densepath.evals.altered_numbers import alter_answer
@@ -97,11 +98,7 @@ def collect_texts(
             twin = alter_answer(row, tokenizer, random.Random(f"{seed} {index}")) if altered else ""
         except (DataError, ModelError) as error:
             raise type(error)(f"{source}, row {index + 1}: {error}") from error
-        length = len(pair.prompt_ids) + len(pair.completion_ids)
-        if length > context:
-            raise DataError(
-                f"{source}, row {index + 1}: {length} tokens, and the model's context holds {context}; leave it out"
-            )
+        check_context(len(pair.prompt_ids) + len(pair.completion_ids), context, f"{source}, row {index + 1}")
         texts.demonstrations.append(texts.add(pair))
         texts.twins.append(None if isinstance(twin, str) else texts.add(twin.completions[1]))
     for index, row in enumerate(preferences):

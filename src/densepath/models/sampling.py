@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from densepath.core.logprobs import contrastive_logits, lift
+from densepath.data.context import check_context
 from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
@@ -309,11 +310,7 @@ def _check_prompts(prompt_ids: Sequence[Sequence[int]], models: Sequence[PreTrai
                 f"prompt {row} has token id {max(prompt)}, outside of the {vocabulary} of the model: "
                 "was it tokenised for another model?"
             )
-        if len(prompt) + steps > context:
-            raise DataError(
-                f"prompt {row} has {len(prompt)} tokens; with max_completion_length={steps} it exceeds the model's "
-                f"context of {context}: shorten the prompt or lower max_completion_length"
-            )
+        check_context(len(prompt), context, f"prompt {row}", max_completion_length=steps)
 
 
 def _check_borders(prompt_ids: Sequence[Sequence[int]], borders: Sequence[int], steps: int) -> None:

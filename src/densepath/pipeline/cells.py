@@ -136,7 +136,7 @@ def _stage(job: CellJob, method: Method, console: Console, title: str) -> Stage 
         found = chosen(sft.path)
         if found is None:
             return None
-        arguments = replace(arguments, reference=str(found["reference"]), beta=str(found["beta"]))
+        arguments = replace(arguments, reference=found.reference, beta=str(found.beta))
     matched = None if job.like is None else _matched(job)
     return Stage(sft, job.folder, arguments, job.others, console, title, matched)
 

@@ -18,6 +18,7 @@ from densepath.data import (
     split_by_content,
 )
 from densepath.data.constraints import constrained_rows
+from densepath.data.context import check_context, room_for_prompts
 from densepath.data.formats import Needs, read_rows
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.data.rows import DataFormat, detect_format, jsonable
@@ -274,15 +275,8 @@ def check_prompts(
         DataError: the first such row.
         ConfigError: no prompt at all would fit.
     """
-    longest = context - max_completion_length
-    if longest < 1:
-        raise ConfigError(
-            f"max_completion_length={max_completion_length} fills the model's context of {context} tokens"
-        )
+    longest = room_for_prompts(context, max_completion_length)
     for row in rows:
-        length = len(encode_row_prompt(row, tokenizer))
-        if length > longest:
-            raise DataError(
-                f"{place(source, split, row)}: the prompt has {length} tokens, and the model's context of {context} "
-                f"leaves {longest} beside max_completion_length={max_completion_length}; shorten it, or lower that"
-            )
+        tokens = len(encode_row_prompt(row, tokenizer))
+        if tokens > longest:  # to find its place takes time
+            check_context(tokens, context, place(source, split, row), max_completion_length=max_completion_length)

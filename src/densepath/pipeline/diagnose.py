@@ -6,18 +6,22 @@ import random
 from pathlib import Path
 from typing import Any
 
+from densepath.choice.decide import decide
+from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
+from densepath.choice.measure import measure
 from densepath.config.choice import DiagnoseArguments
 from densepath.data import content_hash
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
-from densepath.evals.diagnosis import diagnose
 from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
-from densepath.pipeline.choosing import kept_references
 from densepath.pipeline.data import check_answers, check_prompts, load_rows
+from densepath.pipeline.kept import KeptModels, kept_models
 from densepath.progress import StageProgress
+from densepath.records.choice import Criterion
+from densepath.records.codec import to_json
 from densepath.report.console import print_parts
 from densepath.report.diagnosis import diagnosis_page, diagnosis_parts
 from densepath.report.html import page_html
@@ -33,48 +37,36 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         DensepathError: a folder without an SFT run, or data or configuration that cannot be used.
     """
     run_dir = Path(arguments.run_dir)
-    sft, kept, recipe = kept_references(run_dir, include_base=True)
-    references = _chosen(kept, arguments.references)
-    trust = arguments.trust_remote_code
-    tokenizer = load_tokenizer(sft, **arguments.tokenizer_options())
-    for name, path in references.items():
-        check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=trust), special_tokens=False)
-        if not weights_differ(sft, path):
-            warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
-    verifier = arguments.verifier or recipe.get("verifier")
-    length = arguments.max_completion_length or int(recipe.get("max_completion_length") or DEFAULT_COMPLETION_LENGTH)
-    source, rows = _rows(arguments, run_dir, console, recipe)
-    check_answers(verifier, rows, source, arguments.dataset_train_split)
-    check_prompts(rows, tokenizer, model_context(sft, trust), length, source, arguments.dataset_train_split)
-    preferences = _preferences(arguments)
+    kept = kept_models(run_dir)
+    models = _models(arguments, kept, console)
+    evidence, length = _evidence(arguments, run_dir, kept, models, console)
+    plan = MeasurePlan(
+        betas=tuple(arguments.betas),
+        num_generations=arguments.num_generations,
+        max_completion_length=length,
+        criterion=None if arguments.criterion == "auto" else Criterion(arguments.criterion),
+        ensemble=arguments.ensemble,
+        seed=arguments.seed,
+        token_budget=arguments.token_budget,
+    )
     with StageProgress(console, "diagnose", None, "completion") as progress:
-        found = diagnose(
-            sft,
-            references,
-            rows,
-            tokenizer=tokenizer,
-            verifier=verifier,
-            preferences=preferences,
-            betas=arguments.betas,
-            num_generations=arguments.num_generations,
-            max_completion_length=length,
-            seed=arguments.seed,
-            token_budget=arguments.token_budget,
-            dtype=arguments.dtype,
-            device="auto",
-            trust_remote_code=trust,
-            source=source,
-            on_progress=lambda done, total: progress.update(done, total),
+        found = measure(models, evidence, plan, on_progress=lambda done, total: progress.update(done, total))
+    if found.preferences_set_aside:
+        warn(
+            console,
+            f"{arguments.preference_dataset_name}: {found.preferences_set_aside} rows set aside: equal twins, or "
+            "longer than the context",
         )
     record = {
         "run_dir": arguments.run_dir,
-        "dataset_name": source,
+        "dataset_name": evidence.source,
         "preference_dataset_name": arguments.preference_dataset_name,
         "max_completion_length": length,
         "num_generations": arguments.num_generations,
         "seed": arguments.seed,
-        "paths": references,
-        **found.as_dict(),
+        "paths": dict(models.references),
+        "decision": to_json(decide(found)),
+        **to_json(found),
     }
     print_parts(console, *diagnosis_parts(record))
     write_json_atomic(Path(arguments.output_file), record)
@@ -83,6 +75,32 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         say(console, f"page: {Path(arguments.html_file).resolve()}")
     say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record
+
+
+def _models(arguments: DiagnoseArguments, kept: KeptModels, console: Console) -> SFTModels:
+    """The SFT model and the references asked for, of one tokenizer."""
+    trust = arguments.trust_remote_code
+    tokenizer = load_tokenizer(kept.sft, **arguments.tokenizer_options())
+    references = _chosen(kept.references, arguments.references)
+    for name, path in references.items():
+        check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=trust), special_tokens=False)
+        if not weights_differ(kept.sft, path):
+            warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
+    return SFTModels(kept.sft, references, tokenizer, dtype=arguments.dtype, device="auto", trust_remote_code=trust)
+
+
+def _evidence(
+    arguments: DiagnoseArguments, run_dir: Path, kept: KeptModels, models: SFTModels, console: Console
+) -> tuple[Evidence, int]:
+    """Rows, verifier and preferences, and the longest completion in tokens; the recipe's where nothing was given."""
+    recipe, split = kept.recipe, arguments.dataset_train_split
+    verifier = arguments.verifier or recipe.get("verifier")
+    length = arguments.max_completion_length or int(recipe.get("max_completion_length") or DEFAULT_COMPLETION_LENGTH)
+    source, rows = _rows(arguments, run_dir, console, recipe)
+    check_answers(verifier, rows, source, split)
+    context = model_context(kept.sft, arguments.trust_remote_code)
+    check_prompts(rows, models.tokenizer, context, length, source, split)
+    return Evidence(rows, verifier, _preferences(arguments), source), length
 
 
 def _chosen(kept: dict[str, str], asked: list[str]) -> dict[str, str]:

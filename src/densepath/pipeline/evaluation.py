@@ -66,7 +66,7 @@ class Evaluation:
         given = self.sft.arguments.reference
         found = chosen(self.sft.path) if given == "auto" else None
         if found is not None:
-            return str(found["reference"])
+            return found.reference
         if given != "auto":
             return given
         kept = self.sft.arguments.reference_fractions or [0.0]

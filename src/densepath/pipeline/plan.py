@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from densepath.methods._stage import dpr_config, sft_config
 from densepath.pipeline.environment import resident_bytes
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.fits import check_fits
-from densepath.planning.memory import GIB, HEAP_LIMIT, Adapter, Precision, Sharding
+from densepath.planning.memory import GIB, Adapter, Precision, Sharding
 from densepath.planning.plan import Machine, Plan, Setup, Training, make_plan
 from densepath.trainers.dpr_config import DPRConfig, EstimatorKind
 
@@ -54,7 +53,7 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
         machine = Machine(True, _gpu_memory(arguments), CUDA_RESERVE, processes, sharding)
     else:
         before = resident_bytes() + CPU_RESERVE if process is None else process
-        machine = Machine(False, machine_memory(), before, heap_limit=heap_limit())
+        machine = Machine(False, machine_memory(), before)
     architecture = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     return make_plan(setup_of(arguments, others, architecture, sharding, cuda=cuda), machine)
 
@@ -136,7 +135,7 @@ def setup_of(
             rollouts=dpr.per_device_train_batch_size * (dpr.steps_per_generation or 1),
             all_action=EstimatorKind(dpr.estimator) is not EstimatorKind.SAMPLED
             and dpr.all_action_obstacle() is None
-            and not sharding.shards_weights,
+            and "policy" not in sharding.divides,
             state_kl=not dpr.kl_in_return,
             token_budget=dpr.score_token_budget,
         ),
@@ -223,13 +222,3 @@ def machine_memory() -> float:
         except (OSError, ValueError):
             continue
     return total
-
-
-def heap_limit() -> float:
-    """Bytes from which a tensor is taken from the kernel and not from glibc's heap; 0 without glibc."""
-    if platform.libc_ver()[0] != "glibc":
-        return 0.0
-    try:
-        return float(os.environ["MALLOC_MMAP_THRESHOLD_"])
-    except (KeyError, ValueError):
-        return float(HEAP_LIMIT)

@@ -29,7 +29,7 @@ from densepath.pipeline.recipe import MethodPlan, Setting, Variant
 from densepath.pipeline.results import grid_record
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
-from densepath.pipeline.selection import chosen
+from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
 from densepath.report import results_table, write_report
 from densepath.report.console import print_parts
@@ -118,13 +118,13 @@ def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
         _check_reference_tokenizer(job.sft.arguments)
     prepare(run, job, console, str(steps))
     arms = setting.methods
-    found = chosen(run.path)
-    reason = read_json(run / "selection.json")["reason"]
+    choice = read_choice(run.path)
+    found, reason = choice.chosen, choice.reason
     if found is None:
         say(console, f"3/{steps} reference: none helps: {reason}. DPR is left out.")
         arms = {name: plan for name, plan in arms.items() if not needs_reference(setting, plan)}
     else:
-        say(console, f"3/{steps} reference {found['reference']}, beta {found['beta']:g}: {reason}")
+        say(console, f"3/{steps} reference {found.reference}, beta {found.beta:g}: {reason}")
     return replace(grid, settings=[replace(setting, methods=arms)])
 
 
@@ -142,10 +142,10 @@ def _train_and_ask(grid: Grid, console: Console) -> None:
 def _record(run: RunFolder, grid: Grid) -> dict[str, Any]:
     """The grid's record, with what the choice of the reference has to say first."""
     record = grid_record(grid, read_json(run / "environment.json"))
-    selection = read_json(run / "selection.json")
-    said = list(selection["warnings"])
-    if selection["chosen"] is None:
-        said.append(f"DPR was not run: {selection['reason']}")
+    choice = read_choice(run.path)
+    said = list(choice.warnings)
+    if choice.chosen is None:
+        said.append(f"DPR was not run: {choice.reason}")
     (setting,) = record["settings"]
     setting["warnings"] = [*said, *setting["warnings"]]
     return record

@@ -1,16 +1,17 @@
-"""The first test prompts of a run with each arm's completion, in spans of whole characters: what its page shows."""
+"""The first test prompts of a run with each arm's completion, token by token: what its page shows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from densepath.data import prompt_of, token_spans
+from densepath.data import prompt_of, read_tokens
 from densepath.data.rows import is_conversational, turn_text
 from densepath.io import read_jsonl
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.grid import Grid
 from densepath.pipeline.recipe import MethodPlan, Setting
+from densepath.records.completion import Sample, ScoredCompletion, completion_of
 
 UNSHOWN = ("base", "continued_sft")
 """Arms whose completions are not laid out token by token: the page compares SFT with what was made of it."""
@@ -21,21 +22,18 @@ def grid_samples(grid: Grid, setting: Setting, seed: int) -> list[dict[str, Any]
     sft = grid.sft(setting, seed)
     tokenizer = load_tokenizer(str(sft.model))
     shown = [plan for plan in setting.methods.values() if plan.name not in UNSHOWN]
-    answers = {plan.arm.label: _completions(grid, setting, plan, seed) for plan in shown}
+    answers = {plan.name: _completions(grid, setting, plan, seed) for plan in shown}
     found = []
     for index, row in enumerate(sft.rows("test")[: setting.arguments.num_report_samples]):
-        answer = row.get("answer")
-        found.append(
-            {
-                "id": str(row.get("id", index)),
-                "prompt": _prompt_text(prompt_of(dict(row))),
-                "answer": None if answer is None else str(answer),
-                "category": row.get("family") or row.get("category"),
-                "completions": {
-                    plan.name: _sample(answers[plan.arm.label][index], plan.arm.label, tokenizer) for plan in shown
-                },
-            }
+        answer, category = row.get("answer"), row.get("family") or row.get("category")
+        sample = Sample(
+            id=str(row.get("id", index)),
+            prompt=_prompt_text(prompt_of(dict(row))),
+            answer=None if answer is None else str(answer),
+            category=None if category is None else str(category),
+            completions={plan.name: _scored(answers[plan.name][index], tokenizer) for plan in shown},
         )
+        found.append(sample.to_json())
     return found
 
 
@@ -46,17 +44,14 @@ def _completions(grid: Grid, setting: Setting, plan: MethodPlan, seed: int) -> S
     return read_jsonl(path.with_suffix(".jsonl"))
 
 
-def _sample(record: Mapping[str, Any], label: str, tokenizer: Any) -> dict[str, Any]:
-    return {
-        "label": label,
-        "text": record["text"],
-        "metric": record["metric"],
-        "reward": sum(record["rewards"]),
-        "truncated": record["truncated"],
-        "spans": token_spans(
-            record["completion_ids"], tokenizer, rewards=record["rewards"], logprobs=record["sft_logprobs"]
-        ),
-    }
+def _scored(record: Mapping[str, Any], tokenizer: Any) -> ScoredCompletion:
+    return completion_of(
+        read_tokens(record["completion_ids"], tokenizer),
+        record["rewards"],
+        sft_logprobs=record["sft_logprobs"],
+        metric=record["metric"],
+        truncated=record["truncated"],
+    )
 
 
 def _prompt_text(prompt: str | list[dict[str, Any]]) -> str:

@@ -1,41 +1,43 @@
-"""Choice of the reference and of beta on validation prompts, before any RL.
+"""Choice of the reference and of beta on validation prompts, before any RL: measured, then decided by the one rule.
 
-With a verifier, each candidate is previewed by contrastive decoding, `softmax((1+a) z_SFT - a z_ref)` with a = 1/beta:
-what DPR would amortise, at the price of a few completions. First every reference at the first beta, then the other
-betas at the best reference. Without a verifier the criterion is the reward's margin: on held-out prompts, the
-demonstration's mean reward per token less that of the SFT policy's own completions. A reward that cannot tell the
-expert from the policy has nothing to teach. The margin says nothing about beta: the first candidate is taken.
-
-A candidate is chosen only if its paired difference to SFT (or its margin) is above 0 with a one-sided confidence of
-90 %; otherwise none helps, and DPR is not run. Derived and measured here, not the paper's.
+DPR is run with the candidate that is shown to beat the SFT model at its best. Where that cannot be told, it is run
+with the one that looks best, and the test prompts will tell; where none is better, it is left out. A reference that
+was given is used regardless.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from densepath.choice.decide import best_candidate, best_of_sft, decide
+from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
+from densepath.choice.measure import measure
 from densepath.config.run import RunArguments
 from densepath.data import encode_pairs
+from densepath.data.rows import Row, prompt_of
 from densepath.errors import DataError
-from densepath.evals.generation import Decoding, checked, generate
-from densepath.evals.signal_to_noise import reward_margins, signal_to_noise
-from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.load import load_tokenizer
 from densepath.models.references import EMA_NAME, reference_name
-from densepath.pipeline.data import read_split
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
-from densepath.records.codec import to_json
-from densepath.rewards.dense import DenseReward
-from densepath.stats.intervals import lower_bound, mean_interval, metric_interval
+from densepath.records.choice import (
+    UNITS,
+    Answer,
+    CandidateRow,
+    ChosenReference,
+    Criterion,
+    Decision,
+    Findings,
+    ReferenceChoice,
+)
+from densepath.records.codec import from_json, to_json
 from densepath.terminal import Console, warn
 
 
@@ -53,186 +55,154 @@ def candidate_betas(arguments: RunArguments) -> list[float]:
 
 
 def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
-    """Write `selection.json`: the candidates, their scores, and what was chosen and why (null: none helps)."""
+    """Write `selection.json`: the candidates, what was found, and what was chosen and why."""
     started, arguments = time.time(), sft.arguments
     references, betas = candidate_references(arguments), candidate_betas(arguments)
-    warnings = [
+    warnings = tuple(
         f"reference {name} has the same weights as the SFT model: the reward is zero everywhere"
         for name in references
         if not weights_differ(sft.model, sft.reference(name))
-    ]
+    )
     for warning in warnings:
         warn(console, warning)
+    given = None
     if len(references) == 1 and len(betas) == 1 and arguments.reference != "auto":
-        selection: dict[str, Any] = {
-            "mode": "fixed",
-            "criterion": "none",
-            "reason": "reference and beta were given",
-            "chosen": {"reference": references[0], "beta": betas[0]},
-            "baseline": None,
-            "rows": [],
-        }
+        given = "reference and beta were given"
     elif arguments.dense_reward != "baseline_relative":
-        selection = {
-            "mode": "fixed",
-            "criterion": "none",
-            "reason": f"the reward {arguments.dense_reward} uses no reference",
-            "chosen": {"reference": references[0], "beta": betas[0]},
-            "baseline": None,
-            "rows": [],
-        }
-    elif arguments.verifier is not None:
-        selection = _preview(run, sft, references, betas, console, title)
+        given = f"the reward {arguments.dense_reward} uses no reference"
+    if given is not None:
+        choice = ReferenceChoice("fixed", "none", given, ChosenReference(references[0], betas[0]))
     else:
-        selection = _margin(run, sft, references, betas[0], console, title)
-    selection["warnings"] = warnings
-    write_json_atomic(run / "selection.json", selection)
+        choice = _choose(arguments, _measure(run, sft, console, title))
+    write_json_atomic(run / "selection.json", to_json(dataclasses.replace(choice, warnings=warnings)))
     run.finish("selection", started)
 
 
-def chosen(path: Path) -> dict[str, Any] | None:
-    """`{"reference", "beta"}` that the choice in an SFT run came to, or None if none helps or none was made."""
-    file = path / "selection.json"
-    found: dict[str, Any] | None = read_json(file)["chosen"] if file.exists() else None
-    return found
+def read_choice(path: Path) -> ReferenceChoice:
+    """What the choice in the folder of an SFT run came to."""
+    return from_json(ReferenceChoice, read_json(path / "selection.json"))
 
 
-def _preview(
-    run: RunFolder, sft_run: SFTRun, references: list[str], betas: list[float], console: Console, title: str
-) -> dict[str, Any]:
-    arguments = sft_run.arguments
-    verifier = get_verifier(arguments.verifier or "")
-    tokenizer = load_tokenizer(str(run / "sft/model"))
-    sft = load_frozen(arguments, run / "sft/model")
-    rows = read_split(run, "validation")
-    scores: dict[tuple[str, float], list[float]] = {}
-    with StageProgress(console, title, (len(references) + len(betas)) * len(rows), "completion") as progress:
-
-        def verdicts(ref: Any, alpha: float) -> list[float]:
-            before = progress.done
-            found = generate(
-                sft,
-                tokenizer,
-                rows,
-                Decoding(1.0, arguments.max_completion_length, seed=arguments.seed, alpha=alpha),
-                second_model=ref,
-                on_progress=lambda done, _: progress.update(before + done),
-            )
-            found = checked(found, rows, verifier)
-            progress.advance(0, tokens=sum(len(c.completion_ids) for c in found))
-            return [float(c.metric or 0.0) for c in found]
-
-        def candidate(name: str, beta: float) -> None:
-            def compute() -> list[float]:
-                ref = load_frozen(arguments, sft_run.reference(name))
-                return verdicts(ref, 1.0 / beta)
-
-            scores[name, beta] = run.cached(f"selection/{references.index(name)}-{beta:g}.json", compute)
-            progress.update((1 + len(scores)) * len(rows))
-
-        baseline = run.cached("selection/sft.json", lambda: verdicts(None, 0.0))
-        progress.update(len(rows))
-        for name in references:
-            candidate(name, betas[0])
-        best = max(references, key=lambda name: sum(scores[name, betas[0]]))
-        for beta in betas[1:]:
-            candidate(best, beta)
-    (name, beta), values = max(scores.items(), key=lambda item: sum(item[1]))
-    fixed = arguments.reference != "auto"
-    beats = lower_bound([a - b for a, b in zip(values, baseline, strict=True)]) > 0
-    mean, base = sum(values) / len(values), sum(baseline) / len(baseline)
-    if beats:
-        reason = f"its preview reaches {mean:.3f} on validation against {base:.3f} for SFT"
-    elif fixed:
-        reason = f"the reference was given; no preview beats SFT ({base:.3f}), the best reaches {mean:.3f}"
-    else:
-        best_text = f"the best (reference {name}, beta {beta:g}) has {mean:.3f}"
-        reason = f"no preview beats SFT ({base:.3f}) with 90 % confidence; {best_text}"
-    return {
-        "mode": "auto",
-        "criterion": f"{arguments.verifier} of contrastive decoding on {len(rows)} validation prompts, temperature 1",
-        "reason": reason,
-        "chosen": {"reference": name, "beta": beta} if beats or fixed else None,
-        "baseline": to_json(metric_interval(baseline)),
-        "rows": [
-            {
-                "reference": reference,
-                "beta": tried,
-                "alpha": 1.0 / tried,
-                "score": to_json(metric_interval(found)),
-                "difference": to_json(mean_interval([a - b for a, b in zip(found, baseline, strict=True)])),
-                "n": len(found),
-            }
-            for (reference, tried), found in scores.items()
-        ],
-    }
+def chosen(path: Path) -> ChosenReference | None:
+    """What DPR is run with after the choice in the folder of an SFT run; None if it is left out, or none was made."""
+    return read_choice(path).chosen if (path / "selection.json").exists() else None
 
 
-def _margin(
-    run: RunFolder, sft_run: SFTRun, references: list[str], beta: float, console: Console, title: str
-) -> dict[str, Any]:
-    arguments = sft_run.arguments
-    tokenizer = load_tokenizer(str(run / "sft/model"))
-    sft = load_frozen(arguments, run / "sft/model")
-    rows = [row for row in read_split(run, "validation") if "completion" in row or "messages" in row]
-    if not rows:
+def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findings:
+    arguments = sft.arguments
+    tokenizer = load_tokenizer(str(sft.model))
+    models = SFTModels(
+        sft.model,
+        {name: sft.reference(name) for name in candidate_references(arguments)},
+        tokenizer,
+        dtype=arguments.dtype,
+        device="auto",
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    plan = MeasurePlan(
+        betas=tuple(candidate_betas(arguments)),
+        every_beta=False,
+        max_completion_length=arguments.max_completion_length,
+        ensemble=False,  # DPR is run with one of them
+        seed=arguments.seed,
+    )
+    rows = _rows(sft, tokenizer)
+    with StageProgress(console, title, None, "completion") as progress:
+        return measure(
+            models,
+            Evidence(rows, arguments.verifier, source=str(sft.path / "data/validation.jsonl")),
+            plan,
+            on_progress=lambda done, total: progress.update(done, total),
+            keep=lambda name, compute: run.cached(f"selection/{name}.json", compute),
+        )
+
+
+def _rows(sft: SFTRun, tokenizer: Any) -> Sequence[Row]:
+    """Validation rows; prompts alone where a verifier judges and a demonstration is longer than the context."""
+    rows = sft.rows("validation")
+    shown = [row for row in rows if "completion" in row or "messages" in row]
+    if sft.arguments.verifier is None and not shown:
         raise DataError(
             "reference=auto needs a verifier, or held-out rows with a completion to compare with; give one of "
             "them, or fix the reference"
         )
-    # Both are cut to one budget, so that a long demonstration is compared over the same stretch.
-    limit = arguments.max_completion_length
-    demonstrated = [encode_pairs(row, tokenizer)[-1] for row in rows]
-    prompts = [pair.prompt_ids for pair in demonstrated]
-    expert_ids = [pair.completion_ids[:limit] for pair in demonstrated]
-    margins: dict[str, list[float]] = {}
-    with StageProgress(console, title, len(rows) * (1 + len(references)), "completion") as progress:
+    context = sft.context
+    fitting = []
+    for row in shown:
+        pair = encode_pairs(row, tokenizer)[-1]
+        if len(pair.prompt_ids) + len(pair.completion_ids) <= context:
+            fitting.append(row)
+    if sft.arguments.verifier is None or len(fitting) == len(rows):
+        return fitting
+    prompts = ({k: v for k, v in row.items() if k not in ("completion", "messages")} for row in rows)
+    return [{**rest, "prompt": prompt_of(row)} for rest, row in zip(prompts, rows, strict=True)]
 
-        def sample_sft() -> list[list[int]]:
-            found = generate(
-                sft,
-                tokenizer,
-                rows,
-                Decoding(1.0, limit, seed=arguments.seed),
-                on_progress=lambda done, _: progress.update(done),
-            )
-            return [completion.completion_ids for completion in found]
 
-        def margin(name: str) -> list[float]:
-            reward = DenseReward(sft, load_frozen(arguments, sft_run.reference(name)))
-            return reward_margins(*(reward.score_ids(prompts, ids).rewards for ids in (expert_ids, own_ids)))
+def _choose(arguments: RunArguments, findings: Findings) -> ReferenceChoice:
+    """The decision, and what it means for a run: a reference that was given is obeyed."""
+    decision = decide(findings)
+    found = None
+    if decision.reference is not None and decision.beta is not None:
+        found = ChosenReference(decision.reference, decision.beta)
+    reason = decision.reason
+    if decision.answer is Answer.CANNOT_TELL and found is not None:
+        reason = f"it cannot be told whether it helps, so the test prompts will tell. {reason}"
+    if found is None and arguments.reference != "auto":
+        reason = f"the reference was given. {reason}"
+        found = _obeyed(arguments, findings)
+    judged = bool(findings.sft) and findings.sft[0].value is not None
+    return ReferenceChoice(
+        mode="auto",
+        criterion=_criterion_text(arguments, findings),
+        reason=reason,
+        chosen=found,
+        baseline=best_of_sft(findings).value if judged else None,
+        rows=_rows_shown(findings, decision),
+        decision=decision,
+        findings=findings,
+    )
 
-        own_ids = run.cached("selection/samples.json", sample_sft)
-        progress.update(len(rows))
-        for index, name in enumerate(references):
-            margins[name] = run.cached(f"selection/{index}.json", functools.partial(margin, name))
-            progress.update((2 + index) * len(rows))
-    standardised = {name: signal_to_noise(values) for name, values in margins.items()}
-    best = max(references, key=lambda name: standardised[name])
-    tells = lower_bound(margins[best]) > 0
-    if tells:
-        mean = float(np.mean(margins[best]))
-        reason = (
-            "its reward tells held-out demonstrations best from the SFT policy's own completions "
-            f"({mean:+.4f} nats per token)"
+
+def _obeyed(arguments: RunArguments, findings: Findings) -> ChosenReference:
+    """The given reference with the beta that looks best."""
+    best = best_candidate(findings)
+    beta = candidate_betas(arguments)[0] if best is None else 1 / best.alpha
+    return ChosenReference(arguments.reference, beta)
+
+
+def _criterion_text(arguments: RunArguments, findings: Findings) -> str:
+    if findings.criterion is Criterion.ANSWERS:
+        on = f"{findings.prompts} validation prompts"
+        return f"{arguments.verifier} of contrastive decoding on {on}, against SFT at its best"
+    if findings.criterion is None:
+        return "none"
+    return f"{UNITS[findings.criterion]} of the reward ({findings.criterion.value}), {findings.prompts} prompts"
+
+
+def _rows_shown(findings: Findings, decision: Decision) -> tuple[CandidateRow, ...]:
+    """A row for each reference and beta, at the decoding at which it leads most."""
+    if findings.criterion is not Criterion.ANSWERS:
+        beta = findings.betas[0]
+        return tuple(
+            CandidateRow(one.reference, beta, 1 / beta, None, one.value, None, None, one.value.n)
+            for one in findings.agreement
+            if one.criterion is findings.criterion
         )
-    else:
-        reason = "no reference gives a reward that tells held-out demonstrations from the SFT policy's own completions"
-    return {
-        "mode": "auto",
-        "criterion": f"reward margin of held-out demonstrations over SFT samples, nats per token, {len(rows)} prompts",
-        "reason": reason,
-        "chosen": {"reference": best, "beta": beta} if tells or arguments.reference != "auto" else None,
-        "baseline": None,
-        "rows": [
-            {
-                "reference": name,
-                "beta": beta,
-                "alpha": 1.0 / beta,
-                "score": to_json(mean_interval(values)),
-                "standardised": standardised[name],
-                "n": len(values),
-            }
-            for name, values in margins.items()
-        ],
-    }
+    best: dict[str, CandidateRow] = {}
+    for one in findings.candidates:
+        lead = one.against_best
+        if one.reference is None or one.value is None or lead is None:
+            continue
+        known = best.get(one.who)
+        if known is None or (known.lead is not None and lead.difference.mean > known.lead.mean):
+            best[one.who] = CandidateRow(
+                one.reference,
+                1 / one.alpha,
+                one.alpha,
+                one.decoding,
+                one.value,
+                lead.difference,
+                lead.verdict,
+                findings.prompts,
+            )
+    return tuple(best.values())

@@ -9,9 +9,9 @@ from densepath.pipeline.comparisons import LENGTH_SHARE, MethodComparison
 from densepath.pipeline.setting_cells import Place, SettingCells, verdicts
 from densepath.records.arm import SFT
 from densepath.records.estimates import Interval, Verdict
-from densepath.report.document import interval_text
 from densepath.report.records import Estimate
 from densepath.report.verdict import KL_WATCH, TRUNCATED_WATCH
+from densepath.report.words import interval_text
 
 
 def statements(cells: SettingCells, comparisons: Sequence[MethodComparison]) -> list[dict[str, Any]]:

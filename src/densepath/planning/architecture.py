@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -19,15 +19,8 @@ from densepath.models import locate, smollm2
 from densepath.models.compat import context_length
 
 
-@dataclass(frozen=True)
-class Linear:
-    """One linear map of a decoder layer.
-
-    Attributes:
-        name: last part of its module name, such as `q_proj`.
-        inputs: width it reads.
-        outputs: width it writes.
-    """
+class Linear(NamedTuple):
+    """One linear map of a decoder layer: the last part of its module's name, and the widths it reads and writes."""
 
     name: str
     inputs: int
@@ -50,14 +43,10 @@ class Architecture:
         intermediate: width of the gated MLP.
         query: heads x width of a head.
         key: key-value heads x width of a head.
-        heads: query heads.
         norms: normalisations of a layer over the residual stream (2; 4 in Gemma 3).
         query_norm: queries and keys are normalised.
-        float_norms: normalisations compute and keep their output in float32 whatever the weights are (Gemma).
         vocabulary: rows of the embedding.
-        softcap: the logits pass through tanh.
         context: positions.
-        packs: full attention in every layer, so that rows can be packed; padded otherwise.
         linears: linear maps of one layer; all layers have the same.
     """
 
@@ -72,15 +61,16 @@ class Architecture:
     intermediate: int
     query: int
     key: int
-    heads: int
     norms: int
     query_norm: bool
-    float_norms: bool
     vocabulary: int
-    softcap: bool
     context: int
-    packs: bool
     linears: tuple[Linear, ...]
+
+    @property
+    def packs(self) -> bool:
+        """Full attention in every layer, so that rows can be packed; padded otherwise."""
+        return all(window is None for window in self.windows)
 
     @property
     def layer_linears(self) -> int:
@@ -165,8 +155,6 @@ def read_architecture(model: PreTrainedModel, name: str) -> Architecture:
     head = model.get_output_embeddings()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    windows = _windows(config, len(layers))
-    names = [name for name, _ in layers[0].named_children()]
     return Architecture(
         name=name,
         family=config.model_type,
@@ -174,19 +162,15 @@ def read_architecture(model: PreTrainedModel, name: str) -> Architecture:
         embedding=embedding.numel(),
         tied=head is not None and head.weight is embedding,
         layers=len(layers),
-        windows=windows,
+        windows=_windows(config, len(layers)),
         hidden=config.hidden_size,
         intermediate=first["down_proj"].inputs,
         query=config.num_attention_heads * width,
         key=key_heads * width,
-        heads=config.num_attention_heads,
-        norms=sum("norm" in name for name in names),
+        norms=sum("norm" in key for key, _ in layers[0].named_children()),
         query_norm=any(key.endswith("q_norm") for key, _ in layers[0].named_modules()),
-        float_norms=config.model_type.startswith("gemma"),
         vocabulary=embedding.shape[0],
-        softcap=getattr(config, "final_logit_softcapping", None) is not None,
         context=context_length(model),
-        packs=all(window is None for window in windows),
         linears=shapes[0],
     )
 

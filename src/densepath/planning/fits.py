@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from densepath.planning import memory
-from densepath.planning.memory import GIB, Precision
+from densepath.planning.memory import GIB
 from densepath.planning.plan import Plan, Setup, Stage
 
 
@@ -31,9 +31,8 @@ def _check_vllm(setup: Setup, limit: float) -> str | None:
     """A colocated vLLM keeps weights of its own, in half precision, and at least one sequence's cache in its share."""
     if not setup.vllm:
         return None
-    half = Precision(2, 2)
-    weights = memory.weight_bytes(setup.architecture, half) / setup.vllm_parallel
-    need = weights + memory.cache_bytes(setup.architecture, half, 1, setup.vllm_length) / setup.vllm_parallel
+    weights = memory.weight_bytes(setup.architecture, 2) / setup.vllm_parallel
+    need = weights + memory.cache_bytes(setup.architecture, 2, 1, setup.vllm_length) / setup.vllm_parallel
     share = setup.vllm * limit
     if need <= share:
         return None

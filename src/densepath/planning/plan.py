@@ -1,7 +1,7 @@
 """The stages of a run and what is alive at each of their moments: a plan.
 
-A stage's need is the largest of its moments: where the backward pass begins (all activations, no gradients yet), where
-it ends (all gradients, no activations), the optimizer's step, sampling, and scoring by the frozen models.
+A stage's need is the largest of its moments: where the backward pass begins (all activations, no gradients yet), in
+its first layer, where it ends (all gradients, one layer's activations), sampling, and scoring by the frozen models.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from densepath.core.logprobs import DEFAULT_CHUNK_TOKENS
 from densepath.models.packing import packed_shapes
 from densepath.models.sampling import DEFAULT_TOKEN_BUDGET as SAMPLING_TOKENS
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET as SCORING_TOKENS
@@ -17,21 +16,27 @@ from densepath.planning import memory
 from densepath.planning.architecture import Architecture
 from densepath.planning.memory import FLOAT32, Adapter, Precision, Sharding
 
-TERMS = {
-    "process": "what the process holds without a model: libraries, or the CUDA context and the allocator's reserve",
-    "policy": "weights of the model that is trained, adapters included",
-    "frozen models": "weights of the SFT model and the reference, where they are copies",
-    "gradients": "of the trained weights, and the buckets that several processes reduce them in",
-    "optimizer": "its state",
-    "activations": "what the backward pass needs, or one layer of a forward pass",
-    "hidden states": "of the frozen models at each completion token, kept where the loss reads whole distributions",
-    "logits": "rows of the vocabulary's width that exist at once",
-    "KV cache": "keys and values of the completions that are sampled together",
-    "buffers": "casts of autocast, gathered layers and communication buffers",
-    "heap": "what the C library's heap holds and cannot hand out again, on a CPU",
-    "vLLM": "the share of the GPU that a colocated vLLM takes",
-}
-"""Name of each term and what it counts."""
+TERMS = (
+    "process",
+    "policy",
+    "frozen models",
+    "gradients",
+    "optimizer",
+    "activations",
+    "hidden states",
+    "logits",
+    "KV cache",
+    "buffers",
+    "vLLM",
+)
+"""What is counted; docs/plan.md says how."""
+LOSS_COPIES, VISIT_COPIES = 11.25, 7
+"""Chunks of whole distributions that a loss over all actions with a KL of its own holds at once, forward and backward,
+and the scoring before it; a loss with one of the two holds fewer. Counted in tests/planning."""
+DEEPSPEED_BUCKET = 500_000_000
+"""Elements of a reduce or gather bucket (`reduce_bucket_size`, DeepSpeed's default)."""
+DEEPSPEED_LIVE = 1_000_000_000
+"""Gathered parameters that ZeRO-3 keeps at most (`stage3_max_live_parameters`, DeepSpeed's default)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,6 @@ class Machine:
         process: bytes before any model.
         processes: how many there are.
         sharding: how they split the trained model.
-        heap_limit: bytes from which a tensor is not taken from the heap; 0 where there is no such heap.
     """
 
     cuda: bool
@@ -52,7 +56,6 @@ class Machine:
     process: float
     processes: int = 1
     sharding: Sharding = Sharding.NONE
-    heap_limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -190,114 +193,91 @@ def make_plan(setup: Setup, machine: Machine) -> Plan:
     """The memory of each stage of `densepath run`, per process."""
     stages = [Stage("SFT", tuple(_training(setup, machine, setup.sft)))]
     if setup.validation_rows:
-        stages.append(Stage("selection", (_preview(setup, machine),)))
+        stages.append(Stage("selection", (_compared(setup, machine, setup.validation_rows, choosing=True),)))
     stages.append(Stage("DPR", tuple(_dpr(setup, machine))))
-    stages.append(Stage("evaluation", (_evaluation(setup, machine),)))
+    stages.append(Stage("evaluation", (_compared(setup, machine, setup.evaluation_rows, choosing=False),)))
     return Plan(setup, machine, tuple(stages))
 
 
-# -- moments -----------------------------------------------------------------------------------------------------
-
-
-def _shard(value: float, machine: Machine, split: bool) -> float:
-    return value / machine.processes if split else value
+def _shard(value: float, machine: Machine, term: str) -> float:
+    return value / machine.processes if term in machine.sharding.divides else value
 
 
 def _adapter_bytes(setup: Setup) -> float:
     """An adapter's matrices: PEFT keeps them in float32 whatever the base is."""
-    return 0.0 if setup.adapter is None else trained_parameters(setup) * max(FLOAT32, setup.weights)
-
-
-def _model_bytes(setup: Setup, precision: Precision) -> float:
-    return memory.weight_bytes(setup.architecture, precision, four_bit=setup.four_bit)
+    return 0.0 if setup.adapter is None else float(trained_parameters(setup) * FLOAT32)
 
 
 def _policy(setup: Setup, machine: Machine, training: Training) -> dict[str, float]:
-    """Process, weights and optimizer: what a training stage holds at each of its moments."""
-    sharding, trained = machine.sharding, trained_parameters(setup)
-    stored = Precision(2, 2) if sharding.is_deepspeed and training.precision.compute == 2 else training.precision
-    weights = _model_bytes(setup, stored) + _adapter_bytes(setup)
-    state_precision = training.precision if setup.adapter is None else Precision(FLOAT32, training.precision.compute)
-    state = memory.optimizer_bytes(trained, training.optimizer, state_precision, sharding)
+    """Process, weights, optimizer and communication: what a training stage holds at each of its moments."""
+    sharding, trained, architecture = machine.sharding, trained_parameters(setup), setup.architecture
+    halved = sharding.is_deepspeed and training.precision.compute == 2
+    weights = memory.weight_bytes(architecture, 2 if halved else setup.weights, four_bit=setup.four_bit)
+    state = memory.optimizer_bytes(trained, training.optimizer, _trained_width(setup), sharding)
+    buffers = 0.0
+    if sharding.is_deepspeed:
+        live = min(architecture.parameters, DEEPSPEED_LIVE) if sharding is Sharding.ZERO3 else 0
+        buffers = 2.0 * (2 * DEEPSPEED_BUCKET + live)
+    elif sharding is Sharding.FSDP2:  # the root's embeddings and two layers are gathered at once
+        root = architecture.embedding * (1 if architecture.tied else 2)
+        buffers = float((root + 2 * architecture.layer_linears) * setup.weights)
     return {
         "process": machine.process,
-        "policy": _shard(weights, machine, sharding.shards_weights),
-        "optimizer": _shard(state, machine, sharding.shards_optimizer),
+        "policy": _shard(weights + _adapter_bytes(setup), machine, "policy"),
+        "optimizer": _shard(state, machine, "optimizer"),
+        "buffers": buffers,
     }
+
+
+def _trained_width(setup: Setup) -> int:
+    return setup.weights if setup.adapter is None else FLOAT32
 
 
 def _gradients(setup: Setup, machine: Machine, training: Training) -> float:
     """One number a trained weight; DDP's buckets hold them a second time."""
-    trained = trained_parameters(setup)
-    width = FLOAT32 if setup.adapter is not None else training.precision.weights
-    if machine.sharding.is_deepspeed and training.precision.compute == 2:
-        width = 2
+    halved = machine.sharding.is_deepspeed and training.precision.compute == 2
     copies = 2 if machine.sharding is Sharding.DDP else 1
-    return _shard(copies * trained * width, machine, machine.sharding.shards_gradients)
-
-
-def _buffers(setup: Setup, machine: Machine) -> float:
-    """Gathered layers and communication buckets of a sharded model."""
-    architecture = setup.architecture
-    if machine.sharding in (Sharding.ZERO1, Sharding.ZERO2):
-        return 2.0 * memory.DEEPSPEED_BUCKET * 2
-    if machine.sharding is Sharding.ZERO3:
-        return 2.0 * (memory.DEEPSPEED_BUCKET * 2 + min(architecture.parameters, memory.DEEPSPEED_LIVE))
-    if machine.sharding is Sharding.FSDP2:
-        root = architecture.embedding * (1 if architecture.tied else 2)
-        return float((root + 2 * architecture.layer_linears) * setup.weights)
-    return 0.0
+    whole = copies * trained_parameters(setup) * (2 if halved else _trained_width(setup))
+    return _shard(whole, machine, "gradients")
 
 
 def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment]:
     """Moments of an optimizer step."""
-    architecture, precision, adapter = setup.architecture, training.precision, setup.adapter
+    a, precision, adapter = setup.architecture, training.precision, setup.adapter
     always = _policy(setup, machine, training)
-    always["buffers"] = _buffers(setup, machine)
-    padded = _padded(setup, machine)
-    (shape,) = packed_shapes(*_sequences(training.rows, training), padded=padded)
+    (shape,) = packed_shapes(*_sequences(training.rows, training), padded=_padded(setup, machine))
     tokens, width = shape.rows * shape.width, shape.width if shape.masked else None
-    projected = training.rows * training.completion
+    layer = memory.layer_bytes(a, precision, tokens, width, adapter=None if setup.four_bit else adapter)
+    stream = float(tokens * a.hidden * precision.weights)
+    kept = a.layers * (stream if training.checkpointing else layer)
+    # While a layer is passed, its activations are there: kept, or computed again where checkpointing kept its input.
+    # The gradients of its MLP are those of two factors, when what the product was is gone.
+    passed = stream + 2 * tokens * a.intermediate * precision.compute
+    again = passed + layer if training.checkpointing else passed
+    # Autocast keeps the casts of trained weights through a whole pass, or through that of one layer.
+    casts = a.layers * a.layer_linears * 2 if machine.cuda and precision.autocasts and adapter is None else 0
+    held = {**always, "buffers": always["buffers"] + casts}
     gradients = _gradients(setup, machine, training)
-    head = float(architecture.embedding * FLOAT32) if adapter is None else 0.0
-    early = gradients if training.accumulation > 1 or machine.sharding is Sharding.DDP else 0.0
-    logits = memory.head_bytes(architecture, precision, projected, cuda=machine.cuda)
-    if training.whole_vocabulary:
-        copies = memory.loss_copies(all_action=training.all_action, state_kl=training.state_kl)
-        logits = memory.distribution_bytes(architecture, projected, copies)
-    layer = memory.layer_bytes(architecture, precision, tokens, width, adapter=adapter, four_bit=setup.four_bit)
-    kept = architecture.layers * layer
-    if training.checkpointing:
-        kept = memory.checkpoint_bytes(architecture, precision, tokens)
-    begins = {
-        **always,
-        "gradients": early + head,
-        "activations": kept,
-        "logits": logits,
-        "heap": memory.heap_bytes(
-            architecture, tokens, machine.heap_limit, checkpointing=training.checkpointing, adapter=adapter
-        ),
-    }
-    casts = memory.cast_bytes(architecture, precision, adapter) if machine.cuda else 0.0
-    begins["buffers"] += casts
-    # The last layer is passed beside what all keep, the first beside the gradients of all; either is computed again
-    # where checkpointing kept its input alone.
-    passing = memory.passing_bytes(architecture, precision, tokens)
-    last, first = {**begins, "logits": 0.0}, {**always, "gradients": gradients}
-    last["activations"] = passing + (kept + layer if training.checkpointing else kept)
-    first["activations"] = passing + layer
-    if training.checkpointing:
-        last["buffers"] = first["buffers"] = always["buffers"] + casts / architecture.layers
+    head = float(a.embedding * FLOAT32) if adapter is None else 0.0
+    early = head + (gradients if training.accumulation > 1 or machine.sharding is Sharding.DDP else 0.0)
     # A tied embedding's gradient comes twice, from the head and from the lookup, and is added up at the very end:
     # into one of the two, or into that of the micro-batches before.
-    twice = head if architecture.tied else 0.0
-    ends = {**always, "gradients": gradients + (2 * twice if training.accumulation > 1 else twice)}
+    twice = head * (2 if training.accumulation > 1 else 1) if a.tied else 0.0
+    begins = {"gradients": early, "activations": kept, "logits": _loss_logits(setup, machine, training)}
     return [
-        Moment("backward begins", begins),
-        Moment("in the last layer", last),
-        Moment("in the first layer", first),
-        Moment("backward ends", ends),
+        Moment("backward begins", {**held, **begins}),
+        Moment("in the last layer", {**always, "gradients": early, "activations": kept + again}),
+        Moment("backward ends", {**always, "gradients": gradients + twice, "activations": passed + layer}),
     ]
+
+
+def _loss_logits(setup: Setup, machine: Machine, training: Training) -> float:
+    projected = training.rows * training.completion
+    if training.whole_vocabulary:
+        return memory.distribution_bytes(setup.architecture, projected, LOSS_COPIES)
+    if machine.cuda:
+        return memory.fused_logit_bytes(setup.architecture, training.precision, projected)
+    return memory.chunk_logit_bytes(setup.architecture, projected)
 
 
 def _padded(setup: Setup, machine: Machine) -> bool:
@@ -307,11 +287,8 @@ def _padded(setup: Setup, machine: Machine) -> bool:
 
 def _sequences(rows: int, training: Training) -> tuple[list[range], list[range]]:
     """Prompts and completions of the planned lengths; each group has a prompt of its own."""
-    prompts = []
-    for row in range(rows):
-        start = (row // training.group) * training.prompt
-        prompts.append(range(start, start + training.prompt))
-    return prompts, [range(training.completion)] * rows
+    starts = [(row // training.group) * training.prompt for row in range(rows)]
+    return [range(start, start + training.prompt) for start in starts], [range(training.completion)] * rows
 
 
 def _frozen(setup: Setup, machine: Machine) -> float:
@@ -319,30 +296,30 @@ def _frozen(setup: Setup, machine: Machine) -> float:
 
     They are spread over the processes where the policy is, in half precision under ZeRO-3.
     """
-    width = 2 if machine.sharding is Sharding.ZERO3 and setup.dpr.precision.compute == 2 else setup.weights
-    whole = memory.weight_bytes(setup.architecture, Precision(width, width))
-    if setup.adapter is None:
-        held = (1 + setup.references) * whole
-    elif setup.shared_reference:
-        held = (1 + setup.references) * _adapter_bytes(setup)
-    else:
-        held = _adapter_bytes(setup) + setup.references * whole
-    return _shard(held, machine, machine.sharding.shards_weights)
+    halved = machine.sharding is Sharding.ZERO3 and setup.dpr.precision.compute == 2
+    models = 1 + setup.references
+    adapters = 0 if setup.adapter is None else models if setup.shared_reference else 1
+    whole = memory.weight_bytes(setup.architecture, 2 if halved else setup.weights)
+    held = adapters * _adapter_bytes(setup) + (models - adapters) * whole
+    return _shard(held, machine, "policy")
 
 
 def _dpr(setup: Setup, machine: Machine) -> list[Moment]:
     training = setup.dpr
-    frozen = _frozen(setup, machine)
     share = setup.vllm * (machine.memory or 0.0)
-    kept = _kept_hidden(setup, training, training.rollouts)
-    asleep = {"frozen models": frozen, "vLLM": 0.0 if setup.vllm_sleeps else share}
-    in_loss = {**asleep, "hidden states": kept + _kept_hidden(setup, training, training.rows)}
+    frozen = {"frozen models": _frozen(setup, machine)}
+    asleep = {**frozen, "vLLM": 0.0 if setup.vllm_sleeps else share}
+    models = (1 + setup.references) * training.whole_vocabulary
+    # Last hidden states of the SFT model and the reference at each token of the completions.
+    token = training.completion * setup.architecture.hidden * setup.weights
+    in_loss = {**asleep, "hidden states": float(models * token * (training.rollouts + training.rows))}
     moments = [Moment(moment.name, {**moment.terms, **in_loss}) for moment in _training(setup, machine, training)]
-    always = {**_policy(setup, machine, training), "frozen models": frozen, "vLLM": share}
-    always["buffers"] = _buffers(setup, machine) if machine.sharding.shards_weights else 0.0
+    always = {**_policy(setup, machine, training), **frozen, "vLLM": share}
+    own = "policy" not in machine.sharding.divides
+    if own:
+        always["buffers"] = 0.0
     if setup.samples:
-        own = not machine.sharding.shards_weights
-        sampled = _sampled(setup, training.precision, training.rollouts, training, models=1, own_sampler=own)
+        sampled = _sampled(setup, training.precision, training.rollouts, models=1, own_sampler=own)
         if machine.sharding is Sharding.ZERO3 and setup.gathers:
             sampled["policy"] = always["policy"] * machine.processes
         moments.append(Moment("sampling", {**always, **sampled}))
@@ -350,81 +327,53 @@ def _dpr(setup: Setup, machine: Machine) -> list[Moment]:
         moments.append(Moment("vLLM samples", always))
     scored = _scored(setup, machine, training)
     if training.whole_vocabulary:
-        visited = training.rollouts * training.completion
         # Of all actions the policy's own are kept beside them; all are joined into one tensor a model.
-        policy = visited * setup.architecture.hidden * FLOAT32 if training.all_action else 0
-        scored["hidden states"] = 2 * (kept + policy)
-        copies = memory.visit_copies(all_action=training.all_action)
-        scored["logits"] = memory.distribution_bytes(setup.architecture, visited, copies)
+        scored["hidden states"] = 2.0 * (models + training.all_action) * token * training.rollouts
+        visited = training.rollouts * training.completion
+        scored["logits"] = memory.distribution_bytes(setup.architecture, visited, VISIT_COPIES)
     moments.append(Moment("scoring", {**always, **asleep, **scored}))
     return moments
 
 
-def _kept_hidden(setup: Setup, training: Training, rows: int) -> float:
-    """Last hidden states of the SFT model and the reference at each token of the completions."""
-    if not training.whole_vocabulary:
-        return 0.0
-    models = 1 + setup.references
-    return float(models * rows * training.completion * setup.architecture.hidden * setup.weights)
-
-
 def _sampled(
-    setup: Setup, precision: Precision, rows: int, training: Training, *, models: int, own_sampler: bool = True
+    setup: Setup, precision: Precision, rows: int, *, models: int, own_sampler: bool = True
 ) -> dict[str, float]:
     """Cache, logits and one layer of a forward pass while `rows` completions are sampled.
 
     densepath's sampler takes as many at once as hold its token budget, and reads a prompt once for its group;
     transformers' takes all, and reads each.
     """
+    training, architecture = setup.dpr, setup.architecture
     length = training.prompt + training.completion
     together = min(rows, max(1, SAMPLING_TOKENS // length)) if own_sampler else rows
-    prompts = -(-together // training.group) if own_sampler else rows
+    read = training.prompt * (-(-together // training.group) if own_sampler else rows)
     return {
-        "KV cache": models * memory.cache_bytes(setup.architecture, precision, together, length),
-        "logits": memory.sampling_logit_bytes(setup.architecture, together, models),
-        "activations": memory.forward_bytes(setup.architecture, precision, prompts * training.prompt, training.prompt),
+        "KV cache": models * memory.cache_bytes(architecture, precision.weights, together, length),
+        "logits": memory.sampling_logit_bytes(architecture, together, models),
+        "activations": memory.forward_bytes(architecture, precision, read, training.prompt),
     }
 
 
 def _scored(setup: Setup, machine: Machine, training: Training) -> dict[str, float]:
     """One batch of a scoring pass."""
-    shapes = packed_shapes(
-        *_sequences(training.rollouts, training),
-        token_budget=training.token_budget,
-        padded=_padded(setup, machine),
-    )
+    sequences = _sequences(training.rollouts, training)
+    shapes = packed_shapes(*sequences, token_budget=training.token_budget, padded=_padded(setup, machine))
     shape = max(shapes, key=lambda shape: shape.rows * shape.width)
-    tokens = shape.rows * shape.width
+    tokens, width = shape.rows * shape.width, shape.width if shape.masked else None
     precision = Precision(setup.weights, setup.weights)
     return {
-        "activations": memory.forward_bytes(
-            setup.architecture, precision, tokens, shape.width if shape.masked else None
-        ),
-        "logits": memory.scored_logit_bytes(setup.architecture, min(tokens, DEFAULT_CHUNK_TOKENS)),
+        "activations": memory.forward_bytes(setup.architecture, precision, tokens, width),
+        "logits": memory.chunk_logit_bytes(setup.architecture, tokens),
     }
 
 
-def _preview(setup: Setup, machine: Machine) -> Moment:
-    """The choice of the reference: SFT model and candidate are sampled side by side, adapters folded in."""
+def _compared(setup: Setup, machine: Machine, rows: int, *, choosing: bool) -> Moment:
+    """Sampling by frozen models: the choice of the reference, two at once; the evaluation, one arm after the other."""
+    whole, models = memory.weight_bytes(setup.architecture, setup.weights), 2 + setup.references
+    held = 2 * whole if choosing else models * whole
+    if setup.adapter is not None and not choosing:
+        apart = 0 if setup.shared_reference else setup.references
+        held = (1 + apart) * whole + (models + 1 - apart) * _adapter_bytes(setup)
     precision = Precision(setup.weights, setup.weights)
-    sampled = _sampled(setup, precision, setup.validation_rows, setup.dpr, models=2)
-    return Moment(
-        "sampling",
-        {
-            "process": machine.process,
-            "frozen models": 2 * memory.weight_bytes(setup.architecture, precision),
-            **sampled,
-        },
-    )
-
-
-def _evaluation(setup: Setup, machine: Machine) -> Moment:
-    """SFT model, reference and one arm at a time; under LoRA adapters on one base."""
-    precision = Precision(setup.weights, setup.weights)
-    models, whole = 2 + setup.references, memory.weight_bytes(setup.architecture, precision)
-    frozen = models * whole
-    if setup.adapter is not None:
-        own = 0 if setup.shared_reference else setup.references
-        frozen = (1 + own) * whole + (models + 1 - own) * _adapter_bytes(setup)
-    sampled = _sampled(setup, precision, setup.evaluation_rows, setup.dpr, models=1)
-    return Moment("sampling", {"process": machine.process, "frozen models": frozen, **sampled})
+    sampled = _sampled(setup, precision, rows, models=2 if choosing else 1)
+    return Moment("sampling", {"process": machine.process, "frozen models": held, **sampled})

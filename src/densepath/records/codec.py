@@ -1,7 +1,7 @@
 """One codec for frozen dataclass records: what a writer made is what a reader receives.
 
-Fields may be str, bool, int, float, enums of str, other records, tuples (of one type, or one type a place), mappings
-from str or such an enum, a union with None, and Any for JSON values that no record describes.
+Fields may be str, bool, int, float, enums of str, other records, tuples (of one type, or one type a place), lists,
+mappings from str or such an enum, a union with None, and Any for JSON values that no record describes.
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ def _decode(kind: Any, value: Json, where: str) -> Any:
         return _decode_union(inner, value, where)
     if origin is tuple:
         return _decode_tuple(inner, value, where)
+    if origin is list:
+        return list(_decode_tuple((inner[0], Ellipsis), value, where))
     if isinstance(origin, type) and issubclass(origin, Mapping):
         entries = _require(value, Mapping, "an object", where)
         return {_decode(inner[0], key, where): _decode(inner[1], v, f"{where}[{key}]") for key, v in entries.items()}

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from densepath.report.document import DASH, Column, Row, Table, number
+from densepath.report.document import Column, Row, Table
 from densepath.report.heatmap import quoted
 from densepath.report.scored_row import scored_row
 from densepath.report.view import ScoreView
+from densepath.report.words import DASH, number
 
 _QUOTE = 40
 

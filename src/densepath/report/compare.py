@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from densepath.records.completion import ScoredRow, Span
 from densepath.report.align import Edit, align
 from densepath.report.heatmap import span_html
-from densepath.report.records import ScoredRow, Span
 
 
 class Column(NamedTuple):

@@ -18,48 +18,56 @@ from densepath.report.document import (
     Row,
     Section,
     Table,
-    Words,
-    interval,
-    number,
     present,
-    share,
-    short,
-    verdict,
 )
 from densepath.report.drawings import Histogram, Whisker, Whiskers
+from densepath.report.words import Run, Words, interval, interval_text, number, share, short, verdict
 
 HEADLINES = {
-    "run_dpr": "Run DPR: reference {reference}, beta {beta:g}.",
-    "do_not": "Do not run DPR on this.",
+    "candidate": "Run DPR: reference {reference}, beta {beta:g}.",
+    "none": "Keep the SFT model: do not run DPR on this.",
     "cannot_tell": "It cannot be told.",
 }
-_KINDS = {"run_dpr": "better", "do_not": "worse", "cannot_tell": "tie"}
+_KINDS = {"candidate": "better", "none": "worse", "cannot_tell": "tie"}
 _NEXT = {
-    "run_dpr": "densepath run with --reference {reference} --beta {beta:g}, and see whether DPR beats its control.",
-    "do_not": "longer SFT or other demonstrations; then densepath diagnose again.",
+    "candidate": "densepath run with --reference {reference} --beta {beta:g}, and see whether DPR beats its control.",
+    "none": "longer SFT or other demonstrations; then densepath diagnose again.",
     "cannot_tell": "more prompts or a verifier (--verifier); then densepath diagnose again.",
 }
-_AGREEMENT = {"verifier": "AUROC, right against wrong", "preference": "accuracy, preference pairs"}
-_MEASURED = "Mean ± standard deviation, nats. Agreement is that of the mean reward; chance is 0.5."
+_AGREEMENT = {
+    "preference": ("accuracy", "preference pairs"),
+    "verifier": ("AUROC", "right against wrong"),
+    "altered": ("signal-to-noise", "altered numbers"),
+    "samples": ("signal-to-noise", "SFT's own answers"),
+}
+_MEASURED = "Mean ± standard deviation, nats."
 
 
 def headline(record: Mapping[str, Any]) -> str:
-    """The recommendation in one sentence."""
-    advice = record["recommendation"]
-    return HEADLINES[advice["advice"]].format(**advice)
+    """The decision in one sentence."""
+    decision = record["decision"]
+    text = HEADLINES[decision["answer"]].format(**decision)
+    if decision["answer"] == "cannot_tell" and decision["reference"] is not None:
+        text += f" The reference to try is {decision['reference']}."
+    return text
 
 
 def diagnosis_page(record: Mapping[str, Any]) -> Document:
     """The page; its JSON twin is the record."""
     record = parse.clean(record)
-    advice = record["recommendation"]
+    advice = record["decision"]
     facts = {"run": record.get("run_dir"), "rows": record.get("dataset_name"), "prompts": record["prompts"]}
     facts["verifier"] = record["verifier"] or "none"
     sections = [
         Section("recommendation", "", _advice(record), link="Advice"),
-        Section("answers", "Answers: SFT, and what DPR would converge to", _answers(record), link="Answers"),
-        Section("reward", "The reward of SFT's own answers", _rewards(record), link="Reward"),
     ]
+    if record["sft"]:
+        title = "Answers: SFT, and what DPR would converge to"
+        sections.append(Section("answers", title, _answers(record), link="Answers"))
+        sections.append(Section("reward", "The reward of SFT's own answers", _rewards(record), link="Reward"))
+    agreement = _agreement_table(record)
+    if agreement is not None:
+        sections.append(Section("agreement", "Does the reward agree with what is known?", (agreement,)))
     if record["likelihoods"]:
         table = _likelihoods_table(record, caption="Negative log-likelihood, nats per token.")
         sections.append(Section("likelihood", "Held-out demonstrations", (table,)))
@@ -70,7 +78,7 @@ def diagnosis_page(record: Mapping[str, Any]) -> Document:
         facts=tuple((name, str(value)) for name, value in facts.items()),
         sections=tuple(sections),
         footer=f"Written by densepath {__version__}. No model was trained for this page.",
-        next=_NEXT[advice["advice"]].format(**advice),
+        next=_NEXT[advice["answer"]].format(**advice),
     )
 
 
@@ -79,12 +87,13 @@ def diagnosis_parts(record: Mapping[str, Any]) -> tuple[Part, ...]:
     agreement = _agreement_table(record)
     title = "negative log-likelihood of held-out demonstrations, nats per token"
     likelihoods = _likelihoods_table(record, title=title) if record["likelihoods"] else None
-    return present([_brief_answers(record), _brief_rewards(record), agreement, likelihoods, *_advice(record)])
+    answered = [_brief_answers(record), _brief_rewards(record)] if record["sft"] else []
+    return present([*answered, agreement, likelihoods, *_advice(record)])
 
 
 def _advice(record: Mapping[str, Any]) -> tuple[Part, ...]:
-    advice = record["recommendation"]
-    found = Notice(headline(record), tuple(advice["reasons"]), _KINDS[advice["advice"]], headline=True)
+    advice = record["decision"]
+    found = Notice(headline(record), tuple(advice["reasons"]), _KINDS[advice["answer"]], headline=True)
     return present(
         [found, Notice("Be wary of", tuple(advice["warnings"]), "warnings") if advice["warnings"] else None]
     )
@@ -98,7 +107,7 @@ def _answers(record: Mapping[str, Any]) -> tuple[Part, ...]:
         "Previews are contrastive decoding against a reference, with strength 1/β. They must beat SFT at its best "
         "decoding: one that wins at temperature 1 alone has only sharpened it."
     )
-    plots = _value_plots(record) if record["verifier"] is not None else ()
+    plots = _lead_plots(record) if record["verifier"] is not None else ()
     return present([Paragraph(words, "muted"), Beside(plots) if plots else None, _answers_table(record)])
 
 
@@ -107,7 +116,7 @@ def _answers_table(record: Mapping[str, Any]) -> Table:
     figures = [Column("length", "tokens", numeric=True), Column("cut off", numeric=True), Column("KL", numeric=True)]
     judgement = [Column("right", numeric=True), Column("lead over SFT's best", numeric=True), Column("verdict")]
     rows = []
-    for answers in (*record["sft"], *record["previews"]):
+    for answers in (*record["sft"], *record["candidates"]):
         cells: list[Words] = [_label(answers)]
         if judged:
             lead = answers["against_best"]
@@ -116,9 +125,9 @@ def _answers_table(record: Mapping[str, Any]) -> Table:
             cells.append("" if lead is None else verdict(lead["verdict"]))
         cells += [interval(parse.estimate(answers["length"]), 1), share(answers["truncated"])]
         cells.append(interval(parse.estimate(answers["kl"]), 2))
-        rows.append(Row(tuple(cells), chosen=_advised(answers, record["recommendation"])))
+        rows.append(Row(tuple(cells), chosen=_advised(answers, record["decision"])))
     caption = (
-        "95 % intervals over prompts, before correction; the verdict is after Holm's correction for all previews. "
+        "95 % intervals over prompts, before correction; the verdict is after Holm's correction for all candidates. "
         "KL to SFT in nats per completion, at temperature 1."
     )
     return Table((Column("answers"), *(judgement if judged else []), *figures), tuple(rows), caption=caption)
@@ -138,7 +147,7 @@ def _brief_answers(record: Mapping[str, Any]) -> Table:
     prompts = record["prompts"]
     what = f"share of {prompts} validation prompts answered rightly" if judged else f"{prompts} validation prompts"
     together: dict[tuple[Any, float], list[Mapping[str, Any]]] = {}
-    for answers in (*record["sft"], *record["previews"]):
+    for answers in (*record["sft"], *record["candidates"]):
         together.setdefault((answers["reference"], answers["alpha"]), []).append(answers)
     rows = []
     for (reference, alpha), row in together.items():
@@ -173,7 +182,11 @@ def _brief_decoding(temperature: float) -> str:
 
 
 def _label(answers: Mapping[str, Any]) -> str:
-    who = "SFT" if answers["reference"] is None else f"reference {answers['reference']}, β {1 / answers['alpha']:g}"
+    who = (
+        answers["policy"] or "SFT"
+        if answers["reference"] is None
+        else f"reference {answers['reference']}, β {1 / answers['alpha']:g}"
+    )
     return f"{who}, {_decoding(answers['temperature']).replace('temperature', 'T =')}"
 
 
@@ -181,26 +194,26 @@ def _advised(answers: Mapping[str, Any], advice: Mapping[str, Any]) -> bool:
     return (
         answers["reference"] is not None
         and answers["reference"] == advice["reference"]
+        and advice["beta"] is not None
         and f"{1 / answers['alpha']:g}" == f"{advice['beta']:g}"
     )
 
 
-def _value_plots(record: Mapping[str, Any]) -> tuple[Figure, ...]:
-    """SFT and every preview at each temperature, on a common axis."""
-    everything = [*record["sft"], *record["previews"]]
-    best = max(answers["value"]["mean"] for answers in record["sft"])
-    ends = [answers["value"][end] for answers in everything for end in ("low", "high")]
+def _lead_plots(record: Mapping[str, Any]) -> tuple[Figure, ...]:
+    """The number that decides, of every candidate at each temperature, on a common axis."""
+    leads = [one["against_best"]["difference"] for one in record["candidates"]]
+    ends = [0.0, *(lead[end] for lead in leads for end in ("low", "high"))]
     pad = 0.05 * (max(ends) - min(ends) or 1.0)
     found = []
-    for temperature in dict.fromkeys(answers["temperature"] for answers in record["previews"]):
+    for temperature in dict.fromkeys(one["temperature"] for one in record["candidates"]):
         rows = [
-            Whisker(_label(answers).rpartition(", ")[0], estimate, _arm(answers, record["recommendation"]))
-            for answers in everything
-            if answers["temperature"] == temperature and (estimate := parse.estimate(answers["value"]))
+            Whisker(_label(one).rpartition(", ")[0], estimate, _arm(one, record["decision"]))
+            for one in record["candidates"]
+            if one["temperature"] == temperature and (estimate := parse.estimate(one["against_best"]["difference"]))
         ]
-        xlabel = f"{record['verifier']}, {record['prompts']} prompts"
-        drawing = Whiskers(tuple(rows), xlabel, zero=best, limits=(min(ends) - pad, max(ends) + pad))
-        found.append(Figure(_decoding(temperature).capitalize(), drawing, "Dashed: SFT at its best decoding"))
+        xlabel = f"lead over SFT at its best: {record['verifier']}, {record['prompts']} prompts"
+        drawing = Whiskers(tuple(rows), xlabel, zero=0.0, limits=(min(ends) - pad, max(ends) + pad))
+        found.append(Figure(_decoding(temperature).capitalize(), drawing, "Dashed: no difference to SFT at its best"))
     return tuple(found)
 
 
@@ -229,25 +242,13 @@ def _spread(value: Mapping[str, Any], form: str) -> str:
     return f"{number(value['mean'], form)} ± {number(value['sd'], '.2f')}"
 
 
-def _kinds(record: Mapping[str, Any]) -> list[str]:
-    return [name for name in _AGREEMENT if any(reward[name] is not None for reward in record["rewards"])]
-
-
 def _rewards_table(record: Mapping[str, Any]) -> Table:
-    kinds = _kinds(record)
-    names = (
-        "per token",
-        "below 0",
-        "per completion",
-        "correlation with length",
-        *(_AGREEMENT[kind] for kind in kinds),
-    )
+    names = ("per token", "below 0", "per completion", "correlation with length")
     rows = []
     for reward in record["rewards"]:
         token, completion = reward["per_token"], reward["per_completion"]
         cells: list[Words] = [reward["reference"], _spread(token, "+.3f"), share(token["negative"])]
         cells += [_spread(completion, "+.2f"), number(reward["length_correlation"], "+.2f")]
-        cells += [interval(parse.estimate(reward[kind]), 2) for kind in kinds]
         rows.append(Row(tuple(cells)))
     columns = (Column("reference"), *(Column(name, numeric=True) for name in names))
     return Table(columns, tuple(rows), caption=_MEASURED)
@@ -265,15 +266,24 @@ def _brief_rewards(record: Mapping[str, Any]) -> Table:
 
 
 def _agreement_table(record: Mapping[str, Any]) -> Table | None:
-    kinds = _kinds(record)
-    if not kinds:
+    """One row a reference, one column a criterion; the best of each column is marked."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in record["agreement"]:
+        found.setdefault(one["criterion"], {})[one["reference"]] = one["value"]
+    if not found:
         return None
-    rows = [
-        Row((reward["reference"], *(interval(parse.estimate(reward[kind]), 2) for kind in kinds)))
-        for reward in record["rewards"]
-    ]
-    columns = (Column("reference"), *(Column(_AGREEMENT[kind], numeric=True) for kind in kinds))
-    return Table(columns, tuple(rows), title="agreement of the mean reward with ground truth; chance is 0.5")
+    best = {name: max(values, key=lambda each: float(values[each]["mean"])) for name, values in found.items()}
+    rows = []
+    for reference in dict.fromkeys(one["reference"] for one in record["agreement"]):
+        cells: list[Words] = [reference]
+        for name, values in found.items():
+            text = interval_text(parse.estimate(values[reference]), 2)
+            chosen = best[name] == reference
+            cells.append(Run(text + (" *" if chosen else "  "), "bold" if chosen else ""))
+        rows.append(Row(tuple(cells)))
+    columns = (Column("reference"), *(Column(*_AGREEMENT[name], numeric=True) for name in found))
+    title = "agreement of the mean reward with what is known; chance is 0.5, of a signal-to-noise 0"
+    return Table(columns, tuple(rows), title=title)
 
 
 def _likelihoods_table(record: Mapping[str, Any], *, title: str = "", caption: str = "") -> Table:

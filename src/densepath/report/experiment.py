@@ -10,7 +10,6 @@ from densepath.errors import MissingFileError, StorageError
 from densepath.io import read_json, write_text_atomic
 from densepath.report import parse
 from densepath.report.document import (
-    DASH,
     Beside,
     Column,
     Document,
@@ -21,23 +20,15 @@ from densepath.report.document import (
     Paragraph,
     Part,
     Row,
-    Run,
     Section,
     Table,
-    Words,
-    count,
-    duration,
-    interval,
-    number,
     present,
-    runs,
-    share,
-    verdict,
 )
 from densepath.report.drawings import Costs, Spent, Whisker, Whiskers
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
 from densepath.report.html import page_html
 from densepath.report.sections import glossary_table, warnings_notice
+from densepath.report.words import DASH, Run, Words, count, duration, interval, number, runs, share, verdict
 
 _ROLES = {"sft": "SFT", "best control": "the best control"}
 _COSTS = {"flops": "FLOPs of the training beyond SFT", "seconds": "seconds of the training beyond SFT"}

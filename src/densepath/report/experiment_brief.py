@@ -6,26 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from densepath.report import parse
-from densepath.report.document import (
-    DASH,
-    Column,
-    Notice,
-    Paragraph,
-    Part,
-    Row,
-    Run,
-    Section,
-    Table,
-    Words,
-    count,
-    interval,
-    number,
-    present,
-    short,
-)
+from densepath.report.document import Column, Notice, Paragraph, Part, Row, Section, Table, present
 from densepath.report.experiment import Record, under_test
 from densepath.report.markdown import sections_markdown
 from densepath.report.sections import warnings_notice
+from densepath.report.words import DASH, Run, Words, count, interval, number, short
 
 WIDE = 116
 """Columns of a terminal from which the differences to the best control, the length and the KL have room."""

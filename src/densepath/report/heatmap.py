@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from markupsafe import Markup, escape
 
-from densepath.report import parse
+from densepath.records.completion import Span
 from densepath.report.elements import asset
-from densepath.report.records import Span
 from densepath.report.text import minus, visible
+from densepath.report.words import number
 
 LEVELS = 10
 """Steps of colour on either side of zero; level 0 has no colour."""
@@ -67,7 +66,7 @@ def legend_html(scale: float) -> str:
 
 
 def heatmap_html(
-    spans: Sequence[Span | Mapping[str, Any]],
+    spans: Sequence[Span],
     *,
     scale: float | None = None,
     label: str = "completion",
@@ -77,19 +76,17 @@ def heatmap_html(
     """The coloured completion as an HTML fragment; all text is escaped.
 
     Args:
-        spans: runs of tokens decoded together, in order, as `Span` or as a mapping with "text", "token_ids",
-            "rewards" (nats per token) and "logprobs". A run is coloured by the sum of its rewards; its tooltip
+        spans: runs of tokens decoded together, in order. A run is coloured by the sum of its rewards; its tooltip
             lists each token, and the sum of rewards up to and including the run.
         scale: nats at full colour; by default from these spans. Give one scale to maps that are compared.
         label: what a screen reader announces.
         standalone: with the style and the legend; without them for a page that holds many.
         marks: (start, end) of runs that a link leads to -> the id of that place in the page; they do not overlap.
     """
-    known = [item if isinstance(item, Span) else parse.span(parse.clean(item)) for item in spans]
-    scale = heat_scale(known) if scale is None else scale
+    scale = heat_scale(spans) if scale is None else scale
     total = 0.0
     parts = []
-    for item in known:
+    for item in spans:
         total += item.reward
         parts.append(span_html(item, total, scale))
     for (start, end), name in (marks or {}).items():
@@ -139,16 +136,11 @@ def quoted(text: str, longest: int) -> str:
 
 def _tooltip(span: Span, total: float) -> str:
     lines = [f"“{shown(span.text)}”"]
-    count = max(len(span.token_ids), len(span.rewards), len(span.logprobs))
-    for index in range(count):
-        words = []
-        if index < len(span.token_ids):
-            words.append(f"id {span.token_ids[index]}")
-        for name, values, form in (("reward", span.rewards, "+.3f"), ("logprob", span.logprobs, ".3f")):
-            value = values[index] if index < len(values) else None
-            words.append(f"{name} {'?' if value is None else minus(format(value, form))}")
+    for index, (token, reward) in enumerate(zip(span.token_ids, span.rewards, strict=True)):
+        words = [f"id {token}", f"reward {number(reward, '+.3f')}"]
+        words += [f"logprob {number(span.logprobs[index])}"] if span.logprobs else []
         lines.append(" · ".join(words))
-    if count > 1:
+    if len(span.rewards) > 1:
         lines.append(minus(f"together {span.reward:+.3f}"))
     return "\n".join([*lines, minus(f"sum so far {total:+.3f} nats")])
 

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
+from densepath.records.completion import Sample, ScoredCompletion
 from densepath.report.document import (
     Beside,
     Document,
@@ -16,83 +17,59 @@ from densepath.report.document import (
     Notice,
     Paragraph,
     Row,
-    Run,
     Samples,
     Section,
     Table,
     Tile,
     Tiles,
-    Words,
-    number,
-    runs,
     walk,
 )
 from densepath.report.elements import asset, content_policy, element, join, text
 from densepath.report.heatmap import heat_scale, heatmap_html, legend_html
 from densepath.report.plots import arm_color, svg
-from densepath.report.records import Completion, Sample
+from densepath.report.words import Run, Words, number, runs
 
 _ELEMENTS = {"strong": "strong", "small": "small", "code": "code", "quote": "q"}
 _TAGS = {"tag": "tag", "better": "tag better", "worse": "tag worse"}
 
 
 def page_html(document: Document, *, live: bool = False) -> str:
-    """The whole page as text; a `live` one may ask the server that it came from."""
-    assets = _assets(document)
-    script = "".join(asset(name) for name in assets if name.endswith(".js"))
-    style = "".join(asset(name) for name in ("page.css", *assets) if name.endswith(".css"))
-    heading = element("h1", document.heading or document.title, id="title")
-    facts = [element("div", element("dt", name), " ", element("dd", value)) for name, value in document.facts]
-    return page(
-        f"{document.title} · {document.brand}",
-        join(
-            [
-                element(
-                    "header",
-                    element("p", document.brand, class_="brand"),
-                    heading,
-                    element("dl", *facts, class_="facts", id="facts"),
-                ),
-                _navigation(document),
-                element("main", *map(_section, document.sections), _next(document.next)),
-                element("footer", words_html(document.footer)),
-            ]
-        ),
-        style=style,
-        script=script,
-        live=live,
-    )
-
-
-def page(title: str, body: Markup, *, style: str, script: str = "", live: bool = False) -> str:
-    """A page around a body.
+    """The whole page as text.
 
     Args:
-        title: of the window.
-        body: the elements of the body.
-        style: the style sheet.
-        script: the one script.
-        live: whether a server is behind it, which would else be asked for an icon too.
+        document: what it shows.
+        live: whether a server is behind it: the page may ask that one, and asks it for no icon.
     """
+    names = dict.fromkeys(name for part in walk(document.sections) for name in getattr(part, "assets", ()))
+    script = Markup("").join(asset(name) for name in names if name.endswith(".js"))
+    style = Markup("").join(asset(name) for name in ("page.css", *names) if name.endswith(".css"))
+    policy = Markup(content_policy(script, live=live))
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        Markup('<meta http-equiv="Content-Security-Policy" content="{}">').format(
-            Markup(content_policy(script, live=live))
-        ),
+        Markup('<meta http-equiv="Content-Security-Policy" content="{}">').format(policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="referrer", content="no-referrer"),
         element("link", rel="icon", href="data:,") if live else None,
-        element("title", title),
-        element("style", Markup(style)),
+        element("title", f"{document.title} · {document.brand}"),
+        element("style", style),
     )
-    scripts = element("script", Markup(script)) if script else None
-    return f"<!doctype html>\n{element('html', head, element('body', body, scripts), lang='en')}\n"
+    body = element(
+        "body",
+        _header(document),
+        _navigation(document),
+        element("main", *map(_section, document.sections), _next(document.next)),
+        element("footer", words_html(document.footer)),
+        element("script", script) if script else None,
+    )
+    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
-def _assets(document: Document) -> list[str]:
-    parts = walk(document.sections)
-    return list(dict.fromkeys(name for part in parts for name in getattr(part, "assets", ())))
+def _header(document: Document) -> Markup:
+    brand = element("p", document.brand, class_="brand")
+    facts = [element("div", element("dt", name), " ", element("dd", value)) for name, value in document.facts]
+    heading = element("h1", document.heading or document.title, id="title")
+    return element("header", brand, heading, element("dl", *facts, class_="facts", id="facts"))
 
 
 def _navigation(document: Document) -> Markup:
@@ -210,8 +187,8 @@ def _fold(part: Fold) -> Markup:
 
 @part_html.register
 def _samples(part: Samples) -> Markup:
-    scale = heat_scale(span for sample in part.samples for item in sample.completions for span in item.spans)
-    articles = [_sample(sample, scale, part.judged) for sample in part.samples]
+    scale = heat_scale(span for sample in part.samples for item in sample.completions.values() for span in item.spans)
+    articles = [_sample(part, sample, scale) for sample in part.samples]
     token = element("output", id="token", hidden=True)
     return join([Markup(legend_html(scale)), _filters(part), *articles, token])
 
@@ -226,11 +203,13 @@ def _filters(part: Samples) -> Markup:
     return element("div", search, chooser, differs, count, id="filters", hidden=True)
 
 
-def _sample(sample: Sample, scale: float, judged: bool) -> Markup:
+def _sample(part: Samples, sample: Sample, scale: float) -> Markup:
     category = element("span", sample.category, class_="tag") if sample.category else None
     expected = None
     if sample.answer is not None:
         expected = element("div", element("small", "expected:"), f" {sample.answer}", class_="text", dir="auto")
+    named = ((part.labels.get(arm, arm), item) for arm, item in sample.completions.items())
+    answers = (_completion(label, item, scale, part.judged) for label, item in named)
     return element(
         "article",
         element(
@@ -239,24 +218,25 @@ def _sample(sample: Sample, scale: float, judged: bool) -> Markup:
             element("div", sample.prompt, class_="text prompt", dir="auto"),
             expected,
         ),
-        element("div", *(_completion(item, scale, judged) for item in sample.completions), class_="sides"),
+        element("div", *answers, class_="sides"),
         class_="card sample",
         data_category=sample.category or "",
         data_differs="yes" if sample.differs else "no",
     )
 
 
-def _completion(item: Completion, scale: float, judged: bool) -> Markup:
+def _completion(label: str, item: ScoredCompletion, scale: float, judged: bool) -> Markup:
     tags = []
     if item.metric is not None:
         words = {1.0: "✓ right", 0.0: "✗ wrong"}.get(item.metric) if judged else None
         tags.append(Run(words or f"metric {number(item.metric, '.4g')}", "better" if item.metric == 1 else "tag"))
     if item.truncated:
         tags.append(Run("cut off at the length limit", "worse"))
-    size = f"{item.num_tokens} tokens" + ("" if item.reward is None else f", reward {number(item.reward, '.2f')} nats")
-    if item.spans:
-        shown = Markup(heatmap_html(item.spans, scale=scale, label=item.label, standalone=False))
-    else:
-        shown = element("div", item.text, class_="text", dir="auto")
-    heading = element("h4", item.label, " ", *map(_run, tags), element("small", size))
-    return element("div", heading, shown, class_="completion")
+    size = f"{len(item.rewards)} tokens, reward {number(item.sum, '.2f')} nats"
+    shown = Markup(heatmap_html(item.spans, scale=scale, label=label, standalone=False))
+    return element(
+        "div",
+        element("h4", label, " ", *map(_run, tags), element("small", size)),
+        shown,
+        class_="completion",
+    )

@@ -8,10 +8,12 @@ from typing import Any
 
 import yaml
 
-from densepath.errors import MissingFileError
+from densepath.errors import DataError, MissingFileError, NumericalError
 from densepath.io import read_json, read_jsonl
+from densepath.records.codec import from_json
+from densepath.records.completion import Sample
 from densepath.report import parse
-from densepath.report.records import Curve, Sample
+from densepath.report.records import Curve
 
 STAGES = {"sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
 """Training stages by folder name, with the name a reader sees."""
@@ -125,9 +127,13 @@ def _add_samples(parts: RunParts, rows: list[dict[str, Any]]) -> None:
     """The first samples of the file: never a selection by outcome."""
     parts.samples_total = len(rows)
     tokens = 0
-    for row in rows[:MAX_SAMPLES]:
-        sample = parse.sample(parse.clean(row))
-        tokens += sum(completion.num_tokens for completion in sample.completions)
+    for number, row in enumerate(rows[:MAX_SAMPLES], start=1):
+        try:
+            sample = from_json(Sample, parse.clean(row))
+        except (DataError, NumericalError) as error:
+            parts.warnings.append(f"samples.jsonl, row {number}: left out: {error}")
+            continue
+        tokens += sum(len(completion.rewards) for completion in sample.completions.values())
         if parts.samples and tokens > MAX_SAMPLE_TOKENS:
             break
         parts.samples.append(sample)

@@ -8,18 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.io import is_secret
-from densepath.report.records import (
-    Completion,
-    Estimate,
-    Metric,
-    PairedRow,
-    ResultRow,
-    Results,
-    Sample,
-    Selection,
-    SelectionRow,
-    Span,
-)
+from densepath.report.records import Estimate, Metric, PairedRow, ResultRow, Results, Selection, SelectionRow
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -151,42 +140,9 @@ def selection(value: Any) -> Selection | None:
                 alpha=number(row.get("alpha")),
                 score=estimate(row.get("score")),
                 n=_count(row.get("n")),
+                decoding=_text(row.get("decoding")),
+                lead=estimate(row.get("lead")),
             )
             for row in _rows(value.get("rows"))
-        ),
-    )
-
-
-def span(value: Mapping[str, Any]) -> Span:
-    """One run of tokens."""
-
-    def numbers(key: str) -> tuple[float | None, ...]:
-        items = value.get(key)
-        return tuple(number(item) for item in items) if isinstance(items, list | tuple) else ()
-
-    ids = tuple(-1 if item is None else int(item) for item in numbers("token_ids"))
-    return Span(_text(value.get("text")), ids, numbers("rewards"), numbers("logprobs"))
-
-
-def sample(value: Mapping[str, Any]) -> Sample:
-    """One line of `eval/samples.jsonl`."""
-    completions = value.get("completions")
-    return Sample(
-        id=_text(value.get("id")),
-        prompt=_text(value.get("prompt")),
-        answer=_optional_text(value.get("answer")),
-        category=_optional_text(value.get("category")),
-        completions=tuple(
-            Completion(
-                arm=str(arm),
-                label=_text(item.get("label")) or str(arm),
-                text=_text(item.get("text")),
-                metric=number(item.get("metric")),
-                reward=number(item.get("reward")),
-                truncated=bool(item.get("truncated")),
-                spans=tuple(span(part) for part in _rows(item.get("spans"))),
-            )
-            for arm, item in (completions.items() if isinstance(completions, Mapping) else ())
-            if isinstance(item, Mapping)
         ),
     )

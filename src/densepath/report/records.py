@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from densepath.records.completion import Sample
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -81,13 +83,15 @@ class Results:
 
 @dataclass(frozen=True)
 class SelectionRow:
-    """One candidate reward: its reference, beta (nats), alpha = 1/beta, and its validation score."""
+    """One candidate: its reference, beta (nats), alpha = 1/beta, validation score, and lead over SFT at its best."""
 
     reference: str
     beta: float | None
     alpha: float | None
     score: Estimate | None
     n: int | None
+    decoding: str = ""
+    lead: Estimate | None = None
 
 
 @dataclass(frozen=True)
@@ -112,107 +116,6 @@ class Curve:
     metric: str
     steps: tuple[float, ...]
     values: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A run of tokens decoded together; `rewards` and `logprobs` are nats per token, aligned with the ids."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    rewards: tuple[float | None, ...]
-    logprobs: tuple[float | None, ...] = ()
-
-    @property
-    def reward(self) -> float:
-        """The sum of the known rewards of the span, in nats."""
-        return sum(reward for reward in self.rewards if reward is not None)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the span."""
-        return max(len(self.token_ids), len(self.rewards))
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One arm's answer to a prompt; `reward` is the sum over tokens, in nats."""
-
-    arm: str
-    label: str
-    text: str
-    metric: float | None
-    reward: float | None
-    truncated: bool
-    spans: tuple[Span, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Scored tokens, EOS included."""
-        return sum(span.num_tokens for span in self.spans)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A held-out prompt with each arm's completion."""
-
-    id: str
-    prompt: str
-    answer: str | None
-    category: str | None
-    completions: tuple[Completion, ...]
-
-    @property
-    def differs(self) -> bool:
-        """Whether the arms differ: in the metric where both have one, in their text otherwise."""
-        metrics = [completion.metric for completion in self.completions]
-        if metrics and all(metric is not None for metric in metrics):
-            return len(set(metrics)) > 1
-        return len({completion.text for completion in self.completions}) > 1
-
-
-@dataclass(frozen=True)
-class ScoredRow:
-    """A row that `densepath score` graded, or a text typed in: its turns with their rewards.
-
-    `number` counts the rows of the file from 1; `prompt` is the text before the first turn, where it is known.
-    """
-
-    number: int
-    id: str | None
-    prompt: str | None
-    category: str | None
-    turns: tuple[Completion, ...]
-
-    @property
-    def label(self) -> str:
-        """What the row is called on a page."""
-        return f"row {self.number}" if self.id is None else self.id
-
-    @property
-    def spans(self) -> tuple[Span, ...]:
-        """The runs of all turns, in order."""
-        return tuple(span for turn in self.turns for span in turn.spans)
-
-    @property
-    def num_tokens(self) -> int:
-        """Scored tokens of all turns."""
-        return sum(turn.num_tokens for turn in self.turns)
-
-    @property
-    def reward(self) -> float:
-        """Sum of the rewards of all tokens, nats."""
-        return sum(span.reward for span in self.spans)
-
-    @property
-    def reward_per_token(self) -> float:
-        """Mean reward of a token, nats per token; 0 where nothing was scored."""
-        return self.reward / self.num_tokens if self.num_tokens else 0.0
-
-    @property
-    def lowest(self) -> float:
-        """The lowest reward of a single token, nats; 0 where nothing was scored."""
-        return min((reward for span in self.spans for reward in span.rewards if reward is not None), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -258,4 +161,5 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON types: the twin of the page."""
-        return dataclasses.asdict(self)
+        samples = [sample.to_json() for sample in self.samples]
+        return dataclasses.asdict(dataclasses.replace(self, samples=())) | {"samples": samples}

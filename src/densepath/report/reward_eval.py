@@ -6,20 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.report import parse
-from densepath.report.document import (
-    DASH,
-    Column,
-    Paragraph,
-    Part,
-    Row,
-    Run,
-    Table,
-    Words,
-    interval,
-    number,
-    present,
-    short,
-)
+from densepath.report.document import Column, Paragraph, Part, Row, Table, present
+from densepath.report.words import DASH, Run, Words, interval, number, short
 
 GROUPS_SHOWN = 12
 """Groups of one grouping in the terminal; the file holds all."""

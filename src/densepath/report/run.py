@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.report import parse, sections
-from densepath.report.document import Document, Run, Section, Table
+from densepath.report.document import Document, Section, Table
 from densepath.report.records import Report
+from densepath.report.words import Run
 
 _NEXT = {
     "better": "run densepath experiment over several seeds: one run does not say how another would end.",
@@ -21,14 +22,14 @@ def run_page(report: Report) -> Document:
     """The page of a run."""
     facts = {"model": report.model, "date": (report.date or "").replace("T", " ").replace("+00:00", " UTC")}
     facts["made with"] = f"densepath {report.version or '(version not recorded)'}"
-    results, metric = report.results, report.results.metric.name if report.results else ""
+    results = report.results
     settings = {"Configuration": report.config, "Environment": report.environment}
     found: list[Section | None] = [
         sections.summary_section(report.verdict, results, report.warnings),
         sections.results_section(results) if results else None,
         sections.choice_section(report.selection) if report.selection else None,
         sections.training_section(report.curves),
-        sections.samples_section(report.samples, report.samples_total, metric) if report.samples else None,
+        sections.samples_section(report.samples, report.samples_total, results) if report.samples else None,
         sections.setup_section(report.data, settings, report.missing),
         Section("glossary", "Glossary", (sections.glossary_table(report.glossary),)),
     ]

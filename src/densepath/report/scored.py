@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from densepath.errors import DataError, MissingFileError, UsageError
+from densepath.records.completion import ScoredRow
 from densepath.report.heatmap import heat_scale
-from densepath.report.records import ScoredRow
 from densepath.report.scored_row import Summary, scored_row, searched_text, summary
 
 SORTS = ("row", *Summary._fields)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from densepath.records.completion import Sample
 from densepath.report.document import (
-    DASH,
     Beside,
     Column,
     Figure,
@@ -17,24 +17,18 @@ from densepath.report.document import (
     Paragraph,
     Part,
     Row,
-    Run,
     Samples,
     Section,
     Table,
     Tile,
     Tiles,
-    Words,
-    duration,
-    interval,
-    number,
     present,
-    share,
-    verdict,
 )
 from densepath.report.drawings import Curves, Whisker, Whiskers
 from densepath.report.load import STAGES
-from densepath.report.records import Curve, Estimate, Results, Sample, Selection, Term, Verdict
+from densepath.report.records import Curve, Results, Selection, Term, Verdict
 from densepath.report.verdict import KL_WATCH
+from densepath.report.words import DASH, Run, Words, duration, interval, number, share, verdict
 
 
 def warnings_notice(lines: Sequence[str]) -> Notice | None:
@@ -207,33 +201,38 @@ def _chosen(selection: Selection) -> str:
 
 
 def _candidates(selection: Selection) -> Table:
+    judged = any(row.lead for row in selection.rows)
     columns = [Column("reference", "share of SFT"), Column("β", "nats", numeric=True)]
-    columns += [Column(name, numeric=True) for name in ("α = 1/β", "score", "n")]
+    names = ("α = 1/β", "score", *(("lead",) if judged else ()), "n")
+    columns += [Column(name, numeric=True) for name in names]
     rows = []
     if selection.baseline:
-        n = selection.baseline_n
-        rows.append(Row(("SFT itself", DASH, DASH, interval(selection.baseline), DASH if n is None else str(n))))
+        n = DASH if selection.baseline_n is None else str(selection.baseline_n)
+        lead = (DASH,) if judged else ()
+        rows.append(Row(("SFT at its best", DASH, DASH, interval(selection.baseline), *lead, n)))
     for row in selection.rows:
         chosen = (row.reference, row.beta) == (selection.chosen_reference, selection.chosen_beta)
         cells = [row.reference + (" ✓" if chosen else ""), number(row.beta, ".4g"), number(row.alpha, ".4g")]
-        rows.append(Row((*cells, interval(row.score), DASH if row.n is None else str(row.n)), chosen))
+        leads = (interval(row.lead, signed=True),) if judged else ()
+        rows.append(Row((*cells, interval(row.score), *leads, DASH if row.n is None else str(row.n)), chosen))
     caption = f"Score: {selection.criterion}. Shaded: chosen." if selection.criterion else "Shaded: chosen."
     return Table(tuple(columns), tuple(rows), caption=caption)
 
 
 def _candidates_plot(selection: Selection) -> Figure | None:
+    """The number that decides: the lead over SFT at its best, or, where no answers were judged, the score."""
+    judged = any(row.lead for row in selection.rows)
     rows = [
-        Whisker(f"reference {row.reference}" + (f", β {row.beta:g}" if row.beta is not None else ""), row.score)
+        Whisker(f"reference {row.reference}" + (f", β {row.beta:g}" if row.beta is not None else ""), shown)
         for row in selection.rows
-        if row.score
+        if (shown := row.lead if judged else row.score)
     ]
     if not rows:
         return None
-    baseline: Estimate | None = selection.baseline
-    before = [Whisker("SFT (baseline)", baseline, "sft")] if baseline else []
-    zero = baseline.mean if baseline else None
-    drawing = Whiskers((*before, *rows), selection.criterion or "validation score", zero=zero)
-    return Figure("Validation score", drawing, "Dashed: the SFT model itself" if baseline else "")
+    if not judged:
+        return Figure("Validation score", Whiskers(tuple(rows), selection.criterion or "validation score", zero=None))
+    drawing = Whiskers(tuple(rows), selection.criterion, zero=0.0)
+    return Figure("Lead on validation", drawing, "Dashed: no difference to SFT at its best")
 
 
 # --- Training --------------------------------------------------------------------------------------------------------
@@ -301,7 +300,7 @@ def _panel_figure(panel: Panel, curves: Sequence[Curve]) -> Figure:
 # --- Samples and setup -----------------------------------------------------------------------------------------------
 
 
-def samples_section(samples: Sequence[Sample], total: int, metric: str) -> Section:
+def samples_section(samples: Sequence[Sample], total: int, results: Results | None) -> Section:
     """The first saved samples, each arm's completion as a heat map."""
     few = f"The first {len(samples)} of {total} in file order, not selected by outcome."
     words = few if len(samples) < total else f"All {total} saved samples."
@@ -309,7 +308,10 @@ def samples_section(samples: Sequence[Sample], total: int, metric: str) -> Secti
         " Each token is coloured by its dense reward on one common scale. The colour says what the reward pays for, "
         "not what is right. Point at a token, or focus a completion and use the arrow keys, to see its numbers."
     )
-    parts = (Paragraph(words), Samples(tuple(samples), judged=metric == "exact_match"))
+    arms = dict.fromkeys(arm for sample in samples for arm in sample.completions)
+    labels = {arm: results.label(arm) if results else STAGES.get(arm, arm) for arm in arms}
+    judged = results is not None and results.metric.name == "exact_match"
+    parts = (Paragraph(words), Samples(tuple(samples), labels, judged))
     return Section("samples", "Sample completions", parts, link="Samples")
 
 

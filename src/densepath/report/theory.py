@@ -7,20 +7,9 @@ from typing import Any
 
 from densepath import __version__
 from densepath.records.theory import EQUALITY_TOLERANCE, Check, Kind, Report, StatementResult, verdict_word
-from densepath.report.document import (
-    Beside,
-    Column,
-    Document,
-    Figure,
-    Paragraph,
-    Part,
-    Row,
-    Run,
-    Section,
-    Table,
-    present,
-)
+from densepath.report.document import Beside, Column, Document, Figure, Paragraph, Part, Row, Section, Table, present
 from densepath.report.drawings import Bars, Line, Lines
+from densepath.report.words import Run
 
 TINY = 1e-18
 """Where a deviation of exactly zero is drawn on a logarithmic axis."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from densepath.report.document import interval_text
 from densepath.report.records import Curve, PairedRow, Results, Selection, Verdict
+from densepath.report.words import interval_text
 
 KL_WATCH = 1.5
 """Nats per completion: most collapses of the prototype came above it (one came at 0.4). Ours."""

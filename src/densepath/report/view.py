@@ -10,23 +10,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from markupsafe import Markup
-from rich.console import Group, RenderableType
 
 from densepath import __version__
 from densepath.errors import UsageError
 from densepath.io import write_json_atomic, write_text_atomic
+from densepath.records.completion import ScoredRow
 from densepath.report import parse
 from densepath.report.build import ReportPaths
 from densepath.report.compare import Comparison, compare
-from densepath.report.console import heat_text, part_text
-from densepath.report.document import Document, Part, Section, number
+from densepath.report.document import Document, Part, Section
 from densepath.report.elements import asset, content_policy, element, join, text
 from densepath.report.heatmap import heat_scale, legend_html
 from densepath.report.html import page_html, part_html
-from densepath.report.markdown import part_markdown, plain
-from densepath.report.records import ScoredRow
 from densepath.report.scored import SORTS
-from densepath.report.scored_row import scored_row
+from densepath.report.scored_row import prompt_text
 from densepath.report.view_parts import comparison_html, row_html, worst_runs
 
 MOST_IN_NOTEBOOK = 20
@@ -224,16 +221,6 @@ def fragment_html(view: ScoreView, prefix: str = "", *, picks: bool = False) -> 
     return Markup("").join(parts)
 
 
-@part_text.register
-def _scores_text(part: Scores) -> RenderableType:
-    return Group(*(heat_text(row.spans, part.view.scale, f"{row.label}: ") for row in part.view.rows))
-
-
-@part_markdown.register
-def _scores_markdown(part: Scores, level: int) -> str:
-    return "\n".join(f"* {plain(row.label)}: {number(row.reward, '+.2f')} nats" for row in part.view.rows)
-
-
 def view_scores(
     scores: Any,
     *,
@@ -250,36 +237,25 @@ def view_scores(
         prompts: the prompts, text or turns, to show above the completions.
         labels: what to call the completions; by default completion 1, 2, ...
         pair: indices of two answers to one prompt, to align instead of listing all completions.
-        tokenizer: that of the models; needed for scores made from ids, and to show the name of a final EOS.
+        tokenizer: that of the models; needed for scores made from ids.
         limit: take the first completions alone; all if None.
 
     Raises:
         UsageError: scores without texts and no tokenizer, or a pair that is not there.
     """
     size = len(scores.rewards)
-    if tokenizer is None and len(scores.texts) != size:
-        raise UsageError("these scores were made from token ids and hold no text; give the tokenizer as well")
     if pair is not None and not all(0 <= index < size for index in pair):
         raise UsageError(f"pair={pair}: there are completions 0 to {size - 1}")
-    rows = []
-    for index in range(size if limit is None or pair is not None else min(size, limit)):
-        turn = _turn_record(scores, index) if tokenizer is None else {"spans": scores.spans(index, tokenizer)}
-        value = {"id": labels[index] if labels else f"completion {index + 1}", "turns": [turn]}
-        if prompts is not None:
-            value["prompt"] = prompts[index]
-        rows.append(scored_row(value, index + 1, "scores"))
+    rows = tuple(
+        ScoredRow(
+            number=index + 1,
+            id=labels[index] if labels else f"completion {index + 1}",
+            prompt=None if prompts is None else prompt_text(prompts[index]),
+            category=None,
+            turns=(scores.completion(index, tokenizer),),
+        )
+        for index in range(size if limit is None or pair is not None else min(size, limit))
+    )
     if pair is not None:
         return ScoreView(comparison=compare(rows[pair[0]], rows[pair[1]]))
-    return ScoreView(rows=tuple(rows), total=size)
-
-
-def _turn_record(scores: Any, index: int) -> dict[str, Any]:
-    """One completion with its text, as a scored file holds a turn."""
-    text, offsets = scores.texts[index], [list(offset) for offset in scores.offsets[index]]
-    return {
-        "tokens": [text[start:end] for start, end in offsets],
-        "offsets": offsets,
-        "token_ids": list(scores.completion_ids[index]),
-        "rewards": scores.rewards[index].tolist(),
-        "sft_logprobs": scores.sft_logprobs[index].tolist(),
-    }
+    return ScoreView(rows=rows, total=size)

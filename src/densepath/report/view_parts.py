@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from densepath.records.completion import ScoredCompletion, ScoredRow, Span
 from densepath.records.spans import RewardSpan, worst_spans
 from densepath.report.compare import Comparison, aligned_html
 from densepath.report.curve import Line, curve_html
-from densepath.report.document import DASH, number
 from densepath.report.elements import element, join
 from densepath.report.heatmap import LEVELS, heatmap_html, quoted
-from densepath.report.records import Completion, ScoredRow, Span
+from densepath.report.words import number
 
 WORST = 3
 """Worst spans shown of each completion."""
@@ -42,11 +42,11 @@ def row_html(row: ScoredRow, scale: float, prefix: str, *, picks: bool = False) 
         prefix: what the ids of this row begin with; no other part of the page may begin so.
         picks: with the buttons that choose it for a comparison.
     """
-    size = f"{_size(row)}, {number(row.reward_per_token, '+.3f')} per token"
+    size = f"{_size(row.num_tokens, row.reward)}, {number(row.reward_per_token, '+.3f')} per token"
     size += "" if row.id is None else f", row {row.number}"
     category = element("span", row.category, class_="tag") if row.category else None
     heading = element("h3", row.label, " ", category, element("small", size), _picks(row) if picks else None)
-    turns = [_turn(turn, scale, f"{prefix}{place}-", len(row.turns) > 1) for place, turn in enumerate(row.turns)]
+    turns = _turns(row, scale, prefix)
     numbers = {"row": row.number, "reward": row.reward, "reward_per_token": row.reward_per_token}
     numbers |= {"tokens": row.num_tokens, "lowest": row.lowest}
     return element(
@@ -93,8 +93,13 @@ def comparison_html(comparison: Comparison, scale: float, prefix: str) -> Markup
 
 def _side(name: str, row: ScoredRow, scale: float, prefix: str) -> Markup:
     label = "" if row.id == name else f": {row.label}"
-    turns = (_turn(turn, scale, f"{prefix}{name}{n}-", len(row.turns) > 1) for n, turn in enumerate(row.turns))
-    return element("section", element("h4", f"{name}{label} ", element("small", _size(row))), *turns, aria_label=name)
+    turns = _turns(row, scale, f"{prefix}{name}")
+    return element(
+        "section",
+        element("h4", f"{name}{label} ", element("small", _size(row.num_tokens, row.reward))),
+        *turns,
+        aria_label=name,
+    )
 
 
 def _sums(comparison: Comparison) -> Markup:
@@ -114,8 +119,8 @@ def _sums(comparison: Comparison) -> Markup:
     return element("div", element("table", head, element("tbody", *body)), class_="dp-table")
 
 
-def _size(item: ScoredRow | Completion) -> str:
-    return f"{item.num_tokens} tokens, {DASH if item.reward is None else number(item.reward, '+.2f')} nats"
+def _size(tokens: int, reward: float) -> str:
+    return f"{tokens} tokens, {number(reward, '+.2f')} nats"
 
 
 def _prompt(prompt: str | None) -> Markup | None:
@@ -140,19 +145,27 @@ class _Worst(NamedTuple):
     last: int
 
 
-def _turn(turn: Completion, scale: float, prefix: str, titled: bool) -> Markup:
-    found = worst_runs(turn.spans, scale)
-    sizes = [span.num_tokens for span in turn.spans]
+def _turns(row: ScoredRow, scale: float, prefix: str) -> list[Markup]:
+    labels = [f"turn {place + 1}" if len(row.turns) > 1 else "" for place in range(len(row.turns))]
+    turns = enumerate(zip(row.turns, labels, strict=True))
+    return [_turn(turn, scale, f"{prefix}{place}-", label) for place, (turn, label) in turns]
+
+
+def _turn(turn: ScoredCompletion, scale: float, prefix: str, label: str) -> Markup:
+    spans = turn.spans
+    found = worst_runs(spans, scale)
+    sizes = [len(span.rewards) for span in spans]
     worst = []
     for place, (start, end, reward) in enumerate(found):
-        quote = quoted("".join(span.text for span in turn.spans[start:end]), _LONGEST_QUOTE)
+        quote = quoted("".join(span.text for span in spans[start:end]), _LONGEST_QUOTE)
         worst.append(_Worst(f"{prefix}{place}", quote, reward, sum(sizes[:start]) + 1, sum(sizes[:end])))
     marks = {(start, end): item.id for (start, end, _), item in zip(found, worst, strict=True)}
-    heat = heatmap_html(turn.spans, scale=scale, label=turn.label, standalone=False, marks=marks)
+    heat = heatmap_html(spans, scale=scale, label=label or "completion", standalone=False, marks=marks)
     bands = [(start, end) for start, end, _ in found]
-    line = Line("reward", [span.reward for span in turn.spans])
-    curve = curve_html([line], count=turn.num_tokens, bands=bands)
-    title = element("h4", turn.label, " ", element("small", _size(turn)), class_="dp-turn-title") if titled else None
+    line = Line("reward", [span.reward for span in spans])
+    curve = curve_html([line], count=len(turn.rewards), bands=bands)
+    size = element("small", _size(len(turn.rewards), turn.sum))
+    title = element("h4", label, " ", size, class_="dp-turn-title") if label else None
     aside = element("aside", Markup(curve), _worst_list(worst))
     return element("div", element("div", title, Markup(heat)), aside, class_="dp-turn dp-linked")
 

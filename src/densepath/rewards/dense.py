@@ -15,7 +15,7 @@ from torch import Tensor
 
 from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import ReferenceMean, inverse_bellman, pair_rewards, reference_logprobs
-from densepath.data import Encoded, encode_pair, encode_row_prompt, token_offsets
+from densepath.data import Encoded, encode_pair, encode_row_prompt, read_tokens
 from densepath.data.rows import TEMPLATE_COLUMNS, Turns, template_arguments
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.io import read_json, write_json_atomic
@@ -298,9 +298,7 @@ class DenseReward:
             on_progress=on_progress,
         )
         for pair in pairs:
-            text, offsets = token_offsets(pair.completion_ids, tokenizer)
-            scores.texts.append(text)
-            scores.offsets.append(offsets)
+            scores.read.append(read_tokens(pair.completion_ids, tokenizer))
         return scores
 
     def __call__(

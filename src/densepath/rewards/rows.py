@@ -1,6 +1,6 @@
 """Data rows -> columns with their dense reward, token by token; rows that cannot be scored are told apart.
 
-The names of the columns and fields are those of `densepath serve`.
+Each turn has the layout of `records.completion.ScoredCompletion`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from torch import Tensor
-
-from densepath.data import Encoded, Row, encode_pairs, token_offsets
+from densepath.data import Encoded, Row, encode_pairs
+from densepath.data.context import check_context
 from densepath.data.formats import check_row
 from densepath.errors import DataError, ModelError, NumericalError
 from densepath.models.compat import eos_token_ids
@@ -55,11 +53,7 @@ class RowScorer:
             if name in row:
                 raise DataError(f'there is a column "{name}" already; rename it, or leave it out with remove_columns')
         pairs = encode_pairs(row, self.tokenizer)
-        length = max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs)
-        if length > self.context:
-            raise DataError(
-                f"{length} tokens, but the model's context holds {self.context}; shorten or leave out the row"
-            )
+        check_context(max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs), self.context)
         return pairs
 
     def score(
@@ -121,34 +115,13 @@ class RowScorer:
         )
 
     def _columns(self, turns: list[Encoded], scores: DenseScores, at: int) -> dict[str, Any]:
-        records: list[dict[str, Any]] = []
-        for index, turn in enumerate(turns, start=at):
-            text, offsets = token_offsets(turn.completion_ids, self.tokenizer)
-            tokens = [text[start:end] for start, end in offsets]
-            if turn.completion_ids[-1] == self.tokenizer.eos_token_id:
-                tokens[-1] = str(self.tokenizer.eos_token)
-            rewards = _floats(scores.rewards[index])
-            record: dict[str, Any] = {
-                "text": text,
-                "token_ids": list(turn.completion_ids),
-                "tokens": tokens,
-                "offsets": [list(offset) for offset in offsets],
-                "rewards": rewards,
-                "sum": math.fsum(rewards),
-                "mean": math.fsum(rewards) / len(rewards),
-            }
-            if self.logprobs:
-                record["sft_logprobs"] = _floats(scores.sft_logprobs[index])
-                record["ref_logprobs"] = _floats(scores.ref_logprobs[index]) if scores.ref_logprobs else None
-            records.append(record)
-        total = math.fsum(record["sum"] for record in records)
-        count = sum(len(record["rewards"]) for record in records)
+        found = [
+            scores.completion(index, self.tokenizer, logprobs=self.logprobs) for index in range(at, at + len(turns))
+        ]
+        total = math.fsum(completion.sum for completion in found)
+        count = sum(len(completion.rewards) for completion in found)
+        records = [completion.to_json() for completion in found]
         return {"reward": total, "reward_per_token": total / count, "num_tokens": count, "turns": records}
-
-
-def _floats(values: Tensor) -> list[float]:
-    """Numbers whose shortest decimal form is that of the tensor's type: 0.1 and not 0.10000000149011612."""
-    return [float(text) for text in np.asarray(values).astype(str)]
 
 
 def _share(

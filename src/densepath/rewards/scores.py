@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import position_z_scores
-from densepath.data import token_spans
+from densepath.data import read_tokens
+from densepath.data.spans import ReadTokens
+from densepath.errors import UsageError
+from densepath.records.completion import ScoredCompletion, completion_of
 
 _MOST_IN_NOTEBOOK = 20
 
@@ -26,9 +30,7 @@ class DenseScores:
         ref_logprobs: likewise, log pi_ref, of several references their mean; empty list where none is used.
         sft_entropies: likewise, entropy of pi_SFT at each state, nats.
         completion_ids: ids of the tokens.
-        texts: text of each completion without its final EOS; filled by `DenseReward.score`.
-        offsets: (start, end) of each token in its text, characters; tokens that share a character share its range,
-            and a final EOS has an empty one at the end. Filled by `DenseReward.score`.
+        read: text, tokens and offsets of each completion; filled by `DenseReward.score`.
     """
 
     rewards: list[Tensor]
@@ -36,11 +38,23 @@ class DenseScores:
     ref_logprobs: list[Tensor]
     sft_entropies: list[Tensor]
     completion_ids: list[list[int]] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    offsets: list[list[tuple[int, int]]] = field(default_factory=list)
+    read: list[ReadTokens] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    @property
+    def texts(self) -> list[str]:
+        """Text of each completion without its final EOS; empty where they were scored as ids."""
+        return [read.text for read in self.read]
+
+    @property
+    def offsets(self) -> list[list[tuple[int, int]]]:
+        """(start, end) of each token in its text, characters; tokens that share a character share its range.
+
+        A final EOS has an empty range at the end.
+        """
+        return [read.offsets for read in self.read]
 
     @property
     def sums(self) -> Tensor:
@@ -67,25 +81,33 @@ class DenseScores:
 
     def _repr_html_(self) -> str | None:
         """What a notebook shows: the first completions as heat maps; None where there is no text (`score_ids`)."""
-        if not self.rewards or len(self.texts) != len(self.rewards):
+        if not self.rewards or len(self.read) != len(self.rewards):
             return None
         from densepath import view_scores  # the package's front door: this room knows nothing of pages
 
         return view_scores(self, limit=_MOST_IN_NOTEBOOK)._repr_html_()
 
-    def spans(self, index: int, tokenizer: Any) -> list[dict[str, Any]]:
-        """One completion as runs of whole characters, for a heat map.
+    def completion(self, index: int, tokenizer: Any = None, *, logprobs: bool = True) -> ScoredCompletion:
+        """One completion as a record: what files hold, the server answers with and pages show.
 
         Args:
             index: which completion.
-            tokenizer: that of the models.
+            tokenizer: that of the models; needed where the scores were made from ids.
+            logprobs: with log pi_SFT and log pi_ref.
 
-        Returns:
-            Records with `text`, `token_ids`, `rewards` (nats per token) and `logprobs` (log pi_SFT, nats).
+        Raises:
+            UsageError: scores without text and no tokenizer.
         """
-        return token_spans(
-            self.completion_ids[index],
-            tokenizer,
-            rewards=self.rewards[index].tolist(),
-            logprobs=self.sft_logprobs[index].tolist(),
+        if tokenizer is None and len(self.read) != len(self):
+            raise UsageError("these scores were made from token ids and hold no text; give the tokenizer as well")
+        return completion_of(
+            read_tokens(self.completion_ids[index], tokenizer) if tokenizer is not None else self.read[index],
+            shortest_floats(self.rewards[index]),
+            sft_logprobs=shortest_floats(self.sft_logprobs[index]) if logprobs else None,
+            ref_logprobs=shortest_floats(self.ref_logprobs[index]) if logprobs and self.ref_logprobs else None,
         )
+
+
+def shortest_floats(values: Tensor) -> list[float]:
+    """Numbers whose shortest decimal form is that of the tensor's type: 0.1 and not 0.10000000149011612."""
+    return [float(text) for text in np.asarray(values.cpu()).astype(str)]

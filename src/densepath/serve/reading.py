@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from densepath.data import Encoded, token_offsets
+from densepath.data import Encoded, read_tokens
 from densepath.errors import DataError, ModelError
+from densepath.records.completion import completion_of
+from densepath.rewards.scores import shortest_floats
 from densepath.serve.engine import Scored
 from densepath.serve.errors import ApiError
 from densepath.serve.schemas import (
@@ -94,23 +96,14 @@ def score_response(
     """The answer to a score request."""
     results = []
     for pair, found in zip(pairs, scores, strict=True):
-        text, offsets = token_offsets(pair.completion_ids, tokenizer)
-        tokens = [text[start:end] for start, end in offsets]
-        if pair.completion_ids[-1] == tokenizer.eos_token_id:
-            tokens[-1] = str(tokenizer.eos_token)
-        results.append(
-            ItemScores(
-                text=text,
-                token_ids=list(pair.completion_ids),
-                tokens=tokens,
-                offsets=offsets,
-                rewards=found.rewards.tolist(),
-                sum=float(found.rewards.sum()),
-                mean=float(found.rewards.mean()),
-                sft_logprobs=found.sft_logprobs.tolist() if logprobs else None,
-                ref_logprobs=found.ref_logprobs.tolist() if logprobs and found.ref_logprobs is not None else None,
-            )
+        ref = None if found.ref_logprobs is None else shortest_floats(found.ref_logprobs)
+        completion = completion_of(
+            read_tokens(pair.completion_ids, tokenizer),
+            shortest_floats(found.rewards),
+            sft_logprobs=shortest_floats(found.sft_logprobs) if logprobs else None,
+            ref_logprobs=ref if logprobs else None,
         )
+        results.append(ItemScores(**completion.to_json()))
     return ScoreResponse(results=results, usage=_usage(pairs))
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from densepath.data.context import check_context
 from densepath.data.rows import Turns
-from densepath.errors import DataError, UsageError
+from densepath.errors import UsageError
 from densepath.models.compat import context_length
 from densepath.report.view import ScoreView, view_scores
 from densepath.rewards.dense import DenseReward, RewardKind
@@ -94,12 +95,7 @@ class RewardChoices:
         names = ["A", "B"] if len(completions) > 1 else ["answer"]
         for name, completion in zip(names, completions, strict=True):
             pair = reward.encode(state, completion)
-            length = len(pair.prompt_ids) + len(pair.completion_ids)
-            if length > self.context:
-                raise DataError(
-                    f"{name}: prompt and answer have {length} tokens, but the models' context holds {self.context}; "
-                    "shorten them"
-                )
+            check_context(len(pair.prompt_ids) + len(pair.completion_ids), self.context, name)
         scores = reward.score([state] * len(completions), list(completions))
         pair_shown = (0, 1) if len(completions) > 1 else None
         found = view_scores(

@@ -58,15 +58,26 @@ def compare_pairs(
     Returns:
         One comparison for each pair.
     """
-    intervals, ps = [], []
+    found = []
     for measure, other in pairs:
         spread = replicates[measure] - replicates[other]
         spread = spread[np.isfinite(spread)]
-        intervals.append(replicate_interval(values[measure] - values[other], spread, n))
-        ps.append(bootstrap_p(spread, n))
+        interval = replicate_interval(values[measure] - values[other], spread, n)
+        found.append(Difference(interval, bootstrap_p(spread, n)))
+    return corrected(pairs, found)
+
+
+def corrected(pairs: Sequence[tuple[str, str]], differences: Sequence[Difference]) -> list[Comparison]:
+    """The differences of named pairs, with Holm's correction over all of them.
+
+    Args:
+        pairs: names of the one and the other.
+        differences: one for each pair.
+    """
+    adjusted = holm([difference.p for difference in differences])
     return [
-        Comparison(measure, other, interval, p, adjusted, verdict_of(adjusted, interval.mean))
-        for (measure, other), interval, p, adjusted in zip(pairs, intervals, ps, holm(ps), strict=True)
+        Comparison(name, other, one.interval, one.p, p_holm, verdict_of(p_holm, one.interval.mean))
+        for (name, other), one, p_holm in zip(pairs, differences, adjusted, strict=True)
     ]
 
 

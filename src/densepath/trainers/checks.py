@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 from torch import nn
 
+from densepath.data.context import check_context, room_for_prompts
 from densepath.data.rows import template_columns
 from densepath.errors import ConfigError, DataError, ModelError
 from densepath.models.compat import context_length
@@ -95,19 +96,13 @@ def check_prompt_lengths(trainer: Any, policy: Any) -> None:
         DataError: the first such row.
     """
     context, budget = context_length(policy), trainer.max_completion_length
-    room = context - budget
-    if room < 1:
-        raise ConfigError(f"max_completion_length={budget} fills the model's context of {context} tokens: lower it")
+    room = room_for_prompts(context, budget)
     for name, dataset in _datasets(trainer):
         for row, example in enumerate(dataset):
             if not template_columns(example) and _bytes(example["prompt"]) + _TEMPLATE_TOKENS <= room:
                 continue
-            length = len(trainer.prompt_ids(example))
-            if length > room:
-                raise DataError(
-                    f"{name}, row {row}: its prompt has {length} tokens, and the context of {context} leaves {room} "
-                    f"beside max_completion_length={budget}: shorten or leave out the row"
-                )
+            tokens = len(trainer.prompt_ids(example))
+            check_context(tokens, context, f"{name}, row {row}", max_completion_length=budget)
 
 
 def _datasets(trainer: Any) -> Iterator[tuple[str, Any]]:

@@ -76,6 +76,7 @@ from densepath.trainers.rollout import (
     batch_of,
     credit_of,
     loss_mask,
+    pad_rows,
 )
 from densepath.trainers.whole_vocabulary import WholeVocabulary
 
@@ -196,7 +197,7 @@ class DPRTrainer(ResumableGRPOTrainer):
             kind=args.dense_reward,
             tokenizer=self._tokenizer,
             reference_mean=args.reference_mean,
-            scale=args.reward_scale,
+            scale=args.reward_scale if args.cap is None else 1.0,  # a capped reward is scaled above its cap
             clip=args.reward_clip,
             floor=args.reward_floor,
             token_budget=args.score_token_budget,
@@ -224,6 +225,7 @@ class DPRTrainer(ResumableGRPOTrainer):
             self.dense_reward,
             estimator,
             dense_weight=self.args.dense_reward_weight,
+            cap=self.args.cap,
             eos_token_ids=lambda: self.eos_token_ids,
             token_budget=self.args.score_token_budget,
             autocast=self.accelerator.autocast,
@@ -247,6 +249,8 @@ class DPRTrainer(ResumableGRPOTrainer):
             parameters=sum(p.numel() for p in policy.parameters()),
             frozen=self.dense_reward.passes,
             num_iterations=self.num_iterations,
+            cap=self.args.cap,
+            beta=self.args.beta,
         )
         self._sample_size = EffectiveSampleSize(self.accelerator)
         self._table = TokenTable(self.args.generation_batch_size, self._tokenizer)
@@ -357,7 +361,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         if self.args.dense_reward_weight < 1:
             assert scored.functions is not None
             external = self._functions.external(scored.functions, self.reward_func_names[1:], mask)
-        batch = batch_of(scored, mask, external, self.args.dense_reward_weight)
+        batch = batch_of(scored, mask, external, self.args.dense_reward_weight, self.args.cap)
         group = self.num_generations if mode == "train" else self.num_generations_eval
         credit = credit_of(batch, self.estimator, group, self.accelerator)
         # The frozen models' states are large, and live on in the micro-batches alone.
@@ -371,6 +375,8 @@ class DPRTrainer(ResumableGRPOTrainer):
             output["frozen_hidden"] = scored.frozen_hidden
         if credit.shares is not None:
             output["all_action_weights"] = credit.shares
+        if scored.log_ratios:
+            output["log_ratios"] = pad_rows(scored.log_ratios, mask)
         return output
 
     # -- loss --------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from trl import GRPOConfig
 
 from densepath.core.estimator import Estimator
+from densepath.core.mixture import Cap
 from densepath.core.objective import Normalizer
 from densepath.core.returns import Baseline
 from densepath.core.rewards import ReferenceMean
@@ -84,8 +85,30 @@ _ONLY_WITH = {
 }
 """Switch -> arguments that have no effect where it is off, with their defaults."""
 
+DEFAULT_BETA = 0.5
+
 LOWER_IS_BETTER = ("nll", "nll_increase", "kl", "kl_sequence", "completions/clipped_ratio")
 """Metrics of which a `metric_for_best_model` keeps the lowest."""
+
+
+def beta_of(beta: float | None, reward_lambda: float | None) -> float:
+    """The coefficient of the KL that was given by either name, `reward_lambda = 1 + 1 / beta`; 0.5 by neither.
+
+    Raises:
+        ConfigError: a lambda that no beta has, or two that disagree.
+
+    Source: lambda is that of G-OPD (arXiv 2602.12125); the identity is derived in docs/method.md.
+    """
+    if reward_lambda is None:
+        return DEFAULT_BETA if beta is None else beta
+    if not 1 < reward_lambda < math.inf:
+        raise ConfigError(f"reward_lambda={reward_lambda} must be above 1 and finite: it is 1 + 1 / beta")
+    found = 1 / (reward_lambda - 1)
+    if beta is not None and not math.isclose(beta, found, rel_tol=1e-6):
+        raise ConfigError(
+            f"reward_lambda={reward_lambda} is beta={found:.6g}, and beta={beta} was given: leave one out"
+        )
+    return found
 
 
 @dataclass
@@ -93,15 +116,22 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
     """Arguments of `DPRTrainer`; everything else is TRL's `GRPOConfig` and transformers' `TrainingArguments`.
 
     Where a default comes from: `gamma`, `dense_reward` and undiscounted returns are the paper's; `beta`, `baseline`,
-    `num_generations` and the KL inside the return are ours (docs/trainer.md); the rest is TRL's.
+    `num_generations`, `estimator` and the KL inside the return are ours (docs/trainer.md); the rest is TRL's.
 
     Raises:
         ConfigError: a value that biases the gradient without a correction, or does not exist.
     """
 
     beta: float = field(
-        default=0.5,
-        metadata={"help": "Coefficient of the KL to the SFT policy, inside the return. Larger stays closer to SFT."},
+        default=None,  # type: ignore[assignment]  # a number once the arguments are made
+        metadata={
+            "help": "Coefficient of the KL to the SFT policy, inside the return. Larger stays closer to SFT. "
+            "None: 0.5, unless reward_lambda says it."
+        },
+    )
+    reward_lambda: float | None = field(
+        default=None,
+        metadata={"help": "Another name for beta, G-OPD's: lambda = 1 + 1 / beta, above 1."},
     )
     gamma: float = field(default=1.0, metadata={"help": "Discount of the return-to-go. 1 is the paper's."})
     dense_reward: str = field(
@@ -123,6 +153,13 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
     reward_scale: float = field(
         default=1.0,
         metadata={"help": "Factor on the dense reward; the beta of DPO for a DPO model and its reference."},
+    )
+    sequence_cap: float | None = field(
+        default=None,
+        metadata={
+            "help": "kappa: a completion earns reward_scale * min(0, R - kappa), R being its unscaled reward, nats. "
+            "No event's probability then grows without bound. None: uncapped."
+        },
     )
     reward_clip: float | None = field(
         default=None, metadata={"help": "Cut the reward of a token at plus and minus this, nats (moves the optimum)."}
@@ -146,10 +183,10 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         default=0.0, metadata={"help": "Coefficient of a second KL, to the reference, inside the return."}
     )
     estimator: str = field(
-        default="auto",
+        default="sampled",
         metadata={
-            "help": "all_action (expectations over all next tokens: less variance), sampled, or auto: all_action "
-            "where it is possible."
+            "help": "sampled (the tokens of the completions), all_action (expectations over all next tokens: less "
+            "variance near SFT, a dearer step), or auto: all_action where it is possible."
         },
     )
     all_action_weight: float | None = field(
@@ -203,6 +240,7 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         if getattr(self, "bf16", None) is None and not self.fp16 and not torch.cuda.is_available():
             # TRL's default of bf16 is emulated on most CPUs, and slow.
             self.bf16: bool | None = False
+        self.beta = beta_of(self.beta, self.reward_lambda)
         for name, kind in _CHOICES.items():
             value = getattr(self, name)
             if value not in [str(member.value) for member in kind]:
@@ -218,6 +256,7 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         if not self.epsilon >= 0:
             raise ConfigError(f"epsilon={self.epsilon} must be at least 0")
         self._check_reward()
+        self._check_cap()
         self._check_estimate()
         if self.num_generations < 2:
             raise ConfigError(f"num_generations={self.num_generations} must be at least 2")
@@ -297,6 +336,25 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             raise ConfigError(
                 f"reward_floor={self.reward_floor} must be below 0: it bounds log-probabilities, in nats"
             )
+
+    @property
+    def cap(self) -> Cap | None:
+        """The cap of a completion's reward; None for none."""
+        return None if self.sequence_cap is None else Cap(self.sequence_cap, self.reward_scale)
+
+    def _check_cap(self) -> None:
+        if self.sequence_cap is None:
+            return
+        if not math.isfinite(self.sequence_cap):
+            raise ConfigError(f"sequence_cap={self.sequence_cap} must be a finite number of nats; None for no cap")
+        if not self.reward_scale > 0:
+            raise ConfigError(f"reward_scale={self.reward_scale} must be above 0 with sequence_cap")
+        if RewardKind(self.dense_reward) is not RewardKind.BASELINE_RELATIVE:
+            raise ConfigError(f"sequence_cap needs the reward relative to a reference, not {self.dense_reward}")
+        if self.gamma < 1:
+            raise ConfigError("sequence_cap needs gamma=1: the cap is on the undiscounted sum of a completion")
+        if self.reward_clip is not None:
+            raise ConfigError("reward_clip has no use beside sequence_cap, which bounds the sum: leave one out")
 
     def _check_estimate(self) -> None:
         for name in ("beta", "ref_beta", "reward_scale"):

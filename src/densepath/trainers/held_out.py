@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from densepath.data.context import check_context
 from densepath.data.encode import Encoded, encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.models.scoring import score_completions
@@ -48,10 +49,7 @@ class HeldOutDemonstrations:
             except DataError as error:
                 raise DataError(f"eval_dataset, row {number}: {error}") from None
             longest = max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs)
-            if longest > max_length:
-                raise DataError(
-                    f"eval_dataset, row {number}: {longest} tokens exceed the model's context of {max_length}: drop it"
-                )
+            check_context(longest, max_length, f"eval_dataset, row {number}")
             self.pairs += pairs
 
     def nll(self, model: Any, accelerator: Accelerator, token_budget: int) -> float:

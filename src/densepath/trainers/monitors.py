@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from densepath.core.estimator import Estimator
 from densepath.core.masks import lengths_to_mask, masked_sum
+from densepath.core.mixture import Cap, capped_weights
 from densepath.core.monitors import correlation, effective_sample_share, log_weight_sums, ngram_counts
 from densepath.core.objective import kl_estimate
 from densepath.core.rewards import baseline_relative
@@ -93,6 +94,8 @@ class RolloutMonitor:
         parameters: of the policy, for the count of FLOPs.
         frozen: how many frozen models score a batch; likewise.
         num_iterations: updates on a batch; likewise.
+        cap: of a completion's reward; None for none.
+        beta: coefficient of the KL to SFT.
     """
 
     accelerator: Accelerator
@@ -102,6 +105,8 @@ class RolloutMonitor:
     parameters: int
     frozen: int
     num_iterations: int
+    cap: Cap | None = None
+    beta: float = 0.0
 
     def __call__(self, credited: Credited) -> dict[str, float]:
         """Metrics by name; those that are undefined are left out.
@@ -114,6 +119,8 @@ class RolloutMonitor:
         metrics = self._kl_and_reward(credited)
         if credited.credit.shares is not None:
             metrics["all_action_weight"] = float(accelerator.gather(credited.credit.shares.contiguous()).mean())
+        if self.cap is not None:
+            metrics |= self._capped(credited)
         flops = torch.tensor(rollout_flops(scored, self.parameters, self.frozen, self.num_iterations))
         metrics["flops"] = accelerator.reduce(flops.to(accelerator.device), reduction="sum").item()
         rows = [torch.tensor(ids) for ids in sampled.completion_ids]
@@ -129,6 +136,20 @@ class RolloutMonitor:
         dense, *others = scored.functions.reported.T.tolist()
         metrics |= reward_correlations(dense, dict(zip(self.reward_names[1:], others, strict=True)))
         return {name: value for name, value in metrics.items() if not math.isnan(value)}
+
+    def _capped(self, credited: Credited) -> dict[str, float]:
+        """Share of the completions at the cap, `Z = E_SFT[min(1, exp(alpha (R - kappa) / beta))]`, and 1 / Z.
+
+        Z is the mean over completions weighted by pi_SFT / pi_theta: the plain mean before the first update.
+        """
+        assert self.cap is not None
+        batch, accelerator = credited.batch, self.accelerator
+        ratios = torch.tensor(credited.scored.sums(), device=batch.mask.device)
+        towards_sft = -kl_estimate(batch.policy_logprobs, batch.sft_logprobs, batch.mask)
+        ratios, towards_sft = accelerator.gather(ratios), accelerator.gather(towards_sft)
+        z = float(towards_sft.softmax(dim=0) @ capped_weights(ratios, *self.cap, self.beta))
+        share = float((ratios >= self.cap.cap).float().mean())
+        return {"capped/share": share, "capped/z": z, "capped/growth": 1 / z if z > 0 else math.nan}
 
     def _kl_and_reward(self, credited: Credited) -> dict[str, float]:
         """KL to SFT a token and a completion, and the reward a token, nats; the KL is exact where it is known."""

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from densepath.core.estimator import Batch, Credit, Estimator, Returns
 from densepath.core.hybrid import hybrid_rewards
 from densepath.core.masks import keep
+from densepath.core.mixture import Cap, capped_rewards
 from densepath.rewards.scores import DenseScores
 
 TOKEN_VALUES = ("logprobs", "entropy", "state_kl", "clip_ratio")
@@ -81,6 +82,7 @@ class Scored:
         policy_passes: forward passes of the policy over the completions beside sampling and training.
         expected: expected immediate reward at each state, KL terms included, nats; empty unless all actions are used.
         state_kl: exact KL to the SFT policy at each state, nats; likewise.
+        log_ratios: R_{<t}, the reward before each token, nats; empty unless it is capped and all actions are used.
         frozen_hidden: last hidden states of the SFT model and of each reference, (tokens, width); empty where no whole
             distribution is needed.
         functions: what the reward functions say; None until they were asked.
@@ -92,6 +94,7 @@ class Scored:
     policy_passes: int = 0
     expected: Sequence[Tensor] = ()
     state_kl: Sequence[Tensor] = ()
+    log_ratios: Sequence[Tensor] = ()
     frozen_hidden: Sequence[tuple[Tensor, ...]] = ()
     functions: FunctionRewards | None = None
 
@@ -134,6 +137,7 @@ class MicroBatch:
         normalizer: what the sum is divided by.
         old_logprobs: float under the policy that sampled, where updates are clipped; else None.
         shares: (completions,) float of the all-action estimate; None without.
+        log_ratios: float, the reward before each token, nats; None unless it is capped and all actions are used.
         frozen_hidden: hidden states of the frozen models, by completion and model; empty where they are not needed.
     """
 
@@ -147,6 +151,7 @@ class MicroBatch:
     normalizer: float | Tensor
     old_logprobs: Tensor | None
     shares: Tensor | None
+    log_ratios: Tensor | None
     frozen_hidden: Sequence[tuple[Tensor, ...]]
 
     @classmethod
@@ -179,6 +184,7 @@ class MicroBatch:
             normalizer=normalizer,
             old_logprobs=inputs.get("old_per_token_logps"),
             shares=inputs.get("all_action_weights"),
+            log_ratios=inputs.get("log_ratios"),
             frozen_hidden=inputs.get("frozen_hidden", ()),
         )
 
@@ -205,7 +211,9 @@ def pad_rows(rows: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.nn.functional.pad(padded, (0, like.shape[1] - padded.shape[1])).to(like.device)
 
 
-def batch_of(scored: Scored, mask: Tensor, external: Tensor | None, dense_weight: float) -> Batch:
+def batch_of(
+    scored: Scored, mask: Tensor, external: Tensor | None, dense_weight: float, cap: Cap | None = None
+) -> Batch:
     """What an estimator needs of a scored batch, padded.
 
     Args:
@@ -213,8 +221,11 @@ def batch_of(scored: Scored, mask: Tensor, external: Tensor | None, dense_weight
         mask: (completions, tokens) bool, see `loss_mask`.
         external: (completions, tokens) float, the reward functions' weighted sum; None if it is not trained on.
         dense_weight: share of the dense reward beside it.
+        cap: of a completion's dense reward, before it is mixed; None for none.
     """
     rewards = keep(pad_rows(scored.scores.rewards, mask), mask)
+    if cap is not None:
+        rewards = capped_rewards(rewards, mask, *cap)
     if external is not None:
         rewards = hybrid_rewards(rewards, external, mask, dense_weight)
         external = hybrid_rewards(torch.zeros_like(external), external, mask, dense_weight)

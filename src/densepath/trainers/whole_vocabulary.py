@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from densepath.core.estimator import Estimator, Tokens
 from densepath.core.heads import Head, chunked_loss, head_logprobs, token_chunks
 from densepath.core.logprobs import entropy_of_logprobs, kl_of_logprobs
+from densepath.core.mixture import Cap, capped_increments, running_before
 from densepath.core.objective import expected_rewards
 from densepath.core.rewards import reference_logprobs
 from densepath.models.hidden import completion_hidden_states
@@ -38,6 +39,18 @@ def plain_head_of(model: Any) -> Head:
     return head
 
 
+class Before(NamedTuple):
+    """What was earned before tokens; (tokens,) each.
+
+    Attributes:
+        log_ratios: float, R_{<t}, nats.
+        first: bool, whether no token came before.
+    """
+
+    log_ratios: Tensor
+    first: Tensor
+
+
 @dataclass(frozen=True)
 class WholeVocabulary:
     """Rewards and loss from whole distributions.
@@ -46,6 +59,7 @@ class WholeVocabulary:
         reward: the dense reward, whose models are scored.
         estimator: of the run: all actions, or the sampled one with a KL at each state.
         dense_weight: share of the dense reward in a hybrid one.
+        cap: of a completion's dense reward; None for none.
         eos_token_ids: gives the ids that end a completion.
         token_budget: tokens in one forward pass.
         autocast: the trainer's; the frozen models stay in their own precision.
@@ -55,6 +69,7 @@ class WholeVocabulary:
     reward: DenseReward
     estimator: Estimator
     dense_weight: float = 1.0
+    cap: Cap | None = None
     eos_token_ids: Callable[[], Sequence[int]] = tuple
     token_budget: int = 2048
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
@@ -66,10 +81,24 @@ class WholeVocabulary:
         found = {id(policy.model): plain_head_of(policy.model).lifted() for policy in policies}
         return [found[id(policy.model)] for policy in policies]
 
-    def action_rewards(self, policy: Tensor, sft: Tensor, refs: Sequence[Tensor]) -> Tensor:
-        """`q(s, .)` from log-probabilities, elementwise: the dense share of the reward less the return's KL terms."""
+    def action_rewards(
+        self, policy: Tensor, sft: Tensor, refs: Sequence[Tensor], before: Before | None = None
+    ) -> Tensor:
+        """`q(s, .)` from (tokens, vocabulary) log-probabilities: the dense reward's share less the return's KL terms.
+
+        Args:
+            policy: log pi_theta(.|s), nats.
+            sft: log pi_SFT(.|s).
+            refs: log pi_ref(.|s) of each reference.
+            before: what was earned before each token; read where the reward is capped.
+        """
         mask = torch.ones_like(policy, dtype=torch.bool)
-        rewards = self.dense_weight * self.reward.from_logprobs(sft, refs, mask)
+        rewards = self.reward.from_logprobs(sft, refs, mask)
+        if self.cap is not None:
+            assert before is not None
+            log_ratios, first = before.log_ratios.unsqueeze(-1), before.first.unsqueeze(-1)
+            rewards = capped_increments(rewards, log_ratios, first, *self.cap)
+        rewards = self.dense_weight * rewards
         ref = reference_logprobs(refs, self.reward.reference_mean) if refs else None
         return self.estimator.penalised(rewards, policy, sft, ref, mask)
 
@@ -112,6 +141,7 @@ class WholeVocabulary:
             policy_passes=int(missing),
             expected=found.get("expected", []),
             state_kl=found.get("state_kl", []),
+            log_ratios=found.get("log_ratios", []),
             frozen_hidden=hidden,
         )
 
@@ -135,13 +165,26 @@ class WholeVocabulary:
         heads = self.heads()
         policy = torch.cat(list(own)) if self.estimator.all_action else None
         tokens = torch.tensor([token for row in sampled.completion_ids for token in row], device=device).long()
+        first = torch.tensor(
+            [place == 0 for row in sampled.completion_ids for place in range(len(row))], device=device
+        )
+        own_tokens = torch.cat(sampled.own_tokens([torch.ones(len(row)) for row in sampled.completion_ids])).to(device)
+        carried = torch.zeros((), dtype=torch.float64, device=device)
         parts: dict[str, list[Tensor]] = {}
         for chunk in token_chunks(len(tokens), len(own_head.weight), self.chunk_tokens):
             frozen = [head_logprobs(states[chunk], head) for states, head in zip(hidden, heads, strict=True)]
-            own_logprobs = None if policy is None else head_logprobs(policy[chunk], own_head)
-            for name, value in self._of_chunk(tokens[chunk], own_logprobs, frozen).items():
+            values = self._of_tokens(tokens[chunk], frozen)
+            if policy is not None:
+                before = None
+                if self.cap is not None:
+                    ratios, carried = running_before(values["rewards"] * own_tokens[chunk], first[chunk], carried)
+                    before = Before(ratios.float(), first[chunk])
+                own_logprobs = head_logprobs(policy[chunk], own_head)
+                values |= self._of_actions(tokens[chunk], own_logprobs, frozen, before)
+                del own_logprobs
+            for name, value in values.items():
                 parts.setdefault(name, []).append(value)
-            del frozen, own_logprobs  # before the next chunk is projected
+            del frozen  # before the next chunk is projected
         lengths = [len(completion) for completion in sampled.completion_ids]
         rows = {name: list(torch.split(torch.cat(values).cpu(), lengths)) for name, values in parts.items()}
         for name, model in _MODELS.items():
@@ -151,8 +194,8 @@ class WholeVocabulary:
         check_finite(rows["rewards"], sampled.completion_ids, "dense reward")
         return rows
 
-    def _of_chunk(self, ids: Tensor, policy: Tensor | None, frozen: Sequence[Tensor]) -> dict[str, Tensor]:
-        """(tokens,) values of a chunk from (tokens, vocabulary) log-probabilities."""
+    def _of_tokens(self, ids: Tensor, frozen: Sequence[Tensor]) -> dict[str, Tensor]:
+        """(tokens,) values of a chunk's sampled tokens, from (tokens, vocabulary) log-probabilities."""
         sft, *refs = frozen
         chosen_sft = _chosen(sft, ids)
         chosen_refs = [_chosen(ref, ids) for ref in refs]
@@ -163,11 +206,19 @@ class WholeVocabulary:
         }
         if refs:
             values["ref_logprobs"] = reference_logprobs(chosen_refs, self.reward.reference_mean)
-        if policy is not None:
-            values["policy_logprobs"] = _chosen(policy, ids)
-            values["expected"] = expected_rewards(policy, self.action_rewards(policy, sft, refs))
-            values["state_kl"] = kl_of_logprobs(policy, sft)
         return values
+
+    def _of_actions(
+        self, ids: Tensor, policy: Tensor, frozen: Sequence[Tensor], before: Before | None
+    ) -> dict[str, Tensor]:
+        """(tokens,) expectations of a chunk over all actions, from (tokens, vocabulary) log-probabilities."""
+        sft, *refs = frozen
+        values = {
+            "policy_logprobs": _chosen(policy, ids),
+            "expected": expected_rewards(policy, self.action_rewards(policy, sft, refs, before)),
+            "state_kl": kl_of_logprobs(policy, sft),
+        }
+        return values if before is None else {**values, "log_ratios": before.log_ratios}
 
     # -- loss --------------------------------------------------------------------------------------------------
 
@@ -218,7 +269,10 @@ class MicroBatchLoss:
                 )
                 rewards = None
                 if vocabulary.estimator.all_action:
-                    rewards = vocabulary.action_rewards(logprobs.detach(), sft, refs)
+                    before = None
+                    if batch.log_ratios is not None:
+                        before = Before(batch.log_ratios[rows[chunk], columns[chunk]], columns[chunk] == 0)
+                    rewards = vocabulary.action_rewards(logprobs.detach(), sft, refs, before)
                 anchor = None if vocabulary.estimator.kl_in_return else sft
                 del sft, refs  # each is as large as the chunk's log-probabilities
             return self._of_tokens(logprobs, ids[chunk], rewards, anchor, (rows[chunk], columns[chunk]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,17 +13,26 @@ import torch
 from tests.pipeline.planted import planted_model
 from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
 
+from densepath.choice.decide import decide
+from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
+from densepath.choice.measure import measure
 from densepath.data import encode_pairs
 from densepath.errors import ConfigError, DataError
-from densepath.evals.diagnosis import diagnose
-from densepath.evals.diagnosis_records import Advice
 from densepath.evals.preview import preview_logprobs
 from densepath.models.sampling import sample
+from densepath.records.choice import Answer
 from densepath.rewards.frozen import FrozenPolicy
 
 PROMPTS = 120
 ROWS = [{"prompt": f"{index}:", "completion": "A", "answer": "A"} for index in range(PROMPTS)]
 SETTINGS = {"tokenizer": TOKENIZER, "max_completion_length": 3}
+
+
+def diagnose(sft, references, rows, *, tokenizer, verifier=None, preferences=(), on_progress=None, **plan):
+    """Findings, and what was decided from them."""
+    models, evidence = SFTModels(sft, references, tokenizer), Evidence(rows, verifier, preferences)
+    findings = measure(models, evidence, MeasurePlan(**plan), on_progress=on_progress)
+    return SimpleNamespace(findings=findings, decision=decide(findings))
 
 
 @pytest.fixture(scope="module")
@@ -43,16 +53,16 @@ def test_the_reference_that_makes_answers_right_is_advised_and_the_other_is_name
         planted[0.45], {"0": planted[0.1], "0.5": planted[0.9]}, ROWS, verifier="exact_match",
         on_progress=lambda done, total: seen.append((done, total)), **SETTINGS,
     )  # fmt: skip
-    advice = found.recommendation
-    assert (advice.advice, advice.reference) == (Advice.RUN_DPR, "0")
+    advice = found.decision
+    assert (advice.answer, advice.reference) == (Answer.CANDIDATE, "0")
     assert "Reference 0.5 does harm" in " ".join(advice.reasons)
     assert seen[-1][0] == seen[-1][1]
     assert all(a <= b for (a, _), (b, _) in itertools.pairwise(seen))
-    assert [(p.reference, p.alpha, p.temperature) for p in found.findings.previews] == [
+    assert [(p.reference, p.alpha, p.temperature) for p in found.findings.candidates] == [
         (name, alpha, temperature) for name in ("0", "0.5") for alpha in (1.0, 2.0) for temperature in (1.0, 0.0)
     ]
     own = {answers.temperature: answers for answers in found.findings.sft}
-    for preview in found.findings.previews:
+    for preview in found.findings.candidates:
         ref = {"0": 0.1, "0.5": 0.9}[preview.reference]
         right = contrast(0.45, ref, preview.alpha)
         if preview.temperature == 0:
@@ -85,40 +95,40 @@ def test_the_reference_that_makes_answers_right_is_advised_and_the_other_is_name
 def test_a_reward_that_asks_for_the_wrong_answer_is_a_no_and_cannot_be_told_without_ground_truth(planted):
     reference = {"0": planted[0.9]}
     found = diagnose(planted[0.45], reference, ROWS, verifier="exact_match", **SETTINGS)
-    assert found.recommendation.advice is Advice.DO_NOT
+    assert found.decision.answer is Answer.NONE
     blind = diagnose(planted[0.45], reference, [{"prompt": row["prompt"]} for row in ROWS[:20]], **SETTINGS)
-    assert blind.recommendation.advice is Advice.CANNOT_TELL
+    assert blind.decision.answer is Answer.CANNOT_TELL
     assert blind.findings.likelihoods == ()
-    assert all(answers.value is None for answers in (*blind.findings.sft, *blind.findings.previews))
+    assert all(answers.value is None for answers in (*blind.findings.sft, *blind.findings.candidates))
     pairs = [{"prompt": f"{index}:", "chosen": "A", "rejected": "B"} for index in range(30)]
     against = diagnose(planted[0.45], reference, ROWS[:20], preferences=pairs, **SETTINGS)
-    assert against.recommendation.advice is Advice.DO_NOT
+    assert against.decision.answer is Answer.NONE
     agrees = diagnose(planted[0.45], {"0": planted[0.1]}, ROWS[:20], preferences=pairs, **SETTINGS)
-    assert (agrees.recommendation.advice, agrees.recommendation.beta) == (Advice.RUN_DPR, 1.0)
+    assert (agrees.decision.answer, agrees.decision.beta) == (Answer.CANDIDATE, 1.0)
     assert agrees.findings.rewards[0].preference.mean == 1.0
     lead = agrees.findings.rewards[0].preference_lead  # log pi_SFT alone prefers "B", .55 to .45
     assert (lead.difference.mean, lead.verdict.value) == (1.0, "better")
     # Against a flat reference the reward is log pi_SFT itself: nothing that a lower temperature does not give.
     flat = diagnose(planted[0.6], {"0": planted[0.5]}, ROWS[:20], preferences=pairs, **SETTINGS)
     assert flat.findings.rewards[0].preference_lead.difference.mean == 0.0
-    assert flat.recommendation.advice is Advice.DO_NOT
+    assert flat.decision.answer is Answer.NONE
 
 
 def test_sharpening_alone_is_a_no(planted):
     """Right with .6: always right when greedy. Away from .5 the preview is surer, at temperature 1 alone."""
     found = diagnose(planted[0.6], {"0": planted[0.5]}, ROWS, verifier="exact_match", betas=[0.25], **SETTINGS)
-    sampled = next(p for p in found.findings.previews if p.temperature == 1)
+    sampled = next(p for p in found.findings.candidates if p.temperature == 1)
     assert sampled.against_same.verdict.value == "better"
-    assert found.recommendation.advice is Advice.DO_NOT
-    assert "sharpening" in found.recommendation.reasons[1]
+    assert found.decision.answer is Answer.NONE
+    assert "sharpening" in found.decision.reasons[1]
 
 
 def test_a_reference_that_is_the_sft_model_is_nothing_to_extrapolate(planted):
     found = diagnose(
         planted[0.5], {"1": copy.deepcopy(planted[0.5])}, ROWS[:12], verifier=lambda text, row: 1.0, **SETTINGS
     )
-    assert found.recommendation.advice is Advice.DO_NOT
-    assert "zero" in found.recommendation.reasons[0]
+    assert found.decision.answer is Answer.NONE
+    assert "zero" in found.decision.reasons[0]
 
 
 def test_several_completions_of_a_prompt_are_one_unit(planted):
@@ -157,7 +167,7 @@ def test_the_likelihood_under_the_preview_is_that_of_the_sampler_and_of_plain_lo
 def test_mistakes_are_named(planted):
     with pytest.raises(ConfigError, match="there is no reference to preview"):
         diagnose(planted[0.5], {}, ROWS, **SETTINGS)
-    for betas in ([], [0.0], [1.0, 1.0]):
+    for betas in ([0.0], [1.0, 1.0]):
         with pytest.raises(ConfigError, match=r"betas=\[.*\] must be different positive numbers"):
             diagnose(planted[0.5], {"0": planted[0.1]}, ROWS, betas=betas, **SETTINGS)
     with pytest.raises(DataError, match="row 1: "):

@@ -68,21 +68,21 @@ def diagnosed(tmp_path_factory):
 def test_habit_advises_the_model_before_sft(diagnosed):
     found = diagnosed(Regime.HABIT)
     assert list(found["paths"]) == ["0", "0.25", "0.5", "0.75"]
-    assert (found["recommendation"]["advice"], found["recommendation"]["reference"]) == ("run_dpr", "0")
-    assert not any(warning.startswith("Train longer") for warning in found["recommendation"]["warnings"])
+    assert (found["decision"]["answer"], found["decision"]["reference"]) == ("candidate", "0")
+    assert not any(warning.startswith("Train longer") for warning in found["decision"]["warnings"])
 
 
 @pytest.mark.slow
 def test_novel_is_a_no_that_names_the_harmful_reference(diagnosed):
-    found = diagnosed(Regime.NOVEL)["recommendation"]
-    assert found["advice"] == "do_not"
+    found = diagnosed(Regime.NOVEL)["decision"]
+    assert found["answer"] == "none"
     (harm,) = (reason for reason in found["reasons"] if reason.startswith("Reference 0 does harm"))
     assert float(re.search(r"is right on (\d\.\d+)", harm)[1]) < 0.1  # the collapse
 
 
 @pytest.mark.slow
 def test_scratch_is_told_to_be_sharpening_and_to_train_longer(diagnosed):
-    found = diagnosed(Regime.SCRATCH)["recommendation"]
-    assert found["advice"] == "do_not"
+    found = diagnosed(Regime.SCRATCH)["decision"]
+    assert found["answer"] == "none"
     assert any(reason.startswith("It is sharpening") for reason in found["reasons"])
     assert any(warning.startswith("Train longer first") for warning in found["warnings"])

@@ -13,15 +13,29 @@ import torch
 from tests.pipeline.planted import planted_model
 from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
 
+from densepath.choice import measure as module
+from densepath.choice.decide import decide
+from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
+from densepath.choice.measure import measure
 from densepath.data import encode_pairs
 from densepath.errors import ConfigError, DataError
-from densepath.evals import reference_choice as module
 from densepath.evals import scored_texts
-from densepath.evals.reference_choice import select_reference
+from densepath.records.choice import Answer
 
 
-def candidate(record, name):
-    return next(c for c in record["candidates"] if c["reference"] == name)["criteria"]
+def judge(sft, references, rows, *, verifier=None, preferences=(), on_progress=None, **plan):
+    """Findings about the reward alone, without previews, and what was decided from them."""
+    models, evidence = SFTModels(sft, references, TOKENIZER), Evidence(rows, verifier, preferences)
+    found = measure(models, evidence, MeasurePlan(betas=(), **plan), on_progress=on_progress)
+    return found, decide(found)
+
+
+def candidate(found, name):
+    return {one.criterion.value: one for one in found.agreement if one.reference == name}
+
+
+def criteria(found):
+    return {one.criterion.value for one in found.agreement}
 
 
 def answers(right: float):
@@ -41,63 +55,63 @@ PAIRS = [{"prompt": f"{index}:", "chosen": "A", "rejected": "B"} for index in ra
 def test_each_criterion_finds_the_reference_that_it_should(planted):
     """SFT says "A" half of the time. Against 0.9 the reward of "A" is negative, against 0.1 and 0.3 positive."""
     references = {"0": planted[0.9], "0.25": planted[0.3], "0.5": planted[0.1]}
-    record = select_reference(
-        planted[0.5], references, ROWS, tokenizer=TOKENIZER, preferences=PAIRS, verifier="exact_match",
+    found, decision = judge(
+        planted[0.5], references, ROWS, preferences=PAIRS, verifier="exact_match",
         max_completion_length=3,
     )  # fmt: skip
-    assert set(record["best_by"]) == {"preference", "verifier", "samples"}  # no number to alter
-    assert (record["criterion"], record["chosen"]) == ("preference", "0.25")  # the first of those with accuracy 1
+    assert criteria(found) == {"preference", "verifier", "samples"}  # no number to alter
+    assert (found.criterion.value, decision.reference, decision.answer) == (
+        "preference",
+        "0.25",
+        Answer.CANDIDATE,
+    )  # the first of those with accuracy 1
     for name, accuracy in {"0": 0.0, "0.25": 1.0, "0.5": 1.0}.items():
-        assert candidate(record, name)["preference"]["value"]["mean"] == accuracy
-        assert candidate(record, name)["verifier"]["value"]["mean"] == accuracy  # AUROC of right samples
+        assert candidate(found, name)["preference"].value.mean == accuracy
+        assert candidate(found, name)["verifier"].value.mean == accuracy  # AUROC of right samples
     # Of SFT's samples half are "A": margin 0 there, and half the contrast of "A" with "B" (two tokens) elsewhere.
     for name, right in {"0": 0.9, "0.25": 0.3, "0.5": 0.1}.items():
         contrast = (math.log(0.5 / right) - math.log(0.5 / (1 - right))) / 2
-        found = candidate(record, name)["samples"]
-        share = found["margin"] / contrast  # of samples that were "B"
+        margins = candidate(found, name)["samples"]
+        share = margins.margin / contrast  # of samples that were "B"
         assert abs(share - 0.5) < 4 * math.sqrt(0.25 / 60)
         expected = math.copysign(share / math.sqrt(share * (1 - share)), contrast)
-        assert found["value"]["mean"] == pytest.approx(expected, rel=1e-3)
-        assert candidate(record, name)["verifier"]["right"] == pytest.approx(1 - share, abs=1e-6)
+        assert margins.value.mean == pytest.approx(expected, rel=1e-3)
+        assert candidate(found, name)["verifier"].right == pytest.approx(1 - share, abs=1e-6)
 
 
 def test_the_mean_of_all_references_is_a_candidate(planted):
     references = {"0": planted[0.9], "0.5": planted[0.1]}
-    record = select_reference(
-        planted[0.5], references, ROWS[:20], tokenizer=TOKENIZER, max_completion_length=3, criterion="samples"
-    )
+    found, _ = judge(planted[0.5], references, ROWS[:20], max_completion_length=3, criterion="samples")
     # (0.9 + 0.1) / 2 is the SFT policy itself: no reward at all.
-    assert candidate(record, "all")["samples"]["margin"] == pytest.approx(0.0, abs=1e-5)
-    alone = select_reference(
-        planted[0.5], references, ROWS[:20], tokenizer=TOKENIZER, max_completion_length=3, ensemble=False
-    )
-    assert [c["reference"] for c in alone["candidates"]] == ["0", "0.5"]
+    assert candidate(found, "all")["samples"].margin == pytest.approx(0.0, abs=1e-5)
+    alone, _ = judge(planted[0.5], references, ROWS[:20], max_completion_length=3, ensemble=False)
+    assert [one.reference for one in alone.agreement] == ["0", "0.5"]
 
 
 def test_none_is_chosen_where_none_tells(planted):
-    record = select_reference(
-        planted[0.5], {"0": planted[0.9]}, ROWS, tokenizer=TOKENIZER, preferences=PAIRS, max_completion_length=3
-    )
-    assert record["chosen"] is None
-    assert record["preferences_set_aside"] == 0
-    assert record["reason"].startswith("no reference is shown to be above 0.5; the best, 0, has accuracy (preference)")
+    found, decision = judge(planted[0.5], {"0": planted[0.9]}, ROWS, preferences=PAIRS, max_completion_length=3)
+    assert (decision.answer, decision.reference) == (Answer.NONE, None)
+    assert found.preferences_set_aside == 0
+    assert decision.reasons[0] == "The reward prefers the rejected answers, whatever the reference."
+    found, decision = judge(planted[0.5], {"0": planted[0.9]}, ROWS, max_completion_length=3)
+    assert (decision.answer, decision.reference) == (Answer.NONE, None)
+    words = "No reference's reward is shown to be above 0; the best, 0, has signal-to-noise (samples) of -"
+    assert decision.reason.startswith(words)
     useless = [PAIRS[0], {**PAIRS[1], "rejected": "A"}, {**PAIRS[2], "prompt": "z" * 200}]
-    found = select_reference(
-        planted[0.5], {"0": planted[0.1]}, ROWS[:4], tokenizer=TOKENIZER, preferences=useless, num_generations=0
-    )
-    assert found["preferences_set_aside"] == 2
-    assert candidate(found, "0")["preference"]["value"]["n"] == 1
-    same = select_reference(planted[0.5], {"1": planted[0.5]}, ROWS[:10], tokenizer=TOKENIZER, max_completion_length=3)
-    assert same["chosen"] is None
+    found, _ = judge(planted[0.5], {"0": planted[0.1]}, ROWS[:4], preferences=useless, num_generations=0)
+    assert found.preferences_set_aside == 2
+    assert candidate(found, "0")["preference"].value.n == 1
+    _, same = judge(planted[0.5], {"1": planted[0.5]}, ROWS[:10], max_completion_length=3)
+    assert same.answer is Answer.NONE
 
 
 def test_a_verifier_that_finds_all_alike_is_no_criterion(planted):
     rows = [{**row, "answer": "C"} for row in ROWS[:10]]
-    arguments = {"tokenizer": TOKENIZER, "verifier": "exact_match", "max_completion_length": 3}
-    record = select_reference(planted[0.5], {"0": planted[0.1]}, rows, **arguments)
-    assert set(record["best_by"]) == {"samples"}
+    arguments = {"verifier": "exact_match", "max_completion_length": 3}
+    found, _ = judge(planted[0.5], {"0": planted[0.1]}, rows, **arguments)
+    assert criteria(found) == {"samples"}
     with pytest.raises(ConfigError, match=r"criterion=verifier cannot be computed .*; there is samples"):
-        select_reference(planted[0.5], {"0": planted[0.1]}, rows, criterion="verifier", **arguments)
+        judge(planted[0.5], {"0": planted[0.1]}, rows, criterion="verifier", **arguments)
 
 
 def plain_logprobs(model, pair):
@@ -125,15 +139,15 @@ def test_altered_and_samples_by_plain_forward_passes(monkeypatch):
 
     monkeypatch.setattr(module, "generate", keep)
     seen = []
-    record = select_reference(
-        sft, {"0": base, "0.25": ref}, rows, tokenizer=TOKENIZER, max_completion_length=4, seed=5,
+    found, decision = judge(
+        sft, {"0": base, "0.25": ref}, rows, max_completion_length=4, seed=5,
         on_progress=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     # Sampled; then demonstrations, twins and samples under three models, equal ones once.
     done, total = seen[-1]
     assert done == total
     assert 12 + 3 * 24 <= total <= 12 + 3 * 36
-    assert record["criterion"] == "altered"
+    assert found.criterion.value == "altered"
 
     @functools.cache
     def logprobs(pair):
@@ -155,29 +169,27 @@ def test_altered_and_samples_by_plain_forward_passes(monkeypatch):
             theirs = rewards(name, scored_texts.Encoded(tuple(sample.prompt_ids), tuple(sample.completion_ids)))
             own.append(statistics.fmean(demonstration[:4]) - statistics.fmean(theirs))
         for criterion, margins in (("altered", altered), ("samples", own)):
-            found = candidate(record, name)[criterion]
-            assert found["margin"] == pytest.approx(statistics.fmean(margins), abs=1e-4)
-            assert found["above"] == pytest.approx(np.mean(np.array(margins) > 1e-6), abs=1e-9)
-            assert found["value"]["mean"] == pytest.approx(
-                statistics.fmean(margins) / statistics.pstdev(margins), abs=1e-3
-            )
+            one = candidate(found, name)[criterion]
+            assert one.margin == pytest.approx(statistics.fmean(margins), abs=1e-4)
+            assert one.above == pytest.approx(np.mean(np.array(margins) > 1e-6), abs=1e-9)
+            assert one.value.mean == pytest.approx(statistics.fmean(margins) / statistics.pstdev(margins), abs=1e-3)
     # After a real SFT the reward tells right answers from altered ones.
-    assert record["chosen"] is not None
-    assert candidate(record, record["chosen"])["altered"]["above"] > 0.8
+    assert decision.answer is Answer.CANNOT_TELL  # a reference to try: no answer was judged
+    assert candidate(found, decision.reference)["altered"].above > 0.8
 
 
 def test_mistakes_are_named(planted):
-    arguments = {"tokenizer": TOKENIZER, "max_completion_length": 3}
-    with pytest.raises(ConfigError, match="there is no reference to choose from"):
-        select_reference(planted[0.5], {}, ROWS, **arguments)
-    with pytest.raises(ConfigError, match="criterion=luck is not one of preference, verifier, altered, samples"):
-        select_reference(planted[0.5], {"0": planted[0.1]}, ROWS, criterion="luck", **arguments)
-    with pytest.raises(DataError, match="nothing to compare by: no number to alter; sample with num_generations"):
-        select_reference(planted[0.5], {"0": planted[0.1]}, ROWS[:3], num_generations=0, **arguments)
-    with pytest.raises(DataError, match='row 2: a prompt without "completion"'):
-        select_reference(planted[0.5], {"0": planted[0.1]}, [ROWS[0], {"prompt": "a"}], **arguments)
+    arguments = {"max_completion_length": 3}
+    with pytest.raises(ConfigError, match="there is no reference to preview"):
+        judge(planted[0.5], {}, ROWS, **arguments)
+    with pytest.raises(
+        ConfigError, match="criterion=luck is not one of answers, preference, verifier, altered, samples"
+    ):
+        judge(planted[0.5], {"0": planted[0.1]}, ROWS, criterion="luck", **arguments)
+    with pytest.raises(DataError, match="nothing to measure; sample with num_generations"):
+        judge(planted[0.5], {"0": planted[0.1]}, [{"prompt": "a"}], num_generations=0, **arguments)
     bad = [{"prompt": "a", "chosen": "b"}]
     with pytest.raises(DataError, match='the preference rows, row 1: no "rejected"'):
-        select_reference(planted[0.5], {"0": planted[0.1]}, ROWS[:2], preferences=bad, **arguments)
-    with pytest.raises(DataError, match=r"row 1: 1.. tokens, and the model's context holds 128"):
-        select_reference(planted[0.5], {"0": planted[0.1]}, [{"prompt": "z" * 130, "completion": "A"}], **arguments)
+        judge(planted[0.5], {"0": planted[0.1]}, ROWS[:2], preferences=bad, **arguments)
+    with pytest.raises(DataError, match=r"row 1: 1.. tokens, but the model's context holds 128"):
+        judge(planted[0.5], {"0": planted[0.1]}, [{"prompt": "z" * 130, "completion": "A"}], **arguments)

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from densepath.evals.diagnosis_records import Advice, Answers, Findings, Likelihood, RewardFigures, Spread
-from densepath.evals.recommendation import recommend
+from densepath.choice.decide import decide
+from densepath.records.choice import Answer, Answers, Criterion, Findings, Likelihood, RewardFigures, Spread
 from densepath.records.estimates import Comparison, Interval, Verdict
 
 N = 200
@@ -51,7 +51,11 @@ def reward(name, *, mean=0.02, sd=0.5, related=0.0, verifier=None, preference=No
 def findings(sft, previews, rewards=None, *, verifier="exact_match", likelihoods=(), preferences=0):
     sft = tuple(answers(value, temperature) for value, temperature in zip(sft, (1.0, 0.5, 0.0), strict=True))
     rewards = rewards or tuple(reward(name) for name in dict.fromkeys(p.reference for p in previews))
-    return Findings(N, verifier, preferences, sft, tuple(previews), tuple(rewards), tuple(likelihoods))
+    criterion = Criterion.ANSWERS if verifier else Criterion.PREFERENCE if preferences else None
+    return Findings(
+        N, verifier, preferences, sft, tuple(previews), tuple(rewards), tuple(likelihoods), criterion=criterion,
+        betas=(1.0, 0.5),
+    )  # fmt: skip
 
 
 HABIT = {"best": 0.36, "same": (0.36, 0.28)}
@@ -60,7 +64,7 @@ HABIT = {"best": 0.36, "same": (0.36, 0.28)}
 def test_a_preview_that_beats_sft_at_its_best_is_advised_and_the_harmful_reference_named():
     """The real model of the evidence: the model before SFT .55, half-way .14, SFT .36 greedy."""
     sft = {"best": 0.36, "same": (0.27, 0.36)}
-    found = recommend(
+    found = decide(
         findings(
             (0.27, 0.34, 0.36),
             [
@@ -71,11 +75,11 @@ def test_a_preview_that_beats_sft_at_its_best_is_advised_and_the_harmful_referen
             [reward("0", verifier=about(0.8)), reward("0.5", verifier=about(0.4))],
         )
     )
-    assert (found.advice, found.reference, found.beta) == (Advice.RUN_DPR, "0", 0.5)
+    assert (found.answer, found.reference, found.beta) == (Answer.CANDIDATE, "0", 0.5)
     first, agreement, harm = found.reasons
     assert "reference 0 at beta 0.5 (greedy)" in first
     assert "0.550 of 200 validation prompts; SFT at its best (greedy) on 0.360: +0.190 [+0.140, +0.240]" in first
-    assert "after correction for 6 previews" in first
+    assert "after correction for 6 candidates" in first
     assert "by reference: 0: 0.80 [0.75, 0.85]." in agreement  # of the advised one alone
     assert harm.startswith("Reference 0.5 does harm: at beta 1 (greedy) its preview is right on 0.140")
     assert "-0.220 [-0.270, -0.170] against SFT" in harm
@@ -85,39 +89,37 @@ def test_a_preview_that_beats_sft_at_its_best_is_advised_and_the_harmful_referen
 def test_sharpening_is_told_from_improvement():
     """`scratch`: .35 -> .54 at temperature 1, and .69 -> .65 greedily."""
     sft = {"best": 0.69, "same": (0.35, 0.69)}
-    found = recommend(
-        findings((0.35, 0.62, 0.69), preview("0", 0.54, 0.65, verdicts=(WORSE, BETTER, TIE, TIE), **sft))
-    )
-    assert found.advice is Advice.DO_NOT
+    found = decide(findings((0.35, 0.62, 0.69), preview("0", 0.54, 0.65, verdicts=(WORSE, BETTER, TIE, TIE), **sft)))
+    assert found.answer is Answer.NONE
     assert (found.reference, found.beta) == (None, None)
-    assert found.reasons[0].startswith("No preview is shown to beat SFT at its best (greedy: 0.690 on 200")
+    assert found.reasons[0].startswith("No candidate is shown to beat SFT at its best (greedy: 0.690 on 200")
     assert "It is sharpening, not improvement: at temperature 1" in found.reasons[1]
     assert "right on 0.540 and SFT on 0.350, but SFT has 0.690 with greedy decoding" in found.reasons[1]
 
 
 def test_a_collapse_is_do_not():
     sft = {"best": 0.34, "same": (0.34, 0.30)}
-    found = recommend(findings((0.34, 0.33, 0.3), preview("0", 0.05, 0.0, verdicts=(WORSE,) * 4, **sft)))
-    assert found.advice is Advice.DO_NOT
+    found = decide(findings((0.34, 0.33, 0.3), preview("0", 0.05, 0.0, verdicts=(WORSE,) * 4, **sft)))
+    assert found.answer is Answer.NONE
     assert "Reference 0 does harm" in " ".join(found.reasons)
 
 
 def test_a_lead_that_too_few_prompts_cannot_show_is_not_a_no():
     sft = {"best": 0.36, "same": (0.36, 0.28)}
-    found = recommend(findings((0.36, 0.35, 0.28), preview("0", 0.37, 0.42, **sft)))
-    assert found.advice is Advice.CANNOT_TELL
+    found = decide(findings((0.36, 0.35, 0.28), preview("0", 0.37, 0.42, **sft)))
+    assert found.answer is Answer.CANNOT_TELL
     assert "A lead of +0.060 would be worth having" in found.reasons[0]
     # half width .05 is 1.96 standard errors of .0255; three of them are .0765 = 1.2755 leads: 200 * 1.2755^2 = 325.4
     assert "give about 330 of them" in found.reasons[0]
-    small = recommend(findings((0.36, 0.35, 0.28), preview("0", 0.37, 0.4, **sft)))
-    assert small.advice is Advice.DO_NOT
+    small = decide(findings((0.36, 0.35, 0.28), preview("0", 0.37, 0.4, **sft)))
+    assert small.answer is Answer.NONE
 
 
 @pytest.mark.parametrize(("value", "word"), [(0.0, "wrong"), (1.0, "right")])
 def test_a_verifier_that_tells_nothing_apart(value, word):
     sft = {"best": value, "same": (value, value)}
-    found = recommend(findings((value,) * 3, preview("0", value, value, **sft)))
-    assert found.advice is Advice.CANNOT_TELL
+    found = decide(findings((value,) * 3, preview("0", value, value, **sft)))
+    assert found.answer is Answer.CANNOT_TELL
     assert f"found every answer {word}" in found.reasons[0]
 
 
@@ -125,8 +127,8 @@ def test_a_reward_of_zero_is_do_not_whatever_else_is_given():
     sft = {"best": 0.3, "same": (0.3, 0.3)}
     previews = preview("1", 0.3, 0.3, **sft)
     for verifier in ("exact_match", None):
-        found = recommend(findings((0.3,) * 3, previews, [reward("1", mean=0.0, sd=0.0)], verifier=verifier))
-        assert found.advice is Advice.DO_NOT
+        found = decide(findings((0.3,) * 3, previews, [reward("1", mean=0.0, sd=0.0)], verifier=verifier))
+        assert found.answer is Answer.NONE
         assert found.reasons[0].startswith("The reward is zero")
 
 
@@ -137,12 +139,12 @@ def unjudged(*rewards, **given):
         for a in (1.0, 2.0)
         for t in (1.0, 0.0)
     ]
-    return recommend(findings((None,) * 3, previews, rewards, verifier=None, **given))
+    return decide(findings((None,) * 3, previews, rewards, verifier=None, **given))
 
 
 def test_without_ground_truth_it_cannot_be_told():
     found = unjudged(reward("0", mean=1.0), reward("0.5"))
-    assert found.advice is Advice.CANNOT_TELL
+    assert found.answer is Answer.CANNOT_TELL
     assert "give a verifier, or preference pairs" in found.reasons[0]
     assert "up to +6.00 nats per completion" in found.reasons[0]
     assert "no evidence" in found.reasons[0]
@@ -150,7 +152,7 @@ def test_without_ground_truth_it_cannot_be_told():
 
 def test_preferences_alone_advise_with_a_plain_warning():
     found = unjudged(reward("0", preference=about(0.8)), reward("0.5", preference=about(0.4)), preferences=90)
-    assert (found.advice, found.reference, found.beta) == (Advice.RUN_DPR, "0", 1.0)  # the mildest
+    assert (found.answer, found.reference, found.beta) == (Answer.CANDIDATE, "0", 1.0)  # the mildest
     assert "on 90 preference pairs, chance 0.5, by reference: 0: 0.80 [0.75, 0.85]; 0.5: 0.40" in found.reasons[1]
     assert found.warnings[0].startswith("No preview could be judged")
 
@@ -158,27 +160,27 @@ def test_preferences_alone_advise_with_a_plain_warning():
 def test_preferences_that_sft_knows_already_are_sharpening():
     """`scratch` against random weights: the reward is log pi_SFT but for a constant."""
     found = unjudged(reward("0", preference=about(0.97), lead=0.0, verdict=TIE), preferences=90)
-    assert found.advice is Advice.DO_NOT
+    assert found.answer is Answer.NONE
     assert "less that of log pi_SFT alone: +0.000 [-0.050, +0.050]. It asks for what SFT prefers" in found.reasons[0]
     unsure = unjudged(reward("0", preference=about(0.97), lead=0.06, verdict=TIE), preferences=90)
-    assert unsure.advice is Advice.CANNOT_TELL
+    assert unsure.answer is Answer.CANNOT_TELL
     assert "90 pairs do not show to be a lead" in unsure.reasons[0]
 
 
 def test_preferences_against_every_reference():
     found = unjudged(reward("0", preference=about(0.4)), reward("0.5", preference=about(0.3)), preferences=90)
-    assert found.advice is Advice.DO_NOT
+    assert found.answer is Answer.NONE
     assert "prefers the rejected answers" in found.reasons[0]
 
 
 def test_preferences_that_show_nothing():
     found = unjudged(reward("0", preference=about(0.52)), reward("0.5", preference=about(0.4)), preferences=90)
-    assert found.advice is Advice.CANNOT_TELL
+    assert found.answer is Answer.CANNOT_TELL
     # .555 [.505, .605] is above .5 for one reference, and not for the best of five
     lucky = about(0.555)
-    assert unjudged(reward("0", preference=lucky), preferences=90).advice is Advice.RUN_DPR
+    assert unjudged(reward("0", preference=lucky), preferences=90).answer is Answer.CANDIDATE
     several = [reward(f"{name}", preference=lucky) for name in range(5)]
-    assert unjudged(*several, preferences=90).advice is Advice.CANNOT_TELL
+    assert unjudged(*several, preferences=90).answer is Answer.CANNOT_TELL
 
 
 # -- warnings ----------------------------------------------------------------------------------------------------
@@ -199,21 +201,21 @@ def nll(value, reference=None, alpha=None, change=None):
 def test_the_end_of_sft(change, starts):
     likelihoods = [nll(0.6175), nll(3.0, "0", None, 2.4), nll(0.8, "0.5", None, 0.2), nll(0.641, "0.75", None, change)]
     likelihoods += [nll(0.9, "0.75", 1.0, 0.3), nll(0.7, "ema", None, 0.1)]  # a preview, and no fraction
-    found = recommend(findings((0.36, 0.35, 0.28), preview("0.75", 0.36, 0.28, **HABIT), likelihoods=likelihoods))
+    found = decide(findings((0.36, 0.35, 0.28), preview("0.75", 0.36, 0.28, **HABIT), likelihoods=likelihoods))
     trained = [warning for warning in found.warnings if "SFT" in warning]
     assert [warning[: len(starts or "")] for warning in trained] == ([starts] if starts else [])
 
 
 def test_an_early_checkpoint_says_nothing_about_the_end_of_sft():
     likelihoods = [nll(0.6), nll(1.2, "0.25", None, 0.6)]
-    found = recommend(findings((0.36, 0.35, 0.28), preview("0.25", 0.36, 0.28, **HABIT), likelihoods=likelihoods))
+    found = decide(findings((0.36, 0.35, 0.28), preview("0.25", 0.36, 0.28, **HABIT), likelihoods=likelihoods))
     assert found.warnings == ()
 
 
 def test_length_drift_and_answers_that_do_not_end():
     far = preview("0", 0.3, 0.3, length=4.0, longer=-2.0, **HABIT)
     endless = preview("0.5", 0.3, 0.3, truncated=0.4, **HABIT)
-    found = recommend(findings((0.36, 0.35, 0.28), [*far, *endless]))
+    found = decide(findings((0.36, 0.35, 0.28), [*far, *endless]))
     assert found.warnings == (
         "Reference 0 at beta 1: its answers have 4.0 tokens, those of SFT 6.0.",
         "Reference 0.5 at beta 1: 40% of them do not end, of SFT's 0%.",
@@ -221,5 +223,5 @@ def test_length_drift_and_answers_that_do_not_end():
 
 
 def test_a_reward_that_goes_with_length():
-    found = recommend(findings((0.36, 0.35, 0.28), preview("0", 0.3, 0.3, **HABIT), [reward("0", related=-0.7)]))
+    found = decide(findings((0.36, 0.35, 0.28), preview("0", 0.3, 0.3, **HABIT), [reward("0", related=-0.7)]))
     assert re.search(r"goes with its length \(correlation by reference, 0: -0.70\)", found.warnings[0])

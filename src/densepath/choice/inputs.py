@@ -1,0 +1,111 @@
+"""What a choice is measured on: the models, the rows, and how much is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from densepath.data.rows import Row
+from densepath.errors import ConfigError
+from densepath.records.choice import Criterion
+
+if TYPE_CHECKING:
+    from densepath.rewards.frozen import FrozenPolicy
+
+Model: TypeAlias = Any
+"""A path or hub id, a model, or a `FrozenPolicy`."""
+
+
+@dataclass(frozen=True)
+class SFTModels:
+    """An SFT model and what it came from; one reference at a time is in memory beside it.
+
+    Attributes:
+        sft: path, model or `FrozenPolicy`.
+        references: name -> candidate: earlier checkpoints under their fraction ("0.5"), the model before SFT ("0").
+        tokenizer: that of all models.
+        dtype: of weights that are loaded here.
+        device: where they go; None: CPU, "auto": CUDA where there is one.
+        trust_remote_code: run Python code that comes with weights that are loaded here.
+
+    Raises:
+        ConfigError: no reference.
+    """
+
+    sft: Model
+    references: Mapping[str, Model]
+    tokenizer: Any
+    dtype: str = "float32"
+    device: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.references:
+            raise ConfigError("there is no reference to preview; SFT keeps some at reference_fractions")
+
+    def load(self, model: Model) -> FrozenPolicy:
+        """The model frozen; an adapter that is loaded here is merged into its base."""
+        from densepath.evals.scored_texts import load_policy
+
+        return load_policy(model, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Rows that were never trained on and are not the test's, and what says that an answer is right.
+
+    Attributes:
+        rows: prompts, or demonstrations in any format.
+        verifier: checks completions against their row; a name of `get_verifier` or a function
+            `(completion, row) -> float`. None: previews can be described, not judged.
+        preferences: rows with `prompt`, `chosen`, `rejected`.
+        source: name of the rows in messages.
+    """
+
+    rows: Sequence[Row]
+    verifier: str | Callable[[str, Mapping[str, Any]], float] | None = None
+    preferences: Sequence[Row] = ()
+    source: str | Path = "the data set"
+
+
+@dataclass(frozen=True)
+class MeasurePlan:
+    """How much is tried.
+
+    Attributes:
+        betas: candidates; a preview has the strength 1/beta. Empty: no previews, the reward alone.
+        every_beta: preview each reference at each beta. Else each at the first one, and only the best at the others;
+            and nothing where no verifier would judge it.
+        num_generations: completions of each prompt above temperature 0; 0: nothing is sampled.
+        max_completion_length: longest of them, tokens; demonstrations are compared over the same stretch.
+        criterion: what decides; None: the answers with a verifier, else the reward's agreement with preferences, with
+            altered numbers or, last, its margin of demonstrations over samples: the first that there is.
+        ensemble: with two or more references, the reward of the mean of their probabilities is judged too, as "all".
+        seed: of sampling, altered digits and bootstrap; every policy draws with the same random numbers.
+        token_budget: tokens in one forward pass.
+
+    Raises:
+        ConfigError: impossible betas, or a criterion that does not exist.
+    """
+
+    betas: tuple[float, ...] = (1.0, 0.5)
+    every_beta: bool = True
+    num_generations: int = 1
+    max_completion_length: int = 128
+    criterion: Criterion | None = None
+    ensemble: bool = True
+    seed: int = 0
+    token_budget: int = 2048
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "betas", tuple(self.betas))
+        if any(beta <= 0 for beta in self.betas) or len(set(self.betas)) < len(self.betas):
+            raise ConfigError(f"betas={list(self.betas)} must be different positive numbers")
+        if self.criterion is not None:
+            try:
+                object.__setattr__(self, "criterion", Criterion(self.criterion))
+            except ValueError:
+                known = ", ".join(criterion.value for criterion in Criterion)
+                raise ConfigError(f"criterion={self.criterion} is not one of {known}") from None

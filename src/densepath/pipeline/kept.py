@@ -1,0 +1,72 @@
+"""What an SFT run keeps in its folder: the SFT model, its references, and the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from densepath.errors import ConfigError, MissingFileError
+from densepath.io import read_json
+from densepath.models import locate
+from densepath.pipeline.run_folder import INPUTS
+
+BASE = "0"
+"""Name of the model before SFT, as in a run's `reference`."""
+
+
+@dataclass(frozen=True)
+class KeptModels:
+    """Paths of an SFT run's models, and its recipe."""
+
+    sft: str
+    references: dict[str, str]
+    recipe: dict[str, Any]
+
+
+def kept_models(run_dir: Path) -> KeptModels:
+    """The models of an SFT run's folder: the references by rising fraction, the model before SFT as the first.
+
+    Raises:
+        MissingFileError: there is no SFT run in that folder.
+        ConfigError: it kept no reference.
+    """
+    if not run_dir.is_dir():
+        raise MissingFileError(f"{run_dir}: no such folder; give the output_dir of densepath sft or run")
+    folder = run_dir / "sft" if (run_dir / "sft/model").is_dir() else run_dir
+    if not (folder / "model").is_dir():
+        raise MissingFileError(
+            f"{run_dir}: no finished SFT run: neither model nor sft/model is there; give the output_dir of densepath "
+            "sft or run"
+        )
+    config = run_dir / "config.yaml"
+    recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    found: dict[str, str] = {}
+    if recipe.get("model_name_or_path"):
+        found[BASE] = _base(run_dir, str(recipe["model_name_or_path"]))
+    kept = folder / "references"
+    if kept.is_dir():
+        folders = [path for path in kept.iterdir() if (path / "config.json").is_file() or locate.is_adapter(str(path))]
+        found |= {path.name: str(path) for path in sorted(folders, key=_order)}
+    if not found:
+        raise ConfigError(f"{run_dir}: SFT kept no reference; train with reference_fractions, such as 0.25 0.5 0.75")
+    return KeptModels(str(folder / "model"), found, recipe)
+
+
+def _base(run_dir: Path, name: str) -> str:
+    """The model before SFT, which the recipe names as it was typed: from the folder where the run was begun."""
+    record = read_json(run_dir / INPUTS) if (run_dir / INPUTS).is_file() else {"inputs": {}, "places": {}}
+    parts = {key.removeprefix("model "): each for key, each in record["inputs"].items() if key.startswith("model ")}
+    where = record["places"].get("model", name)
+    return locate.stored_model(
+        where, run_dir, (f"{run_dir}: its model", "put it back where it was"), {"identity": parts}
+    )
+
+
+def _order(path: Path) -> tuple[float, str]:
+    try:
+        return float(path.name), path.name
+    except ValueError:
+        return float("inf"), path.name
