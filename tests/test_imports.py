@@ -165,7 +165,7 @@ def test_a_command_that_does_not_train_imports_no_trl(command):
 
 def test_scoring_needs_little_of_the_house():
     files = {path for path in reached(ROOT / "scoring/job.py")[0] if path.name != "__init__.py"}
-    assert len({path for path in files if room(path) != "report"}) <= 46  # what a notebook shows is a page
+    assert len({path for path in files if room(path) != "report"}) <= 47  # what a notebook shows is a page
 
 
 @pytest.mark.parametrize(
