@@ -10,7 +10,8 @@ from collections.abc import Callable
 
 import torch
 
-from densepath.data import encode_pairs, generate_tasks
+from densepath.data.encode import encode_pairs
+from densepath.data.tasks import generate_tasks
 from densepath.models.load import load_model, load_tokenizer
 
 

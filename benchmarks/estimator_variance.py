@@ -20,7 +20,7 @@ import tempfile
 import torch
 
 from densepath.core.objective import Normalizer
-from densepath.data import load_dataset_rows
+from densepath.data.formats import load_dataset_rows
 from densepath.models.load import load_model, load_tokenizer
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig

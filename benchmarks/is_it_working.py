@@ -25,7 +25,7 @@ from PIL import Image
 from transformers import GPT2LMHeadModel, PrinterCallback, TrainerControl, TrainerState
 
 from densepath import DPRConfig, DPRTrainer
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, SFT, Regime, regime_rows, regime_tokenizer
 from densepath.io import atomic_path, read_jsonl, write_jsonl_atomic
 from densepath.pipeline.regimes import new_model

@@ -19,7 +19,8 @@ from functools import partial
 import torch
 
 from benchmarks.common import load, parser, side_by_side
-from densepath.data import encode_pairs, load_dataset_rows
+from densepath.data.encode import encode_pairs
+from densepath.data.formats import load_dataset_rows
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
 from densepath.pipeline.environment import resident_bytes

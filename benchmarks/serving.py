@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 import httpx2
 import torch
 
-from densepath.data import generate_tasks, load_dataset_rows
+from densepath.data.formats import load_dataset_rows
+from densepath.data.tasks import generate_tasks
 from densepath.rewards.dense import DenseReward
 from densepath.serve.app import create_app
 from densepath.serve.server import bind, make_server, url_of

@@ -34,7 +34,8 @@ from densepath.core.masks import lengths_to_mask, masked_sum
 from densepath.core.objective import kl_estimate, reinforce_loss
 from densepath.core.returns import kl_penalised_rewards, position_mean_baseline, returns_to_go
 from densepath.core.rewards import baseline_relative
-from densepath.data import encode_row_prompt, load_dataset_rows
+from densepath.data.encode import encode_row_prompt
+from densepath.data.formats import load_dataset_rows
 from densepath.models.load import eos_token_ids, freeze, load_model, load_tokenizer
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions

@@ -165,7 +165,8 @@ def test_a_command_that_does_not_train_imports_no_trl(command):
 
 def test_scoring_needs_little_of_the_house():
     files = {path for path in reached(ROOT / "scoring/job.py")[0] if path.name != "__init__.py"}
-    assert len({path for path in files if room(path) != "report"}) <= 47  # what a notebook shows is a page
+    aside = ("report", "records")  # what a notebook shows is a page, and pages know every record
+    assert len({path for path in files if room(path) not in aside}) <= 45
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 
 TOKENIZER = tiny_tokenizer()
 

@@ -61,11 +61,11 @@ _EXPORTS = {
     "MeasurePlan": "densepath.choice.inputs",
     "SFTModels": "densepath.choice.inputs",
     "decide": "densepath.choice.decide",
-    "encode_pairs": "densepath.data",
-    "encode_prompt": "densepath.data",
+    "encode_pairs": "densepath.data.encode",
+    "encode_prompt": "densepath.data.encode",
     "evaluate_reward": "densepath.evals.reward_eval",
-    "generate_tasks": "densepath.data",
-    "load_dataset_rows": "densepath.data",
+    "generate_tasks": "densepath.data.tasks",
+    "load_dataset_rows": "densepath.data.formats",
     "load_model": "densepath.models.load",
     "load_tokenizer": "densepath.models.load",
     "rank_completions": "densepath.evals.ranking",
@@ -73,7 +73,7 @@ _EXPORTS = {
     "sample": "densepath.models.sampling",
     "score_completions": "densepath.models.scoring",
     "measure": "densepath.choice.measure",
-    "split_by_content": "densepath.data",
+    "split_by_content": "densepath.data.splits",
     "view_scores": "densepath.report.view",
     "write_report": "densepath.report",
 }
@@ -84,7 +84,10 @@ if TYPE_CHECKING:
     from .choice.inputs import Evidence, MeasurePlan, SFTModels
     from .choice.measure import measure
     from .config.run import RunArguments
-    from .data import encode_pairs, encode_prompt, generate_tasks, load_dataset_rows, split_by_content
+    from .data.encode import encode_pairs, encode_prompt
+    from .data.formats import load_dataset_rows
+    from .data.splits import split_by_content
+    from .data.tasks import generate_tasks
     from .errors import DensepathError
     from .evals.audit import audit_demonstrations
     from .evals.ranking import rank_completions

@@ -17,7 +17,7 @@ from densepath.choice import measure as module
 from densepath.choice.decide import decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.evals import scored_texts
 from densepath.records.choice import Answer

@@ -16,7 +16,7 @@ from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
 from densepath.choice.decide import decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.evals.preview import preview_logprobs
 from densepath.models.sampling import sample

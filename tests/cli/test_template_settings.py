@@ -15,7 +15,7 @@ from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
 from densepath.config.run import RunArguments, with_one_template
 from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
-from densepath.data import encode_prompt
+from densepath.data.encode import encode_prompt
 from densepath.errors import ConfigError
 from densepath.models.load import load_tokenizer
 

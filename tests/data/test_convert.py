@@ -11,9 +11,10 @@ from typing import Any
 import datasets
 import pytest
 
-from densepath.data import content_hash, load_dataset_rows, prompt_of, validate_rows
 from densepath.data.convert import conversion, converted
-from densepath.data.formats import read_rows
+from densepath.data.formats import load_dataset_rows, read_rows, validate_rows
+from densepath.data.rows import prompt_of
+from densepath.data.splits import content_hash
 from densepath.data.streaming import RowStream
 from densepath.errors import DataError, MissingFileError
 

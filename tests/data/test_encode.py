@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import CHATML, IM_END, tiny_tokenizer
 
-from densepath.data import (
+from densepath.data.encode import (
     Encoded,
     encode_demonstration,
     encode_demonstrations,
     encode_pair,
     encode_pairs,
     encode_prompt,
-    generate_tasks,
-    split_turns,
 )
+from densepath.data.rows import split_turns
+from densepath.data.tasks import generate_tasks
 from densepath.errors import ConfigError, DataError, ModelError
 
 TOKENIZER = tiny_tokenizer()

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densepath.data import DataFormat, dataset_fingerprint, detect_format, load_dataset_rows, prompt_of, validate_rows
-from densepath.data.rows import split_turns
+from densepath.data.formats import dataset_fingerprint, load_dataset_rows, validate_rows
+from densepath.data.rows import DataFormat, detect_format, prompt_of, split_turns
 from densepath.errors import ConfigError, DataError, MissingFileError
 
 USER = {"role": "user", "content": "Hi"}
@@ -341,7 +341,8 @@ def test_fingerprint_is_the_hash_of_canonical_lines() -> None:
 
 def test_importing_data_loads_no_heavy_library() -> None:
     code = (
-        "import densepath.data, densepath.evals.verifiers, sys; "
+        "import densepath.evals.verifiers, sys; "
+        "from densepath.data import encode, formats, rows, spans, splits, tasks; "
         "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.tokenizer_kinds import BOS, EOS, KINDS, TEMPLATES, tokenizer_of
 from tokenizers import AddedToken
 
-from densepath.data import Encoded, encode_demonstration, encode_demonstrations, encode_pairs, encode_prompt
+from densepath.data.encode import Encoded, encode_demonstration, encode_demonstrations, encode_pairs, encode_prompt
 from densepath.errors import ModelError
 
 TEXTS = st.sampled_from(

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from densepath.data import content_hash, encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.data.regimes import (
     ANSWER_TOKENS,
     BEFORE_SFT,
@@ -19,6 +19,7 @@ from densepath.data.regimes import (
     regime_rows,
     regime_tokenizer,
 )
+from densepath.data.splits import content_hash
 from densepath.errors import ConfigError
 
 

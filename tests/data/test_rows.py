@@ -11,15 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import tiny_tokenizer
 
-from densepath.data import (
-    content_hash,
-    dataset_fingerprint,
-    encode_demonstration,
-    prompt_of,
-    template_arguments,
-    validate_rows,
-)
-from densepath.data.rows import conversation_of, normal_turns, split_turns, turn_text
+from densepath.data.encode import encode_demonstration
+from densepath.data.formats import dataset_fingerprint, validate_rows
+from densepath.data.rows import conversation_of, normal_turns, prompt_of, split_turns, template_arguments, turn_text
+from densepath.data.splits import content_hash
 from densepath.errors import DataError
 from densepath.pipeline.data import demonstration_pairs
 

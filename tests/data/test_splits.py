@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densepath.data import check_disjoint, content_hash, split_by_content
+from densepath.data.splits import check_disjoint, content_hash, split_by_content
 from densepath.errors import ConfigError, DataError
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.data import load_dataset_rows
+from densepath.data.formats import load_dataset_rows
 from densepath.data.streaming import RowStream
 from densepath.errors import DataError, MissingFileError
 

@@ -6,8 +6,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.data import TaskFamily, check_answer, content_hash, generate_tasks, normalise_answer, validate_rows
-from densepath.data.tasks import PHRASINGS, SEPARATOR, SYSTEM_TEXT, WORDS, Noise
+from densepath.data.formats import validate_rows
+from densepath.data.splits import content_hash
+from densepath.data.tasks import (
+    PHRASINGS,
+    SEPARATOR,
+    SYSTEM_TEXT,
+    WORDS,
+    Noise,
+    TaskFamily,
+    check_answer,
+    generate_tasks,
+    normalise_answer,
+)
 from densepath.errors import ConfigError, DataError
 
 LIST_FAMILIES = ["reverse", "sort_words", "capitals", "sort_numbers"]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import IM_END, tiny_tokenizer
 
-from densepath.data import decode_spans, read_tokens, token_offsets
+from densepath.data.spans import decode_spans, read_tokens, token_offsets
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id

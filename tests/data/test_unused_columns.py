@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from densepath.data import dataset_fingerprint, load_dataset_rows, split_by_content
-from densepath.data.formats import as_dataset, read_rows, row_order
+from densepath.data.formats import as_dataset, dataset_fingerprint, load_dataset_rows, read_rows, row_order
+from densepath.data.splits import split_by_content
 from densepath.data.streaming import RowStream
 from densepath.errors import DataError
 from densepath.io import read_jsonl, write_jsonl_atomic

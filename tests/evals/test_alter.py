@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import tiny_tokenizer
 
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.evals.alter import alterations, numbers_in
 from densepath.evals.altered_numbers import AlteredAnswer, alter_answer, answer_of, with_answer
 

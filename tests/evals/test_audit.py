@@ -12,7 +12,7 @@ from tests.pipeline.planted import planted_model
 from tests.support import tiny_tokenizer
 from tests.tiny_sft import TOKENIZER, corrupted, counting_models, counting_rows
 
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError, UsageError
 from densepath.evals.audit import audit_demonstrations, ends_openly
 from densepath.evals.duplicates import exact_key, first_occurrences, normal_key, normalise_words

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.support import tiny_tokenizer
 from trl.data_utils import maybe_extract_prompt
 
-from densepath.data import Encoded, encode_pair
+from densepath.data.encode import Encoded, encode_pair
 from densepath.errors import DataError
 from densepath.evals import auroc
 from densepath.evals.altered_numbers import AlteredAnswer, altered_figures, changes

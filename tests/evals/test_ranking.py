@@ -9,7 +9,7 @@ import torch
 from tests.support import CHATML, tiny_tokenizer
 from tests.tiny_sft import TOKENIZER, corrupted, counting_models, counting_rows
 
-from densepath.data import encode_pair, encode_pairs
+from densepath.data.encode import encode_pair, encode_pairs
 from densepath.errors import ConfigError, DataError, UsageError
 from densepath.evals.ranking import group_completions, rank_completions
 from densepath.rewards.dense import DenseReward

@@ -11,7 +11,7 @@ from tests.pipeline.planted import planted_model
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError, UsageError
 from densepath.evals.reward_eval import evaluate_reward
 from densepath.rewards.dense import DenseReward

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densepath.data import generate_tasks
 from densepath.data.formats import as_dataset
+from densepath.data.tasks import generate_tasks
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import (
     VERIFIERS,

@@ -12,7 +12,7 @@ from tests.models.test_plain_heads import own
 from tests.support import tiny_tokenizer
 from tests.tiny_models import randomize_adapter, tiny_llama
 
-from densepath.data import Encoded
+from densepath.data.encode import Encoded
 from densepath.errors import ModelError
 from densepath.evals.preview import preview_logprobs
 from densepath.models.compat import check_same_tokenizer, replaced_weights, warn_of_spare_ids

@@ -1,50 +1,45 @@
+import itertools
 import json
 from pathlib import Path
 
 import pytest
-from tests.report.made_results import comparison, record, row
+from tests.experiments.made_up import METHODS, cell
 from tests.report.scored_files import span, turn
 
-
-def estimate(mean, half):
-    return {"mean": mean, "low": mean - half, "high": mean + half}
+from densepath.pipeline.results import assemble
 
 
-RESULTS = record(
-    [
-        row(
-            arm,
-            label,
-            value=estimate(mean, 0.0625),
-            reward=estimate(4.0, 0.5),
-            length=estimate(13.5, 0.5),
-            kl=estimate(0.25, 0.125),
-            nll=estimate(0.75, 0.125),
-            truncated=0.0,
-            budget={"seconds": 390.0},
-        )
-        for arm, label, mean in (
-            ("sft", "SFT", 0.375),
-            ("continued_sft", "continued SFT", 0.4375),
-            ("dpr", "DPR", 0.5625),
-        )
-    ],
-    [comparison("dpr", "continued_sft", "better", estimate(0.125, 0.0625))],
-    metric="exact_match",
-    warnings=["One seed."],
-)
+def interval(mean, half):
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 80, "unit": "prompts"}
+
+
+def results(right, *, prompts=240, decodings=("greedy",), **fields):
+    """The record of a run in which so many of the prompts were answered rightly, the same ones first."""
+    values = {arm: [1.0] * count + [0.0] * (prompts - count) for arm, count in right.items()}
+    places = list(itertools.product(right, decodings, ("validation", "test")))
+    cells = [
+        cell(arm, 0, values[arm], decoding=decoding, split=split, setting="tasks", **fields)
+        for arm, decoding, split in places
+    ]
+    arms = [method for method in METHODS if method.name in right]
+    return json.loads(json.dumps(assemble(cells, arms, ["tasks"], metric="exact_match", info={"seeds": [0]})))
+
+
+RESULTS = results({"sft": 90, "continued_sft": 105, "dpr": 135}, nll=(0.75, 0.5), kl=0.25, reward=4.0)
 
 SELECTION = {
     "mode": "auto",
     "criterion": "exact match on validation",
     "reason": "Highest score.",
     "chosen": {"reference": "0", "beta": 0.5},
-    "baseline": {**estimate(0.375, 0.125), "n": 80},
+    "baseline": interval(0.375, 0.125),
     "rows": [
-        {"reference": "0", "beta": 0.5, "alpha": 2.0, "score": estimate(0.5625, 0.125), "n": 80},
-        {"reference": "0.5", "beta": 0.5, "alpha": 2.0, "score": estimate(0.25, 0.125), "n": 80},
+        {"reference": "0", "beta": 0.5, "score": interval(0.5625, 0.125), "lead": interval(0.1875, 0.125)},
+        {"reference": "0.5", "beta": 0.5, "score": interval(0.25, 0.125), "lead": interval(-0.125, 0.125)},
     ],
 }
+for row in SELECTION["rows"]:
+    row |= {"alpha": 2.0, "decoding": "greedy", "verdict": "tie", "n": 80}
 
 SPANS = [
     span("KATZE", 0.5, 0.25, first_id=11),

@@ -18,13 +18,14 @@ from tests.report.test_report_page import HOSTILE, Page, poison
 from densepath.cli.main import main
 from densepath.pipeline.results import assemble
 from densepath.records.arm import Arm
+from densepath.records.estimates import Interval
 from densepath.report.console import parts_text
 from densepath.report.drawings import Costs, Spent
 from densepath.report.experiment import experiment_page
 from densepath.report.experiment_brief import experiment_parts, results_markdown
 from densepath.report.html import page_html
 from densepath.report.plots import apart, svg
-from densepath.report.records import Estimate
+from densepath.report.words import interval_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WORDS = ("better", "worse", "tie", "incomplete", "sft", "best control", "missing", "complete", "validation only")
@@ -45,6 +46,20 @@ def record_text() -> str:
 @pytest.fixture
 def record():
     return json.loads(record_text())
+
+
+@pytest.mark.parametrize(
+    ("estimate", "options", "text"),
+    [
+        (Interval(0.5, 0.25, 0.75, 9), {}, "0.500 [0.250, 0.750]"),
+        (Interval(0.5, 0.25, 0.75, 9), {"digits": 1, "signed": True}, "+0.5 [+0.2, +0.8]"),
+        (Interval(-0.5, -0.75, 0.0, 9), {"digits": 2}, "−0.50 [−0.75, 0.00]"),
+        (None, {}, "–"),
+        (None, {"missing": "?"}, "?"),
+    ],
+)
+def test_an_interval_in_words(estimate, options, text):
+    assert interval_text(estimate, **options) == text
 
 
 def shown(record, width=140) -> str:
@@ -77,8 +92,8 @@ def test_the_page_is_whole_and_asks_for_nothing(record):
     for setting in record["settings"]:
         for line in [*setting["warnings"], *(one["text"] for one in setting["statements"] if "DPR (" in one["text"])]:
             assert line in page.text
-    # 2 settings: forests to SFT and the best control, own and each decoding; value against FLOPs and seconds
-    assert page.tags.count("svg") == 2 * (1 + 2) + 2 + 2 * (1 + 1) + 2
+    # 2 settings: forests to SFT and the best control, own and each decoding; two costs; results at each decoding
+    assert page.tags.count("svg") == 2 * (1 + 2) + 2 + 2 * (1 + 1) + 2 + 3
     assert page.text.index("Be wary of") < page.text.index("Results on test")
 
 
@@ -141,7 +156,10 @@ def test_names_at_the_right_keep_their_distance_and_order():
 
 
 def test_costs_are_drawn_where_nothing_was_spent_too():
-    points = (Spent("SFT", 0.0, Estimate(0.5), "sft"), Spent("$x$ <b>", 0.0, Estimate(0.5, 0.4, 0.6), "dpr"))
+    points = (
+        Spent("SFT", 0.0, Interval(0.5, 0.5, 0.5, 9), "sft"),
+        Spent("$x$ <b>", 0.0, Interval(0.5, 0.4, 0.6, 9), "dpr"),
+    )
     assert "$x$ &lt;b&gt;" in svg(Costs(points, "FLOPs", "exact match", level=0.5))
 
 

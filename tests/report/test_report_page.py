@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.report.scored_files import span, turn
 
+from densepath.records.estimates import Interval
 from densepath.report import build_report, page_html, run_page, write_report
 from densepath.report.drawings import Curves, Whisker, Whiskers
 from densepath.report.plots import running_mean, svg
-from densepath.report.records import Curve, Estimate
+from densepath.report.records import Curve
 from densepath.report.text import visible
 
 HOSTILE = (
@@ -61,6 +62,31 @@ def poison(value, text):
     return value + text if isinstance(value, str) else value
 
 
+FIXED = {
+    "mode",
+    "method",
+    "against",
+    "role",
+    "decoding",
+    "against_decoding",
+    "verdict",
+    "status",
+    "unit",
+    "name",
+    "decodings",
+}
+"""Keys of results whose values are compared with fixed words or with each other."""
+
+
+def names_kept(old, new, key=""):
+    """The poisoned value, with what is compared as it was."""
+    if isinstance(old, dict):
+        return {name: names_kept(value, new[name], name) for name, value in old.items()}
+    if isinstance(old, list):
+        return [names_kept(a, b, key) for a, b in zip(old, new, strict=True)]
+    return old if key in FIXED else new
+
+
 def poisoned(run_dir: Path, text: str):
     for path in [*run_dir.rglob("*.json"), *run_dir.rglob("*.jsonl")]:
         if path.name == "report.json":
@@ -69,7 +95,10 @@ def poisoned(run_dir: Path, text: str):
         if not original.exists():
             original.write_bytes(path.read_bytes())
         rows = [json.loads(line) for line in original.read_text(encoding="utf-8").split("\n") if line]
-        path.write_text("".join(json.dumps(poison(row, text)) + "\n" for row in rows), encoding="utf-8")
+        bad = (
+            names_kept(row, poison(row, text)) if path.name == "results.json" else poison(row, text) for row in rows
+        )
+        path.write_text("".join(json.dumps(row) + "\n" for row in bad), encoding="utf-8")
     config = yaml.safe_dump({"model": "m" + text, "x" + text: text, "hub_token": "t"})
     (run_dir / "config.yaml").write_text(config, encoding="utf-8")
     return run_dir
@@ -152,14 +181,14 @@ def test_twelve_samples_fit_in_a_megabyte(run_dir):
 def test_the_page_says_what_matters(run_dir):
     text = " ".join(Page(page_html(run_page(build_report(run_dir)))).text.split())
     for words in (
-        "DPR does better than continued SFT on exact_match.",
-        "exact_match changes by +0.125 [+0.062, +0.188]",
-        "0.375 [0.312, 0.438]",
-        "95 % bootstrap over prompts",
+        "DPR (greedy) is better than SFT (greedy) by 0.188",  # 135 and 90 of 240
+        "is better than the best control (continued SFT, greedy) by 0.125",
+        "0.375 [0.316, 0.438]",  # Wilson: 90 of 240
+        "95 % t-interval over seeds",
         "Chosen: reference 0 (the model before SFT), β 0.5",
         "tiny/model",
         "2026-01-02 03:04:05 UTC",
-        "One seed.",
+        "One seed: every interval is over prompts",
         "cut off at the length limit",
         "ab" * 32,
         "Not logged:",
@@ -188,7 +217,7 @@ def test_plots_follow_the_theme_and_are_the_same_each_time():
 
 @pytest.mark.parametrize("label", ["$a$", "$\\frac{1", "<b>", "x" * 500, "👩‍🚀", "\x00", "line\nbreak", ""])
 def test_any_label_can_be_drawn(label):
-    drawn = svg(Whiskers((Whisker(label, Estimate(0.5, None, None), "other"),), label))
+    drawn = svg(Whiskers((Whisker(label, Interval(0.5, 0.5, 0.5, 1), "other"),), label))
     assert Page(drawn).faults == []
     assert drawn.count("<script") == 0
 

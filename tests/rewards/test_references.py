@@ -11,7 +11,7 @@ import torch
 from tests.support import IM_END, tiny_tokenizer
 from tests.tiny_models import randomize_adapter, tiny_llama, with_lora
 
-from densepath.data import encode_prompt
+from densepath.data.encode import encode_prompt
 from densepath.errors import ConfigError, DataError, MissingFileError, ModelError, UsageError
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.load import load_model

@@ -23,7 +23,7 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 from densepath.cli.main import main
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.rows import RowScorer

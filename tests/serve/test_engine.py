@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.data import Encoded
+from densepath.data.encode import Encoded
 from densepath.errors import NumericalError
 from densepath.rewards.scores import DenseScores
 from densepath.serve.engine import ScoringEngine, units

@@ -11,7 +11,7 @@ import torch
 from tests.trainers.test_dpr import config, naive_logprobs
 from transformers import TrainerCallback
 
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.held_out import HeldOutDemonstrations

@@ -13,7 +13,7 @@ from tests.tiny_models import tiny_mistral, with_lora
 from trl import DPOTrainer
 
 from densepath.core.imitation import Surrogate
-from densepath.data import Encoded
+from densepath.data.encode import Encoded
 from densepath.errors import ConfigError, DataError
 from densepath.trainers.self_play import COLUMNS, SelfPlayConfig, SelfPlayTrainer, opponent_tokens, self_play_pairs
 from densepath.trainers.sft import train_resumable

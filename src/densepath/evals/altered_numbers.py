@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from densepath.data import Encoded, encode_pairs, prompt_of
-from densepath.data.rows import DataFormat, Row, detect_format, is_conversational, turn_text
+from densepath.data.encode import Encoded, encode_pairs
+from densepath.data.rows import DataFormat, Row, detect_format, is_conversational, prompt_of, turn_text
 from densepath.evals.alter import AlteredText, alterations, numbers_in
 from densepath.evals.figures import Figure, credit_figure
 from densepath.evals.first_error import lowest_credits

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.data import Encoded, encode_pairs
+from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.formats import validate_rows
 from densepath.data.rows import DataFormat, Row, detect_format, prompt_of
 from densepath.errors import ConfigError, DataError, ModelError, UsageError

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from densepath.data import Encoded, encode_pair, token_offsets
+from densepath.data.encode import Encoded, encode_pair
 from densepath.data.rows import Row, is_conversational, short, template_arguments
+from densepath.data.spans import token_offsets
 from densepath.errors import DataError
 from densepath.evals.figures import Figure, auroc_figure, credit_figure
 from densepath.evals.signals import RANDOM, REWARD, Floats, Piece, Signals, piece_measures

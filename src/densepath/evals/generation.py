@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from densepath.data import encode_row_prompt
+from densepath.data.encode import encode_row_prompt
 from densepath.evals.verifiers import Verifier
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
 from densepath.models.sampling import sample

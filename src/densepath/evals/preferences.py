@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from densepath.data import Encoded, encode_pair
+from densepath.data.encode import Encoded, encode_pair
 from densepath.data.rows import Row, is_conversational, short, template_arguments
 from densepath.errors import DataError
 from densepath.evals.figures import Figure, credit_figure

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from densepath.core.heads import head_logprobs, token_chunks
 from densepath.core.logprobs import contrastive_logits
-from densepath.data import Encoded
+from densepath.data.encode import Encoded
 from densepath.models.logits import plain_head
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.rewards.frozen import FrozenPolicy

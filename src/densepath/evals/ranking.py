@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from densepath.data import Encoded, encode_pair
 from densepath.data.context import check_context
+from densepath.data.encode import Encoded, encode_pair
 from densepath.data.rows import Row, Turns, canonical_json, is_conversational, short, template_arguments
 from densepath.errors import DataError, ModelError, UsageError
 from densepath.evals.signals import Aggregation, aggregate

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from densepath.core.rewards import baseline_relative
-from densepath.data import Encoded, encode_pairs
 from densepath.data.context import check_context
+from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.rows import DataFormat, Row, detect_format
 from densepath.errors import DataError, ModelError
 from densepath.evals.altered_numbers import alter_answer

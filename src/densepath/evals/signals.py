@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from densepath.data import Encoded
+from densepath.data.encode import Encoded
 from densepath.errors import ConfigError
 from densepath.models.compat import eos_token_ids
 from densepath.rewards.dense import DenseReward, RewardKind

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from densepath.config.options import check_finite, option
 from densepath.config.run import RunArguments
-from densepath.data import Encoded, encode_pairs
+from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.training_rows import longest_prompt
 from densepath.errors import ConfigError
 from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic

@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from densepath.config.options import option
 from densepath.config.run import RunArguments
-from densepath.data import encode_demonstrations
+from densepath.data.encode import encode_demonstrations
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._stage import TRAIN_FLOPS, SFTRun, parameters_of, sft_config, tokens_trained
 from densepath.models.load import load_tokenizer, load_trainable

@@ -9,19 +9,14 @@ from typing import Any
 
 from densepath.config.mixins import CONSTRAINED, TEXT_TASKS
 from densepath.config.run import RunArguments
-from densepath.data import (
-    check_disjoint,
-    dataset_fingerprint,
-    encode_demonstrations,
-    encode_row_prompt,
-    generate_tasks,
-    split_by_content,
-)
 from densepath.data.constraints import constrained_rows
 from densepath.data.context import check_context, room_for_prompts
-from densepath.data.formats import Needs, read_rows
+from densepath.data.encode import encode_demonstrations, encode_row_prompt
+from densepath.data.formats import Needs, dataset_fingerprint, read_rows
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.data.rows import DataFormat, detect_format, jsonable
+from densepath.data.splits import check_disjoint, split_by_content
+from densepath.data.tasks import generate_tasks
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS

@@ -10,7 +10,7 @@ from densepath.choice.decide import decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.config.choice import DiagnoseArguments
-from densepath.data import content_hash
+from densepath.data.splits import content_hash
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.reward_eval import RewardTask, check_rows

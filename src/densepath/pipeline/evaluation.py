@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from densepath.config.run import RunArguments
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.data.training_rows import Rows
 from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from densepath.config.run import RunArguments
-from densepath.data import dataset_fingerprint
+from densepath.data.formats import dataset_fingerprint
 from densepath.data.rows import canonical_json
 from densepath.errors import DensepathError, ResumeError
 from densepath.io import read_json

@@ -11,7 +11,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PrinterCallback
 from trl import SFTConfig
 
-from densepath.data import encode_demonstrations
+from densepath.data.encode import encode_demonstrations
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, Regime, regime_rows, regime_tokenizer
 from densepath.progress import StageProgress
 from densepath.terminal import Console

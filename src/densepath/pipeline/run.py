@@ -31,9 +31,10 @@ from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
-from densepath.report import results_table, write_report
+from densepath.report import write_report
 from densepath.report.console import print_parts
-from densepath.terminal import Console, say, terminal, warn
+from densepath.report.experiment_brief import experiment_parts
+from densepath.terminal import Console, say, terminal
 from densepath.trainers.refusals import check_startable
 
 OWN_KEYS = {
@@ -153,10 +154,7 @@ def _record(run: RunFolder, grid: Grid) -> dict[str, Any]:
 
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
-    results = read_json(run_dir / "results.json")
-    print_parts(console, results_table(results))
-    for warning in results["settings"][0]["warnings"]:
-        warn(console, warning)
+    print_parts(console, *experiment_parts(read_json(run_dir / "results.json"), console.width))
 
 
 def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from densepath.data import prompt_of, read_tokens
-from densepath.data.rows import is_conversational, turn_text
+from densepath.data.rows import is_conversational, prompt_of, turn_text
+from densepath.data.spans import read_tokens
 from densepath.io import read_jsonl
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.grid import Grid

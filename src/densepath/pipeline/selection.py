@@ -17,7 +17,7 @@ from densepath.choice.decide import best_candidate, best_of_sft, decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.config.run import RunArguments
-from densepath.data import encode_pairs
+from densepath.data.encode import encode_pairs
 from densepath.data.rows import Row, prompt_of
 from densepath.errors import DataError
 from densepath.io import read_json, write_json_atomic

@@ -10,7 +10,7 @@ from trl import SFTConfig
 
 from densepath.config.options import check_reference
 from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
-from densepath.data import encode_demonstrations
+from densepath.data.encode import encode_demonstrations
 from densepath.data.training_rows import demonstration_pairs, prompt_dataset
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate

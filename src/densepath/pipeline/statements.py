@@ -9,7 +9,6 @@ from densepath.pipeline.comparisons import LENGTH_SHARE, MethodComparison
 from densepath.pipeline.setting_cells import Place, SettingCells, verdicts
 from densepath.records.arm import SFT
 from densepath.records.estimates import Interval, Verdict
-from densepath.report.records import Estimate
 from densepath.report.verdict import KL_WATCH, TRUNCATED_WATCH
 from densepath.report.words import interval_text
 
@@ -70,7 +69,7 @@ def _clause(cells: SettingCells, one: MethodComparison, same: bool) -> str:
 
 
 def _interval(value: Interval, *, signed: bool = False) -> str:
-    return interval_text(Estimate(value.mean, value.low, value.high), signed=signed)
+    return interval_text(value, signed=signed)
 
 
 def warnings(cells: SettingCells, rows: Sequence[Mapping[str, Any]]) -> list[str]:

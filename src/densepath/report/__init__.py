@@ -7,7 +7,7 @@ from densepath.report.experiment import experiment_page, is_experiment, rewrite_
 from densepath.report.heatmap import heatmap_html
 from densepath.report.html import page_html
 from densepath.report.records import Report
-from densepath.report.run import results_table, run_page
+from densepath.report.run import run_page
 
 __all__ = [
     "Report",
@@ -17,7 +17,6 @@ __all__ = [
     "heatmap_html",
     "is_experiment",
     "page_html",
-    "results_table",
     "rewrite_experiment_page",
     "run_page",
     "write_report",

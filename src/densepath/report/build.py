@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from densepath import __version__
+from densepath.errors import DataError, NumericalError
 from densepath.io import write_json_atomic, write_text_atomic
-from densepath.report import parse
+from densepath.records.choice import ReferenceChoice
+from densepath.records.codec import from_json
+from densepath.report import experiment, parse
 from densepath.report.glossary import GLOSSARY
 from densepath.report.html import page_html
 from densepath.report.load import load_run
 from densepath.report.records import Report
 from densepath.report.run import run_page
-from densepath.report.verdict import alarms, verdict
+from densepath.report.verdict import curve_alarms
 
 
 class ReportPaths(NamedTuple):
@@ -48,8 +51,16 @@ def build_report(run_dir: Path) -> Report:
     """
     run_dir = Path(run_dir)
     parts = load_run(run_dir)
-    results, selection = parse.results(parts.results), parse.selection(parts.selection)
-    warnings = [*parts.warnings, *(results.warnings if results else ()), *alarms(results, parts.curves)]
+    warnings = [*parts.warnings, *curve_alarms(parts.curves)]
+    results = parts.results if _is_whole(parts.results) else None
+    if parts.results is not None and results is None:
+        warnings.append("results.json is not the record of a run and is left out")
+    selection = None
+    if parts.selection is not None:
+        try:
+            selection = from_json(ReferenceChoice, parts.selection)
+        except (DataError, NumericalError) as error:
+            warnings.append(f"selection.json is left out: {error}")
     model = next((parts.config[key] for key in ("model", "model_name_or_path") if parts.config.get(key)), None)
     return Report(
         run=parse.clean(run_dir.resolve().name),
@@ -57,7 +68,6 @@ def build_report(run_dir: Path) -> Report:
         date=_date(parts.environment, parts.last_time),
         version=_version(parts.environment),
         made_by=__version__,
-        verdict=verdict(results, selection),
         results=results,
         selection=selection,
         curves=tuple(parts.curves),
@@ -70,6 +80,15 @@ def build_report(run_dir: Path) -> Report:
         missing=tuple(parts.missing),
         glossary=GLOSSARY,
     )
+
+
+def _is_whole(results: Any) -> bool:
+    """Whether everything that the page shows of the results is there."""
+    try:
+        (setting,) = results["settings"]
+        return bool(experiment.results_parts(results, setting) and experiment.verdicts(results, setting) is not None)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
 
 
 def _date(environment: Mapping[str, Any], last_time: float | None) -> str | None:

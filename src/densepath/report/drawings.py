@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from densepath.report.records import Curve, Estimate
+from densepath.records.estimates import Interval
+from densepath.report.records import Curve
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Whisker:
     """One row of a dot-and-whisker plot; `arm` decides colour and marker."""
 
     label: str
-    estimate: Estimate
+    estimate: Interval
     arm: str = ""
 
 
@@ -46,7 +47,7 @@ class Spent:
 
     label: str
     cost: float
-    estimate: Estimate
+    estimate: Interval
     arm: str = ""
 
 

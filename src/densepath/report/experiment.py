@@ -22,12 +22,15 @@ from densepath.report.document import (
     Row,
     Section,
     Table,
+    Tile,
+    Tiles,
     present,
 )
 from densepath.report.drawings import Costs, Spent, Whisker, Whiskers
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
 from densepath.report.html import page_html
 from densepath.report.sections import glossary_table, warnings_notice
+from densepath.report.verdict import nll_alarms
 from densepath.report.words import DASH, Run, Words, count, duration, interval, number, runs, share, verdict
 
 _ROLES = {"sft": "SFT", "best control": "the best control"}
@@ -36,12 +39,16 @@ _COMPARED = (
     "Differences in {metric} on test, mean [95 % interval]; p after Holm's correction over all comparisons of the "
     "setting. Incomplete: a seed is missing."
 )
+TITLE = "The methods under test, each at the decoding that did best on validation"
 _NEXT = (
     "train the method that beat the best control with densepath run; where all tie, keep the cheapest, "
     "and add seeds or test prompts to see smaller differences."
 )
 
 Record = Mapping[str, Any]
+
+_OPTIONAL = {"entropy": "entropy", "nll": "held-out NLL"}
+"""Columns of the results that are there where they were measured."""
 
 
 def experiment_page(record: Record) -> Document:
@@ -106,17 +113,42 @@ def _reading(record: Record) -> Section:
 
 
 def _section(record: Record, setting: Record, name: str) -> Section:
+    words = Paragraph(prompts_text(setting), "muted")
+    found = Notice(TITLE, tuple(verdicts(record, setting)), kind(setting)) if verdicts(record, setting) else None
+    parts = [words, warnings_notice(warning_lines(setting)), found, *results_parts(record, setting)]
+    return Section(name, setting["name"], present(parts))
+
+
+def prompts_text(setting: Record) -> str:
+    """How many seeds and prompts there are, and what each prompt is for."""
     seeds, prompts = len(setting["seeds"]), setting["prompts"]
     words = f"{seeds} seed{'' if seeds == 1 else 's'}; {prompts['validation'] or 'no'} validation prompts choose, "
-    words += f"{prompts['test'] or 'no'} test prompts judge."
-    main = [one["text"] for one in setting["statements"] if one["own_decoding"] and under_test(record, one["method"])]
-    title = "The methods under test, each at the decoding that did best on validation"
-    parts: list[Part | None] = [Paragraph(words, "muted"), warnings_notice(setting["warnings"])]
-    parts += [Notice(title, tuple(main)) if main else None, *_comparisons(record, setting)]
-    parts += [Heading("Results on test"), _results(record, setting), Heading("What it cost"), _budgets(setting)]
-    parts += [_costs(record, setting), Heading("Chosen on validation"), _sweeps(record, setting)]
-    parts.append(Beside((_chosen(record, setting), _best_controls(record, setting))))
-    return Section(name, setting["name"], present(parts))
+    return words + f"{prompts['test'] or 'no'} test prompts judge."
+
+
+def verdicts(record: Record, setting: Record) -> list[str]:
+    """What the comparisons say of each method under test, at the decoding that did best on validation."""
+    own = [one for one in setting["statements"] if one["own_decoding"]]
+    return [one["text"] for one in own if under_test(record, one["method"])]
+
+
+def kind(setting: Record) -> str:
+    """The verdict that all main comparisons share; "tie" where they share none."""
+    found = {one["verdict"] for one in setting["comparisons"] if one["primary"]}
+    return str(found.pop()) if len(found) == 1 else "tie"
+
+
+def warning_lines(setting: Record) -> list[str]:
+    """What a reader of the table has to know first."""
+    return [*setting["warnings"], *nll_alarms(setting["rows"])]
+
+
+def results_parts(record: Record, setting: Record) -> tuple[Part, ...]:
+    """Comparisons, results, costs, and what validation chose."""
+    parts: list[Part | None] = [*_comparisons(record, setting), Heading("Results on test"), _results(record, setting)]
+    parts += [_result_plots(record, setting), Heading("What it cost"), _budgets(setting), _costs(record, setting)]
+    parts += [Heading("Chosen on validation"), _sweeps(record, setting)]
+    return present([*parts, Beside((_chosen(record, setting), _best_controls(record, setting)))])
 
 
 # --- Comparisons -----------------------------------------------------------------------------------------------------
@@ -207,41 +239,74 @@ def _forests(record: Record, compared: Sequence[Mapping[str, Record]]) -> tuple[
 
 
 def _results(record: Record, setting: Record) -> Table:
-    columns = (
-        Column("method"),
-        Column(record["metric"], numeric=True),
-        Column("on validation", numeric=True),
-        Column("length", "tokens", numeric=True),
-        Column("truncated", "share", numeric=True),
-        Column("KL to SFT", "nats/completion", numeric=True),
-        Column("dense reward", "nats/completion", numeric=True),
-    )
+    names = {
+        "length": "tokens",
+        "truncated": "share",
+        "KL to SFT": "nats/completion",
+        "dense reward": "nats/completion",
+    }
+    measured = [name for name in _OPTIONAL if any(row.get(name) is not None for row in setting["rows"])]
+    columns = [Column("method"), Column(record["metric"], numeric=True), Column("on validation", numeric=True)]
+    columns += [Column(name, unit, numeric=True) for name, unit in names.items()]
+    columns += [Column(_OPTIONAL[name], "nats/token", numeric=True) for name in measured]
     rows = [
-        _result(setting, row)
+        _result(setting, row, measured)
         for decoding in setting["decodings"]
         for row in setting["rows"]
         if row["decoding"] == decoding
     ]
     unit = any(row["value"] and row["value"]["unit"] == "prompts" for row in setting["rows"])
     caption = f"mean [95 % interval]{'; † over prompts, not over seeds' if unit else ''}. A dash: not measured. "
-    return Table(
-        columns, tuple(rows), caption=f"{caption}✓: the method's decoding chosen on validation.", style="stack"
-    )
+    caption += "✓: the method's decoding chosen on validation."
+    return Table(tuple(columns), tuple(rows), caption=caption, style="stack")
 
 
-def _result(setting: Record, row: Record) -> Row:
+def _result(setting: Record, row: Record, measured: Sequence[str]) -> Row:
     name: list[str | Run] = [row["label"] + (" ✓" if row["chosen"] else "")]
     name += [Run("control", "small")] if row["control"] else []
     if row["status"] != "complete":
         few = f"{len(row['seeds'])} of {len(setting['seeds'])} seeds"
         name += [" ", Run(few if row["status"] == "incomplete" else row["status"], "worse")]
-    value = runs(interval(parse.estimate(row["value"])))
-    value += (Run(" †"),) if row["value"] and row["value"]["unit"] == "prompts" else ()
+    mean, *ends = runs(interval(parse.estimate(row["value"])))
+    value = (mean, *([Run(" †")] if row["value"] and row["value"]["unit"] == "prompts" else []), *ends)
     length: Words = number(row["length"], ".1f")
     if row["length_flag"]:
         length = (f"{length} ⚠", Run(f"× {number(row['length_ratio'], '.2f')}", "small"))
-    cells = (tuple(name), value, interval(parse.estimate(row["validation"])), length, share(row["truncated"]))
-    return Row((*cells, number(row["kl"], ".2f"), number(row["reward"], ".2f")), row["chosen"], row["decoding"])
+    cells = [tuple(name), value, interval(parse.estimate(row["validation"])), length, share(row["truncated"])]
+    cells += [number(row["kl"], ".2f"), number(row["reward"], ".2f"), *(number(row[one]) for one in measured)]
+    return Row(tuple(cells), row["chosen"], row["decoding"])
+
+
+def _result_plots(record: Record, setting: Record) -> Beside | None:
+    """The metric of each method, a drawing each decoding, on a common axis."""
+    known = [(row, value) for row in setting["rows"] if (value := parse.estimate(row["value"]))]
+    ends = [end for _, value in known for end in (value.low, value.high)]
+    if not ends:
+        return None
+    pad = 0.05 * (max(ends) - min(ends) or 1.0)
+    figures = []
+    for decoding in setting["decodings"]:
+        rows = [
+            Whisker(row["label"], value, _arm(record, row["method"]))
+            for row, value in known
+            if row["decoding"] == decoding
+        ]
+        drawing = Whiskers(
+            tuple(rows), f"{record['metric']} (higher is better)", None, (min(ends) - pad, max(ends) + pad)
+        )
+        figures += [Figure(f"{record['metric']}, {decoding}", drawing)] if rows else []
+    return Beside(tuple(figures))
+
+
+def tiles(record: Record, setting: Record) -> Tiles:
+    """The metric of each method at its own decoding."""
+    found = []
+    for row in setting["rows"]:
+        value = parse.estimate(row["value"])
+        if row["chosen"] and value is not None:
+            notes = (f"{record['metric']}, {row['decoding']}", f"{number(value.low)} to {number(value.high)}")
+            found.append(Tile(row["label"], number(value.mean), notes, row["method"]))
+    return Tiles(tuple(found))
 
 
 def _budgets(setting: Record) -> Table:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from markupsafe import Markup
 
+from densepath.records.estimates import Interval
 from densepath.report.drawings import Bars, Costs, Curves, Drawing, Histogram, Lines, Whiskers
 from densepath.report.elements import element
-from densepath.report.records import Curve, Estimate
+from densepath.report.records import Curve
 from densepath.report.text import visible
 
 INK, MUTED, LINE, CARD = "var(--ink)", "var(--muted)", "var(--line)", "var(--card)"
@@ -203,8 +204,8 @@ def _limits(values: Iterable[float], margin: float) -> tuple[float, float]:
     return low - pad, high + pad
 
 
-def _ends(estimates: Iterable[Estimate]) -> list[float]:
-    return [end for one in estimates for end in (one.mean, one.low, one.high) if end is not None]
+def _ends(estimates: Iterable[Interval]) -> list[float]:
+    return [end for one in estimates for end in (one.mean, one.low, one.high)]
 
 
 # --- Drawings --------------------------------------------------------------------------------------------------------
@@ -226,8 +227,7 @@ def _whiskers(drawing: Whiskers) -> Markup:
     for index, row in enumerate(rows):
         color = arm_color(row.arm) if row.arm else INK
         found, at = row.estimate, canvas.y(index)
-        if found.low is not None and found.high is not None:
-            canvas.path([(canvas.x(found.low), at), (canvas.x(found.high), at)], color, 1.8)
+        canvas.path([(canvas.x(found.low), at), (canvas.x(found.high), at)], color, 1.8)
         canvas.marker(canvas.x(found.mean), at, row.arm, color)
     return canvas.done()
 
@@ -319,8 +319,7 @@ def _costs(drawing: Costs) -> Markup:
         canvas.text(right + 2.0, place + 2.8, _short(point.label, 34), anchor="start", color=arm_color(point.arm))
     for point in points:
         found, color, at = point.estimate, arm_color(point.arm), canvas.x(point.cost)
-        if found.low is not None and found.high is not None:
-            canvas.path([(at, canvas.y(found.low)), (at, canvas.y(found.high))], color, 1.2, opacity=0.6)
+        canvas.path([(at, canvas.y(found.low)), (at, canvas.y(found.high))], color, 1.2, opacity=0.6)
         canvas.marker(at, canvas.y(found.mean), point.arm, color)
     return canvas.done()
 

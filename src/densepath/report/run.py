@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from densepath.report import parse, sections
-from densepath.report.document import Document, Section, Table
+from densepath.report import experiment, sections
+from densepath.report.document import Document, Notice, Paragraph, Section, Tiles, present
+from densepath.report.glossary import EXPERIMENT_GLOSSARY
+from densepath.report.load import STAGES
 from densepath.report.records import Report
 from densepath.report.words import Run
 
@@ -16,22 +18,30 @@ _NEXT = {
     "unknown": "run the same command again: finished stages are kept, and the evaluation follows.",
 }
 _KEEP = "keep the SFT model; densepath diagnose says, before any training, whether another reference or beta helps."
+_WORDS = (
+    "SFT fine-tunes a model on demonstrations. DPR (Dense-Path REINFORCE) then trains it on a reward found inside "
+    "that fine-tuning: for each token, how much likelier the SFT model finds it than an earlier ",
+    Run("reference", target="glossary"),
+    " does. Continued SFT is the control: plain fine-tuning for as long. Terms are explained in the ",
+    Run("glossary", target="glossary"),
+    ".",
+)
 
 
 def run_page(report: Report) -> Document:
     """The page of a run."""
     facts = {"model": report.model, "date": (report.date or "").replace("T", " ").replace("+00:00", " UTC")}
     facts["made with"] = f"densepath {report.version or '(version not recorded)'}"
-    results = report.results
     settings = {"Configuration": report.config, "Environment": report.environment}
+    answer = _answer(report)
     found: list[Section | None] = [
-        sections.summary_section(report.verdict, results, report.warnings),
-        sections.results_section(results) if results else None,
+        _summary(report, answer),
+        _results(report),
         sections.choice_section(report.selection) if report.selection else None,
         sections.training_section(report.curves),
-        sections.samples_section(report.samples, report.samples_total, results) if report.samples else None,
+        _samples(report),
         sections.setup_section(report.data, settings, report.missing),
-        Section("glossary", "Glossary", (sections.glossary_table(report.glossary),)),
+        _glossary(report),
     ]
     return Document(
         brand="densepath report",
@@ -43,10 +53,60 @@ def run_page(report: Report) -> Document:
             Run("report.json", "code"),
             " beside this page holds the same data.",
         ),
-        next=_NEXT.get(report.verdict.kind, _KEEP),
+        next=_NEXT.get(answer.kind, _KEEP),
     )
 
 
-def results_table(results: Mapping[str, Any]) -> Table:
-    """The rows of `eval/results.json` as a table of 80 columns: the same numbers as on the page."""
-    return sections.brief_arms_table(parse.results(parse.clean(results)))
+def _setting(report: Report) -> Mapping[str, Any]:
+    """The one setting of a run."""
+    setting: Mapping[str, Any] = (report.results or {})["settings"][0]
+    return setting
+
+
+def _answer(report: Report) -> Notice:
+    """What the comparisons of the method under test say; else why there is no answer."""
+    if report.results is not None and (said := experiment.verdicts(report.results, _setting(report))):
+        first, *others = said
+        return Notice(first, tuple(others), experiment.kind(_setting(report)), headline=True)
+    if report.selection is not None and report.selection.chosen is None and report.selection.rows:
+        words = "No candidate reference beat SFT on validation, so none was chosen."
+        return Notice(words, (), "none-helps", headline=True)
+    words = "Not evaluated: this run says nothing yet about which model is better."
+    return Notice(words, (), "unknown", headline=True)
+
+
+def _summary(report: Report, answer: Notice) -> Section:
+    tiles: Tiles | None = None
+    warnings = list(report.warnings)
+    if report.results is not None:
+        tiles = experiment.tiles(report.results, _setting(report))
+        warnings = [*experiment.warning_lines(_setting(report)), *warnings]
+    card = sections.warnings_notice(tuple(dict.fromkeys(warnings)))
+    return Section("summary", "", present([answer, tiles, Paragraph(_WORDS, "muted"), card]), link="Summary")
+
+
+def _results(report: Report) -> Section | None:
+    if report.results is None:
+        return None
+    words = (
+        Run(report.results["metric"], "strong"),
+        ", higher is better. ",
+        experiment.prompts_text(_setting(report)),
+    )
+    parts = experiment.results_parts(report.results, _setting(report))
+    interval = Paragraph(str(report.results["interval"]), "muted")
+    return Section("results", "Results", (Paragraph(("Metric: ", *words)), *parts, interval))
+
+
+def _samples(report: Report) -> Section | None:
+    if not report.samples:
+        return None
+    results = report.results or {}
+    labels = STAGES | {method["name"]: method["label"] for method in results.get("methods", ())}
+    judged = results.get("metric") == "exact_match"
+    return sections.samples_section(report.samples, report.samples_total, labels, judged=judged)
+
+
+def _glossary(report: Report) -> Section:
+    terms = {term.name: term for term in (*report.glossary, *EXPERIMENT_GLOSSARY)}
+    return Section("glossary", "Glossary", (sections.glossary_table(terms.values()),))

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from densepath.report.records import Estimate
+from densepath.records.estimates import Interval
 
 MINUS, DASH = "−", "–"
 """The sign of a negative number, and what stands where nothing was measured."""
@@ -64,8 +64,8 @@ def duration(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def interval_text(value: Estimate | None, digits: int = 3, *, signed: bool = False, missing: str = DASH) -> str:
-    """`mean [low, high]`; the interval is left out where it is unknown.
+def interval_text(value: Interval | None, digits: int = 3, *, signed: bool = False, missing: str = DASH) -> str:
+    """`mean [low, high]`.
 
     Args:
         value: the quantity, in its own unit.
@@ -73,20 +73,18 @@ def interval_text(value: Estimate | None, digits: int = 3, *, signed: bool = Fal
         signed: write "+" before a positive number (for differences).
         missing: what stands for None.
 
-    >>> interval_text(Estimate(0.5, 0.4, 0.6), 2)
+    >>> interval_text(Interval(0.5, 0.4, 0.6, 10), 2)
     '0.50 [0.40, 0.60]'
     """
     return "".join(run.text for run in runs(interval(value, digits, signed=signed, missing=missing)))
 
 
-def interval(value: Estimate | None, digits: int = 3, *, signed: bool = False, missing: str = DASH) -> Words:
+def interval(value: Interval | None, digits: int = 3, *, signed: bool = False, missing: str = DASH) -> Words:
     """As `interval_text`, with the mean in a strong voice and the interval in a lighter one."""
     if value is None:
         return Run(missing, "strong")
     form = f"{'+' if signed else ''}.{digits}f"
     mean = Run(number(value.mean, form), "strong")
-    if value.low is None or value.high is None:
-        return mean
     return (mean, " ", Run(f"[{number(value.low, form)}, {number(value.high, form)}]", "small"))
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import ReferenceMean, inverse_bellman, pair_rewards, reference_logprobs
-from densepath.data import Encoded, encode_pair, encode_row_prompt, read_tokens
+from densepath.data.encode import Encoded, encode_pair, encode_row_prompt
 from densepath.data.rows import TEMPLATE_COLUMNS, Turns, template_arguments
+from densepath.data.spans import read_tokens
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.io import read_json, write_json_atomic
 from densepath.models.compat import check_vocabularies

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from densepath.data import Encoded, Row, encode_pairs
 from densepath.data.context import check_context
+from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.formats import check_row
+from densepath.data.rows import Row
 from densepath.errors import DataError, ModelError, NumericalError
 from densepath.models.compat import eos_token_ids
 from densepath.rewards.dense import DenseReward

@@ -12,8 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import position_z_scores
-from densepath.data import read_tokens
-from densepath.data.spans import ReadTokens
+from densepath.data.spans import ReadTokens, read_tokens
 from densepath.errors import UsageError
 from densepath.records.completion import ScoredCompletion, completion_of
 

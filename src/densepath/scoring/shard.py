@@ -13,8 +13,8 @@ import torch
 
 from densepath.config.mixins import TEXT_TASKS
 from densepath.config.reward import ScoreArguments
-from densepath.data import generate_tasks
 from densepath.data.streaming import RowStream, SourceRow
+from densepath.data.tasks import generate_tasks
 from densepath.errors import ConfigError, DataError
 from densepath.models.compat import check_vocabulary, context_length
 from densepath.rewards.dense import REWARD_FILE, DenseReward

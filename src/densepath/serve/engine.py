@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from densepath.data import Encoded
+from densepath.data.encode import Encoded
 from densepath.errors import NumericalError
 from densepath.rewards.dense import DenseReward
 from densepath.serve.errors import ApiError

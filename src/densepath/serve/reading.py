@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from densepath.data import Encoded, read_tokens
+from densepath.data.encode import Encoded
+from densepath.data.spans import read_tokens
 from densepath.errors import DataError, ModelError
 from densepath.records.completion import completion_of
 from densepath.rewards.scores import shortest_floats

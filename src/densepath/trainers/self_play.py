@@ -22,7 +22,7 @@ from trl import DPOConfig, DPOTrainer
 
 from densepath.core.imitation import Surrogate, gsil_loss, spin_loss
 from densepath.core.objective import Metrics
-from densepath.data import Encoded
+from densepath.data.encode import Encoded
 from densepath.errors import ConfigError, DataError
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
