@@ -55,6 +55,7 @@ def test_the_records_that_travel_are_in_the_documents():
     for name in (
         *("arm.ArmResult", "arm.Budget", "estimates.Interval", "estimates.Comparison"),
         *("choice.ReferenceChoice", "choice.CandidateRow", "choice.Findings", "choice.Decision", "choice.Answers"),
+        *("results.Results", "results.SettingResults", "results.ArmRow", "results.ArmComparison", "results.Sweep"),
         "completion.ScoredCompletion",
         *("choice.Agreement", "choice.RewardFigures", "choice.Likelihood"),
     ):

@@ -44,7 +44,7 @@ FULL = [
     ("continued SFT, step 3", {"target": STEP, "call": 5}, {"continued_sft": [2]}),
     ("continued SFT, a checkpoint without its marker", {"target": MARKER}, {"continued_sft": [2, 4]}),
     ("continued SFT, its evaluation", {"target": "densepath.pipeline.evaluation:generate", "call": 2}, {}),
-    ("results", {"target": "densepath.pipeline.run:grid_record"}, {}),
+    ("results", {"target": "densepath.pipeline.run:grid_results"}, {}),
     ("samples", {"target": "densepath.pipeline.run:write_jsonl_atomic"}, {}),
     ("report, between its two files", {"target": "densepath.report.build:write_text_atomic"}, {}),
 ]

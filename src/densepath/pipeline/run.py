@@ -26,11 +26,13 @@ from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid, needs_reference
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant
-from densepath.pipeline.results import grid_record
+from densepath.pipeline.results import grid_results
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
+from densepath.records.codec import to_json
+from densepath.records.results import Results
 from densepath.report import write_report
 from densepath.report.console import print_parts
 from densepath.report.experiment_brief import experiment_parts
@@ -86,7 +88,7 @@ def run_pipeline(
         if not run.is_done("arms"):
             started = time.time()
             _train_and_ask(grid, console)
-            write_json_atomic(run / "results.json", _record(run, grid))
+            write_json_atomic(run / "results.json", to_json(_results(run, grid)))
             write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
             run.finish("arms", started)
         paths = write_report(run.path)
@@ -140,16 +142,15 @@ def _train_and_ask(grid: Grid, console: Console) -> None:
         gc.collect()  # trainers are reference cycles around a model and its optimizer
 
 
-def _record(run: RunFolder, grid: Grid) -> dict[str, Any]:
-    """The grid's record, with what the choice of the reference has to say first."""
-    record = grid_record(grid, read_json(run / "environment.json"))
+def _results(run: RunFolder, grid: Grid) -> Results:
+    """The grid's results, with what the choice of the reference has to say first."""
+    found = grid_results(grid, read_json(run / "environment.json"))
     choice = read_choice(run.path)
-    said = list(choice.warnings)
+    said = choice.warnings
     if choice.chosen is None:
-        said.append(f"DPR was not run: {choice.reason}")
-    (setting,) = record["settings"]
-    setting["warnings"] = [*said, *setting["warnings"]]
-    return record
+        said += (f"DPR was not run: {choice.reason}",)
+    (setting,) = found.settings
+    return replace(found, settings=(replace(setting, warnings=said + setting.warnings),))
 
 
 def show_results(run_dir: Path, console: Console) -> None:
