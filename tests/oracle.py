@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from densepath.core import exact
-from densepath.core.mdp import TokenTree, sequence_logprobs, token_tree
+from densepath.theory import exact
+from densepath.theory.mdp import TokenTree, sequence_logprobs, token_tree
 
 __all__ = [
     "TokenTree",

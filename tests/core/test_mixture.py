@@ -8,9 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.core import exact
 from densepath.core.masks import lengths_to_mask
-from densepath.core.mdp import gather_tokens, sequence_logprobs, token_policy, token_tree
 from densepath.core.mixture import (
     bounded_posterior,
     capped_increments,
@@ -28,6 +26,8 @@ from densepath.core.mixture import (
     sequence_scores,
     subtractive_logprobs,
 )
+from densepath.theory import exact
+from densepath.theory.mdp import gather_tokens, sequence_logprobs, token_policy, token_tree
 
 INF, NAN = float("inf"), float("nan")
 F64 = torch.float64

@@ -114,7 +114,8 @@ def few_steps(monkeypatch):
 
 @functools.cache
 def python_blocks() -> dict[str, str]:
-    return dict(blocks("python"))
+    """Place -> code; those of the walk-through are one program, which has a test of its own."""
+    return {place: code for place, code in blocks("python") if not place.startswith("docs/walkthrough.md")}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -55,7 +55,8 @@ def test_the_records_that_travel_are_in_the_documents():
     for name in (
         *("arm.ArmResult", "arm.Budget", "estimates.Interval", "estimates.Comparison"),
         *("choice.ReferenceChoice", "choice.CandidateRow", "choice.Findings", "choice.Decision", "choice.Answers"),
-        "completion.ScoredCompletion",
+        *("results.Results", "results.SettingResults", "results.ArmRow", "results.ArmComparison", "results.Sweep"),
+        *("completion.ScoredCompletion", "reward_eval.RewardEvaluation", "reward_eval.Figure", "reward_eval.Changes"),
         *("choice.Agreement", "choice.RewardFigures", "choice.Likelihood"),
     ):
         assert f"<!-- fields of densepath.records.{name} -->" in marked, name

@@ -15,6 +15,8 @@ from tests.experiments.made_up import METHODS, cell, drawn
 from densepath.errors import DataError
 from densepath.pipeline.results import assemble, write_results
 from densepath.records.arm import Arm
+from densepath.records.codec import from_json, to_json
+from densepath.records.results import Results
 from densepath.report.experiment_brief import results_markdown
 
 SFT, CONTINUED, CONTRASTIVE, DPR = METHODS
@@ -22,7 +24,7 @@ CHANCES = {"sft": 0.3, "continued_sft": 0.35, "contrastive": 0.5, "dpr": 0.6}
 
 
 def made(results, methods=METHODS, settings=("habit",), **info):
-    return assemble(results, methods, settings, metric="exact match", info=info)
+    return to_json(assemble(results, methods, settings, metric="exact match", info=info))
 
 
 def steady(method, right, *, of=100, seeds=3, **fields):
@@ -271,7 +273,7 @@ def test_a_setting_without_any_cell_is_all_missing(tmp_path):
     setting = record["settings"][1]
     assert (setting["rows"], setting["comparisons"], setting["prompts"]["test"]) == ([], [], None)
     assert "SFT: no result; it did not run, or failed." in setting["warnings"]
-    assert write_results(tmp_path, record).html.exists()
+    assert write_results(tmp_path, from_json(Results, record)).html.exists()
     assert "## novel" in results_markdown(record)
 
 
@@ -310,7 +312,7 @@ def test_the_files_hold_the_record(tmp_path):
     cells = drawn(CHANCES, seeds=2, prompts=30, rng=np.random.default_rng(0))
     cells = [one for one in cells if (one.arm.name, one.seed) != ("dpr", 1)]
     record = made(cells, commit="abc", hub_token="hunter2")
-    paths = write_results(tmp_path, record)
+    paths = write_results(tmp_path, from_json(Results, record))
     assert json.loads(paths.json.read_text(encoding="utf-8")) == record
     assert "hunter2" not in paths.json.read_text(encoding="utf-8")
     rows = list(csv.DictReader(paths.csv.open(encoding="utf-8")))

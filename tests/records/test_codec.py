@@ -110,3 +110,24 @@ def test_a_number_that_is_none_is_refused_on_both_ways(number):
 def test_a_value_that_json_does_not_know_is_named():
     with pytest.raises(DataError, match=r"Tree\.info\[a\]: set cannot be written"):
         to_json(Tree(Colour.RED, (), ("a", 1), None, {}, {}, True, 1.0, {"a": {1}}))
+
+
+@dataclass(frozen=True)
+class Places:
+    numbers: tuple[float, ...]
+    pairs: tuple[tuple[int, int], ...]
+
+
+@pytest.mark.parametrize("pairs", [[[1, 2], "ab"], [[1, 2], 3], [[1, 2, 3]], [[1, 2.0]], [[1, True]]])
+def test_a_look_at_all_entries_lets_none_through_that_is_of_another_type(pairs):
+    with pytest.raises(DataError, match=r"Places\.pairs"):
+        from_json(Places, {"numbers": [0.5], "pairs": pairs})
+
+
+def test_many_entries_come_back_whatever_their_mixture():
+    for numbers, pairs in (([0.5, 1.5], [[1, 2], [3, 4]]), ([1, 0.5], []), ([], [[1, 2]])):
+        found = from_json(Places, {"numbers": numbers, "pairs": pairs})
+        assert found == Places(tuple(map(float, numbers)), tuple(map(tuple, pairs)))
+        assert to_json(found) == {"numbers": numbers, "pairs": pairs}
+    with pytest.raises(NumericalError, match=r"Places\.numbers\[1\] is nan"):
+        to_json(Places((0.5, float("nan")), ()))

@@ -7,6 +7,7 @@ from tests.experiments.made_up import METHODS, cell
 from tests.report.scored_files import span, turn
 
 from densepath.pipeline.results import assemble
+from densepath.records.codec import to_json
 
 
 def interval(mean, half):
@@ -22,7 +23,7 @@ def results(right, *, prompts=240, decodings=("greedy",), **fields):
         for arm, decoding, split in places
     ]
     arms = [method for method in METHODS if method.name in right]
-    return json.loads(json.dumps(assemble(cells, arms, ["tasks"], metric="exact_match", info={"seeds": [0]})))
+    return json.loads(json.dumps(to_json(assemble(cells, arms, ["tasks"], metric="exact_match", info={"seeds": [0]}))))
 
 
 RESULTS = results({"sft": 90, "continued_sft": 105, "dpr": 135}, nll=(0.75, 0.5), kl=0.25, reward=4.0)

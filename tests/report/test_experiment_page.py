@@ -18,6 +18,7 @@ from tests.report.test_report_page import HOSTILE, Page, poison
 from densepath.cli.main import main
 from densepath.pipeline.results import assemble
 from densepath.records.arm import Arm
+from densepath.records.codec import to_json
 from densepath.records.estimates import Interval
 from densepath.report.console import parts_text
 from densepath.report.drawings import Costs, Spent
@@ -40,7 +41,7 @@ def record_text() -> str:
     cells = [one for one in cells if (one.arm.name, one.seed, one.setting) != ("continued_sft", 1, "habit")]
     methods = (*METHODS, Arm("gone", "a | b", False))
     info = {"name": "regimes", "command": "densepath experiment", "commit": "abc1234"}
-    return json.dumps(assemble(cells, methods, ["habit", "novel"], metric="exact match", info=info))
+    return json.dumps(to_json(assemble(cells, methods, ["habit", "novel"], metric="exact match", info=info)))
 
 
 @pytest.fixture

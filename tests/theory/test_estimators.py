@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from densepath.core import control, exact
-from densepath.core.mdp import gather_tokens
+from densepath.core import control
+from densepath.theory import exact
 from densepath.theory.estimators import (
     BIASED,
     UNBIASED,
@@ -18,6 +18,7 @@ from densepath.theory.estimators import (
 )
 from densepath.theory.fixed_points import broyden, resting_point
 from densepath.theory.instances import make_instance
+from densepath.theory.mdp import gather_tokens
 
 BETA = 0.5
 

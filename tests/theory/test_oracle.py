@@ -15,10 +15,10 @@ from tests.oracle import (
 
 from densepath.core.logprobs import token_logprobs
 from densepath.core.masks import mask_after_eos
-from densepath.core.mdp import gather_tokens
 from densepath.core.objective import all_action_loss, expected_rewards, reinforce_loss
 from densepath.core.returns import Baseline, baseline, kl_penalised_rewards, returns_after, returns_to_go
 from densepath.core.rewards import baseline_relative
+from densepath.theory.mdp import gather_tokens
 
 VOCAB, HORIZON, EOS, BETA = 4, 3, 3, 0.5
 PROMPTS = [[1, 2], [0, 1, 1]]

@@ -8,12 +8,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from densepath.core import bounds, conjugate, exact, mdp, mixture, objective, returns, rewards
+from densepath.core import mixture, objective, returns, rewards
 from densepath.theory import (
+    bounds,
+    conjugate,
     contraction,
     contrastive,
     estimators,
+    exact,
     inverse_bellman,
+    mdp,
     optimum,
     posterior,
     sft_is_iq_learn,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from densepath.errors import UsageError
+from densepath.records import theory as records
 from densepath.records.theory import Check, Kind, Report, StatementResult
 from densepath.theory import optimum as optimum_module
-from densepath.theory import records
 from densepath.theory.runner import STATEMENTS, chosen_keys, run_statements
 from densepath.theory.tally import Tally
 

@@ -14,7 +14,7 @@ from datasets import Dataset
 from tests.oracle import batch_distribution, policy_table, sequence_probs, tiny_llama, token_tree
 from torch import Tensor
 
-from densepath.core.mdp import gather_tokens
+from densepath.theory.mdp import gather_tokens
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 

@@ -10,8 +10,8 @@ import torch
 from tests.oracle import policy_table, sequence_probs
 from tests.trainers.enumerated import BETA, EOS, PROMPT, Enumerated
 
-from densepath.core import exact
-from densepath.core.mdp import gather_tokens
+from densepath.theory import exact
+from densepath.theory.mdp import gather_tokens
 
 TOLERANCE = {"atol": 3e-6, "rtol": 1e-5}  # the trainer keeps rewards and returns in float32
 

@@ -7,8 +7,8 @@ import torch
 from tests.oracle import policy_table
 from tests.trainers.enumerated import EOS, PROMPT, Enumerated
 
-from densepath.core import exact
-from densepath.core.mdp import sequence_logprobs, sequence_tv
+from densepath.theory import exact
+from densepath.theory.mdp import sequence_logprobs, sequence_tv
 
 BETA = 0.3
 

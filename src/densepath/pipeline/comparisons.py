@@ -8,49 +8,11 @@ from dataclasses import dataclass
 from densepath.pipeline.setting_cells import Place, SettingCells
 from densepath.records.arm import SFT
 from densepath.records.estimates import Difference, Interval, Verdict, verdict_of
+from densepath.records.results import ArmComparison
 from densepath.stats.comparisons import holm
 
 LENGTH_SHARE = 0.3
 """Lengths that differ by more than this share are flagged: a difference may then be one of length. Ours."""
-
-
-@dataclass(frozen=True)
-class MethodComparison:
-    """A method against another, on the test prompts.
-
-    Attributes:
-        method: under comparison.
-        decoding: of the method.
-        against: what it is compared with.
-        against_decoding: of that.
-        role: "sft" or "best control".
-        own_decoding: each is at the decoding that did best on validation; else both at the same one.
-        primary: a method under test at its own decoding: the main question.
-        difference: of the metric, paired seed by seed; None where no seed has both.
-        p: of the paired test; None where the comparison is incomplete.
-        p_holm: after correction for all comparisons of the setting.
-        verdict: better, worse, tie (no difference shown after correction) or incomplete.
-        missing_seeds: that either side lacks on test.
-        length_difference: tokens per completion.
-        length_ratio: times as long.
-        length_flag: whether the lengths differ by more than `LENGTH_SHARE`.
-    """
-
-    method: str
-    decoding: str
-    against: str
-    against_decoding: str
-    role: str
-    own_decoding: bool
-    primary: bool
-    difference: Interval | None
-    p: float | None
-    p_holm: float | None
-    verdict: Verdict
-    missing_seeds: tuple[int, ...]
-    length_difference: Interval | None
-    length_ratio: float | None
-    length_flag: bool
 
 
 @dataclass(frozen=True)
@@ -68,7 +30,7 @@ class _Question:
         return self.place, self.other
 
 
-def setting_comparisons(cells: SettingCells) -> list[MethodComparison]:
+def setting_comparisons(cells: SettingCells) -> list[ArmComparison]:
     """All comparisons of a setting: at each one's own decoding first, then at each decoding that a method has.
 
     The chance of any false verdict in the setting is held below 5 %: half of it goes to the primary comparisons, half
@@ -83,10 +45,10 @@ def setting_comparisons(cells: SettingCells) -> list[MethodComparison]:
     missing = {pair: sorted({seed for place in pair for seed in cells.missing(place, "test")}) for pair in primary}
     ps = {pair: 1.0 if each is None or missing[pair] else each[0].p for pair, each in found.items()}
     adjusted = _corrected({pair: 1.0 if p is None else p for pair, p in ps.items()}, primary)
-    return [_comparison(question, found, missing, adjusted) for question in questions]
+    return [_comparison(cells, question, found, missing, adjusted) for question in questions]
 
 
-def family_sizes(comparisons: Sequence[MethodComparison]) -> dict[str, int]:
+def family_sizes(comparisons: Sequence[ArmComparison]) -> dict[str, int]:
     """How many distinct comparisons each half of the correction is over."""
     primary: set[tuple[str, ...]] = set()
     other: set[tuple[str, ...]] = set()
@@ -125,16 +87,17 @@ def _corrected(
 
 
 def _comparison(
+    cells: SettingCells,
     question: _Question,
     found: dict[tuple[Place, Place], tuple[Difference, Interval, float] | None],
     missing: dict[tuple[Place, Place], list[int]],
     adjusted: dict[tuple[Place, Place], float],
-) -> MethodComparison:
+) -> ArmComparison:
     pair = question.pair
     metric, length, ratio = found[pair] or (None, None, None)
     whole = metric if metric is not None and not missing[pair] else None
     p_holm = adjusted[pair] if whole else None
-    return MethodComparison(
+    return ArmComparison(
         method=question.place.method,
         decoding=question.place.decoding,
         against=question.other.method,
@@ -150,6 +113,8 @@ def _comparison(
         length_difference=length,
         length_ratio=ratio,
         length_flag=differs(ratio),
+        label=cells.info(question.place.method).label,
+        against_label=cells.info(question.other.method).label,
     )
 
 

@@ -26,11 +26,12 @@ from densepath.pipeline.grid import Grid
 from densepath.pipeline.plan import machine_memory, plan_recipe
 from densepath.pipeline.recipe import Setting, read_recipe
 from densepath.pipeline.regimes import STEPS
-from densepath.pipeline.results import grid_record, write_results
+from densepath.pipeline.results import grid_results, write_results
 from densepath.pipeline.run import check_configuration
 from densepath.pipeline.run_folder import resolved
 from densepath.pipeline.scheduler import Finished, run_tasks, seconds_left
 from densepath.progress import StageProgress
+from densepath.records.codec import to_json
 from densepath.report.console import print_parts
 from densepath.report.experiment_brief import WIDE, experiment_parts
 from densepath.terminal import Console, say, terminal
@@ -114,11 +115,11 @@ def run_experiment(
         "seconds": round(time.time() - started, 1),
         "versions": environment(),
     }
-    record = grid_record(grid, info)
-    paths = write_results(grid.folder, record)
+    results = grid_results(grid, info)
+    paths = write_results(grid.folder, results)
     # A file or pipe takes lines of any length.
     table_console = console if console.is_terminal else terminal(file=console.file, width=max(console.width, WIDE))
-    print_parts(table_console, *experiment_parts(record, table_console.width))
+    print_parts(table_console, *experiment_parts(to_json(results), table_console.width))
     say(console, f"report: {paths.html.resolve()}")
     failed = ["/".join(map(str, key)) for key, result in ended.items() if result.error and isinstance(key, tuple)]
     if failed:

@@ -21,7 +21,7 @@ from densepath.pipeline.regimes import STEPS, before_sft_path
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.scheduler import Task
 from densepath.records.arm import ArmResult
-from densepath.records.codec import to_json
+from densepath.records.results import Sweep
 from densepath.stats.seeds import seed_mean
 
 
@@ -186,18 +186,18 @@ class Grid:
                         found += [dataclasses.replace(result, budget=budget) for result in results]
         return found
 
-    def sweeps(self) -> list[dict[str, Any]]:
+    def sweeps(self) -> list[Sweep]:
         """Every variant of every tuned method with its mean on validation, and which was chosen."""
         return [
-            {
-                "setting": setting.name,
-                "method": plan.arm.label,
-                "variant": variant.name.partition(",")[2],
-                "decoding": decoding_name(variant.arguments.eval_temperatures[0]),
-                "seeds": len(values),
-                "value": to_json(seed_mean(values)) if values else None,
-                "chosen": variant is self.chosen(setting, plan),
-            }
+            Sweep(
+                setting=setting.name,
+                method=plan.arm.label,
+                variant=variant.name.partition(",")[2],
+                decoding=decoding_name(variant.arguments.eval_temperatures[0]),
+                seeds=len(values),
+                value=seed_mean(values) if values else None,
+                chosen=variant is self.chosen(setting, plan),
+            )
             for setting in self.settings
             for plan in setting.methods.values()
             if len(plan.variants) > 1

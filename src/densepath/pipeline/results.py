@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +18,9 @@ from densepath.pipeline.comparisons import differs, family_sizes, setting_compar
 from densepath.pipeline.grid import Grid
 from densepath.pipeline.setting_cells import Place, SettingCells, length_ratio, mean_length, verdicts
 from densepath.pipeline.statements import statements, warnings
-from densepath.records.arm import SFT, Arm, ArmResult, Budget, mean_of
+from densepath.records.arm import SFT, SPLITS, Arm, ArmResult, Budget, mean_of
 from densepath.records.codec import field_names, to_json
+from densepath.records.results import ArmRow, BestControl, Results, SettingResults
 from densepath.report.experiment import experiment_page
 from densepath.report.experiment_brief import results_markdown
 from densepath.report.html import page_html
@@ -49,8 +51,8 @@ class ExperimentPaths(NamedTuple):
     markdown: Path
 
 
-def grid_record(grid: Grid, info: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of a grid, as JSON types (`results.json`); a run and an experiment write the same record.
+def grid_results(grid: Grid, info: Mapping[str, Any]) -> Results:
+    """What is known of a grid; a run and an experiment write the same record.
 
     Args:
         grid: its cells are read from disk.
@@ -58,8 +60,8 @@ def grid_record(grid: Grid, info: Mapping[str, Any]) -> dict[str, Any]:
     """
     metric = grid.settings[0].arguments.verifier or "nll"
     names = [setting.name for setting in grid.settings]
-    record = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
-    return {**record, "sweeps": grid.sweeps()}
+    found = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
+    return replace(found, sweeps=tuple(grid.sweeps()))
 
 
 def _arms(grid: Grid) -> list[Arm]:
@@ -78,8 +80,8 @@ def assemble(
     *,
     metric: str,
     info: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The record of an experiment, as JSON types: what the table, the page and the files show.
+) -> Results:
+    """The record of an experiment: what the table, the page and the files show.
 
     Validation chooses: each method's decoding, and the best control. Test values are used for nothing but the table.
 
@@ -109,38 +111,35 @@ def assemble(
         SettingCells(setting, results, [m for m in methods if m.settings is None or setting in m.settings], seeds)
         for setting in settings
     ]
-    return {
-        "metric": metric,
-        "interval": INTERVAL,
-        "made_by": __version__,
-        "info": clean(info),
-        "methods": [to_json(method) for method in methods],
-        "settings": [_setting(each) for each in cells],
-    }
+    return Results(
+        metric=metric,
+        interval=INTERVAL,
+        made_by=__version__,
+        info=clean(info),
+        methods=tuple(methods),
+        settings=tuple(_setting(each) for each in cells),
+    )
 
 
-def _setting(cells: SettingCells) -> dict[str, Any]:
+def _setting(cells: SettingCells) -> SettingResults:
     every = (_row(cells, info, decoding) for decoding in cells.decodings for info in cells.methods)
-    rows = [row for row in every if row is not None]
-    comparisons = setting_comparisons(cells)
-    labels = {info.name: info.label for info in cells.methods}
-    return {
-        "name": cells.setting,
-        "seeds": cells.seeds,
-        "prompts": {split: _prompts(cells, split) for split in ("validation", "test")},
-        "decodings": cells.decodings,
-        "warnings": warnings(cells, rows),
-        "rows": rows,
-        "best_controls": [_best_control(cells, decoding) for decoding in [None, *cells.decodings]],
-        "comparisons": [
-            {**to_json(one), "label": labels[one.method], "against_label": labels[one.against]} for one in comparisons
-        ],
-        "compared": family_sizes(comparisons),
-        "statements": statements(cells, comparisons),
-    }
+    rows = tuple(row for row in every if row is not None)
+    comparisons = tuple(setting_comparisons(cells))
+    return SettingResults(
+        name=cells.setting,
+        seeds=tuple(cells.seeds),
+        prompts={split: _prompts(cells, split) for split in SPLITS},
+        decodings=tuple(cells.decodings),
+        warnings=tuple(warnings(cells, rows)),
+        rows=rows,
+        best_controls=tuple(_best_control(cells, decoding) for decoding in [None, *cells.decodings]),
+        comparisons=comparisons,
+        compared=family_sizes(comparisons),
+        statements=tuple(statements(cells, comparisons)),
+    )
 
 
-def _row(cells: SettingCells, info: Arm, decoding: str) -> dict[str, Any] | None:
+def _row(cells: SettingCells, info: Arm, decoding: str) -> ArmRow | None:
     """A method at a decoding; None where it was never meant to be evaluated there."""
     place = Place(info.name, decoding)
     test, validation = cells.of(place, "test"), cells.of(place, "validation")
@@ -156,28 +155,28 @@ def _row(cells: SettingCells, info: Arm, decoding: str) -> dict[str, Any] | None
         ratio = length_ratio(mean_length(test[seed] for seed in shared), mean_length(sft[seed] for seed in shared))
     value, validated = cells.mean(place, "test"), cells.mean(place, "validation")
     missing = cells.missing(place, "test") if test or not validation else cells.missing(place, "validation")
-    return {
-        "method": info.name,
-        "label": info.label,
-        "control": info.control,
-        "decoding": decoding,
-        "chosen": cells.chosen_decoding(info.name) == decoding,
-        "status": "missing" if not own else "incomplete" if missing else "complete" if test else "validation only",
-        "seeds": sorted(test),
-        "missing_seeds": missing,
-        "value": to_json(value) if value else None,
-        "validation": to_json(validated) if validated else None,
-        "by_seed": {str(seed): float(np.mean(verdicts(cell))) for seed, cell in test.items()},
-        "length": length,
-        "length_ratio": ratio,
-        "length_flag": differs(ratio),
-        "truncated": _mean([cell.truncated for cell in test.values()]),
-        "kl": _mean([mean_of(cell.kl) for cell in test.values()]),
-        "reward": _mean([mean_of(cell.reward) for cell in test.values()]),
-        "entropy": _mean([mean_of(cell.entropy) for cell in test.values()]),
-        "nll": _mean([mean_of(cell.nll) for cell in test.values()]),
-        "budget": {name: _mean([getattr(each, name) for each in budget.values()]) for name in BUDGET},
-    }
+    return ArmRow(
+        method=info.name,
+        label=info.label,
+        control=info.control,
+        decoding=decoding,
+        chosen=cells.chosen_decoding(info.name) == decoding,
+        status="missing" if not own else "incomplete" if missing else "complete" if test else "validation only",
+        seeds=tuple(sorted(test)),
+        missing_seeds=tuple(missing),
+        value=value,
+        validation=validated,
+        by_seed={str(seed): float(np.mean(verdicts(cell))) for seed, cell in test.items()},
+        length=length,
+        length_ratio=ratio,
+        length_flag=differs(ratio),
+        truncated=_mean([cell.truncated for cell in test.values()]),
+        kl=_mean([mean_of(cell.kl) for cell in test.values()]),
+        reward=_mean([mean_of(cell.reward) for cell in test.values()]),
+        entropy=_mean([mean_of(cell.entropy) for cell in test.values()]),
+        nll=_mean([mean_of(cell.nll) for cell in test.values()]),
+        budget={name: _mean([getattr(each, name) for each in budget.values()]) for name in BUDGET},
+    )
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -193,25 +192,22 @@ def _prompts(cells: SettingCells, split: str) -> int | None:
     return max(found, default=None)
 
 
-def _best_control(cells: SettingCells, decoding: str | None) -> dict[str, Any]:
+def _best_control(cells: SettingCells, decoding: str | None) -> BestControl:
     """The best control for a method under test, with its mean on validation."""
     place = cells.best_control("", decoding)
-    return {
-        "own_decoding": decoding is None,
-        "decoding": place.decoding if place else decoding,
-        "method": place.method if place else None,
-        "label": cells.info(place.method).label if place else None,
-        "validation": cells.validation_score(place) if place else None,
-    }
+    if place is None:
+        return BestControl(decoding is None, decoding, None, None, None)
+    label = cells.info(place.method).label
+    return BestControl(decoding is None, place.decoding, place.method, label, cells.validation_score(place))
 
 
-def write_results(folder: Path, record: Mapping[str, Any]) -> ExperimentPaths:
+def write_results(folder: Path, results: Results) -> ExperimentPaths:
     """Write `results.{json,csv,html,md}` and `comparisons.csv` into a folder, each atomically.
 
     Raises:
         StorageError: writing failed.
     """
-    folder = Path(folder)
+    folder, record = Path(folder), to_json(results)
     paths = ExperimentPaths(
         folder / "results.html",
         folder / "results.json",

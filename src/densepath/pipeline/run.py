@@ -26,11 +26,12 @@ from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid, needs_reference
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant
-from densepath.pipeline.results import grid_record
+from densepath.pipeline.results import grid_results
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
+from densepath.records.codec import to_json
 from densepath.report import write_report
 from densepath.report.console import print_parts
 from densepath.report.experiment_brief import experiment_parts
@@ -83,7 +84,7 @@ def run_pipeline(
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         grid = Grid(run.path, [run_setting(arguments, others)], [arguments.seed], flat=True)
         grid = _train_and_ask(run, grid, console)
-        write_json_atomic(run / "results.json", grid_record(grid, read_json(run / "environment.json")))
+        write_json_atomic(run / "results.json", to_json(grid_results(grid, read_json(run / "environment.json"))))
         write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
         paths = write_report(run.path)
         show_results(run.path, console)

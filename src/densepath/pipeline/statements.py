@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from densepath.pipeline.comparisons import LENGTH_SHARE, MethodComparison
+from densepath.pipeline.comparisons import LENGTH_SHARE
 from densepath.pipeline.setting_cells import Place, SettingCells
 from densepath.records.arm import SFT
 from densepath.records.estimates import Interval, Verdict
+from densepath.records.results import ArmComparison, ArmRow, Statement
 from densepath.report.verdict import KL_WATCH, TRUNCATED_WATCH
 from densepath.report.words import interval_text
 
 
-def statements(cells: SettingCells, comparisons: Sequence[MethodComparison]) -> list[dict[str, Any]]:
+def statements(cells: SettingCells, comparisons: Sequence[ArmComparison]) -> list[Statement]:
     """One sentence for each method and decoding: against SFT, then against the best control."""
-    together: dict[tuple[str, bool, str], list[MethodComparison]] = {}
+    together: dict[tuple[str, bool, str], list[ArmComparison]] = {}
     for one in comparisons:
         together.setdefault((one.method, one.own_decoding, one.decoding), []).append(one)
     return [
-        {"method": method, "own_decoding": own, "decoding": decoding, "text": _sentence(cells, ones)}
-        for (method, own, decoding), ones in together.items()
+        Statement(method, own, decoding, _sentence(cells, ones)) for (method, own, decoding), ones in together.items()
     ]
 
 
-def _sentence(cells: SettingCells, ones: Sequence[MethodComparison]) -> str:
+def _sentence(cells: SettingCells, ones: Sequence[ArmComparison]) -> str:
     first = ones[0]
     label = cells.info(first.method).label
     start = f"{label} ({first.decoding})" if first.own_decoding else f"At {first.decoding}, {label}"
@@ -43,7 +42,7 @@ def _sentence(cells: SettingCells, ones: Sequence[MethodComparison]) -> str:
     return text
 
 
-def _clause(cells: SettingCells, one: MethodComparison, same: bool) -> str:
+def _clause(cells: SettingCells, one: ArmComparison, same: bool) -> str:
     name = cells.info(one.against).label
     decoding = f" ({one.against_decoding})" if one.own_decoding else ""
     if one.role == "sft":
@@ -72,7 +71,7 @@ def _interval(value: Interval, *, signed: bool = False) -> str:
     return interval_text(value, signed=signed)
 
 
-def warnings(cells: SettingCells, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def warnings(cells: SettingCells, rows: Sequence[ArmRow]) -> list[str]:
     """What a reader of the table has to know first."""
     found = []
     if len(cells.seeds) == 1:
@@ -85,7 +84,7 @@ def warnings(cells: SettingCells, rows: Sequence[Mapping[str, Any]]) -> list[str
     said: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         for line in _row_warnings(row):
-            said.setdefault((row["label"], line), []).append(row["decoding"])
+            said.setdefault((row.label, line), []).append(row.decoding)
     found += [f"{label} ({', '.join(decodings)}): {line}" for (label, line), decodings in said.items()]
     for info in cells.methods:
         if info.name != SFT and _is_sft(cells, info.name):
@@ -122,17 +121,17 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {'are' if len(seeds) > 1 else 'is'}"
 
 
-def _row_warnings(row: Mapping[str, Any]) -> list[str]:
+def _row_warnings(row: ArmRow) -> list[str]:
     found = []
-    if row["truncated"] is not None and row["truncated"] > TRUNCATED_WATCH:
-        found.append(f"{row['truncated']:.1%} of the completions were cut off at the length limit.")
-    if row["length_flag"]:
+    if row.truncated is not None and row.truncated > TRUNCATED_WATCH:
+        found.append(f"{row.truncated:.1%} of the completions were cut off at the length limit.")
+    if row.length_flag:
         found.append(
-            f"completions are {row['length_ratio']:.2f} times as long as SFT's, more than {LENGTH_SHARE:.0%} apart: "
+            f"completions are {row.length_ratio:.2f} times as long as SFT's, more than {LENGTH_SHARE:.0%} apart: "
             "a difference may be one of length."
         )
-    if row["kl"] is not None and row["kl"] > KL_WATCH:
-        found.append(f"KL to SFT is {row['kl']:.2f} nats per completion; most collapses came above {KL_WATCH}.")
+    if row.kl is not None and row.kl > KL_WATCH:
+        found.append(f"KL to SFT is {row.kl:.2f} nats per completion; most collapses came above {KL_WATCH}.")
     return found
 
 

@@ -22,6 +22,8 @@ Json: TypeAlias = Any
 
 T = TypeVar("T")
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+
 
 def to_json(record: object) -> dict[str, Json]:
     """The record as JSON types: a key for each field, enums as their values, tuples as lists.
@@ -64,8 +66,18 @@ def _encode(value: object, where: str) -> Json:
     if isinstance(value, Mapping):
         return {str(_encode(key, where)): _encode(inner, f"{where}[{key}]") for key, inner in value.items()}
     if isinstance(value, (tuple, list)):
+        if _is_plain(value):
+            return list(value)
+        if set(map(type, value)) == {tuple} and all(map(_is_plain, value)):
+            return list(map(list, value))
         return [_encode(inner, f"{where}[{index}]") for index, inner in enumerate(value)]
     raise DataError(f"{where}: {type(value).__name__} cannot be written as JSON; convert it first")
+
+
+def _is_plain(values: Sequence[object]) -> bool:
+    """Whether JSON takes the values as they are: one look at all, of which a completion may have thousands."""
+    kinds = set(map(type, values))
+    return kinds <= _PLAIN or (kinds == {float} and all(map(math.isfinite, values)))  # type: ignore[arg-type]
 
 
 def _finite(value: float, where: str) -> float:
@@ -120,10 +132,19 @@ def _decode_union(kinds: tuple[Any, ...], value: Json, where: str) -> Any:
 def _decode_tuple(kinds: tuple[Any, ...], value: Json, where: str) -> tuple[Any, ...]:
     items = _require(value, (list, tuple), "a list", where)
     if len(kinds) == 2 and kinds[1] is Ellipsis:
+        if set(map(type, items)) == {kinds[0]} and _is_plain(items):
+            return tuple(items)
+        each = typing.get_args(kinds[0])
+        if each and _PLAIN.issuperset(each) and all(_has_kinds(item, each) for item in items):
+            return tuple(map(tuple, items))
         kinds = kinds[:1] * len(items)
     if len(kinds) != len(items):
         raise DataError(f"{where}: {len(items)} entries; it holds {len(kinds)}")
     return tuple(_decode(kind, v, f"{where}[{i}]") for i, (kind, v) in enumerate(zip(kinds, items, strict=True)))
+
+
+def _has_kinds(item: Json, kinds: tuple[Any, ...]) -> bool:
+    return type(item) in (list, tuple) and tuple(map(type, item)) == kinds
 
 
 def _decode_record(cls: Any, value: Json, where: str) -> Any:

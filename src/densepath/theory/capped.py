@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densepath.core import exact, mdp, mixture, objective, returns
-from densepath.core.mdp import TokenTree
+from densepath.core import mixture, objective, returns
 from densepath.records.theory import StatementResult
+from densepath.theory import exact, mdp
 from densepath.theory.instances import Instance, random_instances, rare_habit
+from densepath.theory.mdp import TokenTree
 from densepath.theory.posterior import sequence_log_ratios
 from densepath.theory.subtractive import state_log_ratios
 from densepath.theory.tally import Tally

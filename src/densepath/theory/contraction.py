@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from densepath.core import conjugate, exact
 from densepath.records.theory import StatementResult
+from densepath.theory import conjugate, exact
 from densepath.theory.instances import Instance, random_instances
 from densepath.theory.tally import Tally
 

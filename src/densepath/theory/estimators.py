@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densepath.core import mdp, objective, rewards
+from densepath.core import objective, rewards
 from densepath.core.estimator import Batch, Estimator, Tokens
 from densepath.core.logprobs import exact_kl
-from densepath.core.mdp import TokenTree
 from densepath.core.objective import Normalizer
 from densepath.core.returns import Baseline
+from densepath.theory import mdp
 from densepath.theory.instances import Instance
+from densepath.theory.mdp import TokenTree
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from densepath.core import exact
 from densepath.core.objective import Normalizer
+from densepath.theory import exact
 from densepath.theory.estimators import BIASED, Problem, expected_gradient
 
 STEP = 1e-6

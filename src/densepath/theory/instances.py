@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from densepath.core import mdp as mdp_module
-from densepath.core.mdp import TokenTree
+from densepath.theory import mdp as mdp_module
+from densepath.theory.mdp import TokenTree
 
 SIZES = ((3, 3, 2), (4, 3, 1), (2, 3, 1), (3, 4, 1), (5, 3, 2), (2, 5, 2))
 """(vocabulary, horizon, prompts), taken in turn."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densepath.core import exact, logprobs, mdp, rewards
-from densepath.core.mdp import TokenTree
+from densepath.core import logprobs, rewards
 from densepath.records.theory import StatementResult
+from densepath.theory import exact, mdp
 from densepath.theory.instances import Instance, random_instances
+from densepath.theory.mdp import TokenTree
 from densepath.theory.tally import Tally
 
 SLIP = 0.3

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densepath.core import exact, logprobs, mdp, rewards
+from densepath.core import logprobs, rewards
 from densepath.records.theory import StatementResult
+from densepath.theory import exact, mdp
 from densepath.theory.instances import Instance, instance_seed, make_instance, random_instances
 from densepath.theory.tally import Tally
 

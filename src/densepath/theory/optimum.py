@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densepath.core import exact, mdp
 from densepath.core.logprobs import contrastive_logits
 from densepath.records.theory import StatementResult
-from densepath.theory import estimators
+from densepath.theory import estimators, exact, mdp
 from densepath.theory.estimators import BIASED, UNBIASED, Problem
 from densepath.theory.fixed_points import resting_point
 from densepath.theory.instances import Instance, instance_seed, make_instance, random_instances

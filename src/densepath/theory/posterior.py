@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from densepath.core import exact, mdp, mixture, rewards
+from densepath.core import mixture, rewards
 from densepath.core.masks import masked_sum
-from densepath.core.mdp import TokenTree
 from densepath.records.theory import StatementResult
+from densepath.theory import exact, mdp
 from densepath.theory.instances import Instance, disjoint_mixture, overlapping_mixture, random_instances
+from densepath.theory.mdp import TokenTree
 from densepath.theory.tally import Tally
 
 BETA = 0.5

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densepath.core import bounds, exact
 from densepath.records.theory import StatementResult
+from densepath.theory import bounds, exact
 from densepath.theory.instances import Instance, instance_seed, make_instance, random_instances
 from densepath.theory.tally import Tally
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from densepath.core import conjugate, exact, mdp, objective
-from densepath.core.mdp import FiniteMDP, TokenTree
+from densepath.core import objective
 from densepath.records.theory import StatementResult
+from densepath.theory import conjugate, exact, mdp
 from densepath.theory.instances import Instance, random_instances
+from densepath.theory.mdp import FiniteMDP, TokenTree
 from densepath.theory.tally import Tally
 
 SLIP = 0.3

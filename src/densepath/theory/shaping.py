@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from densepath.core import exact, mdp
 from densepath.records.theory import StatementResult
+from densepath.theory import exact, mdp
 from densepath.theory.instances import Instance, random_instances
 from densepath.theory.tally import Tally
 

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from densepath.core import mdp, mixture
+from densepath.core import mixture
 from densepath.core.logprobs import contrastive_logits
-from densepath.core.mdp import TokenTree
 from densepath.records.theory import StatementResult
+from densepath.theory import mdp
 from densepath.theory.instances import Instance, random_instances, rare_habit
+from densepath.theory.mdp import TokenTree
 from densepath.theory.posterior import sequence_log_ratios
 from densepath.theory.tally import Tally
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.core import bounds, conjugate, exact
 from densepath.core.masks import is_truncated, mask_after_eos
-from densepath.core.mdp import (
+from densepath.theory import bounds, conjugate, exact
+from densepath.theory.mdp import (
     FiniteMDP,
     gather_tokens,
     rollouts,

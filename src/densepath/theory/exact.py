@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from densepath.core.mdp import FiniteMDP
+from densepath.theory.mdp import FiniteMDP
 
 
 class Values(NamedTuple):

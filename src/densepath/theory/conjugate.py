@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from densepath.core.exact import inverse_soft_bellman
-from densepath.core.mdp import FiniteMDP
+from densepath.theory.exact import inverse_soft_bellman
+from densepath.theory.mdp import FiniteMDP
 
 
 def linear(rewards: Tensor) -> Tensor:

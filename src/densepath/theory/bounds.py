@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from densepath.core.exact import regularised_return, sequence_kl
-from densepath.core.mdp import FiniteMDP
+from densepath.theory.exact import regularised_return, sequence_kl
+from densepath.theory.mdp import FiniteMDP
 
 
 def steps_left(mdp: FiniteMDP) -> Tensor:
