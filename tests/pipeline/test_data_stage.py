@@ -9,10 +9,11 @@ import pytest
 from tests.support import tiny_tokenizer
 
 from densepath.config.run import RunArguments
+from densepath.data.sources import load_rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import instruction_format
 from densepath.io import read_json, read_jsonl
-from densepath.pipeline.data import fitting_rows, load_rows, longest_prompt, place, prepare_data
+from densepath.pipeline.data import fitting_rows, longest_prompt, place, prepare_data
 from densepath.pipeline.run_folder import RunFolder
 
 CONTEXT = 256
@@ -182,7 +183,7 @@ def test_prompts_longer_than_max_prompt_length_are_left_out_of_dpr():
     tokenizer = tiny_tokenizer()
     lengths = [len(tokenizer(row["prompt"])["input_ids"]) for row in rows]
     arguments = RunArguments(max_prompt_length=lengths[1], max_completion_length=8)
-    longest = longest_prompt(arguments, CONTEXT, arguments.max_completion_length)
+    longest = longest_prompt(CONTEXT, arguments.max_completion_length, arguments.max_prompt_length)
     assert longest == lengths[1]
     assert fitting_rows(rows, tokenizer, longest) == rows[:2]
     assert longest_prompt(RunArguments(max_completion_length=8), CONTEXT, 8) == CONTEXT - 8

@@ -9,7 +9,8 @@ from typing import Any
 
 from densepath.data.context import check_context
 from densepath.data.formats import read_rows, validate_rows
-from densepath.data.rows import Row, jsonable
+from densepath.data.rows import Row
+from densepath.data.sources import plain_rows
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.evals.altered_numbers import AlteredAnswer, alter_answer, altered_figures, changes
 from densepath.evals.first_error import SteppedSolution, check_steps, encode_steps, first_error_figures
@@ -104,7 +105,7 @@ def evaluate_reward(
         raise ConfigError(f"max_samples={max_samples} must be at least 1")
     if isinstance(rows, str):
         source = rows
-    rows = [{k: v for k, v in jsonable(row).items() if v is not None} for row in read_rows(given)]
+    rows = plain_rows(read_rows(given))
     kind = _task(task, rows[0], source)
     check_rows(rows, kind, source)
     examples, set_aside = _encode(rows, kind, reward, tokenizer, max_samples, step_separator, seed, source)

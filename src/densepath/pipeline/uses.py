@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from densepath.config.reward import PairArguments, RewardEvalArguments
+from densepath.data.sources import load_rows
 from densepath.evals.reward_eval import evaluate_reward
 from densepath.io import write_json_atomic
 from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_model, load_tokenizer
-from densepath.pipeline.data import load_rows
 from densepath.progress import StageProgress
 from densepath.records.codec import to_json
 from densepath.records.reward_eval import SetAside
