@@ -9,6 +9,7 @@ import pytest
 
 from densepath import DenseReward, evaluate_reward, load_model
 from densepath.cli.main import main
+from densepath.records.codec import to_json
 
 PREFERENCES = [
     {"prompt": f"Say {i}:", "chosen": f"{i} and on", "rejected": f"no {i}", "category": "ab"[i % 2]} for i in range(12)
@@ -37,7 +38,7 @@ def test_preferences(reward_eval, models, write_jsonl, capsys):
     path = write_jsonl("pairs.jsonl", PREFERENCES)
     record = reward_eval(path)
     out = capsys.readouterr().out
-    expected = evaluate_reward(DenseReward.from_models(models["sft"], models["ref"]), PREFERENCES)
+    expected = to_json(evaluate_reward(DenseReward.from_models(models["sft"], models["ref"]), PREFERENCES))
     assert {key: record[key] for key in expected} == expected
     assert (record["dataset_name"], record["model_name_or_path"]) == (path, models["sft"])
     (figure,) = record["figures"]
@@ -135,5 +136,5 @@ def test_a_bad_row_is_named_with_its_file(models, write_jsonl, capsys, row, mess
 def test_the_same_function_takes_models_as_objects(models):
     sft, ref = load_model(models["sft"]), load_model(models["ref"])
     tokenizer = DenseReward.from_models(models["sft"], models["ref"]).tokenizer
-    record = evaluate_reward(DenseReward(sft, ref, tokenizer=tokenizer), PREFERENCES, max_samples=5)
-    assert record["rows"] == 5
+    found = evaluate_reward(DenseReward(sft, ref, tokenizer=tokenizer), PREFERENCES, max_samples=5)
+    assert found.rows == 5

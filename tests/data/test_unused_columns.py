@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from densepath.data.formats import as_dataset, dataset_fingerprint, load_dataset_rows, read_rows, row_order
+from densepath.data.sources import load_rows
 from densepath.data.splits import split_by_content
 from densepath.data.streaming import RowStream
 from densepath.errors import DataError
 from densepath.io import read_jsonl, write_jsonl_atomic
-from densepath.pipeline.data import load_rows
 
 # What a Parquet column may hold, and what becomes of it in JSON.
 DAY = datetime.datetime(2026, 1, 1, 12)

@@ -56,7 +56,7 @@ def test_the_records_that_travel_are_in_the_documents():
         *("arm.ArmResult", "arm.Budget", "estimates.Interval", "estimates.Comparison"),
         *("choice.ReferenceChoice", "choice.CandidateRow", "choice.Findings", "choice.Decision", "choice.Answers"),
         *("results.Results", "results.SettingResults", "results.ArmRow", "results.ArmComparison", "results.Sweep"),
-        "completion.ScoredCompletion",
+        *("completion.ScoredCompletion", "reward_eval.RewardEvaluation", "reward_eval.Figure", "reward_eval.Changes"),
         *("choice.Agreement", "choice.RewardFigures", "choice.Likelihood"),
     ):
         assert f"<!-- fields of densepath.records.{name} -->" in marked, name

@@ -266,8 +266,8 @@ def test_altered_figures_by_loops():
         at.append(twin[answer.at] - original[answer.at])
         later = [b - a for a, b in zip(original, twin, strict=True)][answer.at + 1 :]
         after.append(sum(later) / len(later))
-    assert moved["at"]["mean"] == pytest.approx(sum(at) / 20)
-    assert moved["after"]["mean"] == pytest.approx(sum(after) / 20)
+    assert moved.at.mean == pytest.approx(sum(at) / 20)
+    assert moved.after.mean == pytest.approx(sum(after) / 20)
 
 
 @pytest.mark.parametrize("how", list(Aggregation))

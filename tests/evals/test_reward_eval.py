@@ -14,9 +14,15 @@ from tests.tiny_models import tiny_llama
 from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError, UsageError
 from densepath.evals.reward_eval import evaluate_reward
+from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
 
 TOKENIZER = tiny_tokenizer()
+
+
+def evaluated(*given, **named):
+    """The record as the command writes it."""
+    return to_json(evaluate_reward(*given, **named))
 
 
 def figure(record, name):
@@ -58,7 +64,7 @@ PAIRS = [
 def test_preferences_that_the_reward_sees_and_the_likelihood_does_not(planted):
     sft, ref = planted
     seen = []
-    record = evaluate_reward(
+    record = evaluated(
         DenseReward(sft, ref, tokenizer=TOKENIZER), PAIRS, on_progress=lambda done, total: seen.append((done, total))
     )
     found = values(record, "accuracy")
@@ -88,7 +94,7 @@ def test_preferences_that_the_reward_sees_and_the_likelihood_does_not(planted):
 
 def test_a_reward_of_equal_models_ties_everywhere(planted):
     sft, _ = planted
-    record = evaluate_reward(DenseReward(sft, sft, tokenizer=TOKENIZER), PAIRS)
+    record = evaluated(DenseReward(sft, sft, tokenizer=TOKENIZER), PAIRS)
     (reward,) = (m for m in figure(record, "accuracy")["measures"] if m["name"] == "reward/mean")
     assert (reward["value"]["mean"], reward["ties"]) == (0.5, 40)
     assert verdicts(record, "accuracy")["random"] == "tie"
@@ -96,16 +102,16 @@ def test_a_reward_of_equal_models_ties_everywhere(planted):
 
 def test_one_model_alone_is_its_own_baseline(planted):
     sft, ref = planted
-    record = evaluate_reward(DenseReward(sft, kind="logprob", tokenizer=TOKENIZER), PAIRS)
+    record = evaluated(DenseReward(sft, kind="logprob", tokenizer=TOKENIZER), PAIRS)
     assert set(values(record, "accuracy")) == {
         *("reward/sum", "reward/mean", "reward/min"), "shorter", "longer", "random"
     }  # fmt: skip
-    with_base = evaluate_reward(DenseReward(sft, kind="logprob", tokenizer=TOKENIZER), PAIRS, base=ref)
+    with_base = evaluated(DenseReward(sft, kind="logprob", tokenizer=TOKENIZER), PAIRS, base=ref)
     assert values(with_base, "accuracy")["base_logprob/sum"] == 0.0
 
 
 def test_the_inverse_bellman_reading_stands_beside_the_likelihood(planted):
-    record = evaluate_reward(DenseReward(planted[0], kind="inverse_bellman", tokenizer=TOKENIZER), PAIRS[:8])
+    record = evaluated(DenseReward(planted[0], kind="inverse_bellman", tokenizer=TOKENIZER), PAIRS[:8])
     assert {name.split("/")[0] for name in values(record, "accuracy")} == {
         *("reward", "sft_logprob", "shorter", "longer", "random")
     }
@@ -116,9 +122,9 @@ def test_a_base_that_is_the_reference_is_scored_once(planted):
     sft, ref = planted
     reward = DenseReward(sft, ref, tokenizer=TOKENIZER)
     seen = []
-    again = evaluate_reward(reward, PAIRS, base=reward.refs[0], on_progress=lambda done, total: seen.append(total))
+    again = evaluated(reward, PAIRS, base=reward.refs[0], on_progress=lambda done, total: seen.append(total))
     assert seen[-1] == 2 * 80
-    other = evaluate_reward(reward, PAIRS, base=ref, on_progress=lambda done, total: seen.append(total))
+    other = evaluated(reward, PAIRS, base=ref, on_progress=lambda done, total: seen.append(total))
     assert seen[-1] == 2 * 80  # equal FrozenPolicies of one model are one
     assert values(again, "accuracy") == values(other, "accuracy")
 
@@ -129,13 +135,13 @@ def test_whole_conversations_that_share_their_prompt(planted, beside):
     turns = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "A"), ("rejected", "B and"))}
     implicit = {**beside, **{name: [ask, *turn] for name, turn in turns.items()}}
     reward = DenseReward(*planted, tokenizer=TOKENIZER)
-    found, expected = (evaluate_reward(reward, [row]) for row in (implicit, {"prompt": [ask], **turns}))
+    found, expected = (evaluated(reward, [row]) for row in (implicit, {"prompt": [ask], **turns}))
     assert found == expected
     with pytest.raises(DataError, match='row 1: "prompt" and "chosen" differ in kind'):
-        evaluate_reward(reward, [{"prompt": "1:", **turns}])
+        evaluated(reward, [{"prompt": "1:", **turns}])
     two = {"chosen": [ask, *turns["chosen"], ask, *turns["chosen"]], "rejected": [ask, *turns["rejected"]]}
     with pytest.raises(DataError, match='row 1: "chosen" has 3 turns of its own; give one assistant turn'):
-        evaluate_reward(reward, [two])
+        evaluated(reward, [two])
 
 
 # --- against plain forward passes ----------------------------------------------------------------------------------
@@ -168,7 +174,7 @@ STEPPED = [
 
 def test_first_errors_of_random_models_by_hand(tiny):
     sft, ref, base = tiny
-    record = evaluate_reward(
+    record = evaluated(
         DenseReward(sft, ref, tokenizer=TOKENIZER), STEPPED, base=base, aggregation="sum", step_separator="\n"
     )
     credits, bad, good = [], [], []
@@ -200,13 +206,13 @@ def test_altered_numbers_are_fixed_by_the_seed_and_drawn_by_it(planted):
     rows = [{"prompt": f"{index}:", "completion": f"A {index} = {index + 3}"} for index in range(20)]
     rows.insert(4, {"prompt": "x:", "completion": "A"})
     reward = DenseReward(sft, ref, tokenizer=TOKENIZER)
-    record = evaluate_reward(reward, rows, task="altered_numbers", seed=3)
-    assert record == evaluate_reward(reward, rows, task="altered_numbers", seed=3)
+    record = evaluated(reward, rows, task="altered_numbers", seed=3)
+    assert record == evaluated(reward, rows, task="altered_numbers", seed=3)
     assert record["rows"] == 20
     assert record["set_aside"] == [{"row": 5, "reason": "the answer holds no number"}]
     # Both models know nothing of digits: after any token but ":" they expect EOS alike.
     assert record["changes"]["reward"]["at"]["mean"] == pytest.approx(0, abs=1e-4)
-    few = evaluate_reward(reward, rows, task="altered_numbers", seed=3, max_samples=6)
+    few = evaluated(reward, rows, task="altered_numbers", seed=3, max_samples=6)
     assert few["rows"] == 6
     assert [f["name"] for f in few["figures"]] == ["lowest_token", "rank_of_token", "accuracy"]
 
@@ -217,7 +223,7 @@ def test_an_altered_number_that_sft_knows_better_is_the_lowest_token():
     sft = planted_model(TOKENIZER, {"=": {digit: 0.91 if digit == "7" else 0.01 for digit in digits}})
     ref = planted_model(TOKENIZER, {"=": even})
     rows = [{"prompt": f"{index} ", "completion": "=7"} for index in range(15)]
-    record = evaluate_reward(DenseReward(sft, ref, tokenizer=TOKENIZER), rows, task="altered_numbers")
+    record = evaluated(DenseReward(sft, ref, tokenizer=TOKENIZER), rows, task="altered_numbers")
     assert values(record, "lowest_token")["reward"] == 1.0
     assert values(record, "rank_of_token")["reward"] == 1.0
     assert values(record, "accuracy")["reward/min"] == 1.0
@@ -247,7 +253,7 @@ STEPS = STEPPED[0]
 )
 def test_bad_preference_rows_are_named(planted, bad, message):
     with pytest.raises(DataError, match=message):
-        evaluate_reward(DenseReward(*planted, tokenizer=TOKENIZER), [PAIRS[0], bad])
+        evaluated(DenseReward(*planted, tokenizer=TOKENIZER), [PAIRS[0], bad])
 
 
 @pytest.mark.parametrize(
@@ -263,36 +269,36 @@ def test_bad_preference_rows_are_named(planted, bad, message):
 )
 def test_bad_first_error_rows_are_named(planted, bad, message):
     with pytest.raises(DataError, match=message):
-        evaluate_reward(DenseReward(*planted, tokenizer=TOKENIZER), [STEPS, bad])
+        evaluated(DenseReward(*planted, tokenizer=TOKENIZER), [STEPS, bad])
 
 
 def test_rows_that_cannot_be_told_apart_are_set_aside_with_the_reason(planted):
     reward = DenseReward(*planted, tokenizer=TOKENIZER)
     same = {**PAIRS[0], "rejected": "A"}
     long = {**PAIRS[0], "prompt": "z" * 300}
-    record = evaluate_reward(reward, [PAIRS[0], same, long, PAIRS[1]])
+    record = evaluated(reward, [PAIRS[0], same, long, PAIRS[1]])
     assert record["rows"] == 2
     reasons = {item["row"]: item["reason"] for item in record["set_aside"]}
     assert reasons[2] == "chosen and rejected are the same tokens"
     assert "tokens, but the model's context holds 128; shorten" in reasons[3]
     with pytest.raises(DataError, match="no row can be used; of row 1: chosen and rejected are the same tokens"):
-        evaluate_reward(reward, [same])
+        evaluated(reward, [same])
 
 
 def test_other_mistakes(planted):
     sft, ref = planted
     reward = DenseReward(sft, ref, tokenizer=TOKENIZER)
     with pytest.raises(DataError, match="for demonstrations give task=altered_numbers"):
-        evaluate_reward(reward, [{"prompt": "a", "completion": "b"}])
+        evaluated(reward, [{"prompt": "a", "completion": "b"}])
     with pytest.raises(ConfigError, match="task=guess is not one of preference, first_error, altered_numbers"):
-        evaluate_reward(reward, PAIRS, task="guess")
+        evaluated(reward, PAIRS, task="guess")
     with pytest.raises(ConfigError, match="aggregation=max is not one of sum, mean, min"):
-        evaluate_reward(reward, PAIRS, aggregation="max")
+        evaluated(reward, PAIRS, aggregation="max")
     with pytest.raises(ConfigError, match="max_samples=0 must be at least 1"):
-        evaluate_reward(reward, PAIRS, max_samples=0)
+        evaluated(reward, PAIRS, max_samples=0)
     with pytest.raises(UsageError, match="has no tokenizer"):
-        evaluate_reward(DenseReward(sft, ref), PAIRS)
+        evaluated(DenseReward(sft, ref), PAIRS)
     with pytest.raises(DataError, match="no rows"):
-        evaluate_reward(reward, [])
+        evaluated(reward, [])
     with pytest.raises(DataError, match='row 1: a prompt without "completion"'):
-        evaluate_reward(reward, [{"prompt": "a"}], task="altered_numbers")
+        evaluated(reward, [{"prompt": "a"}], task="altered_numbers")

@@ -9,10 +9,11 @@ import pytest
 from tests.support import tiny_tokenizer
 
 from densepath.config.run import RunArguments
+from densepath.data.sources import load_rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import instruction_format
 from densepath.io import read_json, read_jsonl
-from densepath.pipeline.data import fitting_rows, load_rows, longest_prompt, place, prepare_data
+from densepath.pipeline.data import fitting_rows, longest_prompt, place, prepare_data
 from densepath.pipeline.run_folder import RunFolder
 
 CONTEXT = 256

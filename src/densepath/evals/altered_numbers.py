@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -13,11 +13,11 @@ import numpy as np
 from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.rows import DataFormat, Row, detect_format, is_conversational, prompt_of, turn_text
 from densepath.evals.alter import AlteredText, alterations, numbers_in
-from densepath.evals.figures import Figure, credit_figure
+from densepath.evals.figures import credit_figure
 from densepath.evals.first_error import lowest_credits
 from densepath.evals.preferences import PAIR_DESCRIPTION, pair_measures
 from densepath.evals.signals import RANDOM, REWARD, Floats, Signals
-from densepath.records.codec import to_json
+from densepath.records.reward_eval import Changes, Figure
 from densepath.stats.intervals import mean_interval
 
 _TRIES = 30
@@ -138,16 +138,15 @@ def altered_figures(
     ]
 
 
-def changes(answers: Sequence[AlteredAnswer], signals: Signals) -> dict[str, Mapping[str, Any]]:
+def changes(answers: Sequence[AlteredAnswer], signals: Signals) -> dict[str, Changes]:
     """How far each signal falls at the altered token, and how it changes elsewhere; means over answers.
 
     Tokens before the altered one do not see it: nothing changes there.
 
     Returns:
-        Signal -> `at` (nats, altered less original), `after` (nats per later token), `after_size` (its mean size),
-        `next` (nats at the token right after), each with a 95 % interval over answers.
+        Signal -> its changes, each with a 95 % interval over answers.
     """
-    found: dict[str, Mapping[str, Any]] = {}
+    found: dict[str, Changes] = {}
     for name, values in signals.items():
         moved = [values[2 * index + 1] - values[2 * index] for index in range(len(answers))]
         at = [float(move[answer.at]) for move, answer in zip(moved, answers, strict=True)]
@@ -159,7 +158,7 @@ def changes(answers: Sequence[AlteredAnswer], signals: Signals) -> dict[str, Map
             "after": [float(move.mean()) for move in later],
             "after_size": [float(np.abs(move).mean()) for move in later],
         }
-        found[name] = {column: to_json(mean_interval(numbers)) for column, numbers in columns.items()}
+        found[name] = Changes(**{column: mean_interval(numbers) for column, numbers in columns.items()})
     return found
 
 

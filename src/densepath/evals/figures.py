@@ -3,80 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from densepath.evals.auroc import auroc, auroc_replicates
 from densepath.evals.signals import Floats
-from densepath.records.codec import to_json
 from densepath.records.estimates import Comparison, Interval, Verdict
+from densepath.records.reward_eval import Figure, MeasureValue
 from densepath.stats.bootstrap import credit_interval, mean_replicates, replicate_interval
 from densepath.stats.comparisons import compare
 
 Groupings = Mapping[str, Sequence[str]]
 """Name of a grouping, for example "category" -> the group of each row."""
-
-
-@dataclass(frozen=True)
-class MeasureValue:
-    """One measure's statistic.
-
-    Attributes:
-        name: of the measure.
-        value: with its 95 % interval over rows.
-        ties: rows in which it could not decide; None where nothing is decided row by row.
-        groups: grouping -> group -> value.
-    """
-
-    name: str
-    value: Interval
-    ties: int | None = None
-    groups: dict[str, dict[str, Interval]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One statistic of all measures.
-
-    Attributes:
-        name: for example `accuracy`.
-        description: what it counts, and over what.
-        chance: what guessing earns on average.
-        measures: the reward's first.
-        comparisons: the reward under the chosen aggregation against every other measure.
-    """
-
-    name: str
-    description: str
-    chance: float
-    measures: tuple[MeasureValue, ...]
-    comparisons: tuple[Comparison, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        measures = [
-            {
-                "name": measure.name,
-                "value": to_json(measure.value),
-                "ties": measure.ties,
-                "groups": {
-                    grouping: {group: to_json(interval) for group, interval in found.items()}
-                    for grouping, found in measure.groups.items()
-                },
-            }
-            for measure in self.measures
-        ]
-        return {
-            "name": self.name,
-            "description": self.description,
-            "chance": self.chance,
-            "measures": measures,
-            "comparisons": [to_json(comparison) for comparison in self.comparisons],
-            "statement": statement(self),
-        }
 
 
 def credit_figure(
@@ -118,7 +57,7 @@ def credit_figure(
         for measure, values in credits.items()
     )
     means = {measure: float(values.mean()) for measure, values in credits.items()}
-    return Figure(name, description, chance, measures, tuple(compare(primary, means, by_name, rows)))
+    return _figure(name, description, chance, measures, compare(primary, means, by_name, rows))
 
 
 def auroc_figure(
@@ -168,22 +107,34 @@ def auroc_figure(
         measures.append(
             MeasureValue(measure, replicate_interval(values[measure], replicates[measure], n), None, groups)
         )
-    return Figure(name, description, 0.5, tuple(measures), tuple(compare(primary, values, replicates, n)))
+    return _figure(name, description, 0.5, measures, compare(primary, values, replicates, n))
 
 
-def statement(figure: Figure) -> str:
+def _figure(
+    name: str,
+    description: str,
+    chance: float,
+    measures: Sequence[MeasureValue],
+    comparisons: Sequence[Comparison],
+) -> Figure:
+    """With its statement."""
+    said = _statement(name, measures, comparisons)
+    return Figure(name, description, chance, tuple(measures), tuple(comparisons), said)
+
+
+def _statement(figure: str, measures: Sequence[MeasureValue], comparisons: Sequence[Comparison]) -> str:
     """Which differences are shown, in words."""
-    if not figure.comparisons:
+    if not comparisons:
         return ""
-    primary = figure.comparisons[0].measure
-    mine = next(measure.value for measure in figure.measures if measure.name == primary)
-    parts = [f"{figure.name} of {primary}: {mine.mean:.3f} [{mine.low:.3f}, {mine.high:.3f}]"]
+    primary = comparisons[0].measure
+    mine = next(measure.value for measure in measures if measure.name == primary)
+    parts = [f"{figure} of {primary}: {mine.mean:.3f} [{mine.low:.3f}, {mine.high:.3f}]"]
     for verdict, words in (
         (Verdict.BETTER, "better than"),
         (Verdict.WORSE, "worse than"),
         (Verdict.TIE, "no difference shown to"),
     ):
-        names = [one.against for one in figure.comparisons if one.verdict is verdict]
+        names = [one.against for one in comparisons if one.verdict is verdict]
         if names:
             parts.append(f"{words} {', '.join(names)}")
     return "; ".join(parts)

@@ -17,8 +17,9 @@ from densepath.data.encode import Encoded, encode_pair
 from densepath.data.rows import Row, is_conversational, short, template_arguments
 from densepath.data.spans import token_offsets
 from densepath.errors import DataError
-from densepath.evals.figures import Figure, auroc_figure, credit_figure
+from densepath.evals.figures import auroc_figure, credit_figure
 from densepath.evals.signals import RANDOM, REWARD, Floats, Piece, Signals, piece_measures
+from densepath.records.reward_eval import Figure
 
 EARLIER, LATER = "earlier", "later"
 

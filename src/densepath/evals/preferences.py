@@ -11,8 +11,9 @@ import numpy as np
 from densepath.data.encode import Encoded, encode_pair
 from densepath.data.rows import Row, is_conversational, short, template_arguments
 from densepath.errors import DataError
-from densepath.evals.figures import Figure, credit_figure
+from densepath.evals.figures import credit_figure
 from densepath.evals.signals import Floats, Piece, Signals, piece_measures
+from densepath.records.reward_eval import Figure
 
 PAIR_DESCRIPTION = "share of pairs in which the chosen completion scores above the rejected one; a tie counts half"
 

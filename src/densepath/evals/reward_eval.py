@@ -9,18 +9,25 @@ from typing import Any
 
 from densepath.data.context import check_context
 from densepath.data.formats import read_rows, validate_rows
-from densepath.data.rows import Row, jsonable
+from densepath.data.rows import Row
+from densepath.data.sources import plain_rows
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.evals.altered_numbers import AlteredAnswer, alter_answer, altered_figures, changes
-from densepath.evals.figures import Figure
 from densepath.evals.first_error import SteppedSolution, check_steps, encode_steps, first_error_figures
 from densepath.evals.preferences import PreferencePair, check_preference, encode_preference, preference_figures
 from densepath.evals.signals import Aggregation, Signals, signal_passes, token_signals
 from densepath.models.compat import context_length
+from densepath.records.reward_eval import Figure, RewardEvaluation, SetAside
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 
 Example = PreferencePair | SteppedSolution | AlteredAnswer
+
+
+INTERVAL = (
+    "95 % over rows: Wilson for shares, bootstrap for the rest; differences paired over rows, p by bootstrap, "
+    "verdicts at 5 % after Holm's correction within each figure"
+)
 
 
 class RewardTask(str, Enum):
@@ -59,7 +66,7 @@ def evaluate_reward(
     seed: int = 0,
     source: str = "the data set",
     on_progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> RewardEvaluation:
     """How well the dense reward agrees with labels, beside the baselines that it must beat.
 
     * `preference`: rows with `prompt`, `chosen`, `rejected` (and `category`): accuracy.
@@ -83,7 +90,7 @@ def evaluate_reward(
         on_progress: called with (scored, all) completions, counted once for each model.
 
     Returns:
-        A JSON record: `task`, `rows`, `set_aside`, `figures` (see `Figure`), and for altered numbers `changes`.
+        The record; `to_json` writes it.
 
     Raises:
         DataError: a row that is not of the task, with its number; or no row that can be used.
@@ -98,7 +105,7 @@ def evaluate_reward(
         raise ConfigError(f"max_samples={max_samples} must be at least 1")
     if isinstance(rows, str):
         source = rows
-    rows = [{k: v for k, v in jsonable(row).items() if v is not None} for row in read_rows(given)]
+    rows = plain_rows(read_rows(given))
     kind = _task(task, rows[0], source)
     check_rows(rows, kind, source)
     examples, set_aside = _encode(rows, kind, reward, tokenizer, max_samples, step_separator, seed, source)
@@ -114,22 +121,18 @@ def evaluate_reward(
             on_progress(done, total)
 
     signals = token_signals(reward, completions, base=before, on_progress=progress)
-    record: dict[str, Any] = {
-        "task": kind.value,
-        "rows": len(examples),
-        "set_aside": set_aside,
-        "aggregation": how.value,
-        "seed": seed,
-        "reward": reward.kind.value,
-        "interval": (
-            "95 % over rows: Wilson for shares, bootstrap for the rest; differences paired over rows, p by bootstrap, "
-            "verdicts at 5 % after Holm's correction within each figure"
-        ),
-        "figures": [figure.as_dict() for figure in _figures(kind, examples, signals, how, seed)],
-    }
-    if kind is RewardTask.ALTERED_NUMBERS:
-        record["changes"] = changes([e for e in examples if isinstance(e, AlteredAnswer)], signals)
-    return record
+    altered = [example for example in examples if isinstance(example, AlteredAnswer)]
+    return RewardEvaluation(
+        task=kind.value,
+        rows=len(examples),
+        set_aside=tuple(set_aside),
+        aggregation=how.value,
+        seed=seed,
+        reward=reward.kind.value,
+        interval=INTERVAL,
+        figures=tuple(_figures(kind, examples, signals, how, seed)),
+        changes=changes(altered, signals) if altered else None,
+    )
 
 
 def _task(task: RewardTask | str | None, row: Row, source: str) -> RewardTask:
@@ -170,7 +173,7 @@ def _encode(
     separator: str,
     seed: int,
     source: str,
-) -> tuple[list[Example], list[dict[str, Any]]]:
+) -> tuple[list[Example], list[SetAside]]:
     """Examples of as many rows as asked for, in their order, and the rows that say nothing, with the reason."""
     context = context_length(reward.sft.model)
     order = list(range(len(rows)))
@@ -190,10 +193,10 @@ def _encode(
                 continue
             except DataError as error:
                 example = str(error)
-        set_aside.append({"row": index + 1, "reason": example})
+        set_aside.append(SetAside(index + 1, example))
     if not found:
-        raise DataError(f"{source}: no row can be used; of row {set_aside[0]['row']}: {set_aside[0]['reason']}")
-    return [found[index] for index in sorted(found)], sorted(set_aside, key=lambda item: item["row"])
+        raise DataError(f"{source}: no row can be used; of row {set_aside[0].row}: {set_aside[0].reason}")
+    return [found[index] for index in sorted(found)], sorted(set_aside, key=lambda item: item.row)
 
 
 def _encode_row(

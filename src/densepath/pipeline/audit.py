@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 from densepath.config.reward import AuditArguments
+from densepath.data.sources import load_rows
 from densepath.evals.audit import Flag, audit_demonstrations
 from densepath.io import write_jsonl_atomic
-from densepath.pipeline.data import load_rows
 from densepath.pipeline.uses import load_dense_reward
 from densepath.progress import StageProgress
 from densepath.report.audit import audit_table, audit_view

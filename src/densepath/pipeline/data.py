@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from densepath.config.mixins import CONSTRAINED, TEXT_TASKS
+from densepath.config.mixins import TEXT_TASKS
 from densepath.config.run import RunArguments
-from densepath.data.constraints import constrained_rows
 from densepath.data.context import check_context, room_for_prompts
 from densepath.data.encode import encode_demonstrations, encode_row_prompt
-from densepath.data.formats import Needs, dataset_fingerprint, read_rows
+from densepath.data.formats import dataset_fingerprint
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.data.rows import DataFormat, detect_format, jsonable
+from densepath.data.rows import DataFormat, detect_format
+from densepath.data.sources import load_rows
 from densepath.data.splits import check_disjoint, split_by_content
-from densepath.data.tasks import generate_tasks
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
@@ -29,45 +27,6 @@ GENERATED_ROWS = 960
 REGIME = "regime"
 REGIME_ROWS = 4000
 """Demonstrations of a regime when `max_train_samples` is None."""
-
-
-def load_rows(
-    source: str,
-    split: str,
-    needs: Needs | None,
-    *,
-    limit: int | None,
-    seed: int | None,
-    task_families: Sequence[str] | None = None,
-    task_error_rate: float = 0.35,
-) -> Rows:
-    """Rows of a source as JSON can hold them; `text_tasks` generates them. Without a seed they keep their order.
-
-    Every command sees the rows in this form, so that it makes no difference whether they went through a file since.
-
-    `constrained:SOURCE` puts a format that a program can check on each prompt of SOURCE. Which one depends on the
-    prompt alone, whatever the seed: a run's seed does not change its task.
-
-    Raises:
-        MissingFileError, DataError: see `read_rows`.
-    """
-    if source.startswith(CONSTRAINED):
-        rows = load_rows(
-            source.removeprefix(CONSTRAINED),
-            split,
-            needs,
-            limit=limit,
-            seed=seed,
-            task_families=task_families,
-            task_error_rate=task_error_rate,
-        )
-        return constrained_rows(rows)
-    if source == TEXT_TASKS:
-        # An empty system turn is the shortest: without one, chat templates put in a longer one of their own.
-        count = limit if limit is not None else 1000
-        return generate_tasks(count, seed=seed or 0, error_rate=task_error_rate, families=task_families, system="")
-    found = read_rows(source, split=split, limit=limit, seed=seed, needs=needs)
-    return [{key: value for key, value in jsonable(row).items() if value is not None} for row in found]
 
 
 def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, context: int) -> None:

@@ -10,6 +10,7 @@ from densepath.choice.decide import decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.config.choice import DiagnoseArguments
+from densepath.data.sources import load_rows
 from densepath.data.splits import content_hash
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
@@ -17,7 +18,7 @@ from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
-from densepath.pipeline.data import check_answers, check_prompts, load_rows
+from densepath.pipeline.data import check_answers, check_prompts
 from densepath.pipeline.kept import KeptModels, kept_models
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion

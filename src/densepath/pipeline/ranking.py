@@ -8,11 +8,11 @@ from typing import Any
 
 from densepath.config.reward import RankArguments
 from densepath.data.rows import is_conversational, turn_text
+from densepath.data.sources import load_rows
 from densepath.errors import DataError
 from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_jsonl_atomic
-from densepath.pipeline.data import load_rows
 from densepath.pipeline.uses import load_dense_reward
 from densepath.progress import StageProgress
 from densepath.records.estimates import Verdict

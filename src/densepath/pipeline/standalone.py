@@ -11,6 +11,7 @@ from trl import SFTConfig
 from densepath.config.options import check_reference
 from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
 from densepath.data.encode import encode_demonstrations
+from densepath.data.sources import load_rows
 from densepath.data.training_rows import demonstration_pairs, prompt_dataset
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate
@@ -20,7 +21,7 @@ from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable, model_context
-from densepath.pipeline.data import check_answers, check_prompts, load_rows
+from densepath.pipeline.data import check_answers, check_prompts
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.progress import StageProgress

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from densepath.config.reward import PairArguments, RewardEvalArguments
+from densepath.data.sources import load_rows
 from densepath.evals.reward_eval import evaluate_reward
 from densepath.io import write_json_atomic
 from densepath.models import locate
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_model, load_tokenizer
-from densepath.pipeline.data import load_rows
 from densepath.progress import StageProgress
+from densepath.records.codec import to_json
+from densepath.records.reward_eval import SetAside
 from densepath.report.console import print_parts
 from densepath.report.reward_eval import reward_eval_parts
 from densepath.rewards.dense import DenseReward
@@ -61,7 +63,7 @@ def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) ->
         )
     reward = load_dense_reward(arguments, console)
     with StageProgress(console, "reward-eval", None, "completion") as progress:
-        record = evaluate_reward(
+        found = evaluate_reward(
             reward,
             rows,
             task=None if arguments.task == "auto" else arguments.task,
@@ -78,22 +80,22 @@ def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) ->
         "model_name_or_path": arguments.model_name_or_path,
         "ref_model_name_or_path": arguments.ref_model_name_or_path,
         "base_model_name_or_path": base_name,
-        **record,
+        **to_json(found),
     }
-    print_set_aside(record["set_aside"], arguments.dataset_name, console)
+    print_set_aside(found.set_aside, arguments.dataset_name, console)
     print_parts(console, *reward_eval_parts(record))
-    say(console, record["interval"], style="dim")
+    say(console, found.interval, style="dim")
     if arguments.output_file is not None:
         write_json_atomic(Path(arguments.output_file), record)
         say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record
 
 
-def print_set_aside(set_aside: Sequence[dict[str, Any]], source: str, console: Console) -> None:
+def print_set_aside(set_aside: Sequence[SetAside], source: str, console: Console) -> None:
     """Name the rows that were left out, the first few of them."""
     if not set_aside:
         return
-    named = "; ".join(f"row {item['row']}: {item['reason']}" for item in set_aside[:NAMED])
+    named = "; ".join(f"row {item.row}: {item.reason}" for item in set_aside[:NAMED])
     more = f"; and {len(set_aside) - NAMED} more" if len(set_aside) > NAMED else ""
     warn(console, f"{source}: {len(set_aside)} rows set aside: {named}{more}")
 

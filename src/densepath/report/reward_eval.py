@@ -19,7 +19,7 @@ def reward_eval_parts(record: Mapping[str, Any]) -> tuple[Part, ...]:
     for figure in record["figures"]:
         parts += [_figure_table(figure), Paragraph(figure["statement"] + "\n")]
     parts += [_groups_table(figure) for figure in record["figures"]]
-    return present([*parts, _changes_table(record["changes"]) if "changes" in record else None])
+    return present([*parts, _changes_table(record["changes"]) if record["changes"] else None])
 
 
 def _columns(first: str, *others: str) -> tuple[Column, ...]:

@@ -20,12 +20,13 @@ from torch import multiprocessing
 
 from densepath.config.options import check_given, check_reference
 from densepath.config.reward import ScoreArguments
+from densepath.data.sources import stream_rows
 from densepath.errors import ConfigError, DataError, DensepathError, StorageError
 from densepath.models import locate
 from densepath.progress import StageProgress
 from densepath.rewards.rows import SCORE_COLUMNS
 from densepath.scoring.parts import Tally
-from densepath.scoring.shard import Job, Report, is_saved_reward, row_stream, score_shard
+from densepath.scoring.shard import Job, Report, is_saved_reward, score_shard
 from densepath.terminal import Console, say, terminal, warn
 
 _FREE = ("output_file", "strict", "device", "num_processes", "num_shards", "shard_index", "num_threads")
@@ -71,7 +72,7 @@ def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     refs, saved = arguments.ref_model_name_or_path, is_saved_reward(arguments.model_name_or_path)
     if not saved:
         check_reference(arguments.dense_reward, refs)
-    stream = row_stream(arguments)
+    stream = stream_rows(arguments.dataset_name, arguments.dataset_train_split, arguments.max_samples)
     for name in SCORE_COLUMNS:
         if stream.schema is not None and name in stream.schema.names and name not in arguments.remove_columns:
             raise DataError(

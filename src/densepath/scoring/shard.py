@@ -11,10 +11,9 @@ from typing import Any, TypeAlias
 
 import torch
 
-from densepath.config.mixins import TEXT_TASKS
 from densepath.config.reward import ScoreArguments
-from densepath.data.streaming import RowStream, SourceRow
-from densepath.data.tasks import generate_tasks
+from densepath.data.sources import stream_rows
+from densepath.data.streaming import SourceRow
 from densepath.errors import ConfigError, DataError
 from densepath.models.compat import check_vocabulary, context_length
 from densepath.rewards.dense import REWARD_FILE, DenseReward
@@ -27,7 +26,6 @@ Report: TypeAlias = Callable[[float, int], None]
 
 GIVE_UP_AFTER = 100
 """Rows that a process sets aside without having scored one before it takes the whole data set for unusable."""
-_TEXT_TASK_ROWS = 1000
 _REWARD_ARGUMENTS = (
     "ref_model_name_or_path",
     "dense_reward",
@@ -65,14 +63,6 @@ class Job:
         return [window for window in range(shard, self.windows, shards) if not folder.has(window)]
 
 
-def row_stream(arguments: ScoreArguments) -> RowStream:
-    """The rows that the arguments name."""
-    limit = arguments.max_samples
-    if arguments.dataset_name == TEXT_TASKS:
-        return RowStream(generate_tasks(limit or _TEXT_TASK_ROWS, seed=0, error_rate=0.35, system=""), limit=limit)
-    return RowStream(arguments.dataset_name, arguments.dataset_train_split, limit=limit)
-
-
 def is_saved_reward(name: str) -> bool:
     """Whether a model's name is the folder of a saved `DenseReward`."""
     return (Path(name).expanduser() / REWARD_FILE).is_file()
@@ -97,7 +87,7 @@ def score_shard(job: Job, shard: int, shards: int, report: Report, console: Cons
     if not wanted:
         return
     scorer = _scorer(arguments, shard, console)
-    stream = row_stream(arguments)
+    stream = stream_rows(arguments.dataset_name, arguments.dataset_train_split, arguments.max_samples)
     scored = set_aside = 0
     for window, rows in stream.windows(arguments.window_size, wanted.__contains__):
         kept, rejected = _score_window(job, scorer, rows, report)
