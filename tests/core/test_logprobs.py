@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.live_memory import LiveBytes
 
-from densepath.core import logprobs as module
+from densepath.core import heads
+from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.core.logprobs import (
-    chunked_token_logprobs,
     contrastive_logits,
     entropy,
     exact_kl,
@@ -123,7 +123,7 @@ def test_chunked_equals_whole_with_gradients(chunk, softcap):
     logits = 0.5 * (hidden @ weight.T + bias)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
-    scores = chunked_token_logprobs(hidden, weight, ids, bias, chunk_tokens=chunk, logit_scale=0.5, softcap=softcap)
+    scores = chunked_token_logprobs(hidden, Head(weight, bias, 0.5, softcap), ids, chunk_tokens=chunk)
     torch.testing.assert_close(scores.logprobs, token_logprobs(logits, ids), rtol=0, atol=1e-13)
     torch.testing.assert_close(scores.entropies, entropy(logits), rtol=0, atol=1e-13)
     torch.testing.assert_close(scores.log_normalizers, logits.logsumexp(-1), rtol=0, atol=1e-13)
@@ -145,7 +145,7 @@ def test_each_score_alone_has_its_gradient(chosen):
     weight[3] = -1e3  # next to no probability where hidden is positive
     ids = torch.tensor([0, 1, 3, 5, 6])
     factors = torch.randn(3, 5, dtype=torch.float64, generator=generator)
-    scores = chunked_token_logprobs(hidden, weight, ids, chunk_tokens=2)
+    scores = chunked_token_logprobs(hidden, Head(weight), ids, chunk_tokens=2)
     (mine,) = torch.autograd.grad(sum((factors[k] * scores[k]).sum() for k in chosen), hidden)
     logits = hidden @ weight.T
     plain = (token_logprobs(logits, ids), entropy(logits), logits.logsumexp(-1))
@@ -159,7 +159,7 @@ def test_nothing_of_the_vocabulary_outlives_its_chunk(rows):
     vocabulary, chunk = 4000, 8
     hidden, weight = torch.randn(rows, 2, requires_grad=True), torch.randn(vocabulary, 2, requires_grad=True)
     with LiveBytes() as live:
-        scores = chunked_token_logprobs(hidden, weight, torch.arange(rows), chunk_tokens=chunk)
+        scores = chunked_token_logprobs(hidden, Head(weight), torch.arange(rows), chunk_tokens=chunk)
         scores.logprobs.sum().backward()  # entropies are for the log: no gradient comes back to them
     assert live.peak < 2.5 * chunk * vocabulary * 4
 
@@ -168,7 +168,7 @@ def test_nothing_of_the_vocabulary_outlives_its_chunk(rows):
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.25, 5.0)])
 def test_tiles_of_the_vocabulary_equal_the_whole(monkeypatch, tile, scale, softcap):
     """Without gradients: maxima that rise from tile to tile, ties, an impossible token, large offsets."""
-    monkeypatch.setattr(module, "TILE_ELEMENTS", {"cpu": tile * 4})  # 4 tokens a chunk
+    monkeypatch.setattr(heads, "TILE_ELEMENTS", {"cpu": tile * 4})  # 4 tokens a chunk
     generator = torch.Generator().manual_seed(2)
     hidden = 3 * torch.randn(7, 4, dtype=torch.float64, generator=generator)
     weight = torch.randn(17, 4, dtype=torch.float64, generator=generator)
@@ -182,9 +182,8 @@ def test_tiles_of_the_vocabulary_equal_the_whole(monkeypatch, tile, scale, softc
     for order in (torch.arange(17), torch.arange(17).flip(0)):  # maxima at the end, and at the beginning
         z = logits[:, order]
         with torch.no_grad():
-            scores = chunked_token_logprobs(
-                hidden, weight[order], ids, bias[order], chunk_tokens=4, logit_scale=scale, softcap=softcap
-            )
+            head = Head(weight[order], bias[order], scale, softcap)
+            scores = chunked_token_logprobs(hidden, head, ids, chunk_tokens=4)
         probabilities = torch.softmax(z, -1)
         nats = torch.where(probabilities > 0, probabilities * probabilities.log(), torch.zeros_like(z))
         torch.testing.assert_close(scores.logprobs, token_logprobs(z, ids), rtol=0, atol=1e-12)
@@ -195,20 +194,20 @@ def test_tiles_of_the_vocabulary_equal_the_whole(monkeypatch, tile, scale, softc
 
 def test_an_id_outside_of_the_vocabulary_is_not_a_number():
     with torch.no_grad():
-        scores = chunked_token_logprobs(torch.ones(2, 3), torch.ones(5, 3), torch.tensor([1, 5]))
+        scores = chunked_token_logprobs(torch.ones(2, 3), Head(torch.ones(5, 3)), torch.tensor([1, 5]))
     assert scores.logprobs.isnan().tolist() == [False, True]
 
 
 def test_chunked_lifts_half_precision_and_takes_nothing():
     hidden, weight = torch.randn(4, 8).bfloat16(), torch.randn(9, 8).bfloat16()
     ids = torch.tensor([0, 3, 8, 1])
-    scores = chunked_token_logprobs(hidden, weight, ids, chunk_tokens=3)
+    scores = chunked_token_logprobs(hidden, Head(weight), ids, chunk_tokens=3)
     assert {scores.logprobs.dtype, scores.entropies.dtype, scores.log_normalizers.dtype} == {torch.float32}
     assert scores.is_top1.dtype == torch.bool
     oracle = naive_logprobs(torch.nn.functional.linear(hidden, weight))
     expected = oracle.gather(1, ids.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(scores.logprobs.double(), expected, rtol=0, atol=1e-5)
-    empty = chunked_token_logprobs(hidden[:0], weight, ids[:0])
+    empty = chunked_token_logprobs(hidden[:0], Head(weight), ids[:0])
     assert {part.shape for part in empty} == {(0,)}
 
 
@@ -222,6 +221,8 @@ def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="alpha"):
         contrastive_logits(torch.zeros(3), torch.zeros(3), -0.1)
     with pytest.raises(ValueError, match="hidden"):
-        chunked_token_logprobs(torch.zeros(2, 3, 4), torch.zeros(5, 4), torch.zeros(2, dtype=torch.long))
+        chunked_token_logprobs(torch.zeros(2, 3, 4), Head(torch.zeros(5, 4)), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="chunk_tokens"):
-        chunked_token_logprobs(torch.zeros(2, 4), torch.zeros(5, 4), torch.zeros(2, dtype=torch.long), chunk_tokens=0)
+        chunked_token_logprobs(
+            torch.zeros(2, 4), Head(torch.zeros(5, 4)), torch.zeros(2, dtype=torch.long), chunk_tokens=0
+        )

@@ -11,7 +11,7 @@ from tests.tiny_models import tiny_llama
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
 from densepath.core.estimator import Estimator
-from densepath.core.logprobs import chunked_token_logprobs
+from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.models.decoding import cache_argument
 from densepath.models.draws import inverse_cdf
 from densepath.models.logits import plain_head
@@ -213,7 +213,7 @@ def test_the_chunked_head_holds_what_the_formula_says():
     tokens, vocabulary = 1030, 3000
     hidden, weight = torch.randn(tokens, 4, requires_grad=True), torch.randn(vocabulary, 4)
     with LiveBytes() as live:
-        chunked_token_logprobs(hidden, weight, torch.zeros(tokens, dtype=torch.long)).logprobs.sum().backward()
+        chunked_token_logprobs(hidden, Head(weight), torch.zeros(tokens, dtype=torch.long)).logprobs.sum().backward()
     planned = memory.chunk_logit_bytes(sizes, tokens) / sizes.vocabulary * vocabulary
     assert live.peak == pytest.approx(planned, rel=0.02)
 

@@ -9,7 +9,7 @@ import torch
 from tests.live_memory import LiveBytes
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from densepath.core.logprobs import chunked_token_logprobs
+from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.planning.architecture import read_architecture
 from densepath.planning.memory import Precision
 from densepath.planning.plan import Machine, Setup, Training, make_plan
@@ -46,7 +46,7 @@ def test_the_largest_moment_is_what_is_alive(checkpointing, moment, sizes):
     mask = torch.ones(WIDTH, WIDTH).tril().bool().expand(sizes["rows"], 1, WIDTH, WIDTH).clone()
     with LiveBytes() as live:
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        scores = chunked_token_logprobs(hidden[:, :-1].flatten(0, 1), model.lm_head.weight, ids[:, 1:].flatten())
+        scores = chunked_token_logprobs(hidden[:, :-1].flatten(0, 1), Head(model.lm_head.weight), ids[:, 1:].flatten())
         scores.logprobs.sum().backward()
     assert stage.peak.name == moment
     held = stage.peak.terms["policy"] + stage.peak.terms["optimizer"]

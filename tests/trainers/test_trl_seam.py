@@ -59,6 +59,13 @@ def test_what_the_monitors_read_is_there():
     assert list(inspect.signature(Trainer._load_best_model).parameters) == ["self"]
 
 
+def test_reward_functions_get_the_rows_columns_and_rewards_are_gathered():
+    """The batch that was scored goes to reward functions as a column; what comes back is of all processes."""
+    source = inspect.getsource(GRPOTrainer._calculate_rewards)
+    assert "reward_kwargs = {key: [example[key] for example in inputs] for key in keys}" in source
+    assert "rewards_per_func = gather(rewards_per_func)\n        return rewards_per_func" in source
+
+
 def test_generate_returns_ids_completions_and_logprobs_in_this_order():
     source = inspect.getsource(GRPOTrainer._generate)
     assert (

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from densepath.core.heads import Head
-from densepath.core.logprobs import TokenScores, chunked_token_logprobs, logit_scores
+from densepath.core.heads import Head, chunked_token_logprobs
+from densepath.core.logprobs import TokenScores, logit_scores
 from densepath.errors import ModelError
 from densepath.models.compat import embedding_rows, predicted_rows
 from densepath.models.packing import ROW_TOKENS, PackedBatch, pack
@@ -181,8 +181,7 @@ def score_positions(
         logits = own_logits(model, batch, *where, prefix, forward)
         return logit_scores(logits, labels.to(logits.device))
     hidden = hidden_states(model, batch, prefix)[where]
-    weight, bias, scale, softcap = head
-    return chunked_token_logprobs(hidden, weight, labels, bias, logit_scale=scale, softcap=softcap)
+    return chunked_token_logprobs(hidden, head, labels)
 
 
 def batches_of(

@@ -34,7 +34,6 @@ from densepath.core.objective import Normalizer, loss_divisor
 from densepath.data.tokenizer_calls import keep_template_defaults
 from densepath.io import write_text_atomic
 from densepath.models.compat import check_deterministic, context_length, warn_of_spare_ids
-from densepath.models.load import load_model, load_tokenizer
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.models.sampling import Samples, sample
 from densepath.models.scoring import score_completions
@@ -54,14 +53,13 @@ from densepath.trainers.grpo import ResumableGRPOTrainer, as_list, grpo_argument
 from densepath.trainers.held_out import HeldOutNLL
 from densepath.trainers.model_card import name_of, public_name, run_section, with_section
 from densepath.trainers.monitors import EffectiveSampleSize, RolloutMonitor, loss_metrics
-from densepath.trainers.nan_stop import NaNStop, check_finite
 from densepath.trainers.policies import (
     FrozenModels,
     frozen_models,
-    frozen_start,
     loading_arguments,
     placed,
     shared_or_loaded,
+    starting_models,
     switch_off_dropout,
 )
 from densepath.trainers.refusals import check_evaluation
@@ -70,7 +68,6 @@ from densepath.trainers.rollout import (
     Credited,
     FunctionRewards,
     MicroBatch,
-    Rollout,
     Sampled,
     Scored,
     batch_of,
@@ -152,16 +149,10 @@ class DPRTrainer(ResumableGRPOTrainer):
         check_arguments(ref_model, args)
         loading = loading_arguments(args, quantization_config)
         self._names = {"sft": name_of(model if sft_model is None else sft_model), "ref": name_of(ref_model)}
-        name = model if isinstance(model, str) else None
-        if isinstance(model, str):
-            if processing_class is None:
-                processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
-            model = load_model(model, for_training=True, **loading)
-        switch_off_dropout(model)
+        model, processing_class, sft_model = starting_models(
+            model, processing_class, sft_model, loading, has_new_adapter=peft_config is not None
+        )
         is_peft = hasattr(model, "peft_config")
-        if sft_model is None and not is_peft and peft_config is None:
-            sft_model = frozen_start(model, name, loading)
-        self.rollout: Rollout = Sampled()
         self._samples: Samples | None = None
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
@@ -188,26 +179,28 @@ class DPRTrainer(ResumableGRPOTrainer):
         load = functools.partial(shared_or_loaded, policy, loading=loading, tokenizer=self._tokenizer)
         place = functools.partial(placed, policy=policy, accelerator=self.accelerator, sharded=self._is_sharded())
         needed = ref_model if RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE else None
-        frozen = frozen_models(policy, sft_model, needed, held_out_ref_model, load, is_sft_adapter=is_peft).mapped(
-            place
-        )
+        frozen = frozen_models(policy, sft_model, needed, held_out_ref_model, load, is_sft_adapter=is_peft)
+        self._begin(policy, frozen.mapped(place), has_environment=environment_factory is not None)
+
+    def _begin(self, policy: Any, frozen: FrozenModels, *, has_environment: bool) -> None:
+        """Everything that stands on the models: the reward, the checks, the estimator, and what observes the run."""
         self.dense_reward = DenseReward(
             frozen.sft,
             frozen.refs,
-            kind=args.dense_reward,
+            kind=self.args.dense_reward,
             tokenizer=self._tokenizer,
-            reference_mean=args.reference_mean,
-            scale=args.reward_scale if args.cap is None else 1.0,  # a capped reward is scaled above its cap
-            clip=args.reward_clip,
-            floor=args.reward_floor,
-            token_budget=args.score_token_budget,
+            reference_mean=self.args.reference_mean,
+            scale=self.args.reward_scale if self.args.cap is None else 1.0,  # a capped reward is scaled above its cap
+            clip=self.args.reward_clip,
+            floor=self.args.reward_floor,
+            token_budget=self.args.score_token_budget,
         )
         add_packed_forward(policy)
         if not self._is_sharded():
             check_deterministic(policy)
         check_evaluation(self)
         check_processes(self)
-        if environment_factory is None:
+        if not has_environment:
             check_number_of_prompts(self)
             check_prompt_lengths(self, policy)
         self.estimation = self._estimation(policy)
@@ -237,7 +230,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         return self.estimation.estimator
 
     def _watch(self, policy: Any, frozen: FrozenModels) -> None:
-        """What observes the run: monitors, held-out demonstrations, early stopping, the NaN stop, the token table."""
+        """What observes the run: monitors, held-out demonstrations, early stopping, the token table."""
         held_out_ref = None
         if frozen.held_out is not None:  # with the checks of a reference
             held_out_ref = DenseReward(self.dense_reward.sft, frozen.held_out).refs[0]
@@ -254,8 +247,6 @@ class DPRTrainer(ResumableGRPOTrainer):
         )
         self._sample_size = EffectiveSampleSize(self.accelerator)
         self._table = TokenTable(self.args.generation_batch_size, self._tokenizer)
-        self._nan_stop = NaNStop(self.args.output_dir, self.accelerator, lambda: self.rollout)
-        self.add_callback(self._nan_stop)
         if self._signals() is None:
             self.add_callback(SignalCallback(default_signals(self.args), self.args.early_stopping))
         self._held_out = HeldOutNLL(
@@ -406,29 +397,6 @@ class DPRTrainer(ResumableGRPOTrainer):
             tokens=tokens * (steps / self.args.steps_per_generation if mode == "train" else 1),
             max_completion_length=self.max_completion_length,
         )
-
-    # -- the stop at NaN ---------------------------------------------------------------------------------------
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """TRL's, which ends at the first NaN or infinity in sampling, rewards, advantages or loss."""
-        micro_batch = self._step % self.args.steps_per_generation
-
-        def tensors() -> dict[str, Tensor]:
-            buffered = self._buffered_inputs[micro_batch] if self._buffered_inputs is not None else {}
-            return {f"micro_batch.{key}": value for key, value in buffered.items() if isinstance(value, Tensor)}
-
-        with self._nan_stop.watch(self.state.global_step + 1, tensors):
-            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
-            check_finite("loss", loss, self.accelerator)
-        return loss
-
-    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        """transformers', which ends where the norm is not finite: before the optimizer's step."""
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        if norm is not None and self.accelerator.scaler is None:  # with fp16 such steps are skipped on purpose
-            with self._nan_stop.watch(self.state.global_step + 1):
-                check_finite("gradient norm", torch.as_tensor(norm, device=self.accelerator.device), self.accelerator)
-        return norm
 
     # -- evaluation, and what a run leaves on disk -------------------------------------------------------------
 

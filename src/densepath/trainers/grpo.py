@@ -1,4 +1,4 @@
-"""What stands between TRL's `GRPOTrainer` and DPR: its arguments, its prompts, and what a checkpoint holds.
+"""What stands between TRL's `GRPOTrainer` and DPR: arguments, prompts, the stop at NaN, what a checkpoint holds.
 
 Prompts get the ids that SFT trained on, a checkpoint the generation that is still in use, and a saved PEFT model its
 own adapter alone.
@@ -27,8 +27,10 @@ from densepath.errors import ResumeError
 from densepath.io import atomic_path
 from densepath.models.identity import record_base
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.nan_stop import NaNStop, check_finite
 from densepath.trainers.refusals import refusing
 from densepath.trainers.reward_functions import RewardFunctions
+from densepath.trainers.rollout import Rollout, Sampled
 
 
 @contextlib.contextmanager
@@ -81,10 +83,20 @@ class ResumableSampler(RepeatSampler):  # type: ignore[misc]
 
 
 class ResumableGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
-    """`GRPOTrainer` that reads each row as SFT did, and that resumes to the bit: its order, and the rollout in use."""
+    """`GRPOTrainer` that reads each row as SFT did, resumes to the bit, and stops at NaN.
 
-    _rows: Sequence[Mapping[str, Any]] = ()
+    Attributes:
+        rollout: the generation batch at hand, as far as it has come; whoever samples and scores sets it.
+    """
+
     chat_template_kwargs: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.rollout: Rollout = Sampled()
+        self._rows: Sequence[Mapping[str, Any]] = ()
+        super().__init__(*args, **kwargs)
+        self._nan_stop = NaNStop(self.args.output_dir, self.accelerator, lambda: self.rollout)
+        self.add_callback(self._nan_stop)
 
     # -- data --------------------------------------------------------------------------------------------------
 
@@ -123,6 +135,29 @@ class ResumableGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
             seed=self.args.seed,
             epoch=lambda: int(self.state.epoch or 0),
         )
+
+    # -- the stop at NaN ---------------------------------------------------------------------------------------
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """TRL's, which ends at the first NaN or infinity in sampling, rewards, advantages or loss."""
+        micro_batch = self._step % self.args.steps_per_generation
+
+        def tensors() -> dict[str, Tensor]:
+            buffered = self._buffered_inputs[micro_batch] if self._buffered_inputs is not None else {}
+            return {f"micro_batch.{key}": value for key, value in buffered.items() if isinstance(value, Tensor)}
+
+        with self._nan_stop.watch(self.state.global_step + 1, tensors):
+            loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+            check_finite("loss", loss, self.accelerator)
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """transformers', which ends where the norm is not finite: before the optimizer's step."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if norm is not None and self.accelerator.scaler is None:  # with fp16 such steps are skipped on purpose
+            with self._nan_stop.watch(self.state.global_step + 1):
+                check_finite("gradient norm", torch.as_tensor(norm, device=self.accelerator.device), self.accelerator)
+        return norm
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 

@@ -140,6 +140,29 @@ def frozen_models(
     return FrozenModels(frozen_sft, refs, None if held_out is None else load(held_out, adapter_name="held_out_ref"))
 
 
+def starting_models(
+    model: Any, processing_class: Any, sft: Any, loading: Mapping[str, Any], *, has_new_adapter: bool
+) -> tuple[Any, Any, Any]:
+    """The policy, its tokenizer, and the SFT policy: loaded where the model is a name, dropout off.
+
+    Args:
+        model: the policy or its name.
+        processing_class: its tokenizer; None: the one beside the model.
+        sft: the SFT policy where it is another; None: a frozen copy of the policy, unless an adapter can be switched.
+        loading: keyword arguments of `load_model`.
+        has_new_adapter: whether the trainer puts a new adapter on the policy.
+    """
+    name = model if isinstance(model, str) else None
+    if name is not None:
+        if processing_class is None:
+            processing_class = load_tokenizer(name, trust_remote_code=loading["trust_remote_code"])
+        model = load_model(name, for_training=True, **loading)
+    switch_off_dropout(model)
+    if sft is None and not has_new_adapter and not hasattr(model, "peft_config"):
+        sft = frozen_start(model, name, loading)
+    return model, processing_class, sft
+
+
 def frozen_start(model: Any, name: str | None, loading: Mapping[str, Any]) -> Any:
     """The policy as it is before training: a frozen copy in memory.
 
@@ -183,5 +206,5 @@ def switch_off_dropout(model: Any) -> None:
         warnings.warn(
             f"dropout was on in {count} places of the policy; it is off now, in training too: the log-probabilities "
             "must be those of the policy that sampled",
-            stacklevel=3,
+            stacklevel=4,
         )
