@@ -102,6 +102,47 @@ class StageArguments(Arguments):
 
 
 @dataclass
+class PurifyArguments(Arguments):
+    """How the reward sorts the demonstrations, and how the better part of them is trained on again."""
+
+    purify_behaviours: list[int] = option(
+        [2, 3], "Numbers of behaviours that are looked for among the demonstrations; each of them is tried."
+    )
+    purify_rounds: int = option(
+        1, "Rounds of EM. 0: no behaviours, demonstrations weighted by their own reward (two forward passes).", least=0
+    )
+    purify_steps: int = option(8, "Optimizer steps of a behaviour's model in a round, with SFT's batch.", least=1)
+    purify_learning_rate: float | None = option(
+        None, "Peak learning rate of purification; that of continued SFT, or SFT's, if None."
+    )
+    purify_final_steps: int = option(16, "Optimizer steps on the better part, with SFT's batch.", least=1)
+    purify_final_loss: str = option("dft", "Loss of these: dft, or nll as in SFT.", choices=("dft", "nll"))
+    purify_keep: float | None = option(
+        0.5, "Share of each kind of prompt that is kept. None: demonstrations are drawn by their responsibility."
+    )
+    purify_kind_column: str | None = option(
+        None, "Column that says of which kind a prompt is. None: kinds are clusters of the prompts."
+    )
+    purify_kinds: int = option(6, "Most clusters of the prompts; 1 takes them all together.", least=1)
+    purify_samples: int = option(
+        1000, "Answers of the model before SFT, from which is read how much SFT raised each behaviour.", least=1
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        few = [number for number in self.purify_behaviours if number < 2]
+        if few or not self.purify_behaviours:
+            raise ConfigError(
+                f"purify_behaviours={self.purify_behaviours}: give numbers of 2 or more; with one, nothing is sorted"
+            )
+        if self.purify_keep is not None and not 0 < self.purify_keep < 1:
+            raise ConfigError(f"purify_keep={self.purify_keep} must lie between 0 and 1, or be left to None")
+        rate = self.purify_learning_rate
+        if rate is not None and not 0 < rate < float("inf"):
+            raise ConfigError(f"purify_learning_rate={rate} must be a number above 0")
+
+
+@dataclass
 class ChoiceArguments(ReferencesArguments, DenseRewardArguments):
     """Which references there are, and which of them makes the reward, with which strength."""
 
@@ -169,6 +210,7 @@ class MachineArguments(Arguments):
 class RunArguments(
     MachineArguments,
     EvaluationArguments,
+    PurifyArguments,
     StageArguments,
     ChoiceArguments,
     SamplingArguments,

@@ -376,3 +376,92 @@ def _log_reference_odds(log_ratios: Tensor, reference_share: float) -> Tensor:
 
 def _first(rows: Tensor) -> int:
     return int(rows.nonzero()[0, 0])
+
+
+def rank_bands(scores: Tensor, kinds: Tensor, num_bands: int, share: float) -> Tensor:
+    """Which band each answer's score lies in: bands of equal size around the rank quantiles `k / (K - 1)`.
+
+    The first and the last band lie flush at both ends. Ranks are taken within each kind, so that each kind has its
+    share of every band: over all of them a kind whose scores are low would be unlearned.
+
+    Args:
+        scores: (answers,) float.
+        kinds: (answers,) integer, which kind of prompt each belongs to.
+        num_bands: K, at least 2.
+        share: of the answers of a kind in one band, in (0, 1/K]; each band has at least one.
+
+    Returns:
+        (answers,) int64, 0 for the lowest band up to K - 1, -1 outside of all.
+
+    Raises:
+        ValueError: shapes or numbers that do not fit, bands that overlap, or a kind with fewer answers than bands.
+
+    Source: derived in docs/purify.md.
+    """
+    if scores.dim() != 1 or scores.shape != kinds.shape or not bool(torch.isfinite(scores).all()):
+        raise ValueError(f"scores must be finite and (answers,) like kinds, got {scores.shape} and {kinds.shape}")
+    if num_bands < 2 or not 0 < share <= 1 / num_bands:
+        raise ValueError(f"{num_bands} bands of a share of {share} each overlap or are none; take 2 or more, and less")
+    found = torch.full_like(scores, -1, dtype=torch.int64)
+    for kind in torch.unique(kinds):
+        members = (kinds == kind).nonzero().squeeze(1)
+        order = members[scores[members].argsort(stable=True)]
+        size = max(1, math.floor(share * len(order)))
+        if size * num_bands > len(order):
+            raise ValueError(f"{len(order)} answers of a kind, fewer than {num_bands} bands need")
+        for band in range(num_bands):
+            start = round(band * (len(order) - size) / (num_bands - 1))
+            found[order[start : start + size]] = band
+    return found
+
+
+def systematic_draws(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` answers drawn in proportion to their weights, each as often as expected up to rounding, in random order.
+
+        draw j is the answer whose cumulative weight contains (j + u) / count, u ~ U(0, 1)
+
+    Systematic resampling: an answer of share w is drawn floor(count w) or ceil(count w) times.
+
+    Args:
+        weights: (answers,) float, none below 0, not all 0.
+        count: number of draws.
+        generator: of u and of the order.
+
+    Returns:
+        (count,) int64 indices of answers.
+
+    Raises:
+        ValueError: weights that are no such.
+    """
+    total = lift(weights).double()
+    if weights.dim() != 1 or not bool((total >= 0).all()) or not 0 < float(total.sum()) < math.inf:
+        raise ValueError("weights must be (answers,) finite numbers, none below 0 and not all 0")
+    edges = total.cumsum(0) / total.sum()
+    start = torch.rand((), generator=generator, dtype=torch.float64)
+    points = (torch.arange(count, dtype=torch.float64) + start) / count
+    found = torch.searchsorted(edges, points, right=True).clamp(max=int(total.nonzero().max()))
+    return found[torch.randperm(count, generator=generator)]
+
+
+def settled_shares(log_likelihoods: Tensor, log_shares: Tensor, *, tolerance: float = 1e-6, most: int = 500) -> Tensor:
+    """Shares of the behaviours in a set of answers: E steps and their means, repeated until the shares stay.
+
+    The behaviours are not trained again: the shares alone are EM's unknowns, and the likelihood is concave in them.
+
+    Args:
+        log_likelihoods: (answers, behaviours) float, nats.
+        log_shares: (behaviours,) float, where to begin, nats.
+        tolerance: the largest change of a share that counts as none.
+        most: steps.
+
+    Returns:
+        (behaviours,) float64.
+    """
+    shares = log_shares.double().exp()
+    for _ in range(most):
+        fresh = mean_shares(responsibilities(log_likelihoods.double(), shares.log()))
+        settled = float((fresh - shares).abs().max()) < tolerance
+        shares = fresh
+        if settled:
+            break
+    return shares

@@ -1,0 +1,437 @@
+"""Purified SFT: the recovered reward sorts the demonstrations, and the better part of them is trained on again.
+
+1. `s_i = sum_t [log pi_SFT(y_it) - log pi_0(y_it)] / sqrt(T_i)`, EOS included.
+2. K bands of the demonstrations around rank quantiles of s, within each kind of prompt, begin the behaviours.
+3. EM (`methods._behaviours`): `pi_k` learns what is its own, and `gamma_ik = softmax_k(log rho_k + log pi_k(y_i))`.
+4. `lift_k = log rho_k - log` share of k among answers of pi_0.
+5. A behaviour is chosen: with a verifier by the one rule of `choice` on validation prompts; else, or where that cannot
+   tell, the largest with `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the reward
+   cannot judge. None: the SFT model is kept.
+6. pi_SFT is trained on the demonstrations of that behaviour, with the loss of DFT or plain NLL.
+
+Without rounds of EM (`purify_rounds: 0`) demonstrations are drawn by `max(0, 1 - exp(median R - R))`, in two forward
+passes. Cost: `K x purify_steps` SFT steps for each K and round, the final steps, and K + 2 forward passes over the
+demonstrations. Source: derived in docs/purify.md.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from densepath.choice.compare import arm_findings
+from densepath.choice.decide import decide
+from densepath.core.mixture import excess_weights, lifts, rank_bands, systematic_draws
+from densepath.data.encode import Encoded, encode_demonstrations
+from densepath.errors import ConfigError
+from densepath.evals.generation import Completion, Decoding, checked, generate
+from densepath.evals.verifiers import get_verifier
+from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.methods import Method, Outcome, Policy, Stage
+from densepath.methods._behaviours import Corpus, Fitted, Training, fit, remembered, scored_tokens, train_on
+from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
+from densepath.methods._stage import FORWARD_FLOPS
+from densepath.models.load import load_frozen, load_tokenizer
+from densepath.records.arm import SFT, Arm, ArmResult, Budget
+from densepath.records.behaviours import Behaviour, Mixture, Purification
+from densepath.records.choice import Answer
+from densepath.records.codec import from_json, to_json
+from densepath.rewards.frozen import FrozenPolicy
+from densepath.stats.intervals import metric_interval
+
+NEW_LIFT = 2.0
+"""Nats of lift from which a behaviour counts as new: a bound of our own, chosen after the experiments."""
+NO_SIGNAL = 1e-4
+"""Standard deviation of the scores, nats, below which the two models are one up to rounding."""
+BAND_SHARE = {2: 0.3}
+OTHER_BAND_SHARE = 0.2
+"""Share of the demonstrations in one band, by the number of bands."""
+EXAMPLES, WORST = 3, 5
+
+
+def train(stage: Stage) -> Outcome:
+    """Sort, choose, and train again; leaves `purification.json`, and `model` unless the SFT model is kept."""
+    corpus, scored = _corpus(stage)
+    scores = _scores(stage, corpus)
+    found = _sorted(stage, corpus, scores)
+    kept = [number for number, keeps in enumerate(found.keep.tolist()) if keeps]
+    record = _record(corpus, scores, found, kept)
+    tokens, flops, steps = found.tokens, found.flops + scored, found.steps
+    if found.weights is not None:
+        seed = stage.arguments.seed + 1
+        count = stage.arguments.purify_final_steps * stage.demonstrations_per_step
+        draws = systematic_draws(found.weights, count, torch.Generator().manual_seed(seed)).tolist()
+        final = Training(stage.folder, stage.arguments.purify_final_steps, seed, stage.arguments.purify_final_loss)
+        spent = train_on(stage, corpus, draws, final)
+        tokens, flops, steps = tokens + spent[0], flops + spent[1], steps + final.steps
+    write_json_atomic(stage.folder / "purification.json", to_json(record))
+    _write_rows(stage, corpus, found, kept)
+    for place in stage.folder.glob("behaviours-*/*/*/model"):
+        shutil.rmtree(place, ignore_errors=True)
+    batch = stage.demonstrations_per_step
+    return Outcome(Budget(len(corpus.samples), steps * batch, tokens, flops), steps)
+
+
+def _policy(stage: Stage) -> Policy:
+    model = stage.folder / "model"
+    return Policy(str(model if model.exists() else stage.sft.model))
+
+
+METHOD = Method("purified SFT", control=False, train=train, policy=_policy)
+
+
+# --- the demonstrations and their scores -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scores:
+    """(rows,) float64: R in nats, s in nats per square root of a token, and the kind of each prompt with its name."""
+
+    log_ratios: Tensor
+    scores: Tensor
+    kinds: Tensor
+    names: list[str]
+
+
+def _corpus(stage: Stage) -> tuple[Corpus, float]:
+    """The demonstrations and answers of the model before SFT; the FLOPs of sampling these and of scoring all twice."""
+    sft, arguments = stage.sft, stage.arguments
+    tokenizer = load_tokenizer(str(sft.model))
+    limit = min(sft.arguments.max_length or sft.context, sft.context)
+    train = encoded(sft.rows("train"), tokenizer, limit)
+    held_out = [row for row in sft.rows("validation") if "completion" in row or "messages" in row]
+    dataset = encode_demonstrations(
+        train.rows, tokenizer, limit, drop_overlong=True, source=str(sft.path / "data/train.jsonl")
+    )[0]
+    if len(dataset) != len(train):
+        raise ConfigError(
+            f"{len(train)} demonstrations can be scored, and {len(dataset)} trained on; raise max_length"
+        )
+    samples = Demonstrations([], [], [])
+    if arguments.purify_rounds:
+        ids = remembered(stage.folder / "samples.json", lambda: _samples_of_base(stage, train, tokenizer))
+        pairs = [(row, Encoded(prompt, answer)) for row, (prompt, answer) in enumerate(ids["pairs"])]
+        samples = Demonstrations([{} for _ in pairs], range(len(pairs)), pairs)
+    corpus = Corpus(train, dataset, encoded(held_out, tokenizer, limit), samples, tokenizer)
+    parameters = remembered(stage.folder / "size.json", lambda: {"parameters": _parameters(stage)})["parameters"]
+    return corpus, FORWARD_FLOPS * parameters * (2 * scored_tokens(train) + scored_tokens(samples))
+
+
+def _parameters(stage: Stage) -> int:
+    return sum(p.numel() for p in load_frozen(stage.arguments, stage.sft.model).parameters())
+
+
+def _samples_of_base(stage: Stage, train: Demonstrations, tokenizer: Any) -> dict[str, Any]:
+    """Answers of the model before SFT to prompts of the demonstrations, at temperature 1."""
+    arguments = stage.arguments
+    generator = torch.Generator().manual_seed(arguments.seed)
+    chosen = torch.randperm(len(train), generator=generator)[: arguments.purify_samples].tolist()
+    model = load_frozen(arguments, stage.sft.base)
+    decoding = Decoding(1.0, arguments.max_completion_length, seed=arguments.seed)
+    found = generate(model, tokenizer, [train.rows[index] for index in chosen], decoding)
+    return {"pairs": [(each.prompt_ids, each.completion_ids) for each in found]}
+
+
+def _scores(stage: Stage, corpus: Corpus) -> _Scores:
+    def compute() -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, path in (("sft", str(stage.sft.model)), ("base", stage.sft.base)):
+            policy = FrozenPolicy(load_frozen(stage.arguments, path))
+            found[name] = corpus.train.log_likelihoods(policy).tolist()
+            if name == "sft":
+                kinds, names = _kinds(stage, corpus.train, policy.model)
+                found |= {"kinds": kinds.tolist(), "names": names}
+            del policy
+            gc.collect()
+        return found
+
+    record = remembered(stage.folder / "scores.json", compute)
+    sft, base = (torch.tensor(record[name], dtype=torch.float64) for name in ("sft", "base"))
+    ratios = sft - base
+    return _Scores(ratios, ratios / corpus.train.tokens.sqrt(), torch.tensor(record["kinds"]), record["names"])
+
+
+def _kinds(stage: Stage, train: Demonstrations, model: Any) -> tuple[Tensor, list[str]]:
+    arguments = stage.arguments
+    if arguments.purify_kind_column is not None:
+        return kinds_by_column(train.rows, arguments.purify_kind_column)
+    return kinds_by_prompt(train, model, arguments.purify_kinds, arguments.seed)
+
+
+# --- sorting ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """How the demonstrations were sorted.
+
+    Attributes:
+        mixtures: what was found, one for each K.
+        chosen: number of the behaviour, and K; None where the SFT model is kept or there are no behaviours.
+        reason: why.
+        keep: (rows,) bool, what is trained on.
+        weights: (rows,) float64 of the draw; None where the SFT model is kept.
+        evidence: (rows,) float64, how surely a row belongs to what is kept, nats.
+        reasons: of each row that is set aside.
+        tokens, flops, steps: that it cost.
+        warnings: what else a reader has to know.
+    """
+
+    mixtures: tuple[Mixture, ...]
+    chosen: tuple[int, int] | None
+    reason: str
+    keep: Tensor
+    weights: Tensor | None
+    evidence: Tensor
+    reasons: str
+    tokens: float = 0.0
+    flops: float = 0.0
+    steps: int = 0
+    warnings: tuple[str, ...] = ()
+
+
+def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
+    arguments, everything = stage.arguments, torch.ones(len(corpus.train), dtype=torch.bool)
+    if float(scores.scores.std()) < NO_SIGNAL:
+        reason = "the reward is zero: the model before SFT and the SFT model are one, and nothing can be sorted"
+        return _Sorted((), None, reason, everything, None, scores.log_ratios, "")
+    if not arguments.purify_rounds:
+        weights = excess_weights(scores.log_ratios, float(scores.log_ratios.median()))
+        reason = "drawn by max(0, 1 - exp(median R - R)); no behaviours were looked for"
+        return _Sorted((), None, reason, weights > 0, weights, scores.log_ratios, "its reward is at most the median")
+    tokens = flops = 0.0
+    steps = 0
+    fits: dict[int, Fitted] = {}
+    for number in arguments.purify_behaviours:
+        share = BAND_SHARE.get(number, OTHER_BAND_SHARE)
+        try:
+            bands = rank_bands(
+                scores.scores, _large_kinds(scores.kinds, number, share), number, min(share, 1 / number)
+            )
+        except ValueError as error:
+            raise ConfigError(
+                f"{len(corpus.train)} demonstrations are too few for {number} behaviours ({error}); give more, or "
+                "lower purify_behaviours or purify_kinds"
+            ) from None
+        fits[number] = fit(stage, corpus, bands, number)
+        tokens, flops = tokens + fits[number].tokens, flops + fits[number].flops
+        steps += number * arguments.purify_rounds * arguments.purify_steps
+    mixtures = tuple(_mixture(fitted, scores) for fitted in fits.values())
+    mixtures, chosen, reason = _choose(stage, mixtures, fits)
+    if chosen is None:
+        nothing = _Sorted(mixtures, None, reason, everything, None, scores.log_ratios, "")
+        return replace(nothing, tokens=tokens, flops=flops, steps=steps)
+    number, of = chosen
+    evidence = _log_odds(fits[of], number - 1)
+    keep, weights = _better_part(stage, evidence, fits[of], number - 1, scores.kinds)
+    others = f"it is more surely of another behaviour than behaviour {number} of {of}"
+    return _Sorted(mixtures, chosen, reason, keep, weights, evidence, others, tokens, flops, steps)
+
+
+def _large_kinds(kinds: Tensor, bands: int, share: float) -> Tensor:
+    """Kinds with too few rows for a band of each are taken together as one."""
+    found = kinds.clone()
+    for kind in torch.unique(kinds):
+        members = kinds == kind
+        if int(members.sum()) < max(bands, int(1 / share)):
+            found[members] = -1
+    small = found == -1
+    if 0 < int(small.sum()) < bands and bool((~small).any()):
+        found[small] = found[~small].mode().values
+    return found
+
+
+def _log_odds(fitted: Fitted, behaviour: int) -> Tensor:
+    """(rows,) log of the behaviour's likelihood less that of all others together, nats: what no share decides."""
+    others = [index for index in range(len(fitted.shares)) if index != behaviour]
+    rest = fitted.log_likelihoods[:, others] + (fitted.shares[others] / fitted.shares[others].sum()).log()
+    return fitted.log_likelihoods[:, behaviour] - rest.logsumexp(dim=1)
+
+
+def _better_part(
+    stage: Stage, evidence: Tensor, fitted: Fitted, behaviour: int, kinds: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(rows,) which demonstrations are kept, and (rows,) weights of the draw."""
+    share = stage.arguments.purify_keep
+    if share is None:
+        weights = fitted.responsibilities[:, behaviour]
+        return weights > 0.5, weights
+    keep = torch.zeros(len(evidence), dtype=torch.bool)
+    for kind in torch.unique(kinds):
+        members = (kinds == kind).nonzero().squeeze(1)
+        best = evidence[members].argsort(descending=True, stable=True)[: max(1, round(share * len(members)))]
+        keep[members[best]] = True
+    return keep, keep.double()
+
+
+def _mixture(fitted: Fitted, scores: _Scores) -> Mixture:
+    gamma = fitted.responsibilities
+    reference = fitted.reference_shares
+    lift = None if reference is None else lifts(fitted.shares, reference)
+    behaviours = []
+    for index in range(len(fitted.shares)):
+        weights = gamma[:, index]
+        raised = None if lift is None or not bool(torch.isfinite(lift[index])) else float(lift[index])
+        behaviours.append(
+            Behaviour(
+                number=index + 1,
+                share=float(fitted.shares[index]),
+                reference_share=None if reference is None else float(reference[index]),
+                lift=raised,
+                reward=float((weights * scores.scores).sum() / weights.sum().clamp(min=1e-12)),
+                examples=tuple(_log_odds(fitted, index).argsort(descending=True)[:EXAMPLES].tolist()),
+            )
+        )
+    return Mixture(tuple(behaviours), fitted.held_out)
+
+
+# --- which behaviour -------------------------------------------------------------------------------------------------
+
+
+def _choose(
+    stage: Stage, mixtures: tuple[Mixture, ...], fits: dict[int, Fitted]
+) -> tuple[tuple[Mixture, ...], tuple[int, int] | None, str]:
+    """The mixtures with their behaviours judged, the chosen behaviour with its K, and why."""
+    if stage.arguments.verifier is None:
+        chosen, reason = by_lift(mixtures)
+        return mixtures, chosen, reason
+    results = _judged(stage, fits)
+    sft = results.pop(SFT)
+    mixtures = tuple(
+        replace(
+            mixture,
+            behaviours=tuple(
+                replace(
+                    each, validation=metric_interval(results[_name(each.number, len(mixture.behaviours))].values or ())
+                )
+                for each in mixture.behaviours
+            ),
+        )
+        for mixture in mixtures
+    )
+    decision = decide(arm_findings([sft], list(results.values()), verifier=stage.arguments.verifier))
+    if decision.answer is Answer.CANDIDATE:
+        (chosen,) = (
+            (number, of) for of in fits for number in range(1, of + 1) if _name(number, of) == decision.policy
+        )
+        return mixtures, chosen, decision.reason
+    if decision.answer is Answer.NONE:
+        return mixtures, None, decision.reason
+    chosen, reason = by_lift(mixtures)
+    return mixtures, chosen, f"{decision.reason} Without a verdict of the verifier: {reason}"
+
+
+def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
+    """The behaviour that is trained on where nothing judges, with its K, and why; None: the SFT model is kept.
+
+    Of the mixture that explains the held-out demonstrations best, the largest behaviour that SFT raised by less than
+    `NEW_LIFT`.
+    """
+    best = max(mixtures, key=lambda mixture: -float("inf") if mixture.held_out is None else mixture.held_out)
+    of = len(best.behaviours)
+    raised = [each for each in best.behaviours if each.lift is not None and 0 < each.lift < NEW_LIFT]
+    if raised:
+        top = max(raised, key=lambda each: each.share)
+        reason = (
+            f"behaviour {top.number} of {of} is the largest that SFT raised, by {top.lift:.2f} nats, and that the "
+            f"model before it shows too: {top.share:.0%} of the demonstrations"
+        )
+        return (top.number, of), reason
+    new = [each for each in best.behaviours if each.lift is None or each.lift >= NEW_LIFT]
+    if new and len(new) == of:
+        return None, (
+            f"every behaviour has a lift of {NEW_LIFT:g} or more: it is new, and the reward cannot judge what the "
+            "model before SFT never did. The SFT model is kept; give a verifier"
+        )
+    return None, "no behaviour was raised by SFT and known before it. The SFT model is kept; give a verifier"
+
+
+def _name(number: int, of: int) -> str:
+    return f"behaviour {number} of {of}"
+
+
+def _judged(stage: Stage, fits: dict[int, Fitted]) -> dict[str, ArmResult]:
+    """Name -> the verifier's verdicts of the SFT model and of each behaviour's model on the validation prompts."""
+    models = {SFT: stage.sft.model}
+    for of, fitted in fits.items():
+        models |= {_name(number, of): path for number, path in enumerate(fitted.models, 1)}
+    found = {}
+    for name, path in models.items():
+        file = stage.folder / f"validation/{name.replace(' ', '-')}.json"
+        if not file.exists():
+            write_json_atomic(file, to_json(_verdicts(stage, name, path)))
+        found[name] = from_json(ArmResult, read_json(file))
+    return found
+
+
+def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:
+    arguments = stage.arguments
+    rows = stage.sft.rows("validation")
+    decoding = Decoding(arguments.eval_temperatures[0], arguments.max_completion_length, seed=2 * arguments.seed)
+    model = load_frozen(arguments, path)
+    answers: list[Completion] = checked(
+        generate(model, load_tokenizer(str(stage.sft.model)), rows, decoding), rows, get_verifier(arguments.verifier)
+    )
+    return ArmResult(
+        arm=Arm(name, name, name == SFT),
+        setting="purification",
+        seed=arguments.seed,
+        decoding=decoding.name,
+        split="validation",
+        values=tuple(float(each.metric or 0.0) for each in answers),
+        lengths=tuple(len(each.completion_ids) for each in answers),
+        truncated=sum(each.truncated for each in answers) / len(answers),
+    )
+
+
+# --- what is told of it ----------------------------------------------------------------------------------------------
+
+
+def _record(corpus: Corpus, scores: _Scores, found: _Sorted, kept: Sequence[int]) -> Purification:
+    numbers = corpus.train.numbers
+    mixtures = tuple(
+        replace(
+            mixture,
+            behaviours=tuple(
+                replace(each, examples=tuple(numbers[index] for index in each.examples)) for each in mixture.behaviours
+            ),
+        )
+        for mixture in found.mixtures
+    )
+    chosen = torch.zeros(len(corpus.train), dtype=torch.bool)
+    chosen[list(kept)] = True
+    kinds = tuple(
+        (name, float((scores.kinds == index).double().mean()), float((scores.kinds[chosen] == index).double().mean()))
+        for index, name in enumerate(scores.names)
+    )
+    dropped = [index for index in found.evidence.argsort().tolist() if not bool(chosen[index])]
+    return Purification(
+        mixtures=mixtures,
+        behaviour=None if found.chosen is None else found.chosen[0],
+        of=None if found.chosen is None else found.chosen[1],
+        reason=found.reason,
+        kept=len(kept),
+        dropped=len(corpus.train) - len(kept),
+        worst=tuple(numbers[index] for index in dropped[:WORST]),
+        kinds=kinds,
+        warnings=found.warnings,
+    )
+
+
+def _write_rows(stage: Stage, corpus: Corpus, found: _Sorted, kept: Sequence[int]) -> None:
+    """`kept.jsonl` and `dropped.jsonl`: the source's rows as they are, with the reason beside those set aside."""
+    rows, keeps = corpus.train.rows, set(kept)
+    write_jsonl_atomic(stage.folder / "kept.jsonl", [dict(rows[index]) for index in kept])
+    dropped = [
+        {**rows[index], "dropped_because": found.reasons, "evidence": round(float(found.evidence[index]), 4)}
+        for index in range(len(rows))
+        if index not in keeps
+    ]
+    write_jsonl_atomic(stage.folder / "dropped.jsonl", dropped)

@@ -1,0 +1,71 @@
+"""What the demonstrations were found to be made of: behaviours, how much SFT raised each, and which is trained on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from densepath.records.estimates import Interval
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """One consistent way to answer among the demonstrations.
+
+    Attributes:
+        number: 1 for the one that began with the lowest rewards, up to K.
+        share: of the demonstrations.
+        reference_share: of the answers of the model before SFT; None where none were sampled.
+        lift: log share less log reference_share, nats: how much SFT raised it. None where it is not known, or where
+            the model before SFT never shows it.
+        reward: of its demonstrations, nats per square root of a token, mean weighted by responsibility.
+        validation: the verifier's verdict of its own answers to validation prompts; None without a verifier.
+        examples: rows of the training demonstrations that are its most surely, three or fewer.
+    """
+
+    number: int
+    share: float
+    reference_share: float | None
+    lift: float | None
+    reward: float
+    validation: Interval | None = None
+    examples: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """The behaviours that were found where K were looked for.
+
+    Attributes:
+        behaviours: K of them.
+        held_out: log-likelihood of the validation demonstrations under their mixture, nats per demonstration.
+    """
+
+    behaviours: tuple[Behaviour, ...]
+    held_out: float | None = None
+
+
+@dataclass(frozen=True)
+class Purification:
+    """What became of the demonstrations.
+
+    Attributes:
+        mixtures: what was found, one for each K that was tried.
+        behaviour: number of the one that was trained on; None: the SFT model is kept.
+        of: K of the mixture that it is from; None likewise, and of the form without behaviours.
+        reason: why, in words.
+        kept: demonstrations that were trained on.
+        dropped: that were set aside.
+        worst: rows that were set aside most surely, five or fewer.
+        kinds: kind of prompt -> its share among all demonstrations and among those kept.
+        warnings: what else a reader has to know.
+    """
+
+    mixtures: tuple[Mixture, ...]
+    behaviour: int | None
+    of: int | None
+    reason: str
+    kept: int
+    dropped: int
+    worst: tuple[int, ...] = ()
+    kinds: tuple[tuple[str, float, float], ...] = ()
+    warnings: tuple[str, ...] = ()
