@@ -31,7 +31,8 @@ from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
-from densepath.records.codec import to_json
+from densepath.records.codec import from_json, to_json
+from densepath.records.results import Results
 from densepath.report import write_report
 from densepath.report.console import print_parts
 from densepath.report.experiment_brief import experiment_parts
@@ -132,7 +133,7 @@ def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> Grid:
 
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
-    print_parts(console, *experiment_parts(read_json(run_dir / "results.json"), console.width))
+    print_parts(console, *experiment_parts(from_json(Results, read_json(run_dir / "results.json")), console.width))
 
 
 def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> None:
