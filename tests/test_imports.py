@@ -166,7 +166,7 @@ def test_a_command_that_does_not_train_imports_no_trl(command):
 def test_scoring_needs_little_of_the_house():
     files = {path for path in reached(ROOT / "scoring/job.py")[0] if path.name != "__init__.py"}
     aside = ("report", "records")  # what a notebook shows is a page, and pages know every record
-    assert len({path for path in files if room(path) not in aside}) <= 45
+    assert len({path for path in files if room(path) not in aside}) <= 46
 
 
 @pytest.mark.parametrize(

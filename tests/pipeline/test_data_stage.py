@@ -186,8 +186,8 @@ def test_prompts_longer_than_max_prompt_length_are_left_out_of_dpr():
     longest = longest_prompt(CONTEXT, arguments.max_completion_length, arguments.max_prompt_length)
     assert longest == lengths[1]
     assert fitting_rows(rows, tokenizer, longest) == rows[:2]
-    assert longest_prompt(RunArguments(max_completion_length=8), CONTEXT, 8) == CONTEXT - 8
-    assert longest_prompt(RunArguments(max_prompt_length=CONTEXT), CONTEXT, 8) == CONTEXT - 8
+    assert longest_prompt(CONTEXT, 8, None) == CONTEXT - 8
+    assert longest_prompt(CONTEXT, 8, CONTEXT) == CONTEXT - 8
 
 
 def test_constrained_rows_of_a_file_are_split_checked_and_meet_their_constraints(prepare, write):
