@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -225,3 +227,11 @@ def test_length_drift_and_answers_that_do_not_end():
 def test_a_reward_that_goes_with_length():
     found = decide(findings((0.36, 0.35, 0.28), preview("0", 0.3, 0.3, **HABIT), [reward("0", related=-0.7)]))
     assert re.search(r"goes with its length \(correlation by reference, 0: -0.70\)", found.warnings[0])
+
+
+def test_deciding_needs_no_model():
+    code = (
+        "import sys, densepath.choice.decide, densepath.choice.compare; "
+        "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -137,12 +137,13 @@ def test_python_blocks_run(place, workplace, few_steps, monkeypatch, capsys):
         assert undocumented == set()
     if "report" in namespace:
         assert Path(namespace["report"]).is_file()
-        results = json.loads(Path("runs/mine/eval/results.json").read_text(encoding="utf-8"))
+        results = json.loads(Path("runs/mine/results.json").read_text(encoding="utf-8"))
         selection = json.loads(Path("runs/mine/selection.json").read_text(encoding="utf-8"))
         sft = [
             json.loads(line) for line in Path("runs/mine/sft/metrics.jsonl").read_text(encoding="utf-8").splitlines()
         ]
-        keys = {*results, *results["rows"][0], *selection, *selection["rows"][0]}
+        (setting,) = results["settings"]
+        keys = {*results, *setting, *setting["rows"][0], *setting["comparisons"][0], *selection, *selection["rows"][0]}
         keys |= {key for row in sft for key in row}
         assert {key for key in keys if f"`{key}`" not in TEXTS["docs/metrics.md"]} == set()
     if "scores" in namespace:

@@ -14,6 +14,8 @@ from densepath.config.experiment import ExperimentArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.errors import DensepathError
 from densepath.pipeline.experiment import run_experiment
+from densepath.records.codec import from_json
+from densepath.records.outcome import Outcome
 
 SMALL = {
     "verifier": "exact_match",
@@ -65,6 +67,10 @@ def finished(tmp_path_factory):
     return folder, experiment(folder)
 
 
+def read_outcome(path):
+    return from_json(Outcome, json.loads(path.read_text()))
+
+
 def cells(folder, seed=0):
     return folder / "novel" / f"seed-{seed}" / "cells"
 
@@ -104,23 +110,24 @@ def test_only_the_variant_that_validation_chose_meets_the_test_prompts(finished)
     for seed in (0, 1):
         for variant in cells(folder, seed).glob("continued_sft,*"):
             tested = sorted(path.name for path in variant.glob("eval/test-*"))
-            expected = ["test-0.json", "test-1.json"] if variant.name.endswith(chosen[0]["variant"]) else []
+            files = ["test-0.json", "test-0.jsonl", "test-1.json", "test-1.jsonl"]
+            expected = files if variant.name.endswith(chosen[0]["variant"]) else []
             assert tested == expected
 
 
 def test_budgets_are_accounted_for(finished):
     folder, _ = finished
-    outcome = {path.name: json.loads((path / "stages/train.json").read_text()) for path in cells(folder).iterdir()}
-    assert outcome["dpr"]["samples"] == 8
-    assert outcome["dpr"]["flops"] > 0
-    assert outcome["sft"]["flops"] == outcome["sft"]["samples"] == 0
+    outcome = {path.name: read_outcome(path / "stages/train.json") for path in cells(folder).iterdir()}
+    assert outcome["dpr"].budget.samples == 8
+    assert outcome["dpr"].budget.flops > 0
+    assert outcome["sft"].budget.flops == outcome["sft"].budget.samples == 0
     for name in outcome:
         if name.startswith("continued_sft,"):  # as many demonstrations as DPR sampled completions
-            assert outcome[name]["demonstrations"] == 8
-            assert outcome[name]["steps"] == 1
-    sft = json.loads((folder / "novel/seed-0/stages/sft.json").read_text())
-    wanted = outcome["dpr"]["flops"] / (sft["flops"] / sft["steps"])
-    assert outcome["continued_flops"]["steps"] == max(1, round(wanted))
+            assert outcome[name].budget.demonstrations == 8
+            assert outcome[name].steps == 1
+    sft = read_outcome(folder / "novel/seed-0/stages/sft.json")
+    wanted = outcome["dpr"].budget.flops / (sft.budget.flops / sft.steps)
+    assert outcome["continued_flops"].steps == max(1, round(wanted))
 
 
 def test_the_seeds_share_held_out_prompts_and_no_prompt_is_in_two_splits(finished):

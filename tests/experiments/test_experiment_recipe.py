@@ -67,8 +67,8 @@ def test_tuned_values_become_variants_and_a_method_can_be_left_out_of_a_setting(
     ]
     assert "sequence" in settings["habit"].methods
     assert "sequence" not in settings["novel"].methods
-    assert settings["habit"].methods["sequence"].control
-    assert not settings["habit"].methods["dpr"].control
+    assert settings["habit"].methods["sequence"].arm.control
+    assert not settings["habit"].methods["dpr"].arm.control
 
 
 def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
@@ -86,7 +86,7 @@ def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
     arguments, others = parse(ExperimentArguments, words, **given)
     (setting,) = read_recipe(arguments, others)
     methods = setting.methods
-    assert (methods["dpr"].control, methods["again"].control) == (False, True)
+    assert (methods["dpr"].arm.control, methods["again"].arm.control) == (False, True)
     assert all(variant.arguments.use_peft is True for variant in methods["dpr"].variants)
     assert [variant.others["dpr_optim_args"] for variant in methods["dpr"].variants] == ["no", "yes"]
     assert methods["again"].variants[0].others["dpr_gradient_checkpointing_kwargs"] == {"use_reentrant": False}

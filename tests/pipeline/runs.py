@@ -137,7 +137,7 @@ def steps(run: Path, stage: str) -> list[dict[str, Any]]:
 def without_seconds(value: Any) -> Any:
     """A JSON value without its clock readings."""
     if isinstance(value, dict):
-        return {key: without_seconds(item) for key, item in value.items() if key not in ("seconds", "train_seconds")}
+        return {key: without_seconds(item) for key, item in value.items() if key not in ("seconds", "date")}
     return [without_seconds(item) for item in value] if isinstance(value, list) else value
 
 
@@ -168,7 +168,9 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 
 def _is_result(name: Path) -> bool:
-    return name.parts[0] in ("data", "data.json", "selection.json", "eval", "stages")
+    return name.name in ("data.json", "selection.json", "results.json", "samples.jsonl") or bool(
+        {"data", "eval", "stages"} & set(name.parts)
+    )
 
 
 def leftovers(run: Path) -> list[str]:

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from densepath.io import read_json, read_jsonl
 from densepath.records.codec import from_json
 from densepath.records.completion import ScoredCompletion
+from densepath.records.outcome import Outcome
 
-ARMS = {"sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
+ARMS = {"base": "before SFT", "sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,10 @@ def run(finished):
 
 
 @pytest.fixture(scope="module")
-def logits_of(run):
+def logits_of(run, tiny_model):
     """(model, prompt, completion) -> float64 logits of the completion's tokens."""
     folders = {arm: run / f"{arm}/model" for arm in ARMS} | {"ref": run / "sft/references/0.5"}
+    folders["base"] = tiny_model
     models = {
         name: AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
         for name, folder in folders.items()
@@ -56,9 +58,9 @@ def chosen(logits: torch.Tensor, completion: list[int]) -> torch.Tensor:
 def test_every_figure_of_the_table_is_recomputed(run, logits_of, prompts, arm, temperature):
     tokenizer = AutoTokenizer.from_pretrained(run / "sft/model")
     answers = [row["answer"] for row in read_jsonl(run / "data/test.jsonl")]
-    part = read_json(run / f"eval/parts/{arm}-{temperature}.json")
+    result = read_json(run / f"{arm}/eval/test-{temperature}.json")
     rewards, divergences, entropies, lengths, metrics = [], [], [], [], []
-    for row, completion in enumerate(part["completions"]):
+    for row, completion in enumerate(read_jsonl(run / f"{arm}/eval/test-{temperature}.jsonl")):
         ids = completion["completion_ids"]
         own, sft, ref = (logits_of(name, prompts[row], ids) for name in (arm, "sft", "ref"))
         if temperature == 0:
@@ -73,20 +75,23 @@ def test_every_figure_of_the_table_is_recomputed(run, logits_of, prompts, arm, t
         entropies.append(float(torch.distributions.Categorical(logits=own).entropy().mean()))
         lengths.append(len(ids))
         metrics.append(float(" ".join(completion["text"].split()).removesuffix(".") == answers[row]))
-    results = read_json(run / "eval/results.json")
+    (setting,) = read_json(run / "results.json")["settings"]
     decoding = "temperature 1" if temperature else "greedy"
-    (table,) = [row for row in results["rows"] if (row["arm"], row["decoding"]) == (arm, decoding)]
+    (table,) = [row for row in setting["rows"] if (row["method"], row["decoding"]) == (arm, decoding)]
     assert table["label"] == ARMS[arm]
-    assert table["n"] == len(prompts)
-    assert table["metric"]["mean"] == statistics.fmean(metrics)
-    expected = {"dense_reward": rewards, "length": lengths}
+    assert setting["prompts"]["test"] == len(prompts)
+    assert result["values"] == metrics
+    assert result["lengths"] == lengths
+    assert table["value"]["mean"] == statistics.fmean(metrics)
+    assert table["length"] == statistics.fmean(lengths)
+    expected = {"reward": rewards}
     if temperature == 1:  # greedy text estimates neither the policy's entropy nor its divergence
         expected |= {"entropy": entropies, "kl": divergences}
     else:
-        assert table["entropy"] is table["kl"] is None
+        assert table["entropy"] is table["kl"] is result["kl"] is None
     for name, values in expected.items():
-        assert table[name]["mean"] == pytest.approx(statistics.fmean(values), abs=1e-4)
-        assert table[name]["low"] <= table[name]["mean"] <= table[name]["high"]
+        assert result[name] == pytest.approx(values, abs=2e-4)
+        assert table[name] == pytest.approx(statistics.fmean(values), abs=1e-4)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -98,9 +103,9 @@ def test_the_likelihood_of_held_out_demonstrations(run, logits_of, prompts, arm)
         ids = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
         ids = ids[: 4 * 6]  # four times max_completion_length
         found.append(-float(chosen(logits_of(arm, prompt, ids), ids).mean()))
-    results = read_json(run / "eval/results.json")
-    table = next(row for row in results["rows"] if row["arm"] == arm)
-    assert table["nll"]["mean"] == pytest.approx(statistics.fmean(found), abs=1e-4)
+    (setting,) = read_json(run / "results.json")["settings"]
+    for table in (row for row in setting["rows"] if row["method"] == arm):
+        assert table["nll"] == pytest.approx(statistics.fmean(found), abs=1e-4)
 
 
 def test_dpr_measures_the_likelihood_of_validation_demonstrations_while_it_trains(run, logits_of):
@@ -120,19 +125,20 @@ def test_dpr_measures_the_likelihood_of_validation_demonstrations_while_it_train
 
 
 def test_pairs_are_of_the_same_prompts(run):
-    results = read_json(run / "eval/results.json")
-    means = {(row["arm"], row["decoding"]): row["metric"]["mean"] for row in results["rows"]}
-    compared = {(pair["arm"], pair["against"], pair["decoding"]) for pair in results["paired"]}
-    names = (("dpr", "sft"), ("dpr", "continued_sft"), ("continued_sft", "sft"))
-    assert compared == {(*pair, decoding) for pair in names for decoding in ("greedy", "temperature 1")}
-    for pair in results["paired"]:
-        difference = means[pair["arm"], pair["decoding"]] - means[pair["against"], pair["decoding"]]
+    (setting,) = read_json(run / "results.json")["settings"]
+    means = {(row["method"], row["decoding"]): row["value"]["mean"] for row in setting["rows"]}
+    at_one = [pair for pair in setting["comparisons"] if not pair["own_decoding"] and pair["role"] == "sft"]
+    compared = {(pair["method"], pair["against"], pair["decoding"]) for pair in at_one}
+    assert compared == {(arm, "sft", at) for arm in ARMS if arm != "sft" for at in ("greedy", "temperature 1")}
+    assert {pair["method"] for pair in setting["comparisons"] if pair["primary"]} == {"dpr"}
+    for pair in setting["comparisons"]:
+        difference = means[pair["method"], pair["decoding"]] - means[pair["against"], pair["against_decoding"]]
         assert pair["difference"]["mean"] == pytest.approx(difference)
 
 
 def test_the_samples_are_the_first_completions_token_by_token(run):
     tokenizer = AutoTokenizer.from_pretrained(run / "sft/model")
-    samples = read_jsonl(run / "eval/samples.jsonl")
+    samples = read_jsonl(run / "samples.jsonl")
     rows = read_jsonl(run / "data/test.jsonl")
     assert len(samples) == 2
     for index, sample in enumerate(samples):
@@ -140,7 +146,7 @@ def test_the_samples_are_the_first_completions_token_by_token(run):
         assert rows[index]["prompt"][-1]["content"] in sample["prompt"]
         assert set(sample["completions"]) == {"sft", "dpr"}
         for arm, completion in sample["completions"].items():
-            record = read_json(run / f"eval/parts/{arm}-0.json")["completions"][index]
+            record = read_jsonl(run / f"{arm}/eval/test-0.jsonl")[index]
             assert completion["token_ids"] == record["completion_ids"]
             spans = from_json(ScoredCompletion, completion).spans
             assert "".join(span.text for span in spans) == tokenizer.decode(record["completion_ids"])
@@ -151,14 +157,15 @@ def test_the_samples_are_the_first_completions_token_by_token(run):
 def test_the_control_had_the_compute_of_dpr(run):
     """Continued SFT takes as many steps as DPR's FLOPs pay for, at what a step of SFT took on average."""
     parameters = sum(tensor.numel() for tensor in AutoModelForCausalLM.from_pretrained(run / "sft/model").parameters())
-    sft, dpr, control = (read_json(run / f"stages/{stage}.json") for stage in ("sft", "dpr", "continued_sft"))
+    stages = (run / "stages/sft.json", run / "dpr/stages/train.json", run / "continued_sft/stages/train.json")
+    sft, dpr, control = (from_json(Outcome, read_json(path)) for path in stages)
     tokens = [json.loads(line)["num_tokens"] for line in (run / "sft/metrics.jsonl").read_text().splitlines()[:-1]]
-    assert sft["tokens"] == tokens[-1]
-    assert sft["flops"] == 6 * parameters * tokens[-1]
-    assert control["steps"] == max(1, round(dpr["flops"] / (sft["flops"] / 8)))
+    assert sft.budget.tokens == tokens[-1]
+    assert sft.budget.flops == 6 * parameters * tokens[-1]
+    assert control.steps == max(1, round(dpr.budget.flops / (sft.budget.flops / 8)))
     # DPR: of each token 2 forward for sampling, 2 for each of two frozen models, 6 for the update; prompts once
     logged = [row for row in read_jsonl(run / "dpr/metrics.jsonl") if "flops" in row]
-    assert dpr["flops"] == sum(row["flops"] for row in logged)
+    assert dpr.budget.flops == sum(row["flops"] for row in logged)
     # 2 prompts with 2 completions each: TRL counts prompts twice, FLOPs once
     computed = [row["flops"] / (12 * parameters) for row in logged]
     counted = [b - a for a, b in itertools.pairwise([0.0, *(row["num_tokens"] for row in logged)])]

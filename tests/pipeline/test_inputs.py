@@ -160,7 +160,7 @@ def test_a_folder_without_the_record_goes_on_and_says_so(place: Path, capsys: py
 def test_before_the_first_checkpoint_other_data_replace_the_first(place: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "densepath.pipeline.standalone.train_resumable", lambda *args: (_ for _ in ()).throw(ConfigError("no"))
+            "densepath.methods._stage.train_resumable", lambda *args: (_ for _ in ()).throw(ConfigError("no"))
         )
         assert main(sft("cut")) == 2
     change_rows()

@@ -73,14 +73,14 @@ def test_a_finished_run_is_shown_again_without_work(again, capsys):
     out, _ = capsys.readouterr()
     assert "exact_match" in out
     assert [line for line in out.splitlines() if line.startswith("DPR ")]
-    assert "SFT: " not in out  # no stage printed its steps
+    assert "2/7 SFT: " not in out  # no stage printed its steps
     assert times(folder) == before
     assert (folder / "report.html").exists()
 
 
 def test_a_second_process_is_refused(tmp_path, tiny_model, forks, capsys):
     argv, waiting = run_argv(tiny_model, tmp_path / "run"), tmp_path / "waiting"
-    hook = {"target": "densepath.pipeline.run:run_sft", "action": "wait", "touch": str(waiting)}
+    hook = {"target": "densepath.pipeline.cells:run_sft", "action": "wait", "touch": str(waiting)}
     pid = forks.start(argv, hook=hook)
     wait_for(waiting)
     assert main(argv) == 1
@@ -90,7 +90,7 @@ def test_a_second_process_is_refused(tmp_path, tiny_model, forks, capsys):
     os.kill(pid, signal.SIGKILL)
     assert forks.wait() == -9
     # The lock dies with its process.
-    assert forks.run(argv, hook={"target": "densepath.pipeline.run:run_sft"}) == -9
+    assert forks.run(argv, hook={"target": "densepath.pipeline.cells:run_sft"}) == -9
 
 
 INTERRUPTS = {

@@ -116,11 +116,11 @@ def evaluate(
     if not missing:
         return
     models = _Models.load(policy, evaluation, scored=any(split == "test" for split, _ in missing))
-    nll: tuple[float, ...] | None = None
+    nll: dict[str, tuple[float, ...] | None] = {}
     for split, temperature in missing:
         rows = evaluation.sft.rows(split)
-        if split == "test" and nll is None:
-            nll = models.nll(rows, evaluation.arguments.max_completion_length)
+        if split not in nll and (split == "test" or evaluation.arguments.verifier is None):
+            nll[split] = models.nll(rows, evaluation.arguments.max_completion_length)
         completions = models.answer(rows, evaluation.decoding(split, temperature, policy.alpha), progress)
         completions = checked(completions, rows, _verifier(evaluation.arguments.verifier))
         metrics = [c.metric for c in completions if c.metric is not None]
@@ -133,7 +133,7 @@ def evaluate(
             values=tuple(metrics) or None,
             lengths=tuple(len(c.completion_ids) for c in completions),
             truncated=sum(c.truncated for c in completions) / len(completions),
-            nll=nll if split == "test" else None,
+            nll=nll.get(split),
         )
         records = [_without_prompt(each) for each in completions]
         if split == "test":

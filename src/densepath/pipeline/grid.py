@@ -116,7 +116,7 @@ class Grid:
 
     def sft_job(self, setting: Setting, seed: int) -> SFTJob:
         """An SFT run, with all that its process has to know."""
-        choose = any(leaves_reference_open(plan) for plan in setting.methods.values())
+        choose = self.flat or any(leaves_reference_open(plan) for plan in setting.methods.values())
         return SFTJob(self.sft(setting, seed), setting.others, choose)
 
     def job(self, setting: Setting, plan: MethodPlan, variant: Variant, seed: int, splits: Sequence[str]) -> CellJob:

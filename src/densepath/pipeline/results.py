@@ -51,6 +51,10 @@ class ExperimentPaths(NamedTuple):
     markdown: Path
 
 
+LOG_LIKELIHOOD = "log_likelihood"
+"""Metric where nothing checks: of held-out demonstrations, nats per token. It favours what imitates."""
+
+
 def grid_results(grid: Grid, info: Mapping[str, Any]) -> Results:
     """What is known of a grid; a run and an experiment write the same record.
 
@@ -58,7 +62,7 @@ def grid_results(grid: Grid, info: Mapping[str, Any]) -> Results:
         grid: its cells are read from disk.
         info: what is told beside the figures: date, versions, command.
     """
-    metric = grid.settings[0].arguments.verifier or "nll"
+    metric = grid.settings[0].arguments.verifier or LOG_LIKELIHOOD
     names = [setting.name for setting in grid.settings]
     found = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
     return replace(found, sweeps=tuple(grid.sweeps()))

@@ -32,6 +32,7 @@ from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
 from densepath.records.codec import to_json
+from densepath.records.results import Results
 from densepath.report import write_report
 from densepath.report.console import print_parts
 from densepath.report.experiment_brief import experiment_parts
@@ -83,9 +84,13 @@ def run_pipeline(
             date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         grid = Grid(run.path, [run_setting(arguments, others)], [arguments.seed], flat=True)
-        grid = _train_and_ask(run, grid, console)
-        write_json_atomic(run / "results.json", to_json(grid_results(grid, read_json(run / "environment.json"))))
-        write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
+        grid = _prepared(run, grid, console)
+        if not run.is_done("arms"):
+            started = time.time()
+            _train_and_ask(grid, console)
+            write_json_atomic(run / "results.json", to_json(_results(run, grid)))
+            write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
+            run.finish("arms", started)
         paths = write_report(run.path)
         show_results(run.path, console)
         say(console, f"report: {paths.html.resolve()}")
@@ -107,12 +112,13 @@ def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
     return Setting(arguments.dataset_name, arguments, dict(others), plans)
 
 
-def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> Grid:
-    """Every stage in its order, each done once; what is done is passed over. Returns the arms that there are."""
+def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
+    """The grid with the arms that are left once SFT is done and the reference is chosen."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
     job = grid.sft_job(setting, seed)
-    _check_reference_tokenizer(job.sft.arguments)
+    if not run.is_done("data"):
+        _check_reference_tokenizer(job.sft.arguments)
     prepare(run, job, console, str(steps))
     arms = setting.methods
     choice = read_choice(run.path)
@@ -122,12 +128,29 @@ def _train_and_ask(run: RunFolder, grid: Grid, console: Console) -> Grid:
         arms = {name: plan for name, plan in arms.items() if not needs_reference(setting, plan)}
     else:
         say(console, f"3/{steps} reference {found.reference}, beta {found.beta:g}: {reason}")
-    for number, plan in enumerate(arms.values(), BEFORE_ARMS + 1):
+    return replace(grid, settings=[replace(setting, methods=arms)])
+
+
+def _train_and_ask(grid: Grid, console: Console) -> None:
+    """Every arm in its order; what is done is passed over."""
+    (setting,), (seed,) = grid.settings, grid.seeds
+    steps = BEFORE_ARMS + len(setting.methods)
+    for number, plan in enumerate(setting.methods.values(), BEFORE_ARMS + 1):
         (variant,) = plan.variants
         cell = grid.job(setting, plan, variant, seed, ("validation", "test"))
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
         gc.collect()  # trainers are reference cycles around a model and its optimizer
-    return replace(grid, settings=[replace(setting, methods=arms)])
+
+
+def _results(run: RunFolder, grid: Grid) -> Results:
+    """The grid's results, with what the choice of the reference has to say first."""
+    found = grid_results(grid, read_json(run / "environment.json"))
+    choice = read_choice(run.path)
+    said = choice.warnings
+    if choice.chosen is None:
+        said += (f"DPR was not run: {choice.reason}",)
+    (setting,) = found.settings
+    return replace(found, settings=(replace(setting, warnings=said + setting.warnings),))
 
 
 def show_results(run_dir: Path, console: Console) -> None:

@@ -170,6 +170,8 @@ class RunFolder:
 
     def finish(self, stage: str, started: float, outcome: Outcome | None = None) -> None:
         """Record that a stage is done, and tidy. Seconds are this process's: a resumed stage counts its rest."""
+        if not self.writes:
+            return
         outcome = outcome or Outcome()
         spent = replace(outcome.budget, seconds=round(time.time() - started, 1))
         write_json_atomic(self.path / "stages" / f"{stage}.json", to_json(replace(outcome, budget=spent)))
@@ -186,10 +188,8 @@ class RunFolder:
         """Remove what nothing reads any more: checkpoints of finished training, and what a kill left half-written."""
         if not self.writes:
             return
-        finished = [self.path / record.stem for record in (self.path / "stages").glob("*.json")]
-        if (self.path / "model").exists():  # a single stage in a folder of its own
-            finished.append(self.path)
-        for folder in finished:
+        for stage in (self.path / "stages").glob("*.json"):
+            folder = self.path if stage.stem == "train" else self.path / stage.stem  # a training in its own folder
             for checkpoint in sorted(folder.glob("checkpoint-*")):
                 shutil.rmtree(checkpoint, ignore_errors=True)
         for pattern in HALF_WRITTEN:

@@ -143,19 +143,21 @@ class SettingCells:
 
 
 def verdicts(cell: ArmResult) -> tuple[float, ...]:
-    """The metric of each prompt.
+    """The metric of each prompt; where nothing checks, the log-likelihood of each held-out demonstration.
 
     Raises:
-        DataError: nothing checked the completions.
+        DataError: there is neither.
     """
-    if cell.values is None:
-        raise DataError(f"{cell}: no metric; an experiment compares by one, so give a verifier")
-    return cell.values
+    if cell.values is not None:
+        return cell.values
+    if cell.nll is None:
+        raise DataError(f"{cell}: no metric; give a verifier, or held-out rows with a completion")
+    return tuple(-value for value in cell.nll)
 
 
 def prompt_lengths(cell: ArmResult) -> NDArray[np.float64]:
     """Tokens for each prompt, the mean over its completions."""
-    means: NDArray[np.float64] = np.reshape(cell.lengths, (len(verdicts(cell)), -1)).mean(axis=1)
+    means: NDArray[np.float64] = np.reshape(cell.lengths, (len(cell.values or cell.lengths), -1)).mean(axis=1)
     return means
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
-from transformers import PrinterCallback
 from trl import SFTConfig
 
 from densepath.config.options import check_reference
@@ -17,6 +17,7 @@ from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic
+from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable, model_context
@@ -29,9 +30,8 @@ from densepath.stats.intervals import mean_interval, metric_interval
 from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.refusals import check_startable
-from densepath.trainers.sft import save_model_atomic, sft_trainer, train_resumable
+from densepath.trainers.sft import save_model_atomic, sft_trainer
 from densepath.trainers.trl_config import QUIET, device_defaults, peft_config, trl_config
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 10, "predict_with_generate": False}
@@ -42,12 +42,10 @@ HELD_OUT_SEED = 1_000_000
 
 def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, title: str) -> Path:
     """Train in a run folder of its own and leave the model in `model`."""
-    trainer.remove_callback(PrinterCallback)
-    with StageProgress(console, title, None) as progress:
-        trainer.add_callback(ProgressCallback(progress))
-        train_resumable(trainer, folder.path)
+    started = time.time()
+    train_shown(trainer, folder.path, console, title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
-    folder.tidy()
+    folder.finish("train", started)
     say(console, f"model: {(folder / 'model').resolve()}")
     return folder / "model"
 
@@ -83,6 +81,8 @@ def _open_inputs(
 def _trained_before(folder: RunFolder, console: Console) -> bool:
     done = (folder / "model").exists()
     if done:
+        if not folder.is_done("train"):  # killed between the two
+            folder.finish("train", time.time())
         say(console, f"{folder / 'model'} is there already: nothing to do")
     return done
 

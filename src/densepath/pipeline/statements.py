@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.pipeline.comparisons import LENGTH_SHARE
-from densepath.pipeline.setting_cells import Place, SettingCells
+from densepath.pipeline.setting_cells import Place, SettingCells, verdicts
 from densepath.records.arm import SFT
 from densepath.records.estimates import Interval, Verdict
 from densepath.records.results import ArmComparison, ArmRow, Statement
@@ -141,5 +141,6 @@ def _is_sft(cells: SettingCells, method: str) -> bool:
     theirs = {(cell.decoding, cell.seed): cell for cell in cells.of_method(SFT) if cell.split == "test"}
     pairs = [(cell, theirs.get((cell.decoding, cell.seed))) for cell in mine]
     return bool(pairs) and all(
-        other is not None and cell.values == other.values and cell.lengths == other.lengths for cell, other in pairs
+        other is not None and verdicts(cell) == verdicts(other) and cell.lengths == other.lengths
+        for cell, other in pairs
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,8 +64,8 @@ def build_report(run_dir: Path) -> Report:
     return Report(
         run=parse.clean(run_dir.resolve().name),
         model=None if model is None else str(model),
-        date=_date(parts.environment, parts.last_time),
-        version=_version(parts.environment),
+        date=_text(parts.environment, "date"),
+        version=_text(parts.environment.get("versions"), "densepath"),
         made_by=__version__,
         results=results,
         selection=selection,
@@ -91,27 +90,7 @@ def _is_whole(results: Any) -> bool:
         return False
 
 
-def _date(environment: Mapping[str, Any], last_time: float | None) -> str | None:
-    """When the run happened: as it says itself, else the time of its last log line (UTC)."""
-    for key in ("date", "started", "time"):
-        value = environment.get(key)
-        if isinstance(value, str) and value:
-            return value
-        if parse.number(value) is not None:
-            last_time = parse.number(value)
-            break
-    if last_time is None:
-        return None
-    try:
-        return datetime.datetime.fromtimestamp(last_time, datetime.timezone.utc).isoformat(timespec="seconds")
-    except (OverflowError, ValueError, OSError):
-        return None
-
-
-def _version(environment: Mapping[str, Any]) -> str | None:
-    """The densepath that made the run."""
-    packages = [environment.get(key) for key in ("versions", "packages")]
-    for source in (environment, *packages):
-        if isinstance(source, Mapping) and isinstance(source.get("densepath"), str):
-            return str(source["densepath"])
-    return None
+def _text(values: Any, key: str) -> str | None:
+    """What stands under a key of a mapping, if both are there."""
+    found = values.get(key) if isinstance(values, Mapping) else None
+    return None if found is None else str(found)

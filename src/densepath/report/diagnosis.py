@@ -41,6 +41,7 @@ _AGREEMENT = {
     "samples": ("signal-to-noise", "SFT's own answers"),
 }
 _MEASURED = "Mean ± standard deviation, nats."
+_OWN_SAMPLES = "dense reward of SFT's own samples, nats: mean ± standard deviation"
 
 
 def headline(record: Mapping[str, Any]) -> str:
@@ -87,7 +88,7 @@ def diagnosis_parts(record: Mapping[str, Any]) -> tuple[Part, ...]:
     agreement = _agreement_table(record)
     title = "negative log-likelihood of held-out demonstrations, nats per token"
     likelihoods = _likelihoods_table(record, title=title) if record["likelihoods"] else None
-    answered = [_brief_answers(record), _brief_rewards(record)] if record["sft"] else []
+    answered = [_brief_answers(record), _rewards_table(record, title=_OWN_SAMPLES)] if record["sft"] else []
     return present([*answered, agreement, likelihoods, *_advice(record)])
 
 
@@ -235,34 +236,21 @@ def _rewards(record: Mapping[str, Any]) -> tuple[Part, ...]:
         edges, counts = reward["histogram"]
         drawing = Histogram(tuple(edges), tuple(counts), "nats per completion")
         figures.append(Figure(f"Reference {reward['reference']}", drawing, "Completions by their summed reward"))
-    return (Paragraph(words, "muted"), Beside(tuple(figures), "panels"), _rewards_table(record))
+    return (Paragraph(words, "muted"), Beside(tuple(figures), "panels"), _rewards_table(record, caption=_MEASURED))
 
 
 def _spread(value: Mapping[str, Any], form: str) -> str:
     return f"{number(value['mean'], form)} ± {number(value['sd'], '.2f')}"
 
 
-def _rewards_table(record: Mapping[str, Any]) -> Table:
-    names = ("per token", "below 0", "per completion", "correlation with length")
-    rows = []
-    for reward in record["rewards"]:
-        token, completion = reward["per_token"], reward["per_completion"]
-        cells: list[Words] = [reward["reference"], _spread(token, "+.3f"), share(token["negative"])]
-        cells += [_spread(completion, "+.2f"), number(reward["length_correlation"], "+.2f")]
-        rows.append(Row(tuple(cells)))
-    columns = (Column("reference"), *(Column(name, numeric=True) for name in names))
-    return Table(columns, tuple(rows), caption=_MEASURED)
-
-
-def _brief_rewards(record: Mapping[str, Any]) -> Table:
+def _rewards_table(record: Mapping[str, Any], *, title: str = "", caption: str = "") -> Table:
+    names = ("per token", "below 0", "per completion", "corr. with length")
     rows = []
     for reward in record["rewards"]:
         token, completion = reward["per_token"], reward["per_completion"]
         cells = (reward["reference"], _spread(token, "+.3f"), f"{token['negative']:.0%}", _spread(completion, "+.2f"))
         rows.append(Row((*cells, number(reward["length_correlation"], "+.2f"))))
-    names = ("per token", "below 0", "per completion", "corr. with length")
-    columns = (Column("reference"), *(Column(name, numeric=True) for name in names))
-    return Table(columns, tuple(rows), "dense reward of SFT's own samples, nats: mean ± standard deviation")
+    return Table((Column("reference"), *(Column(name, numeric=True) for name in names)), tuple(rows), title, caption)
 
 
 def _agreement_table(record: Mapping[str, Any]) -> Table | None:

@@ -34,7 +34,7 @@ _PARTS = {
 
 @dataclass
 class RunParts:
-    """What a run folder holds, parsed but not yet interpreted. `last_time` is in unix seconds."""
+    """What a run folder holds, parsed but not yet interpreted."""
 
     config: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
@@ -44,7 +44,6 @@ class RunParts:
     samples: list[Sample] = field(default_factory=list)
     samples_total: int = 0
     curves: list[Curve] = field(default_factory=list)
-    last_time: float | None = None
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -101,9 +100,6 @@ def _add_curves(parts: RunParts, stage: str, rows: list[dict[str, Any]]) -> None
     broken: dict[str, list[float]] = {}
     for row in rows:
         step = parse.number(row.get("step"))
-        time = parse.number(row.get("time"))
-        if time is not None:
-            parts.last_time = time if parts.last_time is None else max(time, parts.last_time)
         if step is None:
             continue
         for name, raw in row.items():

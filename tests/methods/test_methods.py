@@ -1,26 +1,36 @@
-"""SPIN, GSIL, DFT and extrapolation as cells: what they cost, who the opponent is, and that a kill changes nothing."""
+"""The methods: what they cost, who the opponent is, and that a kill changes nothing."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import io
 import json
 
 import pytest
 import torch
-from densepath.experiments import imitation
-from densepath.pipeline.cell import Cell
-from densepath.pipeline.training import train_continued_sft
 from rich.console import Console
 from safetensors.torch import load_file
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 from tests.trainers.test_sft import StopAt
 
-from densepath.config.experiment import MethodArguments
+from densepath.methods import (
+    SFTRun,
+    Stage,
+    _self_play,
+    continued_sft,
+    dft,
+    extrapolation,
+    get_method,
+    gsil,
+    method_names,
+    spin,
+)
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
-from densepath.pipeline.run_folder import RunFolder
+from densepath.records.arm import Budget
+from densepath.records.outcome import Outcome
 
 PARAMETERS = sum(p.numel() for p in tiny_llama(vocab_size=len(tiny_tokenizer())).parameters())
 
@@ -39,13 +49,11 @@ def source(tmp_path_factory):
     rows = [{"prompt": f"Count from {i}:", "completion": f"{i + 1} {i + 2}"} for i in range(10)]
     rows.append({"prompt": "x " * 130, "completion": "too long to be sampled from"})
     (folder / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = RunFolder(folder)
-    yield run
-    run.close()
+    return folder
 
 
-def cell_of(source, folder, others=None, **changes) -> Cell:
-    arguments = MethodArguments(
+def stage_of(source, folder, others=None, method="spin", **changes) -> Stage:
+    arguments = get_method(method).arguments(
         **{
             **{"model_name_or_path": str(source / "base"), "reference": "0.5", "reference_fractions": [0.0, 0.5]},
             **{"dpr_max_steps": 4, "dpr_per_device_train_batch_size": 6, "num_generations": 2},
@@ -54,7 +62,7 @@ def cell_of(source, folder, others=None, **changes) -> Cell:
             **changes,
         }
     )
-    return Cell(source, folder, arguments, others or {}, Console(file=io.StringIO()), "test", 256)
+    return Stage(SFTRun(source, arguments), folder, arguments, others or {}, Console(file=io.StringIO()), "test")
 
 
 def pairs_of(folder) -> list[dict]:
@@ -70,8 +78,8 @@ def equal(a, b) -> bool:
 
 
 def test_spin_costs_what_it_says_and_is_done_once(source, tmp_path):
-    cell = cell_of(source, tmp_path)
-    outcome = imitation.spin(cell)
+    stage = stage_of(source, tmp_path)
+    outcome = spin.train(stage)
     pairs = pairs_of(tmp_path / "iteration-1")
     assert len(pairs) == 24
     assert max(len(pair["prompt_ids"]) for pair in pairs) < 60  # the long one is not sampled from
@@ -80,28 +88,23 @@ def test_spin_costs_what_it_says_and_is_done_once(source, tmp_path):
     prompts = {tuple(p["prompt_ids"]) for p in pairs}
     sampled = sum(map(len, prompts)) + sum(len(p["rejected_ids"]) for p in pairs)
     scored = sum(len(prompt) + len(completion) for prompt, completion in once)
-    assert outcome == {
-        "samples": 24,
-        "demonstrations": 24,
-        "tokens": trained,
-        "flops": PARAMETERS * (6 * trained + 2 * sampled + 2 * scored),
-        "steps": 4,
-    }
+    flops = PARAMETERS * (6 * trained + 2 * sampled + 2 * scored)
+    assert outcome == Outcome(Budget(24, 24, trained, flops), steps=4)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row for row in rows if "loss" in row]
     assert [row["step"] for row in losses] == [1, 2, 3, 4]
     assert losses[0]["loss"] == pytest.approx(0.693147, abs=1e-5)  # policy and opponent are one model
     assert losses[-1]["rewards/margins"] > 0
     before = (tmp_path / "model/model.safetensors").stat().st_mtime_ns
-    assert imitation.spin(cell) == outcome
+    assert spin.train(stage) == outcome
     assert (tmp_path / "model/model.safetensors").stat().st_mtime_ns == before
     assert not equal(weights(tmp_path / "model"), weights(source / "sft/model"))
 
 
 def test_the_opponent_of_a_round_is_the_policy_of_the_round_before(source, tmp_path):
-    outcome = imitation.gsil(cell_of(source, tmp_path, iterations=3, gsil_loss="brier", dpr_max_steps=7))
-    assert outcome["samples"] == 42  # 14 in each round: three steps, the last of two pairs
-    assert outcome["steps"] == 9
+    outcome = gsil.train(stage_of(source, tmp_path, method="gsil", iterations=3, gsil_loss="brier", dpr_max_steps=7))
+    assert outcome.budget.samples == 42  # 14 in each round: three steps, the last of two pairs
+    assert outcome.steps == 9
     for number, model in ((1, source / "sft/model"), (2, tmp_path / "iteration-1/model")):
         pairs = pairs_of(tmp_path / f"iteration-{number}")
         assert len(pairs) == 14
@@ -117,8 +120,8 @@ def test_the_opponent_of_a_round_is_the_policy_of_the_round_before(source, tmp_p
 
 
 def test_a_killed_cell_ends_as_one_that_was_not(source, tmp_path, monkeypatch):
-    whole = imitation.spin(cell_of(source, tmp_path / "whole", iterations=2, save_steps=1))
-    real = imitation.SelfPlayTrainer
+    whole = spin.train(stage_of(source, tmp_path / "whole", iterations=2, save_steps=1))
+    real = _self_play.SelfPlayTrainer
     calls = []
 
     def stopping(**arguments):
@@ -126,11 +129,11 @@ def test_a_killed_cell_ends_as_one_that_was_not(source, tmp_path, monkeypatch):
         stop = [StopAt(1, KeyboardInterrupt)] if len(calls) == 2 else []
         return real(**arguments, callbacks=stop)
 
-    monkeypatch.setattr(imitation, "SelfPlayTrainer", stopping)
-    cell = cell_of(source, tmp_path / "cut", iterations=2, save_steps=1)
+    monkeypatch.setattr(_self_play, "SelfPlayTrainer", stopping)
+    stage = stage_of(source, tmp_path / "cut", iterations=2, save_steps=1)
     with pytest.raises(KeyboardInterrupt):
-        imitation.spin(cell)
-    assert imitation.spin(cell) == whole
+        spin.train(stage)
+    assert spin.train(stage) == whole
     assert not list((tmp_path / "cut").rglob("checkpoint-*"))
     assert [name[-1] for name in calls] == ["1", "2", "2"]  # the first round is not trained again
     assert equal(weights(tmp_path / "cut/model"), weights(tmp_path / "whole/model"))
@@ -138,38 +141,34 @@ def test_a_killed_cell_ends_as_one_that_was_not(source, tmp_path, monkeypatch):
 
 def test_the_recipes_optimizer_is_used_and_dprs_own_keys_are_left_out(source, tmp_path):
     others = {"dpr_adam_beta2": 0.98, "dpr_estimator": "sampled", "dpr_eval_strategy": "steps", "sft_adam_beta2": 0.9}
-    cell = cell_of(source, tmp_path, others)
-    this = imitation._Round(1, tmp_path, tmp_path, tmp_path, 24, 0)
-    config = imitation._config(cell, "spin", this)
+    stage = stage_of(source, tmp_path, others)
+    this = _self_play._Round(1, tmp_path, tmp_path, tmp_path, 24, 0)
+    config = _self_play._config(stage, "spin", this)
     assert (config.adam_beta2, config.learning_rate, config.beta, config.max_steps) == (0.98, 1e-3, 0.1, 4)
     assert config.eval_strategy == "no"
-    doubled = dataclasses.replace(cell, others={"dpr_gradient_accumulation_steps": 2})
-    assert imitation._config(doubled, "spin", this).max_steps == 2
+    doubled = dataclasses.replace(stage, others={"dpr_gradient_accumulation_steps": 2})
+    assert _self_play._config(doubled, "spin", this).max_steps == 2
 
 
 def test_the_budget_counts_accumulated_batches(source, tmp_path):
     others = {"dpr_gradient_accumulation_steps": 2, "sft_gradient_accumulation_steps": "3"}
-    cell = cell_of(source, tmp_path, others)
-    assert cell.samples == 4 * 6 * 2
-    assert cell.demonstrations_per_step == 8 * 3
+    stage = stage_of(source, tmp_path, others)
+    assert stage.samples == 4 * 6 * 2
+    assert stage.demonstrations_per_step == 8 * 3
 
 
 def test_dft_is_not_plain_sft(source, tmp_path):
-    cell = cell_of(source, tmp_path / "dft")
-    outcome = imitation.dft(cell)
-    assert {key: outcome[key] for key in ("samples", "demonstrations", "steps")} == {
-        "samples": 0,
-        "demonstrations": 24,
-        "steps": 3,
-    }
-    assert outcome["flops"] == 6 * PARAMETERS * outcome["tokens"] > 0
-    train_continued_sft(dataclasses.replace(cell, folder=tmp_path / "sft"), steps=outcome["steps"])
+    stage = stage_of(source, tmp_path / "dft", method="dft")
+    outcome = dft.train(stage)
+    assert (outcome.budget.samples, outcome.budget.demonstrations, outcome.steps) == (0, 24, 3)
+    assert outcome.budget.flops == 6 * PARAMETERS * outcome.budget.tokens > 0
+    continued_sft.go_on(dataclasses.replace(stage, folder=tmp_path / "sft"), outcome.steps)
     assert not equal(weights(tmp_path / "dft/model"), weights(tmp_path / "sft/model"))
 
 
 def test_extrapolation_uses_the_cells_reference(source, tmp_path):
-    outcome = imitation.extrapolate(cell_of(source, tmp_path, alpha=0.5))
-    assert outcome == {"samples": 0, "demonstrations": 0, "tokens": 0, "flops": 3 * PARAMETERS, "steps": 0}
+    outcome = extrapolation.train(stage_of(source, tmp_path, method="extrapolation", alpha=0.5))
+    assert outcome == Outcome(Budget(flops=3 * PARAMETERS))
     found, sft, ref = (
         weights(tmp_path / "model"),
         weights(source / "sft/model"),
@@ -178,16 +177,14 @@ def test_extrapolation_uses_the_cells_reference(source, tmp_path):
     for name, weight in found.items():
         torch.testing.assert_close(weight, sft[name] + 0.5 * (sft[name] - ref[name]), atol=1e-6, rtol=1e-6)
     assert (tmp_path / "model/tokenizer.json").exists()
-    imitation.extrapolate(cell_of(source, tmp_path / "before", alpha=-1.0, reference="0"))
+    extrapolation.train(stage_of(source, tmp_path / "before", method="extrapolation", alpha=-1.0, reference="0"))
     assert equal(weights(tmp_path / "before/model"), weights(source / "base"))
 
 
-@pytest.mark.parametrize("found", [{"reference": "0", "beta": 0.5}, None])
-def test_extrapolation_takes_the_reference_that_validation_chose(source, tmp_path, found):
-    (source / "selection.json").write_text(json.dumps({"chosen": found}))
-    outcome = imitation.extrapolate(cell_of(source, tmp_path, alpha=-1.0, reference="auto"))
-    if found is None:
-        assert outcome is None
-        assert not (tmp_path / "model").exists()
-    else:
-        assert equal(weights(tmp_path / "model"), weights(source / "base"))
+@pytest.mark.parametrize("name", method_names())
+def test_every_file_of_the_room_is_a_method_that_says_its_source_or_its_cost(name):
+    method = get_method(name)
+    assert method.label
+    assert method.control == (name != "dpr")
+    module = importlib.import_module(f"densepath.methods.{name}")
+    assert module.__doc__
