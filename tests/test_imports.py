@@ -37,8 +37,8 @@ READS_ONLY = {"report": {"errors", "io", "terminal", "records", "report"}}
 KNOWN = {"rewards/scores.py -> report"}
 """Arrows that still point up. The list may only shrink."""
 
-WITH_TRL = {"run", "sft", "dpr", "experiment", "plan", "eval"}
-"""Commands that train or read TRL's arguments; `eval` shares a file with the former and has to leave it."""
+WITH_TRL = {"run", "sft", "dpr", "experiment", "plan"}
+"""Commands that train, or read TRL's arguments."""
 IN_A_TRAINER = ROOT / "models/sharded.py"
 """Scores a model whose weights are spread, which only a trainer does: the one place below that imports TRL."""
 

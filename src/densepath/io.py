@@ -11,11 +11,12 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import TYPE_CHECKING, Any
 
 from densepath.errors import MissingFileError, StorageError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 _SPACE = "free some space and run the same command again; what was written before is whole"
 _RIGHTS = "give a place that you may write to"
@@ -72,6 +73,8 @@ def hold_lock(path: Path, busy: str, *, wait: bool = False) -> FileLock:
     Raises:
         StorageError: another process holds it. OSError: the place cannot be written, or knows no locks.
     """
+    from filelock import FileLock, Timeout  # takes as long to import as all that --help needs
+
     lock = FileLock(path)
     try:
         lock.acquire(blocking=wait)

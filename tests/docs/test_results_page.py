@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from densepath.records.codec import from_json
+from densepath.records.results import Results
 from densepath.report.experiment_brief import results_markdown
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +23,7 @@ NAMES = sorted(path.stem for path in (ROOT / "docs/results").glob("*.json"))
 
 def table(name: str) -> str:
     record = json.loads((ROOT / f"docs/results/{name}.json").read_text(encoding="utf-8"))
-    return "\n" + results_markdown(record, level=3) + "\n"
+    return "\n" + results_markdown(from_json(Results, record), level=3) + "\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

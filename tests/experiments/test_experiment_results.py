@@ -274,7 +274,7 @@ def test_a_setting_without_any_cell_is_all_missing(tmp_path):
     assert (setting["rows"], setting["comparisons"], setting["prompts"]["test"]) == ([], [], None)
     assert "SFT: no result; it did not run, or failed." in setting["warnings"]
     assert write_results(tmp_path, from_json(Results, record)).html.exists()
-    assert "## novel" in results_markdown(record)
+    assert "## novel" in results_markdown(from_json(Results, record))
 
 
 @pytest.mark.parametrize(

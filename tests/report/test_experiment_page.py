@@ -18,8 +18,9 @@ from tests.report.test_report_page import HOSTILE, Page, poison
 from densepath.cli.main import main
 from densepath.pipeline.results import assemble
 from densepath.records.arm import Arm
-from densepath.records.codec import to_json
+from densepath.records.codec import from_json, to_json
 from densepath.records.estimates import Interval
+from densepath.records.results import Results
 from densepath.report.console import parts_text
 from densepath.report.drawings import Costs, Spent
 from densepath.report.experiment import experiment_page
@@ -30,6 +31,9 @@ from densepath.report.words import interval_text
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 WORDS = ("better", "worse", "tie", "incomplete", "sft", "best control", "missing", "complete", "validation only")
+
+
+read = functools.partial(from_json, Results)
 
 
 @functools.cache
@@ -65,7 +69,7 @@ def test_an_interval_in_words(estimate, options, text):
 
 def shown(record, width=140) -> str:
     out = io.StringIO()
-    Console(file=out, width=width, color_system=None).print(parts_text(experiment_parts(record, width)))
+    Console(file=out, width=width, color_system=None).print(parts_text(experiment_parts(read(record), width)))
     return out.getvalue()
 
 
@@ -80,7 +84,7 @@ def test_a_narrow_terminal_leaves_columns_out_and_cuts_none(record):
 
 
 def test_the_page_is_whole_and_asks_for_nothing(record):
-    html = page_html(experiment_page(record))
+    html = page_html(experiment_page(read(record)))
     page = Page(html)
     assert (page.faults, page.stack) == ([], [])
     assert "script" not in page.tags
@@ -99,7 +103,7 @@ def test_the_page_is_whole_and_asks_for_nothing(record):
 
 
 def test_hostile_names_change_no_tag(record):
-    clean = Page(page_html(experiment_page(record)))
+    clean = Page(page_html(experiment_page(read(record))))
     hostile = poison(record, HOSTILE)
 
     def restore(old, new):  # what is compared with fixed words stays
@@ -109,7 +113,7 @@ def test_hostile_names_change_no_tag(record):
             return [restore(a, b) for a, b in zip(old, new, strict=True)]
         return old if old in WORDS else new
 
-    page = Page(page_html(experiment_page(restore(record, hostile))))
+    page = Page(page_html(experiment_page(read(restore(record, hostile)))))
     assert page.faults == []
     drawn = ("path", "text", "circle", "rect")  # an axis has as many numbers as the labels leave room for
     assert [tag for tag in page.tags if tag not in drawn] == [tag for tag in clean.tags if tag not in drawn]
@@ -136,11 +140,11 @@ def test_the_report_command_makes_the_page_again_from_the_record(record, tmp_pat
     (tmp_path / "results.json").write_text(json.dumps(record))
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "results.html")
-    assert (tmp_path / "results.html").read_text(encoding="utf-8") == page_html(experiment_page(record))
+    assert (tmp_path / "results.html").read_text(encoding="utf-8") == page_html(experiment_page(read(record)))
 
 
 def test_markdown_has_a_table_a_setting_with_what_made_it(record):
-    text = results_markdown(record)
+    text = results_markdown(read(record))
     assert text.count("made by `densepath experiment` at commit abc1234") == 2
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", line)) for line in rows} == {11, 10}  # two decodings in habit, one in novel
@@ -168,7 +172,7 @@ def test_costs_are_drawn_where_nothing_was_spent_too():
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium on the PATH")
 def test_a_browser_draws_the_page_without_a_complaint(record, tmp_path):
     page, picture = tmp_path / "results.html", tmp_path / "page.png"
-    page.write_text(page_html(experiment_page(record)), encoding="utf-8")
+    page.write_text(page_html(experiment_page(read(record))), encoding="utf-8")
     flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-sync"
     command = [CHROMIUM, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr"]
     command += ["--window-size=1280,3000", f"--screenshot={picture}", page.as_uri()]

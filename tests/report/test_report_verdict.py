@@ -1,8 +1,12 @@
 """What the first card of a run's page says, and what its reader is warned of: from the numbers alone."""
 
+from types import SimpleNamespace
+
 import pytest
 from tests.report.conftest import results, write
 
+from densepath.records.codec import from_json
+from densepath.records.results import Results
 from densepath.report import build_report, run_page
 from densepath.report.document import Notice
 from densepath.report.experiment import kind, verdicts
@@ -19,22 +23,22 @@ from densepath.report.verdict import curve_alarms, nll_alarms
     ],
 )
 def test_the_sentence_and_its_colour_follow_the_comparison(dpr, word, sentence):
-    record = results({"sft": 90, "dpr": dpr})
-    (setting,) = record["settings"]
+    record = from_json(Results, results({"sft": 90, "dpr": dpr}))
+    (setting,) = record.settings
     assert kind(setting) == word
     (said,) = verdicts(record, setting)
     assert said.startswith(sentence)
 
 
 def test_one_that_beats_sft_and_loses_to_the_best_control_is_no_success():
-    (setting,) = results({"sft": 40, "continued_sft": 200, "dpr": 120})["settings"]
-    assert {one["verdict"] for one in setting["comparisons"] if one["primary"]} == {"better", "worse"}
+    (setting,) = from_json(Results, results({"sft": 40, "continued_sft": 200, "dpr": 120})).settings
+    assert {one.verdict.value for one in setting.comparisons if one.primary} == {"better", "worse"}
     assert kind(setting) == "tie"
 
 
 def test_comparisons_of_controls_do_not_speak_for_dpr():
-    (setting,) = results({"sft": 90, "continued_sft": 200})["settings"]
-    assert not [one for one in setting["comparisons"] if one["primary"]]
+    (setting,) = from_json(Results, results({"sft": 90, "continued_sft": 200})).settings
+    assert not [one for one in setting.comparisons if one.primary]
     assert kind(setting) == "tie"
 
 
@@ -47,7 +51,7 @@ def test_without_an_evaluation_nothing_is_claimed(tmp_path):
 
 @pytest.mark.parametrize(("nll", "count"), [(1.05, 0), (1.2, 1), (0.5, 0)])
 def test_a_rise_of_the_nll_of_held_out_demonstrations_is_flagged(nll, count):
-    rows = [{"method": "sft", "label": "SFT", "nll": 1.0}, {"method": "dpr", "label": "DPR", "nll": nll}]
+    rows = [SimpleNamespace(method="sft", label="SFT", nll=1.0), SimpleNamespace(method="dpr", label="DPR", nll=nll)]
     assert len(nll_alarms(rows)) == count
     assert nll_alarms(rows[1:]) == []
 

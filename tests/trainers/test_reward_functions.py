@@ -35,6 +35,7 @@ def returned(call: Call, columns: list[list[float]]) -> FunctionRewards:
 
 def constant(output):
     def verifier(prompts, completions, completion_ids, **kwargs):
+        assert CALL not in kwargs
         return output
 
     return verifier

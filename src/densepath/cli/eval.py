@@ -14,7 +14,7 @@ def run(argv: Sequence[str]) -> int:
     """Parse, then run."""
     arguments, _ = parse(EvalArguments, argv, prog="densepath eval", description=DESCRIPTION)
     from densepath.models.quiet import quiet_libraries
-    from densepath.pipeline.standalone import run_eval_command
+    from densepath.pipeline.eval_command import run_eval_command
     from densepath.terminal import terminal
 
     quiet_libraries()

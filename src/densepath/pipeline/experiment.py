@@ -31,7 +31,6 @@ from densepath.pipeline.run import check_configuration
 from densepath.pipeline.run_folder import resolved
 from densepath.pipeline.scheduler import Finished, run_tasks, seconds_left
 from densepath.progress import StageProgress
-from densepath.records.codec import to_json
 from densepath.report.console import print_parts
 from densepath.report.experiment_brief import WIDE, experiment_parts
 from densepath.terminal import Console, say, terminal
@@ -119,7 +118,7 @@ def run_experiment(
     paths = write_results(grid.folder, results)
     # A file or pipe takes lines of any length.
     table_console = console if console.is_terminal else terminal(file=console.file, width=max(console.width, WIDE))
-    print_parts(table_console, *experiment_parts(to_json(results), table_console.width))
+    print_parts(table_console, *experiment_parts(results, table_console.width))
     say(console, f"report: {paths.html.resolve()}")
     failed = ["/".join(map(str, key)) for key, result in ended.items() if result.error and isinstance(key, tuple)]
     if failed:

@@ -222,8 +222,8 @@ def write_results(folder: Path, results: Results) -> ExperimentPaths:
     write_json_atomic(paths.json, record)
     write_text_atomic(paths.csv, _csv(record, "rows"))
     write_text_atomic(paths.comparisons, _csv(record, "comparisons"))
-    write_text_atomic(paths.markdown, results_markdown(record))
-    write_text_atomic(paths.html, page_html(experiment_page(record)))
+    write_text_atomic(paths.markdown, results_markdown(results))
+    write_text_atomic(paths.html, page_html(experiment_page(results)))
     return paths
 
 

@@ -31,7 +31,7 @@ from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
-from densepath.records.codec import to_json
+from densepath.records.codec import from_json, to_json
 from densepath.records.results import Results
 from densepath.report import write_report
 from densepath.report.console import print_parts
@@ -155,7 +155,7 @@ def _results(run: RunFolder, grid: Grid) -> Results:
 
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
-    print_parts(console, *experiment_parts(read_json(run_dir / "results.json"), console.width))
+    print_parts(console, *experiment_parts(from_json(Results, read_json(run_dir / "results.json")), console.width))
 
 
 def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> None:

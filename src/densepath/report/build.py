@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from densepath import __version__
 from densepath.errors import DataError, NumericalError
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.records.choice import ReferenceChoice
 from densepath.records.codec import from_json
-from densepath.report import experiment, parse
+from densepath.records.results import Results
+from densepath.report import parse
 from densepath.report.glossary import GLOSSARY
 from densepath.report.html import page_html
 from densepath.report.load import load_run
 from densepath.report.records import Report
 from densepath.report.run import run_page
 from densepath.report.verdict import curve_alarms
+
+T = TypeVar("T")
 
 
 class ReportPaths(NamedTuple):
@@ -51,15 +54,8 @@ def build_report(run_dir: Path) -> Report:
     run_dir = Path(run_dir)
     parts = load_run(run_dir)
     warnings = [*parts.warnings, *curve_alarms(parts.curves)]
-    results = parts.results if _is_whole(parts.results) else None
-    if parts.results is not None and results is None:
-        warnings.append("results.json is not the record of a run and is left out")
-    selection = None
-    if parts.selection is not None:
-        try:
-            selection = from_json(ReferenceChoice, parts.selection)
-        except (DataError, NumericalError) as error:
-            warnings.append(f"selection.json is left out: {error}")
+    results = _record(Results, parts.results, "results.json", warnings)
+    selection = _record(ReferenceChoice, parts.selection, "selection.json", warnings)
     model = next((parts.config[key] for key in ("model", "model_name_or_path") if parts.config.get(key)), None)
     return Report(
         run=parse.clean(run_dir.resolve().name),
@@ -81,13 +77,15 @@ def build_report(run_dir: Path) -> Report:
     )
 
 
-def _is_whole(results: Any) -> bool:
-    """Whether everything that the page shows of the results is there."""
+def _record(cls: type[T], value: Any, name: str, warnings: list[str]) -> T | None:
+    """The record that a file holds; None, with a warning, where it holds something else."""
+    if value is None:
+        return None
     try:
-        (setting,) = results["settings"]
-        return bool(experiment.results_parts(results, setting) and experiment.verdicts(results, setting) is not None)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
+        return from_json(cls, value)
+    except (DataError, NumericalError) as error:
+        warnings.append(f"{name} is left out: {error}")
+        return None
 
 
 def _text(values: Any, key: str) -> str | None:

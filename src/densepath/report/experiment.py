@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from densepath.errors import MissingFileError, StorageError
+from densepath.errors import DataError, MissingFileError, NumericalError, StorageError
 from densepath.io import read_json, write_text_atomic
-from densepath.report import parse
+from densepath.records.codec import from_json
+from densepath.records.results import ArmComparison, ArmRow, Results, SettingResults
 from densepath.report.document import (
     Beside,
     Column,
@@ -45,23 +45,21 @@ _NEXT = (
     "and add seeds or test prompts to see smaller differences."
 )
 
-Record = Mapping[str, Any]
-
 _OPTIONAL = {"entropy": "entropy", "nll": "held-out NLL"}
 """Columns of the results that are there where they were measured."""
 
 
-def experiment_page(record: Record) -> Document:
+def experiment_page(record: Results) -> Document:
     """The page.
 
     Args:
         record: what `densepath.pipeline.results.assemble` made, or `results.json` read back.
     """
-    info = record["info"]
-    facts = [("metric", f"{record['metric']}, higher is better")]
+    info = record.info
+    facts = [("metric", f"{record.metric}, higher is better")]
     facts += [(str(k), str(v)) for k, v in info.items() if isinstance(v, str | int | float) and k != "name"]
-    facts.append(("made with", f"densepath {record['made_by']}"))
-    sections = [_section(record, setting, f"s{index}") for index, setting in enumerate(record["settings"])]
+    facts.append(("made with", f"densepath {record.made_by}"))
+    sections = [_section(record, setting, f"s{index}") for index, setting in enumerate(record.settings)]
     files = (
         Run("results.json", "code"),
         " beside this page holds the same data, ",
@@ -73,7 +71,7 @@ def experiment_page(record: Record) -> Document:
         title=str(info.get("name") or "experiment"),
         facts=tuple(facts),
         sections=(*sections, _reading(record)),
-        footer=(f"Written by densepath {record['made_by']}; ", *files, Run("comparisons.csv", "code"), " the tables."),
+        footer=(f"Written by densepath {record.made_by}; ", *files, Run("comparisons.csv", "code"), " the tables."),
         next=_NEXT,
     )
 
@@ -92,58 +90,58 @@ def rewrite_experiment_page(folder: Path) -> Path:
     """
     record, page = Path(folder) / "results.json", Path(folder) / "results.html"
     try:
-        html = page_html(experiment_page(read_json(record)))
+        html = page_html(experiment_page(from_json(Results, read_json(record))))
     except MissingFileError:
         raise MissingFileError(f"{record}: no such file yet; run densepath experiment again to go on") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise StorageError(f"{record} is not the record of an experiment: {error!r}") from error
+    except (DataError, NumericalError) as error:
+        raise StorageError(f"{record} is not the record of an experiment: {error}") from error
     write_text_atomic(page, html)
     return page
 
 
-def under_test(record: Record, method: str) -> bool:
+def under_test(record: Results, method: str) -> bool:
     """Whether a method is no control."""
-    return not any(info["control"] for info in record["methods"] if info["name"] == method)
+    return not any(info.control for info in record.methods if info.name == method)
 
 
-def _reading(record: Record) -> Section:
+def _reading(record: Results) -> Section:
     tie = "A tie does not say that there is no difference: it says that these seeds do not show one."
-    parts = (Paragraph(record["interval"]), Paragraph(tie, "muted"), glossary_table(EXPERIMENT_GLOSSARY))
+    parts = (Paragraph(record.interval), Paragraph(tie, "muted"), glossary_table(EXPERIMENT_GLOSSARY))
     return Section("reading", "How to read it", parts)
 
 
-def _section(record: Record, setting: Record, name: str) -> Section:
+def _section(record: Results, setting: SettingResults, name: str) -> Section:
     words = Paragraph(prompts_text(setting), "muted")
     found = Notice(TITLE, tuple(verdicts(record, setting)), kind(setting)) if verdicts(record, setting) else None
     parts = [words, warnings_notice(warning_lines(setting)), found, *results_parts(record, setting)]
-    return Section(name, setting["name"], present(parts))
+    return Section(name, setting.name, present(parts))
 
 
-def prompts_text(setting: Record) -> str:
+def prompts_text(setting: SettingResults) -> str:
     """How many seeds and prompts there are, and what each prompt is for."""
-    seeds, prompts = len(setting["seeds"]), setting["prompts"]
+    seeds, prompts = len(setting.seeds), setting.prompts
     words = f"{seeds} seed{'' if seeds == 1 else 's'}; {prompts['validation'] or 'no'} validation prompts choose, "
     return words + f"{prompts['test'] or 'no'} test prompts judge."
 
 
-def verdicts(record: Record, setting: Record) -> list[str]:
+def verdicts(record: Results, setting: SettingResults) -> list[str]:
     """What the comparisons say of each method under test, at the decoding that did best on validation."""
-    own = [one for one in setting["statements"] if one["own_decoding"]]
-    return [one["text"] for one in own if under_test(record, one["method"])]
+    own = [one for one in setting.statements if one.own_decoding]
+    return [one.text for one in own if under_test(record, one.method)]
 
 
-def kind(setting: Record) -> str:
+def kind(setting: SettingResults) -> str:
     """The verdict that all main comparisons share; "tie" where they share none."""
-    found = {one["verdict"] for one in setting["comparisons"] if one["primary"]}
-    return str(found.pop()) if len(found) == 1 else "tie"
+    found = {one.verdict for one in setting.comparisons if one.primary}
+    return found.pop().value if len(found) == 1 else "tie"
 
 
-def warning_lines(setting: Record) -> list[str]:
+def warning_lines(setting: SettingResults) -> list[str]:
     """What a reader of the table has to know first."""
-    return [*setting["warnings"], *nll_alarms(setting["rows"])]
+    return [*setting.warnings, *nll_alarms(setting.rows)]
 
 
-def results_parts(record: Record, setting: Record) -> tuple[Part, ...]:
+def results_parts(record: Results, setting: SettingResults) -> tuple[Part, ...]:
     """Comparisons, results, costs, and what validation chose."""
     parts: list[Part | None] = [*_comparisons(record, setting), Heading("Results on test"), _results(record, setting)]
     parts += [_result_plots(record, setting), Heading("What it cost"), _budgets(setting), _costs(record, setting)]
@@ -154,9 +152,9 @@ def results_parts(record: Record, setting: Record) -> tuple[Part, ...]:
 # --- Comparisons -----------------------------------------------------------------------------------------------------
 
 
-def _comparisons(record: Record, setting: Record) -> Iterator[Part]:
+def _comparisons(record: Results, setting: SettingResults) -> Iterator[Part]:
     """Each method at its own decoding, then, on demand, all of them at each decoding."""
-    for decoding in (None, *setting["decodings"]):
+    for decoding in (None, *setting.decodings):
         compared = _compared(setting, decoding)
         if not compared:
             continue
@@ -169,16 +167,16 @@ def _comparisons(record: Record, setting: Record) -> Iterator[Part]:
             yield Fold(f"Compared at {decoding}", parts)
 
 
-def _compared(setting: Record, decoding: str | None) -> list[dict[str, Record]]:
+def _compared(setting: SettingResults, decoding: str | None) -> list[dict[str, ArmComparison]]:
     """Role -> comparison for each method."""
-    found: dict[str, dict[str, Record]] = {}
-    for one in setting["comparisons"]:
-        if one["own_decoding"] if decoding is None else not one["own_decoding"] and one["decoding"] == decoding:
-            found.setdefault(one["method"], {})[one["role"]] = one
+    found: dict[str, dict[str, ArmComparison]] = {}
+    for one in setting.comparisons:
+        if one.own_decoding if decoding is None else not one.own_decoding and one.decoding == decoding:
+            found.setdefault(one.method, {})[one.role] = one
     return list(found.values())
 
 
-def _comparison_table(record: Record, compared: Sequence[Mapping[str, Record]]) -> Table:
+def _comparison_table(record: Results, compared: Sequence[Mapping[str, ArmComparison]]) -> Table:
     columns = (
         Column("method"),
         Column("less SFT", numeric=True),
@@ -193,43 +191,43 @@ def _comparison_table(record: Record, compared: Sequence[Mapping[str, Record]]) 
         first, sft, best = next(iter(roles.values())), roles.get("sft"), roles.get("best control")
         against: Words = DASH
         if best:
-            against = (best["against_label"], Run(best["against_decoding"], "small"))
-        name = (first["label"], Run(first["decoding"], "small"))
+            against = (best.against_label, Run(best.against_decoding, "small"))
+        name = (first.label, Run(first.decoding, "small"))
         rows.append(Row((name, *_difference(sft), against, *_difference(best), _length(sft))))
-    return Table(columns, tuple(rows), caption=_COMPARED.format(metric=record["metric"]), style="stack")
+    return Table(columns, tuple(rows), caption=_COMPARED.format(metric=record.metric), style="stack")
 
 
-def _difference(one: Record | None) -> tuple[Words, Words]:
+def _difference(one: ArmComparison | None) -> tuple[Words, Words]:
     if one is None:
         return DASH, ""
-    p = () if one["p_holm"] is None else (Run(f"p {number(one['p_holm'], '.2g')}", "small"),)
-    return interval(parse.estimate(one["difference"]), signed=True), (verdict(one["verdict"]), *p)
+    p = () if one.p_holm is None else (Run(f"p {number(one.p_holm, '.2g')}", "small"),)
+    return interval(one.difference, signed=True), (verdict(one.verdict.value), *p)
 
 
-def _length(sft: Record | None) -> Words:
+def _length(sft: ArmComparison | None) -> Words:
     if sft is None:
         return DASH
-    flag = (Run(f" × {number(sft['length_ratio'], '.2f')} ⚠", "small"),) if sft["length_flag"] else ()
-    return (*runs(interval(parse.estimate(sft["length_difference"]), 1, signed=True)), *flag)
+    flag = (Run(f" × {number(sft.length_ratio, '.2f')} ⚠", "small"),) if sft.length_flag else ()
+    return (*runs(interval(sft.length_difference, 1, signed=True)), *flag)
 
 
-def _arm(record: Record, method: str) -> str:
+def _arm(record: Results, method: str) -> str:
     """SFT, the controls and the methods under test have the colours and markers of the run report's arms."""
     return "sft" if method == "sft" else "dpr" if under_test(record, method) else "continued_sft"
 
 
-def _forests(record: Record, compared: Sequence[Mapping[str, Record]]) -> tuple[Figure, ...]:
+def _forests(record: Results, compared: Sequence[Mapping[str, ArmComparison]]) -> tuple[Figure, ...]:
     """The differences to SFT, and those to the best control."""
     drawn = []
     for role, words in _ROLES.items():
         rows = []
         for roles in compared:
             one = roles.get(role)
-            estimate = parse.estimate(one["difference"]) if one else None
+            estimate = one.difference if one else None
             if one and estimate:
-                rows.append(Whisker(one["label"], estimate, _arm(record, one["method"])))
+                rows.append(Whisker(one.label, estimate, _arm(record, one.method)))
         if rows:
-            drawing = Whiskers(tuple(rows), f"difference in {record['metric']}; right of 0: better", zero=0.0)
+            drawing = Whiskers(tuple(rows), f"difference in {record.metric}; right of 0: better", zero=0.0)
             note = "95 % intervals, before correction. Dots: under test; diamonds: controls"
             drawn.append(Figure(f"Differences to {words}", drawing, note))
     return tuple(drawn)
@@ -238,80 +236,78 @@ def _forests(record: Record, compared: Sequence[Mapping[str, Record]]) -> tuple[
 # --- Results and costs -----------------------------------------------------------------------------------------------
 
 
-def _results(record: Record, setting: Record) -> Table:
+def _results(record: Results, setting: SettingResults) -> Table:
     names = {
         "length": "tokens",
         "truncated": "share",
         "KL to SFT": "nats/completion",
         "dense reward": "nats/completion",
     }
-    measured = [name for name in _OPTIONAL if any(row.get(name) is not None for row in setting["rows"])]
-    columns = [Column("method"), Column(record["metric"], numeric=True), Column("on validation", numeric=True)]
+    measured = [name for name in _OPTIONAL if any(getattr(row, name) is not None for row in setting.rows)]
+    columns = [Column("method"), Column(record.metric, numeric=True), Column("on validation", numeric=True)]
     columns += [Column(name, unit, numeric=True) for name, unit in names.items()]
     columns += [Column(_OPTIONAL[name], "nats/token", numeric=True) for name in measured]
     rows = [
         _result(setting, row, measured)
-        for decoding in setting["decodings"]
-        for row in setting["rows"]
-        if row["decoding"] == decoding
+        for decoding in setting.decodings
+        for row in setting.rows
+        if row.decoding == decoding
     ]
-    unit = any(row["value"] and row["value"]["unit"] == "prompts" for row in setting["rows"])
+    unit = any(row.value and row.value.unit == "prompts" for row in setting.rows)
     caption = f"mean [95 % interval]{'; † over prompts, not over seeds' if unit else ''}. A dash: not measured. "
     caption += "✓: the method's decoding chosen on validation."
     return Table(tuple(columns), tuple(rows), caption=caption, style="stack")
 
 
-def _result(setting: Record, row: Record, measured: Sequence[str]) -> Row:
-    name: list[str | Run] = [row["label"] + (" ✓" if row["chosen"] else "")]
-    name += [Run("control", "small")] if row["control"] else []
-    if row["status"] != "complete":
-        few = f"{len(row['seeds'])} of {len(setting['seeds'])} seeds"
-        name += [" ", Run(few if row["status"] == "incomplete" else row["status"], "worse")]
-    mean, *ends = runs(interval(parse.estimate(row["value"])))
-    value = (mean, *([Run(" †")] if row["value"] and row["value"]["unit"] == "prompts" else []), *ends)
-    length: Words = number(row["length"], ".1f")
-    if row["length_flag"]:
-        length = (f"{length} ⚠", Run(f"× {number(row['length_ratio'], '.2f')}", "small"))
-    cells = [tuple(name), value, interval(parse.estimate(row["validation"])), length, share(row["truncated"])]
-    cells += [number(row["kl"], ".2f"), number(row["reward"], ".2f"), *(number(row[one]) for one in measured)]
-    return Row(tuple(cells), row["chosen"], row["decoding"])
+def _result(setting: SettingResults, row: ArmRow, measured: Sequence[str]) -> Row:
+    name: list[str | Run] = [row.label + (" ✓" if row.chosen else "")]
+    name += [Run("control", "small")] if row.control else []
+    if row.status != "complete":
+        few = f"{len(row.seeds)} of {len(setting.seeds)} seeds"
+        name += [" ", Run(few if row.status == "incomplete" else row.status, "worse")]
+    mean, *ends = runs(interval(row.value))
+    value = (mean, *([Run(" †")] if row.value and row.value.unit == "prompts" else []), *ends)
+    length: Words = number(row.length, ".1f")
+    if row.length_flag:
+        length = (f"{length} ⚠", Run(f"× {number(row.length_ratio, '.2f')}", "small"))
+    cells = [tuple(name), value, interval(row.validation), length, share(row.truncated)]
+    cells += [number(row.kl, ".2f"), number(row.reward, ".2f"), *(number(getattr(row, one)) for one in measured)]
+    return Row(tuple(cells), row.chosen, row.decoding)
 
 
-def _result_plots(record: Record, setting: Record) -> Beside | None:
+def _result_plots(record: Results, setting: SettingResults) -> Beside | None:
     """The metric of each method, a drawing each decoding, on a common axis."""
-    known = [(row, value) for row in setting["rows"] if (value := parse.estimate(row["value"]))]
+    known = [(row, value) for row in setting.rows if (value := row.value)]
     ends = [end for _, value in known for end in (value.low, value.high)]
     if not ends:
         return None
     pad = 0.05 * (max(ends) - min(ends) or 1.0)
     figures = []
-    for decoding in setting["decodings"]:
+    for decoding in setting.decodings:
         rows = [
-            Whisker(row["label"], value, _arm(record, row["method"]))
-            for row, value in known
-            if row["decoding"] == decoding
+            Whisker(row.label, value, _arm(record, row.method)) for row, value in known if row.decoding == decoding
         ]
         drawing = Whiskers(
-            tuple(rows), f"{record['metric']} (higher is better)", None, (min(ends) - pad, max(ends) + pad)
+            tuple(rows), f"{record.metric} (higher is better)", None, (min(ends) - pad, max(ends) + pad)
         )
-        figures += [Figure(f"{record['metric']}, {decoding}", drawing)] if rows else []
+        figures += [Figure(f"{record.metric}, {decoding}", drawing)] if rows else []
     return Beside(tuple(figures))
 
 
-def tiles(record: Record, setting: Record) -> Tiles:
+def tiles(record: Results, setting: SettingResults) -> Tiles:
     """The metric of each method at its own decoding."""
     found = []
-    for row in setting["rows"]:
-        value = parse.estimate(row["value"])
-        if row["chosen"] and value is not None:
-            notes = (f"{record['metric']}, {row['decoding']}", f"{number(value.low)} to {number(value.high)}")
-            found.append(Tile(row["label"], number(value.mean), notes, row["method"]))
+    for row in setting.rows:
+        value = row.value
+        if row.chosen and value is not None:
+            notes = (f"{record.metric}, {row.decoding}", f"{number(value.low)} to {number(value.high)}")
+            found.append(Tile(row.label, number(value.mean), notes, row.method))
     return Tiles(tuple(found))
 
 
-def _budgets(setting: Record) -> Table:
+def _budgets(setting: SettingResults) -> Table:
     names = ("samples", "demonstrations", "tokens", "FLOPs", "time")
-    spent = {row["label"]: row["budget"] for row in setting["rows"] if row["status"] != "missing"}
+    spent = {row.label: row.budget for row in setting.rows if row.status != "missing"}
     rows = []
     for label, budget in spent.items():
         counts = (count(budget[name]) for name in names[:3])
@@ -320,66 +316,66 @@ def _budgets(setting: Record) -> Table:
     return Table(columns, tuple(rows), caption="Of the training beyond SFT, mean over seeds.")
 
 
-def _costs(record: Record, setting: Record) -> Beside | None:
+def _costs(record: Results, setting: SettingResults) -> Beside | None:
     """The metric against FLOPs and against seconds, each method at its own decoding."""
-    rows = [row for row in setting["rows"] if row["chosen"] and row["value"]]
-    level = next((row["value"]["mean"] for row in rows if row["method"] == "sft"), None)
+    rows = [row for row in setting.rows if row.chosen and row.value]
+    level = next((row.value.mean for row in rows if row.method == "sft" and row.value), None)
     note = "Each at its own decoding. Dots: under test; diamonds: controls; dashed: SFT"
     drawn = []
     for cost, xlabel in _COSTS.items():
         points = []
         for row in rows:
-            estimate, spent = parse.estimate(row["value"]), row["budget"][cost]
+            estimate, spent = row.value, row.budget[cost]
             if estimate is not None and spent is not None:
-                label = f"{row['label']}, {row['decoding'].replace('temperature ', 'T = ')}"
-                points.append(Spent(label, spent, estimate, _arm(record, row["method"])))
+                label = f"{row.label}, {row.decoding.replace('temperature ', 'T = ')}"
+                points.append(Spent(label, spent, estimate, _arm(record, row.method)))
         if points:
-            drawing = Costs(tuple(points), xlabel, record["metric"], level)
-            drawn.append(Figure(f"{record['metric']} against cost", drawing, note))
+            drawing = Costs(tuple(points), xlabel, record.metric, level)
+            drawn.append(Figure(f"{record.metric} against cost", drawing, note))
     return Beside(tuple(drawn)) if drawn else None
 
 
 # --- What validation chose -------------------------------------------------------------------------------------------
 
 
-def _sweeps(record: Record, setting: Record) -> Table | None:
+def _sweeps(record: Results, setting: SettingResults) -> Table | None:
     rows = [
         Row(
             (
-                one["method"],
-                one["variant"] + (" ✓" if one["chosen"] else ""),
-                one["decoding"],
-                interval(parse.estimate(one["value"])),
+                one.method,
+                one.variant + (" ✓" if one.chosen else ""),
+                one.decoding,
+                interval(one.value),
             ),
-            one["chosen"],
+            one.chosen,
         )
-        for one in record.get("sweeps", ())
-        if one["setting"] == setting["name"]
+        for one in record.sweeps
+        if one.setting == setting.name
     ]
     columns = (Column("method"), Column("value"), Column("decoding"), _on_validation(record))
     caption = "Values that were tried; ✓ the chosen one, which alone met the test prompts."
     return Table(columns, tuple(rows), caption=caption) if rows else None
 
 
-def _on_validation(record: Record) -> Column:
-    return Column(record["metric"], "validation", numeric=True)
+def _on_validation(record: Results) -> Column:
+    return Column(record.metric, "validation", numeric=True)
 
 
-def _chosen(record: Record, setting: Record) -> Table:
+def _chosen(record: Results, setting: SettingResults) -> Table:
     rows = [
-        Row((row["label"], row["decoding"], interval(parse.estimate(row["validation"]))))
-        for info in record["methods"]
-        for row in setting["rows"]
-        if row["chosen"] and row["method"] == info["name"]
+        Row((row.label, row.decoding, interval(row.validation)))
+        for info in record.methods
+        for row in setting.rows
+        if row.chosen and row.method == info.name
     ]
     return Table((Column("method"), Column("decoding"), _on_validation(record)), tuple(rows))
 
 
-def _best_controls(record: Record, setting: Record) -> Table:
+def _best_controls(record: Results, setting: SettingResults) -> Table:
     rows = []
-    for best in setting["best_controls"]:
-        own = f", {best['decoding']}" if best["own_decoding"] and best["decoding"] else ""
-        where = "own decodings" if best["own_decoding"] else best["decoding"]
-        rows.append(Row((where, f"{best['label'] or DASH}{own}", number(best["validation"]))))
+    for best in setting.best_controls:
+        own = f", {best.decoding}" if best.own_decoding and best.decoding else ""
+        where = "own decodings" if best.own_decoding else str(best.decoding)
+        rows.append(Row((where, f"{best.label or DASH}{own}", number(best.validation))))
     caption = "The control with the highest mean on validation. A control is compared with the best of the others."
     return Table((Column("where"), Column("best control"), _on_validation(record)), tuple(rows), caption=caption)

@@ -9,6 +9,7 @@ from typing import Any
 from densepath.records.choice import ReferenceChoice
 from densepath.records.codec import to_json
 from densepath.records.completion import Sample
+from densepath.records.results import Results
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Term:
 class Report:
     """Everything the page of a run shows.
 
-    `results` is the record of `densepath.pipeline.results` with its one setting; `date` is ISO 8601, UTC; `missing`
+    `results` holds one setting; `date` is ISO 8601, UTC; `missing`
     names what the folder does not hold.
     """
 
@@ -44,7 +45,7 @@ class Report:
     date: str | None
     version: str | None
     made_by: str
-    results: dict[str, Any] | None = None
+    results: Results | None = None
     selection: ReferenceChoice | None = None
     curves: tuple[Curve, ...] = ()
     samples: tuple[Sample, ...] = ()

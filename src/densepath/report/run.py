@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from densepath.report import experiment, sections
 from densepath.report.document import Document, Notice, Paragraph, Section, Tiles, present
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
@@ -57,17 +54,12 @@ def run_page(report: Report) -> Document:
     )
 
 
-def _setting(report: Report) -> Mapping[str, Any]:
-    """The one setting of a run."""
-    setting: Mapping[str, Any] = (report.results or {})["settings"][0]
-    return setting
-
-
 def _answer(report: Report) -> Notice:
     """What the comparisons of the method under test say; else why there is no answer."""
-    if report.results is not None and (said := experiment.verdicts(report.results, _setting(report))):
+    results = report.results
+    if results is not None and (said := experiment.verdicts(results, results.settings[0])):
         first, *others = said
-        return Notice(first, tuple(others), experiment.kind(_setting(report)), headline=True)
+        return Notice(first, tuple(others), experiment.kind(results.settings[0]), headline=True)
     if report.selection is not None and report.selection.chosen is None and report.selection.rows:
         words = "No candidate reference beat SFT on validation, so none was chosen."
         return Notice(words, (), "none-helps", headline=True)
@@ -79,31 +71,29 @@ def _summary(report: Report, answer: Notice) -> Section:
     tiles: Tiles | None = None
     warnings = list(report.warnings)
     if report.results is not None:
-        tiles = experiment.tiles(report.results, _setting(report))
-        warnings = [*experiment.warning_lines(_setting(report)), *warnings]
+        setting = report.results.settings[0]
+        tiles = experiment.tiles(report.results, setting)
+        warnings = [*experiment.warning_lines(setting), *warnings]
     card = sections.warnings_notice(tuple(dict.fromkeys(warnings)))
     return Section("summary", "", present([answer, tiles, Paragraph(_WORDS, "muted"), card]), link="Summary")
 
 
 def _results(report: Report) -> Section | None:
-    if report.results is None:
+    results = report.results
+    if results is None:
         return None
-    words = (
-        Run(report.results["metric"], "strong"),
-        ", higher is better. ",
-        experiment.prompts_text(_setting(report)),
-    )
-    parts = experiment.results_parts(report.results, _setting(report))
-    interval = Paragraph(str(report.results["interval"]), "muted")
-    return Section("results", "Results", (Paragraph(("Metric: ", *words)), *parts, interval))
+    setting = results.settings[0]
+    words = ("Metric: ", Run(results.metric, "strong"), ", higher is better. ", experiment.prompts_text(setting))
+    interval = Paragraph(results.interval, "muted")
+    return Section("results", "Results", (Paragraph(words), *experiment.results_parts(results, setting), interval))
 
 
 def _samples(report: Report) -> Section | None:
     if not report.samples:
         return None
-    results = report.results or {}
-    labels = STAGES | {method["name"]: method["label"] for method in results.get("methods", ())}
-    judged = results.get("metric") == "exact_match"
+    results = report.results
+    labels = STAGES | {method.name: method.label for method in (results.methods if results else ())}
+    judged = results is not None and results.metric == "exact_match"
     return sections.samples_section(report.samples, report.samples_total, labels, judged=judged)
 
 

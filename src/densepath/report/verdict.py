@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from densepath.records.results import ArmRow
 from densepath.report.records import Curve
 
 KL_WATCH = 1.5
@@ -28,13 +28,13 @@ def curve_alarms(curves: Sequence[Curve]) -> list[str]:
     return found
 
 
-def nll_alarms(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def nll_alarms(rows: Sequence[ArmRow]) -> list[str]:
     """Arms that moved away from the demonstrations.
 
     Args:
         rows: of a setting of `results.json`.
     """
-    nll = {row["method"]: (row["label"], row["nll"]) for row in rows if row.get("nll") is not None}
+    nll = {row.method: (row.label, row.nll) for row in rows if row.nll is not None}
     if "sft" not in nll:
         return []
     _, base = nll["sft"]
