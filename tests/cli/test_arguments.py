@@ -123,7 +123,8 @@ def test_the_command_line_overrides_the_recipe_and_the_recipe_the_defaults(recip
         (("--max_length", "12"), "max_length", 12),
         (("--verifier", "package.module:function"), "verifier", "package.module:function"),
         (("--verifier", "none"), "verifier", None),
-        (("--continued_sft", "none"), "continued_sft", "none"),
+        (("--continued_sft", "samples"), "continued_sft", "samples"),
+        (("--arms", "sft", "dpr"), "arms", ["sft", "dpr"]),
         (("--sft_learning_rate", "1e-3"), "sft_learning_rate", 1e-3),
     ],
 )
@@ -282,7 +283,7 @@ def test_what_a_command_decides_itself_is_refused(key):
     ("words", "message"),
     [
         (("--num_test_samples", "0"), "num_test_samples=0 must be at least 1"),
-        (("--continued_sft", "maybe"), "continued_sft='maybe' does not exist; choose one of: flops, samples, none"),
+        (("--continued_sft", "maybe"), "continued_sft='maybe' does not exist; choose one of: flops, samples"),
         (("--dense_reward", "dense"), "choose one of: baseline_relative, logprob, inverse_bellman"),
         (("--num_generations", "1"), "num_generations=1 must be at least 2"),
         (("--num_generations", "5"), "must be a multiple of num_generations=5"),

@@ -323,7 +323,7 @@ def test_dpr_without_a_reference_where_the_reward_needs_none(models, tmp_path):
 def test_the_stages_by_hand_make_the_same_sft_model_as_a_run(models, tmp_path):
     """`densepath sft` on the rows that a run trained on; all of them in each step, so that order does not matter."""
     same = ["--learning_rate", "1e-3", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
-    argv = run_argv(models["sft"], tmp_path / "run", sft_max_steps=3, dpr_max_steps=1, beta=1, continued_sft="none")
+    argv = run_argv(models["sft"], tmp_path / "run", sft_max_steps=3, dpr_max_steps=1, beta=1, arms=["sft", "dpr"])
     argv += [word.replace("--", "--sft_") for word in same] + ["--sft_per_device_train_batch_size", "18"]
     assert main([*argv, "--eval_temperatures", "0"]) == 0
     words = ["sft", "--model_name_or_path", models["sft"], "--dataset_name", str(tmp_path / "run/data/train.jsonl")]
@@ -338,7 +338,7 @@ def test_the_stages_by_hand_make_the_same_sft_model_as_a_run(models, tmp_path):
 
 
 def test_report_and_env(models, tmp_path, capsys):
-    argv = run_argv(models["sft"], tmp_path / "run", sft_max_steps=1, dpr_max_steps=1, beta=1, continued_sft="none")
+    argv = run_argv(models["sft"], tmp_path / "run", sft_max_steps=1, dpr_max_steps=1, beta=1, arms=["sft", "dpr"])
     assert main([*argv, "--eval_temperatures", "0", "--reference", "0"]) == 0
     page = (tmp_path / "run/report.html").read_text()
     (tmp_path / "run/report.html").unlink()

@@ -107,7 +107,7 @@ def test_training_prompts_longer_than_the_context_are_left_out_and_counted(model
     path = write_jsonl("some.jsonl", [LONG, nearly, *GOOD[:3]])
     output = tmp_path / "some"
     argv = run_argv(models["sft"], output, dataset_name=path, eval_dataset_name=held, verifier="none", beta=1)
-    argv += ["--sft_max_steps", "1", "--dpr_max_steps", "3", "--continued_sft", "none", "--eval_temperatures", "0"]
+    argv += ["--sft_max_steps", "1", "--dpr_max_steps", "3", "--arms", "sft", "dpr", "--eval_temperatures", "0"]
     assert main(argv) == 0  # three steps of two prompts: all that are left
     out = " ".join(capsys.readouterr().out.split())
     assert "5 train, 4 validation, 4 test rows (1 left out of SFT: the prompt fills max_length;" in out
@@ -164,7 +164,7 @@ def test_modules_that_an_adapter_cannot_sit_on(refused):
 
 def test_a_reference_equal_to_the_sft_model_is_a_warning(models, tmp_path, capsys):
     argv = run_argv(models["sft"], tmp_path / "run", sft_learning_rate=0, beta=1, sft_max_steps=2, dpr_max_steps=1)
-    assert main([*argv, "--reference", "0.5", "--continued_sft", "none", "--eval_temperatures", "0"]) == 0
+    assert main([*argv, "--reference", "0.5", "--arms", "sft", "dpr", "--eval_temperatures", "0"]) == 0
     warning = "reference 0.5 has the same weights as the SFT model: the reward is zero everywhere"
     assert f"warning: {warning}" in " ".join(capsys.readouterr().out.split())
     (results,) = json.loads((tmp_path / "run/results.json").read_text())["settings"]
@@ -269,7 +269,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
     right = run_argv(models["sft"], output, dataset_name=write_jsonl("good.jsonl", GOOD), dtype="float31")
     assert main(right) == 2
     assert "dtype" in capsys.readouterr().err
-    other = run_argv(models["sft"], output, sft_max_steps=1, dpr_max_steps=1, beta=1, continued_sft="none")
+    other = run_argv(models["sft"], output, sft_max_steps=1, dpr_max_steps=1, beta=1, arms=["sft", "dpr"])
     assert main([*other, "--eval_temperatures", "0"]) == 0
     assert "text_tasks" in (output / "data.json").read_text()
     assert "good.jsonl" not in (output / "data.json").read_text()

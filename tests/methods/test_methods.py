@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import io
 import json
 
 import pytest
 import torch
-from rich.console import Console
-from safetensors.torch import load_file
-from tests.support import tiny_tokenizer
-from tests.tiny_models import tiny_llama
+from tests.methods.stages import PARAMETERS, equal, stage_of, weights
 from tests.trainers.test_sft import StopAt
 
 from densepath.methods import (
-    SFTRun,
-    Stage,
     _self_play,
     continued_sft,
     dft,
@@ -32,49 +26,9 @@ from densepath.models.scoring import score_completions
 from densepath.records.arm import Budget
 from densepath.records.outcome import Outcome
 
-PARAMETERS = sum(p.numel() for p in tiny_llama(vocab_size=len(tiny_tokenizer())).parameters())
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    """A run folder with what the methods read."""
-    folder = tmp_path_factory.mktemp("source")
-    tokenizer = tiny_tokenizer()
-    for seed, name in enumerate(("base", "sft/model", "sft/references/0.5")):
-        model = tiny_llama(vocab_size=len(tokenizer), seed=seed)
-        model.generation_config.eos_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    (folder / "data").mkdir()
-    rows = [{"prompt": f"Count from {i}:", "completion": f"{i + 1} {i + 2}"} for i in range(10)]
-    rows.append({"prompt": "x " * 130, "completion": "too long to be sampled from"})
-    (folder / "data/train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def stage_of(source, folder, others=None, method="spin", **changes) -> Stage:
-    arguments = get_method(method).arguments(
-        **{
-            **{"model_name_or_path": str(source / "base"), "reference": "0.5", "reference_fractions": [0.0, 0.5]},
-            **{"dpr_max_steps": 4, "dpr_per_device_train_batch_size": 6, "num_generations": 2},
-            **{"dpr_learning_rate": 1e-3, "max_completion_length": 8, "save_steps": 100},
-            **{"sft_per_device_train_batch_size": 8},
-            **changes,
-        }
-    )
-    return Stage(SFTRun(source, arguments), folder, arguments, others or {}, Console(file=io.StringIO()), "test")
-
 
 def pairs_of(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
-
-
-def weights(folder) -> dict[str, torch.Tensor]:
-    return load_file(folder / "model.safetensors")
-
-
-def equal(a, b) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in b)
 
 
 def test_spin_costs_what_it_says_and_is_done_once(source, tmp_path):

@@ -45,6 +45,7 @@ def run_argv(model: str, output: Path, **changes: Any) -> list[str]:
         "sft_learning_rate": 1e-3,
         "save_steps": 2,
         "reference": 0.5,
+        "arms": ["base", "sft", "continued_sft", "dpr"],
         "dpr_max_steps": 7,
         "dpr_per_device_train_batch_size": 4,
         "dpr_learning_rate": 1e-3,

@@ -27,6 +27,8 @@ class ExperimentArguments(RunArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.arms != RunArguments().arms:
+            raise ConfigError("arms is a key of densepath run; the arms of an experiment are its methods")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds={self.seeds}: give each seed once, and at least one")
         for name in ("settings", "methods"):

@@ -77,7 +77,7 @@ class EvaluationArguments(Arguments):
 
 @dataclass
 class StageArguments(Arguments):
-    """Steps, batches and learning rates of SFT, its continuation and DPR."""
+    """Arms, and steps, batches and learning rates of SFT, its continuation and DPR."""
 
     sft_learning_rate: float = option(5e-5, "Peak learning rate of SFT.")
     sft_max_steps: int = option(60, "Optimizer steps of SFT.", least=1)
@@ -86,15 +86,24 @@ class StageArguments(Arguments):
     dpr_learning_rate: float = option(5e-6, "Peak learning rate of DPR.")
     dpr_max_steps: int = option(25, "Optimizer steps of DPR.", least=1)
     dpr_per_device_train_batch_size: int = option(32, "Completions in one DPR step and device.")
+    arms: list[str] = option(
+        ["base", "sft", "continued_sft", "dft", "dpr", "purified_sft"],
+        "What the table compares, in its order; sft is always there. base: the model before SFT; sft; controls: "
+        "continued_sft, dft, rejection_sampling, filtered_sft, contrastive, subtractive, extrapolation, spin, gsil; "
+        "and dpr, dpr_capped, purified_sft.",
+    )
     continued_sft: str = option(
         "flops",
-        "The control: SFT goes on for as many FLOPs as DPR took (flops), as many samples (samples), or none.",
-        choices=("flops", "samples", "none"),
+        "How long continued SFT goes on: for as many FLOPs as dpr took (flops), or, as without dpr, on as many "
+        "demonstrations as it samples (samples).",
+        choices=("flops", "samples"),
     )
     continued_sft_learning_rate: float | None = option(None, "Peak learning rate of the control; SFT's if None.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if len(set(self.arms)) < len(self.arms):
+            raise ConfigError(f"arms={self.arms}: give each once")
         for name in ("sft_learning_rate", "dpr_learning_rate", "continued_sft_learning_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < float("inf"):
@@ -107,6 +116,11 @@ class PurifyArguments(Arguments):
 
     purify_behaviours: list[int] = option(
         [2, 3], "Numbers of behaviours that are looked for among the demonstrations; each of them is tried."
+    )
+    purify_score: str = option(
+        "reward",
+        "What the bands are made of that EM begins with: the reward, or, to show what it does, sft_logprob or random.",
+        choices=("reward", "sft_logprob", "random"),
     )
     purify_rounds: int = option(
         1, "Rounds of EM. 0: no behaviours, demonstrations weighted by their own reward (two forward passes).", least=0
@@ -134,6 +148,11 @@ class PurifyArguments(Arguments):
         if few or not self.purify_behaviours:
             raise ConfigError(
                 f"purify_behaviours={self.purify_behaviours}: give numbers of 2 or more; with one, nothing is sorted"
+            )
+        if not self.purify_rounds and self.purify_score != "reward":
+            raise ConfigError(
+                f"purify_rounds=0 weighs by the reward, and makes no bands of purify_score={self.purify_score}; "
+                "give one round or more"
             )
         if self.purify_keep is not None and not 0 < self.purify_keep < 1:
             raise ConfigError(f"purify_keep={self.purify_keep} must lie between 0 and 1, or be left to None")

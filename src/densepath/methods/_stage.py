@@ -138,6 +138,11 @@ def trained(stage: Stage) -> Policy:
     return Policy(str(stage.folder / "model"))
 
 
+def trained_or_sft(stage: Stage) -> Policy:
+    """The model that the method left, or the SFT model where it left none."""
+    return trained(stage) if (stage.folder / "model").exists() else Policy(str(stage.sft.model))
+
+
 def train_shown(trainer: Any, folder: Path, console: Console, title: str) -> None:
     """Train with a progress bar, resuming if there is something to resume."""
     trainer.remove_callback(PrinterCallback)

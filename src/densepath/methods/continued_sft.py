@@ -42,12 +42,13 @@ def train(stage: Stage) -> Outcome:
     return go_on(stage, steps)
 
 
-def go_on(stage: Stage, steps: int, **changes: Any) -> Outcome:
-    """SFT that goes on from the SFT model on the same demonstrations; leaves `model` in the stage's folder.
+def go_on(stage: Stage, steps: int, dataset: Dataset | None = None, **changes: Any) -> Outcome:
+    """SFT that goes on from the SFT model; leaves `model` in the stage's folder.
 
     Args:
         stage: what it reads, and where it writes.
         steps: optimizer steps.
+        dataset: tokenised rows; the same demonstrations as SFT's if None.
         changes: further arguments of TRL's `SFTConfig`.
     """
     arguments = stage.arguments
@@ -63,9 +64,9 @@ def go_on(stage: Stage, steps: int, **changes: Any) -> Outcome:
         seed=arguments.seed + 1,  # another order of the demonstrations than SFT's
         **changes,
     )
-    trainer = sft_trainer(
-        load_trainable(arguments, stage.sft.model), tokenizer, encoded_demonstrations(stage.sft, tokenizer), config
-    )
+    if dataset is None:
+        dataset = encoded_demonstrations(stage.sft, tokenizer)
+    trainer = sft_trainer(load_trainable(arguments, stage.sft.model), tokenizer, dataset, config)
     stage.train(trainer)
     save_model_atomic(trainer, tokenizer, stage.folder / "model", {"steps": steps})
     tokens = tokens_trained(stage.folder)

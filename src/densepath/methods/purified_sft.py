@@ -1,7 +1,8 @@
 """Purified SFT: the recovered reward sorts the demonstrations, and the better part of them is trained on again.
 
 1. `s_i = sum_t [log pi_SFT(y_it) - log pi_0(y_it)] / sqrt(T_i)`, EOS included.
-2. K bands of the demonstrations around rank quantiles of s, within each kind of prompt, begin the behaviours.
+2. K bands of the demonstrations around rank quantiles of s, within each kind of prompt, begin the behaviours. To show
+   what the reward does, `purify_score` makes them of `log pi_SFT` in its place, or at random.
 3. EM (`methods._behaviours`): `pi_k` learns what is its own, and `gamma_ik = softmax_k(log rho_k + log pi_k(y_i))`.
 4. `lift_k = log rho_k - log` share of k among answers of pi_0.
 5. A behaviour is chosen: with a verifier by the one rule of `choice` on validation prompts; else, or where that cannot
@@ -34,10 +35,10 @@ from densepath.errors import ConfigError
 from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
-from densepath.methods import Method, Outcome, Policy, Stage
+from densepath.methods import Method, Outcome, Stage
 from densepath.methods._behaviours import Corpus, Fitted, Training, fit, remembered, scored_tokens, train_on
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
-from densepath.methods._stage import FORWARD_FLOPS
+from densepath.methods._stage import FORWARD_FLOPS, trained_or_sft
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.records.arm import SFT, Arm, ArmResult, Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
@@ -79,12 +80,7 @@ def train(stage: Stage) -> Outcome:
     return Outcome(Budget(len(corpus.samples), steps * batch, tokens, flops), steps)
 
 
-def _policy(stage: Stage) -> Policy:
-    model = stage.folder / "model"
-    return Policy(str(model if model.exists() else stage.sft.model))
-
-
-METHOD = Method("purified SFT", control=False, train=train, policy=_policy)
+METHOD = Method("purified SFT", control=False, train=train, policy=trained_or_sft)
 
 
 # --- the demonstrations and their scores -----------------------------------------------------------------------------
@@ -92,10 +88,11 @@ METHOD = Method("purified SFT", control=False, train=train, policy=_policy)
 
 @dataclass(frozen=True)
 class _Scores:
-    """(rows,) float64: R in nats, s in nats per square root of a token, and the kind of each prompt with its name."""
+    """(rows,) float64: R in nats, s in nats per square root of a token, what bands are made of, kinds with names."""
 
     log_ratios: Tensor
     scores: Tensor
+    banded: Tensor
     kinds: Tensor
     names: list[str]
 
@@ -154,8 +151,14 @@ def _scores(stage: Stage, corpus: Corpus) -> _Scores:
 
     record = remembered(stage.folder / "scores.json", compute)
     sft, base = (torch.tensor(record[name], dtype=torch.float64) for name in ("sft", "base"))
-    ratios = sft - base
-    return _Scores(ratios, ratios / corpus.train.tokens.sqrt(), torch.tensor(record["kinds"]), record["names"])
+    ratios, root = sft - base, corpus.train.tokens.sqrt()
+    generator = torch.Generator().manual_seed(stage.arguments.seed)
+    banded = {
+        "reward": ratios / root,
+        "sft_logprob": sft / root,
+        "random": torch.rand(len(sft), generator=generator, dtype=torch.float64),
+    }[stage.arguments.purify_score]
+    return _Scores(ratios, ratios / root, banded, torch.tensor(record["kinds"]), record["names"])
 
 
 def _kinds(stage: Stage, train: Demonstrations, model: Any) -> tuple[Tensor, list[str]]:
@@ -213,7 +216,7 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
         share = BAND_SHARE.get(number, OTHER_BAND_SHARE)
         try:
             bands = rank_bands(
-                scores.scores, _large_kinds(scores.kinds, number, share), number, min(share, 1 / number)
+                scores.banded, _large_kinds(scores.kinds, number, share), number, min(share, 1 / number)
             )
         except ValueError as error:
             raise ConfigError(

@@ -154,7 +154,8 @@ def _matched(job: CellJob) -> int:
 
 def _sft_config(arguments: RunArguments, others: Mapping[str, Any]) -> dict[str, Any]:
     """What decides an SFT run: without the keys of DPR and of the methods, which may change from cell to cell."""
-    own = {f.name for f in dataclasses.fields(RunArguments) if not f.name.startswith("dpr_")} - {
+    own = {f.name for f in dataclasses.fields(RunArguments) if not f.name.startswith(("dpr_", "purify_"))} - {
+        "arms",
         "num_generations",
         "eval_temperatures",
         "continued_sft",

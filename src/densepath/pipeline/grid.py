@@ -31,12 +31,6 @@ def leaves_reference_open(plan: MethodPlan) -> bool:
     return get_method(plan.method).needs_reference and any(open_ones)
 
 
-def needs_reference(setting: Setting, plan: MethodPlan) -> bool:
-    """Whether an arm means nothing without a reference: it reads one, or has the compute of one that does."""
-    matched = [setting.methods[name] for v in plan.variants if (name := matched_with(plan, v)) is not None]
-    return any(get_method(each.method).needs_reference for each in (plan, *matched))
-
-
 @dataclass(frozen=True)
 class Grid:
     """Settings, seeds and arms, and where their cells lie on disk.

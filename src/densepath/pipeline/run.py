@@ -17,13 +17,12 @@ from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
-from densepath.methods.continued_sft import BudgetArguments
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_tokenizer
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
 from densepath.pipeline.environment import environment
-from densepath.pipeline.grid import Grid, needs_reference
+from densepath.pipeline.grid import Grid
 from densepath.pipeline.plan import plan_recipe, require_fit
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant
 from densepath.pipeline.results import grid_results
@@ -88,7 +87,7 @@ def run_pipeline(
         if not run.is_done("arms"):
             started = time.time()
             _train_and_ask(grid, console)
-            write_json_atomic(run / "results.json", to_json(_results(run, grid)))
+            write_json_atomic(run / "results.json", to_json(_results(run, grid, run_setting(arguments, others))))
             write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
             run.finish("arms", started)
         paths = write_report(run.path)
@@ -100,15 +99,23 @@ def run_pipeline(
 
 
 def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
-    """The arms of a run: the model before SFT, SFT, SFT that goes on with DPR's compute, and DPR."""
-    given: dict[str, RunArguments] = {"base": arguments, "sft": arguments, "dpr": arguments}
-    if arguments.continued_sft != "none":
-        given["continued_sft"] = BudgetArguments(**asdict(arguments), budget=arguments.continued_sft)
+    """The arms of a run, SFT among them. Continued SFT has DPR's compute, or its samples where DPR is no arm.
+
+    Raises:
+        ConfigError: an arm that does not exist, or that needs what the recipe lacks.
+    """
+    names = [*([] if "sft" in arguments.arms else ["sft"]), *arguments.arms]
     plans = {}
-    for name, own in given.items():
-        method = get_method(name)
-        arm = Arm(name, method.label, method.control)
-        plans[name] = MethodPlan(arm, name, (Variant(name, own, dict(others)),))
+    for name in names:
+        try:
+            method = get_method(name)
+        except ConfigError as error:
+            raise ConfigError(f"arms: {error}") from None
+        keys = asdict(arguments)
+        if method.matches:
+            keys["budget"] = arguments.continued_sft if "dpr" in names else "samples"
+        own = method.arguments(**keys)
+        plans[name] = MethodPlan(Arm(name, method.label, method.control), name, (Variant(name, own, dict(others)),))
     return Setting(arguments.dataset_name, arguments, dict(others), plans)
 
 
@@ -120,35 +127,46 @@ def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
     if not run.is_done("data"):
         _check_reference_tokenizer(job.sft.arguments)
     prepare(run, job, console, str(steps))
-    arms = setting.methods
     choice = read_choice(run.path)
     found, reason = choice.chosen, choice.reason
-    if found is None:
-        say(console, f"3/{steps} reference: none helps: {reason}. DPR is left out.")
-        arms = {name: plan for name, plan in arms.items() if not needs_reference(setting, plan)}
-    else:
+    if found is not None:
         say(console, f"3/{steps} reference {found.reference}, beta {found.beta:g}: {reason}")
-    return replace(grid, settings=[replace(setting, methods=arms)])
+        return grid
+    gone = _without_reference(setting)
+    say(console, f"3/{steps} reference: none helps: {reason}. {_left_out(gone)}")
+    left = replace(setting.arguments, arms=[name for name in setting.methods if name not in gone])
+    return replace(grid, settings=[run_setting(left, setting.others)])
+
+
+def _without_reference(setting: Setting) -> dict[str, str]:
+    """Name -> label of the arms that mean nothing where no reference helps."""
+    plans = setting.methods.values()
+    return {plan.name: plan.arm.label for plan in plans if get_method(plan.method).needs_reference}
+
+
+def _left_out(gone: Mapping[str, str]) -> str:
+    return f"Left out: {', '.join(gone.values())}." if gone else "No arm needs one."
 
 
 def _train_and_ask(grid: Grid, console: Console) -> None:
-    """Every arm in its order; what is done is passed over."""
+    """Every arm in its order, what has another's compute at the end; what is done is passed over."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
-    for number, plan in enumerate(setting.methods.values(), BEFORE_ARMS + 1):
+    plans = sorted(setting.methods.values(), key=lambda plan: get_method(plan.method).matches)
+    for number, plan in enumerate(plans, BEFORE_ARMS + 1):
         (variant,) = plan.variants
         cell = grid.job(setting, plan, variant, seed, ("validation", "test"))
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
         gc.collect()  # trainers are reference cycles around a model and its optimizer
 
 
-def _results(run: RunFolder, grid: Grid) -> Results:
-    """The grid's results, with what the choice of the reference has to say first."""
+def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
+    """The grid's results, with what the choice of the reference has to say first, and which arms it left out."""
     found = grid_results(grid, read_json(run / "environment.json"))
     choice = read_choice(run.path)
     said = choice.warnings
-    if choice.chosen is None:
-        said += (f"DPR was not run: {choice.reason}",)
+    if choice.chosen is None and (gone := _without_reference(asked)):
+        said += (f"{_left_out(gone)} {choice.reason}",)
     (setting,) = found.settings
     return replace(found, settings=(replace(setting, warnings=said + setting.warnings),))
 
@@ -162,14 +180,15 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     """Refuse before the first stage what a later one would refuse after an hour of training.
 
     Raises:
-        ConfigError: a verifier that does not exist, a key or value that TRL's configs do not take, a package that is
-            missing, or a plan that needs more than `gpu_memory`.
+        ConfigError: an arm or a verifier that does not exist, a key or value that TRL's configs do not take, a package
+            that is missing, or a plan that needs more than `gpu_memory`.
     """
     for key, own in OWN_KEYS.items():
         if key in others:
             raise ConfigError(f"{key} is not taken from a recipe; set {own}")
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
+    run_setting(arguments, others)
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
     check_startable(dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0))
     if arguments.gpu_memory is not None:

@@ -11,17 +11,16 @@ from densepath.io import read_jsonl
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.grid import Grid
 from densepath.pipeline.recipe import MethodPlan, Setting
+from densepath.records.arm import SFT
 from densepath.records.completion import Sample, ScoredCompletion, completion_of
-
-UNSHOWN = ("base", "continued_sft")
-"""Arms whose completions are not laid out token by token: the page compares SFT with what was made of it."""
 
 
 def grid_samples(grid: Grid, setting: Setting, seed: int) -> list[dict[str, Any]]:
     """Each arm's completions of the first test prompts at the first temperature, by prompt."""
     sft = grid.sft(setting, seed)
     tokenizer = load_tokenizer(str(sft.model))
-    shown = [plan for plan in setting.methods.values() if plan.name not in UNSHOWN]
+    # the page compares SFT with what was made of it: no other control is laid out token by token
+    shown = [plan for plan in setting.methods.values() if plan.name == SFT or not plan.arm.control]
     answers = {plan.name: _completions(grid, setting, plan, seed) for plan in shown}
     found = []
     for index, row in enumerate(sft.rows("test")[: setting.arguments.num_report_samples]):

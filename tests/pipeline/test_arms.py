@@ -1,0 +1,70 @@
+"""Which arms a run has: their order, what is always there, whose compute is matched, and what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from tests.pipeline.runs import run_argv
+
+from densepath.cli.main import main
+from densepath.config.run import RunArguments
+from densepath.errors import ConfigError
+from densepath.io import read_json, read_jsonl
+from densepath.methods import method_names
+from densepath.pipeline.run import run_setting
+
+
+def arms(*names: str, **changes):
+    return run_setting(RunArguments(arms=list(names), **changes), {}).methods
+
+
+def test_the_table_has_the_order_of_the_recipe_and_sft_is_always_there():
+    assert list(run_setting(RunArguments(), {}).methods) == [
+        *("base", "sft", "continued_sft", "dft", "dpr", "purified_sft")
+    ]
+    assert list(arms("dpr", "base")) == ["sft", "dpr", "base"]
+    assert list(arms("dpr", "sft")) == ["dpr", "sft"]
+    assert list(arms()) == ["sft"]
+
+
+def test_continued_sft_has_the_flops_of_dpr_or_without_it_its_samples():
+    for names, given, budget in (
+        (("continued_sft", "dpr"), "flops", "flops"),
+        (("continued_sft", "dpr"), "samples", "samples"),
+        (("continued_sft", "purified_sft"), "flops", "samples"),
+    ):
+        (variant,) = arms(*names, continued_sft=given)["continued_sft"].variants
+        assert variant.arguments.budget == budget
+
+
+def test_what_is_no_arm_is_refused():
+    with pytest.raises(ConfigError, match=r"arms: no method 'contrastiv'; did you mean contrastive\?"):
+        arms("contrastiv")
+    with pytest.raises(ConfigError, match="give each once"):
+        arms("dpr", "dpr")
+    with pytest.raises(ConfigError, match="trains on what a verifier accepts"):
+        arms("rejection_sampling")
+
+
+def test_the_help_names_every_method():
+    (field,) = (field for field in dataclasses.fields(RunArguments) if field.name == "arms")
+    words = set(field.metadata["help"].replace(":", " ").replace(",", " ").replace(";", " ").replace(".", " ").split())
+    assert set(method_names()) <= words
+
+
+def test_a_run_with_arms_of_every_sort(tiny_model, tmp_path):
+    """Trained, sorted, filtered and decoded ones; the one that matches another is trained after it."""
+    names = ["continued_sft", "sft", "dft", "dpr", "dpr_capped", "purified_sft", "filtered_sft", "subtractive"]
+    purify = {"purify_behaviours": 2, "purify_steps": 1, "purify_final_steps": 1, "purify_samples": 4}
+    short = {"sft_max_steps": 2, "dpr_max_steps": 1, "save_steps": 10, "beta": 1, "eval_temperatures": 1}
+    run = tmp_path / "run"
+    assert main(run_argv(tiny_model, run, arms=names, purify_kinds=1, **purify, **short)) == 0
+    results = read_json(run / "results.json")
+    (setting,) = results["settings"]
+    assert [method["name"] for method in results["methods"]] == names
+    assert {row["method"] for row in setting["rows"]} == set(names)
+    assert (run / "purified_sft/purification.json").exists()
+    assert (run / "dpr_capped/model").is_dir()
+    shown = read_jsonl(run / "samples.jsonl")[0]["completions"]
+    assert set(shown) == {"sft", "dpr", "dpr_capped", "purified_sft"}  # SFT and what is no control
