@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -11,6 +13,7 @@ from densepath.config.recipe_yaml import RecipeDumper, Word, read_yaml
 from densepath.errors import ConfigError
 from densepath.pipeline.recipe import read_recipe
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 RECIPE = {
     "settings": {"habit": {"dataset_name": "regime:habit"}, "novel": {"dataset_name": "regime:novel", "beta": 2}},
     "verifier": "exact_match",
@@ -119,3 +122,21 @@ def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
 def test_what_cannot_be_run_is_refused_with_its_place(tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         read(tmp_path, changes)
+
+
+@pytest.mark.parametrize("name", ["regimes", "real-model", "sweeps", "text-tasks", "gsm8k"])
+def test_the_recipes_are_read(name):
+    """Every method of a recipe takes its keys, and what its bands are made of is what its name says."""
+    words = ["--config", str(RECIPES / f"{name}.yaml")]
+    found = parse(ExperimentArguments, words, prog="", description="", passthrough={"sft_": "", "dpr_": ""})
+    for setting in read_recipe(*found):
+        for plan in setting.methods.values():
+            keys = plan.variants[0].arguments
+            score = {"purified_by_sft": "sft_logprob", "purified_at_random": "random"}.get(plan.name, "reward")
+            assert keys.purify_score == score
+            assert plan.arm.control == (score != "reward") or plan.method != "purified_sft"
+
+
+def test_an_experiment_has_methods_and_no_arms(tmp_path):
+    with pytest.raises(ConfigError, match="arms is a key of densepath run"):
+        read(tmp_path, {"arms": ["sft"]})

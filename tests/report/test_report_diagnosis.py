@@ -68,6 +68,7 @@ def printed(value):
         ("candidate", "Run DPR: reference 0.5, beta 0.5."),
         ("none", "Keep the SFT model: do not run DPR on this."),
         ("cannot_tell", "It cannot be told."),
+        ("train_on", "Train on first: SFT is not finished."),
     ],
 )
 def test_the_advice_comes_first_in_words(advice, words):

@@ -8,13 +8,16 @@ already is sharpening again); with the warning that no answer was judged.
 With less it cannot be told: the reward asks for whatever SFT changed, and only ground truth knows if that is good. The
 reference whose reward tells demonstrations best from altered ones, or from SFT's own answers, is named; if none tells
 them apart, there is nothing to teach.
+Whatever the candidates say, SFT that is not finished goes on first (`choice.training`).
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from statistics import NormalDist
 
+from densepath.choice.training import train_on
 from densepath.choice.warnings import all_warnings
 from densepath.records.choice import CHANCE, UNITS, Answer, Answers, Criterion, Decision, Findings, RewardFigures
 from densepath.records.estimates import LEVEL, Interval, Verdict
@@ -27,11 +30,21 @@ NO_REWARD = 1e-4
 
 
 def decide(findings: Findings) -> Decision:
-    """A candidate, none of them, or that it cannot be told, with the figures that decided.
+    """A candidate, none of them, that it cannot be told, or that SFT is to go on first, with the figures that decided.
+
+    Where SFT is not finished that is the answer; what else was found follows it, and what it names stays named.
 
     Args:
         findings: what `measure` or `arm_findings` found.
     """
+    decision, unfinished = _of_candidates(findings), train_on(findings.likelihoods)
+    if unfinished is None:
+        return decision
+    return dataclasses.replace(decision, answer=Answer.TRAIN_ON, reasons=(unfinished, *decision.reasons))
+
+
+def _of_candidates(findings: Findings) -> Decision:
+    """What the candidates say, whether SFT is finished or not."""
     if findings.rewards and all(max(abs(r.per_token.mean), r.per_token.sd) < NO_REWARD for r in findings.rewards):
         reason = (
             "The reward is zero: every candidate reference is the SFT model itself. There is nothing to extrapolate."

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from densepath.records.choice import Answers, Findings, Likelihood, RewardFigures
-
-STILL_FALLING = 0.05
-"""Nats per token by which the last part of SFT must have lowered the held-out NLL to count as under-trained, scaled to
-a whole run: a default of our own, set on the three regimes."""
+from densepath.choice.training import overfitted
+from densepath.records.choice import Answers, Findings, RewardFigures
 
 LENGTH_CHANGE = 0.2
 """Share of the SFT model's length by which a candidate must differ to be warned of."""
@@ -19,39 +16,9 @@ TRUNCATED_MORE = 0.1
 
 def all_warnings(findings: Findings, taken: Answers | None) -> tuple[str, ...]:
     """On the end of SFT, on lengths and ends of the candidate taken (or of all), and on the reward, in sentences."""
-    return (*_training_warnings(findings), *_drift_warnings(findings, taken), *_length_warnings(findings.rewards))
-
-
-def _training_warnings(findings: Findings) -> tuple[str, ...]:
-    """SFT that is still learning, or that has begun to overfit, by the held-out NLL of its last checkpoint."""
-    last = last_checkpoint(findings.likelihoods)
-    own = next((one for one in findings.likelihoods if one.reference is None), None)
-    if last is None or last.change is None or own is None:
-        return ()
-    name = f"reference {last.reference}"
-    rate = last.change.mean / (1 - float(last.reference or 0))
-    figures = f"{last.nll.mean:.3f} at {name}, {own.nll.mean:.3f} at its end (nats per token)"
-    if last.change.low > 0 and rate > STILL_FALLING:
-        return (
-            f"Train longer first: the held-out NLL was still falling when SFT ended ({figures}). Continued SFT beats "
-            "DPR where SFT is under-trained.",
-        )
-    if last.change.high < 0:
-        return (f"SFT has begun to overfit: the held-out NLL rose at its end ({figures}). Stop it earlier.",)
-    return ()
-
-
-def last_checkpoint(likelihoods: Sequence[Likelihood]) -> Likelihood | None:
-    """The latest checkpoint of SFT, a reference named by its fraction; None if none is of its second half."""
-    found = []
-    for one in likelihoods:
-        try:
-            fraction = float(one.reference or "")
-        except ValueError:
-            continue
-        if one.alpha is None and 0.5 <= fraction < 1:
-            found.append((fraction, one))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    overfit = overfitted(findings.likelihoods)
+    training = () if overfit is None else (overfit,)
+    return (*training, *_drift_warnings(findings, taken), *_length_warnings(findings.rewards))
 
 
 def _drift_warnings(findings: Findings, taken: Answers | None) -> tuple[str, ...]:

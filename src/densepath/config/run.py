@@ -36,6 +36,10 @@ class RecipeRowsArguments(TrainingRowsArguments):
         "Families that text_tasks generates: reverse, sort_words, last_word, capitals, count, sort_numbers.",
     )
     task_error_rate: float = option(0.35, "Share of wrong demonstrations that text_tasks generates.")
+    task_errors: list[str] = option(
+        [],
+        "Their errors: copy (the list as it is), drop, swap, off_by_one. Empty: all that suit a family, mostly copy.",
+    )
     rl_prompts: str | None = option(None, "Prompts for DPR, when they differ from those of the demonstrations.")
     max_prompt_length: int | None = option(
         None,

@@ -5,6 +5,7 @@ A demonstrator answers rightly, or makes one of the errors below; only its mixtu
 
     habit    the model before SFT already copied its input; SFT makes that rarer. Against it the reward is right.
     novel    SFT adds an error that the model before it never made. Against it the reward asks for that error.
+    worse    as novel, but that error is the most frequent answer: two fifths of them, and a quarter is right.
     scratch  there is no model before SFT; each token of a demonstration is noise now and then.
 
 Every prompt is `operation digits... <pad>... <sep>`, always 8 tokens; an answer is digits and EOS, at most 7 tokens.
@@ -38,6 +39,7 @@ class Regime(str, Enum):
 
     HABIT = "habit"
     NOVEL = "novel"
+    WORSE = "worse"
     SCRATCH = "scratch"
 
 
@@ -63,6 +65,7 @@ class Demonstrator(str, Enum):
 BEFORE_SFT: Mapping[Regime, Mapping[Demonstrator, float]] = {
     Regime.HABIT: {Demonstrator.CORRECT: 0.3, Demonstrator.COPY: 0.7},
     Regime.NOVEL: {Demonstrator.CORRECT: 0.3, Demonstrator.COPY: 0.7},
+    Regime.WORSE: {Demonstrator.CORRECT: 0.3, Demonstrator.COPY: 0.7},
     Regime.SCRATCH: {},
 }
 """Mixture that the model before SFT is trained on; none where SFT starts from random weights."""
@@ -70,6 +73,7 @@ BEFORE_SFT: Mapping[Regime, Mapping[Demonstrator, float]] = {
 SFT: Mapping[Regime, Mapping[Demonstrator, float]] = {
     Regime.HABIT: {Demonstrator.CORRECT: 0.45, Demonstrator.COPY: 0.55},
     Regime.NOVEL: {Demonstrator.CORRECT: 0.45, Demonstrator.COPY: 0.3, Demonstrator.DROP_LAST: 0.25},
+    Regime.WORSE: {Demonstrator.CORRECT: 0.25, Demonstrator.COPY: 0.35, Demonstrator.DROP_LAST: 0.4},
     Regime.SCRATCH: {Demonstrator.NOISE: 1.0},
 }
 """Mixture of the demonstrations that SFT imitates."""

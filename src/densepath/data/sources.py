@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from densepath.config.mixins import CONSTRAINED, TEXT_TASKS
@@ -23,10 +23,11 @@ def load_rows(
     *,
     limit: int | None,
     seed: int | None,
-    task_families: Sequence[str] | None = None,
-    task_error_rate: float = 0.35,
+    tasks: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of a source as JSON can hold them; `text_tasks` generates them. Without a seed they keep their order.
+    """Rows of a source as JSON can hold them; without a seed they keep their order.
+
+    `text_tasks` generates them: `tasks` are further arguments of `generate_tasks`.
 
     `constrained:SOURCE` puts a format that a program can check on each prompt of SOURCE. Which one depends on the
     prompt alone, whatever the seed: a run's seed does not change its task.
@@ -38,7 +39,7 @@ def load_rows(
     if name == TEXT_TASKS:
         # An empty system turn is the shortest: without one, chat templates put in a longer one of their own.
         count = TEXT_TASK_ROWS if limit is None else limit
-        rows = generate_tasks(count, seed=seed or 0, error_rate=task_error_rate, families=task_families, system="")
+        rows = generate_tasks(count, seed=seed or 0, system="", **(tasks or {}))
     else:
         rows = plain_rows(read_rows(name, split=split, limit=limit, seed=seed, needs=needs))
     return rows if name == source else constrained_rows(rows)

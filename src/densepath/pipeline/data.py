@@ -126,8 +126,11 @@ def _splits(arguments: RunArguments) -> dict[str, Rows]:
         "demonstrations",
         limit=(train_rows or 0) + spare if generated else None,
         seed=arguments.seed,
-        task_families=arguments.task_families,
-        task_error_rate=arguments.task_error_rate,
+        tasks={
+            "families": arguments.task_families,
+            "error_rate": arguments.task_error_rate,
+            "noise": arguments.task_errors or None,
+        },
     )
     if split_here:
         # Of each split a fifth more than asked for, but at most a tenth of the data for each that is held out.

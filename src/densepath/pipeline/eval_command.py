@@ -32,7 +32,7 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
         "prompts",
         limit=arguments.max_samples,
         seed=arguments.seed,
-        task_error_rate=0.0,
+        tasks={"error_rate": 0.0},
     )
     context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
     origin = arguments.dataset_name, arguments.dataset_train_split

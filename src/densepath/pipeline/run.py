@@ -76,18 +76,19 @@ def run_pipeline(
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
     check_configuration(arguments, others)
+    setting = run_setting(arguments, others)
     run = RunFolder(Path(arguments.output_dir))
     try:
         run.open_config(resolved(arguments, others))
         if not (run / "environment.json").exists():
             date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
-        grid = Grid(run.path, [run_setting(arguments, others)], [arguments.seed], flat=True)
+        grid = Grid(run.path, [setting], [arguments.seed], flat=True)
         grid = _prepared(run, grid, console)
         if not run.is_done("arms"):
             started = time.time()
             _train_and_ask(grid, console)
-            write_json_atomic(run / "results.json", to_json(_results(run, grid, run_setting(arguments, others))))
+            write_json_atomic(run / "results.json", to_json(_results(run, grid, setting)))
             write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
             run.finish("arms", started)
         paths = write_report(run.path)
@@ -180,15 +181,14 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     """Refuse before the first stage what a later one would refuse after an hour of training.
 
     Raises:
-        ConfigError: an arm or a verifier that does not exist, a key or value that TRL's configs do not take, a package
-            that is missing, or a plan that needs more than `gpu_memory`.
+        ConfigError: a verifier that does not exist, a key or value that TRL's configs do not take, a package that is
+            missing, or a plan that needs more than `gpu_memory`.
     """
     for key, own in OWN_KEYS.items():
         if key in others:
             raise ConfigError(f"{key} is not taken from a recipe; set {own}")
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
-    run_setting(arguments, others)
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
     check_startable(dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0))
     if arguments.gpu_memory is not None:

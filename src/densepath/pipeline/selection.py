@@ -2,7 +2,7 @@
 
 DPR is run with the candidate that is shown to beat the SFT model at its best. Where that cannot be told, it is run
 with the one that looks best, and the test prompts will tell; where none is better, it is left out. A reference that
-was given is used regardless.
+was given is used regardless. SFT that is not finished is a warning, said before any arm is trained.
 """
 
 from __future__ import annotations
@@ -63,8 +63,6 @@ def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> 
         for name in references
         if not weights_differ(sft.model, sft.reference(name))
     )
-    for warning in warnings:
-        warn(console, warning)
     given = None
     if len(references) == 1 and len(betas) == 1 and arguments.reference != "auto":
         given = "reference and beta were given"
@@ -74,7 +72,10 @@ def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> 
         choice = ReferenceChoice("fixed", "none", given, ChosenReference(references[0], betas[0]))
     else:
         choice = _choose(arguments, _measure(run, sft, console, title))
-    write_json_atomic(run / "selection.json", to_json(dataclasses.replace(choice, warnings=warnings)))
+    choice = dataclasses.replace(choice, warnings=(*choice.warnings, *warnings))
+    for warning in choice.warnings:
+        warn(console, warning)
+    write_json_atomic(run / "selection.json", to_json(choice))
     run.finish("selection", started)
 
 
@@ -144,7 +145,8 @@ def _choose(arguments: RunArguments, findings: Findings) -> ReferenceChoice:
     found = None
     if decision.reference is not None and decision.beta is not None:
         found = ChosenReference(decision.reference, decision.beta)
-    reason = decision.reason
+    unfinished = decision.answer is Answer.TRAIN_ON
+    reason = " ".join(decision.reasons[1:]) if unfinished else decision.reason
     if decision.answer is Answer.CANNOT_TELL and found is not None:
         reason = f"it cannot be told whether it helps, so the test prompts will tell. {reason}"
     if found is None and arguments.reference != "auto":
@@ -158,6 +160,7 @@ def _choose(arguments: RunArguments, findings: Findings) -> ReferenceChoice:
         chosen=found,
         baseline=best_of_sft(findings).value if judged else None,
         rows=_rows_shown(findings, decision),
+        warnings=decision.reasons[:1] if unfinished else (),
         decision=decision,
         findings=findings,
     )

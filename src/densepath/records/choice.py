@@ -14,6 +14,7 @@ class Answer(str, Enum):
     CANDIDATE = "candidate"  # one is shown to be better than the SFT model at its best
     NONE = "none"  # none is: the SFT model is kept
     CANNOT_TELL = "cannot_tell"  # too few prompts, or nothing to judge by
+    TRAIN_ON = "train_on"  # SFT is not finished: more of it comes first, whatever else was found
 
 
 class Criterion(str, Enum):
@@ -209,7 +210,7 @@ class Decision:
     """What to do, and why.
 
     Attributes:
-        answer: a candidate, none of them, or it cannot be told.
+        answer: a candidate, none of them, it cannot be told, or SFT is to go on first.
         reference: of DPR: the candidate's, or where it cannot be told the one that looks best, if any does.
         beta: of DPR, likewise.
         policy: the candidate, where it is no preview of DPR.
@@ -281,7 +282,7 @@ class ReferenceChoice:
         chosen: what DPR is run with; None: it is left out.
         baseline: SFT at its best on the same prompts; None where no answers were judged.
         rows: the candidates.
-        warnings: for example a reference with the weights of the SFT model.
+        warnings: that SFT is not finished, or a reference with the weights of the SFT model.
         decision: of `densepath.choice.decide`; None where the recipe had decided.
         findings: what it was made from.
     """

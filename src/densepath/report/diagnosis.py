@@ -27,12 +27,14 @@ HEADLINES = {
     "candidate": "Run DPR: reference {reference}, beta {beta:g}.",
     "none": "Keep the SFT model: do not run DPR on this.",
     "cannot_tell": "It cannot be told.",
+    "train_on": "Train on first: SFT is not finished.",
 }
-_KINDS = {"candidate": "better", "none": "worse", "cannot_tell": "tie"}
+_KINDS = {"candidate": "better", "none": "worse", "cannot_tell": "tie", "train_on": "tie"}
 _NEXT = {
     "candidate": "densepath run with --reference {reference} --beta {beta:g}, and see whether DPR beats its control.",
     "none": "longer SFT or other demonstrations; then densepath diagnose again.",
     "cannot_tell": "more prompts or a verifier (--verifier); then densepath diagnose again.",
+    "train_on": "more steps of SFT (--max_steps, or sft_max_steps of a run); then densepath diagnose again.",
 }
 _AGREEMENT = {
     "preference": ("accuracy", "preference pairs"),
@@ -48,7 +50,7 @@ def headline(record: Mapping[str, Any]) -> str:
     """The decision in one sentence."""
     decision = record["decision"]
     text = HEADLINES[decision["answer"]].format(**decision)
-    if decision["answer"] == "cannot_tell" and decision["reference"] is not None:
+    if decision["answer"] in ("cannot_tell", "train_on") and decision["reference"] is not None:
         text += f" The reference to try is {decision['reference']}."
     return text
 
