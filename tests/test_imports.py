@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import densepath
+from densepath.cli import main
+from densepath.cli.commands import ROWS
 
 ROOT = Path(densepath.__file__).parent
 FRONT = ROOT / "__init__.py"
@@ -153,14 +155,32 @@ def reached(path: Path) -> tuple[set[Path], set[str]]:
     return seen, others
 
 
-COMMANDS = sorted(
-    path.stem for path in (ROOT / "cli").glob("*.py") if path.stem not in ("__init__", "main", "arguments")
-)
+COMMANDS = sorted(main.COMMANDS)
+
+
+def front_of(command: str) -> Path:
+    """The file that a command leads to: its own, or that of the function in its row."""
+    row = ROWS.get(command)
+    place = f"densepath.{row.function.partition(':')[0]}" if row else f"densepath.cli.{command}"
+    found = file_of(place)
+    assert found is not None, place
+    return found
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_does_not_train_imports_no_trl(command):
-    assert ("trl" in reached(ROOT / "cli" / f"{command}.py")[1]) == (command in WITH_TRL)
+    assert ("trl" in reached(front_of(command))[1]) == (command in WITH_TRL)
+
+
+@pytest.mark.parametrize("command", sorted(ROWS))
+def test_the_function_of_a_row_takes_what_the_row_gives(command):
+    row = ROWS[command]
+    functions = ast.parse(front_of(command).read_text(encoding="utf-8")).body
+    (found,) = (f for f in functions if isinstance(f, ast.FunctionDef) and f.name == row.function.partition(":")[2])
+    annotations = [ast.unparse(each.annotation) for each in found.args.args if each.annotation]
+    assert annotations[0] == row.arguments.partition(":")[2]
+    assert len(annotations) == (3 if row.passthrough else 2)
+    assert annotations[-1].startswith("Console")
 
 
 def test_scoring_needs_little_of_the_house():
@@ -186,7 +206,7 @@ def test_light_rooms_stay_light(room_name, heavy):
 
 
 def test_the_command_line_and_the_package_import_without_torch():
-    commands = ", ".join(f"densepath.cli.{name}" for name in COMMANDS)
+    commands = ", ".join(f"densepath.cli.{name}" for name in COMMANDS if name not in ROWS)
     code = (
         f"import sys, densepath, densepath.cli.main, {commands}; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'trl')))"
