@@ -183,10 +183,18 @@ def test_the_function_of_a_row_takes_what_the_row_gives(command):
     assert annotations[-1].startswith("Console")
 
 
-def test_scoring_needs_little_of_the_house():
-    files = {path for path in reached(ROOT / "scoring/job.py")[0] if path.name != "__init__.py"}
-    aside = ("report", "records")  # what a notebook shows is a page, and pages know every record
-    assert len({path for path in files if room(path) not in aside}) <= 46
+BY_NAME = {
+    ROOT / "rewards/loading.py",
+    *(ROOT / f"models/{name}.py" for name in ("load", "locate", "identity", "smollm2")),
+}
+"""What loads models by name, and writes down which they were."""
+
+
+@pytest.mark.parametrize(("start", "aside", "most"), [("scoring/job.py", set(), 45), ("trainers/dpr.py", BY_NAME, 44)])
+def test_scoring_and_the_trainer_need_little_of_the_house(start, aside, most):
+    files = {path for path in reached(ROOT / start)[0] if path.name != "__init__.py"}
+    # What a notebook shows is a page, and pages know every record.
+    assert len({path for path in files - aside if room(path) not in ("report", "records")}) <= most
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 from densepath.core.estimator import Estimator
 from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.models.decoding import cache_argument
-from densepath.models.draws import inverse_cdf
 from densepath.models.logits import plain_head
+from densepath.models.sampling import inverse_cdf
 from densepath.planning import memory
 from densepath.planning.architecture import read_architecture
 from densepath.planning.memory import Adapter, Sharding

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 from densepath.cli.arguments import parse
 
@@ -35,7 +36,7 @@ class Command:
             name: of the command.
             argv: words after it.
         """
-        kind = _named(f"config.{self.arguments}")
+        kind: type[Any] = _named(f"config.{self.arguments}")
         prog = f"densepath {name}"
         arguments, others = parse(kind, argv, prog=prog, description=self.description, passthrough=self.passthrough)
         from densepath.models.quiet import quiet_libraries
@@ -47,10 +48,9 @@ class Command:
         return 0
 
 
-def _named(place: str) -> type:
+def _named(place: str) -> Any:
     module, _, name = place.partition(":")
-    found: type = getattr(import_module(f"densepath.{module}"), name)
-    return found
+    return getattr(import_module(f"densepath.{module}"), name)
 
 
 ROWS = {
