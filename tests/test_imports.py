@@ -27,6 +27,7 @@ LAYERS = [
     {"judges", "evals"},
     {"trainers"},
     {"methods", "choice", "report"},
+    {"evidence"},
     {"pipeline", "scoring"},
     {"experiments"},
     {"serve"},
