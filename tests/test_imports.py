@@ -106,6 +106,12 @@ def test_every_room_has_a_layer():
     assert {room(path) for path in ROOT.rglob("*.py")} - {"__init__"} <= set(RANK)
 
 
+def test_what_is_imported_is_there():
+    """In functions too, which no other test may reach."""
+    own = ((path, module) for path in ROOT.rglob("*.py") for module, _ in imported(path) if "densepath" in module)
+    assert [(path, module) for path, module in own if module != "densepath" and file_of(module) is None] == []
+
+
 def test_imports_point_down():
     found = violations(ROOT.rglob("*.py"))
     assert found - KNOWN == set(), "points up"
