@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from densepath.records.completion import ScoredRow
 from densepath.records.estimates import Interval
 
 
@@ -19,7 +20,7 @@ class Behaviour:
             the model before SFT never shows it.
         reward: of its demonstrations, nats per square root of a token, mean weighted by responsibility.
         validation: the verifier's verdict of its own answers to validation prompts; None without a verifier.
-        examples: rows of the training demonstrations that are its most surely, three or fewer.
+        examples: rows of the training demonstrations, counted from 1, that are its most surely, three or fewer.
     """
 
     number: int
@@ -55,9 +56,10 @@ class Purification:
         reason: why, in words.
         kept: demonstrations that were trained on.
         dropped: that were set aside.
-        worst: rows that were set aside most surely, five or fewer.
+        worst: rows, counted from 1, that were set aside most surely, five or fewer.
         kinds: kind of prompt -> its share among all demonstrations and among those kept.
         warnings: what else a reader has to know.
+        rows: those of `examples` and `worst` with the reward of each token.
     """
 
     mixtures: tuple[Mixture, ...]
@@ -69,3 +71,4 @@ class Purification:
     worst: tuple[int, ...] = ()
     kinds: tuple[tuple[str, float, float], ...] = ()
     warnings: tuple[str, ...] = ()
+    rows: tuple[ScoredRow, ...] = ()
