@@ -19,7 +19,7 @@ from densepath.choice.measure import measure
 from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.evals.preview import preview_logprobs
-from densepath.models.sampling import sample
+from densepath.models.sampling import Contrast, ContrastKind, sample
 from densepath.records.choice import Answer
 from densepath.rewards.frozen import FrozenPolicy
 
@@ -158,7 +158,7 @@ def test_the_likelihood_under_the_preview_is_that_of_the_sampler_and_of_plain_lo
             torch.testing.assert_close(found[alpha][index], expected, atol=1e-4, rtol=0)
     drawn = sample(
         sft, [pairs[0].prompt_ids], max_completion_length=6, eos_token_ids=[TOKENIZER.eos_token_id],
-        generator=torch.Generator().manual_seed(0), second_model=ref, alpha=2.0,
+        generator=torch.Generator().manual_seed(0), contrast=Contrast(ref, ContrastKind.CONTRASTIVE, 2.0),
     )  # fmt: skip
     again = preview_logprobs(*policies, [type(pairs[0])(pairs[0].prompt_ids, tuple(drawn.completion_ids[0]))], [2.0])
     torch.testing.assert_close(again[2.0][0], torch.tensor(drawn.logprobs[0]).double(), atol=1e-4, rtol=0)

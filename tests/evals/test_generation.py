@@ -9,6 +9,7 @@ from tests.pipeline.planted import planted_model, token_id
 from tests.support import tiny_tokenizer
 
 from densepath.evals.generation import Completion, Decoding, checked, generate
+from densepath.models.sampling import Contrast, ContrastKind
 
 ROWS = [{"prompt": f"Q{i}:", "answer": "A" if i % 2 else "B"} for i in range(4)]
 
@@ -19,7 +20,7 @@ def tokenizer():
 
 
 def completions(tokenizer, table, rows=ROWS, **changes) -> list[Completion]:
-    given = {name: changes.pop(name) for name in ("second_model", "on_progress") if name in changes}
+    given = {name: changes.pop(name) for name in ("contrast", "on_progress") if name in changes}
     verifier = changes.pop("verifier", None)
     decoding = Decoding(**{"max_completion_length": 4, "temperature": 1.0, **changes})
     found = generate(planted_model(tokenizer, table), tokenizer, rows, decoding, **given)
@@ -77,11 +78,27 @@ def test_without_a_verifier_there_is_no_verdict(tokenizer):
 def test_contrastive_decoding_multiplies_the_odds(tokenizer):
     """softmax((1 + a) z_SFT - a z_ref): odds (.5/.5)^3 (.9/.1)^2 = 81 for a = 2."""
     sft = {":": {"A": 0.5, "B": 0.5}}
-    ref = planted_model(tokenizer, {":": {"A": 0.1, "B": 0.9}})
-    found = completions(tokenizer, sft, num_generations=250, second_model=ref, alpha=2.0)
+    ref = Contrast(planted_model(tokenizer, {":": {"A": 0.1, "B": 0.9}}), ContrastKind.CONTRASTIVE, 2.0)
+    found = completions(tokenizer, sft, num_generations=250, contrast=ref)
     assert sum(c.text == "A" for c in found) / 1000 == pytest.approx(81 / 82, abs=0.015)
     first = next(c for c in found if c.text == "A")
     assert first.logprobs[0] == pytest.approx(math.log(81 / 82), abs=1e-3)
+
+
+def test_subtraction_does_not_collapse_where_contrast_does(tokenizer):
+    """A new error A in a tenth of SFT's answers, never seen before: contrast makes nearly all of them A.
+
+    Subtraction leaves SFT without the reference's share, (.45 - .4 * .499, .45 - .4 * .499, .1 - .4 * .002) / .6, and
+    no event grows by more than 1 / .6.
+    """
+    sft = {":": {"A": 0.1, "B": 0.45, "": 0.45}}
+    ref = planted_model(tokenizer, {":": {"A": 0.002, "B": 0.499, "": 0.499}})
+    share = {}
+    for kind, strength in ((ContrastKind.CONTRASTIVE, 2.0), (ContrastKind.SUBTRACTIVE, 0.4)):
+        found = completions(tokenizer, sft, num_generations=250, contrast=Contrast(ref, kind, strength))
+        share[kind] = sum(c.text == "A" for c in found) / 1000
+    assert share[ContrastKind.CONTRASTIVE] > 0.95
+    assert share[ContrastKind.SUBTRACTIVE] == pytest.approx((0.1 - 0.4 * 0.002) / 0.6, abs=0.05)
 
 
 def test_models_that_agree_sample_the_same_under_one_seed(tokenizer):

@@ -185,6 +185,6 @@ def test_extrapolation_uses_the_cells_reference(source, tmp_path):
 def test_every_file_of_the_room_is_a_method_that_says_its_source_or_its_cost(name):
     method = get_method(name)
     assert method.label
-    assert method.control == (name not in ("dpr", "purified_sft"))
+    assert method.control == (name not in ("dpr", "dpr_capped", "purified_sft"))
     module = importlib.import_module(f"densepath.methods.{name}")
     assert module.__doc__

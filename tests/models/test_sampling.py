@@ -16,7 +16,7 @@ from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models.decoding import cache_argument
 from densepath.models.draws import inverse_cdf, row_uniforms
 from densepath.models.hidden import completion_hidden_states
-from densepath.models.sampling import sample
+from densepath.models.sampling import FLOOR, Contrast, ContrastKind, sample
 
 PROMPTS = [[5, 9, 3], [7], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [5, 9, 3, 8]]
 FAMILIES = {
@@ -89,9 +89,25 @@ def test_greedy_logprobs_are_those_at_temperature_one():
     assert got.logprobs[0] == pytest.approx(oracle_of_row(model, PROMPTS[0], got.completion_ids[0]), abs=1e-10)
 
 
-def enumerated(model, prompt, length, eos, *, second=None, alpha=0.0, temperature=1.0) -> dict[tuple[int, ...], float]:
+def next_of(model, ids) -> list[float]:
+    """Oracle: probabilities of the next token in float64, from one pass over the whole row."""
+    return full_logprobs(model, ids)[-1].exp().tolist()
+
+
+def contrasted(contrast, ids, prompt: int, model) -> list[float]:
+    """Oracle: what the next token is drawn from at temperature 1, up to a factor; subtraction on whole prefixes."""
+    own, other = next_of(model, ids), next_of(contrast.model, ids)
+    if contrast.kind is ContrastKind.CONTRASTIVE:
+        return [p ** (1 + contrast.strength) * q**-contrast.strength for p, q in zip(own, other, strict=True)]
+    mine, theirs = (
+        math.prod(next_of(each, ids[:at])[ids[at]] for at in range(prompt, len(ids)))
+        for each in (model, contrast.model)
+    )
+    return [max(mine * p - contrast.strength * theirs * q, FLOOR * mine * p) for p, q in zip(own, other, strict=True)]
+
+
+def enumerated(model, prompt, length, eos, *, contrast=None, temperature=1.0) -> dict[tuple[int, ...], float]:
     """Oracle: the probability of every completion of at most `length` tokens, by visiting them all."""
-    vocabulary = model.config.vocab_size
     found: dict[tuple[int, ...], float] = {}
 
     def visit(completion: tuple[int, ...], probability: float) -> None:
@@ -99,13 +115,10 @@ def enumerated(model, prompt, length, eos, *, second=None, alpha=0.0, temperatur
             found[completion] = probability
             return
         ids = [*prompt, *completion]
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double()
-            if second is not None:
-                logits = (1 + alpha) * logits - alpha * second(input_ids=torch.tensor([ids])).logits[0, -1].double()
-        weights = [math.exp(z / temperature) for z in (logits - logits.max()).tolist()]
-        for token in range(vocabulary):
-            visit((*completion, token), probability * weights[token] / sum(weights))
+        weights = next_of(model, ids) if contrast is None else contrasted(contrast, ids, len(prompt), model)
+        weights = [weight ** (1 / temperature) for weight in weights]
+        for token, weight in enumerate(weights):
+            visit((*completion, token), probability * weight / sum(weights))
 
     visit((), 1.0)
     assert sum(found.values()) == pytest.approx(1.0)
@@ -131,15 +144,23 @@ def chi_square(
 
 
 @pytest.mark.parametrize(
-    ("temperature", "alpha"),
-    [(1.0, 0.0), (0.6, 0.0), (1.0, 0.7), (2.0, 0.5)],
-    ids=["plain", "cold", "contrast", "both"],
+    ("temperature", "kind", "strength"),
+    [
+        (1.0, None, 0.0),
+        (0.6, None, 0.0),
+        (1.0, ContrastKind.CONTRASTIVE, 0.7),
+        (2.0, ContrastKind.CONTRASTIVE, 0.5),
+        (1.0, ContrastKind.SUBTRACTIVE, 0.3),
+        (1.0, ContrastKind.SUBTRACTIVE, 0.9),
+        (0.6, ContrastKind.SUBTRACTIVE, 0.3),
+    ],
+    ids=["plain", "cold", "contrast", "both", "subtract", "subtract-much", "subtract-cold"],
 )
-def test_frequencies_match_the_enumerated_probabilities(temperature, alpha):
+def test_frequencies_match_the_enumerated_probabilities(temperature, kind, strength):
     model = tiny_llama(vocab_size=4, seed=3)
-    second = tiny_llama(vocab_size=4, seed=4) if alpha else None
+    contrast = None if kind is None else Contrast(tiny_llama(vocab_size=4, seed=4), kind, strength)
     prompt, n = [1, 3, 0], 4000
-    expected = enumerated(model, prompt, 3, 2, second=second, alpha=alpha, temperature=temperature)
+    expected = enumerated(model, prompt, 3, 2, contrast=contrast, temperature=temperature)
     got = sample(
         model,
         [prompt],
@@ -148,8 +169,7 @@ def test_frequencies_match_the_enumerated_probabilities(temperature, alpha):
         temperature=temperature,
         eos_token_ids=[2],
         generator=seeded(11),
-        second_model=second,
-        alpha=alpha,
+        contrast=contrast,
     )
     counts: dict[tuple[int, ...], int] = {}
     for completion in got.completion_ids:
@@ -298,9 +318,35 @@ def test_contrast_with_itself_changes_nothing():
     model = tiny_llama(dtype=torch.float64)
     arguments = {"max_completion_length": 6, "eos_token_ids": [2]}
     plain = sample(model, PROMPTS, **arguments, generator=seeded(6))
-    contrast = sample(model, PROMPTS, **arguments, generator=seeded(6), second_model=model, alpha=1.5)
-    assert contrast.completion_ids == plain.completion_ids
-    for mine, yours in zip(contrast.logprobs, plain.logprobs, strict=True):
+    contrast = Contrast(model, ContrastKind.CONTRASTIVE, 1.5)
+    found = sample(model, PROMPTS, **arguments, generator=seeded(6), contrast=contrast)
+    assert found.completion_ids == plain.completion_ids
+    for mine, yours in zip(found.logprobs, plain.logprobs, strict=True):
+        assert mine == pytest.approx(yours, abs=1e-9)
+
+
+def test_nothing_taken_away_is_the_model_itself():
+    model, second = (tiny_llama(dtype=torch.float64, seed=seed) for seed in (0, 1))
+    arguments = {"max_completion_length": 6, "eos_token_ids": [2]}
+    plain = sample(model, PROMPTS, **arguments, generator=seeded(6))
+    found = sample(
+        model, PROMPTS, **arguments, generator=seeded(6), contrast=Contrast(second, ContrastKind.SUBTRACTIVE, 0.0)
+    )
+    assert found.completion_ids == plain.completion_ids
+    for mine, yours in zip(found.logprobs, plain.logprobs, strict=True):
+        assert mine == pytest.approx(yours, abs=1e-9)
+
+
+def test_subtraction_follows_each_row_when_others_leave_the_batch():
+    """Rows end at different steps, so that what is carried has to be cut with them; one batch is as good as many."""
+    model, second = (tiny_llama(dtype=torch.float64, seed=seed) for seed in (0, 1))
+    contrast = Contrast(second, ContrastKind.SUBTRACTIVE, 0.6)
+    arguments = {"num_generations": 6, "max_completion_length": 10, "eos_token_ids": list(range(2, 20))}
+    together = sample(model, PROMPTS, **arguments, generator=seeded(1), contrast=contrast)
+    alone = sample(model, PROMPTS, **arguments, generator=seeded(1), contrast=contrast, batch_size=1)
+    assert len({len(ids) for ids in together.completion_ids}) > 3
+    assert together.completion_ids == alone.completion_ids
+    for mine, yours in zip(together.logprobs, alone.logprobs, strict=True):
         assert mine == pytest.approx(yours, abs=1e-9)
 
 
@@ -372,14 +418,21 @@ def test_no_prompts_give_no_rows():
         ({"batch_size": 0}, UsageError, "at least 1"),
         ({"temperature": -1.0}, UsageError, "temperature"),
         ({"temperature": float("nan")}, UsageError, "temperature"),
-        ({"alpha": 0.5}, UsageError, "alpha"),
-        ({"second_model": tiny_llama(), "alpha": 0.0}, UsageError, "alpha"),
     ],
 )
 def test_what_cannot_be_done_is_refused(change, error, message):
     arguments = {"prompt_ids": [[3]], "max_completion_length": 4, "eos_token_ids": [2], **change}
     with pytest.raises(error, match=message):
         sample(tiny_llama(), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "strength"),
+    [("contrastive", 0.0), ("contrastive", math.inf), ("subtractive", -0.1), ("subtractive", 1.1)],
+)
+def test_a_strength_out_of_range_is_refused(kind, strength):
+    with pytest.raises(UsageError, match=f"{kind} decoding needs a .*, not {strength}"):
+        Contrast(None, ContrastKind(kind), strength)
 
 
 def test_a_prompt_may_fill_the_context_to_the_last_token():

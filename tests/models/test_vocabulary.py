@@ -17,7 +17,7 @@ from densepath.errors import ModelError
 from densepath.evals.preview import preview_logprobs
 from densepath.models.compat import check_same_tokenizer, replaced_weights, warn_of_spare_ids
 from densepath.models.load import load_model, load_tokenizer
-from densepath.models.sampling import sample
+from densepath.models.sampling import Contrast, ContrastKind, sample
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies, view_on_base
@@ -64,7 +64,8 @@ def test_a_model_that_lacks_tokens_is_refused_and_added_ones_where_a_text_holds_
 def test_contrast_of_two_lengths_is_over_the_ids_that_both_have():
     sft, ref = padded(0, SIZE + 64), padded(1, SIZE)
     drawn = sample(
-        sft, [PROMPT], num_generations=8, max_completion_length=4, eos_token_ids=[], second_model=ref, alpha=0.5,
+        sft, [PROMPT], num_generations=8, max_completion_length=4, eos_token_ids=[],
+        contrast=Contrast(ref, ContrastKind.CONTRASTIVE, 0.5),
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
     assert max(map(max, drawn.completion_ids)) < SIZE

@@ -29,6 +29,7 @@ from densepath.evals.scored_texts import Texts, collect_texts
 from densepath.evals.signals import Floats
 from densepath.evals.verifiers import Verifier, get_verifier
 from densepath.models.compat import context_length
+from densepath.models.sampling import Contrast, ContrastKind
 from densepath.records.choice import Findings
 from densepath.records.codec import from_json, to_json
 from densepath.rewards.frozen import FrozenPolicy
@@ -150,7 +151,6 @@ class _Job:
             self.plan.max_completion_length,
             self._per_prompt(temperature),
             self.plan.seed,
-            alpha,
         )
         before = self.progress.done
 
@@ -161,7 +161,7 @@ class _Job:
                     self.models.tokenizer,
                     self.rows,
                     decoding,
-                    second_model=None if ref is None else ref.model,
+                    contrast=None if ref is None else Contrast(ref.model, ContrastKind.CONTRASTIVE, alpha),
                     on_progress=lambda finished, _: self.progress.add(before + finished - self.progress.done),
                 )
             return [to_json(each) for each in found]

@@ -11,7 +11,7 @@ import torch
 from densepath.data.encode import encode_row_prompt
 from densepath.evals.verifiers import Verifier
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
-from densepath.models.sampling import sample
+from densepath.models.sampling import Contrast, sample
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,12 @@ class Decoding:
         num_generations: completions of each prompt.
         seed: of the sampling. The same one gives every model the same uniforms, so that two models differ by no more
             than they must.
-        alpha: strength of contrastive decoding against a second model, 1/beta; 0 without one.
     """
 
     temperature: float
     max_completion_length: int
     num_generations: int = 1
     seed: int = 0
-    alpha: float = 0.0
 
     @property
     def name(self) -> str:
@@ -81,7 +79,7 @@ def generate(
     rows: Sequence[Mapping[str, Any]],
     decoding: Decoding,
     *,
-    second_model: Any = None,
+    contrast: Contrast | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[Completion]:
     """Sample completions of each row's prompt.
@@ -91,7 +89,7 @@ def generate(
         tokenizer: its tokenizer.
         rows: with a prompt.
         decoding: how they are drawn.
-        second_model: contrastive decoding against this model.
+        contrast: a second model that is moved away from, and how.
         on_progress: called with (completed, all) completions.
 
     Returns:
@@ -107,8 +105,7 @@ def generate(
         eos_token_ids=eos_token_ids(model, tokenizer),
         generator=torch.Generator().manual_seed(decoding.seed),
         pad_token_id=tokenizer.pad_token_id,
-        second_model=second_model,
-        alpha=decoding.alpha,
+        contrast=contrast,
         on_progress=on_progress,
     )
     warn_of_spare_ids(samples.completion_ids, tokenizer)

@@ -16,6 +16,7 @@ from densepath.errors import ConfigError
 from densepath.io import read_jsonl
 from densepath.models.load import model_context
 from densepath.models.references import EMA_NAME, reference_name
+from densepath.models.sampling import Contrast
 from densepath.progress import StageProgress
 from densepath.terminal import Console
 from densepath.trainers.dpr_config import DPRConfig
@@ -125,13 +126,11 @@ class Policy:
 
     Attributes:
         model: folder or name of its weights.
-        contrast: model that contrastive decoding moves away from, or None.
-        alpha: strength of the contrast.
+        contrast: where the model lies that decoding moves away from, and how; None without one.
     """
 
     model: str
-    contrast: str | None = None
-    alpha: float = 0.0
+    contrast: Contrast | None = None
 
 
 def trained(stage: Stage) -> Policy:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from densepath.config.options import check_finite, option
 from densepath.config.run import RunArguments
 from densepath.methods import Method, Policy, Stage
+from densepath.models.sampling import Contrast, ContrastKind
 
 
 @dataclass
@@ -25,7 +26,8 @@ class AlphaArguments(RunArguments):
 
 
 def _policy(stage: Stage) -> Policy:
-    return Policy(str(stage.sft.model), stage.sft.reference(stage.arguments.reference), stage.arguments.alpha)
+    reference = stage.sft.reference(stage.arguments.reference)
+    return Policy(str(stage.sft.model), Contrast(reference, ContrastKind.CONTRASTIVE, stage.arguments.alpha))
 
 
 METHOD = Method("contrastive decoding", control=True, policy=_policy, arguments=AlphaArguments, needs_reference=True)

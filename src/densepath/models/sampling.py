@@ -13,12 +13,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from densepath.core.logprobs import contrastive_logits, lift
+from densepath.core.mixture import subtractive_logprobs
 from densepath.data.context import check_context
 from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
@@ -31,6 +34,42 @@ DEFAULT_TOKEN_BUDGET = 16_384
 
 DROP_FRACTION = 0.125
 """Finished rows leave the batch once they make up this part of it; leaving copies the cache."""
+
+FLOOR = 1e-3
+"""Share of pi_SFT that subtractive decoding leaves to each token: a default of our own. It keeps every answer of SFT's
+possible, and something to sample from where all of a row's next tokens would be taken away."""
+
+
+class ContrastKind(str, Enum):
+    """How sampling moves away from a second model."""
+
+    CONTRASTIVE = "contrastive"  # (1 + alpha) log pi - alpha log pi_second, token by token
+    SUBTRACTIVE = "subtractive"  # pi - c exp(-R_<t) pi_second, R_<t the log-ratio of the row so far
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A second model that sampling moves away from.
+
+    Attributes:
+        model: of the same tokenizer, or where it lies until it is loaded. Where one of the two has spare embedding
+            rows, the ids that both have are sampled alone, from what is normalised over them.
+        kind: how.
+        strength: contrastive: alpha, above 0, 1/beta as a preview of DPR; subtractive: c in [0, 1].
+
+    Raises:
+        UsageError: a strength out of its range.
+    """
+
+    model: Any
+    kind: ContrastKind
+    strength: float
+
+    def __post_init__(self) -> None:
+        if self.kind is ContrastKind.CONTRASTIVE and not 0 < self.strength < math.inf:
+            raise UsageError(f"contrastive decoding needs a finite alpha above 0, not {self.strength}")
+        if self.kind is ContrastKind.SUBTRACTIVE and not 0 <= self.strength <= 1:
+            raise UsageError(f"subtractive decoding needs a c in [0, 1], not {self.strength}")
 
 
 @dataclass(frozen=True)
@@ -63,16 +102,20 @@ def sample(
     pad_token_id: int = 0,
     batch_size: int | None = None,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
-    second_model: PreTrainedModel | None = None,
-    alpha: float = 0.0,
+    contrast: Contrast | None = None,
     keep_hidden: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Samples:
     """Completions of each prompt: `y_t ~ softmax(z(x, y_<t) / temperature)`.
 
-    With `second_model` (contrastive decoding): `z = (1 + alpha) log softmax(z_model) - alpha log softmax(z_second)`,
-    which equals `(1 + alpha) z_model - alpha z_second` after the softmax. For the SFT model and its reference it is
-    the training-free relative of DPR, at `alpha = 1 / beta`.
+    Contrastive decoding: `z = (1 + alpha) log softmax(z_model) - alpha log softmax(z_second)`, which equals
+    `(1 + alpha) z_model - alpha z_second` after the softmax. For the SFT model and its reference it is the
+    training-free relative of DPR, at `alpha = 1 / beta`.
+
+    Subtractive decoding: `z = log max(pi(a|s) - c exp(-R_<t) pi_second(a|s), FLOOR pi(a|s))`, normalised.
+    `R_<t = log pi - log pi_second` of the row's tokens so far is that of the models as they are, at temperature 1,
+    whatever the temperature: it says what was written, and the temperature only sharpens the distribution that comes
+    of it. At temperature 1 the completions are exactly `(pi - c pi_second) / (1 - c)` where the floor cuts nothing.
 
     Args:
         model: any causal language model, PEFT included; the modes of its modules are restored afterwards.
@@ -85,9 +128,7 @@ def sample(
         pad_token_id: fills the left of shorter prompts; its value changes nothing.
         batch_size: most rows decoded at once; None leaves it to `token_budget`.
         token_budget: most tokens in the cache of one batch, unless a single row needs more.
-        second_model: the model to move away from, of the same tokenizer. Where one of the two has spare embedding
-            rows, the ids that both have are sampled alone, from the contrast normalised over them.
-        alpha: strength of the contrast; > 0 with `second_model`, 0 without.
+        contrast: the model to move away from, and how; None samples from `model` as it is.
         keep_hidden: return the hidden states too: what `models.hidden` would compute again.
         on_progress: called with (completed rows, all rows) whenever rows are completed.
 
@@ -101,7 +142,8 @@ def sample(
             to where LongRoPE changes.
         NumericalError: a model gave NaN or infinity.
 
-    Source: contrastive decoding as the closed-form optimum of method section 4, token by token.
+    Source: contrastive decoding as the closed-form optimum of method section 4, token by token; subtractive decoding
+        as derived in docs/theory.md, statement 10.
     """
     if num_generations < 1 or max_completion_length < 1 or (batch_size is not None and batch_size < 1):
         raise UsageError(
@@ -110,9 +152,7 @@ def sample(
         )
     if not (math.isfinite(temperature) and temperature >= 0):
         raise UsageError(f"temperature must be 0 (greedy) or a positive number, not {temperature}")
-    if not math.isfinite(alpha) or (alpha <= 0 if second_model is not None else alpha != 0):
-        raise UsageError(f"alpha must be > 0 with second_model and 0 without it, not {alpha}")
-    models = [model] if second_model is None else [model, second_model]
+    models = [model] if contrast is None else [model, contrast.model]
     _check_prompts(prompt_ids, models, max_completion_length)
     borders = [border for each in models if (border := length_border(each)) is not None]
     _check_borders(prompt_ids, borders, max_completion_length)
@@ -122,7 +162,7 @@ def sample(
         steps=max_completion_length,
         temperature=temperature,
         ends=frozenset(int(token) for token in eos_token_ids),
-        alpha=alpha,
+        contrast=contrast,
         uniforms=None if temperature == 0 else row_uniforms(len(prompts), max_completion_length, generator),
         rows=len(prompts),
         keep_hidden=keep_hidden,
@@ -207,7 +247,7 @@ class _Task:
     steps: int
     temperature: float
     ends: frozenset[int]
-    alpha: float
+    contrast: Contrast | None
     uniforms: Tensor | None
     rows: int
     keep_hidden: bool
@@ -246,14 +286,17 @@ class _Task:
 def _complete(batch: RowBatch, rows: list[int], task: _Task) -> None:
     """Decode the rows of one batch to their ends; `rows[i]` is the row at place i of the batch."""
     going = [True] * len(rows)
+    log_ratios: Tensor | None = None
     for step in range(task.steps):
-        scores = _scores(batch.logits, task.alpha)
+        scores, token_ratios = _scores(batch.logits, task.contrast, log_ratios)
         logprobs = torch.log_softmax(scores if task.temperature in (0, 1) else scores / task.temperature, dim=-1)
         if task.uniforms is None:
             tokens = scores.argmax(dim=-1)
         else:
             tokens = inverse_cdf(logprobs, task.uniforms[rows, step].to(scores.device))
-        chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+        chosen = _of(tokens, logprobs).tolist()
+        if token_ratios is not None:
+            log_ratios = _of(tokens, token_ratios) + (0 if log_ratios is None else log_ratios)
         before = sum(going)
         for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if going[place]:
@@ -267,16 +310,32 @@ def _complete(batch: RowBatch, rows: list[int], task: _Task) -> None:
         if len(rows) - left >= DROP_FRACTION * len(rows) and left < len(rows):
             keep = [place for place, goes_on in enumerate(going) if goes_on]
             batch.select(keep)
+            log_ratios = None if log_ratios is None else log_ratios[keep]
             tokens, rows, going = tokens[keep], [rows[place] for place in keep], [True] * left
         batch.step(tokens)
 
 
-def _scores(logits: list[Tensor], alpha: float) -> Tensor:
-    """Logits to sample from, (rows, vocabulary), float32 or float64."""
-    if len(logits) == 1:
-        return lift(logits[0])
-    rows = min(each.shape[-1] for each in logits)  # an id that one of the two lacks has no contrast: probability 0
-    return contrastive_logits(logits[0][..., :rows], logits[1][..., :rows], alpha)
+def _of(tokens: Tensor, values: Tensor) -> Tensor:
+    """(rows,) the values, (rows, vocabulary), of one token of each row."""
+    return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _scores(
+    logits: list[Tensor], contrast: Contrast | None, log_ratios: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Logits to sample from, (rows, vocabulary), float32 or float64; and what each token adds to the row's log-ratio.
+
+    The latter, of the same shape, for subtractive decoding alone; `log_ratios`, (rows,), is None at the first token.
+    """
+    if contrast is None:
+        return lift(logits[0]), None
+    ids = min(each.shape[-1] for each in logits)  # an id that one of the two lacks has no contrast: probability 0
+    first, second = (each[..., :ids] for each in logits)
+    if contrast.kind is ContrastKind.CONTRASTIVE:
+        return contrastive_logits(first, second, contrast.strength), None
+    first, second = (lift(each).log_softmax(dim=-1) for each in (first, second))
+    so_far = first.new_zeros(len(first)) if log_ratios is None else log_ratios
+    return subtractive_logprobs(first, second, so_far, contrast.strength, FLOOR), first - second
 
 
 def _batches(

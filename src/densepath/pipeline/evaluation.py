@@ -23,6 +23,7 @@ from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.models.references import reference_name
+from densepath.models.sampling import Contrast
 from densepath.pipeline.selection import chosen
 from densepath.progress import StageProgress
 from densepath.records.arm import Arm, ArmResult
@@ -72,10 +73,10 @@ class Evaluation:
         kept = self.sft.arguments.reference_fractions or [0.0]
         return reference_name(min(kept, key=lambda fraction: abs(fraction - 0.5)))
 
-    def decoding(self, split: str, temperature: float, alpha: float = 0.0) -> Decoding:
+    def decoding(self, split: str, temperature: float) -> Decoding:
         """How completions of a split are drawn."""
         seed = 2 * self.arguments.seed + SEEDS[split]
-        return Decoding(temperature, self.arguments.max_completion_length, seed=seed, alpha=alpha)
+        return Decoding(temperature, self.arguments.max_completion_length, seed=seed)
 
     def path(self, folder: Path, split: str, temperature: float) -> Path:
         """Where an arm's figures lie."""
@@ -121,7 +122,7 @@ def evaluate(
         rows = evaluation.sft.rows(split)
         if split not in nll and (split == "test" or evaluation.arguments.verifier is None):
             nll[split] = models.nll(rows, evaluation.arguments.max_completion_length)
-        completions = models.answer(rows, evaluation.decoding(split, temperature, policy.alpha), progress)
+        completions = models.answer(rows, evaluation.decoding(split, temperature), progress)
         completions = checked(completions, rows, _verifier(evaluation.arguments.verifier))
         metrics = [c.metric for c in completions if c.metric is not None]
         result = ArmResult(
@@ -159,13 +160,13 @@ class _Models:
 
     Attributes:
         policy: what is asked.
-        second: model that contrastive decoding moves away from.
+        contrast: the model that decoding moves away from, and how.
         reward: of the SFT run; None where nothing is graded.
         tokenizer: of all.
     """
 
     policy: FrozenPolicy
-    second: Any
+    contrast: Contrast | None
     reward: DenseReward | None
     tokenizer: Any
 
@@ -178,8 +179,8 @@ class _Models:
             is_sft = policy.model == str(sft.model)
             loaded = reward.sft if is_sft else view_on_base(reward.sft.model, policy.model, "arm")
         loaded = loaded or FrozenPolicy(load_frozen(arguments, policy.model))
-        second = None if policy.contrast is None else load_frozen(arguments, policy.contrast)
-        return cls(loaded, second, reward, load_tokenizer(str(sft.model)))
+        contrast = policy.contrast and replace(policy.contrast, model=load_frozen(arguments, policy.contrast.model))
+        return cls(loaded, contrast, reward, load_tokenizer(str(sft.model)))
 
     def answer(self, rows: Rows, decoding: Decoding, progress: StageProgress) -> list[Completion]:
         before = progress.done
@@ -189,7 +190,7 @@ class _Models:
                 self.tokenizer,
                 rows,
                 decoding,
-                second_model=self.second,
+                contrast=self.contrast,
                 on_progress=lambda done, _: progress.update(before + done),
             )
         progress.advance(0, tokens=sum(len(c.completion_ids) for c in found))
@@ -199,7 +200,7 @@ class _Models:
         """Negative log-likelihood of held-out demonstrations, nats per token; None without any, or of a decoder."""
         demonstrations = [row for row in rows[:NLL_ROWS] if "completion" in row or "messages" in row]
         pairs = [encode_pairs(row, self.tokenizer)[-1] for row in demonstrations]
-        if not pairs or self.second is not None:
+        if not pairs or self.contrast is not None:
             return None
         limit = 4 * max_completion_length
         scored = self.policy.score([p.prompt_ids for p in pairs], [p.completion_ids[:limit] for p in pairs])
@@ -221,7 +222,7 @@ class _Models:
             sft = [float(values.sum()) for values in scores.sft_logprobs]
             kl = tuple(sum(c.logprobs) - of_sft for c, of_sft in zip(completions, sft, strict=True))
             result = replace(result, kl=kl)
-            if self.second is None:
+            if self.contrast is None:
                 own = self.policy is self.reward.sft
                 spread = scores.sft_entropies if own else self.policy.score(prompts, ids).entropies
                 result = replace(result, entropy=tuple(float(values.mean()) for values in spread))
