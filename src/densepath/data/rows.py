@@ -120,26 +120,6 @@ def prompt_of(row: Row) -> str | list[dict[str, Any]]:
     return turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
 
 
-def asked_text(row: Row) -> str | None:
-    """A row's prompt as text for a reader: of a conversation what comes before the first answer; None without one."""
-    prompt, messages = row.get("prompt"), row.get("messages")
-    if prompt is None and isinstance(messages, list):
-        answers = (isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in messages)
-        prompt = messages[: next((place for place, answer in enumerate(answers) if answer), None)]
-    return prompt_text(prompt)
-
-
-def prompt_text(value: Any) -> str | None:
-    """A prompt as text: several turns become `role: content` paragraphs."""
-    if isinstance(value, list):
-        if len(value) == 1 and isinstance(value[0], Mapping) and value[0].get("role") == "user":
-            return str(value[0].get("content"))
-        return "\n\n".join(
-            f"{turn.get('role')}: {turn.get('content')}" if isinstance(turn, Mapping) else str(turn) for turn in value
-        )
-    return None if value is None else str(value)
-
-
 def normal_turns(turns: Turns) -> list[dict[str, Any]]:
     """Turns in the one form that everything reads: without nulls at any depth, their content a string.
 

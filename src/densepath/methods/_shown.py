@@ -7,12 +7,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from densepath.data.rows import asked_text
 from densepath.data.spans import read_tokens
 from densepath.methods import Stage
 from densepath.methods._behaviours import Corpus
 from densepath.models.load import load_frozen
-from densepath.records.completion import ScoredCompletion, ScoredRow, completion_of
+from densepath.records.completion import ScoredCompletion, ScoredRow, asked_text, completion_of
 from densepath.rewards.frozen import FrozenPolicy
 
 

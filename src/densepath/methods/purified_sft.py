@@ -202,8 +202,8 @@ class _Sorted:
 
 def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     arguments, everything = stage.arguments, torch.ones(len(corpus.train), dtype=torch.bool)
-    if (nothing := _nothing_to_sort(scores.scores)) is not None:
-        return _Sorted((), None, nothing, everything, None, scores.log_ratios, "")
+    if (why := _nothing_to_sort(scores.scores)) is not None:
+        return _Sorted((), None, why, everything, None, scores.log_ratios, "")
     if not arguments.purify_rounds:
         weights = excess_weights(scores.log_ratios, float(scores.log_ratios.median()))
         if not bool((weights > 0).any()):
@@ -444,6 +444,7 @@ def _record(stage: Stage, corpus: Corpus, scores: _Scores, found: _Sorted, kept:
         worst=tuple(numbers[index] for index in dropped[:WORST]),
         kinds=kinds,
         warnings=found.warnings,
+        trained=found.weights is not None,
         rows=shown_rows(stage, corpus, sorted(told | set(dropped[:WORST]))),
     )
 

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from densepath.data.rows import asked_text
 from densepath.errors import DataError, NumericalError
 from densepath.records.codec import from_json
-from densepath.records.completion import ScoredCompletion, ScoredRow
+from densepath.records.completion import ScoredCompletion, ScoredRow, asked_text
 
 
 class Summary(NamedTuple):

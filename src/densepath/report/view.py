@@ -12,10 +12,9 @@ from typing import Any, ClassVar
 from markupsafe import Markup
 
 from densepath import __version__
-from densepath.data.rows import prompt_text
 from densepath.errors import UsageError
 from densepath.io import write_json_atomic, write_text_atomic
-from densepath.records.completion import ScoredRow
+from densepath.records.completion import ScoredRow, prompt_text
 from densepath.report import parse
 from densepath.report.build import ReportPaths
 from densepath.report.compare import Comparison, compare
