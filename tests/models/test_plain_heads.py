@@ -76,7 +76,8 @@ def test_adapters_on_the_head_are_scored(name):
     model = with_head_adapter(name)
     assert (own(model, PROMPTS[0], COMPLETIONS[0]) - own(tiny_llama(), PROMPTS[0], COMPLETIONS[0])).abs().max() > 0.1
     assert_scores_are_its_own(model)
-    drawn = sample(model, PROMPTS, max_completion_length=4, eos_token_ids=[2])
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample(model, PROMPTS, max_completion_length=4, eos_token_ids=[2], generator=generator)
     scored = score_completions(model, PROMPTS, drawn.completion_ids).logprobs
     difference = torch.cat(scored) - torch.tensor([value for row in drawn.logprobs for value in row])
     assert difference.mean().abs() < 1e-6
