@@ -21,8 +21,8 @@ from densepath.cli.main import COMMANDS
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import ScoreArguments
-from densepath.config.run import PlanArguments, RunArguments
-from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
+from densepath.config.run import PlanArguments, PurifyArguments, RunArguments
+from densepath.config.training import DPRArguments, EvalArguments, PurifyCommandArguments, SFTArguments
 from densepath.methods import get_method, method_names
 from densepath.pipeline.recipe import read_recipe
 
@@ -39,6 +39,7 @@ ARGUMENTS = {
     "run": RunArguments,
     "plan": PlanArguments,
     "sft": SFTArguments,
+    "purify": PurifyCommandArguments,
     "dpr": DPRArguments,
     "score": ScoreArguments,
     "eval": EvalArguments,
@@ -194,6 +195,7 @@ def known_flags(command: str) -> frozenset[str]:
         "run": {f"sft_{name}" for name in sft} | {f"dpr_{name}" for name in dpr},
         "plan": {f"sft_{name}" for name in sft} | {f"dpr_{name}" for name in dpr},
         "sft": sft,
+        "purify": sft,
         "dpr": dpr,
     }.get(command, set())
     own = {f.name for f in dataclasses.fields(ARGUMENTS[command])}
@@ -316,6 +318,11 @@ def test_experiment_doc_has_every_method_with_its_keys():
         name: ([f.name for f in dataclasses.fields(method.arguments) if f.name not in shared], method.control)
         for name, method in methods.items()
     }
+
+
+def test_purify_doc_has_every_argument_of_purification():
+    for field in dataclasses.fields(PurifyArguments):
+        assert f"| `{field.name}` |" in TEXTS["docs/purify.md"], field.name
 
 
 def test_design_doc_names_every_room():
