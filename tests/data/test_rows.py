@@ -15,8 +15,8 @@ from densepath.data.encode import encode_demonstration
 from densepath.data.formats import dataset_fingerprint, validate_rows
 from densepath.data.rows import conversation_of, normal_turns, prompt_of, split_turns, template_arguments, turn_text
 from densepath.data.splits import content_hash
+from densepath.data.training_rows import demonstration_pairs
 from densepath.errors import DataError
-from densepath.pipeline.data import demonstration_pairs
 
 USER = {"role": "user", "content": "Weather in Lima?"}
 CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "w", "arguments": {"c": 1}}}]}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from densepath.errors import DataError
-from densepath.records.tables import field_table, with_tables
+from densepath.records.tables import field_table, row_table, with_tables
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -43,6 +43,10 @@ def test_a_table_by_hand():
         field_table(Bare)
 
 
+def test_a_table_of_records_by_hand():
+    assert row_table([Record("a", "b"), Record("c", "")]) == "| mean | n |\n| --- | --- |\n| a | b |\n| c |  |\n"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_the_documents_hold_what_the_records_say(document):
     """Else: python -m densepath.records.tables DOCUMENT."""
@@ -58,5 +62,6 @@ def test_the_records_that_travel_are_in_the_documents():
         *("results.Results", "results.SettingResults", "results.ArmRow", "results.ArmComparison", "results.Sweep"),
         *("completion.ScoredCompletion", "reward_eval.RewardEvaluation", "reward_eval.Figure", "reward_eval.Changes"),
         *("choice.Agreement", "choice.RewardFigures", "choice.Likelihood"),
+        *("behaviours.Purification", "behaviours.Mixture", "behaviours.Behaviour"),
     ):
         assert f"<!-- fields of densepath.records.{name} -->" in marked, name

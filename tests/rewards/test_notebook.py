@@ -25,7 +25,7 @@ def test_scores_show_themselves(reward):
     html = scores._repr_html_()
     heats = re.findall(r'<div class="dp-heat" .*?>(.*?)</div>', html, re.S)
     texts = [re.sub(r"<[^>]+>", "", heat) for heat in heats]
-    assert texts == ["cat, 狗 &amp; &lt;b&gt;dog&lt;/b&gt;", "cat"]  # EOS is a mark without text
+    assert texts == ["cat, 狗 &amp; &lt;b&gt;dog&lt;/b&gt;&lt;|im_end|&gt;", "cat&lt;|im_end|&gt;"]
     # The last tooltip of each completion tells its sum.
     shown = [float(re.findall(r"sum so far (\S+) nats", heat)[-1].replace("−", "-")) for heat in heats]
     assert shown == pytest.approx(scores.sums.tolist(), abs=6e-4)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from densepath import __version__
+from densepath.cli.commands import ROWS
 from densepath.errors import DensepathError
 from densepath.io import UNWRITABLE
 
@@ -17,6 +18,7 @@ COMMANDS = {
     "run": "The whole job: SFT, references, dense reward, DPR, held-out evaluation, report.",
     "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
     "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
+    "purify": "Sort the demonstrations with the dense reward, and train on the better part again.",
     "experiment": "Methods x seeds x settings from one recipe: does it get better, against every control?",
     "score": "Grade every token of given completions with the dense reward.",
     "rank": "Best of n: completions of a prompt by falling reward.",
@@ -64,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.formatwarning = _warning_line
     try:
-        result = import_module(f"densepath.cli.{command.replace('-', '_')}").run(rest)
-        return int(result)
+        if command in ROWS:
+            return ROWS[command].run(command, rest)
+        return int(import_module(f"densepath.cli.{command}").run(rest))
     except KeyboardInterrupt:
         if debug:
             raise

@@ -158,6 +158,8 @@ class PurifyArguments(Arguments):
                 f"purify_rounds=0 weighs by the reward, and makes no bands of purify_score={self.purify_score}; "
                 "give one round or more"
             )
+        if len(set(self.purify_behaviours)) < len(self.purify_behaviours):
+            raise ConfigError(f"purify_behaviours={self.purify_behaviours}: give each number once")
         if self.purify_keep is not None and not 0 < self.purify_keep < 1:
             raise ConfigError(f"purify_keep={self.purify_keep} must lie between 0 and 1, or be left to None")
         rate = self.purify_learning_rate

@@ -36,15 +36,17 @@ class SFTRun:
     Attributes:
         path: the folder.
         arguments: the recipe that it was made with.
+        trained: an SFT model that lies elsewhere; None: the folder's own.
     """
 
     path: Path
     arguments: RunArguments
+    trained: str | None = None
 
     @property
     def model(self) -> Path:
         """Folder of the SFT model."""
-        return self.path / "sft/model"
+        return self.path / "sft/model" if self.trained is None else Path(self.trained)
 
     @property
     def base(self) -> str:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densepath.choice.arms import best_decoding, best_variant
 from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.evals.generation import decoding_name
+from densepath.evidence.cells import verdicts
 from densepath.methods import SFTRun, get_method
 from densepath.pipeline.cells import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.pipeline.data import regime_of
@@ -144,25 +145,25 @@ class Grid:
 
     # -- results -----------------------------------------------------------------------------------------------
 
-    def validation_values(self, setting: Setting, variant: Variant) -> list[tuple[float, ...]]:
-        """Verdicts on the validation prompts at the first temperature, for each seed that has finished."""
-        found = []
+    def validation_values(self, setting: Setting, variant: Variant) -> dict[str, list[tuple[float, ...]]]:
+        """Decoding -> the metric of the validation prompts, for each seed that has finished."""
+        found: dict[str, list[tuple[float, ...]]] = {}
         for seed in self.seeds:
             evaluation = self._evaluation(setting, variant, seed)
-            path = evaluation.path(self.cell(setting, seed, variant), "validation", evaluation.first)
-            if path.exists():
-                found.append(read_result(path).values or ())
+            for temperature in evaluation.arguments.eval_temperatures:
+                path = evaluation.path(self.cell(setting, seed, variant), "validation", temperature)
+                if path.exists():
+                    found.setdefault(decoding_name(temperature), []).append(verdicts(read_result(path)))
         return found
 
     def chosen(self, setting: Setting, plan: MethodPlan) -> Variant | None:
-        """The variant with the best validation mean over all seeds; None while one has no result."""
+        """The variant that did best on validation over all seeds, each at its best decoding; None before one is."""
         if len(plan.variants) == 1:
             return plan.variants[0]
         found = {variant.name: self.validation_values(setting, variant) for variant in plan.variants}
-        complete = [v for v in plan.variants if len(found[v.name]) == len(self.seeds)]
-        if not complete:
-            return None
-        return max(complete, key=lambda variant: statistics.mean(map(statistics.mean, found[variant.name])))
+        whole = {name: {at: v for at, v in each.items() if len(v) == len(self.seeds)} for name, each in found.items()}
+        best = best_variant(whole)
+        return next((variant for variant in plan.variants if variant.name == best), None)
 
     def results(self) -> list[ArmResult]:
         """Validation and test results of the chosen variant of every arm."""
@@ -181,23 +182,27 @@ class Grid:
         return found
 
     def sweeps(self) -> list[Sweep]:
-        """Every variant of every tuned method with its mean on validation, and which was chosen."""
-        return [
-            Sweep(
-                setting=setting.name,
-                method=plan.arm.label,
-                variant=variant.name.partition(",")[2],
-                decoding=decoding_name(variant.arguments.eval_temperatures[0]),
-                seeds=len(values),
-                value=seed_mean(values) if values else None,
-                chosen=variant is self.chosen(setting, plan),
-            )
-            for setting in self.settings
-            for plan in setting.methods.values()
-            if len(plan.variants) > 1
-            for variant in plan.variants
-            for values in [self.validation_values(setting, variant)]
-        ]
+        """Every variant of every tuned method, its mean on validation at its best decoding, and which was chosen."""
+        found = []
+        for setting in self.settings:
+            for plan in (each for each in setting.methods.values() if len(each.variants) > 1):
+                chosen = self.chosen(setting, plan)
+                for variant in plan.variants:
+                    values = self.validation_values(setting, variant)
+                    best = best_decoding(values)
+                    at = best[0] if best else decoding_name(variant.arguments.eval_temperatures[0])
+                    found.append(
+                        Sweep(
+                            setting=setting.name,
+                            method=plan.arm.label,
+                            variant=variant.name.partition(",")[2],
+                            decoding=at,
+                            seeds=len(values.get(at, [])),
+                            value=seed_mean(values[at]) if best else None,
+                            chosen=variant is chosen,
+                        )
+                    )
+        return found
 
     @staticmethod
     def _is_trained(folder: Path) -> bool:

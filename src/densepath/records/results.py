@@ -178,7 +178,7 @@ class Sweep:
         setting: its name.
         method: as shown to a reader.
         variant: the tuned keys and their values.
-        decoding: at which variants are chosen.
+        decoding: at which it did best on validation.
         seeds: that have finished.
         value: mean on validation; None where no seed has finished.
         chosen: whether it is the one that goes on to the test prompts.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from densepath.choice.arms import best_decoding
 from densepath.errors import DataError
 from densepath.records.arm import SFT, Arm, ArmResult
 from densepath.records.estimates import Difference, Interval
@@ -105,9 +106,15 @@ class SettingCells:
 
     def chosen_decoding(self, method: str) -> str | None:
         """The decoding with the highest mean on validation, the first of equal ones; None where none is complete."""
-        scores = {decoding: self.validation_score(Place(method, decoding)) for decoding in self.decodings}
-        known = {decoding: score for decoding, score in scores.items() if score is not None}
-        return max(known, key=lambda decoding: known[decoding]) if known else None
+        places = [Place(method, decoding) for decoding in self.decodings]
+        found = best_decoding(
+            {
+                place.decoding: [verdicts(cell) for cell in self.of(place, "validation").values()]
+                for place in places
+                if self.complete(place, "validation")
+            }
+        )
+        return None if found is None else found[0]
 
     def own_place(self, method: str) -> Place | None:
         """The method at its chosen decoding."""
