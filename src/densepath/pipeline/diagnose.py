@@ -58,6 +58,7 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
             f"{arguments.preference_dataset_name}: {found.preferences_set_aside} rows set aside: equal twins, or "
             "longer than the context",
         )
+    decision = decide(found)
     record = {
         "run_dir": arguments.run_dir,
         "dataset_name": evidence.source,
@@ -66,13 +67,14 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         "num_generations": arguments.num_generations,
         "seed": arguments.seed,
         "paths": dict(models.references),
-        "decision": to_json(decide(found)),
+        "decision": to_json(decision),
         **to_json(found),
     }
-    print_parts(console, *diagnosis_parts(record))
+    print_parts(console, *diagnosis_parts(found, decision))
     write_json_atomic(Path(arguments.output_file), record)
     if arguments.html_file is not None:
-        write_text_atomic(Path(arguments.html_file), page_html(diagnosis_page(record)))
+        page = diagnosis_page(found, decision, arguments.run_dir, evidence.source)
+        write_text_atomic(Path(arguments.html_file), page_html(page))
         say(console, f"page: {Path(arguments.html_file).resolve()}")
     say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record
