@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import densepath
+from densepath.cli import main
+from densepath.cli.commands import ROWS
 
 ROOT = Path(densepath.__file__).parent
 FRONT = ROOT / "__init__.py"
@@ -25,6 +27,7 @@ LAYERS = [
     {"judges", "evals"},
     {"trainers"},
     {"methods", "choice", "report"},
+    {"evidence"},
     {"pipeline", "scoring"},
     {"experiments"},
     {"serve"},
@@ -103,6 +106,12 @@ def test_every_room_has_a_layer():
     assert {room(path) for path in ROOT.rglob("*.py")} - {"__init__"} <= set(RANK)
 
 
+def test_what_is_imported_is_there():
+    """In functions too, which no other test may reach."""
+    own = ((path, module) for path in ROOT.rglob("*.py") for module, _ in imported(path) if "densepath" in module)
+    assert [(path, module) for path, module in own if module != "densepath" and file_of(module) is None] == []
+
+
 def test_imports_point_down():
     found = violations(ROOT.rglob("*.py"))
     assert found - KNOWN == set(), "points up"
@@ -153,20 +162,46 @@ def reached(path: Path) -> tuple[set[Path], set[str]]:
     return seen, others
 
 
-COMMANDS = sorted(
-    path.stem for path in (ROOT / "cli").glob("*.py") if path.stem not in ("__init__", "main", "arguments")
-)
+COMMANDS = sorted(main.COMMANDS)
+
+
+def front_of(command: str) -> Path:
+    """The file that a command leads to: its own, or that of the function in its row."""
+    row = ROWS.get(command)
+    place = f"densepath.{row.function.partition(':')[0]}" if row else f"densepath.cli.{command}"
+    found = file_of(place)
+    assert found is not None, place
+    return found
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_that_does_not_train_imports_no_trl(command):
-    assert ("trl" in reached(ROOT / "cli" / f"{command}.py")[1]) == (command in WITH_TRL)
+    assert ("trl" in reached(front_of(command))[1]) == (command in WITH_TRL)
 
 
-def test_scoring_needs_little_of_the_house():
-    files = {path for path in reached(ROOT / "scoring/job.py")[0] if path.name != "__init__.py"}
-    aside = ("report", "records")  # what a notebook shows is a page, and pages know every record
-    assert len({path for path in files if room(path) not in aside}) <= 46
+@pytest.mark.parametrize("command", sorted(ROWS))
+def test_the_function_of_a_row_takes_what_the_row_gives(command):
+    row = ROWS[command]
+    functions = ast.parse(front_of(command).read_text(encoding="utf-8")).body
+    (found,) = (f for f in functions if isinstance(f, ast.FunctionDef) and f.name == row.function.partition(":")[2])
+    annotations = [ast.unparse(each.annotation) for each in found.args.args if each.annotation]
+    assert annotations[0] == row.arguments.partition(":")[2]
+    assert len(annotations) == (3 if row.passthrough else 2)
+    assert annotations[-1].startswith("Console")
+
+
+BY_NAME = {
+    ROOT / "rewards/loading.py",
+    *(ROOT / f"models/{name}.py" for name in ("load", "locate", "identity", "smollm2")),
+}
+"""What loads models by name, and writes down which they were."""
+
+
+@pytest.mark.parametrize(("start", "aside", "most"), [("scoring/job.py", set(), 45), ("trainers/dpr.py", BY_NAME, 44)])
+def test_scoring_and_the_trainer_need_little_of_the_house(start, aside, most):
+    files = {path for path in reached(ROOT / start)[0] if path.name != "__init__.py"}
+    # What a notebook shows is a page, and pages know every record.
+    assert len({path for path in files - aside if room(path) not in ("report", "records")}) <= most
 
 
 @pytest.mark.parametrize(
@@ -186,7 +221,7 @@ def test_light_rooms_stay_light(room_name, heavy):
 
 
 def test_the_command_line_and_the_package_import_without_torch():
-    commands = ", ".join(f"densepath.cli.{name}" for name in COMMANDS)
+    commands = ", ".join(f"densepath.cli.{name}" for name in COMMANDS if name not in ROWS)
     code = (
         f"import sys, densepath, densepath.cli.main, {commands}; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'transformers', 'trl')))"

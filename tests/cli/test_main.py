@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-import densepath.cli.run
+import densepath.cli.env
 from densepath import __version__
 from densepath.cli.main import COMMANDS, main
 from densepath.errors import NumericalError, StorageError
@@ -60,13 +60,13 @@ def test_version_and_unknown_commands(capsys):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Make `densepath run` raise."""
+    """Make `densepath env` raise."""
 
     def install(error: BaseException):
         def run(argv):
             raise error
 
-        monkeypatch.setattr(densepath.cli.run, "run", run)
+        monkeypatch.setattr(densepath.cli.env, "run", run)
 
     return install
 
@@ -104,20 +104,20 @@ def _full_disk_inside_of_another_error() -> Exception:
 )
 def test_failures_are_one_line_and_debug_shows_the_traceback(failing, capsys, error, code, message):
     failing(error)
-    assert main(["run"]) == code
+    assert main(["env"]) == code
     out, err = capsys.readouterr()
     assert out == ""
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert err.lstrip("\n").startswith("densepath: ")
     with pytest.raises(type(error)):
-        main(["run", "--debug"])
+        main(["env", "--debug"])
 
 
 def test_a_bug_of_our_own_keeps_its_traceback(failing):
     failing(KeyError("lost"))
     with pytest.raises(KeyError):
-        main(["run"])
+        main(["env"])
 
 
 def test_a_reader_that_went_away_is_no_error():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.core.control import control_weights
+from densepath.core.estimator import control_weights
 from densepath.core.masks import lengths_to_mask
 
 NAN = float("nan")

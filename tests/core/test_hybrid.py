@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densepath.core.hybrid import hybrid_rewards, on_last_token
 from densepath.core.returns import returns_to_go
+from densepath.core.rewards import hybrid_rewards, on_last_token
 
 T, F = True, False
 

@@ -1,4 +1,4 @@
-"""Masks: literal rows, the semantics of EOS and truncation, and that padding never enters, gradients included."""
+"""Masks: literal rows, and that padding never enters, gradients included."""
 
 import pytest
 import torch
@@ -7,44 +7,10 @@ from hypothesis import strategies as st
 
 from densepath.core.masks import (
     check_mask,
-    is_truncated,
     lengths_to_mask,
-    mask_after_eos,
     masked_mean,
     masked_sum,
 )
-
-EOS, OTHER_EOS = 9, 8
-
-
-def test_mask_after_eos_literal():
-    ids = torch.tensor(
-        [
-            [1, 2, EOS, EOS],  # pad is EOS: only the first counts
-            [EOS, 1, 2, EOS],  # EOS at once: one action
-            [1, 2, 3, 4],  # truncated: all four
-            [1, 2, 3, EOS],  # EOS as the last token of the budget
-        ]
-    )
-    expected = [[True, True, True, False], [True, False, False, False], [True] * 4, [True] * 4]
-    assert mask_after_eos(ids, [EOS]).tolist() == expected
-
-
-def test_any_of_several_eos_ends():
-    ids = torch.tensor([[1, OTHER_EOS, EOS, 1]])
-    assert mask_after_eos(ids, [EOS, OTHER_EOS]).tolist() == [[True, True, False, False]]
-    assert mask_after_eos(ids, [EOS]).tolist() == [[True, True, True, False]]
-
-
-def test_without_eos_everything_counts():
-    assert mask_after_eos(torch.tensor([[1, 2]]), []).tolist() == [[True, True]]
-
-
-def test_truncated_means_no_eos_that_counts():
-    ids = torch.tensor([[1, EOS, 0], [1, 2, 3], [1, 2, EOS], [1, 2, EOS]])
-    mask = torch.tensor([[True, True, False], [True, True, True], [True, True, True], [True, True, False]])
-    # row 3 holds an EOS, but where nothing counts: it is padding, the row was cut after two tokens
-    assert is_truncated(ids, mask, [EOS]).tolist() == [False, True, False, True]
 
 
 def test_lengths_to_mask_literal():
@@ -70,8 +36,6 @@ def test_wrong_masks_are_refused():
         check_mask(torch.ones(2, 3, dtype=torch.long), values)
     with pytest.raises(ValueError, match=r"\(3,\).*\(2, 3\)"):
         masked_sum(values, torch.ones(3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="batch, tokens"):
-        mask_after_eos(torch.tensor([1, 2]), [EOS])
     with pytest.raises(ValueError, match="lengths"):
         lengths_to_mask(torch.zeros(2, 2), 2)
 
@@ -84,23 +48,6 @@ def test_padding_never_enters_nor_its_gradient(poison):
     (gradient,) = torch.autograd.grad(total, values)
     assert total.item() == 6.0
     assert gradient.tolist() == [[1.0, 0.0], [1.0, 1.0]]
-
-
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=4))
-def test_mask_after_eos_against_a_loop(rows):
-    expected = []
-    for row in rows:
-        counts, ended = [], False
-        for token in row:
-            counts.append(not ended)
-            ended = ended or token == 0
-        expected.append(counts)
-    ids = torch.tensor(rows)
-    mask = mask_after_eos(ids, [0])
-    assert mask.tolist() == expected
-    # each row that counts has its EOS last, or none at all
-    assert is_truncated(ids, mask, [0]).tolist() == [0 not in row for row in rows]
 
 
 @settings(deadline=None, max_examples=40)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from tests.experiments.made_up import METHODS, cell, drawn
 
-from densepath.pipeline.comparisons import setting_comparisons
-from densepath.pipeline.setting_cells import SettingCells
+from densepath.evidence.cells import SettingCells
+from densepath.evidence.comparisons import setting_comparisons
 
 
 def compared(cells, methods=METHODS):

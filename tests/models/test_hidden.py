@@ -7,8 +7,8 @@ import torch
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, tiny_mistral, with_lora
 
 from densepath.core.heads import head_logprobs
-from densepath.models.hidden import completion_hidden_states
 from densepath.models.logits import plain_head
+from densepath.models.scoring import completion_hidden_states
 
 MODELS = {
     "llama": tiny_llama(),

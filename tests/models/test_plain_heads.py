@@ -23,11 +23,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from densepath.errors import ModelError
 from densepath.models.adapters import active_adapter, add_frozen_copy
-from densepath.models.hidden import completion_hidden_states
 from densepath.models.logits import Layout, layout_of, plain_head
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.sampling import sample
-from densepath.models.scoring import score_completions
+from densepath.models.scoring import completion_hidden_states, score_completions
 
 PROMPTS = [[1, 5, 9, 4], [1, 5, 9, 4], [7], [3, 3, 8, 20, 21, 22, 23, 24]]
 COMPLETIONS = [[6, 7, 8], [2], [], [30, 31, 32, 33, 34, 2]]

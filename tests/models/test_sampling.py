@@ -14,9 +14,8 @@ from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, ti
 
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models.decoding import cache_argument
-from densepath.models.draws import inverse_cdf, row_uniforms
-from densepath.models.hidden import completion_hidden_states
-from densepath.models.sampling import FLOOR, Contrast, ContrastKind, sample
+from densepath.models.sampling import FLOOR, Contrast, ContrastKind, inverse_cdf, row_uniforms, sample
+from densepath.models.scoring import completion_hidden_states
 
 PROMPTS = [[5, 9, 3], [7], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [5, 9, 3, 8]]
 FAMILIES = {

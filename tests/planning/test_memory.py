@@ -13,11 +13,11 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 from densepath.core.estimator import Estimator
 from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.models.decoding import cache_argument
-from densepath.models.draws import inverse_cdf
 from densepath.models.logits import plain_head
+from densepath.models.sampling import inverse_cdf
 from densepath.planning import memory
 from densepath.planning.architecture import read_architecture
-from densepath.planning.memory import Adapter, Precision, Sharding
+from densepath.planning.memory import Adapter, Sharding
 from densepath.planning.plan import LOSS_COPIES, VISIT_COPIES
 from densepath.rewards.dense import DenseReward
 from densepath.trainers.rollout import MicroBatch, Sampled
@@ -89,8 +89,8 @@ def saved(
 def test_a_layer_keeps_what_the_formula_says(family, half, lora):
     two, one = (saved(family, layers, half=half, lora=lora) for layers in (2, 1))
     sizes = read_architecture(build(family, 1), family)
-    precision, adapter = Precision(4, 2 if half else 4), Adapter(RANK) if lora else None
-    planned = memory.layer_bytes(sizes, precision, ROWS * WIDTH, WIDTH, adapter=adapter)
+    compute, adapter = 2 if half else 4, Adapter(RANK) if lora else None
+    planned = memory.layer_bytes(sizes, 4, compute, ROWS * WIDTH, WIDTH, adapter=adapter)
     if half and not lora:  # autocast keeps the casts of trained weights, which a plan counts as buffers
         planned += sizes.layer_linears * 2
     # Left out: what LoRA's own matrices read and cast, and Gemma's norms in float32.
@@ -100,7 +100,7 @@ def test_a_layer_keeps_what_the_formula_says(family, half, lora):
 def test_rows_of_one_sequence_need_no_mask_and_repeat_no_heads():
     two, one = (saved("llama", layers, half=False, lora=False, masked=False) for layers in (2, 1))
     sizes = read_architecture(build("llama", 1), "llama")
-    planned = memory.layer_bytes(sizes, Precision(), ROWS * WIDTH, None)
+    planned = memory.layer_bytes(sizes, 4, 4, ROWS * WIDTH, None)
     assert planned == pytest.approx(two - one, rel=0.02)
 
 
@@ -117,8 +117,8 @@ def test_an_adapter_has_the_parameters_that_peft_gives_it(family):
     sizes = read_architecture(model, family)
     peft_model = with_lora(model)
     trained = sum(parameter.numel() for parameter in peft_model.parameters() if parameter.requires_grad)
-    assert memory.adapter_parameters(sizes, Adapter(RANK)) == trained
-    assert memory.adapter_parameters(sizes, Adapter(RANK, ("q_proj", "v_proj"))) == 3 * RANK * sum(
+    assert Adapter(RANK).parameters(sizes) == trained
+    assert Adapter(RANK, ("q_proj", "v_proj")).parameters(sizes) == 3 * RANK * sum(
         each.inputs + each.outputs for each in sizes.linears if each.name in ("q_proj", "v_proj")
     )
 
@@ -270,6 +270,6 @@ def test_a_forward_pass_without_gradients_holds_no_more_than_the_formula_says():
     mask = torch.ones(WIDTH, WIDTH).tril().bool().expand(ROWS, 1, WIDTH, WIDTH).clone()
     with torch.no_grad(), LiveBytes() as live:
         sizes_of.base_model(input_ids=torch.ones(ROWS, WIDTH, dtype=torch.long), attention_mask=mask, use_cache=False)
-    planned = memory.forward_bytes(sizes, Precision(), ROWS * WIDTH, WIDTH)
+    planned = memory.forward_bytes(sizes, 4, 4, ROWS * WIDTH, WIDTH)
     assert live.peak <= planned * 1.1
     assert live.peak >= planned * 0.7

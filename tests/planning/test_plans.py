@@ -43,7 +43,7 @@ def test_with_lora_one_base_serves_policy_sft_model_and_reference():
     found = plan(use_peft=True, lora_r=16)
     # r (inputs + outputs) of 7 maps: q, o 4096+4096; k, v 4096+1024; gate, up, down 4096+14336
     adapter = 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * 18432)
-    assert found.trained == adapter
+    assert found.setup.trained == adapter
     ends = terms(found, "DPR", "backward ends")
     assert ends["policy"] == 4 * (PARAMETERS + adapter)
     assert ends["optimizer"] == 8 * adapter
@@ -82,7 +82,7 @@ def test_vllm_takes_its_share_and_gives_it_back_when_it_sleeps():
     assert terms(asleep, "DPR", "backward begins")["vLLM"] == terms(asleep, "DPR", "scoring")["vLLM"] == 0
     samples = terms(asleep, "DPR", "vLLM samples")  # awake beside what training keeps
     assert samples["vLLM"] == pytest.approx(0.3 * 79 * GIB)
-    assert samples["optimizer"] == 8 * asleep.trained
+    assert samples["optimizer"] == 8 * asleep.setup.trained
     server = plan(use_peft=True, others={**colocated, "dpr_vllm_mode": "server"})
     assert terms(server, "DPR", "backward begins")["vLLM"] == 0
 
@@ -164,7 +164,7 @@ def test_qlora_holds_the_base_in_4_bits_while_training_and_evaluates_it_whole():
     found = plan(use_peft=True, load_in_4bit=True, dtype="bfloat16")
     linears = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     whole = 2 * PARAMETERS
-    policy = terms(found, "SFT", "backward ends")["policy"] - 4 * found.trained
+    policy = terms(found, "SFT", "backward ends")["policy"] - 4 * found.setup.trained
     assert policy == pytest.approx(linears * 4.127 / 8 + 2 * (PARAMETERS - linears))
     assert terms(found, "evaluation", "sampling")["frozen models"] == pytest.approx(whole, rel=0.1)
 

@@ -11,7 +11,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.planning.architecture import read_architecture
-from densepath.planning.memory import Precision
 from densepath.planning.plan import Machine, Setup, Training, make_plan
 
 CASES = [
@@ -62,7 +61,7 @@ def planned(model, *, rows: int, checkpointing: bool):
         accumulation=1,
         optimizer="adamw_torch",
         checkpointing=checkpointing,
-        precision=Precision(),
+        compute=4,
     )
     setup = Setup(
         architecture=read_architecture(model, "llama"),

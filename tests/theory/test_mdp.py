@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.core.masks import is_truncated, mask_after_eos
 from densepath.theory import bounds, conjugate, exact
 from densepath.theory.mdp import (
     FiniteMDP,
@@ -45,10 +44,9 @@ def test_every_sequence_once(vocab, horizon, eos):
     rows = [tuple(row[m].tolist()) for row, m in zip(tree.sequences, tree.mask, strict=True)]
     assert len(rows) == len(set(rows))
     assert set(rows) == naive_sequences(vocab, horizon, eos)
-    eos_ids = [] if eos is None else [eos]
-    padded = torch.where(tree.mask, tree.sequences, 0 if eos is None else eos)
-    assert torch.equal(mask_after_eos(padded, eos_ids), tree.mask)
-    assert torch.equal(is_truncated(tree.sequences, tree.mask, eos_ids), tree.truncated)
+    assert [eos not in row for row in rows] == tree.truncated.tolist()
+    ends = torch.tensor([len(row) for row in rows])
+    assert torch.equal(torch.arange(horizon) < ends[:, None], tree.mask)  # up to the first EOS, and nothing behind it
     # each state is the prefix it stands for
     for row, mask, path in zip(tree.sequences, tree.mask, tree.states, strict=True):
         for t in range(int(mask.sum())):

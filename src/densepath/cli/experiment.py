@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
+from densepath.cli.commands import RECIPE_KEYS
 from densepath.config.experiment import ExperimentArguments
 
 DESCRIPTION = (
@@ -22,7 +23,7 @@ def run(argv: Sequence[str]) -> int:
         argv,
         prog="densepath experiment",
         description=DESCRIPTION,
-        passthrough={"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"},
+        passthrough=RECIPE_KEYS,
     )
     from densepath.pipeline.experiment import run_experiment
 

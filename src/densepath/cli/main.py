@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from densepath import __version__
+from densepath.cli.commands import ROWS
 from densepath.errors import DensepathError
 from densepath.io import UNWRITABLE
 
@@ -64,8 +65,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not debug:
         warnings.formatwarning = _warning_line
     try:
-        result = import_module(f"densepath.cli.{command.replace('-', '_')}").run(rest)
-        return int(result)
+        if command in ROWS:
+            return ROWS[command].run(command, rest)
+        return int(import_module(f"densepath.cli.{command}").run(rest))
     except KeyboardInterrupt:
         if debug:
             raise

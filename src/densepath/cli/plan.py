@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
+from densepath.cli.commands import RECIPE_KEYS
 from densepath.config.run import PlanArguments
 
 DESCRIPTION = (
@@ -21,7 +22,7 @@ def run(argv: Sequence[str]) -> int:
         argv,
         prog="densepath plan",
         description=DESCRIPTION,
-        passthrough={"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"},
+        passthrough=RECIPE_KEYS,
     )
     from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.plan import plan_recipe, require_fit

@@ -5,8 +5,6 @@ A mask is bool, and True means that the token counts: it was sampled (or demonst
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -37,43 +35,6 @@ def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:
     if lengths.dim() != 1:
         raise ValueError(f"lengths must be (batch,), got {tuple(lengths.shape)}")
     return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
-
-
-def mask_after_eos(completion_ids: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
-    """Mask of sampled rows: True up to and including the first EOS, False after it.
-
-    EOS is an action like any other, so it counts. When a tokenizer pads with its EOS, only the first one
-    counts. A row without EOS was truncated and counts whole.
-
-    Args:
-        completion_ids: (batch, tokens) int.
-        eos_token_ids: ids that end a completion.
-
-    Returns:
-        (batch, tokens) bool.
-    """
-    if completion_ids.dim() != 2:
-        raise ValueError(f"completion_ids must be (batch, tokens), got {tuple(completion_ids.shape)}")
-    eos = torch.tensor(list(eos_token_ids), dtype=completion_ids.dtype, device=completion_ids.device)
-    is_eos = torch.isin(completion_ids, eos)
-    eos_before = is_eos.cumsum(dim=1) - is_eos.long()
-    return eos_before == 0
-
-
-def is_truncated(completion_ids: Tensor, completion_mask: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
-    """True for rows that hold no EOS among the tokens that count: the budget ended them, not the policy.
-
-    Args:
-        completion_ids: (batch, tokens) int.
-        completion_mask: (batch, tokens) bool.
-        eos_token_ids: ids that end a completion.
-
-    Returns:
-        (batch,) bool.
-    """
-    check_mask(completion_mask, completion_ids)
-    eos = torch.tensor(list(eos_token_ids), dtype=completion_ids.dtype, device=completion_ids.device)
-    return ~(torch.isin(completion_ids, eos) & completion_mask).any(dim=1)
 
 
 def keep(values: Tensor, mask: Tensor) -> Tensor:

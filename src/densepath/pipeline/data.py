@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Any
 
 from densepath.config.mixins import TEXT_TASKS
@@ -18,7 +17,7 @@ from densepath.data.splits import check_disjoint, split_by_content
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
-from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.pipeline.run_folder import RunFolder
 from densepath.terminal import Console, say, warn
 
@@ -86,11 +85,6 @@ def tell_data(run: RunFolder, console: Console, title: str) -> None:
     say(console, f"{title}data: {counts} rows" + (f" ({left_out})" if left_out else ""))
     for note in train.get("notes", []):
         warn(console, note)
-
-
-def read_split(run: RunFolder, name: str) -> Rows:
-    """Rows that the data stage wrote."""
-    return read_jsonl(Path(run / f"data/{name}.jsonl"))
 
 
 def _origin(arguments: RunArguments, name: str) -> tuple[str, str]:

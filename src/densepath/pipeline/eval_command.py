@@ -71,7 +71,7 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
         f"on {len(rows)} prompts, 95 % interval",
     )
     if arguments.output_file is not None:
-        record = {**result, "completions": [c.as_dict() for c in completions]}
+        record = {**result, "completions": [to_json(c) for c in completions]}
         write_json_atomic(Path(arguments.output_file), record)
         say(console, f"completions: {Path(arguments.output_file).resolve()}")
     return result

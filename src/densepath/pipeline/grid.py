@@ -12,6 +12,7 @@ from densepath.choice.arms import best_decoding, best_variant
 from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.evals.generation import decoding_name
+from densepath.evidence.cells import verdicts
 from densepath.methods import SFTRun, get_method
 from densepath.pipeline.cells import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.pipeline.data import regime_of
@@ -20,7 +21,6 @@ from densepath.pipeline.recipe import MethodPlan, Setting, Variant, matched_with
 from densepath.pipeline.regimes import STEPS, before_sft_path
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.scheduler import Task
-from densepath.pipeline.setting_cells import verdicts
 from densepath.records.arm import ArmResult
 from densepath.records.results import Sweep
 from densepath.stats.seeds import seed_mean

@@ -17,9 +17,9 @@ from densepath.errors import ConfigError
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.pipeline.environment import resident_bytes
 from densepath.planning.architecture import Architecture, architecture_of
-from densepath.planning.fits import check_fits
-from densepath.planning.memory import GIB, Adapter, Precision, Sharding
+from densepath.planning.memory import GIB, Adapter, Sharding
 from densepath.planning.plan import Machine, Plan, Setup, Training, make_plan
+from densepath.planning.table import check_fits
 from densepath.trainers.dpr_config import DPRConfig, EstimatorKind
 
 CUDA_RESERVE = 1.5 * GIB
@@ -92,9 +92,9 @@ def setup_of(
         raise ConfigError("load_in_4bit trains an adapter on a quantised base: set use_peft: true")
     weights = BYTES.get(arguments.dtype, 4)
 
-    def precision(prefix: str) -> Precision:
+    def compute(prefix: str) -> int:
         half = any(others.get(f"{prefix}_{name}", cuda and name == "bf16") for name in HALF)
-        return Precision(weights, min(weights, 2) if half else weights)
+        return min(weights, 2) if half else weights
 
     def checkpointing(prefix: str) -> bool:
         names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
@@ -121,7 +121,7 @@ def setup_of(
             accumulation=sft.gradient_accumulation_steps,
             optimizer=str(sft.optim.value if hasattr(sft.optim, "value") else sft.optim),
             checkpointing=checkpointing("sft"),
-            precision=precision("sft"),
+            compute=compute("sft"),
         ),
         dpr=Training(
             rows=dpr.per_device_train_batch_size,
@@ -131,7 +131,7 @@ def setup_of(
             accumulation=dpr.gradient_accumulation_steps,
             optimizer=str(dpr.optim.value if hasattr(dpr.optim, "value") else dpr.optim),
             checkpointing=checkpointing("dpr"),
-            precision=precision("dpr"),
+            compute=compute("dpr"),
             rollouts=dpr.per_device_train_batch_size * (dpr.steps_per_generation or 1),
             all_action=EstimatorKind(dpr.estimator) is not EstimatorKind.SAMPLED
             and dpr.all_action_obstacle() is None

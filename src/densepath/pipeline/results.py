@@ -13,11 +13,11 @@ import numpy as np
 
 from densepath import __version__
 from densepath.errors import DataError
+from densepath.evidence.cells import Place, SettingCells, length_ratio, mean_length, verdicts
+from densepath.evidence.comparisons import differs, family_sizes, setting_comparisons
+from densepath.evidence.statements import statements, warnings
 from densepath.io import write_json_atomic, write_text_atomic
-from densepath.pipeline.comparisons import differs, family_sizes, setting_comparisons
 from densepath.pipeline.grid import Grid
-from densepath.pipeline.setting_cells import Place, SettingCells, length_ratio, mean_length, verdicts
-from densepath.pipeline.statements import statements, warnings
 from densepath.records.arm import SFT, SPLITS, Arm, ArmResult, Budget, mean_of
 from densepath.records.codec import field_names, to_json
 from densepath.records.results import ArmRow, BestControl, Results, SettingResults

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ from trl import SFTConfig
 from densepath.config.options import check_reference
 from densepath.config.training import DPRArguments, SFTArguments
 from densepath.data.encode import encode_demonstrations
+from densepath.data.formats import Needs
 from densepath.data.sources import load_rows
-from densepath.data.training_rows import demonstration_pairs, prompt_dataset
+from densepath.data.training_rows import Rows, demonstration_pairs, prompt_dataset
 from densepath.errors import ConfigError
 from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
@@ -34,26 +37,21 @@ HELD_OUT_SEED = 1_000_000
 """Of the rows drawn from it, and of text_tasks: not one that a run trains on."""
 
 
-def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, title: str) -> Path:
-    """Train in a run folder of its own and leave the model in `model`."""
-    started = time.time()
-    train_shown(trainer, folder.path, console, title)
-    save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
-    folder.finish("train", started)
-    say(console, f"model: {(folder / 'model').resolve()}")
-    return folder / "model"
-
-
-def _process(config: Any) -> int:
-    """Which of several processes this is; they are joined when the config is asked for its device."""
-    _ = config.device
-    return int(config.process_index)
-
-
-def _open(folder: RunFolder, config: Any, arguments: dict[str, Any]) -> None:
-    """Open the folder with its configuration: the first process, then the others, so that all see what it left."""
-    with config.main_process_first(local=False):
-        folder.open_config(arguments)
+@contextlib.contextmanager
+def _opened(
+    config: Any, arguments: SFTArguments | DPRArguments, others: dict[str, Any], console: Console
+) -> Iterator[tuple[RunFolder, Console]]:
+    """The run folder with its configuration, and where to print: the first of several processes, then the others."""
+    check_startable(config)
+    _ = config.device  # several processes are joined when it is asked for
+    process = int(config.process_index)
+    folder = RunFolder(Path(arguments.output_dir), process=process)
+    try:
+        with config.main_process_first(local=False):
+            folder.open_config(resolved(arguments, others))
+        yield folder, console if process == 0 else terminal(quiet=True)
+    finally:
+        folder.close()
 
 
 def _open_inputs(
@@ -81,6 +79,24 @@ def _trained_before(folder: RunFolder, console: Console) -> bool:
     return done
 
 
+def _rows(arguments: SFTArguments | DPRArguments, kind: Needs, seed: int) -> tuple[Rows, Any, int]:
+    """Rows to train on, the tokenizer that reads them, and the model's context in tokens."""
+    name, split = arguments.dataset_name, arguments.dataset_train_split
+    tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
+    rows = load_rows(name, split, kind, limit=arguments.max_train_samples, seed=seed)
+    return rows, tokenizer, model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+
+
+def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, title: str) -> Path:
+    """Train in a run folder of its own and leave the model in `model`."""
+    started = time.time()
+    train_shown(trainer, folder.path, console, title)
+    save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
+    folder.finish("train", started)
+    say(console, f"model: {(folder / 'model').resolve()}")
+    return folder / "model"
+
+
 def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Console) -> Path:
     """SFT into `output_dir/model`, references under `output_dir/references`; goes on after a kill.
 
@@ -89,29 +105,15 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
     """
     values = {**QUIET, **device_defaults(), **others, "output_dir": arguments.output_dir, "max_length": None}
     config = trl_config(SFTConfig, values)
-    check_startable(config)
-    process = _process(config)
-    console = console if process == 0 else terminal(quiet=True)
-    folder = RunFolder(Path(arguments.output_dir), process=process)
-    try:
-        _open(folder, config, resolved(arguments, others))
+    with _opened(config, arguments, others, console) as (folder, console):
         if _trained_before(folder, console):
             return folder / "model"
-        tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
-        context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
-        rows = load_rows(
-            arguments.dataset_name,
-            arguments.dataset_train_split,
-            "demonstrations",
-            limit=arguments.max_train_samples,
-            seed=config.seed,
-        )
+        rows, tokenizer, context = _rows(arguments, "demonstrations", config.seed)
         limit = min(arguments.max_length or context, context)
         encoded, counts = encode_demonstrations(
             rows, tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
         )
-        models: dict[str, str | None] = {"model": arguments.model_name_or_path}
-        _open_inputs(folder, config, models, tokenizer, {"data": encoded}, console)
+        _open_inputs(folder, config, {"model": arguments.model_name_or_path}, tokenizer, {"data": encoded}, console)
         say(console, f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut")
         for note in counts.notes:
             warn(console, note)
@@ -126,8 +128,6 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
             ema_decay=arguments.reference_ema_decay,
         )
         return _train(trainer, tokenizer, folder, console, "SFT")
-    finally:
-        folder.close()
 
 
 def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Console) -> Path:
@@ -139,39 +139,16 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
     evaluation = {} if arguments.eval_dataset_name is None else EVALUATION
     values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": arguments.output_dir}
     config = trl_config(DPRConfig, values)
-    check_startable(config)
-    process = _process(config)
-    console = console if process == 0 else terminal(quiet=True)
-    folder = RunFolder(Path(arguments.output_dir), process=process)
-    try:
-        _open(folder, config, resolved(arguments, others))
+    with _opened(config, arguments, others, console) as (folder, console):
         if _trained_before(folder, console):
             return folder / "model"
         if config.eval_strategy != "no" and arguments.eval_dataset_name is None:
             raise ConfigError("eval_strategy needs eval_dataset_name: held-out demonstrations")
-        tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
-        rows = load_rows(
-            arguments.dataset_name,
-            arguments.dataset_train_split,
-            "prompts",
-            limit=arguments.max_train_samples,
-            seed=config.seed,
-        )
+        rows, tokenizer, context = _rows(arguments, "prompts", config.seed)
         origin = arguments.dataset_name, arguments.dataset_train_split
-        context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
         check_prompts(rows, tokenizer, context, config.max_completion_length or 0, *origin)
         _check_reference(arguments, config.dense_reward, tokenizer, console)
-        held_out = None
-        if arguments.eval_dataset_name is not None:
-            demonstrations = load_rows(
-                arguments.eval_dataset_name,
-                arguments.dataset_train_split,
-                "demonstrations",
-                limit=arguments.max_eval_samples,
-                seed=HELD_OUT_SEED,
-            )
-            held_out = demonstration_pairs(demonstrations, tokenizer, context)
-        prompts = prompt_dataset(rows)
+        prompts, held_out = prompt_dataset(rows), _held_out(arguments, tokenizer, context)
         reference, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
         models = {"model": arguments.model_name_or_path, "reference": reference, "held-out reference": second}
         data = {"data": prompts, "held-out data": held_out}
@@ -188,8 +165,15 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
             peft_config=None if hasattr(policy, "peft_config") else peft_config(arguments),
         )
         return _train(trainer, tokenizer, folder, console, "DPR")
-    finally:
-        folder.close()
+
+
+def _held_out(arguments: DPRArguments, tokenizer: Any, context: int) -> Any:
+    """Demonstrations whose NLL is watched, or None."""
+    name, split = arguments.eval_dataset_name, arguments.dataset_train_split
+    if name is None:
+        return None
+    rows = load_rows(name, split, "demonstrations", limit=arguments.max_eval_samples, seed=HELD_OUT_SEED)
+    return demonstration_pairs(rows, tokenizer, context)
 
 
 def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any, console: Console) -> None:

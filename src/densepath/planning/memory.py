@@ -11,7 +11,7 @@ from enum import Enum
 
 from densepath.core.heads import default_chunk_tokens
 from densepath.core.logprobs import DEFAULT_CHUNK_TOKENS
-from densepath.planning.architecture import Architecture, Linear
+from densepath.planning.architecture import Architecture
 
 FLOAT32 = 4
 GIB = 2**30
@@ -40,24 +40,6 @@ class Sharding(str, Enum):
 
 
 @dataclass(frozen=True)
-class Precision:
-    """Bytes of an element.
-
-    Attributes:
-        weights: of a stored parameter, hence of the residual stream.
-        compute: of what a matrix product reads: 2 under autocast or with half-precision weights.
-    """
-
-    weights: int = FLOAT32
-    compute: int = FLOAT32
-
-    @property
-    def autocasts(self) -> bool:
-        """Whether weights are cast at each use."""
-        return self.compute != self.weights
-
-
-@dataclass(frozen=True)
 class Adapter:
     """A LoRA adapter.
 
@@ -69,17 +51,13 @@ class Adapter:
     rank: int
     targets: tuple[str, ...] | None = None
 
-    def of(self, architecture: Architecture) -> list[Linear]:
-        """The linear maps of one layer that get a pair of matrices."""
-        return [each for each in architecture.linears if self.targets is None or each.name in self.targets]
+    def parameters(self, architecture: Architecture) -> int:
+        """`layers sum_m r (inputs_m + outputs_m)`.
 
-
-def adapter_parameters(architecture: Architecture, adapter: Adapter) -> int:
-    """Parameters of a LoRA adapter: `layers sum_m r (inputs_m + outputs_m)`.
-
-    Source: Hu et al. 2021, LoRA, section 4.1; `all-linear` of PEFT leaves the head out.
-    """
-    return architecture.layers * sum(adapter.rank * (each.inputs + each.outputs) for each in adapter.of(architecture))
+        Source: Hu et al. 2021, LoRA, section 4.1; `all-linear` of PEFT leaves the head out.
+        """
+        chosen = (each for each in architecture.linears if self.targets is None or each.name in self.targets)
+        return architecture.layers * sum(self.rank * (each.inputs + each.outputs) for each in chosen)
 
 
 def weight_bytes(architecture: Architecture, width: int, *, four_bit: bool = False) -> float:
@@ -111,7 +89,13 @@ def optimizer_bytes(trained: int, optimizer: str, width: int, sharding: Sharding
 
 
 def layer_bytes(
-    architecture: Architecture, precision: Precision, tokens: int, width: int | None, *, adapter: Adapter | None = None
+    architecture: Architecture,
+    weights: int,
+    compute: int,
+    tokens: int,
+    width: int | None,
+    *,
+    adapter: Adapter | None = None,
 ) -> float:
     """What autograd keeps of one decoder layer until the backward pass reaches it.
 
@@ -129,7 +113,8 @@ def layer_bytes(
 
     Args:
         architecture: of the model.
-        precision: bytes of an element.
+        weights: bytes of a stored parameter, hence of a number of the residual stream.
+        compute: bytes of what a matrix product reads: 2 under autocast or with half-precision weights.
         tokens: of the batch, padding included.
         width: tokens of one row; None where each row is one sequence and needs no mask.
         adapter: what is trained; None: all weights.
@@ -137,12 +122,12 @@ def layer_bytes(
     Source: derived from transformers' modelling code with scaled-dot-product attention, and counted in
     tests/planning/test_memory.py.
     """
-    a, c, full = architecture, precision.compute, adapter is None
-    norms = a.norms * a.hidden * (FLOAT32 + full * precision.weights)
+    a, c, full, autocast = architecture, compute, adapter is None, compute != weights
+    norms = a.norms * a.hidden * (FLOAT32 + full * weights)
     norms += a.query_norm * (a.query + a.key) * (FLOAT32 + full * c)
-    copies = len(a.linears) - 2 if precision.autocasts else 2
+    copies = len(a.linears) - 2 if autocast else 2
     attention = 2 * (a.query + a.key) if width is None else 4 * a.query + width
-    casts = 0 if full or not precision.autocasts else a.layer_linears * c
+    casts = 0 if full or not autocast else a.layer_linears * c
     return float(tokens * (norms + (copies * a.hidden + attention + 4 * a.intermediate) * c) + casts)
 
 
@@ -167,13 +152,13 @@ def sampling_logit_bytes(architecture: Architecture, rows: int, models: int = 1)
     return float((3 + 2 * models) * rows * architecture.vocabulary * FLOAT32)
 
 
-def forward_bytes(architecture: Architecture, precision: Precision, tokens: int, width: int | None) -> float:
+def forward_bytes(architecture: Architecture, weights: int, compute: int, tokens: int, width: int | None) -> float:
     """One layer of a forward pass without gradients: `tokens (3 d b + max(3 f, 5 q + w) c)`.
 
     Source: derived; the MLP holds gate, up and their product, attention query, key, value, output and the mask.
     """
     inner = max(3 * architecture.intermediate, 5 * architecture.query + (width or 0))
-    return float(tokens * (3 * architecture.hidden * precision.weights + inner * precision.compute))
+    return float(tokens * (3 * architecture.hidden * weights + inner * compute))
 
 
 def chunk_logit_bytes(architecture: Architecture, tokens: int) -> float:
@@ -185,13 +170,13 @@ TILE_TOKENS, TILE_VOCABULARY = 4096, 32768
 """A tile of TRL's fused head, which a GPU uses."""
 
 
-def fused_logit_bytes(architecture: Architecture, precision: Precision, tokens: int) -> float:
+def fused_logit_bytes(architecture: Architecture, compute: int, tokens: int) -> float:
     """TRL's head: one tile in the compute type, the head's part under it, float32 gradients of the hidden states.
 
     Source: TRL's `ChunkedLogProbFunction`.
     """
     columns = min(TILE_VOCABULARY, architecture.vocabulary)
-    tile = (min(tokens, TILE_TOKENS) + architecture.hidden) * columns * precision.compute
+    tile = (min(tokens, TILE_TOKENS) + architecture.hidden) * columns * compute
     return float(tile + 2 * tokens * architecture.hidden * FLOAT32)
 
 

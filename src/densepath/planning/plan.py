@@ -14,7 +14,7 @@ from densepath.models.sampling import DEFAULT_TOKEN_BUDGET as SAMPLING_TOKENS
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET as SCORING_TOKENS
 from densepath.planning import memory
 from densepath.planning.architecture import Architecture
-from densepath.planning.memory import FLOAT32, Adapter, Precision, Sharding
+from densepath.planning.memory import FLOAT32, Adapter, Sharding
 
 TERMS = (
     "process",
@@ -70,7 +70,7 @@ class Training:
         accumulation: micro-batches of one step.
         optimizer: transformers' name of it.
         checkpointing: gradient checkpointing.
-        precision: bytes of an element.
+        compute: bytes of a computed number: 2 under autocast or with half-precision weights.
         rollouts: completions sampled at once; 0 for SFT.
         all_action: the immediate reward is taken over all actions.
         state_kl: the exact KL at each state is a loss of its own.
@@ -84,7 +84,7 @@ class Training:
     accumulation: int
     optimizer: str
     checkpointing: bool
-    precision: Precision
+    compute: int
     rollouts: int = 0
     all_action: bool = False
     state_kl: bool = False
@@ -136,6 +136,21 @@ class Setup:
     samples: bool = True
     gathers: bool = True
 
+    @property
+    def trained(self) -> int:
+        """Parameters that the optimizer changes."""
+        return self.architecture.parameters if self.adapter is None else self.adapter.parameters(self.architecture)
+
+    @property
+    def trained_width(self) -> int:
+        """Bytes of one of them: PEFT keeps an adapter in float32 whatever the base is."""
+        return self.weights if self.adapter is None else FLOAT32
+
+    @property
+    def adapter_bytes(self) -> int:
+        """An adapter's matrices; 0 without one."""
+        return 0 if self.adapter is None else self.trained * FLOAT32
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -176,18 +191,6 @@ class Plan:
         """The stage that needs most."""
         return max(self.stages, key=lambda stage: stage.peak.total)
 
-    @property
-    def trained(self) -> int:
-        """Parameters that are trained."""
-        return trained_parameters(self.setup)
-
-
-def trained_parameters(setup: Setup) -> int:
-    """Parameters that the optimizer changes."""
-    if setup.adapter is None:
-        return setup.architecture.parameters
-    return memory.adapter_parameters(setup.architecture, setup.adapter)
-
 
 def make_plan(setup: Setup, machine: Machine) -> Plan:
     """The memory of each stage of `densepath run`, per process."""
@@ -203,17 +206,12 @@ def _shard(value: float, machine: Machine, term: str) -> float:
     return value / machine.processes if term in machine.sharding.divides else value
 
 
-def _adapter_bytes(setup: Setup) -> float:
-    """An adapter's matrices: PEFT keeps them in float32 whatever the base is."""
-    return 0.0 if setup.adapter is None else float(trained_parameters(setup) * FLOAT32)
-
-
 def _policy(setup: Setup, machine: Machine, training: Training) -> dict[str, float]:
     """Process, weights, optimizer and communication: what a training stage holds at each of its moments."""
-    sharding, trained, architecture = machine.sharding, trained_parameters(setup), setup.architecture
-    halved = sharding.is_deepspeed and training.precision.compute == 2
+    sharding, architecture = machine.sharding, setup.architecture
+    halved = sharding.is_deepspeed and training.compute == 2
     weights = memory.weight_bytes(architecture, 2 if halved else setup.weights, four_bit=setup.four_bit)
-    state = memory.optimizer_bytes(trained, training.optimizer, _trained_width(setup), sharding)
+    state = memory.optimizer_bytes(setup.trained, training.optimizer, setup.trained_width, sharding)
     buffers = 0.0
     if sharding.is_deepspeed:
         live = min(architecture.parameters, DEEPSPEED_LIVE) if sharding is Sharding.ZERO3 else 0
@@ -223,39 +221,35 @@ def _policy(setup: Setup, machine: Machine, training: Training) -> dict[str, flo
         buffers = float((root + 2 * architecture.layer_linears) * setup.weights)
     return {
         "process": machine.process,
-        "policy": _shard(weights + _adapter_bytes(setup), machine, "policy"),
+        "policy": _shard(weights + setup.adapter_bytes, machine, "policy"),
         "optimizer": _shard(state, machine, "optimizer"),
         "buffers": buffers,
     }
 
 
-def _trained_width(setup: Setup) -> int:
-    return setup.weights if setup.adapter is None else FLOAT32
-
-
 def _gradients(setup: Setup, machine: Machine, training: Training) -> float:
     """One number a trained weight; DDP's buckets hold them a second time."""
-    halved = machine.sharding.is_deepspeed and training.precision.compute == 2
+    halved = machine.sharding.is_deepspeed and training.compute == 2
     copies = 2 if machine.sharding is Sharding.DDP else 1
-    whole = copies * trained_parameters(setup) * (2 if halved else _trained_width(setup))
+    whole = copies * setup.trained * (2 if halved else setup.trained_width)
     return _shard(whole, machine, "gradients")
 
 
 def _training(setup: Setup, machine: Machine, training: Training) -> list[Moment]:
     """Moments of an optimizer step."""
-    a, precision, adapter = setup.architecture, training.precision, setup.adapter
+    a, weights, compute, adapter = setup.architecture, setup.weights, training.compute, setup.adapter
     always = _policy(setup, machine, training)
     (shape,) = packed_shapes(*_sequences(training.rows, training), padded=_padded(setup, machine))
     tokens, width = shape.rows * shape.width, shape.width if shape.masked else None
-    layer = memory.layer_bytes(a, precision, tokens, width, adapter=None if setup.four_bit else adapter)
-    stream = float(tokens * a.hidden * precision.weights)
+    layer = memory.layer_bytes(a, weights, compute, tokens, width, adapter=None if setup.four_bit else adapter)
+    stream = float(tokens * a.hidden * weights)
     kept = a.layers * (stream if training.checkpointing else layer)
     # While a layer is passed, its activations are there: kept, or computed again where checkpointing kept its input.
     # The gradients of its MLP are those of two factors, when what the product was is gone.
-    passed = stream + 2 * tokens * a.intermediate * precision.compute
+    passed = stream + 2 * tokens * a.intermediate * compute
     again = passed + layer if training.checkpointing else passed
     # Autocast keeps the casts of trained weights through a whole pass, or through that of one layer.
-    casts = a.layers * a.layer_linears * 2 if machine.cuda and precision.autocasts and adapter is None else 0
+    casts = a.layers * a.layer_linears * 2 if machine.cuda and compute != weights and adapter is None else 0
     held = {**always, "buffers": always["buffers"] + casts}
     gradients = _gradients(setup, machine, training)
     head = float(a.embedding * FLOAT32) if adapter is None else 0.0
@@ -276,7 +270,7 @@ def _loss_logits(setup: Setup, machine: Machine, training: Training) -> float:
     if training.whole_vocabulary:
         return memory.distribution_bytes(setup.architecture, projected, LOSS_COPIES)
     if machine.cuda:
-        return memory.fused_logit_bytes(setup.architecture, training.precision, projected)
+        return memory.fused_logit_bytes(setup.architecture, training.compute, projected)
     return memory.chunk_logit_bytes(setup.architecture, projected)
 
 
@@ -296,11 +290,11 @@ def _frozen(setup: Setup, machine: Machine) -> float:
 
     They are spread over the processes where the policy is, in half precision under ZeRO-3.
     """
-    halved = machine.sharding is Sharding.ZERO3 and setup.dpr.precision.compute == 2
+    halved = machine.sharding is Sharding.ZERO3 and setup.dpr.compute == 2
     models = 1 + setup.references
     adapters = 0 if setup.adapter is None else models if setup.shared_reference else 1
     whole = memory.weight_bytes(setup.architecture, 2 if halved else setup.weights)
-    held = adapters * _adapter_bytes(setup) + (models - adapters) * whole
+    held = adapters * setup.adapter_bytes + (models - adapters) * whole
     return _shard(held, machine, "policy")
 
 
@@ -319,7 +313,7 @@ def _dpr(setup: Setup, machine: Machine) -> list[Moment]:
     if own:
         always["buffers"] = 0.0
     if setup.samples:
-        sampled = _sampled(setup, training.precision, training.rollouts, models=1, own_sampler=own)
+        sampled = _sampled(setup, training.compute, training.rollouts, models=1, own_sampler=own)
         if machine.sharding is Sharding.ZERO3 and setup.gathers:
             sampled["policy"] = always["policy"] * machine.processes
         moments.append(Moment("sampling", {**always, **sampled}))
@@ -335,9 +329,7 @@ def _dpr(setup: Setup, machine: Machine) -> list[Moment]:
     return moments
 
 
-def _sampled(
-    setup: Setup, precision: Precision, rows: int, *, models: int, own_sampler: bool = True
-) -> dict[str, float]:
+def _sampled(setup: Setup, compute: int, rows: int, *, models: int, own_sampler: bool = True) -> dict[str, float]:
     """Cache, logits and one layer of a forward pass while `rows` completions are sampled.
 
     densepath's sampler takes as many at once as hold its token budget, and reads a prompt once for its group;
@@ -348,9 +340,9 @@ def _sampled(
     together = min(rows, max(1, SAMPLING_TOKENS // length)) if own_sampler else rows
     read = training.prompt * (-(-together // training.group) if own_sampler else rows)
     return {
-        "KV cache": models * memory.cache_bytes(architecture, precision.weights, together, length),
+        "KV cache": models * memory.cache_bytes(architecture, setup.weights, together, length),
         "logits": memory.sampling_logit_bytes(architecture, together, models),
-        "activations": memory.forward_bytes(architecture, precision, read, training.prompt),
+        "activations": memory.forward_bytes(architecture, setup.weights, compute, read, training.prompt),
     }
 
 
@@ -360,9 +352,8 @@ def _scored(setup: Setup, machine: Machine, training: Training) -> dict[str, flo
     shapes = packed_shapes(*sequences, token_budget=training.token_budget, padded=_padded(setup, machine))
     shape = max(shapes, key=lambda shape: shape.rows * shape.width)
     tokens, width = shape.rows * shape.width, shape.width if shape.masked else None
-    precision = Precision(setup.weights, setup.weights)
     return {
-        "activations": memory.forward_bytes(setup.architecture, precision, tokens, width),
+        "activations": memory.forward_bytes(setup.architecture, setup.weights, setup.weights, tokens, width),
         "logits": memory.chunk_logit_bytes(setup.architecture, tokens),
     }
 
@@ -373,7 +364,6 @@ def _compared(setup: Setup, machine: Machine, rows: int, *, choosing: bool) -> M
     held = 2 * whole if choosing else models * whole
     if setup.adapter is not None and not choosing:
         apart = 0 if setup.shared_reference else setup.references
-        held = (1 + apart) * whole + (models + 1 - apart) * _adapter_bytes(setup)
-    precision = Precision(setup.weights, setup.weights)
-    sampled = _sampled(setup, precision, rows, models=2 if choosing else 1)
+        held = (1 + apart) * whole + (models + 1 - apart) * setup.adapter_bytes
+    sampled = _sampled(setup, setup.weights, rows, models=2 if choosing else 1)
     return Moment("sampling", {"process": machine.process, "frozen models": held, **sampled})

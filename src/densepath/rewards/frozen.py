@@ -10,8 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from densepath.models.adapters import active_adapter
-from densepath.models.hidden import completion_hidden_states
-from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, score_completions
+from densepath.models.scoring import (
+    DEFAULT_TOKEN_BUDGET,
+    CompletionScores,
+    completion_hidden_states,
+    score_completions,
+)
 
 
 @dataclass(frozen=True)

@@ -50,19 +50,6 @@ def mean_interval(values: Sequence[float], seed: int = 0) -> Interval:
     return Interval(float(array.mean()), low, high, array.size)
 
 
-def lower_bound(values: Sequence[float], seed: int = 0) -> float:
-    """Lower end of the one-sided 90 % percentile bootstrap interval of a mean; the mean where nothing spreads.
-
-    Args:
-        values: one number an independent unit.
-        seed: of the resampling.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.size < 2 or np.ptp(array) == 0:
-        return float(array.mean())
-    return float(_resampled(array, "percentile", seed, 2 * ONE_SIDED_CONFIDENCE - 1).confidence_interval.low)
-
-
 def mean_with_replicates(
     array: NDArray[np.float64], method: str, seed: int
 ) -> tuple[float, float, NDArray[np.float64]]:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from trl.trainer.utils import get_callable_name, is_async_callable
 
-from densepath.core.hybrid import on_last_token
 from densepath.core.masks import keep
+from densepath.core.rewards import on_last_token
 from densepath.errors import ConfigError, DataError, NumericalError
 from densepath.trainers.rollout import FunctionRewards, Scored, pad_rows
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from densepath.core.estimator import Batch, Credit, Estimator, Returns
-from densepath.core.hybrid import hybrid_rewards
 from densepath.core.masks import keep
 from densepath.core.mixture import Cap, capped_rewards
+from densepath.core.rewards import hybrid_rewards
 from densepath.rewards.scores import DenseScores
 
 TOKEN_VALUES = ("logprobs", "entropy", "state_kl", "clip_ratio")

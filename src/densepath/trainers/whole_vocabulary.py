@@ -21,10 +21,9 @@ from densepath.core.logprobs import entropy_of_logprobs, kl_of_logprobs
 from densepath.core.mixture import Cap, capped_increments, running_before
 from densepath.core.objective import expected_rewards
 from densepath.core.rewards import reference_logprobs
-from densepath.models.hidden import completion_hidden_states
 from densepath.models.logits import plain_head
 from densepath.models.packing import IGNORED_LABEL
-from densepath.models.scoring import check_finite, naming
+from densepath.models.scoring import check_finite, completion_hidden_states, naming
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.scores import DenseScores
 from densepath.trainers.rollout import TOKEN_VALUES, MicroBatch, Sampled, Scored

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from densepath.pipeline.setting_cells import Place, SettingCells
+from densepath.evidence.cells import Place, SettingCells
 from densepath.records.arm import SFT
 from densepath.records.estimates import Difference, Interval, Verdict, verdict_of
 from densepath.records.results import ArmComparison

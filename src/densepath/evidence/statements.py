@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from densepath.pipeline.comparisons import LENGTH_SHARE
-from densepath.pipeline.setting_cells import Place, SettingCells, verdicts
+from densepath.evidence.cells import Place, SettingCells, verdicts
+from densepath.evidence.comparisons import LENGTH_SHARE
 from densepath.records.arm import SFT
 from densepath.records.estimates import Interval, Verdict
 from densepath.records.results import ArmComparison, ArmRow, Statement

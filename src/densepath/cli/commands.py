@@ -1,0 +1,111 @@
+"""Commands that parse their arguments and call one function with them: a row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from densepath.cli.arguments import parse
+
+RECIPE_KEYS = {"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"}
+"""Keys of a recipe that go to TRL's configs."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+        arguments: dataclass of its arguments, `module:name` below `densepath.config`.
+        function: what it calls, `module:name` below `densepath`; imported after the arguments were read.
+        description: first paragraph of its help.
+        passthrough: prefix -> name of the TRL config that takes keys with this prefix; the function is given them.
+    """
+
+    arguments: str
+    function: str
+    description: str
+    passthrough: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, name: str, argv: Sequence[str]) -> int:
+        """Parse, then call; 0.
+
+        Args:
+            name: of the command.
+            argv: words after it.
+        """
+        kind: type[Any] = _named(f"config.{self.arguments}")
+        prog = f"densepath {name}"
+        arguments, others = parse(kind, argv, prog=prog, description=self.description, passthrough=self.passthrough)
+        from densepath.models.quiet import quiet_libraries
+        from densepath.terminal import terminal
+
+        quiet_libraries()
+        given = (arguments, others) if self.passthrough else (arguments,)
+        _named(self.function)(*given, terminal())
+        return 0
+
+
+def _named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"densepath.{module}"), name)
+
+
+ROWS = {
+    "run": Command(
+        "run:RunArguments",
+        "pipeline.run:run_pipeline",
+        "SFT -> reference checkpoints -> choice of the reference -> DPR -> held-out evaluation -> report. "
+        "Called again on the same output_dir it goes on where it stopped.",
+        RECIPE_KEYS,
+    ),
+    "sft": Command(
+        "training:SFTArguments",
+        "pipeline.standalone:run_sft_command",
+        "Supervised fine-tuning that keeps reference checkpoints at chosen shares of the samples.",
+        {"": "TRL's SFTConfig"},
+    ),
+    "dpr": Command(
+        "training:DPRArguments",
+        "pipeline.standalone:run_dpr_command",
+        "Dense-Path REINFORCE: improve an SFT model with the dense reward between it and a reference.",
+        {"": "DPRConfig (TRL's GRPOConfig with beta, gamma, baseline, dense_reward)"},
+    ),
+    "score": Command(
+        "reward:ScoreArguments",
+        "scoring.job:run_score_command",
+        "Grade every token of given completions: log pi_SFT - log pi_ref, in nats.",
+    ),
+    "rank": Command(
+        "reward:RankArguments",
+        "pipeline.ranking:run_rank_command",
+        "Best of n: order the completions of each prompt by their dense reward. Rows hold a prompt and completions, "
+        "or one completion each, and are grouped by their prompt.",
+    ),
+    "audit": Command(
+        "reward:AuditArguments",
+        "pipeline.audit:run_audit_command",
+        "Audit demonstrations: the rows and spans that the trained model finds least like expert behaviour come "
+        "first; duplicates, over-long rows and cut-off ends are flagged.",
+    ),
+    "diagnose": Command(
+        "choice:DiagnoseArguments",
+        "pipeline.diagnose:run_diagnose_command",
+        "Will DPR help? The reward of the SFT model's own samples and, against every reference, contrastive decoding "
+        "as a preview of what DPR would converge to. Nothing is trained. Ends in a recommendation: a reference and "
+        "beta, do not, or cannot be told.",
+    ),
+    "reward-eval": Command(
+        "reward:RewardEvalArguments",
+        "pipeline.uses:run_reward_eval_command",
+        "Is the reward any good? Preference pairs, first-error data or altered numbers: the dense reward beside "
+        "guessing, length, log pi_SFT and log pi_base, with intervals and paired differences.",
+    ),
+    "eval": Command(
+        "training:EvalArguments",
+        "pipeline.eval_command:run_eval_command",
+        "Sample completions of held-out prompts and check them with a program.",
+    ),
+}

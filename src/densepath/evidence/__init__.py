@@ -1,0 +1,1 @@
+"""What the results of arms show: cells of a setting, comparisons over seeds, statements in words."""
