@@ -15,7 +15,7 @@ from densepath.config.run import RunArguments
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
-from densepath.methods._kept import BASE, KeptModels, kept_models
+from densepath.models.kept import BASE, KeptModels, kept_models
 from densepath.models.load import model_context
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast

@@ -17,7 +17,7 @@ from filelock import FileLock
 from densepath.config.coerce import expanded
 from densepath.errors import ResumeError, StorageError, UsageError
 from densepath.io import UNWRITABLE, hold_lock, read_json, without_secrets, write_json_atomic, write_text_atomic
-from densepath.methods._kept import INPUTS
+from densepath.models.kept import INPUTS
 from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
