@@ -40,7 +40,7 @@ READS_ONLY = {"report": {"errors", "io", "terminal", "records", "report"}}
 KNOWN = {"rewards/scores.py -> report"}
 """Arrows that still point up. The list may only shrink."""
 
-WITH_TRL = {"run", "sft", "dpr", "experiment", "plan"}
+WITH_TRL = {"run", "sft", "dpr", "experiment", "plan", "purify"}
 """Commands that train, or read TRL's arguments."""
 IN_A_TRAINER = ROOT / "models/sharded.py"
 """Scores a model whose weights are spread, which only a trainer does: the one place below that imports TRL."""

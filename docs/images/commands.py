@@ -26,6 +26,7 @@ LANES = (
             ("sft", "Fine-tune, and keep checkpoints on the way"),
             ("diagnose", "Will DPR help, and with which reference?"),
             ("dpr", "Train on the reward that was found"),
+            ("purify", "Sort the demonstrations with it, and train again"),
             ("eval", "How many answers are right?"),
         ),
         True,

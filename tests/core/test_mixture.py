@@ -21,10 +21,13 @@ from densepath.core.mixture import (
     log_ratios_so_far,
     mean_shares,
     prefix_posteriors,
+    rank_bands,
     responsibilities,
     running_before,
     sequence_scores,
+    settled_shares,
     subtractive_logprobs,
+    systematic_draws,
 )
 from densepath.theory import exact
 from densepath.theory.mdp import gather_tokens, sequence_logprobs, token_policy, token_tree
@@ -515,3 +518,101 @@ def test_the_running_sum_of_rows_in_a_line_equals_a_loop(chunk):
         found, carried = running_before(rewards[part], first[part], carried)
         parts.append(found)
     torch.testing.assert_close(torch.cat(parts), torch.tensor(expected, dtype=torch.float64))
+
+
+# ---------------------------------------------------------------- bands, draws and settled shares
+
+
+def test_rank_bands_by_hand():
+    scores = tensor([5.0, 1.0, 9.0, 3.0, 7.0, 2.0, 8.0, 4.0, 6.0, 0.0])
+    one = torch.zeros(10, dtype=torch.int64)
+    # Ranks are the scores themselves. Two of ten in a band: 0 1 | 4 5 | 8 9, flush at both ends.
+    assert rank_bands(scores, one, 3, 0.2).tolist() == [1, 0, 2, -1, -1, -1, 2, 1, -1, 0]
+    assert rank_bands(scores, one, 2, 0.5).tolist() == [int(score >= 5) for score in scores]
+    # Four of one value stay in their order.
+    assert rank_bands(torch.zeros(4), one[:4], 2, 0.5).tolist() == [0, 0, 1, 1]
+
+
+def test_rank_bands_are_taken_within_each_kind():
+    scores = tensor([10.0, 11.0, 12.0, 13.0, 0.0, 1.0, 2.0, 3.0])
+    kinds = torch.tensor([0, 0, 0, 0, 7, 7, 7, 7])
+    assert rank_bands(scores, kinds, 2, 0.25).tolist() == [0, -1, -1, 1, 0, -1, -1, 1]
+    assert rank_bands(scores, torch.zeros(8), 2, 0.25).tolist() == [-1, -1, 1, 1, 0, 0, -1, -1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-9, 9), min_size=5, max_size=60), st.integers(2, 5), st.floats(0.01, 1))
+def test_rank_bands_are_of_one_size_in_order_and_flush(values, number, share):
+    scores, share = tensor(values), share / number
+    bands = rank_bands(scores, torch.zeros(len(values)), number, share)
+    sizes = [int((bands == band).sum()) for band in range(number)]
+    assert sizes == [max(1, math.floor(share * len(values)))] * number
+    assert bands[scores.argsort(stable=True)[0]] == 0
+    assert bands[scores.argsort(stable=True)[-1]] == number - 1
+    for band in range(number - 1):
+        assert scores[bands == band].max() <= scores[bands == band + 1].min()
+
+
+@pytest.mark.parametrize(
+    ("scores", "kinds", "number", "share", "message"),
+    [
+        (torch.zeros(4), torch.zeros(4), 1, 0.2, "1 bands of a share of 0.2 each overlap or are none"),
+        (torch.zeros(4), torch.zeros(4), 2, 0.6, "2 bands of a share of 0.6 each overlap"),
+        (torch.zeros(4), torch.zeros(4), 2, 0.0, "overlap or are none"),
+        (torch.zeros(2), torch.zeros(2), 3, 0.2, "2 answers of a kind, fewer than 3 bands need"),
+        (torch.zeros(4), torch.tensor([0, 0, 0, 1]), 2, 0.2, "1 answers of a kind, fewer than 2 bands need"),
+        (torch.zeros(4), torch.zeros(3), 2, 0.2, "scores must be finite and"),
+        (tensor([0.0, NAN]), torch.zeros(2), 2, 0.2, "scores must be finite and"),
+    ],
+)
+def test_rank_bands_refuse(scores, kinds, number, share, message):
+    with pytest.raises(ValueError, match=message):
+        rank_bands(scores, kinds, number, share)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.just(0.0) | st.floats(1e-6, 1e6), min_size=1, max_size=30).filter(any),
+    st.integers(1, 200),
+    st.integers(0, 9),
+)
+def test_systematic_draws_are_expectations_rounded(values, count, seed):
+    weights = tensor(values)
+    found = systematic_draws(weights, count, torch.Generator().manual_seed(seed))
+    assert found.shape == (count,)
+    drawn = torch.bincount(found, minlength=len(values)).double()
+    expected = count * weights / weights.sum()
+    assert bool((drawn >= (expected - 1e-6).floor()).all())
+    assert bool((drawn <= (expected + 1e-6).ceil()).all())
+    assert not drawn[weights == 0].any()
+
+
+def test_systematic_draws_on_average_and_refused():
+    draws = [systematic_draws(tensor([1.0, 2.0, 0.0, 7.0]), 3, torch.Generator().manual_seed(n)) for n in range(4000)]
+    drawn = torch.bincount(torch.cat(draws), minlength=4) / 4000
+    close(drawn.double(), tensor([0.3, 0.6, 0.0, 2.1]), atol=0.03)  # four standard errors
+    firsts = torch.bincount(torch.stack(draws)[:, 0], minlength=4) / 4000
+    close(firsts.double(), tensor([0.1, 0.2, 0.0, 0.7]), atol=0.03)  # in random order
+    for weights in ([0.0, 0.0], [1.0, -1.0], [1.0, NAN], [1.0, INF], []):
+        with pytest.raises(ValueError, match="finite numbers, none below 0 and not all 0"):
+            systematic_draws(tensor(weights), 2, torch.Generator())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_settled_shares_maximise_the_likelihood(seed):
+    """Against every pair of shares on a grid of a thousandth."""
+    scores = 3 * torch.randn(40, 3, dtype=F64, generator=torch.Generator().manual_seed(seed)) - 20
+    found = settled_shares(scores, tensor([1 / 3] * 3).log(), tolerance=1e-9, most=20_000)
+    steps = torch.arange(1001, dtype=F64) / 1000
+    grid = torch.cartesian_prod(steps, steps)
+    grid = torch.cat([grid, 1 - grid.sum(dim=1, keepdim=True)], dim=1)
+    grid = grid[grid[:, 2] > -1e-12].clamp(min=0)
+    likelihoods = ((scores + 20).exp() @ grid.T).log().sum(dim=0)
+    close(found, grid[likelihoods.argmax()], atol=1.5e-3)
+    assert (scores + found.log()).logsumexp(dim=1).sum() + 800 >= likelihoods.max() - 1e-6
+
+
+def test_settled_shares_of_what_tells_nothing_stay():
+    close(settled_shares(torch.zeros(6, 2), tensor([0.3, 0.7]).log()), tensor([0.3, 0.7]))
+    told = tensor([[0.0, -900.0], [0.0, -900.0], [-900.0, 0.0]])
+    close(settled_shares(told, tensor([0.5, 0.5]).log()), tensor([2 / 3, 1 / 3]))

@@ -21,8 +21,8 @@ from densepath.cli.main import COMMANDS
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import ScoreArguments
-from densepath.config.run import PlanArguments, RunArguments
-from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
+from densepath.config.run import PlanArguments, PurifyArguments, RunArguments
+from densepath.config.training import DPRArguments, EvalArguments, PurifyCommandArguments, SFTArguments
 from densepath.pipeline.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +38,7 @@ ARGUMENTS = {
     "run": RunArguments,
     "plan": PlanArguments,
     "sft": SFTArguments,
+    "purify": PurifyCommandArguments,
     "dpr": DPRArguments,
     "score": ScoreArguments,
     "eval": EvalArguments,
@@ -193,6 +194,7 @@ def known_flags(command: str) -> frozenset[str]:
         "run": {f"sft_{name}" for name in sft} | {f"dpr_{name}" for name in dpr},
         "plan": {f"sft_{name}" for name in sft} | {f"dpr_{name}" for name in dpr},
         "sft": sft,
+        "purify": sft,
         "dpr": dpr,
     }.get(command, set())
     own = {f.name for f in dataclasses.fields(ARGUMENTS[command])}
@@ -301,6 +303,11 @@ def test_trainer_doc_has_every_argument_that_differs_from_grpo():
         if field.name not in theirs or field.default != theirs[field.name]:
             shown = json.dumps(field.default) if isinstance(field.default, str) else repr(field.default)
             assert f"| `{field.name}` | `{shown}` |" in TEXTS["docs/trainer.md"], field.name
+
+
+def test_purify_doc_has_every_argument_of_purification():
+    for field in dataclasses.fields(PurifyArguments):
+        assert f"| `{field.name}` |" in TEXTS["docs/purify.md"], field.name
 
 
 def test_metrics_doc_has_every_word_of_the_glossary():

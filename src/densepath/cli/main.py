@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "The whole job: SFT, references, dense reward, DPR, held-out evaluation, report.",
     "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
     "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
+    "purify": "Sort the demonstrations with the dense reward, and train on the better part again.",
     "experiment": "Methods x seeds x settings from one recipe: does it get better, against every control?",
     "score": "Grade every token of given completions with the dense reward.",
     "rank": "Best of n: completions of a prompt by falling reward.",

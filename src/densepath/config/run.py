@@ -152,6 +152,8 @@ class PurifyArguments(Arguments):
             raise ConfigError(
                 f"purify_behaviours={self.purify_behaviours}: give numbers of 2 or more; with one, nothing is sorted"
             )
+        if len(set(self.purify_behaviours)) < len(self.purify_behaviours):
+            raise ConfigError(f"purify_behaviours={self.purify_behaviours}: give each number once")
         if self.purify_keep is not None and not 0 < self.purify_keep < 1:
             raise ConfigError(f"purify_keep={self.purify_keep} must lie between 0 and 1, or be left to None")
         rate = self.purify_learning_rate

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from densepath.config.mixins import (
     TEXT_TASKS,
@@ -12,7 +13,8 @@ from densepath.config.mixins import (
     TrainableArguments,
     TrainingRowsArguments,
 )
-from densepath.config.options import check_temperature, option
+from densepath.config.options import check_given, check_temperature, option
+from densepath.config.run import PurifyArguments, RunArguments
 
 
 @dataclass
@@ -37,6 +39,55 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
         None, "A second reference: the reward under it is logged and never optimised."
     )
     output_dir: str = option("dpr-output", "Where the improved model and checkpoints go.")
+
+
+@dataclass
+class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableArguments):
+    """Arguments of `densepath purify`; any argument of TRL's `SFTConfig` is taken too, for each of its trainings."""
+
+    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
+    ref_model_name_or_path: str | None = option(None, "The model before SFT.")
+    verifier: str | None = option(
+        None,
+        "Program that judges each behaviour on held-out prompts: exact_match, final_number, instruction_format or "
+        "package.module:function. None: the rule without labels chooses.",
+    )
+    eval_dataset_name: str | None = option(
+        None, "Held-out rows; None: a tenth of the demonstrations, or less, split off by content hash."
+    )
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.")
+    num_validation_samples: int = option(200, "Held-out rows used.", least=1)
+    max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
+    max_completion_length: int = option(64, "Longest sampled answer in tokens, EOS included.", least=1)
+    temperature: float = option(0.0, "Of the answers that the verifier judges; 0 is greedy.")
+    seed: int = option(0, "Seed of draws, training and sampling.")
+    output_dir: str = option("purified", "Where model, kept.jsonl, dropped.jsonl and purification.json go.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_temperature("temperature=", self.temperature)
+
+    def recipe(self, batch: int, save_steps: int) -> RunArguments:
+        """The same as a run's recipe, which starts from the model before SFT.
+
+        Args:
+            batch: demonstrations in a step and device.
+            save_steps: optimizer steps between checkpoints.
+
+        Raises:
+            ConfigError: one of the two models is not given.
+        """
+        check_given("model_name_or_path", self.model_name_or_path, "give the SFT model")
+        check_given("ref_model_name_or_path", self.ref_model_name_or_path, "give the model before SFT")
+        shared = {f.name for f in fields(RunArguments)} & {f.name for f in fields(self)}
+        values: dict[str, Any] = {name: getattr(self, name) for name in shared}
+        values |= {
+            "model_name_or_path": self.ref_model_name_or_path,
+            "sft_model_name_or_path": self.model_name_or_path,
+        }
+        values["eval_temperatures"] = [self.temperature]
+        values |= {"sft_per_device_train_batch_size": batch, "save_steps": save_steps}
+        return RunArguments(**values)
 
 
 @dataclass

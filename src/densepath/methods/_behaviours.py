@@ -26,6 +26,7 @@ from densepath.methods._stage import FORWARD_FLOPS, TRAIN_FLOPS, Stage, paramete
 from densepath.models.load import load_frozen, load_trainable
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.sft import save_model_atomic, sft_trainer
+from densepath.trainers.trl_config import peft_config
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def fit(stage: Stage, corpus: Corpus, bands: Tensor, number: int) -> Fitted:
             found.append(_trained_and_asked(stage, corpus, step))
         log_likelihoods = torch.stack([said.train for said in found], dim=1)
         shares = settled_shares(log_likelihoods, torch.full((number,), 1 / number, dtype=torch.float64).log())
-        gamma = responsibilities(log_likelihoods, shares.log())
+        gamma = _with_all_alive(responsibilities(log_likelihoods, shares.log()), gamma)
         tokens += sum(said.tokens for said in found)
         flops += sum(said.flops for said in found)
     return Fitted(
@@ -109,6 +110,11 @@ def fit(stage: Stage, corpus: Corpus, bands: Tensor, number: int) -> Fitted:
         tokens,
         flops,
     )
+
+
+def _with_all_alive(gamma: Tensor, before: Tensor) -> Tensor:
+    """(rows, K) responsibilities, in which a behaviour that has no row any more keeps those that it had."""
+    return torch.where(gamma.sum(dim=0, keepdim=True) > 0, gamma, before)
 
 
 @dataclass(frozen=True)
@@ -189,8 +195,13 @@ def train_on(stage: Stage, corpus: Corpus, draws: Sequence[int], training: Train
         seed=training.seed,
         loss_type=training.loss,
     )
+    model = load_trainable(arguments, stage.sft.model)
     trainer = sft_trainer(
-        load_trainable(arguments, stage.sft.model), corpus.tokenizer, corpus.dataset.select(draws), config
+        model,
+        corpus.tokenizer,
+        corpus.dataset.select(draws),
+        config,
+        peft_config=None if hasattr(model, "peft_config") else peft_config(arguments),
     )
     stage.train(trainer, training.folder)
     save_model_atomic(trainer, corpus.tokenizer, training.folder / "model", {"steps": training.steps})

@@ -37,6 +37,7 @@ from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.methods import Method, Outcome, Policy, Stage
 from densepath.methods._behaviours import Corpus, Fitted, Training, fit, remembered, scored_tokens, train_on
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
+from densepath.methods._shown import shown_rows
 from densepath.methods._stage import FORWARD_FLOPS
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.records.arm import SFT, Arm, ArmResult, Budget
@@ -49,7 +50,9 @@ from densepath.stats.intervals import metric_interval
 NEW_LIFT = 2.0
 """Nats of lift from which a behaviour counts as new: a bound of our own, chosen after the experiments."""
 NO_SIGNAL = 1e-4
-"""Standard deviation of the scores, nats, below which the two models are one up to rounding."""
+"""Scores, or a standard deviation of them, nats, below which there is none up to rounding."""
+ONE_BEHAVIOUR = 0.99
+"""Share of the demonstrations above which a behaviour is all there is: a bound of our own."""
 BAND_SHARE = {2: 0.3}
 OTHER_BAND_SHARE = 0.2
 """Share of the demonstrations in one band, by the number of bands."""
@@ -62,7 +65,7 @@ def train(stage: Stage) -> Outcome:
     scores = _scores(stage, corpus)
     found = _sorted(stage, corpus, scores)
     kept = [number for number, keeps in enumerate(found.keep.tolist()) if keeps]
-    record = _record(corpus, scores, found, kept)
+    record = _record(stage, corpus, scores, found, kept)
     tokens, flops, steps = found.tokens, found.flops + scored, found.steps
     if found.weights is not None:
         seed = stage.arguments.seed + 1
@@ -199,11 +202,13 @@ class _Sorted:
 
 def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     arguments, everything = stage.arguments, torch.ones(len(corpus.train), dtype=torch.bool)
-    if float(scores.scores.std()) < NO_SIGNAL:
-        reason = "the reward is zero: the model before SFT and the SFT model are one, and nothing can be sorted"
-        return _Sorted((), None, reason, everything, None, scores.log_ratios, "")
+    if (why := _nothing_to_sort(scores.scores)) is not None:
+        return _Sorted((), None, why, everything, None, scores.log_ratios, "")
     if not arguments.purify_rounds:
         weights = excess_weights(scores.log_ratios, float(scores.log_ratios.median()))
+        if not bool((weights > 0).any()):
+            reason = "no demonstration has a reward above the median. The SFT model is kept"
+            return _Sorted((), None, reason, everything, None, scores.log_ratios, "")
         reason = "drawn by max(0, 1 - exp(median R - R)); no behaviours were looked for"
         return _Sorted((), None, reason, weights > 0, weights, scores.log_ratios, "its reward is at most the median")
     tokens = flops = 0.0
@@ -235,6 +240,15 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     return _Sorted(mixtures, chosen, reason, keep, weights, evidence, others, tokens, flops, steps)
 
 
+def _nothing_to_sort(scores: Tensor) -> str | None:
+    """Why the scores tell no demonstration from another; None where they do."""
+    if float(scores.abs().max()) < NO_SIGNAL:
+        return "the reward is zero: the model before SFT and the SFT model are one. The SFT model is kept"
+    if float(scores.max() - scores.min()) < NO_SIGNAL:
+        return "the demonstrations are one behaviour: the reward of all is the same. The SFT model is kept"
+    return None
+
+
 def _large_kinds(kinds: Tensor, bands: int, share: float) -> Tensor:
     """Kinds with too few rows for a band of each are taken together as one."""
     found = kinds.clone()
@@ -251,7 +265,8 @@ def _large_kinds(kinds: Tensor, bands: int, share: float) -> Tensor:
 def _log_odds(fitted: Fitted, behaviour: int) -> Tensor:
     """(rows,) log of the behaviour's likelihood less that of all others together, nats: what no share decides."""
     others = [index for index in range(len(fitted.shares)) if index != behaviour]
-    rest = fitted.log_likelihoods[:, others] + (fitted.shares[others] / fitted.shares[others].sum()).log()
+    shares = fitted.shares[others].clamp(min=1e-12)
+    rest = fitted.log_likelihoods[:, others] + (shares / shares.sum()).log()
     return fitted.log_likelihoods[:, behaviour] - rest.logsumexp(dim=1)
 
 
@@ -336,6 +351,12 @@ def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
     """
     best = max(mixtures, key=lambda mixture: -float("inf") if mixture.held_out is None else mixture.held_out)
     of = len(best.behaviours)
+    largest = max(best.behaviours, key=lambda each: each.share)
+    if largest.share > ONE_BEHAVIOUR:
+        return None, (
+            f"the demonstrations are one behaviour: {largest.share:.1%} of them are behaviour {largest.number} of "
+            f"{of}, and there is nothing to set aside. The SFT model is kept"
+        )
     raised = [each for each in best.behaviours if each.lift is not None and 0 < each.lift < NEW_LIFT]
     if raised:
         top = max(raised, key=lambda each: each.share)
@@ -394,8 +415,8 @@ def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:
 # --- what is told of it ----------------------------------------------------------------------------------------------
 
 
-def _record(corpus: Corpus, scores: _Scores, found: _Sorted, kept: Sequence[int]) -> Purification:
-    numbers = corpus.train.numbers
+def _record(stage: Stage, corpus: Corpus, scores: _Scores, found: _Sorted, kept: Sequence[int]) -> Purification:
+    numbers = [number + 1 for number in corpus.train.numbers]
     mixtures = tuple(
         replace(
             mixture,
@@ -412,26 +433,33 @@ def _record(corpus: Corpus, scores: _Scores, found: _Sorted, kept: Sequence[int]
         for index, name in enumerate(scores.names)
     )
     dropped = [index for index in found.evidence.argsort().tolist() if not bool(chosen[index])]
+    told = {index for mixture in found.mixtures for each in mixture.behaviours for index in each.examples}
     return Purification(
         mixtures=mixtures,
         behaviour=None if found.chosen is None else found.chosen[0],
         of=None if found.chosen is None else found.chosen[1],
         reason=found.reason,
         kept=len(kept),
-        dropped=len(corpus.train) - len(kept),
+        dropped=len(stage.sft.rows("train")) - len(kept),
         worst=tuple(numbers[index] for index in dropped[:WORST]),
         kinds=kinds,
         warnings=found.warnings,
+        trained=found.weights is not None,
+        rows=shown_rows(stage, corpus, sorted(told | set(dropped[:WORST]))),
     )
 
 
 def _write_rows(stage: Stage, corpus: Corpus, found: _Sorted, kept: Sequence[int]) -> None:
     """`kept.jsonl` and `dropped.jsonl`: the source's rows as they are, with the reason beside those set aside."""
-    rows, keeps = corpus.train.rows, set(kept)
-    write_jsonl_atomic(stage.folder / "kept.jsonl", [dict(rows[index]) for index in kept])
-    dropped = [
-        {**rows[index], "dropped_because": found.reasons, "evidence": round(float(found.evidence[index]), 4)}
-        for index in range(len(rows))
-        if index not in keeps
-    ]
+    keeps = {corpus.train.numbers[index] for index in kept}
+    scored = {number: float(found.evidence[index]) for index, number in enumerate(corpus.train.numbers)}
+    rows = [dict(row) for row in stage.sft.rows("train")]
+    write_jsonl_atomic(stage.folder / "kept.jsonl", [row for number, row in enumerate(rows) if number in keeps])
+    dropped = []
+    for number, row in enumerate(rows):
+        if number not in scored:
+            dropped.append({**row, "purify_reason": "its prompt leaves no token to learn", "purify_evidence": None})
+        elif number not in keeps:
+            evidence = round(scored[number], 4)
+            dropped.append({**row, "purify_reason": found.reasons, "purify_evidence": evidence})
     write_jsonl_atomic(stage.folder / "dropped.jsonl", dropped)

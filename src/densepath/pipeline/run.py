@@ -25,6 +25,7 @@ from densepath.pipeline.cells import prepare, run_cell
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid, needs_reference
 from densepath.pipeline.plan import plan_recipe, require_fit
+from densepath.pipeline.purify import show_purification
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant
 from densepath.pipeline.results import grid_results
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -139,6 +140,7 @@ def _train_and_ask(grid: Grid, console: Console) -> None:
         (variant,) = plan.variants
         cell = grid.job(setting, plan, variant, seed, ("validation", "test"))
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
+        show_purification(cell.folder, console)
         gc.collect()  # trainers are reference cycles around a model and its optimizer
 
 

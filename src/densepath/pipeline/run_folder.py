@@ -28,6 +28,8 @@ HALF_WRITTEN = (
     *(f".{name}.*tmp" for name in ("config.yaml", "environment.json", "data.json", "selection.json", "report.html")),
     f".{INPUTS}.*tmp",
     *(".report.json.*tmp", ".metrics.jsonl.*tmp", ".model.tmp"),
+    *(f".{name}.*tmp" for name in ("scores.json", "samples.json", "size.json", "purification.json")),
+    *(".kept.jsonl.*tmp", ".dropped.jsonl.*tmp", "behaviours-*/*/*/.*tmp", "validation/.*tmp"),
     *(f"{place}/.*.tmp" for place in ("data", "stages", "eval", "eval/parts", "selection", "references", *STAGES)),
     *(f"{stage}/references/.*.tmp" for stage in STAGES),
 )
@@ -157,7 +159,10 @@ class RunFolder:
     def _has_work(self) -> bool:
         """Whether something was trained: if not, a mistake in the configuration can still be corrected."""
         trained = (self.path / "model").exists() or self.is_done("sft") or self.is_done("train")
-        return trained or any(self.path.glob("checkpoint-*")) or any(self.path.glob("*/checkpoint-*"))
+        begun = any(
+            any(self.path.glob(name)) for name in ("checkpoint-*", "*/checkpoint-*", "samples.json", "size.json")
+        )
+        return trained or begun
 
     def is_done(self, stage: str) -> bool:
         """Whether a stage has finished."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from densepath.records.completion import ScoredRow
 from densepath.records.estimates import Interval
 
 
@@ -19,7 +20,7 @@ class Behaviour:
             the model before SFT never shows it.
         reward: of its demonstrations, nats per square root of a token, mean weighted by responsibility.
         validation: the verifier's verdict of its own answers to validation prompts; None without a verifier.
-        examples: rows of the training demonstrations that are its most surely, three or fewer.
+        examples: rows of the training demonstrations, counted from 1, that are its most surely, three or fewer.
     """
 
     number: int
@@ -50,14 +51,16 @@ class Purification:
 
     Attributes:
         mixtures: what was found, one for each K that was tried.
-        behaviour: number of the one that was trained on; None: the SFT model is kept.
-        of: K of the mixture that it is from; None likewise, and of the form without behaviours.
+        behaviour: number of the one that was trained on; None where SFT is kept, or no behaviours were sought.
+        of: K of the mixture that it is from; None likewise.
         reason: why, in words.
         kept: demonstrations that were trained on.
         dropped: that were set aside.
-        worst: rows that were set aside most surely, five or fewer.
+        worst: rows, counted from 1, that were set aside most surely, five or fewer.
         kinds: kind of prompt -> its share among all demonstrations and among those kept.
         warnings: what else a reader has to know.
+        trained: whether the SFT model was trained again; where not, it is kept.
+        rows: those of `examples` and `worst` with the reward of each token.
     """
 
     mixtures: tuple[Mixture, ...]
@@ -69,3 +72,5 @@ class Purification:
     worst: tuple[int, ...] = ()
     kinds: tuple[tuple[str, float, float], ...] = ()
     warnings: tuple[str, ...] = ()
+    trained: bool = True
+    rows: tuple[ScoredRow, ...] = ()

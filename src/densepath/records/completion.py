@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from densepath.errors import DataError
 from densepath.records.codec import Json, to_json
@@ -189,3 +190,23 @@ class ScoredRow:
     def lowest(self) -> float:
         """The lowest reward of a single token, nats; 0 where nothing was scored."""
         return min((min(turn.rewards) for turn in self.turns), default=0.0)
+
+
+def asked_text(row: Mapping[str, Any]) -> str | None:
+    """A row's prompt as text for a reader: of a conversation what comes before the first answer; None without one."""
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if prompt is None and isinstance(messages, list):
+        answers = (isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in messages)
+        prompt = messages[: next((place for place, answer in enumerate(answers) if answer), None)]
+    return prompt_text(prompt)
+
+
+def prompt_text(value: Any) -> str | None:
+    """A prompt as text: several turns become `role: content` paragraphs."""
+    if isinstance(value, list):
+        if len(value) == 1 and isinstance(value[0], Mapping) and value[0].get("role") == "user":
+            return str(value[0].get("content"))
+        return "\n\n".join(
+            f"{turn.get('role')}: {turn.get('content')}" if isinstance(turn, Mapping) else str(turn) for turn in value
+        )
+    return None if value is None else str(value)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from densepath import __version__
 from densepath.errors import DataError, NumericalError
 from densepath.io import write_json_atomic, write_text_atomic
+from densepath.records.behaviours import Purification
 from densepath.records.choice import ReferenceChoice
 from densepath.records.codec import from_json
 from densepath.records.results import Results
@@ -56,6 +57,7 @@ def build_report(run_dir: Path) -> Report:
     warnings = [*parts.warnings, *curve_alarms(parts.curves)]
     results = _record(Results, parts.results, "results.json", warnings)
     selection = _record(ReferenceChoice, parts.selection, "selection.json", warnings)
+    purification = _record(Purification, parts.purification, "purification.json", warnings)
     model = next((parts.config[key] for key in ("model", "model_name_or_path") if parts.config.get(key)), None)
     return Report(
         run=parse.clean(run_dir.resolve().name),
@@ -65,6 +67,7 @@ def build_report(run_dir: Path) -> Report:
         made_by=__version__,
         results=results,
         selection=selection,
+        purification=purification,
         curves=tuple(parts.curves),
         samples=tuple(parts.samples),
         samples_total=parts.samples_total,

@@ -125,13 +125,14 @@ class Fold(Part):
 class Samples(Part):
     """Prompts with each arm's completion as a heat map on one scale, and a filter of them.
 
-    `labels` names arms; with `judged` the metric says right (1) or wrong (0).
+    `labels` names arms; with `judged` the metric says right (1) or wrong (0). One part of a page can be `searched`.
     """
 
     assets: ClassVar[tuple[str, ...]] = ("heatmap.css", "tokens.js", "page.js")
     samples: tuple[Sample, ...]
     labels: Mapping[str, str]
     judged: bool = False
+    searched: bool = True
 
 
 @dataclass(frozen=True)

@@ -189,8 +189,10 @@ def _fold(part: Fold) -> Markup:
 def _samples(part: Samples) -> Markup:
     scale = heat_scale(span for sample in part.samples for item in sample.completions.values() for span in item.spans)
     articles = [_sample(part, sample, scale) for sample in part.samples]
-    token = element("output", id="token", hidden=True)
-    return join([Markup(legend_html(scale)), _filters(part), *articles, token])
+    legend = Markup(legend_html(scale))
+    if not part.searched:
+        return join([legend, *articles])
+    return join([legend, _filters(part), *articles, element("output", id="token", hidden=True)])
 
 
 def _filters(part: Samples) -> Markup:

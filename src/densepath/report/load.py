@@ -41,6 +41,7 @@ class RunParts:
     data: dict[str, Any] = field(default_factory=dict)
     selection: Any = None
     results: Any = None
+    purification: Any = None
     samples: list[Sample] = field(default_factory=list)
     samples_total: int = 0
     curves: list[Curve] = field(default_factory=list)
@@ -86,6 +87,10 @@ def load_run(run_dir: Path) -> RunParts:
             parts.warnings.append(f"{name} does not hold a mapping and is left out")
     parts.selection = read("selection.json")
     parts.results = read("results.json")
+    for path in sorted(run_dir.glob("*/purification.json")):
+        name = path.relative_to(run_dir).as_posix()
+        found[name] = True
+        parts.purification = read(name)
     for stage in STAGES:
         rows = read(f"{stage}/metrics.jsonl")
         if rows:

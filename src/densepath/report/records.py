@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from densepath.records.behaviours import Purification
 from densepath.records.choice import ReferenceChoice
 from densepath.records.codec import to_json
 from densepath.records.completion import Sample
@@ -47,6 +48,7 @@ class Report:
     made_by: str
     results: Results | None = None
     selection: ReferenceChoice | None = None
+    purification: Purification | None = None
     curves: tuple[Curve, ...] = ()
     samples: tuple[Sample, ...] = ()
     samples_total: int = 0

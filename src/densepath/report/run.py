@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from densepath.report import experiment, sections
+from densepath.report.behaviours import purification_section
 from densepath.report.document import Document, Notice, Paragraph, Section, Tiles, present
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
 from densepath.report.load import STAGES
@@ -33,6 +34,7 @@ def run_page(report: Report) -> Document:
     answer = _answer(report)
     found: list[Section | None] = [
         _summary(report, answer),
+        purification_section(report.purification) if report.purification else None,
         _results(report),
         sections.choice_section(report.selection) if report.selection else None,
         sections.training_section(report.curves),

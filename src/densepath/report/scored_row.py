@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from densepath.errors import DataError, NumericalError
 from densepath.records.codec import from_json
-from densepath.records.completion import ScoredCompletion, ScoredRow
+from densepath.records.completion import ScoredCompletion, ScoredRow, asked_text
 
 
 class Summary(NamedTuple):
@@ -41,7 +41,7 @@ def scored_row(value: Any, number: int, source: str) -> ScoredRow:
     return ScoredRow(
         number=number,
         id=None if name is None else str(name),
-        prompt=_asked(value),
+        prompt=asked_text(value),
         category=None if category is None else str(category),
         turns=known,
     )
@@ -74,25 +74,5 @@ def summary(value: Any, number: int, source: str) -> Summary:
 
 def searched_text(value: Mapping[str, Any]) -> str:
     """What a search looks through: id, category, prompt and completion, without upper and lower case."""
-    parts = [value.get("id"), value.get("category"), _asked(value), *(turn.get("text") for turn in value["turns"])]
+    parts = [value.get("id"), value.get("category"), asked_text(value), *(turn.get("text") for turn in value["turns"])]
     return "\n".join(str(part) for part in parts if part is not None).casefold()
-
-
-def _asked(value: Mapping[str, Any]) -> str | None:
-    """The prompt as text: of a conversation what comes before the first answer."""
-    prompt, messages = value.get("prompt"), value.get("messages")
-    if prompt is None and isinstance(messages, list):
-        answers = (isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in messages)
-        prompt = messages[: next((place for place, answer in enumerate(answers) if answer), None)]
-    return prompt_text(prompt)
-
-
-def prompt_text(value: Any) -> str | None:
-    """A prompt as text: several turns become `role: content` paragraphs."""
-    if isinstance(value, list):
-        if len(value) == 1 and isinstance(value[0], Mapping) and value[0].get("role") == "user":
-            return str(value[0].get("content"))
-        return "\n\n".join(
-            f"{turn.get('role')}: {turn.get('content')}" if isinstance(turn, Mapping) else str(turn) for turn in value
-        )
-    return None if value is None else str(value)

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from densepath import __version__
 from densepath.errors import UsageError
 from densepath.io import write_json_atomic, write_text_atomic
-from densepath.records.completion import ScoredRow
+from densepath.records.completion import ScoredRow, prompt_text
 from densepath.report import parse
 from densepath.report.build import ReportPaths
 from densepath.report.compare import Comparison, compare
@@ -23,7 +23,6 @@ from densepath.report.elements import asset, content_policy, element, join, text
 from densepath.report.heatmap import heat_scale, legend_html
 from densepath.report.html import page_html, part_html
 from densepath.report.scored import SORTS
-from densepath.report.scored_row import prompt_text
 from densepath.report.view_parts import comparison_html, row_html, worst_runs
 
 MOST_IN_NOTEBOOK = 20

@@ -1,8 +1,8 @@
 (function () {
   "use strict";
-  var samples = Array.prototype.slice.call(document.querySelectorAll("article.sample"));
   var bar = document.getElementById("filters");
-  if (bar && samples.length) {
+  if (bar) {
+    var samples = Array.prototype.slice.call(bar.parentNode.querySelectorAll("article.sample"));
     var text = document.getElementById("filter-text");
     var category = document.getElementById("filter-category");
     var differs = document.getElementById("filter-differs");

@@ -1,0 +1,167 @@
+"""`densepath purify`: purified SFT for any SFT model, the model before it, and demonstrations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from densepath.config.coerce import coerce
+from densepath.config.mixins import TEXT_TASKS
+from densepath.config.run import RunArguments
+from densepath.config.training import PurifyCommandArguments
+from densepath.data.formats import dataset_fingerprint
+from densepath.data.rows import DataFormat, detect_format
+from densepath.data.sources import load_rows
+from densepath.data.splits import check_disjoint, split_by_content
+from densepath.data.training_rows import Rows
+from densepath.errors import ConfigError, DataError
+from densepath.evals.verifiers import get_verifier
+from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.methods import SFTRun, Stage, get_method
+from densepath.methods._stage import sft_config
+from densepath.models.compat import check_same_tokenizer, weights_differ
+from densepath.models.load import load_tokenizer, model_context
+from densepath.pipeline.data import check_answers, check_prompts
+from densepath.pipeline.inputs import data_inputs, model_inputs, places, template_inputs
+from densepath.pipeline.run_folder import RunFolder, resolved
+from densepath.records.behaviours import Purification
+from densepath.records.codec import from_json
+from densepath.report.behaviours import purification_parts
+from densepath.report.console import print_parts
+from densepath.terminal import Console, say, warn
+from densepath.trainers.refusals import check_startable
+
+BATCH, SAVE_STEPS = 16, 20
+"""Of each training, unless per_device_train_batch_size and save_steps are given."""
+OWN_KEYS = {
+    "max_steps": "purify_steps and purify_final_steps",
+    "num_train_epochs": "purify_steps and purify_final_steps",
+    "learning_rate": "purify_learning_rate",
+    "loss_type": "purify_final_loss",
+    "warmup_steps": "nothing: a twentieth of the steps of each training",
+}
+"""Arguments of `SFTConfig` that purification decides on, and what decides."""
+
+
+def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any], console: Console) -> Path:
+    """Purified SFT into `output_dir`; goes on after a kill, and tells what it found.
+
+    Args:
+        arguments: of the command.
+        others: keys of TRL's `SFTConfig`.
+        console: where progress and the result go.
+
+    Returns:
+        Folder of the model to use: the trained one, or the SFT model where that is kept.
+
+    Raises:
+        DensepathError: data, model or configuration that cannot be used.
+    """
+    recipe, keys = _recipe(arguments, others)
+    folder = RunFolder(Path(arguments.output_dir))
+    try:
+        folder.open_config(resolved(arguments, others))
+        sft = SFTRun(folder.path, recipe)
+        if folder.is_done("train"):
+            say(console, f"{folder / 'purification.json'} is there already: nothing to do")
+        else:
+            _prepare(folder, sft, arguments, console)
+            started = time.time()
+            stage = Stage(sft, folder.path, recipe, keys, console, "purify")
+            train = get_method("purified_sft").train
+            assert train is not None
+            folder.finish("train", started, train(stage))
+        show_purification(folder.path, console)
+        model = folder / "model"
+        if not model.exists():
+            say(console, f"the SFT model is kept: {arguments.model_name_or_path}")
+            return Path(arguments.model_name_or_path)
+        say(console, f"model: {model.resolve()}")
+        return model
+    finally:
+        folder.close()
+
+
+def show_purification(folder: Path, console: Console) -> None:
+    """Print what purification found, if there was one in that folder."""
+    path = folder / "purification.json"
+    if path.exists():
+        print_parts(console, *purification_parts(from_json(Purification, read_json(path))))
+
+
+def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tuple[RunArguments, dict[str, Any]]:
+    """The recipe of a run, and its `sft_*` keys; refuses what no training could begin with."""
+    for key, own in OWN_KEYS.items():
+        if key in others:
+            raise ConfigError(f"{key} is not taken here; set {own}")
+    rest = dict(others)
+    batch = coerce(rest.pop("per_device_train_batch_size", BATCH), int, "per_device_train_batch_size")
+    save_steps = coerce(rest.pop("save_steps", SAVE_STEPS), int, "save_steps")
+    recipe = arguments.recipe(batch, save_steps)
+    keys = {f"sft_{key}": value for key, value in rest.items()}
+    check_startable(sft_config(recipe, keys, Path(arguments.output_dir)))
+    if arguments.verifier is not None:
+        get_verifier(arguments.verifier)
+    return recipe, keys
+
+
+def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, console: Console) -> None:
+    """Check models and rows, and write or compare what the work begins with."""
+    tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
+    check_same_tokenizer(tokenizer, load_tokenizer(sft.base), special_tokens=False)
+    if not weights_differ(arguments.model_name_or_path, sft.base):
+        raise ConfigError(
+            f"{sft.base} and {arguments.model_name_or_path} have the same weights: the reward is zero; give the "
+            "model before SFT as ref_model_name_or_path"
+        )
+    train, held_out = _rows(arguments)
+    check_disjoint({"train": train, "validation": held_out})
+    if arguments.verifier is not None:
+        given = arguments.eval_dataset_name is not None
+        source = arguments.eval_dataset_name if given else arguments.dataset_name
+        origin = str(source), arguments.dataset_test_split if given else arguments.dataset_train_split
+        if detect_format(held_out[0]) is DataFormat.TEXT:
+            raise DataError(f"{origin[0]}: plain text has no prompt for the verifier; give eval_dataset_name")
+        check_answers(arguments.verifier, held_out, *origin)
+        context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+        check_prompts(held_out, tokenizer, context, arguments.max_completion_length, *origin)
+    models: dict[str, str | None] = {"model": arguments.model_name_or_path, "reference": sft.base}
+    data = {"data": train, "held-out data": held_out}
+    doubt = folder.open_inputs(
+        {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer)}, places(models)
+    )
+    if doubt is not None:
+        warn(console, doubt)
+    record = {}
+    for name, rows in (("train", train), ("validation", held_out)):
+        write_jsonl_atomic(folder / f"data/{name}.jsonl", rows)
+        record[name] = {"rows": len(rows), "sha256": dataset_fingerprint(rows)}
+    write_json_atomic(folder / "data.json", record)
+    say(console, f"data: {len(train)} demonstrations to sort, {len(held_out)} rows held out")
+
+
+def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows]:
+    """Demonstrations that are sorted, in the order of their source unless some are drawn; and rows held out."""
+    drawn = arguments.max_train_samples is not None or arguments.dataset_name.endswith(TEXT_TASKS)
+    rows = load_rows(
+        arguments.dataset_name,
+        arguments.dataset_train_split,
+        "demonstrations",
+        limit=arguments.max_train_samples,
+        seed=arguments.seed if drawn else None,
+    )
+    count = arguments.num_validation_samples
+    if arguments.eval_dataset_name is not None:
+        held_out = load_rows(
+            arguments.eval_dataset_name, arguments.dataset_test_split, None, limit=count, seed=arguments.seed
+        )
+    else:
+        share = min(0.1, 1.2 * count / len(rows) + 0.01)
+        parts = split_by_content(rows, {"train": 1 - share, "validation": share})
+        rows, held_out = parts["train"], parts["validation"]
+    for name, part in (("to sort", rows), ("to hold out", held_out)):
+        if not part:
+            raise DataError(f"{arguments.dataset_name}: no row is left {name}; give more, or eval_dataset_name")
+    return rows, held_out[:count]

@@ -1,0 +1,141 @@
+"""`densepath purify`: from models and rows to what was kept, in one line where nothing can be sorted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests.methods.test_purified_sft import HELD_OUT, ROWS
+from tests.methods.test_purified_sft import source as source  # a fixture
+from tests.trainers.test_sft import StopAt
+
+from densepath.cli.main import main
+from densepath.io import read_json, read_jsonl
+from densepath.methods import _behaviours
+
+
+@pytest.fixture
+def argv(source, tmp_path):
+    """Words of a command on tiny models."""
+    for name, rows in (("rows", ROWS), ("held-out", HELD_OUT)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def words(output="out", **changes) -> list[str]:
+        given = {
+            "model_name_or_path": source / "sft/model",
+            "ref_model_name_or_path": source / "base",
+            "dataset_name": tmp_path / "rows.jsonl",
+            "eval_dataset_name": tmp_path / "held-out.jsonl",
+            "output_dir": tmp_path / output,
+            "purify_behaviours": 2,
+            "purify_steps": 2,
+            "purify_final_steps": 2,
+            "purify_samples": 8,
+            "purify_kinds": 1,
+            "purify_learning_rate": 1e-3,
+            "max_completion_length": 6,
+            "per_device_train_batch_size": 4,
+            "save_steps": 1,
+            **changes,
+        }
+        flags = [(f"--{name}", str(value)) for name, value in given.items() if value is not None]
+        return ["purify", *(word for pair in flags for word in pair)]
+
+    return words
+
+
+def always_the_second(monkeypatch):
+    monkeypatch.setattr("densepath.methods.purified_sft.by_lift", lambda mixtures: ((2, 2), "told to"))
+
+
+def test_it_sorts_trains_and_tells(argv, tmp_path, capsys, monkeypatch):
+    always_the_second(monkeypatch)
+    assert main(argv()) == 0
+    out = capsys.readouterr().out
+    assert "24 demonstrations to sort, 6 rows held out" in out
+    assert "The SFT model was trained again, on 12 of 24 demonstrations." in out
+    assert "- told to" in out
+    assert "2 of 2 ✓" in out
+    assert max(map(len, out.splitlines())) <= 80 or "model: " in max(out.splitlines(), key=len)
+    folder = tmp_path / "out"
+    assert out.rstrip().endswith(f"model: {(folder / 'model').resolve()}")
+    rows = [*read_jsonl(folder / "kept.jsonl"), *read_jsonl(folder / "dropped.jsonl")]
+    assert sorted(row["id"] for row in rows) == sorted(row["id"] for row in ROWS)
+    assert not list(folder.glob("checkpoint-*"))
+    assert main(argv()) == 0
+    again = capsys.readouterr().out
+    assert "is there already: nothing to do" in again
+    assert "- told to" in again
+
+
+def test_a_killed_command_goes_on_and_another_configuration_is_refused(argv, tmp_path, capsys, monkeypatch):
+    always_the_second(monkeypatch)
+    assert main(argv("whole")) == 0
+    real, calls = _behaviours.sft_trainer, []
+
+    def stopping(*given, **named):
+        calls.append(1)
+        return real(*given, **named, callbacks=[StopAt(1, KeyboardInterrupt)] if len(calls) == 2 else [])
+
+    monkeypatch.setattr(_behaviours, "sft_trainer", stopping)
+    assert main(argv("cut")) == 130
+    assert main(argv("cut", purify_steps=3)) == 2
+    assert "holds a run with another configuration (purify_steps: 2 -> 3)" in capsys.readouterr().err
+    assert main(argv("cut")) == 0
+    assert len(calls) == 4  # two behaviours, one of them twice, and the final training
+    for name in ("model/model.safetensors", "purification.json", "kept.jsonl", "dropped.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_sft_model_is_kept_as_an_answer(argv, tmp_path, source, capsys):
+    (tmp_path / "rows.jsonl").write_text((json.dumps(ROWS[0]) + "\n") * 12)
+    assert main(argv()) == 0
+    out = capsys.readouterr().out
+    assert "the demonstrations are one behaviour" in out
+    assert f"the SFT model is kept: {source / 'sft/model'}" in out.replace("\n", "")
+    assert not (tmp_path / "out/model").exists()
+    assert read_json(tmp_path / "out/purification.json")["trained"] is False
+
+
+def test_a_verifier_needs_no_held_out_rows_of_their_own(argv, tmp_path, capsys):
+    rows = [{**row, "answer": "0"} for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 1))
+    assert main(argv(eval_dataset_name=None, verifier="exact_match")) == 0
+    assert "found every answer wrong" in " ".join(capsys.readouterr().out.split())
+    kept, dropped, held = (
+        read_jsonl(tmp_path / "out" / name) for name in ("kept.jsonl", "dropped.jsonl", "data/validation.jsonl")
+    )
+    assert held
+    assert len(kept) + len(dropped) + len(held) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ref_model_name_or_path": None}, "ref_model_name_or_path is missing: give the model before SFT"),
+        ({"model_name_or_path": None}, "model_name_or_path is missing: give the SFT model"),
+        ({"purify_behaviours": 1}, "give numbers of 2 or more"),
+        ({"purify_behaviours": 30}, "24 demonstrations are too few for 30 behaviours"),
+        ({"learning_rate": 1e-3}, "learning_rate is not taken here; set purify_learning_rate"),
+        ({"max_steps": 3}, "max_steps is not taken here; set purify_steps and purify_final_steps"),
+        ({"wieght_decay": 0.1}, "did you mean sft_weight_decay?"),
+        ({"verifier": "nonsense"}, "nonsense"),
+        ({"verifier": "exact_match", "eval_dataset_name": "rows"}, "to compare with"),
+        ({"eval_dataset_name": "rows"}, "prompt"),
+    ],
+    ids=["no-base", "no-sft", "one", "thirty", "rate", "steps", "key", "verifier", "no-answers", "not-held-out"],
+)
+def test_a_mistake_is_one_line(argv, tmp_path, capsys, changes, message):
+    if changes.get("eval_dataset_name"):
+        changes = {**changes, "eval_dataset_name": tmp_path / "rows.jsonl"}
+        if "verifier" in changes:
+            changes["dataset_name"] = tmp_path / "held-out.jsonl"
+    assert main(argv(**changes)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("densepath: error: ")
+    assert message in line
+
+
+def test_one_model_twice_is_a_mistake(argv, source, capsys):
+    assert main(argv(ref_model_name_or_path=source / "sft/model")) == 2
+    assert "have the same weights: the reward is zero; give the model before SFT" in capsys.readouterr().err

@@ -1,0 +1,371 @@
+"""Purified SFT: what it leaves, what it costs, which behaviour it takes, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import collections
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from tests.support import tiny_tokenizer
+from tests.tiny_models import tiny_llama
+from tests.trainers.test_sft import StopAt
+
+from densepath.config.run import PurifyArguments
+from densepath.data.encode import encode_pairs
+from densepath.errors import ConfigError
+from densepath.io import read_json, read_jsonl
+from densepath.methods import SFTRun, Stage, _behaviours, get_method, purified_sft
+from densepath.models.load import load_model
+from densepath.models.scoring import score_completions
+from densepath.records.arm import Budget
+from densepath.records.behaviours import Behaviour, Mixture, Purification
+from densepath.records.codec import from_json
+
+TOKENIZER = tiny_tokenizer()
+PARAMETERS = sum(p.numel() for p in tiny_llama(vocab_size=len(TOKENIZER)).parameters())
+KINDS = ("count", "name")
+ROWS = [
+    {"prompt": f"{kind} {i}:", "completion": f"{i + 1} {'x' * (i % 4)}", "kind": kind, "id": f"{kind}-{i}"}
+    for kind, size in zip(KINDS, (16, 8), strict=True)
+    for i in range(size)
+]
+HELD_OUT = [{"prompt": f"count {i}:", "completion": f"{i + 1}", "answer": f"{i + 1}"} for i in range(20, 26)]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run folder with two models of random weights and what purification reads."""
+    folder = tmp_path_factory.mktemp("source")
+    for seed, name in enumerate(("base", "sft/model")):
+        model = tiny_llama(vocab_size=len(TOKENIZER), seed=seed)
+        model.generation_config.eos_token_id = model.generation_config.pad_token_id = TOKENIZER.eos_token_id
+        model.save_pretrained(folder / name)
+        TOKENIZER.save_pretrained(folder / name)
+    write_rows(folder, "train", ROWS)
+    write_rows(folder, "validation", HELD_OUT)
+    return folder
+
+
+def write_rows(folder, name, rows):
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / f"data/{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def stage_of(source, folder, others=None, **changes) -> Stage:
+    arguments = get_method("purified_sft").arguments(
+        **{
+            **{"model_name_or_path": str(source / "base"), "max_completion_length": 6, "save_steps": 1},
+            **{"purify_behaviours": [2], "purify_rounds": 2, "purify_steps": 2, "purify_final_steps": 3},
+            **{"purify_samples": 10, "purify_kind_column": "kind", "sft_per_device_train_batch_size": 4},
+            **{"purify_learning_rate": 3e-3},
+            **changes,
+        }
+    )
+    return Stage(SFTRun(source, arguments), folder, arguments, others or {}, Console(file=io.StringIO()), "test")
+
+
+def record_of(folder) -> Purification:
+    return from_json(Purification, read_json(folder / "purification.json"))
+
+
+def chosen_always(monkeypatch, number=2, of=2):
+    monkeypatch.setattr(purified_sft, "by_lift", lambda mixtures: ((number, of), "told to"))
+
+
+# -- what it leaves and what it costs -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def purified(source, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("purified")
+    with pytest.MonkeyPatch.context() as patch:
+        chosen_always(patch)
+        outcome = purified_sft.train(stage_of(source, folder))
+    return folder, outcome
+
+
+def test_kept_and_dropped_rows_are_the_source_rows(purified):
+    folder, _ = purified
+    kept, dropped = read_jsonl(folder / "kept.jsonl"), read_jsonl(folder / "dropped.jsonl")
+    reasons = {(row.pop("purify_reason"), type(row.pop("purify_evidence"))) for row in dropped}
+    assert reasons == {("it is more surely of another behaviour than behaviour 2 of 2", float)}
+    assert sorted([*kept, *dropped], key=ROWS.index) == ROWS
+    assert [row for row in ROWS if row in kept] == kept  # in their order
+    record = record_of(folder)
+    assert (record.kept, record.dropped) == (len(kept), len(dropped)) == (12, 12)
+    # The half of each kind: the mix stays.
+    assert collections.Counter(row["kind"] for row in kept) == {"count": 8, "name": 4}
+    assert record.kinds == (("count", 16 / 24, 8 / 12), ("name", 8 / 24, 4 / 12))
+
+
+def test_the_record_shows_rows_with_the_reward_of_each_token(purified, source):
+    folder, _ = purified
+    record = record_of(folder)
+    (mixture,) = record.mixtures
+    assert (record.behaviour, record.of, record.reason) == (2, 2, "told to")
+    assert sum(each.share for each in mixture.behaviours) == pytest.approx(1)
+    assert [each.number for each in mixture.behaviours] == [1, 2]
+    dropped = read_jsonl(folder / "dropped.jsonl")
+    worst = sorted(dropped, key=lambda row: row["purify_evidence"])[:5]
+    assert [ROWS[number - 1]["id"] for number in record.worst] == [row["id"] for row in worst]
+    told = {number for each in mixture.behaviours for number in each.examples} | set(record.worst)
+    assert [row.number for row in record.rows] == sorted(told)
+    models = [load_model(source / name) for name in ("sft/model", "base")]
+    for shown in record.rows:
+        row = ROWS[shown.number - 1]
+        assert (shown.id, shown.prompt) == (row["id"], row["prompt"])
+        (pair,) = encode_pairs(row, TOKENIZER)
+        (turn,) = shown.turns
+        assert list(turn.token_ids) == list(pair.completion_ids)
+        sft, base = (score_completions(m, [pair.prompt_ids], [pair.completion_ids]).logprobs[0] for m in models)
+        assert list(turn.rewards) == pytest.approx((sft - base).tolist(), abs=1e-5)
+
+
+def test_it_costs_what_it_says(purified, source):
+    folder, outcome = purified
+    pairs = {
+        name: [encode_pairs(row, TOKENIZER)[0] for row in rows] for name, rows in (("train", ROWS), ("v", HELD_OUT))
+    }
+    train, held_out = (sum(len(p.prompt_ids) + len(p.completion_ids) for p in part) for part in pairs.values())
+    samples = sum(len(prompt) + len(answer) for prompt, answer in read_json(folder / "samples.json")["pairs"])
+    trained = {
+        path.parent: [row for row in read_jsonl(path) if row.get("num_tokens")][-1]["num_tokens"]
+        for path in folder.rglob("metrics.jsonl")
+    }
+    assert len(trained) == 2 * 2 + 1  # K behaviours in each round, and the final training
+    tokens = sum(trained.values())
+    forward = 2 * train + samples + 2 * 2 * (train + held_out + samples)
+    steps = 2 * 2 * 2 + 3
+    assert outcome.steps == steps
+    assert outcome.budget == Budget(10, steps * 4, tokens, PARAMETERS * (6 * tokens + 2 * forward))
+    assert 0 < tokens <= steps * 4 * max(len(p.prompt_ids) + len(p.completion_ids) for p in pairs["train"])
+
+
+def test_a_model_is_left_and_those_of_behaviours_are_not(purified, source):
+    folder, _ = purified
+    models = {path.parent.relative_to(folder).parts[0] for path in folder.rglob("model.safetensors")}
+    assert {name for name in models if not name.startswith("checkpoint-")} == {"model"}
+    assert not equal(folder, source / "sft")
+    policy = purified_sft._policy(stage_of(source, folder))
+    assert policy.model == str(folder / "model")
+
+
+def equal(a, b) -> bool:
+    found, other = (load_file(folder / "model/model.safetensors") for folder in (a, b))
+    return all(torch.equal(found[name], other[name]) for name in other)
+
+
+def test_rows_that_cannot_be_scored_are_dropped_with_their_reason(source, tmp_path, monkeypatch):
+    chosen_always(monkeypatch)
+    place = tmp_path / "source"
+    place.mkdir()
+    (place / "sft").symlink_to(source / "sft")
+    (place / "base").symlink_to(source / "base")
+    long = {"prompt": "x " * 200, "completion": "y", "kind": "count", "id": "long"}
+    write_rows(place, "train", [long, *ROWS])
+    write_rows(place, "validation", HELD_OUT)
+    purified_sft.train(stage_of(place, tmp_path / "cell", purify_rounds=1))
+    dropped = read_jsonl(tmp_path / "cell/dropped.jsonl")
+    assert dropped[0] == {**long, "purify_reason": "its prompt leaves no token to learn", "purify_evidence": None}
+    record = record_of(tmp_path / "cell")
+    assert (record.kept, record.dropped, len(dropped)) == (12, 13, 13)
+    assert all(ROWS[shown.number - 2]["id"] == shown.id for shown in record.rows)
+
+
+# -- a kill -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("training", "step", "when"),
+    [(1, 1, "in a behaviour's training"), (2, 0, "between two behaviours"), (4, 2, "in the final training")],
+    ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else None,
+)
+def test_a_killed_purification_ends_as_one_that_was_not(source, purified, tmp_path, monkeypatch, training, step, when):
+    whole, outcome = purified
+    chosen_always(monkeypatch)
+    real, calls = _behaviours.sft_trainer, []
+
+    def stopping(*given, **named):
+        calls.append(1)
+        if len(calls) == training + 1:
+            if step == 0:
+                raise KeyboardInterrupt
+            return real(*given, **named, callbacks=[StopAt(step, KeyboardInterrupt)])
+        return real(*given, **named)
+
+    monkeypatch.setattr(_behaviours, "sft_trainer", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        purified_sft.train(stage_of(source, tmp_path))
+    done = len(calls) - 1
+    assert purified_sft.train(stage_of(source, tmp_path)) == outcome
+    assert len(calls) == done + 1 + 5 - done  # what was done is not trained again
+    assert equal(tmp_path, whole)
+    for name in ("purification.json", "kept.jsonl", "dropped.jsonl", "scores.json", "samples.json"):
+        assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+# -- which behaviour ----------------------------------------------------------------------------------------------
+
+
+def mixture_of(*behaviours, held_out=None) -> Mixture:
+    """Of (share, lift) for each behaviour."""
+    found = (
+        Behaviour(number, share, None if lift is None else share / 2, lift, 0.0)
+        for number, (share, lift) in enumerate(behaviours, 1)
+    )
+    return Mixture(tuple(found), held_out)
+
+
+@pytest.mark.parametrize(
+    ("mixtures", "chosen", "words"),
+    [
+        ([mixture_of((0.4, -0.5), (0.6, 0.7))], (2, 2), "behaviour 2 of 2 is the largest that SFT raised, by 0.70"),
+        ([mixture_of((0.2, 0.1), (0.3, 1.9), (0.5, 3.0))], (2, 3), "30% of the demonstrations"),
+        ([mixture_of((0.4, 2.0), (0.6, None))], None, "every behaviour has a lift of 2 or more"),
+        ([mixture_of((0.4, -0.1), (0.6, 2.5))], None, "no behaviour was raised by SFT and known before it"),
+        ([mixture_of((0.4, -0.1), (0.6, 0.0))], None, "no behaviour was raised"),
+        ([mixture_of((0.005, 1.0), (0.995, 0.1))], None, "are one behaviour: 99.5% of them are behaviour 2 of 2"),
+        ([mixture_of((0.4, 1), (0.6, 1), held_out=-9.0), mixture_of((1, 1), (0, 0), held_out=-9.1)], (2, 2), "60%"),
+        (
+            [mixture_of((0.4, 1), (0.6, 1), held_out=-9.0), mixture_of((0.5, 1), (0.3, 0), (0.2, 0), held_out=-8.0)],
+            (1, 3),
+            "behaviour 1 of 3",
+        ),
+    ],
+    ids=["raised", "new-is-passed-over", "all-new", "lowered", "unchanged", "one", "best-explained", "three"],
+)  # fmt: skip
+def test_the_rule_without_labels(mixtures, chosen, words):
+    found, reason = purified_sft.by_lift(mixtures)
+    assert found == chosen
+    assert words in reason
+    assert ("The SFT model is kept" in reason) == (chosen is None)
+
+
+def test_a_verifier_decides(source, tmp_path, monkeypatch):
+    """It finds every answer of one behaviour right, and of the others and of SFT none."""
+
+    def verdicts(stage, name, path):
+        right = name == "behaviour 1 of 2"
+        return purified_sft.ArmResult(
+            arm=purified_sft.Arm(name, name, name == "sft"),
+            setting="purification",
+            seed=0,
+            decoding="greedy",
+            split="validation",
+            values=(float(right),) * 12,
+            lengths=(3,) * 12,
+            truncated=0.0,
+        )
+
+    monkeypatch.setattr(purified_sft, "_verdicts", verdicts)
+    purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
+    record = record_of(tmp_path)
+    assert (record.behaviour, record.of) == (1, 2)
+    assert "behaviour 1 of 2 (greedy) is right on 1.000 of 12 validation prompts" in record.reason
+    assert [each.validation.mean for each in record.mixtures[0].behaviours] == [1.0, 0.0]
+
+
+def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_path):
+    purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
+    record = record_of(tmp_path)
+    assert "found every answer wrong" in record.reason
+    assert "Without a verdict of the verifier: " in record.reason
+    found = read_json(tmp_path / "validation/sft.json")
+    assert found["values"] == [0.0] * len(HELD_OUT)
+
+
+# -- the form without behaviours, and adapters --------------------------------------------------------------------
+
+
+def test_without_rounds_demonstrations_are_drawn_by_their_own_reward(source, tmp_path):
+    outcome = purified_sft.train(stage_of(source, tmp_path, purify_rounds=0))
+    scores = read_json(tmp_path / "scores.json")
+    ratios = torch.tensor(scores["sft"]) - torch.tensor(scores["base"])
+    kept = read_jsonl(tmp_path / "kept.jsonl")
+    expected = [row for row, ratio in zip(ROWS, ratios, strict=True) if ratio > ratios.median()]
+    assert kept == expected
+    assert outcome.steps == 3
+    assert record_of(tmp_path).mixtures == ()
+    assert not list(tmp_path.glob("behaviours-*"))
+
+
+def test_lora_is_trained_where_it_is_asked_for(source, tmp_path, monkeypatch):
+    chosen_always(monkeypatch)
+    purified_sft.train(stage_of(source, tmp_path, purify_rounds=1, use_peft=True, lora_r=2))
+    assert (tmp_path / "model/adapter_model.safetensors").exists()
+
+
+# -- wrong input --------------------------------------------------------------------------------------------------
+
+
+def kept_sft(folder) -> str:
+    """Why the SFT model was kept, with every row."""
+    assert not (folder / "model").exists()
+    assert read_jsonl(folder / "dropped.jsonl") == []
+    record = record_of(folder)
+    assert (record.behaviour, record.of) == (None, None)
+    assert "\n" not in record.reason
+    return record.reason
+
+
+def linked(source, place, base="base", rows=ROWS):
+    place.mkdir()
+    (place / "sft").symlink_to(source / "sft")
+    (place / "base").symlink_to(source / base)
+    write_rows(place, "train", rows)
+    write_rows(place, "validation", HELD_OUT)
+    return place
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_reference_that_is_the_sft_model_keeps_it(source, tmp_path, rounds):
+    place = linked(source, tmp_path / "source", base="sft/model")
+    outcome = purified_sft.train(stage_of(place, tmp_path / "cell", purify_rounds=rounds))
+    assert kept_sft(tmp_path / "cell").startswith("the reward is zero: the model before SFT and the SFT model are one")
+    assert outcome.steps == 0
+    assert purified_sft._policy(stage_of(place, tmp_path / "cell")).model == str(place / "sft/model")
+
+
+def test_demonstrations_that_are_alike_keep_sft(source, tmp_path):
+    place = linked(source, tmp_path / "source", rows=[ROWS[0]] * 20)
+    purified_sft.train(stage_of(place, tmp_path / "cell"))
+    assert kept_sft(tmp_path / "cell").startswith("the demonstrations are one behaviour")
+
+
+def test_nothing_above_the_median_keeps_sft(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(purified_sft, "excess_weights", lambda ratios, cap: torch.zeros_like(ratios))
+    purified_sft.train(stage_of(source, tmp_path, purify_rounds=0))
+    assert kept_sft(tmp_path).startswith("no demonstration has a reward above the median")
+
+
+def test_fewer_demonstrations_than_bands_need_are_a_mistake(source, tmp_path):
+    place = linked(source, tmp_path / "source", rows=ROWS[:2])
+    with pytest.raises(ConfigError, match=r"^2 demonstrations are too few for 3 behaviours .*lower purify_behaviours"):
+        purified_sft.train(stage_of(place, tmp_path / "cell", purify_behaviours=[3]))
+
+
+def test_a_row_without_the_kind_is_a_mistake(source, tmp_path):
+    place = linked(source, tmp_path / "source", rows=[*ROWS, {"prompt": "a", "completion": "b"}])
+    with pytest.raises(ConfigError, match="purify_kind_column=kind: training row 25 has no such column"):
+        purified_sft.train(stage_of(place, tmp_path / "cell"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"purify_behaviours": [1]}, "give numbers of 2 or more; with one, nothing is sorted"),
+        ({"purify_behaviours": []}, "give numbers of 2 or more"),
+        ({"purify_behaviours": [2, 2]}, "give each number once"),
+        ({"purify_keep": 1.0}, "purify_keep=1.0 must lie between 0 and 1"),
+        ({"purify_learning_rate": 0.0}, "must be a number above 0"),
+        ({"purify_final_loss": "mse"}, "does not exist; choose one of: dft, nll"),
+    ],
+    ids=["one", "none", "twice", "everything", "no-rate", "loss"],
+)
+def test_arguments_that_sort_nothing_are_refused(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PurifyArguments(**changes)
