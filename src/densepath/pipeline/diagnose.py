@@ -17,9 +17,9 @@ from densepath.errors import ConfigError, DataError
 from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
+from densepath.models.kept import KeptModels, kept_models
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.data import check_answers, check_prompts
-from densepath.pipeline.kept import KeptModels, kept_models
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
 from densepath.records.codec import to_json
