@@ -23,6 +23,7 @@ from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import ScoreArguments
 from densepath.config.run import PlanArguments, PurifyArguments, RunArguments
 from densepath.config.training import DPRArguments, EvalArguments, PurifyCommandArguments, SFTArguments
+from densepath.methods import get_method, method_names
 from densepath.pipeline.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -305,16 +306,23 @@ def test_trainer_doc_has_every_argument_that_differs_from_grpo():
             assert f"| `{field.name}` | `{shown}` |" in TEXTS["docs/trainer.md"], field.name
 
 
+def test_experiment_doc_has_every_method_with_its_keys():
+    listed = {}
+    for name, keys, control in re.findall(
+        r"^\| `(\w+)` \|.*\| ([^|]*)\| (yes|no) \|$", TEXTS["docs/experiment.md"], re.M
+    ):
+        listed[name] = re.findall(r"`(\w+)`", keys), control == "yes"
+    shared = {field.name for field in dataclasses.fields(RunArguments)}
+    methods = {name: get_method(name) for name in method_names()}
+    assert listed == {
+        name: ([f.name for f in dataclasses.fields(method.arguments) if f.name not in shared], method.control)
+        for name, method in methods.items()
+    }
+
+
 def test_purify_doc_has_every_argument_of_purification():
     for field in dataclasses.fields(PurifyArguments):
         assert f"| `{field.name}` |" in TEXTS["docs/purify.md"], field.name
-
-
-def test_metrics_doc_has_every_word_of_the_glossary():
-    from densepath.report.glossary import GLOSSARY
-
-    for term in GLOSSARY:
-        assert f"| {term.name} |" in TEXTS["docs/metrics.md"]
 
 
 def test_design_doc_names_every_room():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from densepath.errors import DataError
-from densepath.records.tables import field_table, with_tables
+from densepath.records.tables import field_table, row_table, with_tables
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -41,6 +41,10 @@ def test_a_table_by_hand():
     )
     with pytest.raises(DataError, match=r"Bare\.n is not explained"):
         field_table(Bare)
+
+
+def test_a_table_of_records_by_hand():
+    assert row_table([Record("a", "b"), Record("c", "")]) == "| mean | n |\n| --- | --- |\n| a | b |\n| c |  |\n"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -16,8 +16,8 @@ from transformers import TrainingArguments
 
 from densepath.cli.main import main
 from densepath.errors import ConfigError, ModelError, StorageError
+from densepath.models.kept import kept_models
 from densepath.pipeline.inputs import _is_kept
-from densepath.pipeline.kept import kept_models
 
 COMMON = ["--max_steps", "3", "--save_steps", "1", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2"]
 

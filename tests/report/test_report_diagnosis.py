@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from densepath.records.choice import Decision, Findings
+from densepath.records.codec import from_json
 from densepath.report.console import parts_text
 from densepath.report.diagnosis import diagnosis_page, diagnosis_parts, headline
 from densepath.report.html import page_html
@@ -21,7 +23,8 @@ def interval(mean, half=0.05):
 
 
 def answers(value, temperature, reference=None, alpha=0.0, lead=None, verdict=None, kl=None):
-    against = None if lead is None else {"difference": interval(lead), "p_holm": 0.01, "verdict": verdict}
+    against = None if lead is None else {"difference": interval(lead), "p": 0.001, "p_holm": 0.01, "verdict": verdict}
+    against = against and {"measure": "preview", "against": "SFT", **against}
     return {
         "reference": reference, "alpha": alpha, "temperature": temperature, "policy": None,
         "value": None if value is None else interval(value), "length": interval(6.0), "truncated": 0.125,
@@ -35,30 +38,35 @@ def record(name="0.5", advice="candidate", verifier="exact_match", plain=lambda 
     reward = {"reference": name, "per_token": spread, "per_completion": spread, "length_correlation": None}
     reward |= {"verifier": interval(0.82), "preference": None, "histogram": [[-1.0, 0.0, 2.0], [3, 5]]}
     run = advice == "candidate"
-    return {
-        "run_dir": name, "dataset_name": name, "prompts": 200, "verifier": verifier, "preferences": 0,
-        "decision": {
-            "answer": advice, "reference": name if run else None, "beta": 0.5 if run else None,
-            "reasons": [f"because of {name}"], "warnings": [f"beware of {name}"],
-        },
+    decision = {
+        "answer": advice, "reference": name if run else None, "beta": 0.5 if run else None,
+        "reasons": [f"because of {name}"], "warnings": [f"beware of {name}"],
+    }  # fmt: skip
+    findings = {
+        "prompts": 200, "verifier": verifier, "preferences": 0,
         "sft": [answers(plain(0.27), 1.0), answers(plain(0.34), 0.5), answers(plain(0.36), 0.0)],
         "candidates": [
             answers(plain(0.32), 1.0, name, 2.0, plain(-0.04), "tie", kl=0.9),
             answers(plain(0.55), 0.0, name, 2.0, plain(0.19), "better"),
         ],
         "rewards": [reward],
-        "agreement": [{"reference": name, "criterion": "verifier", "value": interval(0.82)}],
+        "agreement": [{"reference": name, "criterion": "verifier", "value": interval(0.82), "low": 0.78}],
         "likelihoods": [
             {"reference": None, "alpha": None, "nll": interval(0.6), "change": None},
             {"reference": name, "alpha": 2.0, "nll": interval(0.9), "change": interval(0.3)},
         ],
     }  # fmt: skip
+    return from_json(Findings, findings), from_json(Decision, decision)
+
+
+def page_of(found, name="run"):
+    return page_html(diagnosis_page(*found, name, name))
 
 
 def printed(value):
     output = io.StringIO()
     console = Console(file=output, width=80)
-    console.print(parts_text(diagnosis_parts(value)))
+    console.print(parts_text(diagnosis_parts(*value)))
     return output.getvalue()
 
 
@@ -71,8 +79,8 @@ def printed(value):
     ],
 )
 def test_the_advice_comes_first_in_words(advice, words):
-    assert headline(record(advice=advice)) == words
-    assert f"<h2>{words}</h2>" in page_html(diagnosis_page(record(advice=advice)))
+    assert headline(record(advice=advice)[1]) == words
+    assert f"<h2>{words}</h2>" in page_of(record(advice=advice))
 
 
 def test_the_terminal_shows_a_row_for_sft_and_for_each_preview():
@@ -92,7 +100,7 @@ def test_without_a_verifier_nothing_is_judged():
     blind = record(verifier=None, advice="cannot_tell", plain=lambda value: None)
     shown = printed(blind)
     assert "lead" not in shown
-    page = page_html(diagnosis_page(blind))
+    page = page_of(blind)
     assert "verdict</th>" not in page
     assert "lead over SFT" not in page
 
@@ -120,13 +128,13 @@ class Parsed(HTMLParser):
 
 
 def test_the_page_holds_the_figures_and_hostile_names_stay_text():
-    page = page_html(diagnosis_page(record(name=HOSTILE)))
+    page = page_of(record(name=HOSTILE), HOSTILE)
     parsed = Parsed(page)
     assert parsed.stack == []
     assert {"script", "img"} & set(parsed.tags) == set()
     assert page.count("<svg") == 3  # two decodings, one histogram
     assert "\u202e" not in page
-    good = page_html(diagnosis_page(record()))
+    good = page_of(record())
     assert "<strong>+0.190</strong> <small>[+0.140, +0.240]</small>" in good
     chosen = re.findall(r'<tr class="chosen"><th scope="row">([^<]+)<', good)
     assert chosen == ["reference 0.5, β 0.5, T = 1", "reference 0.5, β 0.5, greedy"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.tiny_models import randomize_adapter, tiny_gpt2, tiny_llama, tiny_mistral, with_lora
 
+from densepath.config.mixins import REWARDS
 from densepath.errors import ModelError, NumericalError, UsageError
 from densepath.models.adapters import add_frozen_copy
 from densepath.rewards.dense import DenseReward, FrozenPolicy, RewardKind
@@ -17,6 +18,11 @@ EOS = 2
 PROMPTS = [[5, 9, 11], [5, 9, 11], [7], [5, 9, 11, 40, 41]]
 COMPLETIONS = [[4, 8, EOS], [4, 8, 21, 22], [EOS], [30, EOS, 31, 6, EOS]]
 """Finished, truncated, EOS alone, and with an EOS inside (an earlier turn's)."""
+
+
+def test_commands_know_every_reading():
+    """Configs import no torch, so the names stand there again."""
+    assert [kind.value for kind in RewardKind] == list(REWARDS)
 
 
 def logits_of(model, prompt: list[int], completion: list[int]) -> torch.Tensor:

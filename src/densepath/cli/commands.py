@@ -73,6 +73,14 @@ ROWS = {
         "Dense-Path REINFORCE: improve an SFT model with the dense reward between it and a reference.",
         {"": "DPRConfig (TRL's GRPOConfig with beta, gamma, baseline, dense_reward)"},
     ),
+    "purify": Command(
+        "training:PurifyCommandArguments",
+        "pipeline.purify:run_purify_command",
+        "Finds the behaviours that demonstrations are made of with the dense reward of an SFT model against the model "
+        "before it, and trains the SFT model again on the one that SFT should have learned. Writes model, kept.jsonl, "
+        "dropped.jsonl and purification.json; keeps the SFT model where nothing says that another would be better.",
+        {"": "TRL's SFTConfig"},
+    ),
     "score": Command(
         "reward:ScoreArguments",
         "scoring.job:run_score_command",

@@ -65,7 +65,7 @@ class FrozenArguments(LoadArguments):
 class DenseRewardArguments(Arguments):
     """Which reading of the models is the reward."""
 
-    dense_reward: str = option("baseline_relative", "baseline_relative, logprob or inverse_bellman.", choices=REWARDS)
+    dense_reward: str = option("baseline_relative", f"One of {', '.join(REWARDS)}.", choices=REWARDS)
 
 
 @dataclass

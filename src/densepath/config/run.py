@@ -50,6 +50,23 @@ class RecipeRowsArguments(TrainingRowsArguments):
 
 
 @dataclass
+class GivenSFTArguments(Arguments):
+    """An SFT model that is there already: no SFT is run."""
+
+    sft_from: str | None = option(
+        None, "Folder of densepath sft or run whose SFT model, references and model before SFT are taken."
+    )
+    sft_model_name_or_path: str | None = option(
+        None, "SFT model to begin with; model_name_or_path is the model before it, reference 0."
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sft_from is not None and self.sft_model_name_or_path is not None:
+            raise ConfigError("sft_from and sft_model_name_or_path both name the SFT model; give one of them")
+
+
+@dataclass
 class EvaluationArguments(Arguments):
     """What is held out, and what is asked of it."""
 
@@ -212,6 +229,7 @@ class MachineArguments(Arguments):
 class RunArguments(
     MachineArguments,
     EvaluationArguments,
+    GivenSFTArguments,
     PurifyArguments,
     StageArguments,
     ChoiceArguments,

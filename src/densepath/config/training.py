@@ -81,7 +81,11 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
         check_given("ref_model_name_or_path", self.ref_model_name_or_path, "give the model before SFT")
         shared = {f.name for f in fields(RunArguments)} & {f.name for f in fields(self)}
         values: dict[str, Any] = {name: getattr(self, name) for name in shared}
-        values |= {"model_name_or_path": self.ref_model_name_or_path, "eval_temperatures": [self.temperature]}
+        values |= {
+            "model_name_or_path": self.ref_model_name_or_path,
+            "sft_model_name_or_path": self.model_name_or_path,
+        }
+        values["eval_temperatures"] = [self.temperature]
         values |= {"sft_per_device_train_batch_size": batch, "save_steps": save_steps}
         return RunArguments(**values)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from densepath.config.run import RunArguments
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError
 from densepath.io import read_jsonl
+from densepath.models.kept import BASE, KeptModels, kept_models
 from densepath.models.load import model_context
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
@@ -33,25 +35,48 @@ TRAIN_FLOPS = 6
 class SFTRun:
     """The folder of an SFT run: `data/<split>.jsonl`, `sft/model` and `sft/references/<fraction>`.
 
+    The models may also be those that the user has already (`sft_from`, `sft_model_name_or_path`).
+
     Attributes:
         path: the folder.
         arguments: the recipe that it was made with.
-        trained: an SFT model that lies elsewhere; None: the folder's own.
     """
 
     path: Path
     arguments: RunArguments
-    trained: str | None = None
+
+    @functools.cached_property
+    def given(self) -> KeptModels | None:
+        """The models that were there already; None where this run makes its own.
+
+        Raises:
+            MissingFileError, ConfigError: `sft_from` is no folder of an SFT run.
+        """
+        arguments = self.arguments
+        if arguments.sft_from is not None:
+            return kept_models(Path(arguments.sft_from).expanduser())
+        if arguments.sft_model_name_or_path is not None:
+            return KeptModels(arguments.sft_model_name_or_path, {BASE: arguments.model_name_or_path}, {})
+        return None
 
     @property
     def model(self) -> Path:
-        """Folder of the SFT model."""
-        return self.path / "sft/model" if self.trained is None else Path(self.trained)
+        """Folder, or name, of the SFT model."""
+        return self.path / "sft/model" if self.given is None else Path(self.given.sft)
 
     @property
     def base(self) -> str:
         """The model before SFT."""
-        return self.arguments.model_name_or_path
+        own = self.arguments.model_name_or_path
+        return own if self.given is None else self.given.references.get(BASE, own)
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the references that there are, the model before SFT among them if the recipe keeps it."""
+        if self.given is not None:
+            return list(self.given.references)
+        kept = [reference_name(fraction) for fraction in self.arguments.reference_fractions]
+        return kept if self.arguments.reference_ema_decay is None else [*kept, EMA_NAME]
 
     @property
     def context(self) -> int:
@@ -68,19 +93,18 @@ class SFTRun:
         Raises:
             ConfigError: a fraction at which no reference was kept.
         """
-        if name == EMA_NAME:
-            return str(self.path / f"sft/references/{EMA_NAME}")
         try:
-            fraction = float(name)
+            name = reference_name(float(name))
         except ValueError:
-            return name
-        if fraction == 0:
+            if name != EMA_NAME:
+                return name
+        if name == BASE:
             return self.base
-        path = self.path / f"sft/references/{reference_name(fraction)}"
-        if not path.exists():
-            kept = ", ".join(reference_name(f) for f in self.arguments.reference_fractions)
-            raise ConfigError(f"reference={name}: none was kept there; reference_fractions holds {kept}")
-        return str(path)
+        own = self.path / f"sft/references/{name}"
+        path = str(own) if self.given is None else self.given.references.get(name)
+        if path is None or not Path(path).exists():
+            raise ConfigError(f"reference={name}: none was kept there; there are {', '.join(self.references)}")
+        return path
 
 
 @dataclass(frozen=True)

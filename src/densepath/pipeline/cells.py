@@ -21,7 +21,7 @@ from densepath.pipeline.inputs import model_inputs, open_run_inputs
 from densepath.pipeline.regimes import before_sft
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection
-from densepath.pipeline.sft import run_sft
+from densepath.pipeline.sft import run_sft, take_sft
 from densepath.records.arm import Arm
 from densepath.terminal import Console, terminal
 
@@ -93,12 +93,16 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
     """
     sft = job.sft
     title = [f"{number}/{steps} " if steps else "" for number in (1, 2, 3)]
-    open_run_inputs(run, sft.arguments, console)
+    open_run_inputs(run, sft, console)
     if not run.is_done("data"):
-        prepare_data(run, sft.arguments, load_tokenizer(sft.base, **sft.arguments.tokenizer_options()), sft.context)
+        source = sft.base if sft.given is None else sft.given.sft
+        prepare_data(run, sft.arguments, load_tokenizer(source, **sft.arguments.tokenizer_options()), sft.context)
     tell_data(run, console, title[0])
     if not run.is_done("sft"):
-        run_sft(run, sft, job.others, console, f"{title[1]}SFT")
+        if sft.given is None:
+            run_sft(run, sft, job.others, console, f"{title[1]}SFT")
+        else:
+            take_sft(run, sft, console, f"{title[1]}SFT")
     if job.choose and not run.is_done("selection"):
         run_selection(run, sft, console, f"{title[2]}choose the reference")
 

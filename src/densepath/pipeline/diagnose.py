@@ -17,9 +17,9 @@ from densepath.errors import ConfigError, DataError
 from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
 from densepath.models.compat import check_same_tokenizer, weights_differ
+from densepath.models.kept import KeptModels, kept_models
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.data import check_answers, check_prompts
-from densepath.pipeline.kept import KeptModels, kept_models
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
 from densepath.records.codec import to_json
@@ -58,6 +58,7 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
             f"{arguments.preference_dataset_name}: {found.preferences_set_aside} rows set aside: equal twins, or "
             "longer than the context",
         )
+    decision = decide(found)
     record = {
         "run_dir": arguments.run_dir,
         "dataset_name": evidence.source,
@@ -66,13 +67,14 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
         "num_generations": arguments.num_generations,
         "seed": arguments.seed,
         "paths": dict(models.references),
-        "decision": to_json(decide(found)),
+        "decision": to_json(decision),
         **to_json(found),
     }
-    print_parts(console, *diagnosis_parts(record))
+    print_parts(console, *diagnosis_parts(found, decision))
     write_json_atomic(Path(arguments.output_file), record)
     if arguments.html_file is not None:
-        write_text_atomic(Path(arguments.html_file), page_html(diagnosis_page(record)))
+        page = diagnosis_page(found, decision, arguments.run_dir, evidence.source)
+        write_text_atomic(Path(arguments.html_file), page_html(page))
         say(console, f"page: {Path(arguments.html_file).resolve()}")
     say(console, f"figures: {Path(arguments.output_file).resolve()}")
     return record

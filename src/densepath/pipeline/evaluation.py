@@ -22,7 +22,7 @@ from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer
-from densepath.models.references import reference_name
+from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
 from densepath.pipeline.selection import chosen
 from densepath.progress import StageProgress
@@ -70,8 +70,8 @@ class Evaluation:
             return found.reference
         if given != "auto":
             return given
-        kept = self.sft.arguments.reference_fractions or [0.0]
-        return reference_name(min(kept, key=lambda fraction: abs(fraction - 0.5)))
+        fractions = [float(name) for name in self.sft.references if name != EMA_NAME] or [0.0]
+        return reference_name(min(fractions, key=lambda fraction: abs(fraction - 0.5)))
 
     def decoding(self, split: str, temperature: float) -> Decoding:
         """How completions of a split are drawn."""

@@ -16,6 +16,7 @@ from densepath.data.formats import dataset_fingerprint
 from densepath.data.rows import canonical_json
 from densepath.errors import DensepathError, ResumeError
 from densepath.io import read_json
+from densepath.methods import SFTRun
 from densepath.models import locate, smollm2
 from densepath.models.identity import model_identity
 from densepath.models.load import load_tokenizer
@@ -64,13 +65,14 @@ def places(models: Mapping[str, str | None]) -> dict[str, str]:
     return {role: name if name == smollm2.NAME else locate.locate(name) for role, name in named.items()}
 
 
-def open_run_inputs(run: RunFolder, arguments: RunArguments, console: Console) -> None:
+def open_run_inputs(run: RunFolder, sft: SFTRun, console: Console) -> None:
     """Write or compare what decides a run's result beside its recipe; stored rows are compared with their source.
 
     Raises:
         ResumeError: another model, or other rows, than what was trained on; the message shows each difference.
     """
-    models: dict[str, str | None] = {"model": arguments.model_name_or_path}
+    arguments = sft.arguments
+    models: dict[str, str | None] = {"model": sft.base, "SFT model": sft.given.sft if sft.given else None}
     if not _is_kept(arguments.reference):
         models["reference"] = arguments.reference
     inputs = {**model_inputs(models), **_given_template(arguments), **_precision()}

@@ -63,7 +63,7 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
     folder = RunFolder(Path(arguments.output_dir))
     try:
         folder.open_config(resolved(arguments, others))
-        sft = SFTRun(folder.path, recipe, trained=arguments.model_name_or_path)
+        sft = SFTRun(folder.path, recipe)
         if folder.is_done("train"):
             say(console, f"{folder / 'purification.json'} is there already: nothing to do")
         else:

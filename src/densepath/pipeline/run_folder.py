@@ -17,13 +17,12 @@ from filelock import FileLock
 from densepath.config.coerce import expanded
 from densepath.errors import ResumeError, StorageError, UsageError
 from densepath.io import UNWRITABLE, hold_lock, read_json, without_secrets, write_json_atomic, write_text_atomic
+from densepath.models.kept import INPUTS
 from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
 MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
 """Keys that may change between two calls on the same folder: they do not change the result."""
-INPUTS = "inputs.json"
-"""What a training began with beside its configuration: digests of data and models, the number of processes."""
 STAGES = ("sft", "dpr", "continued_sft")
 HALF_WRITTEN = (
     *(f".{name}.*tmp" for name in ("config.yaml", "environment.json", "data.json", "selection.json", "report.html")),

@@ -24,7 +24,6 @@ from densepath.io import read_json, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.models.references import EMA_NAME, reference_name
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
 from densepath.records.choice import (
@@ -41,12 +40,9 @@ from densepath.records.codec import from_json, to_json
 from densepath.terminal import Console, warn
 
 
-def candidate_references(arguments: RunArguments) -> list[str]:
-    """The references to choose among: all that were kept, or the one that is fixed."""
-    if arguments.reference != "auto":
-        return [arguments.reference]
-    kept = [reference_name(fraction) for fraction in arguments.reference_fractions]
-    return kept if arguments.reference_ema_decay is None else [*kept, EMA_NAME]
+def candidate_references(sft: SFTRun) -> list[str]:
+    """The references to choose among: all that there are, or the one that is fixed."""
+    return sft.references if sft.arguments.reference == "auto" else [sft.arguments.reference]
 
 
 def candidate_betas(arguments: RunArguments) -> list[float]:
@@ -57,7 +53,7 @@ def candidate_betas(arguments: RunArguments) -> list[float]:
 def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     """Write `selection.json`: the candidates, what was found, and what was chosen and why."""
     started, arguments = time.time(), sft.arguments
-    references, betas = candidate_references(arguments), candidate_betas(arguments)
+    references, betas = candidate_references(sft), candidate_betas(arguments)
     warnings = tuple(
         f"reference {name} has the same weights as the SFT model: the reward is zero everywhere"
         for name in references
@@ -93,7 +89,7 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
     tokenizer = load_tokenizer(str(sft.model))
     models = SFTModels(
         sft.model,
-        {name: sft.reference(name) for name in candidate_references(arguments)},
+        {name: sft.reference(name) for name in candidate_references(sft)},
         tokenizer,
         dtype=arguments.dtype,
         device="auto",

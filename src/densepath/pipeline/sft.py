@@ -9,11 +9,12 @@ from typing import Any
 from densepath.methods import SFTRun
 from densepath.methods._stage import TRAIN_FLOPS, parameters_of, sft_config, tokens_trained, train_shown
 from densepath.methods.continued_sft import encoded_demonstrations
-from densepath.models.load import load_tokenizer, load_trainable
+from densepath.models.compat import check_same_tokenizer
+from densepath.models.load import load_frozen, load_tokenizer, load_trainable
 from densepath.pipeline.run_folder import RunFolder
 from densepath.records.arm import Budget
 from densepath.records.outcome import Outcome
-from densepath.terminal import Console
+from densepath.terminal import Console, say
 from densepath.trainers.sft import save_model_atomic, sft_trainer
 from densepath.trainers.trl_config import peft_config
 
@@ -41,3 +42,25 @@ def run_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Con
     seen = steps * config.train_batch_size * config.gradient_accumulation_steps
     budget = Budget(demonstrations=seen, tokens=tokens, flops=TRAIN_FLOPS * tokens * parameters_of(trainer))
     run.finish("sft", started, Outcome(budget, steps))
+
+
+def take_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
+    """Take the SFT model that was given, and find what a step of SFT on these demonstrations would cost.
+
+    Raises:
+        ModelError: it cannot be loaded, or the models do not share a tokenizer.
+    """
+    started = time.time()
+    arguments = sft.arguments
+    tokenizer = load_tokenizer(str(sft.model), **arguments.tokenizer_options())
+    check_same_tokenizer(tokenizer, load_tokenizer(sft.base), special_tokens=False)
+    lengths = [len(ids) for ids in encoded_demonstrations(sft, tokenizer)["input_ids"]]
+    batch = arguments.sft_per_device_train_batch_size
+    tokens = batch * sum(lengths) / len(lengths)
+    parameters = sum(p.numel() for p in load_frozen(arguments, sft.model).parameters())
+    say(console, f"{title}: {sft.model}, given; references: {', '.join(sft.references)}")
+    run.finish(
+        "sft",
+        started,
+        Outcome(Budget(demonstrations=batch, tokens=tokens, flops=TRAIN_FLOPS * tokens * parameters), 1),
+    )

@@ -83,7 +83,7 @@ def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) ->
         **to_json(found),
     }
     print_set_aside(found.set_aside, arguments.dataset_name, console)
-    print_parts(console, *reward_eval_parts(record))
+    print_parts(console, *reward_eval_parts(found))
     say(console, found.interval, style="dim")
     if arguments.output_file is not None:
         write_json_atomic(Path(arguments.output_file), record)

@@ -1,9 +1,11 @@
-"""Tables of records' fields for documents, made from the records' own docstrings.
+"""Tables for documents, made from records: of a record's fields by its docstring, or of several records' values.
 
-A document holds the table of a record between two marks; this module writes what stands there, and a test compares:
+A document holds a table between two marks; this module writes what stands there, and a test compares:
 
     <!-- fields of densepath.records.choice.Findings -->
     <!-- end of fields -->
+    <!-- rows of densepath.report.glossary.GLOSSARY -->
+    <!-- end of rows -->
 
 `python -m densepath.records.tables docs/metrics.md` writes the tables of a document anew.
 """
@@ -15,12 +17,14 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from densepath.errors import DataError
 from densepath.io import write_text_atomic
 
-_MARKED = re.compile(r"(<!-- fields of ([\w.]+) -->\n).*?(<!-- end of fields -->)", re.DOTALL)
+_MARKED = re.compile(r"(<!-- (fields|rows) of ([\w.]+) -->\n).*?(<!-- end of \2 -->)", re.DOTALL)
 
 
 def field_table(cls: type) -> str:
@@ -42,12 +46,24 @@ def field_table(cls: type) -> str:
     return "\n".join(lines) + "\n"
 
 
+def row_table(records: Sequence[Any]) -> str:
+    """A Markdown table with a line for each record, and a column for each field.
+
+    Args:
+        records: instances of one dataclass whose fields are text, one at least.
+    """
+    names = [field.name for field in dataclasses.fields(records[0])]
+    rows = [names, ["---"] * len(names), *([getattr(record, name) for name in names] for record in records)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
 def with_tables(document: str) -> str:
     """The document with every marked table as its record says now."""
 
     def table(match: re.Match[str]) -> str:
-        module, _, name = match[2].rpartition(".")
-        return f"{match[1]}{field_table(getattr(importlib.import_module(module), name))}{match[3]}"
+        module, _, name = match[3].rpartition(".")
+        make = field_table if match[2] == "fields" else row_table
+        return f"{match[1]}{make(getattr(importlib.import_module(module), name))}{match[4]}"
 
     return _MARKED.sub(table, document)
 

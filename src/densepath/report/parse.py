@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from densepath.io import is_secret
-from densepath.records.estimates import Interval
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -35,13 +34,3 @@ def number(value: Any) -> float | None:
     if isinstance(value, int):
         return value
     return value if isinstance(value, float) and math.isfinite(value) else None
-
-
-def estimate(value: Any) -> Interval | None:
-    """The `Interval` that a record holds as JSON; None where it is not there, or not finite."""
-    if not isinstance(value, Mapping):
-        return None
-    mean, low, high = (number(value.get(name)) for name in ("mean", "low", "high"))
-    if mean is None or low is None or high is None:
-        return None
-    return Interval(mean, low, high, int(value.get("n") or 0), str(value.get("unit") or "prompts"))

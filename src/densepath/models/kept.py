@@ -11,8 +11,9 @@ import yaml
 from densepath.errors import ConfigError, MissingFileError
 from densepath.io import read_json
 from densepath.models import locate
-from densepath.pipeline.run_folder import INPUTS
 
+INPUTS = "inputs.json"
+"""What a training began with beside its configuration: digests of data and models, the number of processes."""
 BASE = "0"
 """Name of the model before SFT, as in a run's `reference`."""
 
