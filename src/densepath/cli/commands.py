@@ -107,7 +107,7 @@ ROWS = {
     ),
     "reward-eval": Command(
         "reward:RewardEvalArguments",
-        "pipeline.uses:run_reward_eval_command",
+        "pipeline.reward_eval:run_reward_eval_command",
         "Is the reward any good? Preference pairs, first-error data or altered numbers: the dense reward beside "
         "guessing, length, log pi_SFT and log pi_base, with intervals and paired differences.",
     ),

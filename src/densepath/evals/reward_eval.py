@@ -108,7 +108,12 @@ def evaluate_reward(
     rows = plain_rows(read_rows(given))
     kind = _task(task, rows[0], source)
     check_rows(rows, kind, source)
-    examples, set_aside = _encode(rows, kind, reward, tokenizer, max_samples, step_separator, seed, source)
+
+    def encode(index: int) -> Example | str:
+        return _encode_row(rows[index], kind, tokenizer, step_separator, random.Random(f"{seed} {index}"))
+
+    most, context = min(max_samples or len(rows), len(rows)), context_length(reward.sft.model)
+    examples, set_aside = _encode(encode, _drawn(len(rows), most, seed), most, context, source)
     completions = [completion for example in examples for completion in example.completions]
     before = base if base is None or isinstance(base, FrozenPolicy) else FrozenPolicy(base)
     total = signal_passes(reward, before) * len(completions)
@@ -164,27 +169,27 @@ def check_rows(rows: Sequence[Row], kind: RewardTask, source: str) -> None:
             raise DataError(f"{source}, row {number}: {error}") from None
 
 
+def _drawn(rows: int, most: int, seed: int) -> list[int]:
+    """The order in which rows are tried: theirs, or shuffled where not all are wanted."""
+    order = list(range(rows))
+    if most < rows:
+        random.Random(seed).shuffle(order)
+    return order
+
+
 def _encode(
-    rows: Sequence[Row],
-    kind: RewardTask,
-    reward: DenseReward,
-    tokenizer: Any,
-    max_samples: int | None,
-    separator: str,
-    seed: int,
-    source: str,
+    encode: Callable[[int], Example | str], order: Sequence[int], most: int, context: int, source: str
 ) -> tuple[list[Example], list[SetAside]]:
     """Examples of as many rows as asked for, in their order, and the rows that say nothing, with the reason."""
-    context = context_length(reward.sft.model)
-    order = list(range(len(rows)))
-    if max_samples is not None and max_samples < len(rows):
-        random.Random(seed).shuffle(order)
     found: dict[int, Example] = {}
     set_aside = []
     for index in order:
-        if len(found) == (max_samples or len(rows)):
+        if len(found) == most:
             break
-        example = _encode_row(rows[index], index, kind, tokenizer, separator, seed, source)
+        try:
+            example = encode(index)
+        except (DataError, ModelError) as error:
+            raise type(error)(f"{source}, row {index + 1}: {error}") from error
         if not isinstance(example, str):
             longest = max(len(c.prompt_ids) + len(c.completion_ids) for c in example.completions)
             try:
@@ -199,17 +204,12 @@ def _encode(
     return [found[index] for index in sorted(found)], sorted(set_aside, key=lambda item: item.row)
 
 
-def _encode_row(
-    row: Row, index: int, kind: RewardTask, tokenizer: Any, separator: str, seed: int, source: str
-) -> Example | str:
-    try:
-        if kind is RewardTask.PREFERENCE:
-            return encode_preference(row, tokenizer)
-        if kind is RewardTask.FIRST_ERROR:
-            return encode_steps(row, tokenizer, separator)
-        return alter_answer(row, tokenizer, random.Random(f"{seed} {index}"))
-    except (DataError, ModelError) as error:
-        raise type(error)(f"{source}, row {index + 1}: {error}") from error
+def _encode_row(row: Row, kind: RewardTask, tokenizer: Any, separator: str, draw: random.Random) -> Example | str:
+    if kind is RewardTask.PREFERENCE:
+        return encode_preference(row, tokenizer)
+    if kind is RewardTask.FIRST_ERROR:
+        return encode_steps(row, tokenizer, separator)
+    return alter_answer(row, tokenizer, draw)
 
 
 def _figures(

@@ -9,7 +9,7 @@ from densepath.config.reward import AuditArguments
 from densepath.data.sources import load_rows
 from densepath.evals.audit import Flag, audit_demonstrations
 from densepath.io import write_jsonl_atomic
-from densepath.pipeline.uses import load_dense_reward
+from densepath.pipeline.reward_eval import load_dense_reward
 from densepath.progress import StageProgress
 from densepath.report.audit import audit_table, audit_view
 from densepath.report.console import print_parts

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from trl import SFTConfig
 
 from densepath.config.coerce import coerce
 from densepath.config.recipe_yaml import load_mapping, settled
@@ -92,14 +93,18 @@ def setup_of(
         raise ConfigError("load_in_4bit trains an adapter on a quantised base: set use_peft: true")
     weights = BYTES.get(arguments.dtype, 4)
 
-    def compute(prefix: str) -> int:
+    def training(prefix: str, config: SFTConfig | DPRConfig, **own: Any) -> Training:
         half = any(others.get(f"{prefix}_{name}", cuda and name == "bf16") for name in HALF)
-        return min(weights, 2) if half else weights
-
-    def checkpointing(prefix: str) -> bool:
         names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
         given = [others[name] for name in names if name in others]
-        return bool(given[0]) if given else cuda
+        return Training(
+            rows=config.per_device_train_batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            optimizer=str(getattr(config.optim, "value", config.optim)),
+            checkpointing=bool(given[0]) if given else cuda,
+            compute=min(weights, 2) if half else weights,
+            **own,
+        )
 
     adapter = None
     if arguments.use_peft:
@@ -113,25 +118,13 @@ def setup_of(
         weights=weights,
         adapter=adapter,
         four_bit=four_bit,
-        sft=Training(
-            rows=sft.per_device_train_batch_size,
-            prompt=1,
-            completion=length - 1,
-            group=1,
-            accumulation=sft.gradient_accumulation_steps,
-            optimizer=str(sft.optim.value if hasattr(sft.optim, "value") else sft.optim),
-            checkpointing=checkpointing("sft"),
-            compute=compute("sft"),
-        ),
-        dpr=Training(
-            rows=dpr.per_device_train_batch_size,
+        sft=training("sft", sft, prompt=1, completion=length - 1, group=1),
+        dpr=training(
+            "dpr",
+            dpr,
             prompt=prompt,
             completion=completion,
             group=dpr.num_generations if dpr.steps_per_generation == 1 else 1,
-            accumulation=dpr.gradient_accumulation_steps,
-            optimizer=str(dpr.optim.value if hasattr(dpr.optim, "value") else dpr.optim),
-            checkpointing=checkpointing("dpr"),
-            compute=compute("dpr"),
             rollouts=dpr.per_device_train_batch_size * (dpr.steps_per_generation or 1),
             all_action=EstimatorKind(dpr.estimator) is not EstimatorKind.SAMPLED
             and dpr.all_action_obstacle() is None

@@ -13,7 +13,7 @@ from densepath.errors import DataError
 from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_jsonl_atomic
-from densepath.pipeline.uses import load_dense_reward
+from densepath.pipeline.reward_eval import load_dense_reward
 from densepath.progress import StageProgress
 from densepath.records.estimates import Verdict
 from densepath.stats.comparisons import paired_difference
