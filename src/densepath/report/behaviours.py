@@ -54,10 +54,10 @@ def purification_parts(record: Purification) -> tuple[Part, ...]:
 
 def _answer(record: Purification) -> Notice:
     if not record.trained:
-        return Notice("The SFT model is kept.", (record.reason,), "tie", headline=True)
+        return Notice("The SFT model is kept.", (record.reason,), headline=True)
     every = record.kept + record.dropped
     title = f"The SFT model was trained again, on {record.kept:,} of {every:,} demonstrations."
-    return Notice(title, (record.reason,), "better", headline=True)
+    return Notice(title, (record.reason,), headline=True)  # whether it is better, the results say
 
 
 def _shown_mixture(record: Purification) -> Mixture | None:
