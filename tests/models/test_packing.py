@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from densepath.models.packing import IGNORED_LABEL, pack, packed_shapes
+from densepath.models.packing import IGNORED_LABEL, pack
 
 
 def context_of(batch, row: int, column: int) -> list[int]:
@@ -152,14 +152,3 @@ def test_refuses_empty_prompts_and_unequal_lists():
         list(pack([[]], [[1]]))
     with pytest.raises(ValueError, match="2 prompts but 1 completions"):
         list(pack([[1], [2]], [[1]]))
-
-
-@given(sequences, st.sampled_from([None, 8, 64]), st.sampled_from([4, 16, 256]), st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_shapes_are_those_of_the_batches(rows, budget, row_tokens, padded):
-    prompts, completions = [list(prompt) for prompt, _ in rows], [completion for _, completion in rows]
-    options = {"token_budget": budget, "row_tokens": row_tokens, "padded": padded}
-    built = [
-        (*batch.input_ids.shape, batch.attention_mask is not None) for batch in pack(prompts, completions, **options)
-    ]
-    assert packed_shapes(prompts, completions, **options) == built

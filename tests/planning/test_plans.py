@@ -11,9 +11,8 @@ import pytest
 from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError, MissingFileError
 from densepath.pipeline.environment import resident_bytes
-from densepath.pipeline.plan import launch_of, plan_recipe, require_fit
-from densepath.planning.memory import GIB, Sharding
-from densepath.planning.plan import TERMS, make_plan
+from densepath.pipeline.plan import machine_of, plan_recipe, require_fit
+from densepath.planning.plan import GIB, TERMS, peak
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 PARAMETERS = 8_030_261_248
@@ -26,9 +25,7 @@ def plan(model: str = LLAMA, others: dict | None = None, **arguments):
 
 
 def terms(found, stage: str, moment: str) -> dict[str, float]:
-    (stage,) = (each for each in found.stages if each.name == stage)
-    (moment,) = (each for each in stage.moments if each.name == moment)
-    return dict(moment.terms)
+    return found.stages[stage][moment]
 
 
 def test_full_fine_tuning_is_16_bytes_a_parameter_and_dpr_holds_two_frozen_models_more():
@@ -43,7 +40,7 @@ def test_with_lora_one_base_serves_policy_sft_model_and_reference():
     found = plan(use_peft=True, lora_r=16)
     # r (inputs + outputs) of 7 maps: q, o 4096+4096; k, v 4096+1024; gate, up, down 4096+14336
     adapter = 32 * 16 * (2 * 8192 + 2 * 5120 + 3 * 18432)
-    assert found.setup.trained == adapter
+    assert found.trained == adapter
     ends = terms(found, "DPR", "backward ends")
     assert ends["policy"] == 4 * (PARAMETERS + adapter)
     assert ends["optimizer"] == 8 * adapter
@@ -67,7 +64,7 @@ def test_each_way_of_splitting_divides_what_it_divides(file, split):
     four = terms(plan(accelerate_config=f"{ACCELERATE}/{file}.yaml", num_processes=4), "SFT", "backward ends")
     for term, factor in split.items():
         assert one[term] / four[term] == pytest.approx(factor), term
-    frozen = terms(plan(accelerate_config=f"{ACCELERATE}/{file}.yaml", num_processes=4), "DPR", "scoring")
+    frozen = terms(plan(accelerate_config=f"{ACCELERATE}/{file}.yaml", num_processes=4), "DPR", "sampling")
     # Spread where the policy is; ZeRO-3 in half precision.
     each = {"zero3": 2 * PARAMETERS / 4, "fsdp2": 4 * PARAMETERS / 4}.get(file, 4 * PARAMETERS)
     assert frozen["frozen models"] == 2 * each
@@ -77,12 +74,12 @@ def test_vllm_takes_its_share_and_gives_it_back_when_it_sleeps():
     colocated = {"dpr_use_vllm": True, "dpr_vllm_mode": "colocate", "dpr_vllm_gpu_memory_utilization": 0.3}
     found = plan(use_peft=True, others=colocated)
     assert terms(found, "DPR", "backward begins")["vLLM"] == pytest.approx(0.3 * 79 * GIB)
-    assert "sampling" not in [moment.name for stage in found.stages if stage.name == "DPR" for moment in stage.moments]
+    assert "KV cache" not in terms(found, "DPR", "sampling")
     asleep = plan(use_peft=True, others={**colocated, "dpr_vllm_enable_sleep_mode": True})
-    assert terms(asleep, "DPR", "backward begins")["vLLM"] == terms(asleep, "DPR", "scoring")["vLLM"] == 0
-    samples = terms(asleep, "DPR", "vLLM samples")  # awake beside what training keeps
+    assert terms(asleep, "DPR", "backward begins")["vLLM"] == 0
+    samples = terms(asleep, "DPR", "sampling")  # awake beside what training keeps
     assert samples["vLLM"] == pytest.approx(0.3 * 79 * GIB)
-    assert samples["optimizer"] == 8 * asleep.setup.trained
+    assert samples["optimizer"] == 8 * asleep.trained
     server = plan(use_peft=True, others={**colocated, "dpr_vllm_mode": "server"})
     assert terms(server, "DPR", "backward begins")["vLLM"] == 0
 
@@ -100,7 +97,7 @@ def test_a_share_that_does_not_hold_vllms_own_weights_is_refused():
 def test_zero3_puts_the_policy_together_to_sample_and_pads_its_rows():
     spread = {"accelerate_config": f"{ACCELERATE}/zero3.yaml", "num_processes": 4}
     found = plan(use_peft=True, **spread)
-    held, sampling = (terms(found, "DPR", moment)["policy"] for moment in ("scoring", "sampling"))
+    held, sampling = (terms(found, "DPR", moment)["policy"] for moment in ("backward ends", "sampling"))
     assert sampling == 4 * held
     piecewise = plan(others={"dpr_ds3_gather_for_generation": False}, use_peft=True, **spread)
     assert terms(piecewise, "DPR", "sampling")["policy"] == held
@@ -116,11 +113,11 @@ def test_a_kl_of_its_own_takes_chunks_of_whole_distributions_more():
     def logits(**others):
         found = plan(use_peft=True, others={f"dpr_{name}": value for name, value in others.items()})
         assert terms(found, "DPR", "backward begins")["hidden states"] > 0  # kept where distributions are compared
-        return terms(found, "DPR", "backward begins")["logits"], terms(found, "DPR", "scoring")["logits"]
+        return terms(found, "DPR", "backward begins")["logits"]
 
     chunk = 66 * 128_256 * 4  # just above 32 MiB
     for losses in ({"estimator": "all_action"}, {"kl_in_return": False, "estimator": "sampled"}):
-        assert logits(**losses) == (11.25 * chunk, 7 * chunk)
+        assert logits(**losses) == 11.25 * chunk
 
 
 def test_gradients_of_earlier_micro_batches_stand_beside_those_of_this_one():
@@ -142,8 +139,7 @@ def test_gradients_of_earlier_micro_batches_stand_beside_those_of_this_one():
 )
 def test_more_work_takes_more_memory_in_the_term_that_it_belongs_to(changes, others, term):
     def of(found):
-        trained = [stage for stage in found.stages if stage.name in ("SFT", "DPR")]
-        return max(moment.terms.get(term, 0.0) for stage in trained for moment in stage.moments)
+        return max(moment.get(term, 0.0) for stage in ("SFT", "DPR") for moment in found.stages[stage].values())
 
     small = {"sft_per_device_train_batch_size": 8, "dpr_per_device_train_batch_size": 8}
     kept = {name: value for name, value in {**small, **changes}.items() if name not in others}
@@ -164,28 +160,32 @@ def test_qlora_holds_the_base_in_4_bits_while_training_and_evaluates_it_whole():
     found = plan(use_peft=True, load_in_4bit=True, dtype="bfloat16")
     linears = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     whole = 2 * PARAMETERS
-    policy = terms(found, "SFT", "backward ends")["policy"] - 4 * found.setup.trained
+    policy = terms(found, "SFT", "backward ends")["policy"] - 4 * found.trained
     assert policy == pytest.approx(linears * 4.127 / 8 + 2 * (PARAMETERS - linears))
     assert terms(found, "evaluation", "sampling")["frozen models"] == pytest.approx(whole, rel=0.1)
 
 
 def test_a_prompt_of_unknown_length_is_counted_with_1024_tokens():
-    assert plan(max_prompt_length=None).setup.dpr.prompt == 1024
-    short = plan("smollm2-135m-instruct", max_prompt_length=None, max_completion_length=8000)
-    assert short.setup.dpr.prompt == 192  # of a context of 8,192
+    def cache(**lengths):
+        return terms(plan("smollm2-135m-instruct", **lengths), "DPR", "sampling")["KV cache"]
+
+    assert cache(max_prompt_length=None) == cache(max_prompt_length=1024) > cache(max_prompt_length=512)
+    long = {"max_completion_length": 8000}  # of a context of 8,192
+    assert cache(max_prompt_length=None, **long) == cache(max_prompt_length=192, **long)
 
 
 def test_a_recipe_that_fixes_reference_and_beta_holds_no_models_to_choose_with():
-    assert "selection" not in [stage.name for stage in plan().stages]
-    assert "selection" in [stage.name for stage in plan(reference="auto").stages]
+    assert "selection" not in plan().stages
+    assert "selection" in plan(reference="auto").stages
 
 
 def test_every_term_is_explained_and_none_is_negative():
-    for stage in plan(reference="auto", use_peft=True, accelerate_config=f"{ACCELERATE}/fsdp2.yaml").stages:
-        for moment in stage.moments:
-            assert set(moment.terms) <= set(TERMS)
-            assert all(value >= 0 for value in moment.terms.values())
-            assert moment.total == sum(moment.terms.values()) <= stage.peak.total
+    found = plan(reference="auto", use_peft=True, accelerate_config=f"{ACCELERATE}/fsdp2.yaml")
+    for stage, moments in found.stages.items():
+        for moment in moments.values():
+            assert set(moment) <= set(TERMS)
+            assert all(value >= 0 for value in moment.values())
+            assert sum(moment.values()) <= sum(peak(moments)[1].values()) == found.need(stage)
 
 
 @pytest.mark.parametrize(
@@ -212,10 +212,11 @@ def test_a_plan_that_cannot_fit_is_refused_with_the_term_that_is_too_large(chang
 def test_a_plan_that_fits_is_not_refused_and_one_byte_less_is():
     found = plan(use_peft=True, sft_per_device_train_batch_size=4)
     require_fit(found)
-    exact = dataclasses.replace(found.machine, memory=found.peak.peak.total)
-    require_fit(make_plan(found.setup, exact))
+    exact = dataclasses.replace(found.machine, memory=found.need(found.largest))
+    require_fit(dataclasses.replace(found, machine=exact))
+    less = dataclasses.replace(found, machine=dataclasses.replace(exact, memory=exact.memory - 1))
     with pytest.raises(ConfigError):
-        require_fit(make_plan(found.setup, dataclasses.replace(exact, memory=exact.memory - 1)))
+        require_fit(less)
 
 
 def test_on_a_cpu_the_process_counts_and_nothing_is_halved(monkeypatch):
@@ -226,7 +227,7 @@ def test_on_a_cpu_the_process_counts_and_nothing_is_halved(monkeypatch):
     assert ends["process"] == 123.0
     assert ends["policy"] == 4 * 134_515_008
     assert not found.machine.cuda
-    assert found.setup.sft.checkpointing is False
+    assert "set sft_gradient_checkpointing: true" not in found.done
     measured = plan_recipe(arguments, {}).machine.process
     assert 0.1 * GIB < measured < 20 * GIB
 
@@ -244,9 +245,13 @@ def test_what_the_parent_holds_is_not_counted():
 
 def test_an_accelerate_file_is_read():
     arguments = RunArguments(accelerate_config=f"{ACCELERATE}/zero3.yaml")
-    assert launch_of(arguments) == (Sharding.ZERO3, 8)
-    assert launch_of(RunArguments(num_processes=2)) == (Sharding.DDP, 2)
-    assert launch_of(RunArguments()) == (Sharding.NONE, 1)
+    for given, launch in (
+        (arguments, ("zero3", 8)),
+        (RunArguments(num_processes=2), ("ddp", 2)),
+        (RunArguments(), ("none", 1)),
+    ):
+        found = machine_of(given)
+        assert (found.sharding, found.processes) == launch
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from tests.live_memory import LiveBytes
@@ -11,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.planning.architecture import read_architecture
-from densepath.planning.plan import Machine, Setup, Training, make_plan
+from densepath.planning.plan import Machine, Training, peak, training_moments
 
 CASES = [
     (True, "backward begins", {"rows": 8, "vocabulary": 2000, "hidden": 32, "inner": 64, "layers": 4}),
@@ -40,39 +38,31 @@ def test_the_largest_moment_is_what_is_alive(checkpointing, moment, sizes):
     ).train()
     if checkpointing:
         model.gradient_checkpointing_enable()
-    stage = planned(model, rows=sizes["rows"], checkpointing=checkpointing)
+    name, terms = peak(planned(model, rows=sizes["rows"], checkpointing=checkpointing))
     ids = torch.randint(sizes["vocabulary"], (sizes["rows"], WIDTH))
     mask = torch.ones(WIDTH, WIDTH).tril().bool().expand(sizes["rows"], 1, WIDTH, WIDTH).clone()
     with LiveBytes() as live:
         hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         scores = chunked_token_logprobs(hidden[:, :-1].flatten(0, 1), Head(model.lm_head.weight), ids[:, 1:].flatten())
         scores.logprobs.sum().backward()
-    assert stage.peak.name == moment
-    held = stage.peak.terms["policy"] + stage.peak.terms["optimizer"]
-    assert stage.peak.total - held == pytest.approx(live.peak, rel=0.08)
+    assert name == moment
+    held = terms["policy"] + terms["optimizer"]
+    assert sum(terms.values()) - held == pytest.approx(live.peak, rel=0.08)
 
 
 def planned(model, *, rows: int, checkpointing: bool):
-    training = Training(
-        rows=rows,
-        prompt=1,
-        completion=WIDTH - 1,
-        group=1,
-        accumulation=1,
-        optimizer="adamw_torch",
-        checkpointing=checkpointing,
-        compute=4,
+    return training_moments(
+        Training(
+            model=read_architecture(model, "llama"),
+            machine=Machine(cuda=False, memory=None, process=0.0),
+            weights=4,
+            compute=4,
+            adapter=0,
+            four_bit=False,
+            rows=rows,
+            accumulation=1,
+            optimizer="adamw_torch",
+            checkpointing=checkpointing,
+            completion=WIDTH - 1,
+        )
     )
-    setup = Setup(
-        architecture=read_architecture(model, "llama"),
-        weights=4,
-        adapter=None,
-        four_bit=False,
-        sft=training,
-        dpr=dataclasses.replace(training, rollouts=rows),
-        references=1,
-        shared_reference=False,
-        validation_rows=0,
-        evaluation_rows=1,
-    )
-    return make_plan(setup, Machine(cuda=False, memory=None, process=0.0)).stages[0]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -79,14 +78,6 @@ class PackedBatch:
             [torch.arange(column, column + length) for column, length in zip(self.columns, self.lengths, strict=True)]
         )
         return rows, columns
-
-
-class PackedShape(NamedTuple):
-    """Rows and width of a batch, and whether its rows need a mask: not where each is one sequence."""
-
-    rows: int
-    width: int
-    masked: bool
 
 
 @dataclass(frozen=True)
@@ -254,21 +245,6 @@ def pack(
     """
     for rows in _row_batches(prompts, completions, token_budget, row_tokens, padded):
         yield _build(rows, prompts, completions, pad_token_id, padded)
-
-
-def packed_shapes(
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    *,
-    token_budget: int | None = None,
-    row_tokens: int = ROW_TOKENS,
-    padded: bool = False,
-) -> list[PackedShape]:
-    """Shape of each batch that `pack` would yield, without building it. Arguments as there."""
-    return [
-        PackedShape(len(rows), max(map(_width, rows)), padded or not _alone(rows))
-        for rows in _row_batches(prompts, completions, token_budget, row_tokens, padded)
-    ]
 
 
 def _alone(rows: list[list[_Group]]) -> bool:

@@ -152,7 +152,8 @@ def _memory(setting: Setting) -> float:
     """Bytes that one process needs."""
     if regime_of(setting.arguments.dataset_name) is not None:
         return REGIME_MEMORY
-    return plan_recipe(setting.arguments, setting.others).peak.peak.total
+    plan = plan_recipe(setting.arguments, setting.others)
+    return plan.need(plan.largest)
 
 
 def _check(setting: Setting) -> None:

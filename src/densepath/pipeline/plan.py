@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,20 @@ from densepath.errors import ConfigError
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.pipeline.environment import resident_bytes
 from densepath.planning.architecture import Architecture, architecture_of
-from densepath.planning.memory import GIB, Adapter, Sharding
-from densepath.planning.plan import Machine, Plan, Setup, Training, make_plan
+from densepath.planning.plan import (
+    DIVIDED,
+    FLOAT32,
+    GIB,
+    Machine,
+    Moments,
+    Plan,
+    Training,
+    cache_bytes,
+    held_terms,
+    sampling_terms,
+    training_moments,
+    weight_bytes,
+)
 from densepath.planning.table import check_fits
 from densepath.trainers.dpr_config import DPRConfig, EstimatorKind
 
@@ -32,6 +44,8 @@ UNKNOWN_PROMPT = 1024
 """Tokens of a prompt that are counted with where the recipe gives no `max_prompt_length`: ours."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 HALF = ("bf16", "fp16")
+LAUNCHES = {"NO": "none", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp2", "DEEPSPEED": "ddp"}
+"""`distributed_type` of an accelerate file -> sharding; DeepSpeed by its stage."""
 
 
 def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: float | None = None) -> Plan:
@@ -44,19 +58,45 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
             imported what a run imports, and `CPU_RESERVE`.
 
     Raises:
-        ConfigError: keys that contradict each other.
+        ConfigError: keys that contradict each other, that TRL's configs do not take, or lengths beyond the context.
         ModelError: a model whose configuration cannot be had, or that there are no formulas for.
         MissingFileError: an accelerate file that is not there.
     """
-    sharding, processes = launch_of(arguments)
-    cuda = arguments.gpu_memory is not None or processes > 1 or torch.cuda.is_available()
-    if cuda:
-        machine = Machine(True, _gpu_memory(arguments), CUDA_RESERVE, processes, sharding)
-    else:
-        before = resident_bytes() + CPU_RESERVE if process is None else process
-        machine = Machine(False, machine_memory(), before)
-    architecture = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
-    return make_plan(setup_of(arguments, others, architecture, sharding, cuda=cuda), machine)
+    machine = machine_of(arguments, process)
+    model = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    safe = {key: value for key, value in others.items() if key.partition("_")[2] not in HALF}
+    folder = Path(arguments.output_dir)
+    config = dpr_config(arguments, {**safe, "dpr_bf16": False}, folder / "dpr", beta=1.0)
+    prompt, completion, length = _lengths(arguments, config, model)
+    spread = DIVIDED[machine.sharding] == 3
+    all_action = EstimatorKind(config.estimator) is not EstimatorKind.SAMPLED and config.all_action_obstacle() is None
+    sft_keys = sft_config(arguments, safe, folder / "sft", bf16=False)
+    sft = replace(_training(arguments, others, sft_keys, model, machine), completion=length - 1)
+    dpr = replace(
+        _training(arguments, others, config, model, machine),
+        prompt=prompt,
+        completion=completion,
+        group=config.num_generations if config.steps_per_generation == 1 else 1,
+        whole_vocabulary=not config.kl_in_return or (all_action and not spread),
+    )
+    share = float(config.vllm_gpu_memory_utilization) if config.use_vllm and config.vllm_mode == "colocate" else 0.0
+    sequence = cache_bytes(model, 2, 1, config.vllm_max_model_length or prompt + completion)
+    done = {
+        "set use_peft: true": arguments.use_peft,
+        "set dtype: bfloat16": sft.weights == 2 or sft.four_bit,
+        "set sft_gradient_checkpointing: true": sft.checkpointing,
+        "set dpr_gradient_checkpointing: true": dpr.checkpointing,
+        "set dpr_vllm_enable_sleep_mode: true": config.vllm_enable_sleep_mode,
+    }
+    return Plan(
+        model,
+        sft.trained,
+        machine,
+        _stages(arguments, config, sft, dpr, share * (machine.memory or 0.0)),
+        done=frozenset(remedy for remedy, taken in done.items() if taken),
+        vllm=share,
+        vllm_needs=bool(share) * (weight_bytes(model, 2) + sequence) / config.vllm_tensor_parallel_size,
+    )
 
 
 def require_fit(plan: Plan) -> None:
@@ -70,140 +110,124 @@ def require_fit(plan: Plan) -> None:
         raise ConfigError(reason)
 
 
-def setup_of(
-    arguments: RunArguments, others: Mapping[str, Any], architecture: Architecture, sharding: Sharding, *, cuda: bool
-) -> Setup:
-    """What the recipe asks of memory.
-
-    Raises:
-        ConfigError: a key or value that TRL's configs do not take, or lengths that exceed the context.
-    """
-    folder = Path(arguments.output_dir)
-    safe = {key: value for key, value in others.items() if key.partition("_")[2] not in HALF}
-    sft = sft_config(arguments, safe, folder / "sft", bf16=False)
-    dpr = dpr_config(arguments, {**safe, "dpr_bf16": False}, folder / "dpr", beta=1.0)
+def _lengths(arguments: RunArguments, dpr: DPRConfig, model: Architecture) -> tuple[int, int, int]:
+    """Tokens of a prompt, of a completion and of a demonstration."""
     completion = dpr.max_completion_length or 0
-    prompt = arguments.max_prompt_length or max(1, min(UNKNOWN_PROMPT, architecture.context - completion))
+    prompt = arguments.max_prompt_length or max(1, min(UNKNOWN_PROMPT, model.context - completion))
     length = arguments.max_length or prompt + completion
     for name, value in (("max_length", length), ("max_prompt_length + max_completion_length", prompt + completion)):
-        if value > architecture.context:
-            raise ConfigError(f"{name} is {value}, and {architecture.name} has a context of {architecture.context}")
+        if value > model.context:
+            raise ConfigError(f"{name} is {value}, and {model.name} has a context of {model.context}")
+    return prompt, completion, length
+
+
+def _training(
+    arguments: RunArguments,
+    others: Mapping[str, Any],
+    config: SFTConfig | DPRConfig,
+    model: Architecture,
+    machine: Machine,
+) -> Training:
+    """A training stage of the recipe; its lengths are still to come."""
+    prefix = "dpr" if isinstance(config, DPRConfig) else "sft"
+    weights = BYTES.get(arguments.dtype, 4)
+    half = any(others.get(f"{prefix}_{name}", machine.cuda and name == "bf16") for name in HALF)
+    names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
+    given = [others[name] for name in names if name in others]
     four_bit = isinstance(arguments, PlanArguments) and arguments.load_in_4bit
     if four_bit and not arguments.use_peft:
         raise ConfigError("load_in_4bit trains an adapter on a quantised base: set use_peft: true")
-    weights = BYTES.get(arguments.dtype, 4)
-
-    def training(prefix: str, config: SFTConfig | DPRConfig, **own: Any) -> Training:
-        half = any(others.get(f"{prefix}_{name}", cuda and name == "bf16") for name in HALF)
-        names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
-        given = [others[name] for name in names if name in others]
-        return Training(
-            rows=config.per_device_train_batch_size,
-            accumulation=config.gradient_accumulation_steps,
-            optimizer=str(getattr(config.optim, "value", config.optim)),
-            checkpointing=bool(given[0]) if given else cuda,
-            compute=min(weights, 2) if half else weights,
-            **own,
-        )
-
-    adapter = None
-    if arguments.use_peft:
-        targets = arguments.lora_target_modules
-        names = None if targets == "all-linear" else tuple(targets.replace(",", " ").split())
-        adapter = Adapter(arguments.lora_r, names)
-    reads_reference = arguments.dense_reward == "baseline_relative"
-    chooses = reads_reference and (arguments.reference == "auto" or arguments.beta == "auto")
-    return Setup(
-        architecture=architecture,
+    targets = arguments.lora_target_modules
+    chosen = None if targets == "all-linear" else targets.replace(",", " ").split()
+    return Training(
+        model=model,
+        machine=machine,
         weights=weights,
-        adapter=adapter,
+        compute=min(weights, 2) if half else weights,
+        adapter=model.adapter(arguments.lora_r, chosen) if arguments.use_peft else 0,
         four_bit=four_bit,
-        sft=training("sft", sft, prompt=1, completion=length - 1, group=1),
-        dpr=training(
-            "dpr",
-            dpr,
-            prompt=prompt,
-            completion=completion,
-            group=dpr.num_generations if dpr.steps_per_generation == 1 else 1,
-            rollouts=dpr.per_device_train_batch_size * (dpr.steps_per_generation or 1),
-            all_action=EstimatorKind(dpr.estimator) is not EstimatorKind.SAMPLED
-            and dpr.all_action_obstacle() is None
-            and "policy" not in sharding.divides,
-            state_kl=not dpr.kl_in_return,
-            token_budget=dpr.score_token_budget,
-        ),
-        references=int(reads_reference),
-        shared_reference=arguments.use_peft and (_is_fraction(arguments.reference) or arguments.reference == "auto"),
-        validation_rows=arguments.num_validation_samples if chooses else 0,
-        evaluation_rows=arguments.num_test_samples,
-        vllm=_vllm_share(dpr),
-        vllm_length=dpr.vllm_max_model_length or prompt + completion,
-        vllm_parallel=dpr.vllm_tensor_parallel_size,
-        vllm_sleeps=bool(dpr.vllm_enable_sleep_mode),
-        samples=not dpr.use_vllm,
-        gathers=dpr.ds3_gather_for_generation,
+        rows=config.per_device_train_batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        optimizer=str(getattr(config.optim, "value", config.optim)),
+        checkpointing=bool(given[0]) if given else machine.cuda,
     )
 
 
-def _is_fraction(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-def _vllm_share(dpr: DPRConfig) -> float:
-    return float(dpr.vllm_gpu_memory_utilization) if dpr.use_vllm and dpr.vllm_mode == "colocate" else 0.0
+def _stages(
+    arguments: RunArguments, config: DPRConfig, sft: Training, dpr: Training, vllm: float
+) -> dict[str, Moments]:
+    """What is alive at each moment of each stage; `vllm` is the share of a colocated one, bytes."""
+    machine, whole = dpr.machine, weight_bytes(dpr.model, dpr.weights)
+    references = int(arguments.dense_reward == "baseline_relative")
+    # Under LoRA the SFT model and the reference are adapters on the policy's base, a reference of its own excepted.
+    shared = arguments.reference == "auto" or arguments.reference.replace(".", "", 1).isdigit()
+    apart = 1 + references if not dpr.adapter else 0 if shared else references
+    adapters = (1 + references - apart) * dpr.adapter * FLOAT32
+    # They are spread where the policy is; ZeRO-3 keeps them as it keeps the policy.
+    width = dpr.stored if machine.sharding == "zero3" else dpr.weights
+    beside = (apart * weight_bytes(dpr.model, width) + adapters) * machine.part("policy")
+    rollouts = config.per_device_train_batch_size * (config.steps_per_generation or 1)
+    # Last hidden states of the SFT model and the reference at each token of the completions.
+    hidden = float((rollouts + dpr.rows) * dpr.completion * dpr.model.hidden * dpr.weights)
+    kept = {
+        "frozen models": beside,
+        "hidden states": dpr.whole_vocabulary * (1 + references) * hidden,
+        "vLLM": 0.0 if config.vllm_enable_sleep_mode else vllm,
+    }
+    moments = {name: {**terms, **kept} for name, terms in training_moments(dpr).items()}
+    sampling = {**held_terms(dpr), "frozen models": beside, "vLLM": vllm}
+    if not config.use_vllm:
+        sampling |= sampling_terms(dpr, rollouts, own=DIVIDED[machine.sharding] < 3)
+        if machine.sharding == "zero3" and config.ds3_gather_for_generation:
+            sampling["policy"] *= machine.processes
+    stages, alone = {"SFT": training_moments(sft)}, replace(dpr, compute=dpr.weights)
+    if references and "auto" in (arguments.reference, arguments.beta):
+        held = {"process": machine.process, "frozen models": 2 * whole}
+        sampled = sampling_terms(alone, arguments.num_validation_samples, models=2)
+        stages["selection"] = {"sampling": {**held, **sampled}}
+    stages["DPR"] = {**moments, "sampling": sampling}
+    # The policy and SFT continued come after it; all weights of one arm at a time.
+    held = {"process": machine.process, "frozen models": (1 + apart) * whole + adapters + 2 * dpr.adapter * FLOAT32}
+    stages["evaluation"] = {"sampling": {**held, **sampling_terms(alone, arguments.num_test_samples)}}
+    return stages
 
 
 # -- the machine -------------------------------------------------------------------------------------------------
 
 
-def launch_of(arguments: RunArguments) -> tuple[Sharding, int]:
-    """How the accelerate file splits the model, and over how many processes.
+def machine_of(arguments: RunArguments, process: float | None = None) -> Machine:
+    """The device of one process, how many the accelerate file starts, and how it splits the model.
+
+    Args:
+        arguments: the recipe.
+        process: as for `plan_recipe`.
 
     Raises:
-        MissingFileError: it is not there.
+        MissingFileError: the accelerate file is not there.
         ConfigError: it is no accelerate file, or contradicts `num_processes`.
     """
-    path = arguments.accelerate_config
-    if path is None:
-        processes = arguments.num_processes or 1
-        return (Sharding.DDP if processes > 1 else Sharding.NONE), processes
-    values = settled(load_mapping(path, f"accelerate_config={path}"))
-    kind = str(values.get("distributed_type", "")).upper()
-    if kind not in _KINDS:
-        raise ConfigError(f"{path}: no accelerate configuration: distributed_type is none of {', '.join(_KINDS)}")
+    path, values, kind = arguments.accelerate_config, {}, "MULTI_GPU"
+    if path is not None:
+        values = settled(load_mapping(path, f"accelerate_config={path}"))
+        kind = str(values.get("distributed_type", "")).upper()
+    if kind not in LAUNCHES:
+        raise ConfigError(f"{path}: no accelerate configuration: distributed_type is none of {', '.join(LAUNCHES)}")
     processes = arguments.num_processes or coerce(values.get("num_processes", 1), int, f"{path}: num_processes")
-    if processes == 1 and kind in ("NO", "MULTI_GPU"):
-        return Sharding.NONE, 1
-    if kind == "NO":
+    if kind == "NO" and processes > 1:
         raise ConfigError(
             f"num_processes={processes}, and {path} is for one process: name recipes/accelerate/multi_gpu.yaml"
         )
-    return _KINDS[kind](values), processes
-
-
-def _deepspeed(values: Mapping[str, Any]) -> Sharding:
-    stage = (values.get("deepspeed_config") or {}).get("zero_stage", 0)
-    return {1: Sharding.ZERO1, 2: Sharding.ZERO2, 3: Sharding.ZERO3}.get(int(stage), Sharding.DDP)
-
-
-_KINDS = {
-    "NO": lambda values: Sharding.NONE,
-    "MULTI_GPU": lambda values: Sharding.DDP,
-    "MULTI_CPU": lambda values: Sharding.DDP,
-    "FSDP": lambda values: Sharding.FSDP2,
-    "DEEPSPEED": _deepspeed,
-}
-
-
-def _gpu_memory(arguments: RunArguments) -> float | None:
-    if arguments.gpu_memory is not None:
-        return arguments.gpu_memory * GIB
-    if torch.cuda.is_available():
-        return float(torch.cuda.get_device_properties(0).total_memory)
-    return None
+    zero = f"zero{(values.get('deepspeed_config') or {}).get('zero_stage', 0)}"
+    sharding = zero if kind == "DEEPSPEED" and zero in DIVIDED else LAUNCHES[kind]
+    if kind == "MULTI_GPU" and processes == 1:
+        sharding = "none"
+    if arguments.gpu_memory is None and processes == 1 and not torch.cuda.is_available():
+        before = resident_bytes() + CPU_RESERVE if process is None else process
+        return Machine(False, machine_memory(), before)
+    memory = arguments.gpu_memory * GIB if arguments.gpu_memory is not None else None
+    if memory is None and torch.cuda.is_available():
+        memory = float(torch.cuda.get_device_properties(0).total_memory)
+    return Machine(True, memory, CUDA_RESERVE, processes, sharding)
 
 
 def machine_memory() -> float:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import yaml
@@ -19,63 +19,60 @@ from densepath.models import locate, smollm2
 from densepath.models.compat import context_length
 
 
-class Linear(NamedTuple):
-    """One linear map of a decoder layer: the last part of its module's name, and the widths it reads and writes."""
-
-    name: str
-    inputs: int
-    outputs: int
-
-
 @dataclass(frozen=True)
 class Architecture:
     """Sizes of a dense decoder; parameters and widths are numbers of elements, not bytes.
 
     Attributes:
         name: as it was asked for.
-        family: transformers' `model_type`.
         parameters: all of them, tied ones once.
-        embedding: of the token embedding, which is the head too where `tied`.
-        tied: the head is the embedding.
-        layers: decoder layers.
-        windows: tokens that each layer's cache keeps at most; None: all.
+        tied: the head is the token embedding.
+        windows: for each decoder layer, tokens that its cache keeps at most; None: all.
         hidden: width of the residual stream.
         intermediate: width of the gated MLP.
         query: heads x width of a head.
         key: key-value heads x width of a head.
-        norms: normalisations of a layer over the residual stream (2; 4 in Gemma 3).
-        query_norm: queries and keys are normalised.
+        normed: numbers that one layer normalises for a token.
         vocabulary: rows of the embedding.
         context: positions.
-        linears: linear maps of one layer; all layers have the same.
+        linears: linear maps of one layer, by the last part of a name: the widths they read and write.
     """
 
     name: str
-    family: str
     parameters: int
-    embedding: int
     tied: bool
-    layers: int
     windows: tuple[int | None, ...]
     hidden: int
     intermediate: int
     query: int
     key: int
-    norms: int
-    query_norm: bool
+    normed: int
     vocabulary: int
     context: int
-    linears: tuple[Linear, ...]
+    linears: Mapping[str, tuple[int, int]]
 
     @property
-    def packs(self) -> bool:
-        """Full attention in every layer, so that rows can be packed; padded otherwise."""
-        return all(window is None for window in self.windows)
+    def layers(self) -> int:
+        """Decoder layers."""
+        return len(self.windows)
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the token embedding."""
+        return self.vocabulary * self.hidden
 
     @property
     def layer_linears(self) -> int:
         """Parameters of one layer's linear maps."""
-        return sum(linear.inputs * linear.outputs for linear in self.linears)
+        return sum(inputs * outputs for inputs, outputs in self.linears.values())
+
+    def adapter(self, rank: int, targets: Collection[str] | None = None) -> int:
+        """Parameters of a LoRA adapter on all linear maps of the layers, or those named: `L sum_m r (in_m + out_m)`.
+
+        Source: Hu et al. 2021, LoRA, section 4.1; `all-linear` of PEFT leaves the head out.
+        """
+        chosen = [sum(widths) for name, widths in self.linears.items() if targets is None or name in targets]
+        return self.layers * rank * sum(chosen)
 
 
 @lru_cache(maxsize=1)
@@ -110,13 +107,6 @@ def configuration_of(name_or_path: str, *, trust_remote_code: bool = False) -> A
     return config.get_text_config(decoder=True)
 
 
-def meta_model(config: Any, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A model of this configuration on the meta device: shapes without storage."""
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    return model
-
-
 def architecture_of(name_or_path: str, *, trust_remote_code: bool = False) -> Architecture:
     """The sizes of a model, by its configuration alone.
 
@@ -130,8 +120,8 @@ def architecture_of(name_or_path: str, *, trust_remote_code: bool = False) -> Ar
             there are formulas.
     """
     config = configuration_of(name_or_path, trust_remote_code=trust_remote_code)
-    with locate.explained(name_or_path, "configuration"):
-        model = meta_model(config, trust_remote_code=trust_remote_code)
+    with locate.explained(name_or_path, "configuration"), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     return read_architecture(model, name_or_path)
 
 
@@ -142,65 +132,49 @@ def read_architecture(model: PreTrainedModel, name: str) -> Architecture:
         ModelError: it is no dense decoder with gated MLPs.
     """
     config = model.config.get_text_config(decoder=True)
-    layers = _decoder_layers(model, config, name)
-    shapes = [_linears(layer) for layer in layers]
-    first = {linear.name: linear for linear in shapes[0]}
+    count = config.num_hidden_layers
+    lists = (each for each in model.modules() if isinstance(each, nn.ModuleList) and len(each) == count)
+    layers = next(lists, nn.ModuleList())
+    maps = [_linears(layer) for layer in layers] or [{}]
+    first = maps[0]
     gated = "down_proj" in first and ("gate_proj" in first or "gate_up_proj" in first)
-    if not gated or any(shape != shapes[0] for shape in shapes) or _is_sparse(layers[0]):
+    # Experts and convolutions are matrices outside of the linear maps, or maps of the same name.
+    matrices = sum(each.numel() for layer in layers[:1] for each in layer.parameters() if each.dim() > 1)
+    if not gated or any(each != first for each in maps) or matrices != sum(a * b for a, b in first.values()):
         raise ModelError(
             f"{name}: densepath plan has formulas for dense decoders with gated MLPs (Llama, Qwen, Mistral, Gemma and "
             f"their relatives), and {config.model_type} is none"
         )
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    query = config.num_attention_heads * width
+    key = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width
+    norms = [each.rpartition(".")[2] for each, _ in layers[0].named_modules() if each.endswith("norm")]
     return Architecture(
         name=name,
-        family=config.model_type,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        embedding=embedding.numel(),
         tied=head is not None and head.weight is embedding,
-        layers=len(layers),
-        windows=_windows(config, len(layers)),
+        windows=_windows(config),
         hidden=config.hidden_size,
-        intermediate=first["down_proj"].inputs,
-        query=config.num_attention_heads * width,
-        key=key_heads * width,
-        norms=sum("norm" in key for key, _ in layers[0].named_children()),
-        query_norm=any(key.endswith("q_norm") for key, _ in layers[0].named_modules()),
+        intermediate=first["down_proj"][0],
+        query=query,
+        key=key,
+        normed=sum({"q_norm": query, "k_norm": key}.get(norm, config.hidden_size) for norm in norms),
         vocabulary=embedding.shape[0],
         context=context_length(model),
-        linears=shapes[0],
+        linears=first,
     )
 
 
-def _decoder_layers(model: nn.Module, config: Any, name: str) -> list[nn.Module]:
-    count = config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return list(module)
-    raise ModelError(f"{name}: no list of {count} decoder layers in {type(model).__name__}: densepath cannot plan it")
+def _linears(layer: nn.Module) -> dict[str, tuple[int, int]]:
+    maps = ((name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear))
+    return {name.rpartition(".")[2]: (module.in_features, module.out_features) for name, module in maps}
 
 
-def _linears(layer: nn.Module) -> tuple[Linear, ...]:
-    return tuple(
-        Linear(name.rpartition(".")[2], module.in_features, module.out_features)
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear)
-    )
-
-
-def _is_sparse(layer: nn.Module) -> bool:
-    """Whether part of a layer's parameters lies outside of its linear maps and vectors: experts, convolutions."""
-    in_linears = {id(p) for module in layer.modules() if isinstance(module, nn.Linear) for p in module.parameters()}
-    return any(parameter.dim() > 1 for parameter in layer.parameters() if id(parameter) not in in_linears)
-
-
-def _windows(config: Any, layers: int) -> tuple[int | None, ...]:
+def _windows(config: Any) -> tuple[int | None, ...]:
     """For each layer the tokens that its attention reaches back, or None."""
     window = getattr(config, "sliding_window", None)
-    if window is None or getattr(config, "use_sliding_window", True) is False:
-        return (None,) * layers
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    if getattr(config, "use_sliding_window", True) is False:
+        window = None
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)

@@ -7,36 +7,42 @@ from typing import Any
 
 from rich.text import Text
 
-from densepath.planning import memory
-from densepath.planning.memory import GIB
-from densepath.planning.plan import TERMS, Plan, Setup, Stage
+from densepath.planning.plan import GIB, TERMS, Plan, peak
 from densepath.terminal import Table, plain_table
 
 SHOWN = 0.005 * GIB
 """Less than this rounds to nothing and is shown as a dash."""
+ADAPTERS, SHARD = "set use_peft: true", "shard it over more GPUs (accelerate_config: recipes/accelerate/fsdp2.yaml)"
+BATCH = "lower {0}_per_device_train_batch_size (and raise {0}_gradient_accumulation_steps)"
+REMEDIES = {
+    "policy": ("set dtype: bfloat16", SHARD),
+    "frozen models": (ADAPTERS, "choose a smaller model or dtype"),
+    "gradients": (ADAPTERS, SHARD),
+    "optimizer": (ADAPTERS, SHARD),
+    "activations": ("set {0}_gradient_checkpointing: true", BATCH),
+    "KV cache": ("lower max_completion_length or num_generations",),
+    "vLLM": ("set dpr_vllm_enable_sleep_mode: true", "lower dpr_vllm_gpu_memory_utilization"),
+}
+"""What makes a term smaller; {0} is the prefix of the stage's keys. All others: a smaller batch."""
 
 
 def headline(plan: Plan) -> str:
     """The model, what is trained of it, and where."""
     machine = plan.machine
-    place = "GPU" if machine.cuda else "CPU"
-    many = f"{machine.processes} GPUs, {machine.sharding.value}" if machine.processes > 1 else f"one {place}"
+    one = "one GPU" if machine.cuda else "one CPU"
+    many = f"{machine.processes} GPUs, {machine.sharding}" if machine.processes > 1 else one
     there = "" if machine.memory is None else f" of {machine.memory / GIB:.1f} GiB"
-    return (
-        f"{plan.setup.architecture.name}: {plan.setup.architecture.parameters:,} parameters, "
-        f"{plan.setup.trained:,} trained; {many}{there}"
-    )
+    return f"{plan.model.name}: {plan.model.parameters:,} parameters, {plan.trained:,} trained; {many}{there}"
 
 
 def verdict(plan: Plan) -> str:
     """Whether it fits, with the room that is left."""
-    limit, stage = plan.machine.memory, plan.peak
-    total = stage.peak.total
+    limit, stage, need = plan.machine.memory, plan.largest, plan.need(plan.largest)
     if limit is None:
-        return f"needs {total / GIB:.1f} GiB ({stage.name}); give gpu_memory to compare it with"
-    if total > limit:
-        return f"does not fit: {stage.name} needs {total / GIB:.1f} GiB"
-    return f"fits: {stage.name} needs most, and leaves {(limit - total) / GIB:.1f} GiB"
+        return f"needs {need / GIB:.1f} GiB ({stage}); give gpu_memory to compare it with"
+    if need > limit:
+        return f"does not fit: {stage} needs {need / GIB:.1f} GiB"
+    return f"fits: {stage} needs most, and leaves {(limit - need) / GIB:.1f} GiB"
 
 
 def plan_table(plan: Plan) -> Table:
@@ -44,90 +50,62 @@ def plan_table(plan: Plan) -> Table:
     table = plain_table()
     table.add_column("GiB", no_wrap=True)
     for stage in plan.stages:
-        table.add_column(Text(stage.name), justify="right", no_wrap=True)
+        table.add_column(Text(stage), justify="right", no_wrap=True)
+    peaks = [peak(moments) for moments in plan.stages.values()]
     for term in TERMS:
-        values = [stage.peak.terms.get(term, 0.0) for stage in plan.stages]
-        if any(value >= SHOWN for value in values):
+        values = [terms.get(term, 0.0) for _, terms in peaks]
+        if max(values) >= SHOWN:
             table.add_row(term, *(f"{value / GIB:.2f}" if value >= SHOWN else "-" for value in values))
-    table.add_row("total", *(f"{stage.peak.total / GIB:.2f}" for stage in plan.stages))
-    table.add_row("when", *(stage.peak.name for stage in plan.stages))
+    table.add_row("total", *(f"{plan.need(stage) / GIB:.2f}" for stage in plan.stages))
+    table.add_row("when", *(moment for moment, _ in peaks))
     return table
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
     """Everything that the table is made of; bytes."""
-    machine = plan.machine
+    machine, reason = plan.machine, check_fits(plan)
+    stages = {
+        stage: {
+            "total": plan.need(stage),
+            "peak": peak(moments)[0],
+            "moments": {moment: {"total": sum(terms.values()), **terms} for moment, terms in moments.items()},
+        }
+        for stage, moments in plan.stages.items()
+    }
     return {
-        "model": plan.setup.architecture.name,
-        "parameters": plan.setup.architecture.parameters,
-        "trained_parameters": plan.setup.trained,
+        "model": plan.model.name,
+        "parameters": plan.model.parameters,
+        "trained_parameters": plan.trained,
         "device": "cuda" if machine.cuda else "cpu",
         "memory": machine.memory,
         "processes": machine.processes,
-        "sharding": machine.sharding.value,
-        "stages": {
-            stage.name: {
-                "total": stage.peak.total,
-                "peak": stage.peak.name,
-                "moments": {moment.name: {"total": moment.total, **moment.terms} for moment in stage.moments},
-            }
-            for stage in plan.stages
-        },
-        "fits": check_fits(plan) is None,
-        "reason": check_fits(plan),
+        "sharding": machine.sharding,
+        "stages": stages,
+        "fits": reason is None,
+        "reason": reason,
     }
 
 
 def check_fits(plan: Plan) -> str | None:
     """One line that says which term is too large and what to change, or None where the plan fits."""
-    limit = plan.machine.memory
+    limit, stage = plan.machine.memory, plan.largest
     if limit is None:
         return None
-    stage = plan.peak
-    moment = stage.peak
-    if moment.total <= limit:
-        return _check_vllm(plan.setup, limit)
-    name = max((term for term in moment.terms if term != "process"), key=lambda term: moment.terms[term])
-    place = "GPU" if plan.machine.cuda else "process"
-    return (
-        f"{stage.name} needs {moment.total / GIB:.1f} GiB per {place} and there are {limit / GIB:.1f}: "
-        f"{name} take{'s' if name in ('policy', 'optimizer', 'KV cache', 'vLLM') else ''} "
-        f"{moment.terms[name] / GIB:.1f} GiB; {_remedy(name, plan, stage)}"
-    )
-
-
-def _check_vllm(setup: Setup, limit: float) -> str | None:
-    """A colocated vLLM keeps weights of its own, in half precision, and at least one sequence's cache in its share."""
-    if not setup.vllm:
-        return None
-    weights = memory.weight_bytes(setup.architecture, 2) / setup.vllm_parallel
-    need = weights + memory.cache_bytes(setup.architecture, 2, 1, setup.vllm_length) / setup.vllm_parallel
-    share = setup.vllm * limit
-    if need <= share:
-        return None
-    return (
-        f"vLLM's share is {share / GIB:.1f} GiB, and its own half-precision weights take {weights / GIB:.1f}: "
-        f"raise dpr_vllm_gpu_memory_utilization to {math.ceil(100 * need / limit) / 100:.2f}, or set "
-        "dpr_vllm_mode: server"
-    )
-
-
-def _remedy(term: str, plan: Plan, stage: Stage) -> str:
-    setup, prefix = plan.setup, "sft" if stage.name == "SFT" else "dpr"
-    batch = f"lower {prefix}_per_device_train_batch_size (and raise {prefix}_gradient_accumulation_steps)"
-    training = setup.sft if stage.name == "SFT" else setup.dpr
-    adapters = "set use_peft: true"
-    several = "shard it over more GPUs (accelerate_config: recipes/accelerate/fsdp2.yaml)"
-    if term in ("optimizer", "gradients"):
-        return f"{adapters}, or {several}" if setup.adapter is None else several
-    if term == "policy":
-        return f"set dtype: bfloat16, or {several}" if setup.weights > 2 and not setup.four_bit else several
-    if term == "frozen models":
-        return f"{adapters}: adapters share one base" if setup.adapter is None else "choose a smaller model or dtype"
-    if term == "activations":
-        return batch if training.checkpointing else f"set {prefix}_gradient_checkpointing: true, or {batch}"
-    if term == "KV cache":
-        return "lower max_completion_length or num_generations"
-    if term == "vLLM":
-        return "lower dpr_vllm_gpu_memory_utilization, or set dpr_vllm_enable_sleep_mode: true"
-    return batch
+    if plan.need(stage) > limit:
+        terms = {term: value for term, value in peak(plan.stages[stage])[1].items() if term != "process"}
+        name = max(terms, key=lambda term: terms[term])
+        prefix = "sft" if stage == "SFT" else "dpr"
+        remedies = [remedy.format(prefix) for remedy in REMEDIES.get(name, (BATCH,))]
+        place = "GPU" if plan.machine.cuda else "process"
+        takes = "take" if name.endswith("s") else "takes"
+        return (
+            f"{stage} needs {plan.need(stage) / GIB:.1f} GiB per {place} and there are {limit / GIB:.1f}: {name} "
+            f"{takes} {terms[name] / GIB:.1f} GiB; {', or '.join(each for each in remedies if each not in plan.done)}"
+        )
+    if plan.vllm_needs > plan.vllm * limit:
+        return (
+            f"vLLM's share is {plan.vllm * limit / GIB:.1f} GiB, and its own half-precision weights and one sequence "
+            f"take {plan.vllm_needs / GIB:.1f}: raise dpr_vllm_gpu_memory_utilization to "
+            f"{math.ceil(100 * plan.vllm_needs / limit) / 100:.2f}, or set dpr_vllm_mode: server"
+        )
+    return None
