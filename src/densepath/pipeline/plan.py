@@ -133,7 +133,6 @@ def _training(
     weights = BYTES.get(arguments.dtype, 4)
     half = any(others.get(f"{prefix}_{name}", machine.cuda and name == "bf16") for name in HALF)
     names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
-    given = [others[name] for name in names if name in others]
     four_bit = isinstance(arguments, PlanArguments) and arguments.load_in_4bit
     if four_bit and not arguments.use_peft:
         raise ConfigError("load_in_4bit trains an adapter on a quantised base: set use_peft: true")
@@ -149,7 +148,7 @@ def _training(
         rows=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
         optimizer=str(getattr(config.optim, "value", config.optim)),
-        checkpointing=bool(given[0]) if given else machine.cuda,
+        checkpointing=bool(next((others[name] for name in names if name in others), machine.cuda)),
     )
 
 

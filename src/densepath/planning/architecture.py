@@ -93,10 +93,9 @@ def configuration_of(name_or_path: str, *, trust_remote_code: bool = False) -> A
         MissingFileError: a path that is not there.
         ModelError: neither a folder, nor known, nor to be had from the hub.
     """
-    known = known_configurations().get(name_or_path)
-    if known is None and Path(name_or_path).name == smollm2.NAME and not Path(name_or_path).exists():
-        known = known_configurations()[smollm2.NAME]
-    if known is not None and not Path(name_or_path).is_dir():
+    path = Path(name_or_path)
+    known = known_configurations().get(smollm2.NAME if path.name == smollm2.NAME else name_or_path)
+    if known is not None and not path.exists():
         values = {key: value for key, value in known.items() if key not in ("names", "model_type")}
         return CONFIG_MAPPING[known["model_type"]](**values)
     source = locate.locate(name_or_path)
@@ -149,7 +148,7 @@ def read_architecture(model: PreTrainedModel, name: str) -> Architecture:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query = config.num_attention_heads * width
     key = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width
-    norms = [each.rpartition(".")[2] for each, _ in layers[0].named_modules() if each.endswith("norm")]
+    norms = [each.rpartition(".")[2] for each, _ in layers[0].named_modules()]
     return Architecture(
         name=name,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -159,7 +158,7 @@ def read_architecture(model: PreTrainedModel, name: str) -> Architecture:
         intermediate=first["down_proj"][0],
         query=query,
         key=key,
-        normed=sum({"q_norm": query, "k_norm": key}.get(norm, config.hidden_size) for norm in norms),
+        normed=sum({"q_norm": query, "k_norm": key}.get(norm, config.hidden_size) for norm in norms if "norm" in norm),
         vocabulary=embedding.shape[0],
         context=context_length(model),
         linears=first,

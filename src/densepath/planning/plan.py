@@ -158,9 +158,8 @@ def optimizer_bytes(trained: int, optimizer: str, width: int) -> float:
 
     Source: Rajbhandari et al. 2020, ZeRO, section 3.1; torch's AdamW keeps its moments in the parameter's type.
     """
-    if "8bit" in optimizer:
-        return 2.0 * trained
-    return float(next((count for name, count in STATES.items() if optimizer.startswith(name)), 2) * trained * width)
+    states = next((count for name, count in STATES.items() if optimizer.startswith(name)), 2)
+    return float(trained * (2 if "8bit" in optimizer else states * width))
 
 
 def layer_bytes(model: Architecture, weights: int, compute: int, *, full: bool) -> float:
@@ -206,7 +205,7 @@ def batch_tokens(training: Training) -> int:
     t = training
     if any(t.model.windows) or t.machine.sharding == "zero3":
         return t.rows * (t.prompt + t.completion)
-    branches = min(t.group, max(1, (ROW_TOKENS - t.prompt) // t.completion))
+    branches = min(t.group, max(1, (ROW_TOKENS - t.prompt) // max(1, t.completion)))
     return math.ceil(t.rows / branches) * t.prompt + t.rows * t.completion
 
 
