@@ -85,9 +85,11 @@ def saved(family: str, layers: int, *, half: bool, lora: bool, checkpointing: bo
 def test_a_layer_keeps_what_the_formula_says(family, half, lora):
     two, one = (saved(family, layers, half=half, lora=lora) for layers in (2, 1))
     sizes = read_architecture(build(family, 1), family)
-    planned = ROWS * WIDTH * layer_bytes(sizes, 4, 2 if half else 4, full=not lora) + half * sizes.layer_linears * 2
-    # Left out: the mask, what LoRA's own matrices read and cast, and Gemma's norms in float32.
-    assert planned == pytest.approx(two - one, rel=0.15)
+    planned = (
+        ROWS * WIDTH * layer_bytes(sizes, 4, 2 if half else 4, WIDTH, full=not lora) + half * sizes.layer_linears * 2
+    )
+    # Left out: what LoRA's own matrices read and cast, and Gemma's norms in float32.
+    assert planned == pytest.approx(two - one, rel=0.1)
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

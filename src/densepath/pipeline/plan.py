@@ -174,9 +174,11 @@ def _stages(
         "vLLM": 0.0 if config.vllm_enable_sleep_mode else vllm,
     }
     moments = {name: {**terms, **kept} for name, terms in training_moments(dpr).items()}
+    own = DIVIDED[machine.sharding] < 3
     sampling = {**held_terms(dpr), "frozen models": beside, "vLLM": vllm}
+    sampling["buffers"] *= not own
     if not config.use_vllm:
-        sampling |= sampling_terms(dpr, rollouts, own=DIVIDED[machine.sharding] < 3)
+        sampling |= sampling_terms(dpr, rollouts, own=own)
         if machine.sharding == "zero3" and config.ds3_gather_for_generation:
             sampling["policy"] *= machine.processes
     stages, alone = {"SFT": training_moments(sft)}, replace(dpr, compute=dpr.weights)

@@ -102,6 +102,11 @@ class Training:
         return self.adapter or self.model.parameters
 
     @property
+    def padded(self) -> bool:
+        """One sequence a row: sliding windows, and a model that ZeRO-3 loads in pieces, take no packed ones."""
+        return any(self.model.windows) or self.machine.sharding == "zero3"
+
+    @property
     def stored(self) -> int:
         """Bytes of a weight while training: DeepSpeed casts them, and keeps a float32 copy in its optimizer."""
         return 2 if self.machine.sharding.startswith("zero") and self.compute == 2 else self.weights
@@ -162,21 +167,21 @@ def optimizer_bytes(trained: int, optimizer: str, width: int) -> float:
     return float(trained * (2 if "8bit" in optimizer else states * width))
 
 
-def layer_bytes(model: Architecture, weights: int, compute: int, *, full: bool) -> float:
+def layer_bytes(model: Architecture, weights: int, compute: int, mask: int, *, full: bool) -> float:
     """What autograd keeps of a token in one decoder layer until the backward pass reaches it.
 
-    With hidden width d, n normalised numbers, query width q, MLP width f, b bytes of a weight and c of what a matrix
-    product reads; the mask and what LoRA's own matrices read are left out:
+    With hidden width d, n normalised numbers, query width q, MLP width f, m columns of a mask, b bytes of a weight and
+    c of what a matrix product reads; what LoRA's own matrices read is left out:
 
         norms        n (4 + b)    input in float32, and normalised for the gain, which only `full` training trains
         linear maps  2 d c        read by attention and by the MLP; under autocast each map casts its own copy
-        attention    4 q c        query, key and value repeated to all heads, output
+        attention    (4 q + m) c  query, key and value repeated to all heads, output; the mask as a bias
         MLP          4 f c        gate, its activation, up, their product
 
     Source: derived from transformers' modelling code with scaled-dot-product attention, and counted in tests/planning.
     """
     copies = 2 if compute == weights else len(model.linears) - 2
-    computed = copies * model.hidden + 4 * model.query + 4 * model.intermediate
+    computed = copies * model.hidden + 4 * model.query + mask + 4 * model.intermediate
     return float(model.normed * (FLOAT32 + full * weights) + computed * compute)
 
 
@@ -203,7 +208,7 @@ def loss_logit_bytes(training: Training) -> float:
 def batch_tokens(training: Training) -> int:
     """Tokens of a micro-batch: padded to one sequence a row, or packed with shared prompts (`models.packing`)."""
     t = training
-    if any(t.model.windows) or t.machine.sharding == "zero3":
+    if t.padded:
         return t.rows * (t.prompt + t.completion)
     branches = min(t.group, max(1, (ROW_TOKENS - t.prompt) // max(1, t.completion)))
     return math.ceil(t.rows / branches) * t.prompt + t.rows * t.completion
@@ -234,7 +239,8 @@ def training_moments(training: Training) -> Moments:
     full, several, ddp = not t.adapter, t.accumulation > 1, t.machine.sharding == "ddp"
     # Autocast casts each weight that is not quantised; those of trained weights stay through the forward pass.
     casts = 0 if t.four_bit or t.compute == t.weights else model.layer_linears * t.compute
-    layer = tokens * layer_bytes(model, t.weights, t.compute, full=full or t.four_bit) + casts
+    mask = t.padded * (t.prompt + t.completion)
+    layer = tokens * layer_bytes(model, t.weights, t.compute, mask, full=full or t.four_bit) + casts
     stream = tokens * model.hidden * t.weights
     kept = model.layers * (stream if t.checkpointing else layer)
     # While a layer is passed, its activations are there: kept, or computed again where checkpointing kept its input.
