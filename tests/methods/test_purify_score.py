@@ -11,6 +11,7 @@ from densepath.io import write_jsonl_atomic
 from densepath.methods import purified_sft
 from densepath.models.load import load_model
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.terminal import terminal
 
 
 def test_bands_are_made_of_what_was_asked_for_and_the_reward_stays_what_it_is(source, tmp_path):
@@ -23,9 +24,8 @@ def test_bands_are_made_of_what_was_asked_for_and_the_reward_stays_what_it_is(so
         return corpus, purified_sft._scores(stage, corpus)
 
     corpus, found = scores("reward")
-    sft, base = (
-        corpus.train.log_likelihoods(FrozenPolicy(load_model(str(source / place)))) for place in ("sft/model", "base")
-    )
+    policies = [FrozenPolicy(load_model(str(source / place))) for place in ("sft/model", "base")]
+    sft, base = (corpus.train.log_likelihoods(policy, terminal(quiet=True), "asked") for policy in policies)
     root = corpus.train.tokens.sqrt()
     torch.testing.assert_close(found.banded, (sft - base) / root)
     _, by_sft = scores("sft_logprob")

@@ -28,14 +28,15 @@ def test_the_table_has_the_order_of_the_recipe_and_sft_is_always_there():
     assert list(arms()) == ["sft"]
 
 
-def test_continued_sft_has_the_flops_of_dpr_or_without_it_its_samples():
-    for names, given, budget in (
-        (("continued_sft", "dpr"), "flops", "flops"),
-        (("continued_sft", "dpr"), "samples", "samples"),
-        (("continued_sft", "purified_sft"), "flops", "samples"),
+def test_continued_sft_has_the_compute_of_the_arm_that_takes_the_most_or_dprs_samples():
+    for names, given, budget, like in (
+        (("continued_sft", "dpr"), "flops", "flops", "dpr"),
+        (("continued_sft", "dpr"), "samples", "samples", "dpr"),
+        (("continued_sft", "dpr", "purified_sft"), "flops", "flops", "purified_sft"),
+        (("continued_sft",), "flops", "samples", "dpr"),
     ):
         (variant,) = arms(*names, continued_sft=given)["continued_sft"].variants
-        assert variant.arguments.budget == budget
+        assert (variant.arguments.budget, variant.arguments.budget_of) == (budget, like)
 
 
 def test_what_is_no_arm_is_refused():

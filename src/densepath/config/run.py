@@ -115,8 +115,8 @@ class StageArguments(Arguments):
     )
     continued_sft: str = option(
         "flops",
-        "How long continued SFT goes on: for as many FLOPs as dpr took (flops), or, as without dpr, on as many "
-        "demonstrations as it samples (samples).",
+        "How long continued SFT goes on: for as many FLOPs as purified_sft took, or without it dpr (flops); or, as "
+        "without both, on as many demonstrations as dpr samples completions (samples).",
         choices=("flops", "samples"),
     )
     continued_sft_learning_rate: float | None = option(None, "Peak learning rate of the control; SFT's if None.")

@@ -160,7 +160,7 @@ def _train_and_ask(stage: Stage, corpus: Corpus, step: _Step) -> dict[str, Any]:
     spent = train_on(stage, corpus, draws, Training(step.folder, arguments.purify_steps, step.seed, "nll"))
     policy = FrozenPolicy(load_frozen(arguments, step.folder / "model"))
     said = {
-        name: [] if not len(part) else part.log_likelihoods(policy).tolist()
+        name: [] if not len(part) else part.log_likelihoods(policy, stage.console, f"{stage.title}, {name}").tolist()
         for name, part in (("train", corpus.train), ("validation", corpus.validation), ("samples", corpus.samples))
     }
     scored = sum(scored_tokens(part) for part in (corpus.train, corpus.validation, corpus.samples))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from torch import Tensor
 from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.rows import Row
 from densepath.errors import ConfigError
+from densepath.progress import StageProgress
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.terminal import Console
 
 PROMPTS_AT_ONCE = 32
 
@@ -41,10 +43,12 @@ class Demonstrations:
         """(rows,) float64, number of action tokens, EOS included."""
         return self._sums([float(len(pair.completion_ids)) for _, pair in self.pairs])
 
-    def log_likelihoods(self, policy: FrozenPolicy, on_progress: Callable[[int], None] | None = None) -> Tensor:
-        """(rows,) float64, `sum_t log pi(y_t)` over the row's action tokens, nats."""
+    def log_likelihoods(self, policy: FrozenPolicy, console: Console, title: str) -> Tensor:
+        """(rows,) float64, `sum_t log pi(y_t)` over the row's action tokens, nats; progress goes to the console."""
         prompts = [pair.prompt_ids for _, pair in self.pairs]
-        scores = policy.score(prompts, [pair.completion_ids for _, pair in self.pairs], on_progress=on_progress)
+        with StageProgress(console, title, len(self.pairs), "completion") as progress:
+            completions = [pair.completion_ids for _, pair in self.pairs]
+            scores = policy.score(prompts, completions, on_progress=progress.advance)
         return self._sums([float(values.double().sum()) for values in scores.logprobs])
 
     def _sums(self, values: Sequence[float]) -> Tensor:

@@ -32,7 +32,7 @@ from densepath.choice.decide import decide
 from densepath.core.mixture import excess_weights, lifts, rank_bands, systematic_draws
 from densepath.data.encode import Encoded, encode_demonstrations
 from densepath.errors import ConfigError
-from densepath.evals.generation import Completion, Decoding, checked, generate
+from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.methods import Method, Outcome, Stage
@@ -41,6 +41,7 @@ from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_
 from densepath.methods._shown import shown_rows
 from densepath.methods._stage import FORWARD_FLOPS, trained_or_sft
 from densepath.models.load import load_frozen, load_tokenizer
+from densepath.progress import StageProgress
 from densepath.records.arm import SFT, Arm, ArmResult, Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
 from densepath.records.choice import Answer
@@ -135,7 +136,9 @@ def _samples_of_base(stage: Stage, train: Demonstrations, tokenizer: Any) -> dic
     chosen = torch.randperm(len(train), generator=generator)[: arguments.purify_samples].tolist()
     model = load_frozen(arguments, stage.sft.base)
     decoding = Decoding(1.0, arguments.max_completion_length, seed=arguments.seed)
-    found = generate(model, tokenizer, [train.rows[index] for index in chosen], decoding)
+    rows = [train.rows[index] for index in chosen]
+    with StageProgress(stage.console, f"{stage.title}, before SFT", len(rows), "sample") as progress:
+        found = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(done))
     return {"pairs": [(each.prompt_ids, each.completion_ids) for each in found]}
 
 
@@ -144,7 +147,7 @@ def _scores(stage: Stage, corpus: Corpus) -> _Scores:
         found: dict[str, Any] = {}
         for name, path in (("sft", str(stage.sft.model)), ("base", stage.sft.base)):
             policy = FrozenPolicy(load_frozen(stage.arguments, path))
-            found[name] = corpus.train.log_likelihoods(policy).tolist()
+            found[name] = corpus.train.log_likelihoods(policy, stage.console, f"{stage.title}, {name}").tolist()
             if name == "sft":
                 kinds, names = _kinds(stage, corpus.train, policy.model)
                 found |= {"kinds": kinds.tolist(), "names": names}
@@ -400,9 +403,10 @@ def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:
     rows = stage.sft.rows("validation")
     decoding = Decoding(arguments.eval_temperatures[0], arguments.max_completion_length, seed=2 * arguments.seed)
     model = load_frozen(arguments, path)
-    answers: list[Completion] = checked(
-        generate(model, load_tokenizer(str(stage.sft.model)), rows, decoding), rows, get_verifier(arguments.verifier)
-    )
+    tokenizer = load_tokenizer(str(stage.sft.model))
+    with StageProgress(stage.console, f"{stage.title}, {name}", len(rows), "completion") as progress:
+        found = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(done))
+    answers = checked(found, rows, get_verifier(arguments.verifier))
     return ArmResult(
         arm=Arm(name, name, name == SFT),
         setting="purification",

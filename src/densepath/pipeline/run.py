@@ -50,6 +50,8 @@ OWN_KEYS = {
 }
 """Arguments of TRL's configs that a run decides on, and what decides."""
 
+MATCHED = ("purified_sft", "dpr")
+"""Arms under test whose compute the control is given: the first of them that is there, which takes the most."""
 BEFORE_ARMS = 3
 """Steps of a run before its arms: data, SFT, choice."""
 
@@ -101,7 +103,7 @@ def run_pipeline(
 
 
 def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
-    """The arms of a run, SFT among them. Continued SFT has DPR's compute, or its samples where DPR is no arm.
+    """The arms of a run, SFT among them. Continued SFT has the compute of the arm under test that takes the most.
 
     Raises:
         ConfigError: an arm that does not exist, or that needs what the recipe lacks.
@@ -115,7 +117,8 @@ def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
             raise ConfigError(f"arms: {error}") from None
         keys = asdict(arguments)
         if method.matches:
-            keys["budget"] = arguments.continued_sft if "dpr" in names else "samples"
+            like = next((arm for arm in MATCHED if arm in names), None)
+            keys |= {"budget": "samples"} if like is None else {"budget": arguments.continued_sft, "budget_of": like}
         own = method.arguments(**keys)
         plans[name] = MethodPlan(Arm(name, method.label, method.control), name, (Variant(name, own, dict(others)),))
     return Setting(arguments.dataset_name, arguments, dict(others), plans)
