@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from densepath.core import control
+from densepath.core import estimator
 from densepath.theory import exact
 from densepath.theory.estimators import (
     BIASED,
@@ -116,7 +116,7 @@ def test_a_mixture_that_asks_ones_own_completion_is_biased(monkeypatch):
 
     problem, logits = problem_of(3, 2, 1, 2)
     honest = moments(UNBIASED["mixture, position mean"], problem, logits)[0]
-    monkeypatch.setattr(control, "control_weights", of_all)
+    monkeypatch.setattr(estimator, "control_weights", of_all)
     assert (moments(UNBIASED["mixture, position mean"], problem, logits)[0] - honest).abs().max() > 1e-3
 
 
