@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from densepath.evidence.cells import Place, SettingCells, verdicts
 from densepath.evidence.comparisons import LENGTH_SHARE
-from densepath.records.arm import SFT
+from densepath.records.arm import BASE, SFT
 from densepath.records.estimates import Interval, Verdict
 from densepath.records.results import ArmComparison, ArmRow, Statement
 from densepath.report.verdict import KL_WATCH, TRUNCATED_WATCH
@@ -82,7 +82,7 @@ def warnings(cells: SettingCells, rows: Sequence[ArmRow]) -> list[str]:
     if cells.own_place(SFT) is None:
         found.append("SFT lacks validation results: nothing is compared at each one's own decoding.")
     said: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
+    for row in (row for row in rows if row.method != BASE):  # it was not made from SFT
         for line in _row_warnings(row):
             said.setdefault((row.label, line), []).append(row.decoding)
     found += [f"{label} ({', '.join(decodings)}): {line}" for (label, line), decodings in said.items()]

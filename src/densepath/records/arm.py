@@ -10,6 +10,8 @@ from densepath.errors import DataError, NumericalError
 
 SFT = "sft"
 """Name of the arm that every other is compared with: the SFT model as it is."""
+BASE = "base"
+"""Name of the arm that SFT was made from: its length, KL and likelihood are no alarm."""
 
 SPLITS = ("validation", "test")
 

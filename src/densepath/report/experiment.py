@@ -8,6 +8,7 @@ from pathlib import Path
 from densepath.errors import DataError, MissingFileError, NumericalError, StorageError
 from densepath.io import read_json, write_text_atomic
 from densepath.records.codec import from_json
+from densepath.records.estimates import Verdict
 from densepath.records.results import ArmComparison, ArmRow, Results, SettingResults
 from densepath.report.document import (
     Beside,
@@ -125,15 +126,30 @@ def prompts_text(setting: SettingResults) -> str:
 
 
 def verdicts(record: Results, setting: SettingResults) -> list[str]:
-    """What the comparisons say of each method under test, at the decoding that did best on validation."""
-    own = [one for one in setting.statements if one.own_decoding]
-    return [one.text for one in own if under_test(record, one.method)]
+    """What the comparisons say of each method under test at its best decoding, the better ones first."""
+    own = [one for one in setting.statements if one.own_decoding and under_test(record, one.method)]
+    found: dict[str, list[Verdict]] = {}
+    for each in setting.comparisons:
+        if each.primary:
+            found.setdefault(each.method, []).append(each.verdict)
+    order = [Verdict.BETTER, Verdict.TIE, Verdict.INCOMPLETE, Verdict.WORSE]
+    own.sort(key=lambda one: [order.index(each) for each in found.get(one.method, [])])
+    return [one.text for one in own]
 
 
 def kind(setting: SettingResults) -> str:
-    """The verdict that all main comparisons share; "tie" where they share none."""
-    found = {one.verdict for one in setting.comparisons if one.primary}
-    return found.pop().value if len(found) == 1 else "tie"
+    """The colour of the answer: better where a method beats SFT and the best control, else the verdict that all share.
+
+    It is "tie" where they share none.
+    """
+    found: dict[str, set[Verdict]] = {}
+    for one in setting.comparisons:
+        if one.primary:
+            found.setdefault(one.method, set()).add(one.verdict)
+    if {Verdict.BETTER} in found.values():
+        return Verdict.BETTER.value
+    shared = set().union(*found.values())
+    return shared.pop().value if len(shared) == 1 else "tie"
 
 
 def warning_lines(setting: SettingResults) -> list[str]:

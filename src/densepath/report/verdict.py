@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from densepath.records.arm import BASE
 from densepath.records.results import ArmRow
 from densepath.report.records import Curve
 
@@ -34,7 +35,7 @@ def nll_alarms(rows: Sequence[ArmRow]) -> list[str]:
     Args:
         rows: of a setting of `results.json`.
     """
-    nll = {row.method: (row.label, row.nll) for row in rows if row.nll is not None}
+    nll = {row.method: (row.label, row.nll) for row in rows if row.nll is not None and row.method != BASE}
     if "sft" not in nll:
         return []
     _, base = nll["sft"]
