@@ -3,8 +3,11 @@
 from types import SimpleNamespace
 
 import pytest
+from tests.experiments.made_up import METHODS, cell
 from tests.report.conftest import results, write
 
+from densepath.pipeline.results import assemble
+from densepath.records.arm import Arm
 from densepath.records.codec import from_json
 from densepath.records.results import Results
 from densepath.report import build_report, run_page
@@ -34,6 +37,26 @@ def test_one_that_beats_sft_and_loses_to_the_best_control_is_no_success():
     (setting,) = from_json(Results, results({"sft": 40, "continued_sft": 200, "dpr": 120})).settings
     assert {one.verdict.value for one in setting.comparisons if one.primary} == {"better", "worse"}
     assert kind(setting) == "tie"
+
+
+def test_the_method_that_is_better_is_told_first_and_gives_the_colour():
+    arms = [METHODS[0], METHODS[-1], Arm("purified_sft", "purified SFT", False)]
+    right = {"sft": 90, "dpr": 91, "purified_sft": 200}
+    cells = [
+        cell(arm, 0, [1.0] * count + [0.0] * (240 - count), split=split, setting="tasks")
+        for arm, count in right.items()
+        for split in ("validation", "test")
+    ]
+    record = assemble(cells, arms, ["tasks"], metric="exact_match", info={"seeds": [0]})
+    (setting,) = record.settings
+    said = verdicts(record, setting)
+    assert [line.split(" (")[0] for line in said] == ["purified SFT", "DPR"]
+    assert kind(setting) == "better"
+
+
+def test_the_model_before_sft_moved_away_from_nothing():
+    rows = [SimpleNamespace(method=name, label=name, nll=nll) for name, nll in (("sft", 1.0), ("base", 5.0))]
+    assert nll_alarms(rows) == []
 
 
 def test_comparisons_of_controls_do_not_speak_for_dpr():
