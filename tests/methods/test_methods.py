@@ -142,3 +142,12 @@ def test_every_file_of_the_room_is_a_method_that_says_its_source_or_its_cost(nam
     assert method.control == (name not in ("dpr", "dpr_capped", "purified_sft"))
     module = importlib.import_module(f"densepath.methods.{name}")
     assert module.__doc__
+
+
+def test_a_learning_rate_of_zero_is_one_that_was_given(source, tmp_path):
+    def rate(**given):
+        return stage_of(source, tmp_path, method="continued_sft", sft_learning_rate=1e-3, **given).continued_rate
+
+    assert rate() == 1e-3
+    assert rate(continued_sft_learning_rate=1e-4) == 1e-4
+    assert rate(continued_sft_learning_rate=0.0) == 0.0

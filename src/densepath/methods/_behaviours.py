@@ -184,13 +184,13 @@ def train_on(stage: Stage, corpus: Corpus, draws: Sequence[int], training: Train
     The rows are drawn beforehand, so a training that is resumed sees what an uninterrupted one sees.
     """
     arguments = stage.arguments
-    rate = arguments.purify_learning_rate or arguments.continued_sft_learning_rate or arguments.sft_learning_rate
+    rate = arguments.purify_learning_rate
     config = sft_config(
         arguments,
         stage.others,
         training.folder,
         max_steps=training.steps,
-        learning_rate=rate,
+        learning_rate=stage.continued_rate if rate is None else rate,
         warmup_steps=training.steps // 20,
         seed=training.seed,
         loss_type=training.loss,

@@ -141,6 +141,12 @@ class Stage:
         accumulated = int(self.others.get("sft_gradient_accumulation_steps", 1))
         return int(self.arguments.sft_per_device_train_batch_size * accumulated)
 
+    @property
+    def continued_rate(self) -> float:
+        """Peak learning rate of SFT that goes on: continued SFT's, 0 included, or SFT's where none was given."""
+        rate = self.arguments.continued_sft_learning_rate
+        return float(self.arguments.sft_learning_rate if rate is None else rate)
+
     def train(self, trainer: Any, folder: Path | None = None) -> None:
         """Train with a progress bar, resuming if there is something to resume, in the stage's folder or another."""
         train_shown(trainer, folder or self.folder, self.console, self.title)

@@ -52,14 +52,13 @@ def go_on(stage: Stage, steps: int, dataset: Dataset | None = None, **changes: A
         changes: further arguments of TRL's `SFTConfig`.
     """
     arguments = stage.arguments
-    rate = arguments.continued_sft_learning_rate
     tokenizer = load_tokenizer(str(stage.sft.model))
     config = sft_config(
         arguments,
         stage.others,
         stage.folder,
         max_steps=steps,
-        learning_rate=arguments.sft_learning_rate if rate is None else rate,
+        learning_rate=stage.continued_rate,
         warmup_steps=steps // 20,
         seed=arguments.seed + 1,  # another order of the demonstrations than SFT's
         **changes,
