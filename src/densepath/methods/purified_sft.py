@@ -18,7 +18,6 @@ demonstrations. Source: derived in docs/purify.md.
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,9 +33,9 @@ from densepath.data.encode import Encoded, encode_demonstrations
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.io import remembered, remove, write_json_atomic, write_jsonl_atomic
 from densepath.methods import Method, Outcome, Stage
-from densepath.methods._behaviours import Corpus, Fitted, Training, fit, remembered, scored_tokens, train_on
+from densepath.methods._behaviours import Corpus, Fitted, Training, fit, scored_tokens, train_on
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
 from densepath.methods._shown import shown_rows
 from densepath.methods._stage import FORWARD_FLOPS, trained_or_sft
@@ -79,7 +78,7 @@ def train(stage: Stage) -> Outcome:
     write_json_atomic(stage.folder / "purification.json", to_json(record))
     _write_rows(stage, corpus, found, kept)
     for place in stage.folder.glob("behaviours-*/*/*/model"):
-        shutil.rmtree(place, ignore_errors=True)
+        remove(place)
     batch = stage.demonstrations_per_step
     return Outcome(Budget(len(corpus.samples), steps * batch, tokens, flops), steps)
 
@@ -392,9 +391,8 @@ def _judged(stage: Stage, fits: dict[int, Fitted]) -> dict[str, ArmResult]:
     found = {}
     for name, path in models.items():
         file = stage.folder / f"validation/{name.replace(' ', '-')}.json"
-        if not file.exists():
-            write_json_atomic(file, to_json(_verdicts(stage, name, path)))
-        found[name] = from_json(ArmResult, read_json(file))
+        verdicts = remembered(file, lambda name=name, path=path: to_json(_verdicts(stage, name, path)))
+        found[name] = from_json(ArmResult, verdicts)
     return found
 
 
