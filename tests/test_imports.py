@@ -24,7 +24,7 @@ LAYERS = [
     {"data", "theory"},
     {"models"},
     {"rewards", "planning"},
-    {"judges", "evals"},
+    {"judging", "evals"},
     {"trainers"},
     {"methods", "choice", "report"},
     {"evidence"},
