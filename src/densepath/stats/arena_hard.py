@@ -67,7 +67,7 @@ def style_of(text: str) -> Style:
     """The style of an answer; tokens are words and marks, where Arena-Hard counts those of GPT-4o's tokenizer.
 
     >>> style_of("# A list\\n* one **thing**\\n2. another")
-    Style(length=14, headers=1, lists=2, bold=1)
+    Style(length=13, headers=1, lists=2, bold=1)
     """
     bare = _FENCED.sub("", text)
     return Style(
