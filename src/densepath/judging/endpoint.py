@@ -225,8 +225,8 @@ class EndpointJudge:
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= _FAILURES:
             raise JudgeError(
-                f"{self.name}: no reply to {self._failed_in_a_row} requests in a row, at last: {reason}; what was said "
-                "is kept: run the same command again"
+                f"{self.name}: no reply to {self._failed_in_a_row} requests in a row, at last: {reason}; what was "
+                "said is kept: run the same command again"
             )
         return reason
 

@@ -16,10 +16,43 @@ from densepath.errors import DataError, ModelError, NumericalError
 from densepath.judging.here import judged, judgement_of_scores
 from densepath.judging.protocol import JudgeRequest, check_num_answers
 from densepath.models.compat import context_length, eos_token_ids
+from densepath.models.load import DTYPES
+from densepath.models.locate import explained, locate
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.records.completion import prompt_text
 from densepath.records.judging import Judgement, Spending
 from densepath.rewards.dense import DenseReward
+
+
+def load_reward_model(name_or_path: str, *, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A reward model and its tokenizer, on the GPU where there is one.
+
+    Args:
+        name_or_path: hub id or folder.
+        dtype: of the weights, a key of `DTYPES`.
+        trust_remote_code: run Python code that comes with the weights.
+
+    Raises:
+        MissingFileError, ModelError: it cannot be loaded, or has no trained head.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    source = locate(name_or_path)
+    with explained(source, "reward model"):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            dtype=DTYPES.get(dtype, dtype),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if found["missing_keys"]:
+        raise ModelError(
+            f"{source}: {min(found['missing_keys'])} is not in its files and would be random: it is no reward model; "
+            "for a language model write local: before it"
+        )
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
 
 
 class RewardModelJudge:
