@@ -23,6 +23,7 @@ from densepath.models.compat import (
     eos_token_ids,
     replaced_weights,
 )
+from densepath.models.linear import choose_library
 
 __all__ = [
     "DTYPES",
@@ -100,6 +101,7 @@ def load_model(
             model.peft_config["default"].base_model_name_or_path = source
     if (target := _device(device)) is not None:
         model = model.to(target)
+    choose_library(model)
     if for_training:
         _keep_gradients(model)
         return model.train()
