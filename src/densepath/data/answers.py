@@ -4,7 +4,7 @@ AlpacaEval        [{"instruction", "output", "generator"}, ...]; told apart by t
 Arena-Hard v0.1   {"question_id", "model_id", "choices": [{"turns": [{"content"}]}]}
 Arena-Hard v2.0   {"uid", "model", "messages": [..., {"role": "assistant", "content": text or {"answer"}}]}
 MT-Bench          {"question_id", "model_id", "choices": [{"turns": [text, text]}]}
-densepath         {"id", "generator", "text" or "turns"}, and "prompt" beside it
+densepath         {"id", "generator", "text" (of several turns a list) or "turns"}, and "prompt" beside it
 a benchmark       {"id", "references": {generator: text}}
 """
 
@@ -136,6 +136,8 @@ def _answer_turns(row: Row) -> tuple[str, ...]:
         return (row["output"],)
     if isinstance(row.get("text"), str):
         return (row["text"],)
+    if row.get("text"):
+        return texts_of(row["text"], "text")
     if row.get("choices"):
         first = row["choices"][0] if isinstance(row["choices"], (list, tuple)) else None
         if not isinstance(first, Mapping):

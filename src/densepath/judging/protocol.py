@@ -82,8 +82,22 @@ class Judge(Protocol):
         """
 
     def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
-        """What judging the requests would take, at most; asks nobody."""
+        """What judging the requests would be charged for, about; asks nobody."""
 
     @property
     def spent(self) -> Spending:
-        """What judging has taken until now."""
+        """What judging has been charged for until now; nothing where the judge runs here."""
+
+
+def check_num_answers(judge: Judge, requests: Sequence[JudgeRequest]) -> None:
+    """Refuse requests that a judge cannot be asked.
+
+    Raises:
+        DataError: one with another number of answers than it takes.
+    """
+    for request in requests:
+        if len(request.answers) not in judge.num_answers:
+            takes = " or ".join(map(str, judge.num_answers))
+            raise DataError(
+                f"judge {judge.name} is shown {takes} answers at once, and was given {len(request.answers)}"
+            )

@@ -146,6 +146,7 @@ class ArenaHard:
 
     Attributes:
         model: whose answers were judged.
+        baseline: what they were compared with.
         score: share of battles won; a strong verdict is three battles, a tie half a win.
         published_low: lower end of the interval that Arena-Hard publishes: of 90 %, over battles, hence too narrow.
         published_high: its upper end.
@@ -155,6 +156,7 @@ class ArenaHard:
     """
 
     model: str
+    baseline: str
     score: Interval
     published_low: float
     published_high: float
@@ -179,6 +181,29 @@ class MtBench:
     mean: Interval
     turns: tuple[Interval, ...]
     categories: Mapping[str, Interval]
+    invalid: int
+
+
+@dataclass(frozen=True)
+class AdjustedWinRate:
+    """MT-Bench's pairwise form: a game is a question's turn, and two orders that do not say the same are a tie.
+
+    Attributes:
+        model: whose answers win.
+        baseline: what they are compared with.
+        rate: wins and half of the ties, by all games.
+        wins: games that the model won in both orders.
+        ties: games with a tie in one order, or another winner in each.
+        losses: games that the baseline won in both orders.
+        invalid: games without a verdict in one of the orders.
+    """
+
+    model: str
+    baseline: str
+    rate: Interval
+    wins: int
+    ties: int
+    losses: int
     invalid: int
 
 
@@ -213,6 +238,7 @@ class Judged:
         alpaca_eval: for each model; empty for other benchmarks.
         arena_hard: for each model; empty for other benchmarks.
         mt_bench: for each model; empty where answers were compared.
+        mt_bench_pairs: MT-Bench's pairwise form, for each model; empty where answers were graded.
         kappas: agreement of this judge with others.
         notes: what a reader must know.
     """
@@ -226,5 +252,6 @@ class Judged:
     alpaca_eval: tuple[AlpacaEval, ...] = ()
     arena_hard: tuple[ArenaHard, ...] = ()
     mt_bench: tuple[MtBench, ...] = ()
+    mt_bench_pairs: tuple[AdjustedWinRate, ...] = ()
     kappas: tuple[Kappa, ...] = ()
     notes: tuple[str, ...] = ()
