@@ -31,12 +31,15 @@ def test_orders_and_repeats_are_averaged_for_each_prompt_first():
         game("two", ">"),
         game("two", "<<", switched=True),
         game("three", 0.0),
-        game("three", 1.0, repeat=1),
-        game("three", 1.0, repeat=2),
         game("three", "=", switched=True),
+        game("three", 1.0, repeat=1),
+        game("three", 0.2, repeat=1, switched=True),
+        game("three", None, repeat=2),  # this repeat does not count, whatever its other order says
+        game("three", 0.0, repeat=2, switched=True),
     ]
     found = rate_of(games)
-    assert found.rate.mean == pytest.approx((0.5 + 1 + (2 / 3 + 0.5) / 2) / 3)
+    assert found.rate.mean == pytest.approx((0.5 + 1 + (0.25 + 0.9) / 2) / 3)
+    assert found.invalid == 1
     assert (found.wins, found.ties, found.losses) == (2, 1, 0)
     assert found.rate.n == 3
     assert pairs_of(games) == (("m", "b"),)
@@ -96,15 +99,15 @@ def test_alpaca_eval_by_its_definition():
 def test_the_noise_of_the_judge_is_told_from_that_of_the_prompts():
     """Prompts with spread 0.2, a judge that adds a chance of its own with spread 0.1 to each judgement."""
     rng = np.random.default_rng(0)
-    prompts = 0.5 + 0.2 * rng.standard_normal((4000, 1, 1))
-    said = prompts + 0.1 * rng.standard_normal((4000, 2, 3))
+    prompts = 0.5 + 0.2 * rng.standard_normal((4000, 1))
+    said = prompts + 0.1 * rng.standard_normal((4000, 3))
     found = judge_noise(said)
     assert found.repeats == 3
-    assert found.of_judge == pytest.approx(0.1 / math.sqrt(6 * 4000), rel=0.05)
+    assert found.of_judge == pytest.approx(0.1 / math.sqrt(3 * 4000), rel=0.05)
     assert found.of_prompts == pytest.approx(0.2 / math.sqrt(4000), rel=0.05)
     assert found.total**2 == pytest.approx(found.of_judge**2 + found.of_prompts**2)
-    assert judge_noise(said[:, :, :1]) is None
-    same = judge_noise(np.repeat(prompts + np.zeros((4000, 2, 1)), 2, axis=2))
+    assert judge_noise(said[:, :1]) is None
+    same = judge_noise(np.repeat(prompts, 2, axis=1))
     assert (same.of_judge, same.of_prompts) == (0.0, pytest.approx(same.total))
 
 

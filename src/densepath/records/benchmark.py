@@ -67,9 +67,9 @@ class Benchmark:
         name: as `--benchmark` takes it.
         prompts: how many the published one has; 0 for a file of one's own.
         turns: of each question; 0 where each has its own.
-        mode: "pair" judges an answer against the baseline's, "single" grades it alone.
+        mode: "pair" judges an answer against the baseline's, "single" grades it alone, where the user does not say.
         table: the statistics that it publishes: "alpaca_eval", "arena_hard", "mt_bench", or "win_rate", ours.
-        templates: category -> name of the judge's prompt template.
+        templates: mode -> name of the judge's prompt template.
         baselines: category -> generator that the others are compared with; empty where it has none.
         temperatures: category -> temperature of the answers; empty where the benchmark leaves it to each model.
         hub: repository and file of its questions on the hub; None where there is none.
@@ -81,15 +81,11 @@ class Benchmark:
     turns: int = 1
     mode: str = "pair"
     table: str = "win_rate"
-    templates: Mapping[str, str] = field(default_factory=lambda: {"": "densepath"})
+    templates: Mapping[str, str] = field(default_factory=lambda: {"pair": "pair", "single": "grade"})
     baselines: Mapping[str, str] = field(default_factory=dict)
     temperatures: Mapping[str, float] = field(default_factory=dict)
     hub: tuple[str, str] | None = None
     left_out: tuple[str, ...] = ()
-
-    def template(self, category: str) -> str:
-        """Name of the template that judges answers to a question of that category."""
-        return self.templates.get(category, self.templates[""])
 
     def baseline(self, category: str) -> str | None:
         """The generator to compare with; None where the benchmark has none."""

@@ -17,13 +17,15 @@ Floats = NDArray[np.float64]
 class PairGames:
     """What the judge said of one model's answers and its baseline's.
 
+    A repeat of a prompt counts where each order that was asked of it has a verdict: the other alone would carry the
+    judge's bias for a place.
+
     Attributes:
         model: whose answers they are.
         baseline: what they are compared with.
         prompts: ids of the questions, in the order in which they came.
         preferences: (prompts, 2, repeats) for the model: shown first, shown second; the mean over the turns of a
-            question. NaN where nothing was asked, or the judge said nothing.
-        asked: (prompts, 2) whether an order was asked at all.
+            question. NaN where nothing was asked, and where the repeat does not count.
         invalid: games without a verdict.
     """
 
@@ -31,21 +33,22 @@ class PairGames:
     baseline: str
     prompts: tuple[str, ...]
     preferences: Floats
-    asked: NDArray[np.bool_]
     invalid: int
 
     @property
-    def by_order(self) -> Floats:
-        """(prompts, 2) mean preference for the model over the repeats that have one; NaN where none has."""
-        return mean_known(self.preferences)
+    def by_repeat(self) -> Floats:
+        """(prompts, repeats) mean over the orders; NaN where there is none."""
+        return mean_known(self.preferences.swapaxes(1, 2))
 
     @property
     def by_prompt(self) -> Floats:
-        """(prompts,) mean over the orders that were asked; NaN where one of them has no verdict: the other alone
-        would carry the judge's bias for a place."""
-        orders = self.by_order
-        whole = (~self.asked | np.isfinite(orders)).all(axis=1)
-        return np.where(whole, mean_known(orders), np.nan)
+        """(prompts,) mean over the repeats; NaN where there is none."""
+        return mean_known(self.by_repeat)
+
+    @property
+    def by_order(self) -> Floats:
+        """(prompts, 2) mean over the repeats, of each order; NaN where there is none."""
+        return mean_known(self.preferences)
 
 
 def mean_known(values: Floats) -> Floats:
@@ -75,9 +78,11 @@ def pair_games(games: Sequence[Game], model: str, baseline: str) -> PairGames:
     mine = _between(games, model, baseline)
     values, seen = _table(mine)
     invalid = int((seen & ~np.isfinite(values)).sum())
-    asked = np.asarray(seen.any(axis=(2, 3)))
+    preferences = mean_known(values)
+    asked = np.asarray(seen.any(axis=3))
+    whole = (~asked | np.isfinite(preferences)).all(axis=1, keepdims=True)
     prompts = tuple(dict.fromkeys(game.question for game in mine))
-    return PairGames(model, baseline, prompts, mean_known(values), asked, invalid)
+    return PairGames(model, baseline, prompts, np.where(whole, preferences, np.nan), invalid)
 
 
 def pair_turns(games: Sequence[Game], model: str, baseline: str) -> tuple[Floats, NDArray[np.bool_]]:

@@ -64,7 +64,7 @@ def judged(given: JudgedInputs) -> Judged:
     alone = dict.fromkeys(game.model for game in given.games if game.baseline is None)
     graded = [name for name in alone if any(g.judgement.grade is not None for g in given.games if g.model == name)]
     notes += [f"{name}: none of its answers has a grade" for name in alone if name not in graded]
-    twice = [games for games in whole if given.table == "mt_bench" and games.asked.all(axis=1).any()]
+    twice = [games for games in whole if given.table == "mt_bench" and np.isfinite(games.by_order).all(axis=1).any()]
     return Judged(
         given.benchmark,
         given.table,

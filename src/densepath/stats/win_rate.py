@@ -17,7 +17,7 @@ from densepath.records.estimates import LEVEL, Comparison, Difference, verdict_o
 from densepath.records.judged import AlpacaEval, JudgeNoise, LengthControlled, PositionBias, WinRate
 from densepath.stats.bootstrap import credit_interval
 from densepath.stats.comparisons import corrected, holm
-from densepath.stats.games import PairGames
+from densepath.stats.games import PairGames, mean_known
 from densepath.stats.seeds import seed_difference
 
 Floats = NDArray[np.float64]
@@ -66,7 +66,7 @@ def win_rate(
         detectable=detectable_effect(kept),
         length=None if spans is None else credit_interval(spans),
         position=position_bias(games.by_order),
-        noise=judge_noise(games.preferences[known]),
+        noise=judge_noise(games.by_repeat[known]),
         invalid=games.invalid,
         dropped=int((~known).sum()),
         categories={name: credit_interval(np.array(of)) for name, of in sorted(groups.items())},
@@ -126,33 +126,27 @@ def position_bias(orders: Floats) -> PositionBias | None:
     return PositionBias(credit_interval(follows.astype(np.float64)), credit_interval((first + second) / 2))
 
 
-def judge_noise(preferences: Floats) -> JudgeNoise | None:
-    """The two sources of a win rate's standard error; None where no prompt was judged twice in each of its orders.
+def judge_noise(by_repeat: Floats) -> JudgeNoise | None:
+    """The two sources of a win rate's standard error; None where no prompt was judged twice.
 
-        of_judge^2 = mean over prompts of [ sum over orders of s^2 / repeats ] / orders^2 / n
-        total^2    = variance of the prompts' means / n
+        of_judge^2   = mean over prompts of [ variance over repeats / repeats ] / n
+        total^2      = variance of the prompts' means / n
         of_prompts^2 = total^2 - of_judge^2, at least 0
 
     Args:
-        preferences: (prompts, 2, repeats), NaN where there is none.
+        by_repeat: (prompts, repeats) preference, both orders averaged; NaN where there is none.
     """
-    known = np.isfinite(preferences)
-    counts = known.sum(axis=2)
-    asked = counts > 0
-    twice = (counts > 1).all(axis=1, where=asked)  # the noise of what was judged once is unknown
+    known = np.isfinite(by_repeat)
+    counts = known.sum(axis=1)
+    twice = counts > 1  # the noise of what was judged once is unknown
     if not twice.any():
         return None
-    means = np.where(known, preferences, 0.0).sum(axis=2) / np.maximum(counts, 1)
-    squares = np.where(known, (preferences - means[:, :, None]) ** 2, 0.0).sum(axis=2)
-    own = squares / np.maximum(counts - 1, 1) / np.maximum(counts, 1)
-    orders = asked.sum(axis=1)
-    n = len(preferences)
-    of_judge = float((own.sum(axis=1) / orders**2)[twice].mean()) / n
-    values = means.sum(axis=1, where=asked) / orders
-    total = float(values.var(ddof=1)) / n if n > 1 else of_judge
-    return JudgeNoise(
-        int(counts.max()), math.sqrt(of_judge), math.sqrt(max(0.0, total - of_judge)), math.sqrt(max(total, of_judge))
-    )
+    means = mean_known(by_repeat)
+    squares = np.where(known, (by_repeat - means[:, None]) ** 2, 0.0).sum(axis=1)[twice]
+    n = len(by_repeat)
+    of_judge = float((squares / (counts[twice] - 1) / counts[twice]).mean()) / n
+    total = max(of_judge, float(means.var(ddof=1)) / n if n > 1 else 0.0)
+    return JudgeNoise(int(counts.max()), math.sqrt(of_judge), math.sqrt(total - of_judge), math.sqrt(total))
 
 
 def alpaca_eval(model: str, preferences: Floats, length: LengthControlled | None = None) -> AlpacaEval:
