@@ -378,13 +378,12 @@ def fingerprint(path: Path) -> str:
     return f"{size} bytes, {digest.hexdigest()}"
 
 
-def sealed(folder: Path, *patterns: str) -> dict[str, str]:
-    """Name under `folder` -> fingerprint of every file that a pattern finds, for a marker that says: these are done.
+def sealed(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """Name under `folder` -> fingerprint of each of the files that is there, for a marker that says: these are done.
 
     All of them are synced. What is hidden, or lies in a hidden folder, is passing and left out.
     """
-    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
-    names = {path.relative_to(folder).as_posix(): path for path in sorted(found)}
+    names = {path.relative_to(folder).as_posix(): path for path in sorted(set(paths)) if path.is_file()}
     names = {name: path for name, path in names.items() if not f"/{name}".count("/.")}
     _sync_all(names.values())
     _sync_all({path.parent for path in names.values()})

@@ -17,6 +17,7 @@ demonstrations. Source: derived in docs/purify.md.
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,10 +31,11 @@ from densepath.choice.compare import arm_findings
 from densepath.choice.decide import decide
 from densepath.core.mixture import excess_weights, lifts, rank_bands, systematic_draws
 from densepath.data.encode import Encoded, encode_demonstrations
+from densepath.data.kept_rows import write_kept_rows
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
-from densepath.io import remembered, remove, write_json_atomic, write_jsonl_atomic
+from densepath.io import remembered, remove, write_json_atomic
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._behaviours import Corpus, Fitted, Training, fit, scored_tokens, train_on
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
@@ -391,9 +393,13 @@ def _judged(stage: Stage, fits: dict[int, Fitted]) -> dict[str, ArmResult]:
     found = {}
     for name, path in models.items():
         file = stage.folder / f"validation/{name.replace(' ', '-')}.json"
-        verdicts = remembered(file, lambda name=name, path=path: to_json(_verdicts(stage, name, path)))
+        verdicts = remembered(file, functools.partial(_verdicts_json, stage, name, path))
         found[name] = from_json(ArmResult, verdicts)
     return found
+
+
+def _verdicts_json(stage: Stage, name: str, path: Path) -> dict[str, Any]:
+    return to_json(_verdicts(stage, name, path))
 
 
 def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:
@@ -458,13 +464,11 @@ def _write_rows(stage: Stage, corpus: Corpus, found: _Sorted, kept: Sequence[int
     """`kept.jsonl` and `dropped.jsonl`: the source's rows as they are, with the reason beside those set aside."""
     keeps = {corpus.train.numbers[index] for index in kept}
     scored = {number: float(found.evidence[index]) for index, number in enumerate(corpus.train.numbers)}
-    rows = [dict(row) for row in stage.sft.rows("train")]
-    write_jsonl_atomic(stage.folder / "kept.jsonl", [row for number, row in enumerate(rows) if number in keeps])
-    dropped = []
-    for number, row in enumerate(rows):
-        if number not in scored:
-            dropped.append({**row, "purify_reason": "its prompt leaves no token to learn", "purify_evidence": None})
-        elif number not in keeps:
-            evidence = round(scored[number], 4)
-            dropped.append({**row, "purify_reason": found.reasons, "purify_evidence": evidence})
-    write_jsonl_atomic(stage.folder / "dropped.jsonl", dropped)
+    rows = stage.sft.rows("train")
+    dropped: dict[int, dict[str, Any]] = {}
+    for number in set(range(len(rows))) - keeps:
+        if number in scored:
+            dropped[number] = {"purify_reason": found.reasons, "purify_evidence": round(scored[number], 4)}
+        else:
+            dropped[number] = {"purify_reason": "its prompt leaves no token to learn", "purify_evidence": None}
+    write_kept_rows(rows, dropped, stage.folder / "kept.jsonl", stage.folder / "dropped.jsonl")

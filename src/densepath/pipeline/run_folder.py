@@ -255,7 +255,7 @@ class RunFolder:
             return
         outcome = outcome or Outcome()
         spent = replace(outcome.budget, seconds=round(time.monotonic() - started, 1))
-        files = sealed(self.path, *_FILES[stage])
+        files = sealed(self.path, (path for pattern in _FILES[stage] for path in self.path.glob(pattern)))
         if stage == "data" and self._lost.get(stage, files) != files:
             raise ResumeError(
                 f"{self.path}: stored rows are damaged, and their source gives others now: put whole copies into "

@@ -1,6 +1,6 @@
-"""The state of a scoring job on disk: one part a window of rows, each whole or not there, and what they belong to.
+"""The state of a job on disk: one part a window of rows, each whole or not there, and what they belong to.
 
-Beside `scores.jsonl` a job keeps
+Beside `scores.jsonl` a job of `densepath score` keeps
 
     scores.parts/manifest.json       settings, data and models that the parts belong to
     scores.parts/00000012.jsonl      rows of window 12 with their rewards
@@ -14,10 +14,11 @@ A window's rows and numbers do not depend on who scored it or when, so neither d
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from densepath.io import (
     changed_files,
     hold_lock,
     read_json,
+    read_jsonl,
     remove,
     sealed,
     write_json_atomic,
@@ -88,8 +90,8 @@ def tally(rows: Sequence[Mapping[str, Any]], rejected: int) -> Tally:
     return Tally(len(rows), rejected, sum(row["num_tokens"] for row in rows), mean, squares)
 
 
-class PartFolder:
-    """Parts of one output file.
+class Parts:
+    """Parts of one output file, each one window of the work: what a kill leaves, and the same call goes on with.
 
     Args:
         output: the file that they become.
@@ -98,14 +100,17 @@ class PartFolder:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output.with_name(f"{output.stem}.parts")
-        self.rejected = output.with_name(f"{output.stem}.rejected.jsonl")
         self.manifest = output.with_name(f"{output.stem}.manifest.json")
-        self._parquet = output.suffix == ".parquet"
 
     @property
     def finished(self) -> bool:
         """Whether the output and its manifest are there."""
         return self.output.exists() and self.manifest.exists()
+
+    @property
+    def result(self) -> Any:
+        """What the finished job came to, as its manifest says."""
+        return read_json(self.manifest)["result"]
 
     def open(self, job: Mapping[str, Any]) -> bool:
         """Begin the job, or go on with it.
@@ -124,7 +129,7 @@ class PartFolder:
         if self.output.is_dir() or (self.folder.exists() and not self.folder.is_dir()):
             raise UsageError(f"output_file={self.output}: {self.folder} or it is in the way; give another name")
         if self.finished:
-            anew = f"move {self.output.name} away to score anew"
+            anew = f"move {self.output.name} away to begin anew"
             self._check(self.manifest, job, anew)
             changed = changed_files(self.output.parent, read_json(self.manifest).get("files", {}))
             if changed:
@@ -136,11 +141,11 @@ class PartFolder:
         begun = self.folder / "manifest.json"
         if begun.exists():
             try:
-                self._check(begun, job, f"undo the change to go on, or remove {self.folder} to score anew")
+                self._check(begun, job, f"undo the change to go on, or remove {self.folder} to begin anew")
             except ResumeError:
-                if any(self._whole(int(path.stem)).rows for path in sorted(self.folder.glob("[0-9]*.json"))):
+                if any(self._whole(int(path.stem))["rows"] for path in sorted(self.folder.glob("[0-9]*.json"))):
                     raise
-                remove(self.folder)  # nothing was scored yet: the change may correct a mistake
+                remove(self.folder)  # nothing was done yet: the change may correct a mistake
         if not begun.exists():
             write_json_atomic(begun, dict(job))
         return False
@@ -149,7 +154,7 @@ class PartFolder:
         try:
             before = read_json(path)["job"] if path == self.manifest else read_json(path)
         except (ValueError, KeyError, TypeError) as error:
-            raise ResumeError(f"{path}: not a manifest that densepath score wrote ({error}); {remedy}") from None
+            raise ResumeError(f"{path}: not a manifest that densepath wrote ({error}); {remedy}") from None
         differences = list(_differences(before, json.loads(json.dumps(job))))
         if differences:
             raise ResumeError(f"{path} is of another job ({'; '.join(differences)}): {remedy}")
@@ -180,19 +185,18 @@ class PartFolder:
             return False
         return True
 
-    def _whole(self, window: int) -> Tally:
-        """The numbers about a window that is done.
+    def _whole(self, window: int) -> dict[str, Any]:
+        """The numbers about a window that is done, its rows among them.
 
         Raises:
             DamagedFileError: its marker cannot be read, or its files are not what it says.
         """
         marker = self._marker(window)
         try:
-            value = read_json(marker)
-            files = value.pop("files")
-            found = from_json(Tally, value)
-            changed = changed_files(self.folder, files)
-        except (DataError, AttributeError, KeyError, TypeError) as error:
+            found: dict[str, Any] = read_json(marker)
+            changed = changed_files(self.folder, found.pop("files"))
+            found["rows"] += 0  # a number
+        except (DamagedFileError, AttributeError, KeyError, TypeError) as error:
             raise DamagedFileError(f"{marker} is damaged ({error}): {_ANEW}") from None
         if changed:
             raise DamagedFileError(f"{self.folder / changed[0]} is not what was written: {_ANEW}")
@@ -201,6 +205,76 @@ class PartFolder:
     def missing(self, windows: int) -> int:
         """How many windows are not done yet."""
         return sum(not self._marker(window).exists() for window in range(windows))
+
+    def write_rows(self, window: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a window's rows as JSON lines, and that it is done.
+
+        Raises:
+            StorageError: writing failed; what was written before is whole.
+        """
+        with atomic_path(self._rows(window)) as path:
+            path.write_bytes(b"".join(map(json_line, rows)))
+        self._mark(window, {"rows": len(rows)}, self._rows(window))
+
+    def _mark(self, window: int, numbers: Mapping[str, Any], *files: Path) -> None:
+        """Say that a window is done, and what its files hold."""
+        held = sealed(self.folder, files)
+        write_json_atomic(self._marker(window), {**numbers, "files": held})
+
+    def read_rows(self, windows: int) -> list[dict[str, Any]]:
+        """The rows of all windows, in order.
+
+        Raises:
+            DamagedFileError: a window has changed since it was found whole.
+        """
+        for window in range(windows):
+            self._whole(window)
+        return [row for window in range(windows) for row in read_jsonl(self._rows(window))]
+
+    def finish(self, job: Mapping[str, Any], result: Any, write: Callable[[Path], object], *beside: Path) -> None:
+        """Write the output and then the manifest, which says that it is whole; the parts are then removed.
+
+        Args:
+            job: as `open` took it.
+            result: what it came to, as JSON.
+            write: writes the output at the path that it is given.
+            beside: other files of the job that are written already, in the same folder.
+
+        Raises:
+            StorageError: writing failed.
+        """
+        self._remove_half(self.output, self.manifest)
+        with atomic_path(self.output) as path:
+            write(path)
+        files = sealed(self.output.parent, (self.output, *beside))
+        write_json_atomic(self.manifest, {"job": dict(job), "result": result, "files": files})
+        remove(self.folder)
+
+    @staticmethod
+    def _remove_half(*paths: Path) -> None:
+        """Remove what a kill left of files that were being written."""
+        for path in paths:
+            for half in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                remove(half)
+
+    def _rows(self, window: int) -> Path:
+        return self.folder / f"{window:08d}.jsonl"
+
+    def _marker(self, window: int) -> Path:
+        return self.folder / f"{window:08d}.json"
+
+
+class PartFolder(Parts):
+    """Parts of scored rows, with those that could not be scored set aside, and numbers about each window.
+
+    Args:
+        output: the file that they become.
+    """
+
+    def __init__(self, output: Path) -> None:
+        super().__init__(output)
+        self.rejected = output.with_name(f"{output.stem}.rejected.jsonl")
+        self._parquet = output.suffix == ".parquet"
 
     def write(
         self,
@@ -222,8 +296,8 @@ class PartFolder:
                 path.write_bytes(b"".join(map(json_line, rejected)))
         with atomic_path(self._rows(window)) as path:
             write_rows(path, rows, parquet=self._parquet, logprobs=logprobs, source=schema)
-        files = sealed(self.folder, self._rows(window).name, self._rejected(window).name)
-        write_json_atomic(self._marker(window), {**asdict(tally(rows, len(rejected))), "files": files})
+        numbers = asdict(tally(rows, len(rejected)))
+        self._mark(window, numbers, self._rows(window), self._rejected(window))
 
     def merge(self, windows: int, job: Mapping[str, Any], *, strict: bool) -> Tally:
         """Join the parts into the output, the same whoever wrote them; the parts are then removed.
@@ -232,10 +306,8 @@ class PartFolder:
             DataError: no row could be scored, or, under `strict`, one could not. StorageError: writing failed.
             DamagedFileError: a window has changed since it was found whole.
         """
-        for path in (self.output, self.rejected, self.manifest):
-            for half in path.parent.glob(f".{path.name}.*.tmp"):  # what a kill left
-                remove(half)
-        total = sum(map(self._whole, range(windows)), Tally())
+        self._remove_half(self.rejected)
+        total = sum((from_json(Tally, self._whole(window)) for window in range(windows)), Tally())
         if not total.rows:
             raise DataError(f"no row could be scored; {self._first_rejected(windows)}")
         if strict and total.rejected:
@@ -246,14 +318,11 @@ class PartFolder:
                 for window in range(windows):
                     if self._rejected(window).exists():
                         file.write(self._rejected(window).read_bytes())
-        with atomic_path(self.output) as path:
-            join_parts(map(self._rows, range(windows)), path, parquet=self._parquet)
         low, high = total.interval
         counts = {"rows": total.rows, "rejected": total.rejected, "tokens": total.tokens}
         result = {**counts, "reward": {"mean": total.mean, "low": low, "high": high}}
-        files = sealed(self.output.parent, self.output.name, self.rejected.name)
-        write_json_atomic(self.manifest, {"job": dict(job), "result": result, "files": files})
-        remove(self.folder)
+        parts = map(self._rows, range(windows))
+        self.finish(job, result, lambda path: join_parts(parts, path, parquet=self._parquet), self.rejected)
         return total
 
     def _first_rejected(self, windows: int) -> str:
@@ -267,9 +336,6 @@ class PartFolder:
 
     def _rejected(self, window: int) -> Path:
         return self.folder / f"{window:08d}.rejected"
-
-    def _marker(self, window: int) -> Path:
-        return self.folder / f"{window:08d}.json"
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:

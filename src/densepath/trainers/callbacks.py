@@ -90,7 +90,7 @@ class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
         log = folder.parent / "metrics.jsonl"
         if log.exists():
             sync(log)
-        files = sealed(folder, "**/*")
+        files = sealed(folder, folder.rglob("*"))
         sync(folder.parent)
         write_json_atomic(folder / COMPLETE_MARKER, {"step": state.global_step, "files": files})
 
