@@ -35,6 +35,7 @@ LANES = (
         (
             ("generate", "What do they answer?"),
             ("judge", "Whose answers are better?"),
+            ("judge-eval", "Can a judge tell which is better?"),
             ("eval", "How many answers are right?"),
         ),
         False,
