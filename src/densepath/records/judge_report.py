@@ -62,7 +62,7 @@ class JudgeReport:
         models: name -> where its answers are from.
         games: that were judged.
         invalid: of these, games without a verdict.
-        spent: what judging took, in all calls of the command that went on with one another.
+        spent: what judging took in this call of the command.
         lengths: model -> (characters of its answer less the baseline's, preference for it) of each question.
         pairs: the most decisive ones, each model's in turn.
     """
