@@ -95,9 +95,8 @@ def _write_page(folder: Path, arguments: PurifyCommandArguments) -> Path:
         "verifier": arguments.verifier or "none",
     }
     record = from_json(Purification, read_json(folder / "purification.json"))
-    write_text_atomic(
-        path, page_html(purification_page(record, [(name, str(value)) for name, value in facts.items()]))
-    )
+    page = purification_page(record, [(name, str(value)) for name, value in facts.items()])
+    write_text_atomic(path, page_html(page))
     return path
 
 

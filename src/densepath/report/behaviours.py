@@ -27,8 +27,8 @@ from densepath.report.sections import warnings_notice
 from densepath.report.words import Words, interval, number, share, short
 
 _NEXT = (
-    "read the rows that were set aside, then ask held-out prompts: `densepath eval` with a verifier, or `densepath judge` "
-    "with a judge; continued SFT with the same compute is what it has to beat."
+    "read the rows that were set aside, then ask held-out prompts: `densepath eval` with a verifier, or "
+    "`densepath judge` with a judge. What it has to beat is continued SFT with the same compute."
 )
 LONGEST_QUOTE = 44
 """Characters of a prompt or an answer in a terminal's row."""
