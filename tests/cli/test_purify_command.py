@@ -56,7 +56,7 @@ def test_it_sorts_trains_and_tells(argv, tmp_path, capsys, monkeypatch):
     assert "The SFT model was trained again, on 12 of 24 demonstrations." in out
     assert "- told to" in out
     assert "2 of 2 ✓" in out
-    assert max(map(len, out.splitlines())) <= 80 or "model: " in max(out.splitlines(), key=len)
+    assert all(len(line) <= 80 or line.startswith(("page: ", "model: ")) for line in out.splitlines())
     folder = tmp_path / "out"
     assert f"page: {(folder / 'purification.html').resolve()}" in " ".join(out.split())
     page = (folder / "purification.html").read_text(encoding="utf-8")
