@@ -11,7 +11,7 @@ def tiny_llama(vocab_size: int = 64, seed: int = 0, dtype: torch.dtype = torch.f
     """Llama: grouped-query attention, rotary positions, full attention; 2 layers of width 32, context 256."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return _build(LlamaForCausalLM, LlamaConfig, seed, dtype, vocab_size=vocab_size, **_WIDTHS, **config)
+    return _build(LlamaForCausalLM, LlamaConfig, seed, dtype, vocab_size=vocab_size, **{**_WIDTHS, **config})
 
 
 def tiny_mistral(vocab_size: int = 64, seed: int = 0, dtype: torch.dtype = torch.float32, window: int = 6) -> Any:

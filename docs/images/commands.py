@@ -27,9 +27,13 @@ LANES = (
             ("diagnose", "Will DPR help, and with which reference?"),
             ("dpr", "Train on the reward that was found"),
             ("purify", "Sort the demonstrations with it, and train again"),
-            ("eval", "How many answers are right?"),
         ),
         True,
+    ),
+    (
+        "You have models, and prompts to ask them",
+        (("generate", "What do they answer?"), ("eval", "How many answers are right?")),
+        False,
     ),
     (
         "You have an SFT model and an earlier checkpoint of it: use the reward itself",

@@ -55,5 +55,9 @@ class StorageError(DensepathError, OSError):
     """Writing failed (disk full, no permission); what was already written is intact."""
 
 
+class JudgeError(DensepathError):
+    """A judge that keeps failing, or that may not be asked any more; what it has said is kept."""
+
+
 class ExperimentError(DensepathError):
     """Cells of an experiment failed; the others are whole and reported."""

@@ -13,6 +13,7 @@ from tests.support import IM_END, IM_START
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from densepath.cli.main import main
+from densepath.io import read_json, read_jsonl
 
 SYSTEM = f"{IM_START}system\nYou help.{IM_END}\n"  # the chat template's own, where a conversation has none
 
@@ -165,14 +166,15 @@ def test_eval_equals_greedy_decoding_and_the_share_recomputed(models, tmp_path, 
     expected = {p: greedy(model, ids(tokenizer, p), {tokenizer.eos_token_id}, 5) for p in prompts}
     texts = {p: tokenizer.decode(c, skip_special_tokens=True) for p, c in expected.items()}
     rows = [{"prompt": p, "answer": text if i % 3 == 0 else text + "?"} for i, (p, text) in enumerate(texts.items())]
-    output = tmp_path / "eval.json"
+    output = tmp_path / "eval.jsonl"
     words = ["eval", "--model_name_or_path", models["sft"], "--dataset_name", write_jsonl("rows.jsonl", rows)]
     words += ["--dataset_train_split", "train", "--max_completion_length", "5", "--output_file", str(output)]
     assert main(words) == 0
-    found = json.loads(output.read_text())
-    assert {tuple(c["prompt_ids"]): c["completion_ids"] for c in found["completions"]} == {
-        tuple(ids(tokenizer, p)): c for p, c in expected.items()
-    }
+    answers = read_jsonl(output)
+    assert [row["row"] for row in answers] == [1, 2, 3, 4, 5, 6]
+    assert [(row["prompt"], row["sampled"][0]["token_ids"]) for row in answers] == list(expected.items())
+    assert [row["metric"] for row in answers] == [float(i % 3 == 0) for i in range(6)]
+    found = read_json(tmp_path / "eval.manifest.json")["result"]
     assert found["metric"]["mean"] == pytest.approx(2 / 6)
     assert (found["metric"]["n"], found["verifier"], found["temperature"]) == (6, "exact_match", 0.0)
     lengths = [len(c) for c in expected.values()]
@@ -186,20 +188,21 @@ def test_eval_averages_several_completions_of_a_prompt(models, tmp_path, write_j
     (tmp_path / "my_verifier.py").write_text("def length(completion, row):\n    return len(completion) / row['per']\n")
     monkeypatch.syspath_prepend(tmp_path)
     rows = [{"prompt": f"Say {i}", "per": 4.0 + i} for i in range(3)]
-    output = tmp_path / "eval.json"
+    output = tmp_path / "eval.jsonl"
     words = ["eval", "--model_name_or_path", models["sft"], "--dataset_name", write_jsonl("rows.jsonl", rows)]
     words += ["--verifier", "my_verifier:length", "--num_generations", "4", "--temperature", "1"]
     assert main([*words, "--max_completion_length", "4", "--seed", "3", "--output_file", str(output)]) == 0
-    found = json.loads(output.read_text())
     tokenizer = AutoTokenizer.from_pretrained(models["sft"])
-    of = {tuple(ids(tokenizer, row["prompt"])): row["per"] for row in rows}
-    values: dict[tuple[int, ...], list[float]] = {prompt: [] for prompt in of}
-    for completion in found["completions"]:
-        prompt = tuple(completion["prompt_ids"])
-        assert completion["text"] == tokenizer.decode(completion["completion_ids"], skip_special_tokens=True)
-        values[prompt].append(len(completion["text"]) / of[prompt])
-    assert [len(each) for each in values.values()] == [4, 4, 4]
-    assert len({tuple(c["completion_ids"]) for c in found["completions"]}) > 6  # they were sampled, each on its own
+    answers = read_jsonl(output)
+    assert [(row["row"], row["sample"]) for row in answers] == [(i, k) for i in (1, 2, 3) for k in range(4)]
+    values: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    for row in answers:
+        tokens = row["sampled"][0]["token_ids"]
+        assert row["text"] == row["completion"] == tokenizer.decode(tokens, skip_special_tokens=True)
+        assert row["metric"] == len(row["text"]) / row["per"]
+        values[row["row"]].append(row["metric"])
+    assert len({tuple(row["sampled"][0]["token_ids"]) for row in answers}) > 6  # they were sampled, each on its own
+    found = read_json(tmp_path / "eval.manifest.json")["result"]
     assert found["metric"]["mean"] == pytest.approx(sum(sum(each) / 4 for each in values.values()) / 3)
     assert found["metric"]["n"] == 3  # prompts are the independent units
 

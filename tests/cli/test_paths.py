@@ -11,18 +11,28 @@ from trl import SFTConfig
 
 from densepath.cli.arguments import parse
 from densepath.cli.main import main
+from densepath.config.answers import EvalArguments, GenerateArguments
 from densepath.config.choice import DiagnoseArguments
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
 from densepath.config.run import PlanArguments, RunArguments
-from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
+from densepath.config.training import DPRArguments, SFTArguments
 from densepath.pipeline.recipe import read_recipe
 from densepath.trainers.trl_config import trl_config
 
 ROWS = [{"prompt": f"Say {i}:", "completion": f" {i} and on"} for i in range(6)]
 COMMANDS = [
-    *(RunArguments, PlanArguments, SFTArguments, DPRArguments, EvalArguments, DiagnoseArguments, ScoreArguments),
+    *(
+        RunArguments,
+        PlanArguments,
+        SFTArguments,
+        DPRArguments,
+        EvalArguments,
+        GenerateArguments,
+        DiagnoseArguments,
+        ScoreArguments,
+    ),
     *(ServeArguments, AuditArguments, RankArguments, RewardEvalArguments, ViewArguments),
 ]
 PATHS = ("_dir", "_file", "_path", "dataset_name", "html", "rl_prompts", "accelerate_config")
@@ -52,8 +62,9 @@ def test_the_home_folder_is_meant_in_every_path(kind: typing.Any, home: Path) ->
     ends = {name: end for name, end in ends.items() if name in path_fields(kind)}
     separate = [word for name, end in ends.items() for word in (f"--{name}", f"~/a b/x{end}")]
     joined = [f"--{name}=~/a b/x{end}" for name, end in ends.items()]
+    needed = ["--drop", "duplicate"] if kind is AuditArguments else []
     for words in (separate, joined):
-        arguments, _ = parse(kind, words, prog="densepath", description="")
+        arguments, _ = parse(kind, [*needed, *words], prog="densepath", description="")
         for name, end in ends.items():
             assert getattr(arguments, name) in (f"{home}/a b/x{end}", [f"{home}/a b/x{end}"])
 

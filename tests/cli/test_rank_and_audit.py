@@ -141,3 +141,84 @@ def test_mistakes_are_one_line(models, write_jsonl, capsys, tmp_path, monkeypatc
     err = capsys.readouterr().err
     assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
     assert message in err
+
+
+# --- files that the next command reads ---------------------------------------------------------------------------
+
+
+def test_audit_parts_the_rows_and_leaves_them_as_they_were(run, write_jsonl, tmp_path):
+    rows = [{**row, "meta": {"from": ["a", 1.5, None]}} for row in DEMONSTRATIONS]
+    rows += [{**rows[2], "id": "again"}, {**rows[4], "completion": rows[4]["completion"].upper(), "id": "loud"}]
+    clean, dropped = tmp_path / "clean.jsonl", tmp_path / "dropped.jsonl"
+    words = ["--drop", "duplicate,near_duplicate", "--drop_lowest", "0.2", "--clean_file", str(clean)]
+    output, out = run("audit", write_jsonl("rows.jsonl", rows), *words, "--dropped_file", str(dropped))
+    worst = [record["row"] for record in lines(output)[:2]]  # a fifth of 14 rows, rounded down
+    gone = {*worst, 13, 14}
+    assert lines(clean) == [row for number, row in enumerate(rows, 1) if number not in gone]
+    found = lines(dropped)
+    bare = [{key: value for key, value in row.items() if not key.startswith("audit_")} for row in found]
+    assert bare == [rows[number - 1] for number in sorted(gone)]
+    reasons = {row["id"]: row["audit_reason"] for row in found}
+    assert reasons["again"].startswith("duplicate of row 3")
+    assert reasons["loud"].startswith("near duplicate of row 5")
+    scores = {record["row"]: record["score"] for record in lines(output)}
+    for number, row in zip(sorted(gone), found, strict=True):
+        assert ("among the lowest 20 %" in row["audit_reason"]) == (number in worst)
+        assert row["audit_score"] == scores[number]
+    assert f"{14 - len(gone)} rows kept: {clean}" in out
+    assert f"{len(gone)} rows dropped: {dropped}" in out
+
+
+def test_the_worst_span_is_shown_in_its_line(reward, write_jsonl, run):
+    row = {"prompt": "Say:", "completion": "one two three four five six seven"}
+    _, out = run("audit", write_jsonl("rows.jsonl", [row]))
+    span = audit_demonstrations(reward, [row])[0]["worst_spans"][0]["text"]
+    before, after = row["completion"].split(span, 1) if span in row["completion"] else (row["completion"], "")
+    assert f"{before[-5:]}[".split()[-1] in out
+    assert f"]{after[:5]}".split()[0] in out
+
+
+def test_rank_writes_what_fine_tuning_and_preference_training_read(run, write_jsonl, tmp_path):
+    best, pairs = tmp_path / "best.jsonl", tmp_path / "pairs.jsonl"
+    groups = [*GROUPS, {"id": 8, "prompt": "Say 8:", "completions": ["8"]}, {"prompt": "x", "completions": ["y", "y"]}]
+    words = ["--best_file", str(best), "--pairs_file", str(pairs)]
+    output, out = run("rank", write_jsonl("groups.jsonl", groups), *words)
+    orders = [record["order"] for record in lines(output)]
+    for group, order, row in zip(groups, orders, lines(best), strict=True):
+        name = {"id": group["id"]} if "id" in group else {}
+        assert row == {**name, "prompt": group["prompt"], "completion": group["completions"][order[0]]}
+    told_apart = list(zip(GROUPS, orders, strict=False))
+    assert lines(pairs) == [
+        {"id": g["id"], "prompt": g["prompt"], "chosen": g["completions"][o[0]], "rejected": g["completions"][o[-1]]}
+        for g, o in told_apart
+    ]
+    assert f"best: 10 completions, {best}" in out
+    assert f"pairs: 8 (2 prompts left out: one completion, or equal ones), {pairs}" in out
+
+
+@pytest.mark.parametrize(
+    ("command", "rows", "words", "message"),
+    [
+        (
+            "audit",
+            DEMONSTRATIONS,
+            ["--drop", "ugly", "--clean_file", "c"],
+            "drop='ugly' does not exist; choose one of",
+        ),
+        ("audit", DEMONSTRATIONS, ["--drop", "duplicate"], "give clean_file or dropped_file too"),
+        ("audit", DEMONSTRATIONS, ["--clean_file", "c.jsonl"], "give drop or drop_lowest too"),
+        ("audit", DEMONSTRATIONS, ["--drop_lowest", "1", "--clean_file", "c"], "drop_lowest=1.0 must be below 1"),
+        (
+            "audit",
+            DEMONSTRATIONS,
+            ["--drop", "over_long", "--max_length", "9", "--clean_file", "c.jsonl"],
+            "every row would be dropped",
+        ),
+        ("rank", ROWS[:4], ["--pairs_file", "p.jsonl"], "no prompt has two completions that the reward tells apart"),
+    ],
+)
+def test_what_no_file_can_be_made_of_is_one_line(
+    models, write_jsonl, capsys, tmp_path, monkeypatch, command, rows, words, message
+):
+    test_mistakes_are_one_line(models, write_jsonl, capsys, tmp_path, monkeypatch, command, rows, words, message)
+    assert not (tmp_path / "c.jsonl").exists()

@@ -9,12 +9,13 @@ from tests.pipeline.runs import save_tiny_model
 from tests.support import CHATML, IM_END, PAD, tiny_tokenizer
 
 from densepath.cli.main import main
+from densepath.config.answers import EvalArguments, GenerateArguments
 from densepath.config.choice import DiagnoseArguments
 from densepath.config.mixins import TEMPLATE_SETTINGS
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
 from densepath.config.run import RunArguments, with_one_template
-from densepath.config.training import DPRArguments, EvalArguments, SFTArguments
+from densepath.config.training import DPRArguments, SFTArguments
 from densepath.data.encode import encode_prompt
 from densepath.errors import ConfigError
 from densepath.models.load import load_tokenizer
@@ -39,7 +40,7 @@ ROWS = [
     "kind",
     [
         RunArguments, SFTArguments, DPRArguments, EvalArguments, ScoreArguments, ServeArguments, ViewArguments,
-        AuditArguments, RankArguments, RewardEvalArguments, DiagnoseArguments,
+        GenerateArguments, AuditArguments, RankArguments, RewardEvalArguments, DiagnoseArguments,
     ],
 )  # fmt: skip
 def test_every_command_that_reads_text_has_the_three_settings(kind: type) -> None:

@@ -18,11 +18,12 @@ from tests.tiny_models import tiny_llama, with_lora
 import densepath
 from densepath.cli.arguments import parse
 from densepath.cli.main import COMMANDS
+from densepath.config.answers import EvalArguments, GenerateArguments
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import ScoreArguments
 from densepath.config.run import PlanArguments, PurifyArguments, RunArguments
-from densepath.config.training import DPRArguments, EvalArguments, PurifyCommandArguments, SFTArguments
+from densepath.config.training import DPRArguments, PurifyCommandArguments, SFTArguments
 from densepath.methods import get_method, method_names
 from densepath.pipeline.recipe import read_recipe
 
@@ -43,6 +44,7 @@ ARGUMENTS = {
     "dpr": DPRArguments,
     "score": ScoreArguments,
     "eval": EvalArguments,
+    "generate": GenerateArguments,
     "serve": ServeArguments,
     "view": ViewArguments,
 }

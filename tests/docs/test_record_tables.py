@@ -62,6 +62,14 @@ def test_the_records_that_travel_are_in_the_documents():
         *("results.Results", "results.SettingResults", "results.ArmRow", "results.ArmComparison", "results.Sweep"),
         *("completion.ScoredCompletion", "reward_eval.RewardEvaluation", "reward_eval.Figure", "reward_eval.Changes"),
         *("choice.Agreement", "choice.RewardFigures", "choice.Likelihood"),
+        *(
+            "judged.Judged",
+            "judged.WinRate",
+            "judged.AlpacaEval",
+            "judged.ArenaHard",
+            "judged.MtBench",
+            "judged.Kappa",
+        ),
         *("behaviours.Purification", "behaviours.Mixture", "behaviours.Behaviour"),
     ):
         assert f"<!-- fields of densepath.records.{name} -->" in marked, name

@@ -101,7 +101,7 @@ def test_under_peft_only_the_adapter_gets_gradients():
     assert all((p.grad is not None) == ("lora" in n) for n, p in model.named_parameters() if "lora" in n)
 
 
-@pytest.mark.parametrize("make, packs", [(tiny_gemma3, True), (tiny_mamba, False)])
+@pytest.mark.parametrize(("make", "packs"), [(tiny_gemma3, True), (tiny_mamba, False)])
 def test_sliding_windows_and_recurrent_layers_equal_trls_pass(make, packs):
     model = make()
     add_fused_lm_head(model, outputs=OUTPUTS)

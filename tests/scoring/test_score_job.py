@@ -469,7 +469,7 @@ def test_a_finished_file_is_kept(score, data, tmp_path):
     code, said = score(data, output, reward_clip=1.0)
     assert code == 2
     assert "settings.reward_clip: None -> 1.0" in said
-    assert "move scores.jsonl away to score anew" in said
+    assert "move scores.jsonl away to begin anew" in said
     assert output.read_bytes() == before
     output.rename(tmp_path / "kept.jsonl")
     assert score(data, output, reward_clip=1.0)[0] == 0

@@ -111,8 +111,14 @@ ROWS = {
         "Is the reward any good? Preference pairs, first-error data or altered numbers: the dense reward beside "
         "guessing, length, log pi_SFT and log pi_base, with intervals and paired differences.",
     ),
+    "generate": Command(
+        "answers:GenerateArguments",
+        "pipeline.generate:run_generate_command",
+        "A model's answers to any prompts or to a benchmark, as rows that score, rank, judge and view read, or in the "
+        "layout of the benchmark's own tool. Nothing is checked. Called again it goes on where it stopped.",
+    ),
     "eval": Command(
-        "training:EvalArguments",
+        "answers:EvalArguments",
         "pipeline.eval_command:run_eval_command",
         "Sample completions of held-out prompts and check them with a program.",
     ),

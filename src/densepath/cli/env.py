@@ -1,4 +1,4 @@
-"""`densepath env`: versions and devices, for bug reports."""
+"""`densepath env`: versions, devices and what the processor reaches, for bug reports."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Sequence
 
 from densepath.errors import UsageError
 
-_HELP = "usage: densepath env [--json]\n\nPrint versions and devices, for bug reports."
+_HELP = (
+    "usage: densepath env [--json]\n\n"
+    "Print versions and devices, and the speed of float32 matrix products and of memory, for bug reports."
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -18,9 +21,9 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if words not in ([], ["--json"]):
         raise UsageError(f"unexpected argument {words[0]!r} (see densepath env --help)")
-    from densepath.pipeline.environment import environment
+    from densepath.pipeline.environment import environment, speed
 
-    found = environment()
+    found = environment() | speed()
     if words:
         print(json.dumps(found, indent=2))
     else:

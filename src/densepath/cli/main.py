@@ -25,6 +25,7 @@ COMMANDS = {
     "audit": "Demonstrations that the trained model finds least like expert behaviour.",
     "diagnose": "Will DPR help on this SFT run? A preview without training, and a recommendation.",
     "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
+    "generate": "Answers of a model to prompts or a benchmark, to score, rank, judge or hand on.",
     "eval": "Sample held-out completions and check them with a program.",
     "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
     "view": "Look at scored completions, or score texts that are typed in: a local web page.",

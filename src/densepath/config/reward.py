@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densepath.config.mixins import DenseRewardArguments, FrozenArguments, RewardArguments, RowsArguments
-from densepath.config.options import Arguments, check_given, check_html_name, check_reference, option
-from densepath.errors import ConfigError
+from densepath.config.options import Arguments, check_choice, check_given, check_html_name, check_reference, option
+from densepath.errors import ConfigError, UsageError
 
 AGGREGATIONS = ("mean", "sum", "min")
 OUTPUT_SUFFIXES = (".jsonl", ".parquet")
+FLAGS = ("duplicate", "near_duplicate", "over_long", "cut_off")
+"""What can be wrong with a row, as `densepath.evals.audit.Flag` names it."""
 
 
 @dataclass
@@ -99,10 +101,26 @@ class AuditArguments(PairArguments):
     num_shown: int = option(20, "Rows in the table and on the page, the worst ones.", least=1)
     output_file: str = option("audit.jsonl", "One JSON object a row, the worst first; densepath view opens it.")
     html_file: str | None = option(None, "Also write the worst rows as a page, with each token coloured.")
+    drop: list[str] = option([], f"Flags whose rows are dropped: {', '.join(FLAGS)}.")
+    drop_lowest: float = option(0.0, "Share of all rows that is dropped, those of the lowest score.", least=0)
+    clean_file: str | None = option(None, "Write the rows that are kept here, as they were, as JSONL.")
+    dropped_file: str | None = option(
+        None, "Write the dropped rows here, with audit_reason and audit_score, as JSONL."
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_html_name(self.html_file, "its JSON twin takes .json")
+        for flag in self.drop:
+            check_choice("drop", flag, FLAGS)
+        if not self.drop_lowest < 1:
+            raise ConfigError(f"drop_lowest={self.drop_lowest} must be below 1: it is a share of the rows")
+        chosen, written = self.drop or self.drop_lowest, self.clean_file or self.dropped_file
+        if bool(chosen) != bool(written):
+            raise UsageError(
+                "drop and drop_lowest say which rows go, clean_file and dropped_file where both parts are written: "
+                f"give {'clean_file or dropped_file' if chosen else 'drop or drop_lowest'} too"
+            )
 
 
 @dataclass
@@ -120,6 +138,10 @@ class RankArguments(PairArguments):
     max_samples: int | None = option(None, "Prompts ranked; all if None.", least=1)
     output_file: str = option(
         "ranking.jsonl", "One JSON object a prompt: order, and score, sum, mean, length of each."
+    )
+    best_file: str | None = option(None, "Also write each prompt with its best completion, to fine-tune on, as JSONL.")
+    pairs_file: str | None = option(
+        None, "Also write each prompt with its best completion as chosen and its worst as rejected, as JSONL."
     )
 
 

@@ -1,4 +1,4 @@
-"""Arguments of one stage alone: `densepath sft`, `dpr` and `eval`. No torch: `--help` reads this file."""
+"""Arguments of one stage alone: `densepath sft`, `dpr` and `purify`. No torch: `--help` reads this file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 from densepath.config.mixins import (
     TEXT_TASKS,
     ReferencesArguments,
-    RowsArguments,
-    SamplingArguments,
     TrainableArguments,
     TrainingRowsArguments,
 )
@@ -88,20 +86,3 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
         values["eval_temperatures"] = [self.temperature]
         values |= {"sft_per_device_train_batch_size": batch, "save_steps": save_steps}
         return RunArguments(**values)
-
-
-@dataclass
-class EvalArguments(SamplingArguments, RowsArguments, TrainableArguments):
-    """Arguments of `densepath eval`."""
-
-    dataset_name: str = option(TEXT_TASKS, "Rows with a prompt and what the verifier needs (answer).")
-    dataset_train_split: str = option("test", "Split of a hub data set or datasets folder.")
-    verifier: str = option("exact_match", "exact_match, final_number, instruction_format or package.module:function.")
-    max_samples: int = option(100, "Prompts evaluated.", least=1)
-    temperature: float = option(0.0, "0 is greedy.")
-    seed: int = option(1_000_000, "Seed of sampling, and of text_tasks: not one that a run trained on.")
-    output_file: str | None = option(None, "Write the figures and completions here as JSON.")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_temperature("temperature=", self.temperature)

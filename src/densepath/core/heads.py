@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.autograd.graph import get_gradient_edge
 
 from densepath.core.logprobs import DEFAULT_CHUNK_TOKENS, TokenScores, lift
+from densepath.core.products import add_product, linear, matmul
 
 CHUNK_ELEMENTS = 2**23
 """Least number of log-probabilities in a chunk: 32 MiB in float32, of which about ten such tensors live at a time.
@@ -73,7 +74,7 @@ def head_logprobs(hidden: Tensor, head: Head) -> Tensor:
 def _projected(hidden: Tensor, head: Head) -> Tensor:
     """(tokens, vocabulary) `hidden @ weight.T + bias` in the type of a lifted head."""
     with torch.autocast(hidden.device.type, enabled=False):
-        return torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+        return linear(hidden.to(head.weight.dtype), head.weight, head.bias)
 
 
 def _logprobs(logits: Tensor, head: Head) -> Tensor:
@@ -155,9 +156,9 @@ class _ChunkedLoss(torch.autograd.Function):
             (by_logits,) = torch.autograd.grad(loss, [edge])
             del loss  # and with it the graph, before the products
             if of_hidden is not None:
-                of_hidden[chunk] = by_logits @ lifted.weight
+                of_hidden[chunk] = matmul(by_logits, lifted.weight)
             if of_weight is not None:
-                of_weight.addmm_(by_logits.T, hidden[chunk].to(by_logits.dtype))
+                add_product(of_weight, by_logits.T, hidden[chunk].to(by_logits.dtype))
             if of_bias is not None:
                 of_bias += by_logits.sum(dim=0)
         ctx.gradients = of_hidden, of_weight, of_bias
@@ -239,7 +240,7 @@ def _stream_scores(hidden: Tensor, head: Head, ids: Tensor) -> tuple[Tensor, Ten
         rows = head.weight[start : start + tile].to(hidden.dtype)
         shape = tokens, rows.shape[0]
         size = shape[0] * shape[1]
-        logits = lift(torch.mm(hidden, rows.t(), out=products[:size].view(shape)))
+        logits = lift(linear(hidden, rows, buffer=products[:size].view(shape)))
         if head.bias is not None:
             logits += head.bias[start : start + tile]
         if head.scale != 1.0:
@@ -310,7 +311,7 @@ class _ChunkedScores(torch.autograd.Function):
         head = Head(cast, None if bias is None else bias.to(cast.dtype), scale, softcap)
         for part in token_chunks(len(hidden), len(weight), chunk_tokens):
             read = hidden[part].to(ctx.compute_dtype)
-            logits = head.shaped(lift(torch.nn.functional.linear(read, cast, head.bias)))
+            logits = head.shaped(lift(linear(read, cast, head.bias)))
             inner = None if softcap is None else 1 - (logits / softcap).square()  # 1 - tanh^2
             logprobs = logits.sub_(log_normalizers[part].unsqueeze(-1))
             probs = logprobs.exp()
@@ -335,10 +336,10 @@ class _ChunkedScores(torch.autograd.Function):
                 of_bias += grad.sum(dim=0)
             grad = grad.to(cast.dtype)
             if of_hidden is not None:
-                of_hidden[part] = grad @ cast
+                of_hidden[part] = matmul(grad, cast)
             if of_weight is not None:
                 if grad.dtype == sums:
-                    of_weight.addmm_(grad.T, read)
+                    add_product(of_weight, grad.T, read)
                 else:
                     of_weight += grad.T @ read
             del logits, logprobs, probs, grad, inner  # before the next chunk is projected

@@ -73,14 +73,18 @@ class RowStream:
         source: a name as `load_dataset_rows` takes it, or rows that are in memory.
         split: the split to take from whatever has splits, or a slice of it (`train[:100]`).
         limit: at most this many rows; None for all.
+        as_written: leave the columns of other tools' formats as they are.
 
     Raises:
         MissingFileError: nothing is found under that name.
         DataError: a file of another kind, or a split or slice that is not there.
     """
 
-    def __init__(self, source: str | Iterable[Row], split: str = "train", *, limit: int | None = None) -> None:
+    def __init__(
+        self, source: str | Iterable[Row], split: str = "train", *, limit: int | None = None, as_written: bool = False
+    ) -> None:
         places: list[Any]
+        self._as_written = as_written
         if isinstance(source, str):
             places, cut = find_source(source, split)
         else:
@@ -141,7 +145,7 @@ class RowStream:
             yield self._converted(row if first == 0 else replace(row, index=row.index - first))
 
     def _converted(self, row: SourceRow) -> SourceRow:
-        if not isinstance(row.row, Mapping) or not (said := conversion(row.row)):
+        if self._as_written or not isinstance(row.row, Mapping) or not (said := conversion(row.row)):
             return row
         _say_once(self._name, said)
         try:

@@ -11,7 +11,7 @@ import torch
 from densepath.data.encode import encode_row_prompt
 from densepath.evals.verifiers import Verifier
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
-from densepath.models.sampling import Contrast, sample
+from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, sample
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,14 @@ class Decoding:
         num_generations: completions of each prompt.
         seed: of the sampling. The same one gives every model the same uniforms, so that two models differ by no more
             than they must.
+        token_budget: most tokens in the cache of one batch; changes no completion.
     """
 
     temperature: float
     max_completion_length: int
     num_generations: int = 1
     seed: int = 0
+    token_budget: int = DEFAULT_TOKEN_BUDGET
 
     @property
     def name(self) -> str:
@@ -101,6 +103,7 @@ def generate(
         eos_token_ids=eos_token_ids(model, tokenizer),
         generator=torch.Generator().manual_seed(decoding.seed),
         pad_token_id=tokenizer.pad_token_id,
+        token_budget=decoding.token_budget,
         contrast=contrast,
         on_progress=on_progress,
     )

@@ -31,10 +31,11 @@ from densepath.choice.compare import arm_findings
 from densepath.choice.decide import decide
 from densepath.core.mixture import excess_weights, lifts, rank_bands, systematic_draws
 from densepath.data.encode import Encoded, encode_demonstrations
+from densepath.data.kept_rows import write_kept_rows
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, write_json_atomic
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._behaviours import Corpus, Fitted, Training, fit, remembered, scored_tokens, train_on
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
@@ -460,13 +461,11 @@ def _write_rows(stage: Stage, corpus: Corpus, found: _Sorted, kept: Sequence[int
     """`kept.jsonl` and `dropped.jsonl`: the source's rows as they are, with the reason beside those set aside."""
     keeps = {corpus.train.numbers[index] for index in kept}
     scored = {number: float(found.evidence[index]) for index, number in enumerate(corpus.train.numbers)}
-    rows = [dict(row) for row in stage.sft.rows("train")]
-    write_jsonl_atomic(stage.folder / "kept.jsonl", [row for number, row in enumerate(rows) if number in keeps])
-    dropped = []
-    for number, row in enumerate(rows):
-        if number not in scored:
-            dropped.append({**row, "purify_reason": "its prompt leaves no token to learn", "purify_evidence": None})
-        elif number not in keeps:
-            evidence = round(scored[number], 4)
-            dropped.append({**row, "purify_reason": found.reasons, "purify_evidence": evidence})
-    write_jsonl_atomic(stage.folder / "dropped.jsonl", dropped)
+    rows = stage.sft.rows("train")
+    dropped: dict[int, dict[str, Any]] = {}
+    for number in set(range(len(rows))) - keeps:
+        if number in scored:
+            dropped[number] = {"purify_reason": found.reasons, "purify_evidence": round(scored[number], 4)}
+        else:
+            dropped[number] = {"purify_reason": "its prompt leaves no token to learn", "purify_evidence": None}
+    write_kept_rows(rows, dropped, stage.folder / "kept.jsonl", stage.folder / "dropped.jsonl")

@@ -22,10 +22,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 
 from densepath.models.packing import Segment, Spans, cut
 
-try:
+varlen_attn: Callable[..., Any] | None = None
+with contextlib.suppress(ImportError):  # before torch 2.10
     from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # before torch 2.10
-    varlen_attn = None
 
 NAME = "densepath_flat"
 _BLOCK = 512
@@ -202,8 +201,9 @@ def _by_lengths(query: Tensor, key: Tensor, value: Tensor, mask: FlatMask, scali
         query, key, value = (each.to(torch.get_autocast_dtype(query.device.type)) for each in (query, key, value))
     key, value = (each[0].transpose(0, 1)[columns] for each in (key, value))
     widest = max(s.stop - s.start for s in mask.segments), max(map(_width, mask.segments))
-    given = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": query.shape[1] != key.shape[1]}
-    found: Tensor = varlen_attn(query[0].transpose(0, 1), key, value, queries, keys, *widest, **given)
+    assert varlen_attn is not None
+    causal = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": query.shape[1] != key.shape[1]}
+    found: Tensor = varlen_attn(query[0].transpose(0, 1), key, value, queries, keys, *widest, **causal)
     return found.unsqueeze(0)
 
 
@@ -220,7 +220,7 @@ def attending(model: nn.Module, segments: tuple[Segment, ...]) -> Iterator[None]
         return
     found = [getattr(module, "config", None) for module in model.modules()]
     configs = list({id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values())
-    again = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    again: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     checkpoints = [m._gradient_checkpointing_func for m in again]
     token = _row.set(segments)
     for module, checkpoint in zip(again, checkpoints, strict=True):

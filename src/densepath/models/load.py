@@ -23,6 +23,7 @@ from densepath.models.compat import (
     eos_token_ids,
     replaced_weights,
 )
+from densepath.models.linear import choose_library
 
 __all__ = [
     "DTYPES",
@@ -100,6 +101,7 @@ def load_model(
             model.peft_config["default"].base_model_name_or_path = source
     if (target := _device(device)) is not None:
         model = model.to(target)
+    choose_library(model)
     if for_training:
         _keep_gradients(model)
         return model.train()
@@ -114,10 +116,10 @@ class LoadOptions(Protocol):
     trust_remote_code: bool
 
 
-def load_frozen(options: LoadOptions, path: str | Path) -> Any:
-    """A model that is only sampled from and scored: adapters folded in, on the GPU where there is one."""
+def load_frozen(options: LoadOptions, path: str | Path, device: str = "auto") -> Any:
+    """A model that is only sampled from and scored: adapters folded in, by default on the GPU where there is one."""
     code = options.trust_remote_code
-    return load_model(path, dtype=options.dtype, trust_remote_code=code, merge=True, device="auto")
+    return load_model(path, dtype=options.dtype, trust_remote_code=code, merge=True, device=device)
 
 
 def load_trainable(options: LoadOptions, path: str | Path) -> Any:

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,8 +83,8 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch with its tensors on `device`."""
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return dataclasses.replace(self, **tensors)
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **moved)
 
     def predicting(self) -> tuple[Tensor, Tensor]:
         """Row and column indices of all positions that predict a completion token, sequence by sequence."""
@@ -222,6 +222,7 @@ def _build(rows: Sequence[_Row], layout: Layout, pad_token_id: int) -> PackedBat
     for r, row in enumerate(rows):
         at = slice(0, len(row.ids))
         input_ids[r, at], position_ids[r, at], labels[r, at], present[r, at] = row.ids, row.positions, row.labels, 1
+    attention_mask: Tensor | None
     positions, attention_mask = torch.from_numpy(position_ids), torch.from_numpy(present)
     if layout is Layout.PACKED and all(len(row.segments) == 1 for row in rows):
         # Positions go on in the padding, since transformers takes a jump for a new sequence.

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from densepath.config.reward import AuditArguments
+from densepath.data.kept_rows import write_kept_rows
+from densepath.data.rows import Row
 from densepath.data.sources import load_rows
+from densepath.errors import DataError
 from densepath.evals.audit import Flag, audit_demonstrations
 from densepath.io import write_jsonl_atomic
 from densepath.pipeline.reward_eval import load_dense_reward
 from densepath.progress import StageProgress
-from densepath.report.audit import audit_table, audit_view
+from densepath.report.audit import audit_table, audit_view, flag_text
 from densepath.report.console import print_parts
 from densepath.stats.intervals import mean_interval
 from densepath.terminal import Console, say
@@ -47,6 +52,8 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
         f"flagged: {flagged}",
     )
     say(console, f"rows: {path.resolve()}")
+    if arguments.drop or arguments.drop_lowest:
+        _write_parts(arguments, rows, records, console)
     if arguments.html_file is not None:
         facts = [
             ("file", source),
@@ -58,3 +65,41 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
         paths = audit_view(records, arguments.num_shown, facts).save(arguments.html_file)
         say(console, f"page: {paths.html.resolve()}")
     return path
+
+
+def dropped_rows(
+    records: Sequence[Mapping[str, Any]], flags: Collection[str], lowest: float
+) -> dict[int, dict[str, Any]]:
+    """Which rows are dropped, and why.
+
+    Args:
+        records: of all rows, the worst first, as `audit_demonstrations` gives them.
+        flags: a row with one of these is dropped.
+        lowest: share of all rows, in [0, 1), that is dropped for the lowest score; rounded down to whole rows.
+
+    Returns:
+        Index of each dropped row, from 0, with all its reasons as `audit_reason` and its `audit_score`.
+    """
+    found = {}
+    for place, record in enumerate(records):
+        reasons = [flag_text(flag) for flag in record["flags"] if flag["flag"] in flags]
+        if place < int(lowest * len(records)):
+            reasons.append(f"among the lowest {100 * lowest:g} %")
+        if reasons:
+            found[record["row"] - 1] = {"audit_reason": ", ".join(reasons), "audit_score": record["score"]}
+    return found
+
+
+def _write_parts(
+    arguments: AuditArguments, rows: Sequence[Row], records: Sequence[Mapping[str, Any]], console: Console
+) -> None:
+    """Write the rows that are kept and those that are dropped, and say how many there are of each."""
+    dropped = dropped_rows(records, arguments.drop, arguments.drop_lowest)
+    if len(dropped) == len(rows):
+        raise DataError(f"{arguments.dataset_name}: every row would be dropped; name fewer flags with drop")
+    files = {"kept": arguments.clean_file, "dropped": arguments.dropped_file}
+    paths = {name: None if file is None else Path(file) for name, file in files.items()}
+    write_kept_rows(rows, dropped, paths["kept"], paths["dropped"])
+    counts = {"kept": len(rows) - len(dropped), "dropped": len(dropped)}
+    for name, path in paths.items():
+        say(console, f"{counts[name]} rows {name}" + ("" if path is None else f": {path.resolve()}"))

@@ -24,7 +24,7 @@ def environment() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             if name in PACKAGES:
                 found[name] = "not installed"
-    found["cpu"] = f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    found["cpu"] = f"{_processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         found["gpu"] = ", ".join(names)
@@ -32,6 +32,28 @@ def environment() -> dict[str, str]:
     else:
         found["gpu"] = "none"
     return found
+
+
+def speed() -> dict[str, str]:
+    """What this machine's processor reaches, measured in about a second: what every figure of speed rests on."""
+    from densepath.models.linear import measure_rates, memory_bandwidth
+
+    return {
+        "matrix products": str(measure_rates()),
+        "memory": f"one core reads {memory_bandwidth() / 1e9:.0f} GB/s",
+    }
+
+
+def _processor() -> str:
+    """The processor's name; on Linux with family and model, since a name may stand for several generations."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    about = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in about:
+        return platform.machine()
+    return f"{about['model name']} (family {about.get('cpu family', '?')}, model {about.get('model', '?')})"
 
 
 def resident_bytes() -> float:

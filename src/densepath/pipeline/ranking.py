@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.config.reward import RankArguments
-from densepath.data.rows import is_conversational, turn_text
+from densepath.data.rows import is_conversational, template_columns, turn_text
 from densepath.data.sources import load_rows
 from densepath.errors import DataError
 from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
@@ -49,7 +49,39 @@ def run_rank_command(arguments: RankArguments, console: Console) -> Path:
     for line in [*_lengths(rankings), *([] if verdicts is None else _shares_right(verdicts, rankings))]:
         say(console, line)
     say(console, f"ranking: {path.resolve()}")
+    ranked = list(zip(groups, rankings, strict=True))
+    if arguments.best_file is not None:
+        best = [{**_asked(group), "completion": group.completions[ranking.order[0]]} for group, ranking in ranked]
+        write_jsonl_atomic(Path(arguments.best_file), best)
+        say(console, f"best: {len(best)} completions, {Path(arguments.best_file).resolve()}")
+    if arguments.pairs_file is not None:
+        _write_pairs(Path(arguments.pairs_file), ranked, console)
     return path
+
+
+def _asked(group: CompletionGroup) -> dict[str, Any]:
+    """What was asked, as rows of training data hold it."""
+    name = {} if group.row.get("id") is None else {"id": group.row["id"]}
+    return {**name, "prompt": group.prompt, **template_columns(group.row)}
+
+
+def _write_pairs(path: Path, ranked: Sequence[tuple[CompletionGroup, Ranking]], console: Console) -> None:
+    """Write the best and the worst completion of each prompt where the reward tells two apart.
+
+    Raises:
+        DataError: it does so of no prompt.
+    """
+    pairs = []
+    for group, ranking in ranked:
+        best, worst = ranking.order[0], ranking.order[-1]
+        if ranking.scores[best] > ranking.scores[worst]:
+            chosen, rejected = group.completions[best], group.completions[worst]
+            pairs.append({**_asked(group), "chosen": chosen, "rejected": rejected})
+    if not pairs:
+        raise DataError("no prompt has two completions that the reward tells apart: there is no pair to write")
+    write_jsonl_atomic(path, pairs)
+    left_out = f" ({len(ranked) - len(pairs)} prompts left out: one completion, or equal ones)"
+    say(console, f"pairs: {len(pairs)}{left_out if len(pairs) < len(ranked) else ''}, {path.resolve()}")
 
 
 def _record(group: CompletionGroup, ranking: Ranking) -> dict[str, Any]:

@@ -8,17 +8,19 @@ from typing import Any
 from densepath.report.document import Column, Row, Table
 from densepath.report.heatmap import quoted
 from densepath.report.scored_row import scored_row
+from densepath.report.text import visible
 from densepath.report.view import ScoreView
-from densepath.report.words import DASH, number
+from densepath.report.words import DASH, Run, Words, number
 
-_QUOTE = 40
+_QUOTE, _AROUND = 40, 30
+"""Characters of a span, and on either side of it."""
 
 
 def audit_table(records: Sequence[Mapping[str, Any]], count: int) -> Table:
-    """The worst rows: number, reward per token, lowest token, the worst span with its reward, and flags."""
+    """The worst rows: number, reward per token, lowest token, the worst span with its line and reward, and flags."""
     columns = (
         *(Column(name, numeric=True) for name in ("row", "per token", "lowest")),
-        Column("worst span"),
+        Column("worst span in its line", fold=True),
         Column("nats", numeric=True),
         Column("flags", fold=True),
     )
@@ -26,22 +28,36 @@ def audit_table(records: Sequence[Mapping[str, Any]], count: int) -> Table:
     for record in records[:count]:
         figures = (str(record["row"]), number(record["reward_per_token"], "+.3f"), number(record["lowest"], "+.2f"))
         worst = record["worst_spans"][0] if record["worst_spans"] else None
-        span = (DASH, DASH) if worst is None else (quoted(worst["text"], _QUOTE), number(worst["reward"], "+.2f"))
+        span: tuple[Words, Words] = (DASH, DASH)
+        if worst is not None:
+            span = (span_in_line(record, worst), number(worst["reward"], "+.2f"))
         rows.append(Row((*figures, *span, flags_text(record))))
     return Table(columns, tuple(rows))
 
 
-def flags_text(record: Mapping[str, Any]) -> str:
-    """The flags of a record in words.
+def span_in_line(record: Mapping[str, Any], span: Mapping[str, Any]) -> Words:
+    """A span of a record in brackets, with what stands around it in the answer."""
+    turn = record["turns"][span["turn"]]
+    start, end = turn["offsets"][span["start"]][0], turn["offsets"][span["end"] - 1][1]
+    before, after = (visible(text).replace("\n", "↵") for text in (turn["text"][:start], turn["text"][end:]))
+    head = before if len(before) <= _AROUND else "…" + before[1 - _AROUND :]
+    tail = after if len(after) <= _AROUND else after[: _AROUND - 1] + "…"
+    return (head, Run(f"[{quoted(span['text'], _QUOTE)}]", "bold"), tail)
 
-    >>> flags_text({"flags": [{"flag": "duplicate", "of": 3}]})
-    'duplicate of row 3'
+
+def flags_text(record: Mapping[str, Any]) -> str:
+    """The flags of a record in words."""
+    return ", ".join(map(flag_text, record["flags"]))
+
+
+def flag_text(flag: Mapping[str, Any]) -> str:
+    """A flag in words.
+
+    >>> flag_text({"flag": "near_duplicate", "of": 3})
+    'near duplicate of row 3'
     """
-    words = []
-    for flag in record["flags"]:
-        name = str(flag["flag"]).replace("_", " ")
-        words.append(f"{name} of row {flag['of']}" if "of" in flag else name)
-    return ", ".join(words)
+    name = str(flag["flag"]).replace("_", " ")
+    return f"{name} of row {flag['of']}" if "of" in flag else name
 
 
 def audit_view(records: Sequence[Mapping[str, Any]], count: int, facts: Sequence[tuple[str, str]]) -> ScoreView:

@@ -48,8 +48,8 @@ def scored_row(value: Any, number: int, source: str) -> ScoredRow:
 
 
 def _turns(value: Any, number: int, source: str) -> list[Mapping[str, Any]]:
-    """The scored turns of a row, as they were written."""
-    turns = value.get("turns") if isinstance(value, Mapping) else None
+    """The scored turns of a row, as they were written; of sampled answers the turns with log pi of each token."""
+    turns = value.get("turns", value.get("sampled")) if isinstance(value, Mapping) else None
     if isinstance(turns, list) and all(isinstance(turn, Mapping) for turn in turns):
         return turns
     raise DataError(f'{source}, row {number}: not a scored row, it has no "turns"; see densepath score')
@@ -62,9 +62,10 @@ def summary(value: Any, number: int, source: str) -> Summary:
         DataError: as `scored_row`.
     """
     try:
-        rewards = [reward for turn in _turns(value, number, source) for reward in turn["rewards"]]
+        turns = _turns(value, number, source)
+        rewards = [reward for turn in turns for reward in turn["rewards"]]
         total, lowest = sum(rewards), min(rewards, default=0.0)
-        if math.isfinite(total) and all(len(turn["rewards"]) == len(turn["token_ids"]) for turn in value["turns"]):
+        if math.isfinite(total) and all(len(turn["rewards"]) == len(turn["token_ids"]) for turn in turns):
             return Summary(total, total / len(rewards) if rewards else 0.0, len(rewards), lowest)
     except (TypeError, KeyError):
         pass  # a turn that is not whole: the record says what is amiss
@@ -74,5 +75,10 @@ def summary(value: Any, number: int, source: str) -> Summary:
 
 def searched_text(value: Mapping[str, Any]) -> str:
     """What a search looks through: id, category, prompt and completion, without upper and lower case."""
-    parts = [value.get("id"), value.get("category"), asked_text(value), *(turn.get("text") for turn in value["turns"])]
+    parts = [
+        value.get("id"),
+        value.get("category"),
+        asked_text(value),
+        *(turn.get("text") for turn in _turns(value, 0, "")),
+    ]
     return "\n".join(str(part) for part in parts if part is not None).casefold()

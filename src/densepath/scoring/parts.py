@@ -1,6 +1,6 @@
-"""The state of a scoring job on disk: one part a window of rows, each whole or not there, and what they belong to.
+"""The state of a job on disk: one part a window of rows, each whole or not there, and what they belong to.
 
-Beside `scores.jsonl` a job keeps
+Beside `scores.jsonl` a job of `densepath score` keeps
 
     scores.parts/manifest.json       settings, data and models that the parts belong to
     scores.parts/00000012.jsonl      rows of window 12 with their rewards
@@ -17,13 +17,13 @@ import contextlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from densepath.errors import DataError, ResumeError, StorageError, UsageError
-from densepath.io import UNWRITABLE, atomic_path, hold_lock, read_json, write_json_atomic
+from densepath.io import UNWRITABLE, atomic_path, hold_lock, read_json, read_jsonl, write_json_atomic
 from densepath.scoring.tables import join_parts, json_line, write_rows
 
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
@@ -78,8 +78,8 @@ def tally(rows: Sequence[Mapping[str, Any]], rejected: int) -> Tally:
     return Tally(len(rows), rejected, sum(row["num_tokens"] for row in rows), mean, squares)
 
 
-class PartFolder:
-    """Parts of one output file.
+class Parts:
+    """Parts of one output file, each one window of the work: what a kill leaves, and the same call goes on with.
 
     Args:
         output: the file that they become.
@@ -88,14 +88,17 @@ class PartFolder:
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output.with_name(f"{output.stem}.parts")
-        self.rejected = output.with_name(f"{output.stem}.rejected.jsonl")
         self.manifest = output.with_name(f"{output.stem}.manifest.json")
-        self._parquet = output.suffix == ".parquet"
 
     @property
     def finished(self) -> bool:
         """Whether the output and its manifest are there."""
         return self.output.exists() and self.manifest.exists()
+
+    @property
+    def result(self) -> Any:
+        """What the finished job came to, as its manifest says."""
+        return read_json(self.manifest)["result"]
 
     def open(self, job: Mapping[str, Any]) -> bool:
         """Begin the job, or go on with it.
@@ -114,7 +117,7 @@ class PartFolder:
         if self.output.is_dir() or (self.folder.exists() and not self.folder.is_dir()):
             raise UsageError(f"output_file={self.output}: {self.folder} or it is in the way; give another name")
         if self.finished:
-            self._check(self.manifest, job, f"move {self.output.name} away to score anew")
+            self._check(self.manifest, job, f"move {self.output.name} away to begin anew")
             shutil.rmtree(self.folder, ignore_errors=True)  # a kill may have left it
             return True
         if self.output.exists() and not self.folder.exists():
@@ -122,11 +125,11 @@ class PartFolder:
         begun = self.folder / "manifest.json"
         if begun.exists():
             try:
-                self._check(begun, job, f"undo the change to go on, or remove {self.folder} to score anew")
+                self._check(begun, job, f"undo the change to go on, or remove {self.folder} to begin anew")
             except ResumeError:
-                if any(self._counts(path).rows for path in sorted(self.folder.glob("[0-9]*.json"))):
+                if any(read_json(path)["rows"] for path in sorted(self.folder.glob("[0-9]*.json"))):
                     raise
-                shutil.rmtree(self.folder)  # nothing was scored yet: the change may correct a mistake
+                shutil.rmtree(self.folder)  # nothing was done yet: the change may correct a mistake
         if not begun.exists():
             write_json_atomic(begun, dict(job))
         return False
@@ -135,7 +138,7 @@ class PartFolder:
         try:
             before = read_json(path)["job"] if path == self.manifest else read_json(path)
         except (ValueError, KeyError, TypeError) as error:
-            raise ResumeError(f"{path}: not a manifest that densepath score wrote ({error}); {remedy}") from None
+            raise ResumeError(f"{path}: not a manifest that densepath wrote ({error}); {remedy}") from None
         differences = list(_differences(before, json.loads(json.dumps(job))))
         if differences:
             raise ResumeError(f"{path} is of another job ({'; '.join(differences)}): {remedy}")
@@ -168,6 +171,58 @@ class PartFolder:
         """How many windows are not done yet."""
         return sum(not self.has(window) for window in range(windows))
 
+    def write_rows(self, window: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write a window's rows as JSON lines, and that it is done.
+
+        Raises:
+            StorageError: writing failed; what was written before is whole.
+        """
+        with atomic_path(self._rows(window)) as path:
+            path.write_bytes(b"".join(map(json_line, rows)))
+        write_json_atomic(self._marker(window), {"rows": len(rows)})
+
+    def read_rows(self, windows: int) -> list[dict[str, Any]]:
+        """The rows of all windows, in order."""
+        return [row for window in range(windows) for row in read_jsonl(self._rows(window))]
+
+    def finish(self, job: Mapping[str, Any], result: Any, write: Callable[[Path], object]) -> None:
+        """Write the output and then the manifest, which says that it is whole; the parts are then removed.
+
+        Args:
+            job: as `open` took it.
+            result: what it came to, as JSON.
+            write: writes the output at the path that it is given.
+
+        Raises:
+            StorageError: writing failed.
+        """
+        for path in (self.output, self.manifest):
+            for half in path.parent.glob(f".{path.name}.*.tmp"):  # what a kill left
+                half.unlink(missing_ok=True)
+        with atomic_path(self.output) as path:
+            write(path)
+        write_json_atomic(self.manifest, {"job": dict(job), "result": result})
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _rows(self, window: int) -> Path:
+        return self.folder / f"{window:08d}.jsonl"
+
+    def _marker(self, window: int) -> Path:
+        return self.folder / f"{window:08d}.json"
+
+
+class PartFolder(Parts):
+    """Parts of scored rows, with those that could not be scored set aside, and numbers about each window.
+
+    Args:
+        output: the file that they become.
+    """
+
+    def __init__(self, output: Path) -> None:
+        super().__init__(output)
+        self.rejected = output.with_name(f"{output.stem}.rejected.jsonl")
+        self._parquet = output.suffix == ".parquet"
+
     def write(
         self,
         window: int,
@@ -195,9 +250,8 @@ class PartFolder:
         Raises:
             DataError: no row could be scored, or, under `strict`, one could not. StorageError: writing failed.
         """
-        for path in (self.output, self.rejected, self.manifest):
-            for half in path.parent.glob(f".{path.name}.*.tmp"):  # what a kill left
-                half.unlink(missing_ok=True)
+        for half in self.rejected.parent.glob(f".{self.rejected.name}.*.tmp"):  # what a kill left
+            half.unlink(missing_ok=True)
         total = sum((self._counts(self._marker(window)) for window in range(windows)), Tally())
         if not total.rows:
             raise DataError(f"no row could be scored; {self._first_rejected(windows)}")
@@ -209,13 +263,11 @@ class PartFolder:
                 for window in range(windows):
                     if self._rejected(window).exists():
                         file.write(self._rejected(window).read_bytes())
-        with atomic_path(self.output) as path:
-            join_parts(map(self._rows, range(windows)), path, parquet=self._parquet)
         low, high = total.interval
         counts = {"rows": total.rows, "rejected": total.rejected, "tokens": total.tokens}
         result = {**counts, "reward": {"mean": total.mean, "low": low, "high": high}}
-        write_json_atomic(self.manifest, {"job": dict(job), "result": result})
-        shutil.rmtree(self.folder, ignore_errors=True)
+        parts = map(self._rows, range(windows))
+        self.finish(job, result, lambda path: join_parts(parts, path, parquet=self._parquet))
         return total
 
     def _first_rejected(self, windows: int) -> str:
@@ -232,9 +284,6 @@ class PartFolder:
 
     def _rejected(self, window: int) -> Path:
         return self.folder / f"{window:08d}.rejected"
-
-    def _marker(self, window: int) -> Path:
-        return self.folder / f"{window:08d}.json"
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:

@@ -67,3 +67,20 @@ def credit_interval(credits: NDArray[np.float64], seed: int = 0) -> Interval:
     if np.ptp(credits) == 0:
         return Interval(mean, mean, mean, credits.size)
     return replicate_interval(mean, mean_replicates(credits[None], seed=seed)[:, 0], credits.size)
+
+
+def ratio_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Sum over rows by count over rows, where a row brings several values, with a percentile interval over rows.
+
+    Args:
+        sums: (rows,) of a row's values.
+        counts: (rows,) how many they are, or their weight; positive in sum.
+        seed: of the draws.
+    """
+    value = float(sums.sum() / counts.sum())
+
+    def statistic(drawn: NDArray[np.int64]) -> NDArray[np.float64]:
+        weight = drawn @ counts
+        return np.where(weight > 0, drawn @ sums / np.where(weight > 0, weight, 1), np.nan)
+
+    return replicate_interval(value, bootstrap(len(sums), statistic, seed=seed), len(sums))

@@ -1,0 +1,132 @@
+"""The judge that a command's arguments describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from densepath.config.judge import EndpointArguments, JudgeArguments, parse_judge
+from densepath.config.mixins import FrozenArguments
+from densepath.errors import ConfigError
+from densepath.evals.verifiers import get_verifier
+from densepath.judging.budget import Prices
+from densepath.judging.cache import ReplyCache
+from densepath.judging.client import open_access
+from densepath.judging.endpoint import EndpointJudge, EndpointSettings
+from densepath.judging.program import ProgramJudge
+from densepath.judging.protocol import Judge
+from densepath.judging.templates import Template, load_template
+from densepath.judging.verdicts import Letters
+
+_OURS = {("openai", 2): "pair", ("openai", 1): "mt_bench", ("local", 2): "letters", ("local", 1): "grade"}
+"""What is asked where neither the user nor the benchmark says it, by kind of judge and number of answers."""
+
+
+def template_of(arguments: JudgeArguments, kind: str, num_answers: int, benchmark: str | None = None) -> Template:
+    """The user's template, else the benchmark's, else ours; a local model is asked for letters.
+
+    Args:
+        arguments: of the command.
+        kind: of the judge.
+        num_answers: that are shown at once.
+        benchmark: name of the benchmark's template.
+
+    Raises:
+        ConfigError: it shows another number of answers, or is no template.
+    """
+    if arguments.judge_template is None and benchmark is not None:
+        template = load_template(benchmark)
+        if kind == "openai" or isinstance(template.reading, Letters):
+            return template
+    template = load_template(arguments.judge_template or _OURS[kind, num_answers])
+    if template.num_answers != num_answers:
+        raise ConfigError(
+            f"judge_template={arguments.judge_template} shows {template.num_answers} answers at once, and here it is "
+            f"{num_answers}; choose another"
+        )
+    return template
+
+
+def make_judge(
+    arguments: JudgeArguments,
+    loading: FrozenArguments,
+    *,
+    cache: Path,
+    judge: str | None = None,
+    num_answers: int = 2,
+    benchmark: str | None = None,
+) -> Judge:
+    """The judge, its model loaded and on the GPU where there is one.
+
+    Args:
+        arguments: who judges, and how an endpoint is asked.
+        loading: how models are loaded and run.
+        cache: folder of an endpoint's replies, where the arguments name none.
+        judge: who judges instead of `arguments.judge`.
+        num_answers: that are shown at once.
+        benchmark: name of the benchmark's template.
+
+    Raises:
+        ConfigError: no judge, no key, no such template, or limits that cannot be kept.
+        MissingFileError, ModelError: a model that cannot be loaded.
+    """
+    said = judge or arguments.judge
+    if said is None:
+        raise ConfigError("judge is missing: who judges, such as openai:gpt-4.1 or local:FOLDER")
+    kind, name = parse_judge(said)
+    if kind == "verifier":
+        return ProgramJudge(get_verifier(name), said)
+    if kind == "openai":
+        template = template_of(arguments, kind, num_answers, benchmark)
+        folder = cache if arguments.judge_cache is None else Path(arguments.judge_cache).expanduser()
+        return EndpointJudge(template, endpoint_settings(arguments, name), ReplyCache(folder))
+    if kind == "local":
+        return _local(name, template_of(arguments, kind, num_answers, benchmark), loading)
+    return _reward_model(name, loading) if kind == "reward" else _dense(name, loading)
+
+
+def endpoint_settings(arguments: EndpointArguments, model: str) -> EndpointSettings:
+    """How the arguments ask an endpoint.
+
+    Raises:
+        ConfigError: no key, or a base URL that is none.
+    """
+    prices = None
+    if arguments.judge_prompt_price is not None and arguments.judge_completion_price is not None:
+        prices = Prices(arguments.judge_prompt_price, arguments.judge_completion_price)
+    return EndpointSettings(
+        model=model,
+        access=open_access(arguments.judge_base_url, arguments.judge_api_key_env),
+        parameters=arguments.judge_parameters,
+        concurrency=arguments.judge_concurrency,
+        timeout=arguments.judge_timeout,
+        retries=arguments.judge_retries,
+        per_minute=arguments.judge_calls_per_minute,
+        max_calls=arguments.max_calls,
+        max_cost=arguments.max_cost,
+        prices=prices,
+    )
+
+
+def _local(name: str, template: Template, loading: FrozenArguments) -> Judge:
+    from densepath.judging.local import LocalJudge
+    from densepath.models.load import load_frozen, load_tokenizer
+
+    tokenizer = load_tokenizer(name, **loading.tokenizer_options())
+    return LocalJudge(load_frozen(loading, name), tokenizer, template, f"local:{name}", loading.token_budget)
+
+
+def _reward_model(name: str, loading: FrozenArguments) -> Judge:
+    from densepath.judging.scorers import RewardModelJudge, load_reward_model
+
+    model, tokenizer = load_reward_model(name, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
+    return RewardModelJudge(model, tokenizer, f"reward:{name}", loading.token_budget)
+
+
+def _dense(name: str, loading: FrozenArguments) -> Judge:
+    from densepath.judging.scorers import DenseRewardJudge
+    from densepath.rewards.dense import DenseReward
+
+    settings: dict[str, Any] = {"dtype": loading.dtype, "token_budget": loading.token_budget}
+    reward = DenseReward.from_pretrained(name, device="auto", **settings, **loading.tokenizer_options())
+    return DenseRewardJudge(reward, f"dense:{name}")

@@ -1,0 +1,87 @@
+"""Replies that were paid for, on disk: a file for each request, named by all that decides what it would say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from densepath.errors import DataError, MissingFileError
+from densepath.io import read_json, write_json_atomic
+from densepath.judging.verdicts import Reply
+from densepath.records.codec import from_json, to_json
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as an endpoint gets it.
+
+    Attributes:
+        endpoint: its base URL.
+        model: its name there.
+        messages: `role` and `content` of each turn.
+        parameters: everything else that is sent.
+        repeat: which of the repeated requests, from 0; it is not sent.
+    """
+
+    endpoint: str
+    model: str
+    messages: tuple[Mapping[str, str], ...]
+    parameters: Mapping[str, Any]
+    repeat: int
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of all of it, in hex."""
+        return _sha256(to_json(self))
+
+
+class ReplyCache:
+    """A folder of replies; several processes may use it at once.
+
+    Args:
+        folder: made where it is not there.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, asked: Asked) -> Path:
+        """Where the reply to a request lies."""
+        key = asked.key
+        return self.folder / key[:2] / f"{key}.json"
+
+    def get(self, asked: Asked) -> Reply | None:
+        """The reply; None where there is none. A damaged one is told in a warning, and as good as none."""
+        path = self.path(asked)
+        try:
+            entry = read_json(path)
+            if entry["sha256"] != _sha256(entry["reply"]):
+                raise DataError("its content was changed")
+            return from_json(Reply, entry["reply"])
+        except MissingFileError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = error if isinstance(error, DataError) else "it is cut short or no longer JSON"
+            warnings.warn(f"{path}: damaged entry of the judge's cache ({why}); it is asked again", stacklevel=2)
+            return None
+
+    def put(self, asked: Asked, reply: Reply) -> None:
+        """Keep a reply, on disk when this returns; the request is kept beside it without its messages.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        said = to_json(reply)
+        about = {"endpoint": asked.endpoint, "model": asked.model, "parameters": asked.parameters}
+        entry = {"sha256": _sha256(said), **about, "repeat": asked.repeat, "reply": said}
+        write_json_atomic(self.path(asked), entry)
+
+
+def _sha256(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

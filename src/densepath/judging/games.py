@@ -1,0 +1,156 @@
+"""Which answers a judge is shown, in which order and how often; and what all games of a pair say together."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from densepath.errors import DataError, JudgeError
+from densepath.judging.protocol import Judge, JudgeRequest
+from densepath.records.judging import Game, Judgement
+
+
+@dataclass(frozen=True)
+class Match:
+    """A model's answer to a question, alone or against a baseline's.
+
+    Attributes:
+        question: id of the question.
+        model: whose answer is judged.
+        baseline: what it is compared with; None where it is graded alone.
+        request: with the model's answer first; its repeat is not read.
+
+    Raises:
+        DataError: a baseline without its answer, or an answer without its baseline.
+    """
+
+    question: str
+    model: str
+    baseline: str | None
+    request: JudgeRequest
+
+    def __post_init__(self) -> None:
+        if len(self.request.answers) != (1 if self.baseline is None else 2):
+            raise DataError(
+                f"question {self.question}: {len(self.request.answers)} answers, and the baseline is {self.baseline}"
+            )
+
+
+@dataclass(frozen=True)
+class PlannedGame:
+    """A game that is still to be judged.
+
+    Attributes:
+        match: whose it is.
+        switched: whether the baseline's answer is shown first.
+        repeat: which of the repeated judgements, from 0.
+    """
+
+    match: Match
+    switched: bool
+    repeat: int
+
+    @property
+    def key(self) -> tuple[str, int, str, str | None, bool, int]:
+        """What tells it from all others, as `key_of` tells it of a game."""
+        return key_of(self.played(Judgement(invalid="not played yet")))
+
+    @property
+    def request(self) -> JudgeRequest:
+        """What the judge is asked."""
+        request = replace(self.match.request, repeat=self.repeat)
+        return request.switched if self.switched else request
+
+    def played(self, judgement: Judgement) -> Game:
+        """The game, judged."""
+        match = self.match
+        turn = len(match.request.follow_ups) + 1
+        return Game(match.question, turn, match.model, match.baseline, self.switched, self.repeat, judgement)
+
+
+def key_of(game: Game) -> tuple[str, int, str, str | None, bool, int]:
+    """What tells a game from all others: question, turn, model, baseline, order, repeat."""
+    return game.question, game.turn, game.model, game.baseline, game.switched, game.repeat
+
+
+def plan_games(matches: Iterable[Match], *, both_orders: bool = True, repeats: int = 1) -> list[PlannedGame]:
+    """The games of all matches: each pair in both orders unless told otherwise, a single answer once; all repeated.
+
+    In one order alone it is drawn for each question and repeat, the same in every call, so that either answer comes
+    first equally often.
+
+    Args:
+        matches: what is judged.
+        both_orders: whether a pair is shown in both orders.
+        repeats: how often each is judged.
+    """
+    games = []
+    for match in matches:
+        for repeat in range(repeats):
+            if match.baseline is None:
+                orders: tuple[bool, ...] = (False,)
+            elif both_orders:
+                orders = (False, True)
+            else:
+                drawn = hashlib.sha256(f"{match.question}/{len(match.request.follow_ups)}/{repeat}".encode()).digest()
+                orders = (drawn[0] % 2 == 1,)
+            games += [PlannedGame(match, switched, repeat) for switched in orders]
+    return games
+
+
+def play(judge: Judge, planned: Sequence[PlannedGame], *, max_invalid: float = 0.2) -> Iterator[Game]:
+    """The games, judged, in their order; what the judge could not say is in them as invalid.
+
+    Args:
+        judge: who is asked.
+        planned: the games.
+        max_invalid: share of them that may be invalid.
+
+    Raises:
+        JudgeError: more are invalid, as soon as that is certain, with the most frequent reason; or the judge's own.
+        UsageError: the judge cannot be asked at all.
+    """
+    reasons: Counter[str] = Counter()
+    for game, judgement in zip(planned, judge.judge([each.request for each in planned]), strict=True):
+        yield game.played(judgement)
+        if judgement.invalid is not None:
+            reasons[judgement.invalid] += 1
+            if reasons.total() > max_invalid * len(planned):
+                reason, count = reasons.most_common(1)[0]
+                raise JudgeError(
+                    f"{judge.name}: {reasons.total()} of {len(planned)} judgements are invalid, and max_invalid="
+                    f"{max_invalid:g} allows {math.floor(max_invalid * len(planned))}; {count} of them: {reason}"
+                )
+
+
+def preference_of_pair(games: Iterable[Game]) -> float | None:
+    """What all games of one model at one question and turn say: the mean of both orders, then of the repeats.
+
+    Where the orders disagree a pair counts one half. A repeat with a game that is invalid is left out whole, since one
+    order alone would favour a place; None where nothing is left.
+
+    Args:
+        games: of one pair.
+    """
+    return _mean_of_repeats([(game.repeat, game.preference_of_model) for game in games])
+
+
+def grade_of_answer(games: Iterable[Game]) -> float | None:
+    """The mean grade of one answer over its repeats; None where no game is valid.
+
+    Args:
+        games: of one answer.
+    """
+    return _mean_of_repeats([(game.repeat, game.judgement.grade) for game in games])
+
+
+def _mean_of_repeats(values: Sequence[tuple[int, float | None]]) -> float | None:
+    by_repeat: dict[int, list[float | None]] = {}
+    for repeat, value in values:
+        by_repeat.setdefault(repeat, []).append(value)
+    whole = [[v for v in each if v is not None] for each in by_repeat.values() if None not in each]
+    means = [math.fsum(each) / len(each) for each in whole]
+    return math.fsum(means) / len(means) if means else None

@@ -1,0 +1,194 @@
+"""What gives an answer a score as judge: a sequence-classification reward model, and a `DenseReward`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from densepath.data.context import check_context
+from densepath.data.encode import Encoded
+from densepath.data.rows import template_arguments
+from densepath.data.tokenizer_calls import as_ints, render, tokenise
+from densepath.errors import DataError, ModelError, NumericalError
+from densepath.judging.here import judged, judgement_of_scores
+from densepath.judging.protocol import JudgeRequest, check_num_answers
+from densepath.models.compat import context_length, eos_token_ids
+from densepath.models.load import DTYPES
+from densepath.models.locate import explained, locate
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
+from densepath.records.completion import prompt_text
+from densepath.records.judging import Judgement, Spending
+from densepath.rewards.dense import DenseReward
+
+
+def load_reward_model(name_or_path: str, *, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A reward model and its tokenizer, on the GPU where there is one.
+
+    Args:
+        name_or_path: hub id or folder.
+        dtype: of the weights, a key of `DTYPES`.
+        trust_remote_code: run Python code that comes with the weights.
+
+    Raises:
+        MissingFileError, ModelError: it cannot be loaded, or has no trained head.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    source = locate(name_or_path)
+    with explained(source, "reward model"):
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            dtype=DTYPES.get(dtype, dtype),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            use_safetensors=True,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    if found["missing_keys"]:
+        raise ModelError(
+            f"{source}: {min(found['missing_keys'])} is not in its files and would be random: it is no reward model; "
+            "for a language model write local: before it"
+        )
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+
+
+class RewardModelJudge:
+    """A model with one number at its end, as TRL's RewardTrainer makes it: it grades, or prefers the higher score.
+
+    Args:
+        model: sequence-classification model with one label.
+        tokenizer: its tokenizer; without a chat template, prompt and answer are its pair of texts.
+        name: what records call the judge.
+        token_budget: tokens in one forward pass, padding included.
+
+    Raises:
+        ModelError: another number of labels.
+    """
+
+    num_answers = (1, 2)
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, token_budget: int = DEFAULT_TOKEN_BUDGET) -> None:
+        if model.config.num_labels != 1:
+            raise ModelError(f"{name} tells {model.config.num_labels} classes apart; a reward model has one label")
+        self.name = name
+        self._model, self._tokenizer, self._token_budget = model, tokenizer, token_budget
+        self._context = context_length(model)
+
+    @property
+    def spent(self) -> Spending:
+        """Nothing is charged."""
+        return Spending()
+
+    def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
+        """Nothing is charged."""
+        return Spending()
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
+        """A judgement of each request, in their order; see `Judge`. One longer than the context is invalid.
+
+        Raises:
+            DataError: a request with another number of answers.
+            NumericalError: a score that is not finite.
+        """
+        check_num_answers(self, requests)
+        return judged(requests, self._prepared, self._scored, judgement_of_scores)
+
+    def _prepared(self, request: JudgeRequest) -> list[list[int]]:
+        """Ids of the conversation with each answer."""
+        rows = [self._ids(request, answer) for answer in range(len(request.answers))]
+        for ids in rows:
+            check_context(len(ids), self._context)
+        return rows
+
+    def _ids(self, request: JudgeRequest, answer: int) -> list[int]:
+        turns = request.conversation(answer)
+        if self._tokenizer.chat_template:
+            return tokenise(render(turns, self._tokenizer, template_arguments(request.row or {})), self._tokenizer)
+        return as_ints(self._tokenizer(prompt_text(turns[:-1]), turns[-1]["content"])["input_ids"])
+
+    @torch.no_grad()
+    def _scored(self, rows: Sequence[Sequence[int]]) -> list[float]:
+        """The model's number for each row; rows of like length share a pass, padded on the right."""
+        scores = [0.0] * len(rows)
+        pad = self._model.config.get_text_config().pad_token_id
+        for batch in _batches(rows, self._token_budget if pad is not None else 0):
+            longest = max(len(rows[index]) for index in batch)
+            ids = torch.full((len(batch), longest), pad or 0)
+            mask = torch.zeros_like(ids)
+            for place, index in enumerate(batch):
+                ids[place, : len(rows[index])] = torch.tensor(rows[index])
+                mask[place, : len(rows[index])] = 1
+            device = self._model.device
+            logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            for index, score in zip(batch, logits.float().reshape(-1).tolist(), strict=True):
+                scores[index] = score
+        if not all(map(math.isfinite, scores)):
+            raise NumericalError(f"{self.name} gives a score that is not finite; check its weights for NaN")
+        return scores
+
+
+def _batches(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[list[int]]:
+    """Indices of rows that fit a pass together, the longest rows first; a row alone always does."""
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda each: -len(rows[each])):
+        if batch and (len(batch) + 1) * len(rows[batch[0]]) > token_budget:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+class DenseRewardJudge:
+    """A dense reward: an answer's score is the sum of its tokens' rewards, in nats; of several turns, the last one's.
+
+    Args:
+        reward: with a tokenizer.
+        name: what records call the judge.
+    """
+
+    num_answers = (1, 2)
+
+    def __init__(self, reward: DenseReward, name: str) -> None:
+        self.name = name
+        self._reward = reward
+        policies = (reward.sft, *reward.refs)
+        self._context = min(context_length(policy.model) for policy in policies)
+        self._ends = eos_token_ids(reward.sft.model, reward.tokenizer)
+
+    @property
+    def spent(self) -> Spending:
+        """Nothing is charged."""
+        return Spending()
+
+    def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
+        """Nothing is charged."""
+        return Spending()
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
+        """A judgement of each request, in their order; see `Judge`. One longer than the context is invalid.
+
+        Raises:
+            DataError: a request with another number of answers.
+            NumericalError: NaN or infinity, with the model and the place.
+        """
+        check_num_answers(self, requests)
+        return judged(requests, self._prepared, self._scored, judgement_of_scores)
+
+    def _prepared(self, request: JudgeRequest) -> list[Encoded]:
+        found = []
+        for answer in range(len(request.answers)):
+            *turns, last = request.conversation(answer)
+            if not last["content"]:
+                raise DataError("an empty answer has no token to score")
+            found.append(self._reward.encode(turns, [last], template_arguments(request.row or {})))
+            check_context(len(found[-1].prompt_ids) + len(found[-1].completion_ids), self._context)
+        return found
+
+    def _scored(self, pairs: Sequence[Encoded]) -> list[float]:
+        prompts, completions = [pair.prompt_ids for pair in pairs], [pair.completion_ids for pair in pairs]
+        scores = self._reward.score_ids(prompts, completions, eos_token_ids=self._ends)
+        return list(map(float, scores.sums))

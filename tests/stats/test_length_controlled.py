@@ -1,0 +1,123 @@
+"""The length-controlled rate against alpaca-eval's own figures, and planted judges."""
+
+from __future__ import annotations
+
+import builtins
+import math
+
+import numpy as np
+import pytest
+from benchmarks.length_controlled import gamed_rows, made_up_models
+
+from densepath.data.gamed import is_published, read_gamed
+from densepath.errors import DataError, MissingFileError, UsageError
+from densepath.records.estimates import Interval
+from densepath.stats import length_controlled as module
+from densepath.stats.length_controlled import Gamed, length_controlled
+
+THEIRS = {
+    "weak": (10.895174976584753, 0.3762393693944376, 10.799200530999016),
+    "even": (54.36423579077001, 0.22683212855386722, 54.29208503305611),
+    "strong": (86.65210370447113, 0.27304366425058896, 86.69945429476319),
+}
+"""(rate of length_controlled_v1, its standard error, rate of length_controlled_minimal) in percent, of the models
+that `benchmarks/length_controlled.py` makes up: by alpaca-eval 0.6.6 with scikit-learn 1.9.1, as its docstring says.
+"""
+
+
+@pytest.fixture(scope="module")
+def cases():
+    rng = np.random.default_rng(0)
+    rows = gamed_rows(805, rng)
+    columns = ("preference", "std_delta_len", "instruction_difficulty")
+    gamed = Gamed(*(np.array([row[name] for row in rows]) for name in columns))
+    return gamed, made_up_models(805, gamed.difficulties[:805], rng)
+
+
+def ours(model):
+    preferences = np.array(
+        [math.nan if value is None else (0.5 if value == 0 else value - 1) for value in model["preference"]]
+    )
+    return preferences, np.subtract(model["length_1"], model["length_2"]).astype(float)
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_as_alpaca_eval_has_it(cases, name, monkeypatch):
+    monkeypatch.setattr(module, "RESAMPLES", 99)
+    gamed, models = cases
+    preferences, deltas = ours(next(model for model in models if model["model"] == name))
+    exact = length_controlled(preferences, deltas, gamed.difficulties[:805], gamed)
+    adjusted = length_controlled(preferences, deltas)
+    found = (100 * exact.rate.mean, 100 * exact.published_error, 100 * adjusted.rate.mean)
+    assert found == pytest.approx(THEIRS[name], abs=1e-6)
+    assert (exact.name, adjusted.name) == ("length_controlled", "length_adjusted")
+    assert exact.rate.low < exact.rate.mean < exact.rate.high
+    assert exact.rate.n == np.isfinite(preferences).sum()
+
+
+def planted(seed, prompts=400, strength=0.0):
+    """A judge that prefers the longer answer, of two models whose lengths overlap; strength is the model's own."""
+    rng = np.random.default_rng(seed)
+    longer = rng.normal(0.8, 1.0, prompts)  # the model writes longer on average
+    logit = strength + 2.5 * np.tanh(longer / longer.std(ddof=1))
+    return (rng.uniform(size=prompts) < 1 / (1 + np.exp(-logit))).astype(float), -100 * longer
+
+
+def test_a_judge_that_prefers_the_longer_answer_is_even_at_equal_lengths():
+    preferences, deltas = planted(0)
+    found = length_controlled(preferences, deltas)
+    assert preferences.mean() > 0.65
+    assert found.rate.low < 0.5 < found.rate.high
+    assert found.rate.high - found.rate.low < 0.15
+
+
+def test_the_same_answers_are_even_by_construction():
+    found = length_controlled(np.full(20, 0.5), np.zeros(20))
+    assert found.rate == Interval(0.5, 0.5, 0.5, 20)
+    assert found.weights == {"length": 0.0, "model": 0.0}
+    equal = length_controlled(np.array([1.0] * 15 + [0.0] * 5), np.zeros(20))  # of one length, and one is better
+    assert equal.rate.mean == pytest.approx(0.75, abs=0.02)
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="needs difficulties and gamed rows"):
+        length_controlled(np.ones(9), np.ones(9), np.ones(9))
+    with pytest.raises(ValueError, match="at least 5 preferences, got 1"):
+        length_controlled(np.array([1.0, math.nan]), np.zeros(2))
+
+
+def test_without_scikit_learn(monkeypatch):
+    real = builtins.__import__
+
+    def no_sklearn(name, *args, **kwargs):
+        if name.startswith("sklearn"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_sklearn)
+    preferences, deltas = planted(0, 50)
+    with pytest.raises(UsageError, match=r"pip install 'densepath\[judge\]'"):
+        length_controlled(preferences, deltas)
+
+
+def test_the_file_of_gamed_rows(tmp_path):
+    file = tmp_path / "df_gamed.csv"
+    header = "model,preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline\n"
+    file.write_text(
+        header + "concise,0.25,0,1.5,-2.0,False\nverbose,0.75,0,-1.5,-2.0,False\nconcise,0.5,7,0,1,False\n"
+    )
+    gamed, difficulty = read_gamed(str(file))
+    assert gamed.preferences.tolist() == [0.25, 0.75, 0.5]
+    assert gamed.deltas.tolist() == [1.5, -1.5, 0.0]
+    assert difficulty == {0: -2.0, 7: 1.0}
+    assert not is_published(str(file))
+    for text, said in (
+        ("index,preference\n1,2\n", "no column instruction_difficulty, std_delta_len"),
+        (header + "concise,x,0,1,2,False\n", "row 1: preference is 'x', not a number"),
+        (header, "no rows"),
+    ):
+        file.write_text(text)
+        with pytest.raises(DataError, match=said):
+            read_gamed(str(file))
+    with pytest.raises(MissingFileError, match="download df_gamed"):
+        read_gamed(str(tmp_path / "none.csv"))

@@ -1,0 +1,165 @@
+"""Win rates by hand, AlpacaEval's figures by their definition, and planted judges."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from tests.judged_games import both_orders, game
+
+from densepath.records.estimates import Verdict
+from densepath.stats.games import pair_games, pairs_of
+from densepath.stats.win_rate import (
+    alpaca_eval,
+    compare_models,
+    corrected_rates,
+    detectable_effect,
+    judge_noise,
+    win_rate,
+)
+
+
+def rate_of(games, **more):
+    return win_rate(pair_games(games, "m", "b"), **more)
+
+
+def test_orders_and_repeats_are_averaged_for_each_prompt_first():
+    games = [
+        game("one", 1.0),
+        game("one", 1.0, switched=True),  # the baseline was first, and won
+        game("two", ">"),
+        game("two", "<<", switched=True),
+        game("three", 0.0),
+        game("three", "=", switched=True),
+        game("three", 1.0, repeat=1),
+        game("three", 0.2, repeat=1, switched=True),
+        game("three", None, repeat=2),  # this repeat does not count, whatever its other order says
+        game("three", 0.0, repeat=2, switched=True),
+    ]
+    found = rate_of(games)
+    assert found.rate.mean == pytest.approx((0.5 + 1 + (0.25 + 0.9) / 2) / 3)
+    assert found.invalid == 1
+    assert (found.wins, found.ties, found.losses) == (2, 1, 0)
+    assert found.rate.n == 3
+    assert pairs_of(games) == (("m", "b"),)
+
+
+def test_a_prompt_whose_other_order_says_nothing_counts_in_no_figure():
+    games = [*both_orders([1.0, 0.0]), game("q2", ">"), game("q2", None, switched=True), game("q3", None)]
+    found = rate_of(games)
+    assert (found.invalid, found.dropped, found.rate.n) == (2, 2, 2)
+    only_first = rate_of([game("q0", ">"), game("q1", "<"), game("q2", "=")])
+    assert (only_first.rate.mean, only_first.dropped, only_first.position) == (0.5, 0, None)
+    with pytest.raises(ValueError, match="no prompt has a verdict"):
+        rate_of([game("q0", None)])
+
+
+def test_a_game_that_is_there_twice_is_refused():
+    with pytest.raises(ValueError, match="m at q0, turn 1, repeat 0: two games of one order"):
+        pair_games([game("q0", ">"), game("q0", "<")], "m", "b")
+    with pytest.raises(ValueError, match="m has no games against c"):
+        pair_games([game("q0", ">")], "m", "c")
+
+
+def test_a_judge_that_prefers_the_first_place():
+    found = rate_of([game(f"q{i}", ">", switched=switched) for i in range(40) for switched in (False, True)])
+    assert found.rate.mean == 0.5
+    assert (found.position.follows_place.mean, found.position.first_place.mean) == (1.0, 1.0)
+    assert (found.ties, found.verdict) == (40, Verdict.TIE)
+    fair = rate_of(both_orders(np.random.default_rng(0).uniform(size=40)))
+    assert (fair.position.follows_place.mean, fair.position.first_place.mean) == (0.0, pytest.approx(0.5))
+
+
+def test_categories_and_lengths():
+    kinds = {"q0": "math", "q1": "code", "q2": "math"}
+    spans = {"q0": 10.0, "q1": -4.0, "q2": 3.0}
+    found = rate_of(both_orders([1.0, 0.0, 0.5]), categories=kinds, lengths=spans)
+    assert {name: (each.mean, each.n) for name, each in found.categories.items()} == {
+        "code": (0.0, 1),
+        "math": (0.75, 2),
+    }
+    assert found.length.mean == 3.0
+
+
+def test_alpaca_eval_by_its_definition():
+    stored = [1.2, 1.9, 1.5, 0.0, math.nan, 2.0, 1.0]  # theirs: 1 the baseline, 2 the model, 0 a draw
+    ours = np.array([0.5 if value == 0 else value - 1 for value in stored])
+    known = [0.2, 0.9, 0.5, 0.5, 1.0, 0.0]
+    found = alpaca_eval("m", ours)
+    assert found.win_rate == pytest.approx(sum(known) / 6)
+    spread = math.sqrt(sum((value - sum(known) / 6) ** 2 for value in known) / 5)
+    assert found.standard_error == pytest.approx(spread / math.sqrt(6))
+    assert found.discrete_win_rate == pytest.approx((2 + 2 / 2) / 6)
+    assert found.n == 6
+    with pytest.raises(ValueError, match="no preference"):
+        alpaca_eval("m", np.array([math.nan]))
+
+
+def test_the_noise_of_the_judge_is_told_from_that_of_the_prompts():
+    """Prompts with spread 0.2, a judge that adds a chance of its own with spread 0.1 to each judgement."""
+    rng = np.random.default_rng(0)
+    prompts = 0.5 + 0.2 * rng.standard_normal((4000, 1))
+    said = prompts + 0.1 * rng.standard_normal((4000, 3))
+    found = judge_noise(said)
+    assert found.repeats == 3
+    assert found.of_judge == pytest.approx(0.1 / math.sqrt(3 * 4000), rel=0.05)
+    assert found.of_prompts == pytest.approx(0.2 / math.sqrt(4000), rel=0.05)
+    assert found.total**2 == pytest.approx(found.of_judge**2 + found.of_prompts**2)
+    assert judge_noise(said[:, :1]) is None
+    same = judge_noise(np.repeat(prompts, 2, axis=1))
+    assert (same.of_judge, same.of_prompts) == (0.0, pytest.approx(same.total))
+
+
+def test_holm_over_models_by_hand():
+    rng = np.random.default_rng(3)
+    rates = [rate_of(both_orders(np.clip(rng.normal(0.5 + gain, 0.3, 60), 0, 1))) for gain in (0.0, 0.09, 0.2)]
+    found = corrected_rates(rates)
+    ordered = sorted(range(3), key=lambda index: rates[index].p)
+    most = 0.0
+    for place, index in enumerate(ordered):
+        most = max(most, min(1.0, (3 - place) * rates[index].p))
+        assert found[index].p_holm == most
+    assert found[0].verdict == Verdict.TIE
+    assert found[2].verdict == Verdict.BETTER
+
+
+def test_models_are_compared_over_the_prompts_of_both():
+    rng = np.random.default_rng(0)
+    hard = rng.uniform(0.2, 0.8, 50)  # difficulty that both share
+    games = [*both_orders(hard), *both_orders(hard[:40] + 0.05, model="n")]
+    pairs = [pair_games(games, name, "b") for name in ("m", "n")]
+    (found,) = compare_models(pairs)
+    assert (found.measure, found.against, found.difference.n) == ("m", "n", 40)
+    assert found.difference.mean == pytest.approx(-0.05)
+    assert found.verdict == Verdict.WORSE
+
+
+def test_the_same_answers_twice_are_a_tie():
+    assert rate_of(both_orders([0.5] * 30)).verdict == Verdict.TIE
+    rng = np.random.default_rng(0)
+    noise = rate_of(both_orders(rng.choice([0.0, 1.0], 300)))
+    assert noise.rate.low < 0.5 < noise.rate.high
+
+
+def power(gain: float, prompts: int, draws: int) -> float:
+    """How often a gain is shown: preferences are 0, 1/2 or 1 after both orders."""
+    shown = 0
+    for seed in range(draws):
+        rng = np.random.default_rng(seed)
+        values = rng.choice([0.0, 0.5, 1.0], prompts, p=[0.35 - gain / 2, 0.3, 0.35 + gain / 2])
+        shown += rate_of(both_orders(values)).verdict == Verdict.BETTER
+    return shown / draws
+
+
+def test_ten_points_are_found_as_often_as_the_detectable_effect_promises():
+    spread = np.random.default_rng(0).choice([0.0, 0.5, 1.0], 200_000, p=[0.25, 0.3, 0.45])
+    prompts = next(n for n in range(50, 1000) if detectable_effect(spread) * math.sqrt(200_000 / n) <= 0.1)
+    assert power(0.2, prompts, 60) == pytest.approx(0.8, abs=0.15)  # 0.2 in the difference is ten points of the rate
+
+
+def test_the_detectable_effect_by_hand():
+    assert detectable_effect(np.array([0.0, 1.0] * 50)) == pytest.approx(
+        (1.959964 + 0.841621) * 0.502519 / 10, rel=1e-5
+    )
+    assert detectable_effect(np.array([1.0])) == pytest.approx((1.959964 + 0.841621) * 0.5, rel=1e-5)
