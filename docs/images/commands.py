@@ -32,7 +32,12 @@ LANES = (
     ),
     (
         "You have models, and prompts to ask them",
-        (("generate", "What do they answer?"), ("eval", "How many answers are right?")),
+        (
+            ("generate", "What do they answer?"),
+            ("judge", "Whose answers are better?"),
+            ("judge-eval", "Can a judge tell which is better?"),
+            ("eval", "How many answers are right?"),
+        ),
         False,
     ),
     (

@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send(400, {"error": {"message": "This model's maximum context length is 10 tokens."}})
 
     def silent(self, whole: bytes) -> None:
-        time.sleep(1.5)
+        time.sleep(4)
 
     def cut_json(self, whole: bytes) -> None:
         self.send(200, whole[: len(whole) // 2])
@@ -192,7 +192,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(whole)))
         self.end_headers()
-        for byte in whole[:60]:
+        for byte in whole[:80]:
             try:
                 self.wfile.write(bytes([byte]))
                 self.wfile.flush()

@@ -120,6 +120,19 @@ def test_a_users_own_template_is_read(tmp_path: Path):
     assert template.parameters == {"temperature": 0.5}
 
 
+def test_the_template_of_the_document_is_one(tmp_path: Path):
+    document = (Path(__file__).parents[2] / "docs/judges.md").read_text(encoding="utf-8")
+    (tmp_path / "terse.yaml").write_text(re.search(r"```jinja\n(.*?)```", document, re.S)[1])
+    template = load_template(str(tmp_path / "terse.yaml"))
+    assert "First: FIRST-ONE\n\nSecond: SECOND-ONE" in template.messages(request(2))[0]["content"]
+    assert template.read(Reply("[[Same]]")).preference == 0.5
+
+
+def test_the_document_names_every_template():
+    document = (Path(__file__).parents[2] / "docs/judges.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)` \| [12] \|", document, re.M)) == sorted(TEMPLATES)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -111,11 +111,25 @@ ROWS = {
         "Is the reward any good? Preference pairs, first-error data or altered numbers: the dense reward beside "
         "guessing, length, log pi_SFT and log pi_base, with intervals and paired differences.",
     ),
+    "judge-eval": Command(
+        "judge_eval:JudgeEvalArguments",
+        "pipeline.judge_eval:run_judge_eval_command",
+        "Is the judge any good? Preference pairs with labels: how often it agrees, beside the rules that prefer the "
+        "longer or the shorter answer, and whether it goes by place or length. A judge that is not shown to be better "
+        "than chance gets no headline.",
+    ),
     "generate": Command(
         "answers:GenerateArguments",
         "pipeline.generate:run_generate_command",
         "A model's answers to any prompts or to a benchmark, as rows that score, rank, judge and view read, or in the "
         "layout of the benchmark's own tool. Nothing is checked. Called again it goes on where it stopped.",
+    ),
+    "judge": Command(
+        "judging:JudgeCommandArguments",
+        "pipeline.judge:run_judge_command",
+        "Whose answers are better? Asks models the questions of a benchmark or a file, has a judge compare each "
+        "answer with the baseline's in both orders, and writes the figures and a page. Called again it goes on where "
+        "it stopped; --dry_run says what it would cost.",
     ),
     "eval": Command(
         "answers:EvalArguments",
