@@ -256,3 +256,15 @@ def test_mistakes_are_one_line(judge, write_jsonl, capsys, tmp_path, monkeypatch
     assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
     assert message in err
     assert not (tmp_path / "out/games.jsonl").exists()
+
+
+def test_a_judge_that_goes_by_the_place_gets_no_headline(judge, endpoint):
+    served, words = endpoint
+    served.reply = lambda body: "[[A]]"  # whatever stands first
+    code, folder = judge(*words)
+    assert code == 0
+    right, _ = figures(folder).win_rates
+    assert (right.rate.mean, right.ties) == (0.5, N)
+    page = (folder / "report.html").read_text()
+    assert "The judge goes by the place in which an answer stands: its figures say nothing</h1>" in page
+    assert "The judge favours the answer shown first: at 100.0 % of the prompts of right it goes by the place." in page

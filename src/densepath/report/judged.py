@@ -40,7 +40,7 @@ _FIRST = 0.55
 _WHAT = {
     Verdict.BETTER: "{model} beats {baseline}",
     Verdict.WORSE: "{model} loses to {baseline}",
-    Verdict.TIE: "no difference between {model} and {baseline} is shown",
+    Verdict.TIE: "No difference between {model} and {baseline} is shown",
 }
 
 
@@ -121,6 +121,8 @@ def _headline(found: Judged) -> str:
         return f"{best.model}: {best.mean.mean:.2f}"
     if not found.win_rates:
         return "Nothing was judged"
+    if any(rate.position is not None and rate.position.follows_place.low > 0.5 for rate in found.win_rates):
+        return "The judge goes by the place in which an answer stands: its figures say nothing"
     return _sentence(max(shown or found.win_rates, key=lambda rate: rate.rate.mean))
 
 
