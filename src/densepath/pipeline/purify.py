@@ -94,7 +94,7 @@ def _write_page(folder: Path, arguments: PurifyCommandArguments) -> Path:
         "demonstrations": arguments.dataset_name,
         "verifier": arguments.verifier or "none",
     }
-    record = from_json(Purification, read_json(folder / "purification.json"))
+    record = read_record(Purification, folder / "purification.json")
     page = purification_page(record, [(name, str(value)) for name, value in facts.items()])
     write_text_atomic(path, page_html(page))
     return path
