@@ -21,6 +21,7 @@ from densepath.io import (
     hold_lock,
     make_folder,
     read_json,
+    read_text,
     remove,
     sealed,
     without_secrets,
@@ -280,7 +281,7 @@ class RunFolder:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        found = yaml.safe_load(read_text(path, "undo the change")) or {}
     except yaml.YAMLError as error:
         raise ResumeError(f"{path} is not valid YAML ({' '.join(str(error).split())}): undo the change") from None
     if not isinstance(found, dict):
