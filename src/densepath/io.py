@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from densepath.errors import DamagedFileError, MissingFileError, StorageError
+from densepath.errors import DamagedFileError, DamageWarning, MissingFileError, StorageError
 
 _SPACE = "free some space and run the same command again; what was written before is whole"
 _RIGHTS = "give a place that you may write to"
@@ -279,7 +279,7 @@ def remembered(path: Path, compute: Callable[[], Any]) -> Any:
             record = read_json(path)
             if record["sha256"] == _json_sha256(record["value"]):
                 return record["value"]
-        warnings.warn(f"{path} is damaged: it is made again", stacklevel=2)
+        warnings.warn(f"{path} is damaged: it is made again", DamageWarning, stacklevel=2)
     value = json.loads(json.dumps(compute(), allow_nan=False))
     write_json_atomic(path, {"sha256": _json_sha256(value), "value": value})
     return value

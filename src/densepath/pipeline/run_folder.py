@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from densepath.config.coerce import expanded
-from densepath.errors import DamagedFileError, DensepathError, ResumeError, UsageError
+from densepath.errors import DamagedFileError, DamageWarning, DensepathError, ResumeError, UsageError
 from densepath.io import (
     Lock,
     changed_files,
@@ -211,7 +211,7 @@ class RunFolder:
             raise DamagedFileError(
                 f"{what}: put a whole copy in its place, or remove {marker} and the folder of the model to train again"
             )
-        warnings.warn(f"{what}: it is made again", stacklevel=2)
+        warnings.warn(f"{what}: it is made again", DamageWarning, stacklevel=2)
         self._lost[stage] = files
         for name in changed:
             remove(self.path / name)
