@@ -61,6 +61,9 @@ def parse(
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         text = f.metadata.get("help", "").replace("%", "%%")
+        told = "required" if f.metadata["required"] else f"default: {shown}"
+        if f.metadata["choices"] and not all(choice in text for choice in f.metadata["choices"]):
+            told = f"{', '.join(f.metadata['choices'])}; {told}"
         nargs: str | None = "*" if isinstance(default, list) else "?" if isinstance(default, bool) else None
         extra: dict[str, Any] = {"const": "true"} if isinstance(default, bool) else {}
         parser.add_argument(
@@ -68,7 +71,7 @@ def parse(
             default=argparse.SUPPRESS,
             nargs=nargs,
             metavar=name.upper(),
-            help=f"{text} (default: {shown})",
+            help=f"{text} ({told})",
             **extra,
         )
     known, rest = parser.parse_known_args(list(argv))
@@ -116,6 +119,7 @@ def _pairs(words: list[str], prog: str) -> dict[str, str]:
         if not word.startswith("--"):
             raise UsageError(f"unexpected word {word!r} (see {prog} --help)")
         key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")  # as in other tools
         if not equals:
             following = words[index + 1] if index + 1 < len(words) else "--"
             if following.startswith("--"):

@@ -76,7 +76,7 @@ class Evaluation:
     def decoding(self, split: str, temperature: float) -> Decoding:
         """How completions of a split are drawn."""
         seed = 2 * self.arguments.seed + SEEDS[split]
-        return Decoding(temperature, self.arguments.max_completion_length, seed=seed)
+        return Decoding(temperature, self.arguments.completion_tokens, seed=seed)
 
     def path(self, folder: Path, split: str, temperature: float) -> Path:
         """Where an arm's figures lie."""
@@ -121,7 +121,7 @@ def evaluate(
     for split, temperature in missing:
         rows = evaluation.sft.rows(split)
         if split not in nll and (split == "test" or evaluation.arguments.verifier is None):
-            nll[split] = models.nll(rows, evaluation.arguments.max_completion_length)
+            nll[split] = models.nll(rows, evaluation.arguments.completion_tokens)
         completions = models.answer(rows, evaluation.decoding(split, temperature), progress)
         completions = checked(completions, rows, _verifier(evaluation.arguments.verifier))
         metrics = [c.metric for c in completions if c.metric is not None]
