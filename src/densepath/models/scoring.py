@@ -21,21 +21,8 @@ from densepath.models.logits import (
     own_budget,
     plain_head,
     score_positions,
-    supports_packing,
 )
 from densepath.models.packing import pack
-
-__all__ = [
-    "DEFAULT_TOKEN_BUDGET",
-    "CompletionScores",
-    "causal_lm",
-    "check_finite",
-    "check_ids",
-    "is_sharded",
-    "naming",
-    "score_completions",
-    "supports_packing",
-]
 
 DEFAULT_TOKEN_BUDGET = 2048
 
