@@ -23,7 +23,7 @@ GROUPS = {
     },
     "decide": {
         "diagnose": "Will DPR help on this SFT run? A preview without training, and a recommendation.",
-        "experiment": "Methods x seeds x settings from one recipe: does it get better, against every control?",
+        "experiment": "Methods x seeds x settings from one recipe: better than every control?",
     },
     "measure": {
         "generate": "Answers of a model to prompts or a benchmark, to score, rank, judge or hand on.",
