@@ -75,22 +75,43 @@ class Decoder:
         self.hidden: Tensor | None = None
         self._cache: Any = None
         self._ids: Tensor | None = None
+        self._beginning: list[tuple[Tensor, Tensor]] = []
 
     def restrict(self, *, caches: bool) -> None:
         """Decode rows one by one without `position_ids`, as the model counts them; without a cache unless `caches`."""
         self.pads = self.expands = False
         self._cache_name = self._cache_name if caches else None
 
-    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def read_beginning(self, ids: Sequence[int]) -> None:
+        """Read what begins every prompt to come; `prefill` goes on from there.
+
+        Args:
+            ids: token ids; none: prompts are read whole again.
+        """
+        self._beginning = []
+        if len(ids):
+            one = torch.tensor([list(ids)])
+            self.prefill(one, torch.ones_like(one))
+            self._beginning = [(layer.keys, layer.values) for layer in self._cache.layers]
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor, *, room: int = 0) -> Tensor:
         """Logits after each prompt, (prompts, vocabulary), in the model's dtype; begins a new cache.
 
         Args:
-            input_ids: (prompts, length) int64, padded on the left.
-            attention_mask: (prompts, length) int64, 1 = a token, 0 = padding.
+            input_ids: (prompts, length) int64, padded on the left, without the beginning that was read.
+            attention_mask: (prompts, beginning + length) int64, 1 = a token, 0 = padding.
+            room: tokens to come of each row, for which the cache takes memory at once.
         """
         self._cache = None if self._cache_name is None else DynamicCache(config=self._config)
         self._ids = None
-        return self._forward(input_ids, attention_mask, (attention_mask.cumsum(-1) - 1).clamp(min=0))
+        if self.expands:
+            size = attention_mask.shape[1] + room
+            layers = [_RoomyLayer(size) if type(layer) is DynamicLayer else layer for layer in self._cache.layers]
+            self._cache.layers = layers
+        for place, kept in enumerate(self._beginning):
+            self._cache.update(*(each.expand(len(input_ids), -1, -1, -1) for each in kept), place)
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
+        return self._forward(input_ids, attention_mask, positions)
 
     def select(self, rows: Tensor) -> None:
         """Let row `i` be what row `rows[i]` was: repeats, drops and reorders. `rows`: (new rows,) int64."""
@@ -147,6 +168,40 @@ class Decoder:
             handle.remove()
 
 
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values in memory with room for those to come: a token is written behind them, and nothing is copied."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+        self._memory: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values, the given ones behind."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        length = before + key_states.shape[-2]
+        if not self._memory or length > self._memory[0].shape[-2]:
+            old = [self.keys, self.values]
+            self._memory = [
+                each.new_empty(*each.shape[:-2], max(self._size, length), each.shape[-1])
+                for each in (key_states, value_states)
+            ]
+            for memory, kept in zip(self._memory, old, strict=True):
+                if before:
+                    memory[..., :before, :] = kept
+        for memory, given in zip(self._memory, (key_states, value_states), strict=True):
+            memory[..., before:length, :] = given
+        self.keys, self.values = (memory[..., :length, :] for memory in self._memory)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only keep the rows at `indices`, which may repeat."""
+        super().batch_select_indices(indices)
+        self._memory = []  # of the rows before
+
+
 def _is_ordinary(model: PreTrainedModel, config: Any) -> bool:
     """Whether this is one of transformers' own decoders whose every layer caches keys and values of attention."""
     if not type(model).__module__.startswith("transformers.") or model._is_stateful:
@@ -163,7 +218,13 @@ class RowBatch:
     """
 
     def __init__(
-        self, decoders: Sequence[Decoder], prompts: Sequence[Sequence[int]], *, steps: int, pad_token_id: int
+        self,
+        decoders: Sequence[Decoder],
+        prompts: Sequence[Sequence[int]],
+        *,
+        steps: int,
+        pad_token_id: int,
+        begun: int = 0,
     ) -> None:
         """Read the prompts.
 
@@ -172,20 +233,23 @@ class RowBatch:
             prompts: one for each row, token ids; equal ones should be neighbours or not, it does not matter.
             steps: how often `step` may be called.
             pad_token_id: fills the left of shorter prompts.
+            begun: tokens at the beginning of every prompt that the decoders have read.
         """
         self._decoders = decoders
         places: dict[tuple[int, ...], int] = {}
         row_places = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
         self._length = max(map(len, places))
-        ids = torch.full((len(places), self._length), pad_token_id)
+        ids = torch.full((len(places), self._length - begun), pad_token_id)
         mask = torch.ones(len(places), self._length + steps, dtype=torch.long)
         for place, prompt in enumerate(places):
-            ids[place, self._length - len(prompt) :] = torch.tensor(prompt)
-            mask[place, : self._length - len(prompt)] = 0
+            missing = self._length - len(prompt)
+            ids[place, missing:] = torch.tensor(prompt[begun:])
+            mask[place, begun : begun + missing] = 0
         self._device = decoders[0].device
         self._mask = mask.to(self._device)
         self._positions = torch.tensor([len(prompt) for prompt in places], device=self._device)
-        self.logits = self._gathered([d.prefill(ids, self._mask[:, : self._length]) for d in decoders])
+        read = self._mask[:, : self._length]
+        self.logits = self._gathered([d.prefill(ids, read, room=steps) for d in decoders])
         self.hidden = decoders[0].hidden
         if row_places != list(range(len(places))):
             self.select(row_places)

@@ -27,7 +27,8 @@ from densepath.data.context import check_context
 from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
-from densepath.models.logits import causal_lm, length_border
+from densepath.models.logits import Layout, causal_lm, layout_of, length_border
+from densepath.models.prefix import common_beginning
 from densepath.models.prepacked import LEAST_STEPS, prepacked
 
 DEFAULT_TOKEN_BUDGET = 16_384
@@ -35,6 +36,9 @@ DEFAULT_TOKEN_BUDGET = 16_384
 
 DROP_FRACTION = 0.125
 """Finished rows leave the batch once they make up this part of it; leaving copies the cache."""
+
+LEAST_SAVED_POSITIONS = 32
+"""Positions that reading a common beginning once must save: a pass of its own reads all weights once more."""
 
 FLOOR = 1e-3
 """Share of pi_SFT that subtractive decoding leaves to each token: a default of our own. It keeps every answer of SFT's
@@ -173,6 +177,7 @@ def sample(
         decoders = [_decoder(each, keep_hidden) for each in models]
         if len(prompts) > 1 and max_completion_length >= LEAST_STEPS:
             until_sampled.enter_context(prepacked(models))
+        begun = _read_beginning(decoders, models, set(prompts))
         for rows in _batches(
             prompts,
             max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
@@ -182,7 +187,11 @@ def sample(
             equal_lengths=bool(borders) or not all(d.pads for d in decoders),
         ):
             batch = RowBatch(
-                decoders, [prompts[row] for row in rows], steps=max_completion_length, pad_token_id=pad_token_id
+                decoders,
+                [prompts[row] for row in rows],
+                steps=max_completion_length,
+                pad_token_id=pad_token_id,
+                begun=begun,
             )
             _complete(batch, rows, task)
     whole = all(map(len, task.hidden))
@@ -206,6 +215,24 @@ def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
         if way == number:
             break
     return decoder
+
+
+def _read_beginning(
+    decoders: Sequence[Decoder], models: Sequence[PreTrainedModel], prompts: set[tuple[int, ...]]
+) -> int:
+    """Let the decoders read what all prompts begin with, such as a system turn; its tokens, 0 where it does not pay.
+
+    Only of models that score a beginning of its own as they score it in place: no windows, which padding behind the
+    beginning would shift, and no frequencies that change with length.
+    """
+    beginning = common_beginning(list(prompts))
+    saved = (len(prompts) - 1) * len(beginning)
+    able = all(decoder.pads and decoder.expands for decoder in decoders)
+    if saved < LEAST_SAVED_POSITIONS or not able or any(layout_of(each) < Layout.SHARED for each in models):
+        return 0
+    for decoder in decoders:
+        decoder.read_beginning(beginning)
+    return len(beginning)
 
 
 def _decodes(decoder: Decoder, model: PreTrainedModel) -> bool:
