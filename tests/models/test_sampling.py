@@ -17,7 +17,6 @@ from densepath.core.products import onednn_linear
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models import prepacked, sampling
 from densepath.models.decoding import Decoder, RowBatch, cache_argument
-from densepath.models.logits import layout_of
 from densepath.models.sampling import FLOOR, Contrast, ContrastKind, inverse_cdf, row_uniforms, sample
 from densepath.models.scoring import completion_hidden_states
 
@@ -326,12 +325,11 @@ def reads_of(model, prompts, **arguments) -> list[tuple[int, ...]]:
 
 def test_a_shared_beginning_is_read_once_for_all_batches():
     model = tried(tiny_llama())
-    layout_of(model)
+    reads_of(model, BEGUN)  # what is tried once
     assert reads_of(model, BEGUN, batch_size=3) == [(1, 8), (3, 10), (3, 1), (2, 3), (2, 1)]
     few = [prompt[3:] for prompt in BEGUN[:4]]  # 5 tokens, read four times: less than a pass is worth
     assert reads_of(model, few) == [(4, 15), (4, 1)]
     for windowed in (tried(tiny_mistral()), tried(tiny_gemma3())):
-        layout_of(windowed)
         assert reads_of(windowed, BEGUN) == [(5, 18), (5, 1)]
 
 

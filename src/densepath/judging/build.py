@@ -113,13 +113,16 @@ def _local(name: str, template: Template, loading: FrozenArguments) -> Judge:
     from densepath.models.load import load_frozen, load_tokenizer
 
     tokenizer = load_tokenizer(name, **loading.tokenizer_options())
-    return LocalJudge(load_frozen(loading, name), tokenizer, template, f"local:{name}", loading.token_budget)
+    return LocalJudge(
+        load_frozen(loading, name, loading.device), tokenizer, template, f"local:{name}", loading.token_budget
+    )
 
 
 def _reward_model(name: str, loading: FrozenArguments) -> Judge:
     from densepath.judging.scorers import RewardModelJudge, load_reward_model
 
-    model, tokenizer = load_reward_model(name, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
+    places = {"dtype": loading.dtype, "device": loading.device}
+    model, tokenizer = load_reward_model(name, **places, trust_remote_code=loading.trust_remote_code)
     return RewardModelJudge(model, tokenizer, f"reward:{name}", loading.token_budget)
 
 
@@ -128,5 +131,5 @@ def _dense(name: str, loading: FrozenArguments) -> Judge:
     from densepath.rewards.dense import DenseReward
 
     settings: dict[str, Any] = {"dtype": loading.dtype, "token_budget": loading.token_budget}
-    reward = DenseReward.from_pretrained(name, device="auto", **settings, **loading.tokenizer_options())
+    reward = DenseReward.from_pretrained(name, device=loading.device, **settings, **loading.tokenizer_options())
     return DenseRewardJudge(reward, f"dense:{name}")

@@ -34,6 +34,7 @@ class Decoder:
     Attributes:
         expands: its cache consists of key-value layers, so rows can be repeated and dropped. Without (state-space
             layers, a cache of the model's own) rows must be decoded one by one, which is slow and correct.
+        begins: what all prompts begin with can be read once: the cache keeps all tokens, and keys know their positions.
         pads: it takes `position_ids`, so prompts of different lengths can be padded on the left.
         device: where its embeddings lie.
         hidden: (rows, width) what the head read for the last logits, if `keep_hidden`; else None.
@@ -71,6 +72,8 @@ class Decoder:
             warnings.warn(
                 f"{type(base).__name__}: the cache has no rows to select; rows are sampled one by one", stacklevel=2
             )
+        plain = self.expands and all(type(each) is DynamicLayer for each in DynamicCache(config=self._config).layers)
+        self.begins = plain and self.pads
         self._head = base.get_output_embeddings() if keep_hidden else None
         self.hidden: Tensor | None = None
         self._cache: Any = None
@@ -79,7 +82,7 @@ class Decoder:
 
     def restrict(self, *, caches: bool) -> None:
         """Decode rows one by one without `position_ids`, as the model counts them; without a cache unless `caches`."""
-        self.pads = self.expands = False
+        self.pads = self.expands = self.begins = False
         self._cache_name = self._cache_name if caches else None
 
     def read_beginning(self, ids: Sequence[int]) -> None:
@@ -98,8 +101,8 @@ class Decoder:
         """Logits after each prompt, (prompts, vocabulary), in the model's dtype; begins a new cache.
 
         Args:
-            input_ids: (prompts, length) int64, padded on the left, without the beginning that was read.
-            attention_mask: (prompts, beginning + length) int64, 1 = a token, 0 = padding.
+            input_ids: (prompts, length) int64, padded on the left, without as many columns as `read_beginning` read.
+            attention_mask: (prompts, beginning + length) int64, 1 = a token, 0 = padding, of the whole prompts.
             room: tokens to come of each row, for which the cache takes memory at once.
         """
         self._cache = None if self._cache_name is None else DynamicCache(config=self._config)
@@ -108,10 +111,11 @@ class Decoder:
             size = attention_mask.shape[1] + room
             layers = [_RoomyLayer(size) if type(layer) is DynamicLayer else layer for layer in self._cache.layers]
             self._cache.layers = layers
-        for place, kept in enumerate(self._beginning):
-            self._cache.update(*(each.expand(len(input_ids), -1, -1, -1) for each in kept), place)
-        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -input_ids.shape[1] :]
-        return self._forward(input_ids, attention_mask, positions)
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        kept = positions[:, : -input_ids.shape[1]].to(self.device)
+        for place, layer in enumerate(self._beginning):  # behind each row's padding; rows of fewer tokens take fewer
+            self._cache.update(*(each[0, :, kept].transpose(0, 1) for each in layer), place)
+        return self._forward(input_ids, attention_mask, positions[:, kept.shape[1] :])
 
     def select(self, rows: Tensor) -> None:
         """Let row `i` be what row `rows[i]` was: repeats, drops and reorders. `rows`: (new rows,) int64."""
@@ -239,17 +243,16 @@ class RowBatch:
         places: dict[tuple[int, ...], int] = {}
         row_places = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
         self._length = max(map(len, places))
-        ids = torch.full((len(places), self._length - begun), pad_token_id)
+        ids = torch.full((len(places), self._length), pad_token_id)
         mask = torch.ones(len(places), self._length + steps, dtype=torch.long)
         for place, prompt in enumerate(places):
-            missing = self._length - len(prompt)
-            ids[place, missing:] = torch.tensor(prompt[begun:])
-            mask[place, begun : begun + missing] = 0
+            ids[place, self._length - len(prompt) :] = torch.tensor(prompt)
+            mask[place, : self._length - len(prompt)] = 0
         self._device = decoders[0].device
         self._mask = mask.to(self._device)
         self._positions = torch.tensor([len(prompt) for prompt in places], device=self._device)
         read = self._mask[:, : self._length]
-        self.logits = self._gathered([d.prefill(ids, read, room=steps) for d in decoders])
+        self.logits = self._gathered([d.prefill(ids[:, begun:], read, room=steps) for d in decoders])
         self.hidden = decoders[0].hidden
         if row_places != list(range(len(places))):
             self.select(row_places)

@@ -11,8 +11,9 @@ and the log-probabilities of the truncated distribution are not the policy's.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -27,8 +28,7 @@ from densepath.data.context import check_context
 from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
-from densepath.models.logits import Layout, causal_lm, layout_of, length_border
-from densepath.models.prefix import common_beginning
+from densepath.models.logits import causal_lm, length_border
 from densepath.models.prepacked import LEAST_STEPS, prepacked
 
 DEFAULT_TOKEN_BUDGET = 16_384
@@ -177,7 +177,7 @@ def sample(
         decoders = [_decoder(each, keep_hidden) for each in models]
         if len(prompts) > 1 and max_completion_length >= LEAST_STEPS:
             until_sampled.enter_context(prepacked(models))
-        begun = _read_beginning(decoders, models, set(prompts))
+        begun = 0 if borders else _read_beginning(decoders, models, set(prompts))
         for rows in _batches(
             prompts,
             max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
@@ -220,30 +220,48 @@ def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
 def _read_beginning(
     decoders: Sequence[Decoder], models: Sequence[PreTrainedModel], prompts: set[tuple[int, ...]]
 ) -> int:
-    """Let the decoders read what all prompts begin with, such as a system turn; its tokens, 0 where it does not pay.
-
-    Only of models that score a beginning of its own as they score it in place: no windows, which padding behind the
-    beginning would shift, and no frequencies that change with length.
-    """
-    beginning = common_beginning(list(prompts))
-    saved = (len(prompts) - 1) * len(beginning)
-    able = all(decoder.pads and decoder.expands for decoder in decoders)
-    if saved < LEAST_SAVED_POSITIONS or not able or any(layout_of(each) < Layout.SHARED for each in models):
+    """Let the decoders read what all prompts begin with, such as a system turn; its tokens, 0 where it does not pay."""
+    beginning = common_beginning(prompts)
+    if (len(prompts) - 1) * len(beginning) < LEAST_SAVED_POSITIONS:
         return 0
+    for decoder, model in zip(decoders, models, strict=True):
+        base = causal_lm(model)
+        if "_densepath_begins" not in vars(base):
+            base._densepath_begins = decoder.begins and _decodes(decoder, model, begun=2)
+        if not base._densepath_begins:
+            return 0
     for decoder in decoders:
         decoder.read_beginning(beginning)
     return len(beginning)
 
 
-def _decodes(decoder: Decoder, model: PreTrainedModel) -> bool:
-    """Whether the decoder's logits behind prompts of two lengths, and two tokens later, are those of a plain pass."""
+def common_beginning(prompts: Collection[Sequence[int]]) -> list[int]:
+    """Ids that begin every prompt; at least one id of each is left over.
+
+    >>> common_beginning([[7, 8, 1], [7, 8], [7, 8, 2, 5]])
+    [7]
+    """
+    first, last = min(prompts, default=()), max(prompts, default=())  # in order these differ soonest
+    most = min(map(len, prompts), default=1) - 1
+    return [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last))][:most]
+
+
+def _decodes(decoder: Decoder, model: PreTrainedModel, begun: int = 0) -> bool:
+    """Whether the decoder's logits behind prompts of two lengths, and two tokens later, are those of a plain pass.
+
+    Args:
+        decoder: of the model.
+        model: whose own pass is the truth.
+        begun: tokens that both prompts begin with and the decoder reads apart.
+    """
     vocabulary = embedding_rows(model)
     ids = [(5 * k + 1) % vocabulary for k in range(9)]
-    prompts = [ids[:3], ids[2:7]]
+    prompts = [[*ids[:begun], *ids[:3]], [*ids[:begun], *ids[2 : 7 - begun // 2]]]
     together = decoder.pads and decoder.expands
     try:
         for group in [prompts] if together else [[prompt] for prompt in prompts]:
-            batch = RowBatch([decoder], group, steps=2, pad_token_id=ids[8])
+            decoder.read_beginning(group[0][:begun])
+            batch = RowBatch([decoder], group, steps=2, pad_token_id=ids[8], begun=begun)
             rows = [list(prompt) for prompt in group]
             for token in (ids[7], ids[8], None):
                 for place, row in enumerate(rows):
