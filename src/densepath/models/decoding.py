@@ -34,7 +34,7 @@ class Decoder:
     Attributes:
         expands: its cache consists of key-value layers, so rows can be repeated and dropped. Without (state-space
             layers, a cache of the model's own) rows must be decoded one by one, which is slow and correct.
-        begins: what all prompts begin with can be read once: the cache keeps all tokens, and keys know their positions.
+        begins: what all prompts begin with can be read once: its cache keeps all tokens, and it pads.
         pads: it takes `position_ids`, so prompts of different lengths can be padded on the left.
         device: where its embeddings lie.
         hidden: (rows, width) what the head read for the last logits, if `keep_hidden`; else None.
@@ -175,6 +175,9 @@ class Decoder:
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """Keys and values in memory with room for those to come: a token is written behind them, and nothing is copied."""
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, size: int) -> None:
         super().__init__()
         self._size = size
@@ -187,7 +190,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         before = self.get_seq_length()
         length = before + key_states.shape[-2]
         if not self._memory or length > self._memory[0].shape[-2]:
-            old = [self.keys, self.values]
+            old: list[Tensor] = [self.keys, self.values]
             self._memory = [
                 each.new_empty(*each.shape[:-2], max(self._size, length), each.shape[-1])
                 for each in (key_states, value_states)

@@ -220,7 +220,7 @@ def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
 def _read_beginning(
     decoders: Sequence[Decoder], models: Sequence[PreTrainedModel], prompts: set[tuple[int, ...]]
 ) -> int:
-    """Let the decoders read what all prompts begin with, such as a system turn; its tokens, 0 where it does not pay."""
+    """Let the decoders read what all prompts begin with, such as a system turn; its tokens, 0 if it does not pay."""
     beginning = common_beginning(prompts)
     if (len(prompts) - 1) * len(beginning) < LEAST_SAVED_POSITIONS:
         return 0
@@ -229,21 +229,22 @@ def _read_beginning(
         if "_densepath_begins" not in vars(base):
             base._densepath_begins = decoder.begins and _decodes(decoder, model, begun=2)
         if not base._densepath_begins:
-            return 0
+            beginning = []
     for decoder in decoders:
         decoder.read_beginning(beginning)
     return len(beginning)
 
 
-def common_beginning(prompts: Collection[Sequence[int]]) -> list[int]:
+def common_beginning(prompts: Collection[tuple[int, ...]]) -> list[int]:
     """Ids that begin every prompt; at least one id of each is left over.
 
-    >>> common_beginning([[7, 8, 1], [7, 8], [7, 8, 2, 5]])
+    >>> common_beginning([(7, 8, 1), (7, 8), (7, 8, 2, 5)])
     [7]
     """
     first, last = min(prompts, default=()), max(prompts, default=())  # in order these differ soonest
     most = min(map(len, prompts), default=1) - 1
-    return [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last))][:most]
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return [one for one, _ in same][:most]
 
 
 def _decodes(decoder: Decoder, model: PreTrainedModel, begun: int = 0) -> bool:
