@@ -32,7 +32,11 @@ LANES = (
     ),
     (
         "You have models, and prompts to ask them",
-        (("generate", "What do they answer?"), ("eval", "How many answers are right?")),
+        (
+            ("generate", "What do they answer?"),
+            ("eval", "How many answers are right?"),
+            ("judge-eval", "Can a judge tell which is better?"),
+        ),
         False,
     ),
     (

@@ -19,7 +19,7 @@ from densepath.choice.measure import measure
 from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.evals.preview import preview_logprobs
-from densepath.models.sampling import Contrast, ContrastKind, sample
+from densepath.models.sampling import FLOOR, Contrast, ContrastKind, sample
 from densepath.records.choice import Answer
 from densepath.rewards.frozen import FrozenPolicy
 
@@ -47,6 +47,11 @@ def contrast(sft, ref, alpha):
     return odds / (1 + odds)
 
 
+def subtracted(sft, ref, taken):
+    left = [max(of_sft - taken * of_ref, FLOOR * of_sft) for of_sft, of_ref in ((sft, ref), (1 - sft, 1 - ref))]
+    return left[0] / sum(left)
+
+
 def test_the_reference_that_makes_answers_right_is_advised_and_the_other_is_named(planted):
     seen = []
     found = diagnose(
@@ -58,13 +63,16 @@ def test_the_reference_that_makes_answers_right_is_advised_and_the_other_is_name
     assert "Reference 0.5 does harm" in " ".join(advice.reasons)
     assert seen[-1][0] == seen[-1][1]
     assert all(a <= b for (a, _), (b, _) in itertools.pairwise(seen))
-    assert [(p.reference, p.alpha, p.temperature) for p in found.findings.candidates] == [
-        (name, alpha, temperature) for name in ("0", "0.5") for alpha in (1.0, 2.0) for temperature in (1.0, 0.0)
+    assert [(p.reference, p.alpha, p.taken, p.temperature) for p in found.findings.candidates] == [
+        (name, *strength, temperature)
+        for name in ("0", "0.5")
+        for strength in ((1.0, 0.0), (2.0, 0.0), (0.0, 0.8))
+        for temperature in (1.0, 0.0)
     ]
     own = {answers.temperature: answers for answers in found.findings.sft}
     for preview in found.findings.candidates:
         ref = {"0": 0.1, "0.5": 0.9}[preview.reference]
-        right = contrast(0.45, ref, preview.alpha)
+        right = subtracted(0.45, ref, preview.taken) if preview.capped else contrast(0.45, ref, preview.alpha)
         if preview.temperature == 0:
             assert preview.value.mean == float(right > 0.5)
             continue

@@ -61,6 +61,7 @@ def test_the_records_that_travel_are_in_the_documents():
         *("choice.ReferenceChoice", "choice.CandidateRow", "choice.Findings", "choice.Decision", "choice.Answers"),
         *("results.Results", "results.SettingResults", "results.ArmRow", "results.ArmComparison", "results.Sweep"),
         *("completion.ScoredCompletion", "reward_eval.RewardEvaluation", "reward_eval.Figure", "reward_eval.Changes"),
+        "judge_eval.JudgeEvaluation",
         *("choice.Agreement", "choice.RewardFigures", "choice.Likelihood"),
         *(
             "judged.Judged",

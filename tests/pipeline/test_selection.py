@@ -89,12 +89,12 @@ def margin_of(probability: float, n: int = PROMPTS) -> float:
 
 def test_auto_takes_the_reference_that_helps_most(select):
     found, _ = select({"0": 0.9, "0.25": 0.7, "0.5": 0.1, "0.75": 0.3})
-    assert found["chosen"] == {"reference": "0.5", "beta": 1.0}
+    assert found["chosen"] == {"reference": "0.5", "beta": 1.0, "capped": False}
     assert (found["mode"], found["decision"]["answer"]) == ("auto", "candidate")
-    assert found["criterion"] == (
-        "exact_match of contrastive decoding on 80 validation prompts, against SFT at its best"
-    )
-    tried = {(row["reference"], row["beta"]): row for row in found["rows"]}
+    assert found["criterion"] == ("exact_match of previews of DPR on 80 validation prompts, against SFT at its best")
+    *plain, capped = found["rows"]
+    assert (capped["reference"], capped["capped"], capped["verdict"]) == ("0.5", True, "better")
+    tried = {(row["reference"], row["beta"]): row for row in plain}
     # every reference at the first beta, and the other beta at the best of them
     assert list(tried) == [("0", 1.0), ("0.25", 1.0), ("0.5", 1.0), ("0.75", 1.0), ("0.5", 0.5)]
     of = {"0": 0.9, "0.25": 0.7, "0.5": 0.1, "0.75": 0.3}
@@ -105,7 +105,6 @@ def test_auto_takes_the_reference_that_helps_most(select):
         else:
             assert row["decoding"] == "temperature 1"
             assert row["score"]["mean"] == pytest.approx(truth, abs=margin_of(truth))
-        assert row["alpha"] == 1 / beta
         assert row["n"] == PROMPTS
         assert row["lead"]["mean"] == pytest.approx(row["score"]["mean"] - found["baseline"]["mean"])
         assert row["verdict"] == ("better" if truth > 0.5 else "worse")
@@ -126,9 +125,13 @@ def test_a_run_decides_as_a_diagnosis_does(select, models, tmp_path, monkeypatch
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(recipe))
     arguments = DiagnoseArguments(run_dir="run", betas=[0.5], max_samples=PROMPTS, ensemble=False)
     record = run_diagnose_command(arguments, Console(file=io.StringIO(), width=200))
-    assert record["decision"] == found["decision"]
+    capped = [one for one in record["candidates"] if one["taken"] and one["reference"] == "0.5"]
+    assert len(capped) == 2  # a run tries the capped reward against the best reference alone
+    for name in ("answer", "reference", "beta", "capped", "figure"):
+        assert record["decision"][name] == found["decision"][name]
     assert record["decision"]["reference"] == found["chosen"]["reference"] == "0"
-    assert {name: record[name] for name in found["findings"]} == found["findings"]
+    for name in ("sft", "rewards", "likelihoods", "agreement"):
+        assert record[name] == found["findings"][name]
     findings = from_json(Findings, json.loads(json.dumps(found["findings"])))
     assert to_json(decide(findings)) == found["decision"]
 
@@ -168,32 +171,33 @@ def test_a_fixed_reference_is_obeyed_without_a_preview(select, monkeypatch):
 
     monkeypatch.setattr(measure, "generate", never)
     found, _ = select({"0": 0.1, "0.25": 0.9}, reference="0.25", beta="0.7")
-    assert found["chosen"] == {"reference": "0.25", "beta": 0.7}
+    assert found["chosen"] == {"reference": "0.25", "beta": 0.7, "capped": False}
     assert (found["mode"], found["rows"]) == ("fixed", [])
 
 
 def test_a_fixed_reference_that_harms_is_obeyed_with_the_least_harmful_beta(select):
     found, _ = select({"0": 0.1, "0.25": 0.7}, reference="0.25")
-    assert found["chosen"] == {"reference": "0.25", "beta": 1.0}  # P("A") is .22, and .09 at beta 1/2
-    assert [row["reference"] for row in found["rows"]] == ["0.25", "0.25"]
+    assert found["chosen"] == {"reference": "0.25", "beta": 1.0, "capped": False}  # P("A") is .22, and .09 at beta 1/2
+    assert [row["reference"] for row in found["rows"]] == ["0.25"] * 3
+    assert [row["capped"] for row in found["rows"]] == [False, False, True]
     assert found["reason"].startswith("the reference was given. No candidate is shown to beat SFT")
 
 
 def test_a_reference_by_its_path(select, models):
     found, _ = select({"0": 0.9}, reference=models[0.1])
-    assert found["chosen"] == {"reference": models[0.1], "beta": 1.0}
+    assert found["chosen"] == {"reference": models[0.1], "beta": 1.0, "capped": False}
 
 
 def test_a_reward_without_a_reference_chooses_nothing(select):
     found, _ = select({"0": 0.9, "0.5": 0.1}, dense_reward="logprob")
     assert found["mode"] == "fixed"
-    assert found["chosen"] == {"reference": "0", "beta": 1.0}
+    assert found["chosen"] == {"reference": "0", "beta": 1.0, "capped": False}
     assert found["reason"] == "the reward logprob uses no reference"
 
 
 def test_without_a_verifier_the_reward_must_tell_demonstrations_from_samples(select):
     found, _ = select({"0": 0.9, "0.5": 0.1}, verifier=None)
-    assert found["chosen"] == {"reference": "0.5", "beta": 1.0}
+    assert found["chosen"] == {"reference": "0.5", "beta": 1.0, "capped": False}
     assert (found["baseline"], found["decision"]["answer"]) == (None, "cannot_tell")
     assert found["criterion"] == "signal-to-noise of the reward (samples), 80 prompts"
     # Demonstrations say "A". Of SFT's samples a share k does: margin 0, else a constant c. Its mean over its standard
@@ -214,4 +218,11 @@ def test_without_a_verifier_none_may_help_either(select):
 
 def test_a_fixed_reference_is_obeyed_without_a_verifier(select):
     found, _ = select({"0": 0.1, "0.25": 0.9}, verifier=None, reference="0.25")
-    assert found["chosen"] == {"reference": "0.25", "beta": 1.0}
+    assert found["chosen"] == {"reference": "0.25", "beta": 1.0, "capped": False}
+
+
+def test_where_the_capped_reward_looks_best_it_is_what_dpr_is_run_with(select):
+    """Against a reference that is right as often as SFT, contrast does nothing; what is subtracted leaves SFT too."""
+    found, _ = select({"0": 0.1, "0.5": 0.7}, candidate_betas=[20.0])  # too weak a contrast to help
+    assert found["chosen"] == {"reference": "0", "beta": 1.0, "capped": True}
+    assert "Subtractive decoding against reference 0" in found["reason"]

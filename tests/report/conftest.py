@@ -32,7 +32,7 @@ SELECTION = {
     "mode": "auto",
     "criterion": "exact match on validation",
     "reason": "Highest score.",
-    "chosen": {"reference": "0", "beta": 0.5},
+    "chosen": {"reference": "0", "beta": 0.5, "capped": False},
     "baseline": interval(0.375, 0.125),
     "rows": [
         {"reference": "0", "beta": 0.5, "score": interval(0.5625, 0.125), "lead": interval(0.1875, 0.125)},
@@ -40,7 +40,7 @@ SELECTION = {
     ],
 }
 for row in SELECTION["rows"]:
-    row |= {"alpha": 2.0, "decoding": "greedy", "verdict": "tie", "n": 80}
+    row |= {"decoding": "greedy", "verdict": "tie", "n": 80, "capped": False}
 
 SPANS = [
     span("KATZE", 0.5, 0.25, first_id=11),

@@ -119,21 +119,27 @@ def _of(answer: Answer, top: Answers, reasons: tuple[str, ...], warnings: tuple[
     return Decision(
         answer,
         reference=top.reference if named else None,
-        beta=1 / top.alpha if named and top.reference is not None else None,
+        beta=top.beta if named and top.reference is not None else None,
         reasons=reasons,
         warnings=warnings,
         policy=top.policy if named else None,
         decoding=top.decoding if named else None,
         figure=top.against_best.difference,
         p_holm=top.against_best.p_holm,
+        capped=named and top.capped,
     )
 
 
 def _described(answers: Answers) -> str:
     if answers.reference is None:
         return f"{answers.policy} ({answers.decoding})"
+    if answers.capped:
+        return (
+            f"Subtractive decoding against reference {answers.reference} ({answers.decoding}), a preview of DPR with "
+            "the capped reward,"
+        )
     return (
-        f"Contrastive decoding against reference {answers.reference} at beta {1 / answers.alpha:g} "
+        f"Contrastive decoding against reference {answers.reference} {answers.strength} "
         f"({answers.decoding}), a preview of DPR,"
     )
 
@@ -187,7 +193,7 @@ def _harm_reasons(findings: Findings) -> tuple[str, ...]:
             worst = min(worse, key=lambda p: p.against_same.difference.mean if p.against_same else 0.0)
             assert worst.against_same is not None
             found.append(
-                f"Reference {reward.reference} does harm: at beta {1 / worst.alpha:g} ({worst.decoding}) its preview "
+                f"Reference {reward.reference} does harm: {worst.strength} ({worst.decoding}) its preview "
                 f"is right on {_value(worst):.3f}, {_signed(worst.against_same.difference)} against SFT at the same "
                 "decoding. What SFT changed after this reference is not what makes answers right."
             )

@@ -33,8 +33,8 @@ from densepath.stats.intervals import mean_interval, metric_interval
 
 BINS = 30
 
-Key: TypeAlias = tuple[str, float, float]
-"""Reference, strength and temperature of a preview."""
+Key: TypeAlias = tuple[str, float, float, float]
+"""A preview's reference, alpha of contrastive decoding, c of subtractive decoding, and temperature."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,10 @@ def make_findings(measured: Measured) -> Findings:
     judged = measured.verifier is not None
     criterion = deciding_criterion(plan.criterion, agreed, judged=judged and bool(measured.previews))
     agreement = [each.agreement(name, which) for which, each in agreed.items() for name in judged_rewards]
-    own = [_answers(None, 0.0, temperature, completions) for temperature, completions in measured.sampled.items()]
-    tried = [_preview_answers(key, one, measured.sampled[key[2]], plan.seed) for key, one in measured.previews.items()]
+    own = [
+        _answers((None, 0.0, 0.0, temperature), completions) for temperature, completions in measured.sampled.items()
+    ]
+    tried = [_preview_answers(key, one, measured.sampled[key[3]], plan.seed) for key, one in measured.previews.items()]
     leads = _preference_leads(texts, mine, rewards, plan.seed)
     return Findings(
         prompts=measured.prompts,
@@ -146,12 +148,14 @@ def _mean(values: Floats, seed: int) -> Interval:
     return mean_interval(values.tolist(), seed)
 
 
-def _answers(reference: str | None, alpha: float, temperature: float, found: Sequence[Completion]) -> Answers:
+def _answers(key: Key | tuple[None, float, float, float], found: Sequence[Completion]) -> Answers:
+    reference, alpha, taken, temperature = key
     verdicts = () if found[0].metric is None else tuple(_per_prompt(found, _verdict).tolist())
     lengths = tuple(_per_prompt(found, _length).tolist())
     return Answers(
         reference=reference,
         alpha=alpha,
+        taken=taken,
         temperature=temperature,
         value=metric_interval(verdicts) if verdicts else None,
         length=mean_interval(lengths),
@@ -165,7 +169,7 @@ def _preview_answers(key: Key, preview: Preview, own: Sequence[Completion], seed
     """With the SFT model's answers at the same temperature."""
     longer = _per_prompt(preview.completions, _length) - _per_prompt(own, _length)
     kl, reward = (None, None) if preview.shift is None else (_mean(values, seed) for values in preview.shift)
-    return dataclasses.replace(_answers(*key, preview.completions), longer=_mean(longer, seed), kl=kl, reward=reward)
+    return dataclasses.replace(_answers(key, preview.completions), longer=_mean(longer, seed), kl=kl, reward=reward)
 
 
 def _reward_figures(

@@ -3,8 +3,9 @@
 1. The SFT model answers validation prompts at temperature 1, at temperature 0.5 and greedily.
 2. Its samples at temperature 1 and, where there are any, demonstrations and preference pairs are scored under the SFT
    model and each candidate reference: sign and spread of the reward, and its agreement with what is known.
-3. Each reference at each strength is previewed by contrastive decoding at temperature 1 and greedily, and compared
-   prompt by prompt with the SFT model, with a correction for the number of previews.
+3. Each reference is previewed, at each strength by contrastive decoding and, for the capped reward, by subtractive
+   decoding, at temperature 1 and greedily, and compared prompt by prompt with the SFT model, with a correction for the
+   number of previews.
 
 `decide` decides from these findings alone. Derived and measured here, not the paper's.
 """
@@ -38,6 +39,8 @@ SFT_TEMPERATURES = (1.0, 0.5, 0.0)
 """What SFT has to offer without training: a preview that beats it at one of them alone has only sharpened it."""
 
 PREVIEW_TEMPERATURES = (1.0, 0.0)
+TAKEN = 0.8
+"""Share of the reference that the preview of capped DPR takes away."""
 
 Keep: TypeAlias = Callable[[str, Callable[[], Any]], Any]
 """(name, compute) -> the JSON value that `compute` gave, now or before a kill."""
@@ -69,10 +72,10 @@ def measure(
     sampled = {temperature: job.answers(temperature) for temperature in job.temperatures}
     job.add_samples(texts, sampled)
     mine = texts.logprobs(job.policy, job.plan.token_budget, job.progress.add)
-    betas = job.betas if job.plan.every_beta else job.betas[:1]
-    found = {name: job.reference(name, texts, mine, betas) for name in models.references}
+    first = job.contrasts if job.plan.every_beta else job.contrasts[:1]
+    found = {name: job.reference(name, texts, mine, first) for name in models.references}
     previews = {key: preview for of in found.values() for key, preview in of.previews.items()}
-    rest = [beta for beta in job.betas if beta not in betas]
+    rest = job.contrasts[len(first) :]
     if rest:
         best = max(previews, key=lambda key: mean_verdict(previews[key].completions))
         previews |= job.previews(best[0], rest)
@@ -138,14 +141,18 @@ class _Job:
         return self.plan.betas if wanted else ()
 
     @property
+    def contrasts(self) -> tuple[tuple[ContrastKind, float], ...]:
+        """Of previews: one for each beta, and one for the capped reward."""
+        plain = tuple((ContrastKind.CONTRASTIVE, 1 / beta) for beta in self.betas)
+        return (*plain, (ContrastKind.SUBTRACTIVE, TAKEN)) if plain else ()
+
+    @property
     def temperatures(self) -> tuple[float, ...]:
         """At which the SFT model answers: all that it is good for where previews have to beat it."""
         return () if self.plan.num_generations == 0 else SFT_TEMPERATURES if self.betas else SFT_TEMPERATURES[:1]
 
-    def answers(
-        self, temperature: float, name: str = "sft", ref: FrozenPolicy | None = None, alpha: float = 0.0
-    ) -> list[Completion]:
-        """Completions of every row, checked; with a reference, those of its preview."""
+    def answers(self, temperature: float, name: str = "sft", contrast: Contrast | None = None) -> list[Completion]:
+        """Completions of every row, checked; with a contrast, those of a preview. The name says whose they are."""
         decoding = Decoding(
             temperature,
             self.plan.max_completion_length,
@@ -161,12 +168,12 @@ class _Job:
                     self.models.tokenizer,
                     self.rows,
                     decoding,
-                    contrast=None if ref is None else Contrast(ref.model, ContrastKind.CONTRASTIVE, alpha),
+                    contrast=contrast,
                     on_progress=lambda finished, _: self.progress.add(before + finished - self.progress.done),
                 )
             return [to_json(each) for each in found]
 
-        kept = self.keep(f"{name}{f'-{1 / alpha:g}' if alpha else ''}-{temperature:g}", sample)
+        kept = self.keep(f"{name}-{temperature:g}", sample)
         found = checked([from_json(Completion, each) for each in kept], self.rows, self.check)
         self.progress.add(before + len(found) - self.progress.done)
         return found
@@ -198,10 +205,10 @@ class _Job:
 
     def _scored(self, texts: int) -> int:
         """Completions that are still to be scored and sampled, once the SFT model has answered."""
-        references, betas = len(self.models.references), len(self.betas)
-        tried = references * betas if self.plan.every_beta else references + betas - 1
+        references, contrasts = len(self.models.references), len(self.contrasts)
+        tried = references * contrasts if self.plan.every_beta else references + contrasts - 1
         per_prompt = sum(self._per_prompt(temperature) for temperature in PREVIEW_TEMPERATURES)
-        return (1 + references) * texts + (tried * per_prompt * len(self.rows) if betas else 0)
+        return (1 + references) * texts + (tried * per_prompt * len(self.rows) if contrasts else 0)
 
     def _per_prompt(self, temperature: float) -> int:
         """Completions of each prompt: one where they would all be equal."""
@@ -214,30 +221,37 @@ class _Job:
             raise ConfigError(f"reference {name}: a preview reads two models side by side; give a model of its own")
         return ref
 
-    def reference(self, name: str, texts: Texts, mine: list[Tensor], betas: Sequence[float]) -> OfReference:
-        """All texts scored, and previewed at some betas."""
+    def reference(
+        self, name: str, texts: Texts, mine: list[Tensor], contrasts: Sequence[tuple[ContrastKind, float]]
+    ) -> OfReference:
+        """All texts scored, and previewed by some contrasts."""
         ref = self.load(name)
         theirs = texts.logprobs(ref, self.plan.token_budget, self.progress.add)
         likelihoods: dict[float | None, Floats] = {None: demonstrated(theirs, texts)}
         demonstrations = [texts.flat[place] for place in texts.demonstrations]
-        alphas = [1 / beta for beta in betas]
+        alphas = [strength for kind, strength in contrasts if kind is ContrastKind.CONTRASTIVE]
         shifted = preview_logprobs(self.policy, ref, demonstrations, alphas, token_budget=self.plan.token_budget)
         for alpha, logprobs in (shifted or {}).items():
             likelihoods[alpha] = np.array([-float(values.mean()) for values in logprobs])
-        return OfReference(theirs, likelihoods, self._previews(name, ref, alphas))
+        return OfReference(theirs, likelihoods, self._previews(name, ref, contrasts))
 
-    def previews(self, name: str, betas: Sequence[float]) -> dict[Key, Preview]:
-        """A reference previewed at further betas."""
-        return self._previews(name, self.load(name), [1 / beta for beta in betas])
+    def previews(self, name: str, contrasts: Sequence[tuple[ContrastKind, float]]) -> dict[Key, Preview]:
+        """A reference previewed by further contrasts."""
+        return self._previews(name, self.load(name), contrasts)
 
-    def _previews(self, name: str, ref: FrozenPolicy, alphas: Sequence[float]) -> dict[Key, Preview]:
+    def _previews(
+        self, name: str, ref: FrozenPolicy, contrasts: Sequence[tuple[ContrastKind, float]]
+    ) -> dict[Key, Preview]:
         place = list(self.models.references).index(name)
         found = {}
-        for alpha in alphas:
+        for kind, strength in contrasts:
+            capped = kind is ContrastKind.SUBTRACTIVE
+            title = f"{place}-{'capped' if capped else f'{1 / strength:g}'}"
             for temperature in PREVIEW_TEMPERATURES:
-                completions = self.answers(temperature, str(place), ref, alpha)
+                completions = self.answers(temperature, title, Contrast(ref.model, kind, strength))
                 shift = _shift(completions, self.policy, ref, self.plan.token_budget) if temperature == 1 else None
-                found[name, alpha, temperature] = Preview(completions, shift)
+                alpha, taken = (0.0, strength) if capped else (strength, 0.0)
+                found[name, alpha, taken, temperature] = Preview(completions, shift)
         return found
 
 

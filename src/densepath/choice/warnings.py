@@ -39,7 +39,7 @@ def _drift_warnings(findings: Findings, taken: Answers | None) -> tuple[str, ...
         if one.truncated > at_one.truncated + TRUNCATED_MORE:
             parts.append(f"{one.truncated:.0%} of them do not end, of SFT's {at_one.truncated:.0%}")
         if parts:
-            name = one.policy or f"Reference {one.reference} at beta {1 / one.alpha:g}"
+            name = one.policy or f"Reference {one.reference} {one.strength}"
             found.append(f"{name}: {'; '.join(parts)}.")
     return tuple(found)
 

@@ -111,6 +111,13 @@ ROWS = {
         "Is the reward any good? Preference pairs, first-error data or altered numbers: the dense reward beside "
         "guessing, length, log pi_SFT and log pi_base, with intervals and paired differences.",
     ),
+    "judge-eval": Command(
+        "judge_eval:JudgeEvalArguments",
+        "pipeline.judge_eval:run_judge_eval_command",
+        "Is the judge any good? Preference pairs with labels: how often it agrees, beside the rules that prefer the "
+        "longer or the shorter answer, and whether it goes by place or length. A judge that is not shown to be better "
+        "than chance gets no headline.",
+    ),
     "generate": Command(
         "answers:GenerateArguments",
         "pipeline.generate:run_generate_command",

@@ -24,6 +24,7 @@ COMMANDS = {
     "rank": "Best of n: completions of a prompt by falling reward.",
     "audit": "Demonstrations that the trained model finds least like expert behaviour.",
     "diagnose": "Will DPR help on this SFT run? A preview without training, and a recommendation.",
+    "judge-eval": "Is the judge any good? Labels against it, and what it goes by instead.",
     "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
     "generate": "Answers of a model to prompts or a benchmark, to score, rank, judge or hand on.",
     "eval": "Sample held-out completions and check them with a program.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
+from densepath.records.choice import strength_name
 from densepath.records.codec import from_json, to_json
 from densepath.records.results import Results
 from densepath.report import write_report
@@ -50,7 +51,7 @@ OWN_KEYS = {
 }
 """Arguments of TRL's configs that a run decides on, and what decides."""
 
-MATCHED = ("purified_sft", "dpr")
+MATCHED = ("purified_sft", "dpr", "dpr_capped")
 """Arms under test whose compute the control is given: the first of them that is there, which takes the most."""
 BEFORE_ARMS = 3
 """Steps of a run before its arms: data, SFT, choice."""
@@ -133,14 +134,20 @@ def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
         _check_reference_tokenizer(job.sft.arguments)
     prepare(run, job, console, str(steps))
     choice = read_choice(run.path)
-    found, reason = choice.chosen, choice.reason
+    found, reason, names = choice.chosen, choice.reason, list(setting.methods)
     if found is not None:
-        say(console, f"3/{steps} reference {found.reference}, beta {found.beta:g}: {reason}")
-        return grid
+        say(console, f"3/{steps} reference {found.reference}, {strength_name(found.beta, found.capped)}: {reason}")
+        return _with_arms(grid, ["dpr_capped" if name == "dpr" else name for name in names]) if found.capped else grid
     gone = _without_reference(setting)
     say(console, f"3/{steps} reference: none helps: {reason}. {_left_out(gone)}")
-    left = replace(setting.arguments, arms=[name for name in setting.methods if name not in gone])
-    return replace(grid, settings=[run_setting(left, setting.others)])
+    return _with_arms(grid, [name for name in names if name not in gone])
+
+
+def _with_arms(grid: Grid, names: Sequence[str]) -> Grid:
+    """The grid of a run with these arms, each once."""
+    (setting,) = grid.settings
+    arguments = replace(setting.arguments, arms=list(dict.fromkeys(names)))
+    return replace(grid, settings=[run_setting(arguments, setting.others)])
 
 
 def _without_reference(setting: Setting) -> dict[str, str]:

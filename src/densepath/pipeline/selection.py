@@ -140,7 +140,7 @@ def _choose(arguments: RunArguments, findings: Findings) -> ReferenceChoice:
     decision = decide(findings)
     found = None
     if decision.reference is not None and decision.beta is not None:
-        found = ChosenReference(decision.reference, decision.beta)
+        found = ChosenReference(decision.reference, decision.beta, decision.capped)
     unfinished = decision.answer is Answer.TRAIN_ON
     reason = " ".join(decision.reasons[1:]) if unfinished else decision.reason
     if decision.answer is Answer.CANNOT_TELL and found is not None:
@@ -163,16 +163,17 @@ def _choose(arguments: RunArguments, findings: Findings) -> ReferenceChoice:
 
 
 def _obeyed(arguments: RunArguments, findings: Findings) -> ChosenReference:
-    """The given reference with the beta that looks best."""
+    """The given reference with the strength that looks best."""
     best = best_candidate(findings)
-    beta = candidate_betas(arguments)[0] if best is None else 1 / best.alpha
-    return ChosenReference(arguments.reference, beta)
+    if best is None:
+        return ChosenReference(arguments.reference, candidate_betas(arguments)[0])
+    return ChosenReference(arguments.reference, best.beta, best.capped)
 
 
 def _criterion_text(arguments: RunArguments, findings: Findings) -> str:
     if findings.criterion is Criterion.ANSWERS:
         on = f"{findings.prompts} validation prompts"
-        return f"{arguments.verifier} of contrastive decoding on {on}, against SFT at its best"
+        return f"{arguments.verifier} of previews of DPR on {on}, against SFT at its best"
     if findings.criterion is None:
         return "none"
     return f"{UNITS[findings.criterion]} of the reward ({findings.criterion.value}), {findings.prompts} prompts"
@@ -183,7 +184,7 @@ def _rows_shown(findings: Findings, decision: Decision) -> tuple[CandidateRow, .
     if findings.criterion is not Criterion.ANSWERS:
         beta = findings.betas[0]
         return tuple(
-            CandidateRow(one.reference, beta, 1 / beta, None, one.value, None, None, one.value.n)
+            CandidateRow(one.reference, beta, None, one.value, None, None, one.value.n)
             for one in findings.agreement
             if one.criterion is findings.criterion
         )
@@ -196,12 +197,12 @@ def _rows_shown(findings: Findings, decision: Decision) -> tuple[CandidateRow, .
         if known is None or (known.lead is not None and lead.difference.mean > known.lead.mean):
             best[one.who] = CandidateRow(
                 one.reference,
-                1 / one.alpha,
-                one.alpha,
+                one.beta,
                 one.decoding,
                 one.value,
                 lead.difference,
                 lead.verdict,
                 findings.prompts,
+                one.capped,
             )
     return tuple(best.values())

@@ -43,6 +43,15 @@ CHANCE = {Criterion.PREFERENCE: 0.5, Criterion.VERIFIER: 0.5, Criterion.ALTERED:
 """Its value where the reward says nothing."""
 
 
+CAPPED_BETA = 1.0
+"""Beta of DPR with the capped reward, whose optimum subtractive decoding previews whatever beta is."""
+
+
+def strength_name(beta: float, capped: bool) -> str:
+    """`beta 0.5` of DPR with the plain reward, `capped` of DPR with the capped one."""
+    return "capped" if capped else f"beta {beta:g}"
+
+
 @dataclass(frozen=True)
 class Answers:
     """Completions of the validation prompts by one policy at one temperature.
@@ -55,6 +64,7 @@ class Answers:
         length: tokens.
         truncated: share that no EOS ended.
         policy: name of another candidate, neither SFT nor preview.
+        taken: share c of the reference that subtractive decoding takes away: a preview of capped DPR; else 0.
         longer: length less the SFT model's at this temperature, prompt by prompt; None for the SFT model.
         kl: log-ratio to the SFT model, nats per completion: an estimate of the KL; at temperature 1, previews only.
         reward: dense reward under the preview's reference, nats per completion; at temperature 1, previews only.
@@ -71,6 +81,7 @@ class Answers:
     length: Interval
     truncated: float
     policy: str | None = None
+    taken: float = 0.0
     longer: Interval | None = None
     kl: Interval | None = None
     reward: Interval | None = None
@@ -85,10 +96,25 @@ class Answers:
         return "greedy" if self.temperature == 0 else f"temperature {self.temperature:g}"
 
     @property
+    def capped(self) -> bool:
+        """Whether DPR with the capped reward is previewed."""
+        return self.taken > 0
+
+    @property
+    def beta(self) -> float:
+        """Of the DPR that is previewed."""
+        return CAPPED_BETA if self.capped else 1 / self.alpha
+
+    @property
+    def strength(self) -> str:
+        """`at beta 0.5`, or `with the capped reward`, of a preview."""
+        return "with the capped reward" if self.capped else f"at beta {self.beta:g}"
+
+    @property
     def who(self) -> str:
-        """`SFT`, `reference 0.5, beta 0.5` or the policy's name."""
+        """`SFT`, `reference 0.5, beta 0.5`, `reference 0.5, capped` or the policy's name."""
         if self.reference is not None:
-            return f"reference {self.reference}, beta {1 / self.alpha:g}"
+            return f"reference {self.reference}, {strength_name(self.beta, self.capped)}"
         return self.policy or "SFT"
 
     @property
@@ -180,8 +206,8 @@ class Findings:
         verifier: name of the program that checked them, or None.
         preferences: pairs compared.
         sft: the SFT model's answers, by falling temperature; empty where nothing was sampled.
-        candidates: answers of each candidate at each of its decodings: previews of DPR by contrastive decoding for
-            every reference, strength and temperature, or other policies.
+        candidates: answers of each candidate at each of its decodings: previews of DPR by contrastive decoding, and of
+            capped DPR by subtractive decoding, for every reference, strength and temperature, or other policies.
         rewards: for every reference; empty where nothing was sampled.
         likelihoods: of the SFT model, the references and the previews; empty without demonstrations.
         agreement: of each reference's reward, for each criterion that there is.
@@ -213,6 +239,7 @@ class Decision:
         answer: a candidate, none of them, it cannot be told, or SFT is to go on first.
         reference: of DPR: the candidate's, or where it cannot be told the one that looks best, if any does.
         beta: of DPR, likewise.
+        capped: whether DPR with the capped reward is meant.
         policy: the candidate, where it is no preview of DPR.
         decoding: of the candidate; None where no answers were judged.
         figure: the number that decided, with its interval before correction: the lead of the best candidate over the
@@ -231,6 +258,7 @@ class Decision:
     decoding: str | None = None
     figure: Interval | None = None
     p_holm: float | None = None
+    capped: bool = False
 
     @property
     def reason(self) -> str:
@@ -240,10 +268,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class ChosenReference:
-    """What DPR is run with."""
+    """What DPR is run with: the reference, beta, and whether its reward is the capped one."""
 
     reference: str
     beta: float
+    capped: bool = False
 
 
 @dataclass(frozen=True)
@@ -252,23 +281,23 @@ class CandidateRow:
 
     Attributes:
         reference: its name.
-        beta: of DPR, nats; its preview has the strength alpha = 1/beta.
-        alpha: that strength.
+        beta: of DPR, nats; a preview by contrastive decoding has the strength 1/beta.
         decoding: at which it leads most; None where no answers were judged.
         score: share of answers that the verifier accepts, or the agreement of the reward.
         lead: the number that decides: score less that of SFT at its best; None where no answers were judged.
         verdict: of the lead, after correction for all candidates; None likewise.
         n: prompts or pairs.
+        capped: whether DPR with the capped reward is previewed, by subtractive decoding.
     """
 
     reference: str
     beta: float
-    alpha: float
     decoding: str | None
     score: Interval
     lead: Interval | None
     verdict: Verdict | None
     n: int
+    capped: bool = False
 
 
 @dataclass(frozen=True)

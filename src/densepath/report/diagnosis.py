@@ -148,14 +148,15 @@ def _brief_answers(findings: Findings) -> Table:
     ]
     prompts = findings.prompts
     what = f"share of {prompts} validation prompts answered rightly" if judged else f"{prompts} validation prompts"
-    together: dict[tuple[str | None, float], list[Answers]] = {}
+    together: dict[tuple[str | None, float, float], list[Answers]] = {}
     for answers in (*findings.sft, *findings.candidates):
-        together.setdefault((answers.reference, answers.alpha), []).append(answers)
+        together.setdefault((answers.reference, answers.alpha, answers.taken), []).append(answers)
     rows = []
-    for (reference, alpha), row in together.items():
+    for (reference, *_), row in together.items():
         found = {answers.temperature: answers for answers in row}
         at_one = found[max(found)]
-        cells: list[Words] = ["SFT", "-"] if reference is None else [reference, f"{1 / alpha:g}"]
+        strength = "capped" if at_one.capped else f"{at_one.beta:g}" if reference else "-"
+        cells: list[Words] = [reference or "SFT", strength]
         cells += ["-" if t not in found else _right(found[t]) for t in temperatures]
         cells += _brief_lead(row) if judged else []
         cells += [number(at_one.length.mean, ".1f"), f"{at_one.truncated:.0%}"]
@@ -195,7 +196,7 @@ def _advised(answers: Answers, decision: Decision) -> bool:
         answers.reference is not None
         and answers.reference == decision.reference
         and decision.beta is not None
-        and f"{1 / answers.alpha:g}" == f"{decision.beta:g}"
+        and (f"{answers.beta:g}", answers.capped) == (f"{decision.beta:g}", decision.capped)
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from densepath.records.estimates import Comparison, Interval
 from densepath.records.reward_eval import Changes, RewardEvaluation
@@ -16,11 +16,15 @@ GROUPS_SHOWN = 12
 
 def reward_eval_parts(found: RewardEvaluation) -> tuple[Part, ...]:
     """A table and a statement for each figure, then the reward within groups, and what an altered number changes."""
+    return present([*figure_parts(found.figures), _changes_table(found.changes) if found.changes else None])
+
+
+def figure_parts(figures: Sequence[Evaluated]) -> tuple[Part, ...]:
+    """A table and a statement for each figure, then the compared measure within groups."""
     parts: list[Part | None] = []
-    for figure in found.figures:
+    for figure in figures:
         parts += [_figure_table(figure), Paragraph(figure.statement + "\n")]
-    parts += [_groups_table(figure) for figure in found.figures]
-    return present([*parts, _changes_table(found.changes) if found.changes else None])
+    return present([*parts, *map(_groups_table, figures)])
 
 
 def _columns(first: str, *others: str) -> tuple[Column, ...]:
@@ -56,7 +60,7 @@ def _groups_table(figure: Evaluated) -> Table | None:
         return None
     primary = figure.comparisons[0].measure
     measures = {measure.name: measure for measure in figure.measures}
-    rivals = [name for name in measures if not name.startswith("reward")]
+    rivals = [name for name in measures if name != primary and not name.startswith("reward")]
     rival = max(rivals, key=lambda name: measures[name].value.mean)
     rows = []
     for grouping, groups in measures[primary].groups.items():

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from densepath.records.choice import CandidateRow, ReferenceChoice
+from densepath.records.choice import CandidateRow, ReferenceChoice, strength_name
 from densepath.records.completion import Sample
 from densepath.report.document import (
     Beside,
@@ -61,27 +61,31 @@ def _chosen(selection: ReferenceChoice) -> str:
     if chosen is None:
         return "None helps: no candidate beat the SFT model on validation, so DPR has nothing sound to train on."
     words = f"Chosen: reference {chosen.reference}" + (" (the model before SFT)" if chosen.reference == "0" else "")
-    words += f", β {number(chosen.beta, '.4g')}"
+    words += ", with the capped reward" if chosen.capped else f", β {number(chosen.beta, '.4g')}"
     return words + (" (fixed by the configuration)." if selection.mode == "fixed" else ".")
 
 
 def _is_chosen(selection: ReferenceChoice, row: CandidateRow) -> bool:
     chosen = selection.chosen
-    return chosen is not None and (row.reference, row.beta) == (chosen.reference, chosen.beta)
+    return chosen is not None and (row.reference, row.beta, row.capped) == (
+        chosen.reference,
+        chosen.beta,
+        chosen.capped,
+    )
 
 
 def _candidates(selection: ReferenceChoice) -> Table:
     judged = any(row.lead for row in selection.rows)
-    names = ("α = 1/β", "score", *(("lead",) if judged else ()), "n")
+    names = ("score", *(("lead",) if judged else ()), "n")
     columns = [Column("reference", "share of SFT"), Column("β", "nats", numeric=True)]
     columns += [Column(name, numeric=True) for name in names]
     rows = []
     if (best := selection.baseline) is not None:
         lead = (DASH,) if judged else ()
-        rows.append(Row(("SFT at its best", DASH, DASH, interval(best), *lead, str(best.n))))
+        rows.append(Row(("SFT at its best", DASH, interval(best), *lead, str(best.n))))
     for row in selection.rows:
         chosen = _is_chosen(selection, row)
-        cells = [row.reference + (" ✓" if chosen else ""), number(row.beta, ".4g"), number(row.alpha, ".4g")]
+        cells = [row.reference + (" ✓" if chosen else ""), "capped" if row.capped else number(row.beta, ".4g")]
         leads = (interval(row.lead, signed=True),) if judged else ()
         rows.append(Row((*cells, interval(row.score), *leads, str(row.n)), chosen))
     caption = f"Score: {selection.criterion}. Shaded: chosen."
@@ -90,7 +94,10 @@ def _candidates(selection: ReferenceChoice) -> Table:
 
 def _candidates_plot(selection: ReferenceChoice) -> Figure:
     """The number that decides: the lead over SFT at its best, or, where no answers were judged, the score."""
-    names = [f"reference {row.reference}, β {row.beta:g}" for row in selection.rows]
+    names = [
+        f"reference {row.reference}, {strength_name(row.beta, row.capped).replace('beta', 'β')}"
+        for row in selection.rows
+    ]
     leads = [row.lead for row in selection.rows if row.lead is not None]
     if not leads:
         scores = map(Whisker, names, (row.score for row in selection.rows))
