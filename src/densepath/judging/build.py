@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from densepath.config.judge import EndpointArguments, JudgeArguments, parse_judge
-from densepath.config.mixins import FrozenArguments
+from densepath.config.mixins import FrozenArguments, LoadArguments
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
 from densepath.judging.budget import Prices
 from densepath.judging.cache import ReplyCache
-from densepath.judging.client import open_access
+from densepath.judging.client import open_access, package
 from densepath.judging.endpoint import EndpointJudge, EndpointSettings
 from densepath.judging.program import ProgramJudge
 from densepath.judging.protocol import Judge
-from densepath.judging.templates import Template, load_template
+from densepath.judging.templates import Template, letters_of, load_template
 from densepath.judging.verdicts import Letters
 
 _OURS = {("openai", 2): "pair", ("openai", 1): "mt_bench", ("local", 2): "letters", ("local", 1): "grade"}
@@ -49,7 +48,7 @@ def template_of(arguments: JudgeArguments, kind: str, num_answers: int, benchmar
 
 def make_judge(
     arguments: JudgeArguments,
-    loading: FrozenArguments,
+    loading: LoadArguments,
     *,
     cache: Path,
     judge: str | None = None,
@@ -60,7 +59,7 @@ def make_judge(
 
     Args:
         arguments: who judges, and how an endpoint is asked.
-        loading: how models are loaded and run.
+        loading: how models are loaded; what it says of text is the policy's, and a judge reads text in its own way.
         cache: folder of an endpoint's replies, where the arguments name none.
         judge: who judges instead of `arguments.judge`.
         num_answers: that are shown at once.
@@ -108,25 +107,54 @@ def endpoint_settings(arguments: EndpointArguments, model: str) -> EndpointSetti
     )
 
 
-def _local(name: str, template: Template, loading: FrozenArguments) -> Judge:
+def check_judge(arguments: JudgeArguments) -> None:
+    """Refuse before the first stage what `make_judge` would refuse after an hour of training; loads no model.
+
+    Raises:
+        ConfigError: no key, no such template or verifier, or limits that cannot be kept.
+    """
+    if arguments.judge is None:
+        return
+    kind, name = parse_judge(arguments.judge)
+    if kind == "verifier":
+        get_verifier(name)
+    if kind in ("openai", "local"):
+        template = template_of(arguments, kind, 2)
+        if kind == "openai":
+            EndpointJudge(template, endpoint_settings(arguments, name), ReplyCache(Path()))
+            package()
+        else:
+            letters_of(template)
+
+
+def _local(name: str, template: Template, loading: LoadArguments) -> Judge:
     from densepath.judging.local import LocalJudge
     from densepath.models.load import load_frozen, load_tokenizer
 
-    tokenizer = load_tokenizer(name, **loading.tokenizer_options())
-    return LocalJudge(load_frozen(loading, name), tokenizer, template, f"local:{name}", loading.token_budget)
+    tokenizer = load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
+    return LocalJudge(load_frozen(loading, name), tokenizer, template, f"local:{name}", _token_budget(loading))
 
 
-def _reward_model(name: str, loading: FrozenArguments) -> Judge:
+def _reward_model(name: str, loading: LoadArguments) -> Judge:
     from densepath.judging.scorers import RewardModelJudge, load_reward_model
 
     model, tokenizer = load_reward_model(name, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
-    return RewardModelJudge(model, tokenizer, f"reward:{name}", loading.token_budget)
+    return RewardModelJudge(model, tokenizer, f"reward:{name}", _token_budget(loading))
 
 
-def _dense(name: str, loading: FrozenArguments) -> Judge:
+def _dense(name: str, loading: LoadArguments) -> Judge:
     from densepath.judging.scorers import DenseRewardJudge
     from densepath.rewards.dense import DenseReward
 
-    settings: dict[str, Any] = {"dtype": loading.dtype, "token_budget": loading.token_budget}
-    reward = DenseReward.from_pretrained(name, device="auto", **settings, **loading.tokenizer_options())
+    reward = DenseReward.from_pretrained(
+        name,
+        device="auto",
+        dtype=loading.dtype,
+        trust_remote_code=loading.trust_remote_code,
+        token_budget=_token_budget(loading),
+    )
     return DenseRewardJudge(reward, f"dense:{name}")
+
+
+def _token_budget(loading: LoadArguments) -> int:
+    return loading.token_budget if isinstance(loading, FrozenArguments) else FrozenArguments().token_budget

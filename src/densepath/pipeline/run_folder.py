@@ -15,17 +15,33 @@ import yaml
 from filelock import FileLock
 
 from densepath.config.coerce import expanded
+from densepath.config.judge import JudgeArguments
 from densepath.errors import ResumeError, StorageError, UsageError
 from densepath.io import UNWRITABLE, hold_lock, read_json, without_secrets, write_json_atomic, write_text_atomic
 from densepath.models.kept import INPUTS
 from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
-MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
+MACHINE_KEYS = (
+    *("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory"),
+    *("max_calls", "max_cost", "max_invalid", "judge_concurrency", "judge_timeout", "judge_retries"),
+    *("judge_calls_per_minute", "judge_prompt_price", "judge_completion_price", "judge_cache", "judge_api_key_env"),
+)
 """Keys that may change between two calls on the same folder: they do not change the result."""
+_OF_JUDGE = frozenset(f.name for f in dataclasses.fields(JudgeArguments))
 STAGES = ("sft", "dpr", "continued_sft")
 HALF_WRITTEN = (
-    *(f".{name}.*tmp" for name in ("config.yaml", "environment.json", "data.json", "selection.json", "report.html")),
+    *(
+        f".{name}.*tmp"
+        for name in (
+            "config.yaml",
+            "environment.json",
+            "data.json",
+            "selection.json",
+            "report.html",
+            "sft_answers.json",
+        )
+    ),
     f".{INPUTS}.*tmp",
     *(".report.json.*tmp", ".metrics.jsonl.*tmp", ".model.tmp"),
     *(f".{name}.*tmp" for name in ("scores.json", "samples.json", "size.json", "purification.json")),
@@ -216,4 +232,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def resolved(arguments: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     """One flat mapping of a command's arguments and the keys that go to TRL's configs."""
-    return {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}
+    config = {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}
+    if config.get("judge") is None:  # how a judge is asked decides nothing where there is none
+        config = {key: value for key, value in config.items() if key not in _OF_JUDGE}
+    return config
