@@ -34,8 +34,9 @@ LANES = (
         "You have models, and prompts to ask them",
         (
             ("generate", "What do they answer?"),
-            ("eval", "How many answers are right?"),
+            ("judge", "Whose answers are better?"),
             ("judge-eval", "Can a judge tell which is better?"),
+            ("eval", "How many answers are right?"),
         ),
         False,
     ),

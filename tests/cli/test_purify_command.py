@@ -45,7 +45,7 @@ def argv(source, tmp_path):
 
 
 def always_the_second(monkeypatch):
-    monkeypatch.setattr("densepath.methods.purified_sft.by_lift", lambda mixtures: ((2, 2), "told to"))
+    monkeypatch.setattr("densepath.methods._behaviour_choice.by_lift", lambda mixtures: ((2, 2), "told to"))
 
 
 def test_it_sorts_trains_and_tells(argv, tmp_path, capsys, monkeypatch):
@@ -56,8 +56,12 @@ def test_it_sorts_trains_and_tells(argv, tmp_path, capsys, monkeypatch):
     assert "The SFT model was trained again, on 12 of 24 demonstrations." in out
     assert "- told to" in out
     assert "2 of 2 ✓" in out
-    assert max(map(len, out.splitlines())) <= 80 or "model: " in max(out.splitlines(), key=len)
+    assert all(len(line) <= 80 or line.startswith(("page: ", "model: ")) for line in out.splitlines())
     folder = tmp_path / "out"
+    assert f"page: {(folder / 'purification.html').resolve()}" in " ".join(out.split())
+    page = (folder / "purification.html").read_text(encoding="utf-8")
+    assert "What the demonstrations are made of" in page
+    assert "told to" in page
     assert out.rstrip().endswith(f"model: {(folder / 'model').resolve()}")
     rows = [*read_jsonl(folder / "kept.jsonl"), *read_jsonl(folder / "dropped.jsonl")]
     assert sorted(row["id"] for row in rows) == sorted(row["id"] for row in ROWS)

@@ -20,6 +20,7 @@ from densepath.cli.arguments import parse
 from densepath.cli.main import COMMANDS
 from densepath.config.answers import EvalArguments, GenerateArguments
 from densepath.config.experiment import ExperimentArguments
+from densepath.config.judging import JudgeCommandArguments
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import ScoreArguments
 from densepath.config.run import PlanArguments, PurifyArguments, RunArguments
@@ -45,6 +46,7 @@ ARGUMENTS = {
     "score": ScoreArguments,
     "eval": EvalArguments,
     "generate": GenerateArguments,
+    "judge": JudgeCommandArguments,
     "serve": ServeArguments,
     "view": ViewArguments,
 }

@@ -18,10 +18,10 @@ from densepath.config.run import PurifyArguments
 from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError
 from densepath.io import read_json, read_jsonl
-from densepath.methods import SFTRun, Stage, _behaviours, get_method, purified_sft
+from densepath.methods import SFTRun, Stage, _behaviour_choice, _behaviours, get_method, purified_sft
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
-from densepath.records.arm import Budget
+from densepath.records.arm import Arm, ArmResult, Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
 from densepath.records.codec import from_json
 
@@ -73,7 +73,7 @@ def record_of(folder) -> Purification:
 
 
 def chosen_always(monkeypatch, number=2, of=2):
-    monkeypatch.setattr(purified_sft, "by_lift", lambda mixtures: ((number, of), "told to"))
+    monkeypatch.setattr(_behaviour_choice, "by_lift", lambda mixtures: ((number, of), "told to"))
 
 
 # -- what it leaves and what it costs -----------------------------------------------------------------------------
@@ -239,34 +239,57 @@ def mixture_of(*behaviours, held_out=None) -> Mixture:
     ids=["raised", "new-is-passed-over", "all-new", "lowered", "unchanged", "one", "best-explained", "three"],
 )  # fmt: skip
 def test_the_rule_without_labels(mixtures, chosen, words):
-    found, reason = purified_sft.by_lift(mixtures)
+    found, reason = _behaviour_choice.by_lift(mixtures)
     assert found == chosen
     assert words in reason
     assert ("The SFT model is kept" in reason) == (chosen is None)
 
 
+def planted_verdicts(name: str, right: str) -> ArmResult:
+    """Every answer of the one right, and none of the others."""
+    return ArmResult(
+        arm=Arm(name, name, name == "sft"),
+        setting="purification",
+        seed=0,
+        decoding="greedy",
+        split="validation",
+        values=(float(name == right),) * 12,
+        lengths=(3,) * 12,
+        truncated=0.0,
+    )
+
+
 def test_a_verifier_decides(source, tmp_path, monkeypatch):
     """It finds every answer of one behaviour right, and of the others and of SFT none."""
 
-    def verdicts(stage, name, path):
-        right = name == "behaviour 1 of 2"
-        return purified_sft.ArmResult(
-            arm=purified_sft.Arm(name, name, name == "sft"),
-            setting="purification",
-            seed=0,
-            decoding="greedy",
-            split="validation",
-            values=(float(right),) * 12,
-            lengths=(3,) * 12,
-            truncated=0.0,
-        )
-
-    monkeypatch.setattr(purified_sft, "_verdicts", verdicts)
+    monkeypatch.setattr(
+        _behaviour_choice, "_verdicts", lambda stage, name, path: planted_verdicts(name, right="behaviour 1 of 2")
+    )
     purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
     record = record_of(tmp_path)
     assert (record.behaviour, record.of) == (1, 2)
     assert "behaviour 1 of 2 (greedy) is right on 1.000 of 12 validation prompts" in record.reason
     assert [each.validation.mean for each in record.mixtures[0].behaviours] == [1.0, 0.0]
+
+
+def test_dft_on_all_demonstrations_is_taken_where_the_verifier_finds_it_better(source, tmp_path, monkeypatch):
+    """It is judged as it would be trained: the model that is left is the one that was judged."""
+    judged = {}
+
+    def verdicts(stage, name, path):
+        judged[name] = load_file(path / "model.safetensors")
+        return planted_verdicts(name, right="DFT on all demonstrations")
+
+    monkeypatch.setattr(_behaviour_choice, "_verdicts", verdicts)
+    stage = stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1, purify_dft=True)
+    outcome = purified_sft.train(stage)
+    record = record_of(tmp_path)
+    assert (record.behaviour, record.trained, record.kept, record.dropped) == (None, True, len(ROWS), 0)
+    assert "DFT on all demonstrations (greedy) is right on 1.000" in record.reason
+    left = load_file(tmp_path / "model/model.safetensors")
+    assert all(torch.equal(left[name], values) for name, values in judged["DFT on all demonstrations"].items())
+    assert outcome.steps == 2 * 2 + 3 + 3  # two behaviours, the candidate, and the training that is kept
+    assert not (tmp_path / "dft").exists()
 
 
 def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_path):

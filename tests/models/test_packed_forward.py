@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import tiny_gemma3, tiny_llama, tiny_mistral, with_lora
+from tests.tiny_models import tiny_gemma3, tiny_llama, tiny_mamba, with_lora
 from trl.trainer.utils import add_fused_lm_head
 
 from densepath.core.heads import head_logprobs
@@ -20,9 +20,9 @@ add_fused_lm_head(PLAIN, outputs=OUTPUTS)
 PACKED = tiny_llama(dtype=torch.float64)
 add_fused_lm_head(PACKED, outputs=OUTPUTS)
 assert add_packed_forward(PACKED)
-SLIDING = tiny_mistral(dtype=torch.float64)
-add_fused_lm_head(SLIDING, outputs=OUTPUTS)
-assert not add_packed_forward(SLIDING)
+RECURRENT = tiny_mamba(dtype=torch.float64)
+add_fused_lm_head(RECURRENT, outputs=OUTPUTS)
+assert not add_packed_forward(RECURRENT)
 
 
 def padded(rows, left: bool):
@@ -101,12 +101,13 @@ def test_under_peft_only_the_adapter_gets_gradients():
     assert all((p.grad is not None) == ("lora" in n) for n, p in model.named_parameters() if "lora" in n)
 
 
-def test_sliding_windows_are_padded_and_equal_trls_pass():
-    model = tiny_gemma3()
+@pytest.mark.parametrize(("make", "packs"), [(tiny_gemma3, True), (tiny_mamba, False)])
+def test_sliding_windows_and_recurrent_layers_equal_trls_pass(make, packs):
+    model = make()
     add_fused_lm_head(model, outputs=OUTPUTS)
     inputs = padded([([1, 2, 3, 4], [False, True, False, True])], left=False)
     expected = model(**inputs, fused_lm_head=True)
-    assert not add_packed_forward(model)
+    assert add_packed_forward(model) is packs
     found = model(**inputs, fused_lm_head=True)
     for name in OUTPUTS:
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-5, rtol=0)
@@ -131,7 +132,7 @@ def test_signature_stays_that_of_the_model():
 @given(st.lists(row, min_size=1, max_size=5), st.booleans(), st.booleans())
 def test_token_loss_sees_each_labelled_token_with_its_place_and_state(rows, left, packs):
     """The loss is the caller's own: here weights that depend on place and id, of the log-probability."""
-    model = PACKED if packs else SLIDING
+    model = PACKED if packs else RECURRENT
     inputs = padded(rows, left)
     first = inputs["attention_mask"].argmax(dim=1)
     inputs["labels"][torch.arange(len(rows)), first] = -100

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
@@ -12,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, tiny_mistral, with_lora
 
+from densepath.core.products import onednn_linear
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
+from densepath.models import prepacked, sampling
 from densepath.models.decoding import cache_argument
 from densepath.models.sampling import FLOOR, Contrast, ContrastKind, inverse_cdf, row_uniforms, sample
 from densepath.models.scoring import completion_hidden_states
@@ -41,6 +44,19 @@ def full_logprobs(model, ids: list[int], temperature: float = 1.0) -> torch.Tens
 def oracle_of_row(model, prompt, completion, temperature: float = 1.0) -> list[float]:
     logprobs = full_logprobs(model, [*prompt, *completion], temperature)
     return [float(logprobs[len(prompt) - 1 + t, token]) for t, token in enumerate(completion)]
+
+
+@pytest.fixture
+def laid_out(monkeypatch):
+    """Weights laid out whatever their size and the number of tokens; fails where no layer was."""
+    if not prepacked._can_pack():
+        pytest.skip("this processor or build of torch has no such layout")
+    monkeypatch.setattr(prepacked, "_LEAST_ELEMENTS", 1)
+    monkeypatch.setattr(sampling, "LEAST_STEPS", 1)
+    read = []
+    monkeypatch.setattr(prepacked, "onednn_linear", lambda *given: read.append(1) or onednn_linear(*given))
+    yield
+    assert read
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -193,6 +209,37 @@ def test_a_wrong_distribution_fails_the_chi_square():
         counts[tuple(completion)] = counts.get(tuple(completion), 0) + 1
     statistic, freedom = chi_square(counts, expected, 4000)
     assert statistic > freedom + 4 * math.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("kind", [None, ContrastKind.SUBTRACTIVE])
+def test_frequencies_match_with_laid_out_weights(kind, laid_out):
+    test_frequencies_match_the_enumerated_probabilities(1.0, kind, 0.3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_with_laid_out_weights_equal_a_float64_pass(family, laid_out):
+    test_logprobs_equal_a_float64_pass_over_the_whole_row(family, torch.float32, 1e-4)
+
+
+def test_weights_are_laid_out_anew_at_each_call(laid_out):
+    """A training step between two rollouts changes them in place."""
+    model = tiny_llama(seed=1)
+    sample(model, PROMPTS, max_completion_length=2, eos_token_ids=[2])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded()))
+    got = sample(model, PROMPTS, max_completion_length=6, eos_token_ids=[2], generator=seeded())
+    for prompt, completion, logprobs in zip(PROMPTS, got.completion_ids, got.logprobs, strict=True):
+        assert logprobs == pytest.approx(oracle_of_row(model, prompt, completion), abs=1e-4)
+
+
+def test_a_pair_of_rows_and_enough_tokens_are_laid_out(monkeypatch):
+    packed = []
+    monkeypatch.setattr(sampling, "prepacked", lambda models: packed.append(models) or contextlib.nullcontext())
+    model = tiny_llama()
+    for prompts, tokens in ((PROMPTS[:1], 16), (PROMPTS[:2], 15), (PROMPTS[:2], 16)):
+        sample(model, prompts, max_completion_length=tokens, eos_token_ids=[2])
+    assert packed == [[model]]
 
 
 @settings(max_examples=15, deadline=None)

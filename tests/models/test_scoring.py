@@ -9,10 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama
+from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba
 
 from densepath.errors import NumericalError
-from densepath.models import prefix, scoring
 from densepath.models.logits import Layout, layout_of
 from densepath.models.scoring import score_completions, supports_packing
 
@@ -89,13 +88,10 @@ class Tokens:
     budget=st.integers(4, 64),
 )
 def test_a_beginning_that_all_prompts_share_changes_nothing(name, shared, rows, budget):
-    """Some rows are longer than is scored behind it, some prompts coincide, some completions are empty."""
+    """Some prompts coincide, some completions are empty, some are long beside it."""
     model = MODELS[name]
     prompts, completions = [[*shared, *p] for p, _ in rows], [c for _, c in rows]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefix, "_MASK_COST", 1.0)  # at most 16 to 21 tokens
-        patch.setattr(scoring, "LEAST_SAVED", 0)
-        scored = score_completions(model, prompts, completions, token_budget=budget)
+    scored = score_completions(model, prompts, completions, token_budget=budget)
     for prompt, completion, values in zip(prompts, completions, scored.logprobs, strict=True):
         assert values.tolist() == pytest.approx(naive(model, prompt, completion), abs=2e-6)
 
@@ -124,9 +120,8 @@ def test_turns_of_a_conversation_are_computed_once():
 
 
 def test_which_models_are_packed():
-    assert supports_packing(MODELS["llama"])
-    assert supports_packing(MODELS["gpt2"])
-    assert not supports_packing(MODELS["gemma3"]), "sliding windows cannot be expressed by one mask"
+    assert [layout_of(model) for model in MODELS.values()] == [Layout.FLAT] * 3
+    assert not supports_packing(tiny_mamba()), "a recurrent layer goes on from one sequence to the next"
 
 
 def test_order_company_and_mode_do_not_matter():
@@ -167,7 +162,7 @@ def test_nan_is_named_with_its_place():
         model.get_input_embeddings().weight[7] = float("nan")
     layout_of(model)
     # In a packed row NaN would reach its neighbours.
-    model._densepath_tried = dataclasses.replace(model._densepath_tried, layout=Layout.PADDED)
+    model._densepath_tried = dataclasses.replace(model._densepath_tried, layouts=(Layout.PADDED,))
     with pytest.raises(
         NumericalError, match=r"sequence 1, completion token 0 \(id 7\): log-probability is nan"
     ) as raised:

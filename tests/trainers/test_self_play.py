@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
-from tests.tiny_models import tiny_mistral, with_lora
+from tests.tiny_models import tiny_mamba, with_lora
 from trl import DPOTrainer
 
 from densepath.core.imitation import Surrogate
@@ -156,7 +156,7 @@ def test_batches_padding_and_company_change_nothing(tmp_path, make_model, tokeni
 
 
 def test_a_model_that_is_not_packed_gives_the_same_kind_of_loss(tmp_path, tokenizer):
-    model = tiny_mistral(vocab_size=len(tokenizer))
+    model = tiny_mamba(vocab_size=len(tokenizer))
     expected = by_hand(copy.deepcopy(model).double(), "spin", 0.2).item()
     trainer = SelfPlayTrainer(model, config(tmp_path), rows(), tokenizer)
     train_resumable(trainer, tmp_path)

@@ -124,6 +124,13 @@ ROWS = {
         "A model's answers to any prompts or to a benchmark, as rows that score, rank, judge and view read, or in the "
         "layout of the benchmark's own tool. Nothing is checked. Called again it goes on where it stopped.",
     ),
+    "judge": Command(
+        "judging:JudgeCommandArguments",
+        "pipeline.judge:run_judge_command",
+        "Whose answers are better? Asks models the questions of a benchmark or a file, has a judge compare each "
+        "answer with the baseline's in both orders, and writes the figures and a page. Called again it goes on where "
+        "it stopped; --dry_run says what it would cost.",
+    ),
     "eval": Command(
         "answers:EvalArguments",
         "pipeline.eval_command:run_eval_command",

@@ -27,6 +27,7 @@ COMMANDS = {
     "judge-eval": "Is the judge any good? Labels against it, and what it goes by instead.",
     "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
     "generate": "Answers of a model to prompts or a benchmark, to score, rank, judge or hand on.",
+    "judge": "Whose answers are better? A benchmark or any prompts, any judge, with intervals and a page.",
     "eval": "Sample held-out completions and check them with a program.",
     "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
     "view": "Look at scored completions, or score texts that are typed in: a local web page.",

@@ -58,8 +58,11 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
     max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
     max_completion_length: int = option(64, "Longest sampled answer in tokens, EOS included.", least=1)
     temperature: float = option(0.0, "Of the answers that the verifier judges; 0 is greedy.")
+    purify_dft: bool = option(
+        True, "With a verifier: judge DFT on all demonstrations beside the behaviours, and take it where it is better."
+    )
     seed: int = option(0, "Seed of draws, training and sampling.")
-    output_dir: str = option("purified", "Where model, kept.jsonl, dropped.jsonl and purification.json go.")
+    output_dir: str = option("purified", "Where model, kept.jsonl, dropped.jsonl, purification.json and its page go.")
 
     def __post_init__(self) -> None:
         super().__post_init__()

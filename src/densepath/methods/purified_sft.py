@@ -5,9 +5,10 @@
    what the reward does, `purify_score` makes them of `log pi_SFT` in its place, or at random.
 3. EM (`methods._behaviours`): `pi_k` learns what is its own, and `gamma_ik = softmax_k(log rho_k + log pi_k(y_i))`.
 4. `lift_k = log rho_k - log` share of k among answers of pi_0.
-5. A behaviour is chosen: with a verifier by the one rule of `choice` on validation prompts; else, or where that cannot
-   tell, the largest with `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the reward
-   cannot judge. None: the SFT model is kept.
+5. A behaviour is chosen: with a verifier by the one rule of `choice` on validation prompts, where DFT on all
+   demonstrations may be a candidate too (`purify_dft`); else, or where that cannot tell, the largest with
+   `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the reward cannot judge. None: the SFT
+   model is kept.
 6. pi_SFT is trained on the demonstrations of that behaviour, with the loss of DFT or plain NLL.
 
 Without rounds of EM (`purify_rounds: 0`) demonstrations are drawn by `max(0, 1 - exp(median R - R))`, in two forward
@@ -27,35 +28,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from densepath.choice.compare import arm_findings
-from densepath.choice.decide import decide
 from densepath.core.mixture import excess_weights, lifts, rank_bands, systematic_draws
 from densepath.data.encode import Encoded, encode_demonstrations
 from densepath.data.kept_rows import write_kept_rows
 from densepath.errors import ConfigError
-from densepath.evals.generation import Decoding, checked, generate
-from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic
+from densepath.evals.generation import Decoding, generate
+from densepath.io import write_json_atomic
 from densepath.methods import Method, Outcome, Stage
+from densepath.methods._behaviour_choice import DFT, behaviour_name, choose
 from densepath.methods._behaviours import Corpus, Fitted, Training, fit, remembered, scored_tokens, train_on
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
 from densepath.methods._shown import shown_rows
 from densepath.methods._stage import FORWARD_FLOPS, trained_or_sft
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.progress import StageProgress
-from densepath.records.arm import SFT, Arm, ArmResult, Budget
+from densepath.records.arm import Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
-from densepath.records.choice import Answer
-from densepath.records.codec import from_json, to_json
+from densepath.records.codec import to_json
 from densepath.rewards.frozen import FrozenPolicy
-from densepath.stats.intervals import metric_interval
 
-NEW_LIFT = 2.0
-"""Nats of lift from which a behaviour counts as new: a bound of our own, chosen after the experiments."""
 NO_SIGNAL = 1e-4
 """Scores, or a standard deviation of them, nats, below which there is none up to rounding."""
-ONE_BEHAVIOUR = 0.99
-"""Share of the demonstrations above which a behaviour is all there is: a bound of our own."""
 BAND_SHARE = {2: 0.3}
 OTHER_BAND_SHARE = 0.2
 """Share of the demonstrations in one band, by the number of bands."""
@@ -71,18 +64,22 @@ def train(stage: Stage) -> Outcome:
     record = _record(stage, corpus, scores, found, kept)
     tokens, flops, steps = found.tokens, found.flops + scored, found.steps
     if found.weights is not None:
-        seed = stage.arguments.seed + 1
-        count = stage.arguments.purify_final_steps * stage.demonstrations_per_step
-        draws = systematic_draws(found.weights, count, torch.Generator().manual_seed(seed)).tolist()
-        final = Training(stage.folder, stage.arguments.purify_final_steps, seed, stage.arguments.purify_final_loss)
-        spent = train_on(stage, corpus, draws, final)
-        tokens, flops, steps = tokens + spent[0], flops + spent[1], steps + final.steps
+        spent = _train_again(stage, corpus, found.weights, stage.folder, found.loss)
+        tokens, flops, steps = tokens + spent[0], flops + spent[1], steps + stage.arguments.purify_final_steps
     write_json_atomic(stage.folder / "purification.json", to_json(record))
     _write_rows(stage, corpus, found, kept)
-    for place in stage.folder.glob("behaviours-*/*/*/model"):
+    for place in (*stage.folder.glob("behaviours-*/*/*/model"), stage.folder / "dft"):
         shutil.rmtree(place, ignore_errors=True)
     batch = stage.demonstrations_per_step
     return Outcome(Budget(len(corpus.samples), steps * batch, tokens, flops), steps)
+
+
+def _train_again(stage: Stage, corpus: Corpus, weights: Tensor, folder: Path, loss: str) -> tuple[float, float]:
+    """The final steps on demonstrations drawn by (rows,) weights; leaves `model` there. Returns tokens and FLOPs."""
+    seed, steps = stage.arguments.seed + 1, stage.arguments.purify_final_steps
+    generator = torch.Generator().manual_seed(seed)
+    draws = systematic_draws(weights, steps * stage.demonstrations_per_step, generator).tolist()
+    return train_on(stage, corpus, draws, Training(folder, steps, seed, loss))
 
 
 METHOD = Method("purified SFT", control=False, train=train, policy=trained_or_sft)
@@ -190,6 +187,7 @@ class _Sorted:
         weights: (rows,) float64 of the draw; None where the SFT model is kept.
         evidence: (rows,) float64, how surely a row belongs to what is kept, nats.
         reasons: of each row that is set aside.
+        loss: of the final steps.
         tokens, flops, steps: that it cost.
         warnings: what else a reader has to know.
     """
@@ -201,6 +199,7 @@ class _Sorted:
     weights: Tensor | None
     evidence: Tensor
     reasons: str
+    loss: str
     tokens: float = 0.0
     flops: float = 0.0
     steps: int = 0
@@ -209,42 +208,57 @@ class _Sorted:
 
 def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     arguments, everything = stage.arguments, torch.ones(len(corpus.train), dtype=torch.bool)
+    kept = _Sorted((), None, "", everything, None, scores.log_ratios, "", arguments.purify_final_loss)
     if (why := _nothing_to_sort(scores.scores)) is not None:
-        return _Sorted((), None, why, everything, None, scores.log_ratios, "")
+        return replace(kept, reason=why)
     if not arguments.purify_rounds:
         weights = excess_weights(scores.log_ratios, float(scores.log_ratios.median()))
         if not bool((weights > 0).any()):
-            reason = "no demonstration has a reward above the median. The SFT model is kept"
-            return _Sorted((), None, reason, everything, None, scores.log_ratios, "")
+            return replace(kept, reason="no demonstration has a reward above the median. The SFT model is kept")
         reason = "drawn by max(0, 1 - exp(median R - R)); no behaviours were looked for"
-        return _Sorted((), None, reason, weights > 0, weights, scores.log_ratios, "its reward is at most the median")
-    tokens = flops = 0.0
-    steps = 0
-    fits: dict[int, Fitted] = {}
-    for number in arguments.purify_behaviours:
-        share = BAND_SHARE.get(number, OTHER_BAND_SHARE)
-        try:
-            bands = rank_bands(
-                scores.banded, _large_kinds(scores.kinds, number, share), number, min(share, 1 / number)
-            )
-        except ValueError as error:
-            raise ConfigError(
-                f"{len(corpus.train)} demonstrations are too few for {number} behaviours ({error}); give more, or "
-                "lower purify_behaviours or purify_kinds"
-            ) from None
-        fits[number] = fit(stage, corpus, bands, number)
-        tokens, flops = tokens + fits[number].tokens, flops + fits[number].flops
-        steps += number * arguments.purify_rounds * arguments.purify_steps
-    mixtures = tuple(_mixture(fitted, scores) for fitted in fits.values())
-    mixtures, chosen, reason = _choose(stage, mixtures, fits)
-    if chosen is None:
-        nothing = _Sorted(mixtures, None, reason, everything, None, scores.log_ratios, "")
-        return replace(nothing, tokens=tokens, flops=flops, steps=steps)
-    number, of = chosen
+        aside = "its reward is at most the median"
+        return replace(kept, reason=reason, keep=weights > 0, weights=weights, reasons=aside)
+    fits = {number: _fitted(stage, corpus, scores, number) for number in arguments.purify_behaviours}
+    tokens, flops = (sum(getattr(each, name) for each in fits.values()) for name in ("tokens", "flops"))
+    steps = sum(fits) * arguments.purify_rounds * arguments.purify_steps
+    models = {
+        behaviour_name(number, of): path for of, fitted in fits.items() for number, path in enumerate(fitted.models, 1)
+    }
+    if arguments.purify_dft and arguments.verifier is not None:
+        models[DFT] = stage.folder / "dft/model"
+        spent = remembered(stage.folder / "dft/spent.json", lambda: _dft(stage, corpus, everything))
+        tokens, flops = tokens + spent["tokens"], flops + spent["flops"]
+        steps += arguments.purify_final_steps
+    chosen = choose(stage, tuple(_mixture(fitted, scores) for fitted in fits.values()), models)
+    kept = replace(kept, mixtures=chosen.mixtures, reason=chosen.reason, tokens=tokens, flops=flops, steps=steps)
+    if chosen.everything:
+        return replace(kept, weights=everything.double(), loss="dft")
+    if chosen.behaviour is None:
+        return kept
+    number, of = chosen.behaviour
     evidence = _log_odds(fits[of], number - 1)
     keep, weights = _better_part(stage, evidence, fits[of], number - 1, scores.kinds)
-    others = f"it is more surely of another behaviour than behaviour {number} of {of}"
-    return _Sorted(mixtures, chosen, reason, keep, weights, evidence, others, tokens, flops, steps)
+    aside = f"it is more surely of another behaviour than behaviour {number} of {of}"
+    return replace(kept, chosen=chosen.behaviour, keep=keep, weights=weights, evidence=evidence, reasons=aside)
+
+
+def _fitted(stage: Stage, corpus: Corpus, scores: _Scores, number: int) -> Fitted:
+    """EM with that many behaviours, which bands of the scores begin."""
+    share = BAND_SHARE.get(number, OTHER_BAND_SHARE)
+    try:
+        bands = rank_bands(scores.banded, _large_kinds(scores.kinds, number, share), number, min(share, 1 / number))
+    except ValueError as error:
+        raise ConfigError(
+            f"{len(corpus.train)} demonstrations are too few for {number} behaviours ({error}); give more, or "
+            "lower purify_behaviours or purify_kinds"
+        ) from None
+    return fit(stage, corpus, bands, number)
+
+
+def _dft(stage: Stage, corpus: Corpus, everything: Tensor) -> dict[str, float]:
+    """The final steps on all demonstrations, as a candidate; what they cost."""
+    tokens, flops = _train_again(stage, corpus, everything.double(), stage.folder / "dft", "dft")
+    return {"tokens": tokens, "flops": flops}
 
 
 def _nothing_to_sort(scores: Tensor) -> str | None:
@@ -312,112 +326,6 @@ def _mixture(fitted: Fitted, scores: _Scores) -> Mixture:
             )
         )
     return Mixture(tuple(behaviours), fitted.held_out)
-
-
-# --- which behaviour -------------------------------------------------------------------------------------------------
-
-
-def _choose(
-    stage: Stage, mixtures: tuple[Mixture, ...], fits: dict[int, Fitted]
-) -> tuple[tuple[Mixture, ...], tuple[int, int] | None, str]:
-    """The mixtures with their behaviours judged, the chosen behaviour with its K, and why."""
-    if stage.arguments.verifier is None:
-        chosen, reason = by_lift(mixtures)
-        return mixtures, chosen, reason
-    results = _judged(stage, fits)
-    sft = results.pop(SFT)
-    mixtures = tuple(
-        replace(
-            mixture,
-            behaviours=tuple(
-                replace(
-                    each, validation=metric_interval(results[_name(each.number, len(mixture.behaviours))].values or ())
-                )
-                for each in mixture.behaviours
-            ),
-        )
-        for mixture in mixtures
-    )
-    decision = decide(arm_findings([sft], list(results.values()), verifier=stage.arguments.verifier))
-    if decision.answer is Answer.CANDIDATE:
-        (chosen,) = (
-            (number, of) for of in fits for number in range(1, of + 1) if _name(number, of) == decision.policy
-        )
-        return mixtures, chosen, decision.reason
-    if decision.answer is Answer.NONE:
-        return mixtures, None, decision.reason
-    chosen, reason = by_lift(mixtures)
-    return mixtures, chosen, f"{decision.reason} Without a verdict of the verifier: {reason}"
-
-
-def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
-    """The behaviour that is trained on where nothing judges, with its K, and why; None: the SFT model is kept.
-
-    Of the mixture that explains the held-out demonstrations best, the largest behaviour that SFT raised by less than
-    `NEW_LIFT`.
-    """
-    best = max(mixtures, key=lambda mixture: -float("inf") if mixture.held_out is None else mixture.held_out)
-    of = len(best.behaviours)
-    largest = max(best.behaviours, key=lambda each: each.share)
-    if largest.share > ONE_BEHAVIOUR:
-        return None, (
-            f"the demonstrations are one behaviour: {largest.share:.1%} of them are behaviour {largest.number} of "
-            f"{of}, and there is nothing to set aside. The SFT model is kept"
-        )
-    raised = [each for each in best.behaviours if each.lift is not None and 0 < each.lift < NEW_LIFT]
-    if raised:
-        top = max(raised, key=lambda each: each.share)
-        reason = (
-            f"behaviour {top.number} of {of} is the largest that SFT raised, by {top.lift:.2f} nats, and that the "
-            f"model before it shows too: {top.share:.0%} of the demonstrations"
-        )
-        return (top.number, of), reason
-    new = [each for each in best.behaviours if each.lift is None or each.lift >= NEW_LIFT]
-    if new and len(new) == of:
-        return None, (
-            f"every behaviour has a lift of {NEW_LIFT:g} or more: it is new, and the reward cannot judge what the "
-            "model before SFT never did. The SFT model is kept; give a verifier"
-        )
-    return None, "no behaviour was raised by SFT and known before it. The SFT model is kept; give a verifier"
-
-
-def _name(number: int, of: int) -> str:
-    return f"behaviour {number} of {of}"
-
-
-def _judged(stage: Stage, fits: dict[int, Fitted]) -> dict[str, ArmResult]:
-    """Name -> the verifier's verdicts of the SFT model and of each behaviour's model on the validation prompts."""
-    models = {SFT: stage.sft.model}
-    for of, fitted in fits.items():
-        models |= {_name(number, of): path for number, path in enumerate(fitted.models, 1)}
-    found = {}
-    for name, path in models.items():
-        file = stage.folder / f"validation/{name.replace(' ', '-')}.json"
-        if not file.exists():
-            write_json_atomic(file, to_json(_verdicts(stage, name, path)))
-        found[name] = from_json(ArmResult, read_json(file))
-    return found
-
-
-def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:
-    arguments = stage.arguments
-    rows = stage.sft.rows("validation")
-    decoding = Decoding(arguments.eval_temperatures[0], arguments.max_completion_length, seed=2 * arguments.seed)
-    model = load_frozen(arguments, path)
-    tokenizer = load_tokenizer(str(stage.sft.model))
-    with StageProgress(stage.console, f"{stage.title}, {name}", len(rows), "completion") as progress:
-        found = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(done))
-    answers = checked(found, rows, get_verifier(arguments.verifier))
-    return ArmResult(
-        arm=Arm(name, name, name == SFT),
-        setting="purification",
-        seed=arguments.seed,
-        decoding=decoding.name,
-        split="validation",
-        values=tuple(float(each.metric or 0.0) for each in answers),
-        lengths=tuple(len(each.completion_ids) for each in answers),
-        truncated=sum(each.truncated for each in answers) / len(answers),
-    )
 
 
 # --- what is told of it ----------------------------------------------------------------------------------------------

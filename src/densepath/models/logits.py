@@ -1,18 +1,18 @@
 """How a model's logits are computed so that they are its own: the one place that decides.
 
 Fast scoring runs the layers alone, packed, and applies the language-model head to the states that count. That is
-right for a plain head and full attention. Whether a model is so is not believed of its configuration: the head's
-structure is looked at on every call (an adapter may come, go, or be trained), and the rest is tried once, on a few
-tokens, against the model's own forward pass. What differs is computed by that forward pass instead.
+right for a plain head, and for attention that transformers' own interface computes or that takes any mask. Whether a
+model is so is not believed of its configuration: the head's structure is looked at on every call (an adapter may come,
+go, or be trained), and the rest is tried once, on a few tokens, against the model's own forward pass. What differs is
+computed by that forward pass instead.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
@@ -24,8 +24,8 @@ from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.core.logprobs import TokenScores, logit_scores
 from densepath.errors import ModelError
 from densepath.models.compat import embedding_rows, predicted_rows
-from densepath.models.packing import ROW_TOKENS, PackedBatch, pack
-from densepath.models.prefix import SharedPrefix, compute_prefix
+from densepath.models.flat_attention import attending, in_one_call
+from densepath.models.packing import ROW_TOKENS, Layout, PackedBatch, pack
 
 OWN_LOGITS = 2**26
 """Logits that a scoring pass of a model without a plain head computes at most, unless one sequence has more: 256 MiB
@@ -35,19 +35,9 @@ _FAILURES = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, Ke
 PASSED_THROUGH = "_densepath_passes_through"
 """Attribute of a forward pass that leaves logits as they are: the one that it calls."""
 _WINDOWS = ("window", "attention_chunk", "local_attention")
-
-
-class Layout(IntEnum):
-    """How sequences share a batch; each does what the one before does, and more."""
-
-    ALONE = 0
-    """Each sequence is a batch of its own."""
-    PADDED = 1
-    """Each is a row, padded on the right."""
-    PACKED = 2
-    """Several share a row under a mask."""
-    SHARED = 3
-    """The beginning of all of them is computed once and kept."""
+_MASKED = ("full_attention", "sliding_attention", "chunked_attention")
+_MASKED_BY = ("sliding_window", "use_sliding_window", "max_window_layers", "attention_chunk_size")
+"""Kinds of layers that differ by their mask alone, and the settings that name how far it reaches."""
 
 
 class Scaling(NamedTuple):
@@ -66,7 +56,7 @@ class _Tried:
     settings: tuple[Any, ...]
     around: tuple[Any, ...]
     scaling: Scaling | None
-    layout: Layout
+    layouts: tuple[Layout, ...]
 
 
 def causal_lm(model: Any) -> Any:
@@ -112,13 +102,16 @@ def plain_head(model: Any) -> Head | None:
 def layout_of(model: Any) -> Layout:
     """How far sequences may share a batch so that their scores stay what the model gives each alone.
 
-    Models with sliding windows, recurrent layers or attention kernels without arbitrary masks are not packed; the
-    results are the same, only slower.
+    Models with recurrent layers or attention of their own are not packed; the results are the same, only slower. A
+    flat row is for processors, and for GPUs whose kernel takes all its segments at once.
 
     Raises:
         ModelError: the model is not causal: what follows a token changes its prediction.
     """
-    return _tried(causal_lm(model)).layout
+    model = causal_lm(model)
+    weights = model.get_input_embeddings().weight
+    flat = weights.device.type == "cpu" or in_one_call(weights)
+    return next(layout for layout in _tried(model).layouts if flat or layout is not Layout.FLAT)
 
 
 def supports_packing(model: Any) -> bool:
@@ -126,9 +119,10 @@ def supports_packing(model: Any) -> bool:
     return layout_of(model) >= Layout.PACKED
 
 
-def hidden_states(model: Any, batch: PackedBatch, prefix: SharedPrefix | None = None) -> Tensor:
-    """(rows, width, hidden width) last hidden states of a packed batch, behind a beginning that all share if given."""
-    return model.base_model(**model_inputs(batch, prefix), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
+def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
+    """(rows, width, hidden width) last hidden states of a packed batch."""
+    with attending(model, batch.segments):
+        return model.base_model(**model_inputs(batch), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
 
 def own_logits(
@@ -136,7 +130,6 @@ def own_logits(
     batch: PackedBatch,
     rows: Tensor,
     columns: Tensor,
-    prefix: SharedPrefix | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> Tensor:
     """(positions, vocabulary) logits of the model's own forward pass, in its dtype.
@@ -146,14 +139,14 @@ def own_logits(
         batch: what it reads.
         rows: (positions,) int64.
         columns: (positions,) int64.
-        prefix: the beginning that all sequences share, if it was kept.
         forward: the forward pass to call; the model's own if None, without the autocast a trainer put around it.
     """
-    given = model_inputs(batch, prefix)
+    given = model_inputs(batch)
     kept, places = torch.unique(columns, return_inverse=True)
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
         given["logits_to_keep"] = kept.to(batch.input_ids.device)
-    logits: Tensor = (forward or _forward(model))(**given, use_cache=False).logits
+    with attending(model, batch.segments):
+        logits: Tensor = (forward or _forward(model))(**given, use_cache=False).logits
     columns = places if logits.shape[1] == len(kept) else columns  # a model may read the argument and ignore it
     return logits[rows.to(logits.device), columns.to(logits.device)]
 
@@ -163,7 +156,6 @@ def score_positions(
     batch: PackedBatch,
     where: tuple[Tensor, Tensor],
     head: Head | None,
-    prefix: SharedPrefix | None = None,
     forward: Callable[..., Any] | None = None,
 ) -> TokenScores:
     """Scores of the labels at (rows, columns) of a batch: with gradients where they are on.
@@ -173,27 +165,14 @@ def score_positions(
         batch: what it reads, with `labels`.
         where: row and column (positions,) of each.
         head: `plain_head` of the model; None computes its own logits.
-        prefix: the beginning that all sequences share, if it was kept.
         forward: see `own_logits`.
     """
     labels = batch.labels[where]
     if head is None:
-        logits = own_logits(model, batch, *where, prefix, forward)
+        logits = own_logits(model, batch, *where, forward)
         return logit_scores(logits, labels.to(logits.device))
-    hidden = hidden_states(model, batch, prefix)[where]
+    hidden = hidden_states(model, batch)[where]
     return chunked_token_logprobs(hidden, head, labels)
-
-
-def batches_of(
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    layout: Layout,
-    token_budget: int | None = None,
-    row_tokens: int = ROW_TOKENS,
-) -> Iterator[PackedBatch]:
-    """What `pack` yields, as a layout allows."""
-    budget = 1 if layout is Layout.ALONE else token_budget
-    return pack(prompts, completions, token_budget=budget, row_tokens=row_tokens, padded=layout < Layout.PACKED)
 
 
 def own_budget(model: Any, token_budget: int) -> int:
@@ -201,14 +180,12 @@ def own_budget(model: Any, token_budget: int) -> int:
     return max(1, min(token_budget, OWN_LOGITS // embedding_rows(model)))
 
 
-def model_inputs(batch: PackedBatch, prefix: SharedPrefix | None = None) -> dict[str, Any]:
+def model_inputs(batch: PackedBatch) -> dict[str, Any]:
     """Arguments of a forward pass. A model counts the positions of rows that are padded on the right itself."""
-    if prefix is not None:
-        return prefix.inputs(batch)
-    mask = batch.attention_mask
-    if mask is not None and mask.dim() == 2:
-        return {"input_ids": batch.input_ids, "attention_mask": mask}
-    return {"input_ids": batch.input_ids, "attention_mask": mask, "position_ids": batch.position_ids}
+    given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    if batch.attention_mask is not None and batch.attention_mask.dim() == 2 and not batch.segments:
+        del given["position_ids"]
+    return given
 
 
 def _forward(model: Any) -> Callable[..., Any]:
@@ -231,11 +208,11 @@ def _tried(model: Any) -> _Tried:
     model.eval()
     try:
         with torch.no_grad():
-            scaling, layout, sure = _try(model, head, bare, settings)
+            scaling, layouts, sure = _try(model, head, bare, settings)
     finally:
         for module, training in modes:
             module.training = training
-    tried = _Tried(head, bare, settings, around, scaling, layout)
+    tried = _Tried(head, bare, settings, around, scaling, layouts)
     if sure:
         model._densepath_tried = tried
     return tried
@@ -290,14 +267,19 @@ def _scalings(settings: tuple[Any, ...]) -> list[Scaling]:
     return [Scaling(scale, cap) for scale in tried for cap in caps]
 
 
-def _try(model: Any, head: Any, bare: bool, settings: tuple[Any, ...]) -> tuple[Scaling | None, Layout, bool]:
-    """What the model's own log-probabilities equal, and whether that can be kept: not with NaN among the weights."""
+def _try(
+    model: Any, head: Any, bare: bool, settings: tuple[Any, ...]
+) -> tuple[Scaling | None, tuple[Layout, ...], bool]:
+    """What the model's own log-probabilities equal, and whether that can be kept: not with NaN among the weights.
+
+    The layouts end with `ALONE`, the best comes first. On a processor none behind a flat row is tried.
+    """
     embeddings = model.get_input_embeddings().weight
     ids = [(7 * k + 3) % predicted_rows(model) for k in range(12)]
     sequences = [ids[:4], ids[:4], [*ids[:2], *ids[5:7]]], [ids[4:8], ids[8:11], ids[7:11]]
     own = _try_scores(model, sequences, Layout.ALONE, None)
     if not bool(torch.isfinite(own).all()):
-        return None, Layout.ALONE, False
+        return None, (Layout.ALONE,), False
     _check_causal(model, ids)
     scaling = _scaling(model, head, settings, ids) if bare else None
     plain = None if scaling is None else Head(head.weight, head.bias, *scaling)
@@ -306,14 +288,14 @@ def _try(model: Any, head: Any, bare: bool, settings: tuple[Any, ...]) -> tuple[
     alone = _attempt(functools.partial(_try_scores, model, sequences, Layout.ALONE, plain))
     if alone is None or not _near(alone, own, rounding):
         alone, plain, scaling = own, None, None
-    most = Layout.SHARED if _has_plain_attention(model) and not is_sharded(model) else Layout.PADDED
-    if _depends_on_length(model):
-        most = Layout.ALONE
-    for layout in range(most, Layout.ALONE, -1):
-        found = _attempt(functools.partial(_try_scores, model, sequences, Layout(layout), plain))
+    right: list[Layout] = []
+    for layout in _promised(model):
+        found = _attempt(functools.partial(_try_scores, model, sequences, layout, plain))
         if found is not None and _near(found, alone, _TOLERANCE):
-            return scaling, Layout(layout), True
-    return scaling, Layout.ALONE, True
+            right.append(layout)
+            if layout is not Layout.FLAT or embeddings.device.type == "cpu":
+                break
+    return scaling, (*right, Layout.ALONE), True
 
 
 def _try_scores(
@@ -322,14 +304,12 @@ def _try_scores(
     """Log-probabilities of all completion tokens: shared prompts in one row, and each sequence in a row of its own."""
     prompts, completions = sequences
     device = model.get_input_embeddings().weight.device
-    prefix = compute_prefix(model, prompts[0][:2]) if layout is Layout.SHARED else None
-    prompts = [prompt[0 if prefix is None else prefix.length :] for prompt in prompts]
     found: list[Tensor] = []
-    for row_tokens in (ROW_TOKENS, 1) if layout >= Layout.PACKED else (ROW_TOKENS,):
+    for row_tokens in (ROW_TOKENS, 1) if layout is Layout.PACKED else (ROW_TOKENS,):
         rows: dict[int, Tensor] = {}
-        for batch in batches_of(prompts, completions, layout, row_tokens=row_tokens):
+        for batch in pack(prompts, completions, layout, row_tokens=row_tokens):
             batch = batch.to(device)
-            scores = score_positions(model, batch, batch.predicting(), head, prefix)
+            scores = score_positions(model, batch, batch.predicting(), head)
             rows.update(zip(batch.sequences, torch.split(scores.logprobs, list(batch.lengths)), strict=True))
         found.append(torch.cat([rows[index] for index in range(len(prompts))]))
     return torch.stack(found)
@@ -344,7 +324,7 @@ def _attempt(function: Callable[[], Tensor]) -> Tensor | None:
 
 
 def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    expected = expected[:1].expand_as(found)
+    expected = expected[:1].expand_as(found).to(found)
     return bool(torch.allclose(found, expected, atol=tolerance, rtol=tolerance))
 
 
@@ -429,17 +409,19 @@ def _rotary(config: Any) -> list[dict[str, Any]]:
     return [part for each in found for part in (each, *each.values()) if isinstance(part, dict)]
 
 
-def _has_plain_attention(model: Any) -> bool:
-    """Whether the configuration promises full causal attention on an implementation that takes a 4-D mask."""
+def _promised(model: Any) -> list[Layout]:
+    """Layouts that the configuration does not rule out, where the trial's few tokens could not: the best first."""
     config = model.config.get_text_config()
-    if getattr(config, "_attn_implementation", None) not in ("sdpa", "eager"):
-        return False
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return all(kind == "full_attention" for kind in layer_types)
-    if getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True):
-        return False
-    # A window that is wider than the trial's tokens cannot be seen there.
-    names = [name for name in vars(config) if any(part in name for part in _WINDOWS)]
-    known = ("sliding_window", "use_sliding_window", "max_window_layers")
-    return not any(getattr(config, name) for name in names if name not in known)
+    if _depends_on_length(model):
+        return []
+    if is_sharded(model):
+        return [Layout.PADDED]
+    kinds = set(getattr(config, "layer_types", None) or ())
+    # A window that is wider than the trial's tokens cannot be seen there. Those of transformers' own masks are known.
+    names = [name for name in vars(config) if any(part in name for part in _WINDOWS) and name not in _MASKED_BY]
+    if kinds - {*_MASKED} if kinds else any(getattr(config, name) for name in names):
+        return [Layout.PADDED]
+    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    full = kinds == {"full_attention"} if kinds else not (slides or getattr(config, "attention_chunk_size", None))
+    takes_masks = getattr(config, "_attn_implementation", None) in ("sdpa", "eager")
+    return [Layout.FLAT, *([Layout.PACKED] if full and takes_masks else []), Layout.PADDED]

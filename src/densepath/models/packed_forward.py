@@ -27,9 +27,9 @@ from densepath.core.heads import Head
 from densepath.core.logprobs import logit_scores
 from densepath.errors import ModelError
 from densepath.models.compat import predicted_rows
+from densepath.models.flat_attention import attending
 from densepath.models.logits import (
     PASSED_THROUGH,
-    batches_of,
     causal_lm,
     hidden_states,
     is_sharded,
@@ -39,7 +39,7 @@ from densepath.models.logits import (
     score_positions,
     supports_packing,
 )
-from densepath.models.packing import IGNORED_LABEL, PackedBatch
+from densepath.models.packing import IGNORED_LABEL, PackedBatch, pack
 
 T = TypeVar("T")
 _TRAINERS = ("trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "trl.trainer.dpo_trainer")
@@ -229,7 +229,7 @@ def _token_loss_output(model: Any, rows: _Rows, token_loss: TokenLoss) -> TokenL
         connected = states.sum() + head.weight.sum() + (0.0 if head.bias is None else head.bias.sum())
         return TokenLossOutput(loss=loss + 0.0 * connected, token_values=values)
     parts = []
-    for batch in batches_of(rows.prompts, rows.completions, layout_of(model)):
+    for batch in pack(rows.prompts, rows.completions, layout_of(model)):
         batch = batch.to(device)
         where, back = _places(batch, rows)
         parts.append((hidden_states(model, batch)[where], batch.labels[where], *back))
@@ -254,11 +254,11 @@ class _Pass:
         """Of padded rows with labels, packed as the model allows."""
         head = plain_head(model)
         found: list[tuple[Tensor | None, ...]] = []
-        for batch in batches_of(rows.prompts, rows.completions, layout_of(model)):
+        for batch in pack(rows.prompts, rows.completions, layout_of(model)):
             batch = batch.to(device)
             where, back = _places(batch, rows)
             if head is not None and self.fused and device.type != "cpu":
-                found.append((*back, *self._of_trl(batch, where)))
+                found.append((*back, *self._of_trl(model, batch, where)))
             else:
                 forward = self.inner if head is None else None
                 scores = score_positions(model, batch, where, head, forward=forward)
@@ -303,10 +303,11 @@ class _Pass:
             label_mask=mask,
         )
 
-    def _of_trl(self, batch: PackedBatch, where: tuple[Tensor, Tensor]) -> list[Tensor | None]:
+    def _of_trl(self, model: Any, batch: PackedBatch, where: tuple[Tensor, Tensor]) -> list[Tensor | None]:
         """Log-probabilities, entropies, whether the best: by TRL's head, whose kernel is the faster one on a GPU."""
         labels = torch.full_like(batch.labels, IGNORED_LABEL)
         labels[where] = batch.labels[where]
-        fused = self.inner(**model_inputs(batch), shift_labels=labels, fused_lm_head=True)
+        with attending(model, batch.segments):
+            fused = self.inner(**model_inputs(batch), shift_labels=labels, fused_lm_head=True)
         fields = fused.log_probs, fused.entropy, fused.is_top1
         return [None if values is None else values[where] for values in fields]

@@ -1,16 +1,19 @@
-"""Token sequences -> one rectangular batch without waste: sequences share rows, and prompts are stored once.
+"""Token sequences -> batches without waste: what sequences have in common at their beginning is stored once.
 
-Scoring reads only the log-probabilities of completion tokens. A row therefore holds, for each group of
-completions with the same prompt, the prompt once and then one branch a completion; the attention mask lets a
-branch see its prompt and itself, and position ids say where each token stood. The last prompt token is
-repeated in front of every branch, because it predicts a different first token in each. Turns of one conversation,
-given one after the other, are one branch: each prompt begins with the turn before.
+Scoring reads only the log-probabilities of completion tokens. Sequences are sorted by their ids, so that those which
+begin alike stand side by side; each then holds the tokens that it adds to the one before (a *segment*), and names the
+columns that these continue (their *context*). So a prompt of several completions is there once, whatever its length;
+so are the turns before a turn, and a beginning that all prompts share. The last prompt token is repeated in front of
+every completion, because it predicts a different first token in each.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +21,36 @@ from torch import Tensor
 
 IGNORED_LABEL = -100
 ROW_TOKENS = 256
-"""Width that rows are filled to: attention over a row costs its square, and wider rows measured slower."""
+"""Width that rows under a mask are filled to: attention costs its square, and wider rows measured slower."""
+Spans = tuple[tuple[int, int], ...]
+"""(first column, column behind the last) of runs of tokens, in the order of their positions."""
+
+
+class Layout(IntEnum):
+    """How sequences share a batch; each does what the one before does, and more."""
+
+    ALONE = 0
+    """Each sequence is a batch of its own."""
+    PADDED = 1
+    """Each is a row, padded on the right."""
+    PACKED = 2
+    """Several share a row under a mask; rows of about `ROW_TOKENS` tokens are padded to the widest."""
+    FLAT = 3
+    """All are one row without padding, and attention is computed segment by segment (`models.flat_attention`)."""
+
+
+class Segment(NamedTuple):
+    """A run of tokens in a row, and what it continues.
+
+    Attributes:
+        start: its first column.
+        stop: the column behind its last.
+        context: columns of the tokens before it, which it sees beside its own.
+    """
+
+    start: int
+    stop: int
+    context: Spans
 
 
 @dataclass(frozen=True)
@@ -28,10 +60,11 @@ class PackedBatch:
     Attributes:
         input_ids: (rows, width) int64.
         position_ids: (rows, width) int64, position of each token in its own sequence.
-        attention_mask: (rows, 1, width, width) bool, True = may be attended to. None when each row holds one
-            sequence: causal attention alone is right then, and no mask grows with the square of the width. With
-            `padded`, (rows, width) int64.
+        attention_mask: packed, (rows, 1, width, width) bool, True = may be attended to. None when each row holds one
+            sequence: causal attention alone is right then, and no mask grows with the square of the width. Padded,
+            (rows, width) int64; flat, the same of ones.
         labels: (rows, width) int64, the token that each position predicts (already shifted), or -100.
+        segments: of a flat row; of any other layout none.
         sequences: index of each packed sequence in the caller's order.
         rows: row of each packed sequence.
         columns: column at which the first completion token of each packed sequence is predicted.
@@ -42,6 +75,7 @@ class PackedBatch:
     position_ids: Tensor
     attention_mask: Tensor | None
     labels: Tensor
+    segments: tuple[Segment, ...]
     sequences: tuple[int, ...]
     rows: tuple[int, ...]
     columns: tuple[int, ...]
@@ -49,27 +83,8 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch with its tensors on `device`."""
-        return PackedBatch(
-            self.input_ids.to(device),
-            self.position_ids.to(device),
-            None if self.attention_mask is None else self.attention_mask.to(device),
-            self.labels.to(device),
-            self.sequences,
-            self.rows,
-            self.columns,
-            self.lengths,
-        )
-
-    def split(self, values: Tensor) -> list[Tensor]:
-        """Cut per-position values into one (completion tokens,) tensor a packed sequence, in `sequences` order.
-
-        Args:
-            values: (rows, width), any dtype.
-        """
-        return [
-            values[row, column : column + length]
-            for row, column, length in zip(self.rows, self.columns, self.lengths, strict=True)
-        ]
+        moved: dict[str, Any] = {k: v.to(device) for k, v in vars(self).items() if isinstance(v, Tensor)}
+        return dataclasses.replace(self, **moved)
 
     def predicting(self) -> tuple[Tensor, Tensor]:
         """Row and column indices of all positions that predict a completion token, sequence by sequence."""
@@ -80,201 +95,161 @@ class PackedBatch:
         return rows, columns
 
 
-@dataclass(frozen=True)
-class _Group:
-    """Sequences that are packed together behind one prompt.
+@dataclass
+class _Row:
+    """A row while it is filled; `run` is the sequence that was added last, `path` its columns."""
 
-    A branch is one sequence, or several of which each prompt begins with the one before (turns of a conversation),
-    as one run of tokens. Branches index the caller's sequences.
-    """
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
+    columns: list[int] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    run: list[int] = field(default_factory=list)
+    path: Spans = ()
 
-    prompt: Sequence[int]
-    branches: tuple[tuple[int, ...], ...]
-    width: int
+    def shared(self, prompt: Sequence[int]) -> int:
+        """Tokens with which a prompt begins as the sequence before does; its last one is always left over."""
+        count = 0
+        for one, other in zip(self.run, prompt[:-1], strict=False):
+            if one != other:
+                break
+            count += 1
+        return count
 
-
-def _branches(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> list[list[int]]:
-    found: list[list[int]] = []
-    for index, prompt in enumerate(prompts):
-        if not prompt:
-            raise ValueError(f"sequence {index}: the prompt is empty, so nothing predicts the first token")
-        if not completions[index]:
-            continue
-        before = found[-1][-1] if found else -1
-        if before == index - 1 >= 0 and _begins_with(prompt, prompts[before], completions[before]):
-            found[-1].append(index)
+    def add(self, index: int, prompt: Sequence[int], completion: Sequence[int], shared: int) -> None:
+        """Append what a sequence adds to the first `shared` tokens of the one before."""
+        start, goes_on = len(self.ids), 0 < shared == len(self.run)
+        self.run = [*prompt, *completion[:-1]]  # nothing is predicted from its last token
+        self.ids += self.run[shared:]
+        self.positions += range(shared, len(self.run))
+        self.labels += [IGNORED_LABEL] * (len(prompt) - 1 - shared) + [*completion]
+        if goes_on:
+            start, _, context = self.segments.pop()
         else:
-            found.append([index])
-    return found
+            context = cut(self.path, 0, shared)
+        self.segments.append(Segment(start, len(self.ids), context))
+        self.path = (*context, (start, len(self.ids)))
+        self.sequences.append(index)
+        self.columns.append(len(self.ids) - len(completion))
+        self.lengths.append(len(completion))
 
 
-def _begins_with(ids: Sequence[int], prompt: Sequence[int], completion: Sequence[int]) -> bool:
-    length = len(prompt) + len(completion)
-    return len(ids) >= length and [*ids[:length]] == [*prompt, *completion]
-
-
-def _group(
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    row_tokens: int,
-    share_prompts: bool,
-) -> list[_Group]:
-    by_prompt: dict[object, list[tuple[int, ...]]] = {}
-    for branch in map(tuple, _branches(prompts, completions)):
-        by_prompt.setdefault(tuple(prompts[branch[0]]) if share_prompts else branch, []).append(branch)
-    groups: list[_Group] = []
-    for branches in by_prompt.values():
-        prompt = prompts[branches[0][0]]
-        shared = len(prompt) - 1
-        chosen: list[tuple[int, ...]] = []
-        width = shared
-        for branch in branches:
-            length = len(prompts[branch[-1]]) + len(completions[branch[-1]]) - 1 - shared
-            if chosen and width + length > row_tokens:
-                groups.append(_Group(prompt, tuple(chosen), width))
-                chosen, width = [], shared
-            chosen.append(branch)
-            width += length
-        groups.append(_Group(prompt, tuple(chosen), width))
-    return groups
-
-
-def _fill_rows(groups: list[_Group], row_tokens: int, per_row: bool) -> list[list[_Group]]:
-    """First-fit decreasing: each group goes into the first row that has room."""
-    rows: list[list[_Group]] = []
-    room: list[int] = []
-    for group in sorted(groups, key=lambda g: (-g.width, g.branches)):
-        place = next((i for i, free in enumerate(room) if free >= group.width), None)
-        if place is None or per_row:
-            rows.append([group])
-            room.append(row_tokens - group.width)
-        else:
-            rows[place].append(group)
-            room[place] -= group.width
-    return rows
-
-
-def _build(
-    rows: list[list[_Group]],
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    pad_token_id: int,
-    padded: bool,
-) -> PackedBatch:
-    width = max(map(_width, rows))
-    shape = (len(rows), width)
-    # NumPy takes a slice from a list several times faster than torch
-    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
-    labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-    group_of = np.full(shape, -1, dtype=np.int64)
-    branch_of = np.zeros(shape, dtype=np.int64)
-    sequences, row_of, columns, lengths = [], [], [], []
-    for r, row in enumerate(rows):
-        at = 0
-        for g, group in enumerate(row):
-            shared = len(group.prompt) - 1
-            input_ids[r, at : at + shared] = group.prompt[:-1]
-            position_ids[r, at : at + shared] = range(shared)
-            group_of[r, at : at + group.width] = g
-            at += shared
-            for number, branch in enumerate(group.branches, start=1):
-                run = [*prompts[branch[-1]], *completions[branch[-1]]][shared:-1]
-                stop = at + len(run)
-                input_ids[r, at:stop] = run
-                position_ids[r, at:stop] = range(shared, shared + len(run))
-                branch_of[r, at:stop] = number
-                for index in branch:
-                    column = at + len(prompts[index]) - 1 - shared
-                    completion = completions[index]
-                    labels[r, column : column + len(completion)] = completion
-                    sequences.append(index)
-                    row_of.append(r)
-                    columns.append(column)
-                    lengths.append(len(completion))
-                at = stop
-    groups, branches = torch.from_numpy(group_of), torch.from_numpy(branch_of)
-    positions = torch.from_numpy(position_ids)
-    attention_mask: Tensor | None
-    if padded:
-        attention_mask = (groups >= 0).long()
-    elif _alone(rows):
-        # Its positions go on, since transformers takes a jump for a new sequence.
-        positions = torch.arange(width).repeat(len(rows), 1)
-        attention_mask = None
-    else:
-        same_group = groups.unsqueeze(2) == groups.unsqueeze(1)
-        visible = (branches.unsqueeze(1) == 0) | (branches.unsqueeze(2) == branches.unsqueeze(1))
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        # Padding forms a group of its own (-1), so that no row of the mask is empty: softmax over nothing is NaN.
-        attention_mask = (same_group & visible & causal).unsqueeze(1)
-    return PackedBatch(
-        torch.from_numpy(input_ids),
-        positions,
-        attention_mask,
-        torch.from_numpy(labels),
-        tuple(sequences),
-        tuple(row_of),
-        tuple(columns),
-        tuple(lengths),
-    )
+def cut(spans: Spans, start: int, stop: int) -> Spans:
+    """The columns of the tokens from `start` up to `stop`, counted along the spans."""
+    found, at = [], 0
+    for first, last in spans:
+        begin, end = max(first, first + start - at), min(last, first + stop - at)
+        if begin < end:
+            found.append((begin, end))
+        at += last - first
+    return tuple(found)
 
 
 def pack(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[int]],
+    layout: Layout,
     *,
     token_budget: int | None = None,
     row_tokens: int = ROW_TOKENS,
     pad_token_id: int = 0,
-    padded: bool = False,
 ) -> Iterator[PackedBatch]:
     """Pack sequences into batches of at most `token_budget` tokens.
 
     Args:
         prompts: ids of each prompt, at least one token each.
         completions: ids of each completion; an empty one is left out.
+        layout: how sequences may share a batch.
         token_budget: most tokens (padding included) of one batch; one batch holds everything if None. A longer
-            single sequence makes a batch of its own.
-        row_tokens: width that rows are filled to; wider sequences get wider rows.
+            single sequence makes a batch of its own, and with what a flat row begins as the one before does it has
+            more: else a long prompt would be computed again for every few of its completions.
+        row_tokens: width that rows of `PACKED` are filled to; wider sequences get wider rows.
         pad_token_id: any valid id; no result depends on it.
-        padded: one sequence a row, right-padded, with a 2-D mask: for models that do not take a 4-D mask.
 
     Yields:
         Batches that together hold each non-empty completion once, widest rows first.
+
+    Raises:
+        ValueError: a prompt is empty, or there are not as many prompts as completions.
     """
-    for rows in _row_batches(prompts, completions, token_budget, row_tokens, padded):
-        yield _build(rows, prompts, completions, pad_token_id, padded)
-
-
-def _alone(rows: list[list[_Group]]) -> bool:
-    """Whether each row is one sequence: causal attention needs no mask then, and padding stands behind it."""
-    return all(len(row) == 1 and len(row[0].branches) == 1 for row in rows)
-
-
-def _width(row: list[_Group]) -> int:
-    return sum(group.width for group in row)
-
-
-def _row_batches(
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
-    token_budget: int | None,
-    row_tokens: int,
-    padded: bool,
-) -> Iterator[list[list[_Group]]]:
-    """Rows of groups within the budget, widest first."""
-    if len(prompts) != len(completions):
-        raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
-    groups = _group(prompts, completions, row_tokens, share_prompts=not padded)
-    rows = _fill_rows(groups, row_tokens, per_row=padded)
-    rows.sort(key=lambda row: -_width(row))
-    batch: list[list[_Group]] = []
+    flat = layout is Layout.FLAT
+    most = token_budget if flat else row_tokens if layout is Layout.PACKED else 0
+    rows = sorted(_filled(prompts, completions, most, flat), key=lambda row: -len(row.ids))
+    if flat or layout is Layout.ALONE:
+        token_budget = 0
+    batch: list[_Row] = []
     for row in rows:
-        width = _width(batch[0] if batch else row)
-        if batch and token_budget is not None and (len(batch) + 1) * width > token_budget:
-            yield batch
+        if batch and token_budget is not None and (len(batch) + 1) * len(batch[0].ids) > token_budget:
+            yield _build(batch, layout, pad_token_id)
             batch = []
         batch.append(row)
     if batch:
-        yield batch
+        yield _build(batch, layout, pad_token_id)
+
+
+def _filled(
+    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], most: int | None, flat: bool
+) -> Iterator[_Row]:
+    """Rows of at most `most` tokens; of one sequence with the turns that go on from it if 0."""
+    if len(prompts) != len(completions):
+        raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
+    for index, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"sequence {index}: the prompt is empty, so nothing predicts the first token")
+    row, begun = _Row(), 0
+    kept = [index for index, completion in enumerate(completions) if completion]
+    for index in sorted(kept, key=lambda index: [*prompts[index], *completions[index]]):
+        shared = row.shared(prompts[index])
+        more = len(prompts[index]) + len(completions[index]) - 1 - shared
+        fits = most is None or len(row.ids) + more <= most + begun or (not most and shared == len(row.run))
+        if row.ids and not fits:
+            yield row
+            row, begun, shared = _Row(), shared if flat else 0, 0
+        row.add(index, prompts[index], completions[index], shared)
+    if row.ids:
+        yield row
+
+
+def _build(rows: Sequence[_Row], layout: Layout, pad_token_id: int) -> PackedBatch:
+    shape = len(rows), len(rows[0].ids)
+    # NumPy takes a slice from a list several times faster than torch
+    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
+    present = np.zeros(shape, dtype=np.int64)
+    for r, row in enumerate(rows):
+        at = slice(0, len(row.ids))
+        input_ids[r, at], position_ids[r, at], labels[r, at], present[r, at] = row.ids, row.positions, row.labels, 1
+    attention_mask: Tensor | None
+    positions, attention_mask = torch.from_numpy(position_ids), torch.from_numpy(present)
+    if layout is Layout.PACKED and all(len(row.segments) == 1 for row in rows):
+        # Positions go on in the padding, since transformers takes a jump for a new sequence.
+        positions, attention_mask = torch.arange(shape[1]).repeat(len(rows), 1), None
+    elif layout is Layout.PACKED:
+        attention_mask = _masks(rows, shape[1])
+    return PackedBatch(
+        torch.from_numpy(input_ids),
+        positions,
+        attention_mask,
+        torch.from_numpy(labels),
+        tuple(rows[0].segments) if layout is Layout.FLAT else (),
+        tuple(index for row in rows for index in row.sequences),
+        tuple(r for r, row in enumerate(rows) for _ in row.sequences),
+        tuple(column for row in rows for column in row.columns),
+        tuple(length for row in rows for length in row.lengths),
+    )
+
+
+def _masks(rows: Sequence[_Row], width: int) -> Tensor:
+    """(rows, 1, width, width) bool: a segment sees its context, and itself causally; padding sees itself."""
+    # softmax over nothing is NaN
+    masks = torch.eye(width, dtype=torch.bool).repeat(len(rows), 1, 1)
+    causal = torch.ones(width, width, dtype=torch.bool).tril()
+    for mask, row in zip(masks, rows, strict=True):
+        for start, stop, context in row.segments:
+            mask[start:stop, start:stop] = causal[: stop - start, : stop - start]
+            for first, last in context:
+                mask[start:stop, first:last] = True
+    return masks.unsqueeze(1)

@@ -10,6 +10,7 @@ and the log-probabilities of the truncated distribution are not the policy's.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
 from densepath.models.logits import causal_lm, length_border
+from densepath.models.prepacked import LEAST_STEPS, prepacked
 
 DEFAULT_TOKEN_BUDGET = 16_384
 """Tokens in one batch's cache (rows x (longest prompt + budget)): 0.8 GB for SmolLM2-135M in float32."""
@@ -167,8 +169,10 @@ def sample(
         keep_hidden=keep_hidden,
         on_progress=on_progress,
     )
-    with inference(*models):
+    with inference(*models), contextlib.ExitStack() as until_sampled:
         decoders = [_decoder(each, keep_hidden) for each in models]
+        if len(prompts) > 1 and max_completion_length >= LEAST_STEPS:
+            until_sampled.enter_context(prepacked(models))
         for rows in _batches(
             prompts,
             max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,

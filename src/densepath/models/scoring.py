@@ -14,8 +14,6 @@ from densepath.core.logprobs import TokenScores
 from densepath.errors import ModelError, NumericalError
 from densepath.models.compat import embedding_rows, predicted_rows
 from densepath.models.logits import (
-    Layout,
-    batches_of,
     causal_lm,
     hidden_states,
     is_sharded,
@@ -25,7 +23,7 @@ from densepath.models.logits import (
     score_positions,
     supports_packing,
 )
-from densepath.models.prefix import LEAST_SAVED, SharedPrefix, common_beginning, compute_prefix, longest_row
+from densepath.models.packing import pack
 
 __all__ = [
     "DEFAULT_TOKEN_BUDGET",
@@ -102,17 +100,14 @@ def score_completions(
     training = model.training
     model.eval()
     try:
-        for indices, prefix in _shares(model, prompt_ids, completion_ids, layout is Layout.SHARED):
-            cut = 0 if prefix is None else prefix.length
-            prompts, completions = [prompt_ids[i][cut:] for i in indices], [completion_ids[i] for i in indices]
-            for batch in batches_of(prompts, completions, layout, token_budget):
-                batch = batch.to(device)
-                scores = score_positions(model, batch, batch.predicting(), head, prefix)
-                parts = (torch.split(values.cpu(), list(batch.lengths)) for values in scores)
-                for index, *values in zip(batch.sequences, *parts, strict=True):
-                    results[indices[index]] = TokenScores(*values)
-                if on_progress is not None:
-                    on_progress(len(batch.sequences))
+        for batch in pack(prompt_ids, completion_ids, layout, token_budget=token_budget):
+            batch = batch.to(device)
+            scores = score_positions(model, batch, batch.predicting(), head)
+            parts = (torch.split(values.cpu(), list(batch.lengths)) for values in scores)
+            for index, *values in zip(batch.sequences, *parts, strict=True):
+                results[index] = TokenScores(*values)
+            if on_progress is not None:
+                on_progress(len(batch.sequences))
     finally:
         model.train(training)
     return _checked(results, completion_ids)
@@ -144,23 +139,6 @@ def check_ids(model: Any, prompt_ids: Sequence[Sequence[int]], completion_ids: S
                 "token that was added later, or is one of another model's spare rows, which no tokenizer gives "
                 "(model.resize_token_embeddings(len(tokenizer)) removes them)"
             )
-
-
-def _shares(
-    model: Any, prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]], keeps_prefix: bool
-) -> list[tuple[list[int], SharedPrefix | None]]:
-    """Which sequences are scored behind a beginning that all prompts share, and which are scored whole."""
-    everything = list(range(len(prompt_ids)))
-    beginning = common_beginning(prompt_ids) if keeps_prefix and len(everything) > 1 else []
-    if not beginning:
-        return [(everything, None)]
-    longest = longest_row(model.config.get_text_config().hidden_size, len(beginning))
-    short = [i for i in everything if len(prompt_ids[i]) + len(completion_ids[i]) - len(beginning) <= longest]
-    tokens = sum(map(len, prompt_ids)) + sum(map(len, completion_ids))
-    if (len(short) - 1) * len(beginning) <= LEAST_SAVED * tokens:
-        return [(everything, None)]
-    kept = set(short)
-    return [([i for i in everything if i not in kept], None), (short, compute_prefix(model, beginning))]
 
 
 @contextlib.contextmanager
@@ -235,7 +213,7 @@ def completion_hidden_states(
     training = model.training
     model.eval()
     try:
-        for batch in batches_of(prompt_ids, completion_ids, layout, token_budget):
+        for batch in pack(prompt_ids, completion_ids, layout, token_budget=token_budget):
             batch = batch.to(embedding.device)
             rows, columns = (where.to(embedding.device) for where in batch.predicting())
             states = torch.split(hidden_states(model, batch)[rows, columns], list(batch.lengths))

@@ -20,7 +20,8 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from densepath.core.heads import Head
 from densepath.core.logprobs import TokenScores
 from densepath.errors import ConfigError
-from densepath.models.logits import Layout, batches_of, causal_lm, layout_of, plain_head, score_positions
+from densepath.models.logits import causal_lm, layout_of, plain_head, score_positions
+from densepath.models.packing import Layout, pack
 
 T = TypeVar("T")
 
@@ -98,9 +99,9 @@ def score_sharded(
 
     def score() -> None:
         layout, head = layout_of(language_model), plain_head(language_model)
-        batches = list(batches_of(prompt_ids, completion_ids, layout, token_budget))
+        batches = list(pack(prompt_ids, completion_ids, layout, token_budget=token_budget))
         # scored again by a process that has fewer, to keep step
-        spare = batches[-1:] or list(batches_of([[0]], [[0]], Layout.ALONE))
+        spare = batches[-1:] or list(pack([[0]], [[0]], Layout.ALONE))
         passes = torch.tensor(len(batches), device=device)
         torch.distributed.all_reduce(passes, op=torch.distributed.ReduceOp.MAX)
         for number in range(int(passes)):

@@ -15,10 +15,10 @@ from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.methods import Method, Policy, SFTRun, Stage, get_method
 from densepath.models.load import load_tokenizer
+from densepath.pipeline.against_sft import answer_with_sft
 from densepath.pipeline.data import prepare_data, tell_data
 from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
-from densepath.pipeline.judge import answer_with_sft
 from densepath.pipeline.regimes import before_sft
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import chosen, run_selection

@@ -23,8 +23,8 @@ from densepath.judging.against import AgainstAnswers
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.kept import KeptModels, kept_models
 from densepath.models.load import load_frozen, load_tokenizer, model_context
+from densepath.pipeline.against_sft import CACHE, judge_against, sft_answers
 from densepath.pipeline.data import check_answers, check_prompts
-from densepath.pipeline.judge import CACHE, judge_against, sft_answers
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
 from densepath.records.codec import to_json

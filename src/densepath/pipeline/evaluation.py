@@ -24,7 +24,7 @@ from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
-from densepath.pipeline.judge import SEEDS, judge_of_run, split_decoding
+from densepath.pipeline.against_sft import SEEDS, judge_of_run, split_decoding
 from densepath.pipeline.selection import chosen
 from densepath.progress import StageProgress
 from densepath.records.arm import Arm, ArmResult

@@ -103,11 +103,11 @@ def run_generate_command(arguments: GenerateArguments, console: Console) -> Path
     say(console, f"{job.generator} answers {len(asked)} prompts of {source}: {temperatures}")
 
     def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        answers = [_answer(row) for row in rows] if questions else []
+        answers = [answer_of(row) for row in rows] if questions else []
         path.write_bytes(_in_format(arguments.output_format, questions, answers, rows))
 
     path = Path(arguments.output_file)
-    result = write_answers(job, path, console, conclude=_lengths, write=write)
+    result = write_answers(job, path, console, conclude=lengths, write=write)
     cut = result["truncated"] / result["answers"]
     say(
         console,
@@ -201,7 +201,8 @@ def answer_length(row: Mapping[str, Any]) -> int:
     return sum(len(turn["token_ids"]) for turn in row["sampled"])
 
 
-def _lengths(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def lengths(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Number of answers, their tokens together, and how many were cut off."""
     cut = sum(row["truncated"] for row in rows)
     return {"answers": len(rows), "tokens": sum(map(answer_length, rows)), "truncated": cut}
 
@@ -256,7 +257,8 @@ def generator_name(model: str) -> str:
 # --- layouts ---------------------------------------------------------------------------------------------------------
 
 
-def _answer(row: Mapping[str, Any]) -> Answer:
+def answer_of(row: Mapping[str, Any]) -> Answer:
+    """What a row of answers says."""
     texts = row["text"]
     return Answer(row["id"], row["generator"], (texts,) if isinstance(texts, str) else tuple(texts), row["row"])
 

@@ -1,73 +1,213 @@
-"""The judge of a run: answers of every arm against those of the SFT model at its lowest temperature."""
+"""`densepath judge`: answers -> games -> figures -> page; each stage goes on where a kill left it.
+
+judged/answers/NAME.jsonl    answers of each model that was asked, as densepath generate writes them
+judged/judge_cache/          replies of an endpoint, none of which is paid for twice
+judged/games.jsonl           every game, as soon as it was judged
+judged/results.json          the figures, a record `Judged`
+judged/report.html, .json    the page, and the record `JudgeReport` that it shows
+"""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from densepath.config.judge import JudgeArguments
-from densepath.config.mixins import LoadArguments
-from densepath.config.run import RunArguments
-from densepath.data.training_rows import Rows
-from densepath.evals.generation import Decoding, generate
-from densepath.io import read_json, write_json_atomic
-from densepath.judging.against import AgainstAnswers, prompt_key
-from densepath.judging.build import make_judge
-from densepath.methods import SFTRun
-from densepath.models.load import load_frozen, load_tokenizer
-from densepath.pipeline.run_folder import RunFolder
+from densepath.config.judge import parse_judge
+from densepath.config.judging import JudgeCommandArguments
+from densepath.data.benchmarks import read_benchmark
+from densepath.data.gamed import is_published, read_gamed
+from densepath.errors import ConfigError
+from densepath.io import hold_lock, read_jsonl, write_json_atomic
+from densepath.judging.build import make_judge, template_of
+from densepath.judging.game_log import GameLog
+from densepath.judging.games import Match, PlannedGame, key_of, plan_games
+from densepath.judging.protocol import Judge
+from densepath.models.identity import model_identity
+from densepath.pipeline.contestants import Contest, Contestant, contest, matches_of
+from densepath.pipeline.generate import AnswerJob, answer_of, benchmark_prompts, lengths, write_answers
+from densepath.pipeline.judge_report import judge_report
 from densepath.progress import StageProgress
-from densepath.records.arm import SPLITS
-from densepath.terminal import Console
+from densepath.records.benchmark import Answer, BenchmarkRows
+from densepath.records.codec import to_json
+from densepath.records.judged import Kappa
+from densepath.records.judging import Game
+from densepath.report.console import print_parts
+from densepath.report.judged import judged_parts, spending_text, write_judged_page
+from densepath.stats.agreement import cohens_kappa
+from densepath.stats.judged import JudgedInputs, judged
+from densepath.terminal import Console, say, warn
 
-CACHE = "judge_cache"
-ANSWERS = "sft_answers.json"
-SEEDS = {"validation": 0, "test": 1}
-"""Added to twice the run's seed: every arm draws the same random numbers, and validation others than test."""
-
-
-def split_decoding(arguments: RunArguments, split: str, temperature: float) -> Decoding:
-    """How every arm's completions of a split are drawn."""
-    return Decoding(temperature, arguments.max_completion_length, seed=2 * arguments.seed + SEEDS[split])
-
-
-def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
-    """Write what the SFT model answers to all held-out prompts: what the judge compares every arm with."""
-    started, arguments = time.time(), sft.arguments
-    tokenizer, model = load_tokenizer(str(sft.model)), load_frozen(arguments, sft.model)
-    found: dict[str, str] = {}
-    with StageProgress(console, title, sum(len(sft.rows(split)) for split in SPLITS), "completion") as progress:
-        for split in SPLITS:
-            decoding = split_decoding(arguments, split, min(arguments.eval_temperatures))
-            found |= sft_answers(model, tokenizer, sft.rows(split), decoding, progress)
-    write_json_atomic(run / ANSWERS, found)
-    run.finish("sft_answers", started)
+WORD = "word "
+"""What an answer that is not there yet is made of in a dry run: about a token."""
 
 
-def sft_answers(model: Any, tokenizer: Any, rows: Rows, decoding: Decoding, progress: StageProgress) -> dict[str, str]:
-    """`prompt_key` of each row -> the model's answer; of rows with one prompt, the first one's."""
-    before = progress.done
-    answers = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(before + done))
-    return {prompt_key(rows[each.row]): each.text for each in reversed(answers)}
+def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Path:
+    """Judge models on a benchmark into `output_dir`; goes on after a kill, and prints the figures.
 
-
-def judge_of_run(sft: SFTRun, arguments: RunArguments) -> AgainstAnswers:
-    """The judge that a recipe names, with the answers of its SFT model.
+    Returns:
+        The folder.
 
     Raises:
-        ConfigError, ModelError: a judge that cannot be made.
+        DensepathError: data, models or settings that cannot be used. JudgeError: a judge that keeps failing.
     """
-    return judge_against(arguments, arguments, read_json(sft.path / ANSWERS), sft.path / CACHE)
+    folder = Path(arguments.output_dir)
+    found = read_benchmark(arguments.benchmark)
+    found = replace(found, questions=found.questions[: arguments.max_samples])
+    for note in found.notes:
+        warn(console, note)
+    entered = contest(arguments.models, arguments.baseline, found)
+    if arguments.second_judge is not None and not entered.baselines:
+        raise ConfigError("second_judge compares pairs, and here answers are graded alone: give baseline")
+    gamed = None if arguments.gamed_file is None else read_gamed(arguments.gamed_file)
+    run = _Run(arguments, found, folder)
+    kind, _ = parse_judge(str(arguments.judge))
+    early = run.judge(arguments.judge) if kind in ("openai", "verifier") else None  # what is wrong is said at once
+    if arguments.dry_run:
+        _tell_plan(run, early, entered, console)
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = hold_lock(folder / ".lock", f"{folder}: another densepath process works in this folder; wait for it")
+    try:
+        entered = entered.answered(lambda who: run.ask(who, console))
+        matches = matches_of(entered, found)
+        judge = early or run.judge(arguments.judge)
+        games = run.play(judge, arguments.judge, matches, console)
+        kappas: tuple[Kappa, ...] = ()
+        if arguments.second_judge is not None:
+            second = run.judge(arguments.second_judge)
+            theirs = run.play(second, arguments.second_judge, matches, console)
+            kappas = _agreement((judge.name, second.name), games, theirs)
+        answers = [each for who in entered.everyone for each in (who.answers or {}).values()]
+        benchmark, notes = found.benchmark, (*found.notes, *_gamed_notes(arguments.gamed_file))
+        given = JudgedInputs(
+            benchmark.name, benchmark.table, judge.name, found.questions, answers, games, gamed, notes
+        )
+        figures = replace(judged(given), kappas=kappas)
+        write_json_atomic(folder / "results.json", to_json(figures))
+        print_parts(console, *judged_parts(figures))
+        say(console, spending_text(judge.spent))
+        report = judge_report(arguments, figures, found, entered, matches, games)
+        paths = write_judged_page(replace(report, spent=judge.spent), folder)
+        say(console, f"results: {(folder / 'results.json').resolve()}")
+        say(console, f"page: {paths.html.resolve()}")
+        return folder
+    finally:
+        lock.release()
 
 
-def judge_against(
-    arguments: JudgeArguments, loading: LoadArguments, fixed: dict[str, str], cache: Path
-) -> AgainstAnswers:
-    """The judge that the arguments name, against fixed answers.
+@dataclass(frozen=True)
+class _Run:
+    """The stages of one benchmark in its folder."""
 
-    Raises:
-        ConfigError, ModelError: a judge that cannot be made.
+    arguments: JudgeCommandArguments
+    found: BenchmarkRows
+    folder: Path
+
+    @property
+    def num_answers(self) -> int:
+        """Shown to the judge at once: two where there is a baseline."""
+        return 1 if self.found.benchmark.mode == "single" and not self.arguments.baseline else 2
+
+    @property
+    def template(self) -> str:
+        """Name of the benchmark's template."""
+        return self.found.benchmark.templates["single" if self.num_answers == 1 else "pair"]
+
+    def judge(self, said: str | None) -> Judge:
+        """A judge by what the arguments call it."""
+        cache = self.folder / "judge_cache"
+        return make_judge(
+            self.arguments,
+            self.arguments,
+            cache=cache,
+            judge=said,
+            num_answers=self.num_answers,
+            benchmark=self.template,
+        )
+
+    def identity(self, said: str) -> dict[str, Any]:
+        """All that decides what a judge says of a request."""
+        kind, name = parse_judge(said)
+        found: dict[str, Any] = {"judge": said}
+        if kind in ("openai", "local"):
+            found["template"] = asdict(template_of(self.arguments, kind, self.num_answers, self.template))
+        if kind == "openai":
+            return found | {"url": self.arguments.judge_base_url, "parameters": self.arguments.judge_parameters}
+        return found if kind == "verifier" else found | {"model": model_identity(name)}
+
+    def answers_file(self, who: Contestant) -> Path:
+        """Where the answers of a model that is asked lie."""
+        return self.folder / "answers" / f"{who.name.replace('/', '--')}.jsonl"
+
+    def ask(self, who: Contestant, console: Console) -> dict[str, Answer]:
+        """The answers of a model, which is asked for those that are not there."""
+        arguments, output = self.arguments.answering(who.source, who.name), self.answers_file(who)
+        asked = benchmark_prompts(self.found, self.arguments.temperature, None)
+        write_answers(AnswerJob(arguments, asked, self.found.source, "answers"), output, console, conclude=lengths)
+        answers = [answer_of(row) for row in read_jsonl(output)]
+        empty = sum(not all(text.strip() for text in each.turns) for each in answers)
+        if empty:
+            warn(console, f"{who.name}: {empty} of {len(answers)} answers are empty")
+        return {each.id: each for each in answers}
+
+    def play(self, judge: Judge, said: str | None, matches: Sequence[Match], console: Console) -> list[Game]:
+        """All games, of which those that are missing are judged."""
+        arguments, identity = self.arguments, self.identity(str(said))
+        planned = plan_games(matches, both_orders=arguments.judge_both_orders, repeats=arguments.judge_repeats)
+        log = GameLog(self.folder / "games.jsonl")
+        todo = log.missing(identity, planned)
+        say(console, f"{judge.name}: {len(todo)} of {len(planned)} games to judge; {_estimate(judge, todo)}")
+        with StageProgress(console, "judge", len(planned), "game") as progress:
+            progress.start_at(len(planned) - len(todo))
+            return log.play(
+                judge, identity, planned, max_invalid=arguments.max_invalid, on_game=lambda: progress.advance()
+            )
+
+
+def _estimate(judge: Judge, planned: Sequence[PlannedGame]) -> str:
+    return spending_text(judge.estimate([each.request for each in planned]), expected=True)
+
+
+def _tell_plan(run: _Run, judge: Judge | None, entered: Contest, console: Console) -> None:
+    """What the stages would take; an answer that is not there is taken as long as it may become."""
+    longest = WORD * run.arguments.max_completion_length
+    questions = run.found.questions
+
+    def made_up(who: Contestant) -> Mapping[str, Answer]:
+        turns = sum(len(each.turns) for each in questions)
+        say(console, f"{who.name}: {turns} answers to generate, taken as {run.arguments.max_completion_length} tokens")
+        return {each.id: Answer(each.id, who.name, (longest,) * len(each.turns), each.row) for each in questions}
+
+    arguments = run.arguments
+    matches = matches_of(entered.answered(made_up), run.found)
+    planned = plan_games(matches, both_orders=arguments.judge_both_orders, repeats=arguments.judge_repeats)
+    what = "they cost nothing" if judge is None else _estimate(judge, planned)
+    say(console, f"{arguments.judge}: {len(planned)} games of {len(questions)} questions; {what}")
+
+
+def _agreement(names: tuple[str, str], games: Sequence[Game], others: Sequence[Game]) -> tuple[Kappa, ...]:
+    """Cohen's kappa of two judges over the games that both judged: which answer is better, or neither."""
+    theirs = {key_of(game): game.preference_of_model for game in others}
+    both = [(game.preference_of_model, theirs.get(key_of(game))) for game in games]
+    known = [(one, other) for one, other in both if one is not None and other is not None]
+    if not known:
+        return ()
+    first, second = ([_label(value) for value in values] for values in zip(*known, strict=True))
+    return (cohens_kappa(names, first, second),)
+
+
+def _label(preference: float) -> str:
+    """Win, tie or loss.
+
+    >>> _label(0.7), _label(0.5), _label(0.2)
+    ('win', 'tie', 'loss')
     """
-    judge = make_judge(arguments, loading, cache=cache)
-    return AgainstAnswers(judge, fixed, arguments.judge_both_orders, arguments.judge_repeats, arguments.max_invalid)
+    return "tie" if preference == 0.5 else "win" if preference > 0.5 else "loss"
+
+
+def _gamed_notes(file: str | None) -> tuple[str, ...]:
+    if file is None or is_published(file):
+        return ()
+    return (f"{file} is not the published df_gamed.csv: its length-controlled rate is not the leaderboard's",)

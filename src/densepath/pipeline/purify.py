@@ -18,7 +18,7 @@ from densepath.data.splits import check_disjoint, split_by_content
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, write_json_atomic, write_jsonl_atomic, write_text_atomic
 from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
@@ -28,8 +28,9 @@ from densepath.pipeline.inputs import data_inputs, model_inputs, places, templat
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.records.behaviours import Purification
 from densepath.records.codec import from_json
-from densepath.report.behaviours import purification_parts
+from densepath.report.behaviours import purification_page, purification_parts
 from densepath.report.console import print_parts
+from densepath.report.html import page_html
 from densepath.terminal import Console, say, warn
 from densepath.trainers.refusals import check_startable
 
@@ -74,6 +75,7 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
             assert train is not None
             folder.finish("train", started, train(stage))
         show_purification(folder.path, console)
+        say(console, f"page: {_write_page(folder.path, arguments).resolve()}")
         model = folder / "model"
         if not model.exists():
             say(console, f"the SFT model is kept: {arguments.model_name_or_path}")
@@ -82,6 +84,20 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
         return model
     finally:
         folder.close()
+
+
+def _write_page(folder: Path, arguments: PurifyCommandArguments) -> Path:
+    path = folder / "purification.html"
+    facts = {
+        "SFT model": arguments.model_name_or_path,
+        "before SFT": arguments.ref_model_name_or_path,
+        "demonstrations": arguments.dataset_name,
+        "verifier": arguments.verifier or "none",
+    }
+    record = from_json(Purification, read_json(folder / "purification.json"))
+    page = purification_page(record, [(name, str(value)) for name, value in facts.items()])
+    write_text_atomic(path, page_html(page))
+    return path
 
 
 def show_purification(folder: Path, console: Console) -> None:

@@ -24,7 +24,7 @@ from densepath.io import read_json, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.judge import judge_of_run
+from densepath.pipeline.against_sft import judge_of_run
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
 from densepath.records.choice import (

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from densepath.core.heads import default_chunk_tokens
 from densepath.core.logprobs import DEFAULT_CHUNK_TOKENS
-from densepath.models.packing import ROW_TOKENS
 from densepath.models.sampling import DEFAULT_TOKEN_BUDGET as SAMPLING_TOKENS
 from densepath.planning.architecture import Architecture
 
@@ -103,8 +102,8 @@ class Training:
 
     @property
     def padded(self) -> bool:
-        """One sequence a row: sliding windows, and a model that ZeRO-3 loads in pieces, take no packed ones."""
-        return any(self.model.windows) or self.machine.sharding == "zero3"
+        """One sequence a row: a model that ZeRO-3 loads in pieces takes no packed ones."""
+        return self.machine.sharding == "zero3"
 
     @property
     def stored(self) -> int:
@@ -210,8 +209,7 @@ def batch_tokens(training: Training) -> int:
     t = training
     if t.padded:
         return t.rows * (t.prompt + t.completion)
-    branches = min(t.group, max(1, (ROW_TOKENS - t.prompt) // max(1, t.completion)))
-    return math.ceil(t.rows / branches) * t.prompt + t.rows * t.completion
+    return math.ceil(t.rows / t.group) * t.prompt + t.rows * t.completion
 
 
 def held_terms(training: Training) -> Terms:

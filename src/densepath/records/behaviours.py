@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from densepath.records.completion import ScoredRow
 from densepath.records.estimates import Interval
 
+NEW_LIFT = 2.0
+"""Nats of lift from which a behaviour counts as new: a bound of our own, chosen after the experiments."""
+
 
 @dataclass(frozen=True)
 class Behaviour:
@@ -30,6 +33,11 @@ class Behaviour:
     reward: float
     validation: Interval | None = None
     examples: tuple[int, ...] = ()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the model before SFT hardly shows it or, as far as its answers tell, never."""
+        return self.reference_share is not None and (self.lift is None or self.lift >= NEW_LIFT)
 
 
 @dataclass(frozen=True)

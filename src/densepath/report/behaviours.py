@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 
+from densepath import __version__
 from densepath.records.behaviours import Behaviour, Mixture, Purification
 from densepath.records.completion import Sample, ScoredRow
-from densepath.report.document import Column, Fold, Notice, Paragraph, Part, Row, Samples, Section, Table, present
+from densepath.report.document import (
+    Column,
+    Document,
+    Fold,
+    Notice,
+    Paragraph,
+    Part,
+    Row,
+    Samples,
+    Section,
+    Table,
+    present,
+)
 from densepath.report.heatmap import quoted
+from densepath.report.parse import clean
 from densepath.report.sections import warnings_notice
-from densepath.report.words import DASH, Words, interval, number, share, short
+from densepath.report.words import Words, interval, number, share, short
 
+_NEXT = (
+    "read the rows that were set aside, then ask held-out prompts: `densepath eval` with a verifier, or "
+    "`densepath judge` with a judge. What it has to beat is continued SFT with the same compute."
+)
 LONGEST_QUOTE = 44
 """Characters of a prompt or an answer in a terminal's row."""
 _WORDS = (
@@ -43,6 +62,25 @@ def purification_section(record: Purification) -> Section:
         if heat_maps is not None:
             parts.append(Fold(f"Examples of the {len(mixture.behaviours)} behaviours", (heat_maps,)))
     return Section("behaviours", "What the demonstrations are made of", present(parts), link="Behaviours")
+
+
+def purification_page(record: Purification, facts: Sequence[tuple[str, str]]) -> Document:
+    """The section as a page of its own.
+
+    Args:
+        record: what was found.
+        facts: names and values above it.
+    """
+    section = purification_section(record)
+    return Document(
+        brand="densepath purify",
+        title="Purified SFT",
+        heading=section.title,
+        facts=tuple((name, clean(value)) for name, value in facts),
+        sections=(dataclasses.replace(section, title=""),),
+        footer=f"Written by densepath {__version__}.",
+        next=_NEXT,
+    )
 
 
 def purification_parts(record: Purification) -> tuple[Part, ...]:
@@ -100,9 +138,7 @@ def _behaviours(record: Purification, *, brief: bool = False) -> Table:
 
 
 def _lift(behaviour: Behaviour) -> str:
-    if behaviour.lift is None:
-        return "new" if behaviour.reference_share is not None else DASH
-    return number(behaviour.lift, "+.2f")
+    return "new" if behaviour.is_new else number(behaviour.lift, "+.2f")
 
 
 def _group(mixture: Mixture) -> str:

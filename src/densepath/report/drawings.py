@@ -110,4 +110,23 @@ class Bars:
     xlabel: str = ""
 
 
-Drawing: TypeAlias = Whiskers | Curves | Costs | Histogram | Lines | Bars
+@dataclass(frozen=True)
+class Outcome:
+    """A bar of wins, ties and losses, with the rate and its interval on it, all as shares."""
+
+    label: str
+    wins: float
+    ties: float
+    losses: float
+    rate: Interval
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Wins, ties and losses as bars from 0 to 1, the first row on top, with a dashed line at one half."""
+
+    rows: tuple[Outcome, ...]
+    xlabel: str = ""
+
+
+Drawing: TypeAlias = Whiskers | Curves | Costs | Histogram | Lines | Bars | Outcomes

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from markupsafe import Markup
 
 from densepath.records.estimates import Interval
-from densepath.report.drawings import Bars, Costs, Curves, Drawing, Histogram, Lines, Whiskers
+from densepath.report.drawings import Bars, Costs, Curves, Drawing, Histogram, Lines, Outcomes, Whiskers
 from densepath.report.elements import element
 from densepath.report.records import Curve
 from densepath.report.text import visible
@@ -427,4 +427,27 @@ def _bars(drawing: Bars) -> Markup:
             canvas.box(canvas.x.start, top, canvas.x(value) - canvas.x.start, thick - 0.5, _group_color(group))
     if len(drawing.series) > 1:
         canvas.legend([(name, _group_color(group), "") for group, name in enumerate(drawing.series)])
+    return canvas.done()
+
+
+@svg.register
+def _outcomes(drawing: Outcomes) -> Markup:
+    rows = drawing.rows
+    names = [_short(row.label) for row in rows]
+    left = 12.0 + max(map(_wide, names), default=0.0)
+    size = (460.0, 60.0 + 19.4 * max(1, len(rows)))
+    canvas = _Canvas(size, (left, 18.0, 12.0, 27.0), (0.0, 1.0, len(rows) - 0.4, -0.6))
+    canvas.bottom(drawing.xlabel, grid=False)
+    canvas.names(names)
+    shades = (("wins", "var(--good)"), ("ties", LINE), ("losses", "var(--bad)"))
+    for index, row in enumerate(rows):
+        start, at = 0.0, canvas.y(index)
+        for name, color in shades:
+            end = start + getattr(row, name)
+            canvas.box(canvas.x(start), at - 6.5, canvas.x(end) - canvas.x(start), 13.0, color)
+            start = end
+        canvas.path([(canvas.x(row.rate.low), at), (canvas.x(row.rate.high), at)], INK, 1.8)
+        canvas.marker(canvas.x(row.rate.mean), at, "", INK)
+    canvas.upright(0.5, color=INK)
+    canvas.legend([(name, color, "") for name, color in shades])
     return canvas.done()

@@ -1,0 +1,66 @@
+"""Arguments of `densepath judge`. No torch: `--help` reads this file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from densepath.config.answers import AnswerArguments
+from densepath.config.judge import JudgeArguments, parse_judge
+from densepath.config.mixins import DenseRewardArguments, DeviceArguments, FrozenArguments
+from densepath.config.options import check_given, check_temperature, option
+from densepath.errors import ConfigError
+
+
+@dataclass
+class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, DeviceArguments, FrozenArguments):
+    """Arguments of `densepath judge`."""
+
+    benchmark: str = option(
+        "", "alpaca_eval, arena_hard, mt_bench or lima from the hub; NAME:FILE from its file; or any FILE of prompts."
+    )
+    models: list[str] = option([], "Models to judge: hub ids, folders, or files with their answers.")
+    baseline: list[str] = option(
+        [],
+        "What each is compared with: a model, a file with answers, or the name of a generator whose answers come with "
+        "the benchmark. None: the benchmark's own.",
+    )
+    second_judge: str | None = option(
+        None, "Judges the same pairs too, as verifier:exact_match: how far the two agree beyond chance."
+    )
+    max_samples: int | None = option(None, "Questions asked, the first ones; all if None.", least=1)
+    temperature: float | None = option(None, "Of the answers; 0 is greedy. None: the benchmark's own.")
+    max_completion_length: int = option(1024, "Longest answer to a turn in tokens, EOS included.", least=1)
+    seed: int = option(0, "Seed of the answers.")
+    gamed_file: str | None = option(
+        None, "AlpacaEval's df_gamed.csv, for its length-controlled win rate as it is published."
+    )
+    model_name_or_path: str | None = option(
+        None, "Colours the answers on the page: the SFT model of a dense reward, or the folder of a saved one."
+    )
+    ref_model_name_or_path: str | None = option(None, "The reference of that reward.")
+    num_shown: int = option(10, "Pairs on the page, the most decisive ones of each model.", least=0)
+    output_dir: str = option("judged", "Where answers, games, results and the page go. The same command goes on.")
+    dry_run: bool = option(False, "Only say what judging would take: calls, tokens, cost.")
+
+    def __post_init__(self) -> None:
+        check_given("benchmark", self.benchmark, "what is asked, such as alpaca_eval or a file of prompts")
+        check_given("models", self.models, "whose answers are judged: models, or files with answers")
+        check_given("judge", self.judge, "who judges, such as openai:gpt-4.1 or local:FOLDER")
+        super().__post_init__()
+        if self.temperature is not None:
+            check_temperature("temperature=", self.temperature)
+        if self.second_judge is not None:
+            parse_judge(self.second_judge, "second_judge")
+            if self.second_judge == self.judge:
+                raise ConfigError(f"second_judge={self.second_judge} is judge itself; name another")
+        if self.ref_model_name_or_path is not None and self.model_name_or_path is None:
+            raise ConfigError(
+                "ref_model_name_or_path needs model_name_or_path, the SFT model that it is the reference of"
+            )
+
+    def answering(self, model: str, generator: str) -> AnswerArguments:
+        """How one of the models is asked."""
+        shared = {f.name for f in fields(AnswerArguments)} & {f.name for f in fields(self)}
+        values: dict[str, Any] = {name: getattr(self, name) for name in shared - {"token_budget"}}
+        return AnswerArguments(**{**values, "model_name_or_path": model, "generator": generator})

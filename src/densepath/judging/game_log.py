@@ -1,0 +1,91 @@
+"""Judged games on disk, one JSON object a line, each there before the next is judged; a call after a kill goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from densepath.data.rows import canonical_json
+from densepath.errors import DataError
+from densepath.io import read_jsonl, write_jsonl_atomic
+from densepath.judging.games import PlannedGame, play
+from densepath.judging.protocol import Judge
+from densepath.records.codec import from_json, to_json
+from densepath.records.judging import Game
+
+
+class GameLog:
+    """Games by what decides them: the judge, the answers as they are shown, and which of the repeats it is.
+
+    Args:
+        path: the file; made where it is not there.
+
+    Raises:
+        DataError: a line that holds no game.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._games: dict[str, Game] = {}
+        for number, line in enumerate(read_jsonl(path) if path.is_file() else (), start=1):
+            try:
+                self._games[str(line["key"])] = from_json(Game, line["game"])
+            except (DataError, KeyError, TypeError) as error:
+                raise DataError(f"{path}, row {number}: not a judged game ({error}); move the file away") from None
+
+    def missing(self, identity: Mapping[str, Any], planned: Sequence[PlannedGame]) -> list[PlannedGame]:
+        """Those of the games that are not there, or in which the judge said nothing."""
+        return [game for game in planned if self._valid(identity, game) is None]
+
+    def play(
+        self,
+        judge: Judge,
+        identity: Mapping[str, Any],
+        planned: Sequence[PlannedGame],
+        *,
+        max_invalid: float,
+        on_game: Callable[[], object],
+    ) -> list[Game]:
+        """All games in their order; those that are missing are judged, and each is written as soon as it is known.
+
+        Args:
+            judge: who judges.
+            identity: all that decides what the judge says, beside the request.
+            planned: the games.
+            max_invalid: share of all of them that may be invalid.
+            on_game: called after each game that was judged.
+
+        Raises:
+            JudgeError: see `judging.games.play`; what was judged until then is kept.
+        """
+        todo = self.missing(identity, planned)
+        write_jsonl_atomic(self.path, [{"key": key, "game": to_json(game)} for key, game in self._games.items()])
+        with self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            for plan, game in zip(todo, self._played(judge, todo, max_invalid * len(planned)), strict=True):
+                key = _key(identity, plan)
+                self._games[key] = game
+                file.write(json.dumps({"key": key, "game": to_json(game)}, ensure_ascii=False, allow_nan=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+                on_game()
+        return [self._games[_key(identity, plan)] for plan in planned]
+
+    def _played(self, judge: Judge, todo: Sequence[PlannedGame], allowed: float) -> Iterator[Game]:
+        """The share that may be invalid is one of all games, and of those that are left a larger one."""
+        yield from play(judge, todo, max_invalid=allowed / max(1, len(todo)))
+
+    def _valid(self, identity: Mapping[str, Any], planned: PlannedGame) -> Game | None:
+        found = self._games.get(_key(identity, planned))
+        return None if found is None or found.judgement.invalid is not None else found
+
+
+def _key(identity: Mapping[str, Any], planned: PlannedGame) -> str:
+    match = planned.match
+    whose = {"question": match.question, "model": match.model, "baseline": match.baseline}
+    text = canonical_json([identity, whose, planned.switched, asdict(planned.request)])
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()

@@ -1,0 +1,260 @@
+"""Attention over a flat row, segment by segment: each over its context and itself, by transformers' own interface.
+
+While `attending` is on, a model's attention layers find this module's function under the name that their configuration
+gives (`AttentionInterface`), and what they get for a mask are the segments of the row, with what each of them sees.
+What a layer sees of its past (all, a sliding window, a chunk) is asked of the very function that transformers
+makes its mask of. On a GPU, torch's attention over sequences of several lengths takes all segments at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout as dropped
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+
+from densepath.models.packing import Segment, Spans, cut
+
+varlen_attn: Callable[..., Any] | None = None
+with contextlib.suppress(ImportError):  # before torch 2.10
+    from torch.nn.attention.varlen import varlen_attn
+
+NAME = "densepath_flat"
+_BLOCK = 512
+"""Queries that share a mask: no mask grows with the square of a sequence."""
+_CAUSAL_GAIN = 4
+"""A segment is attended to with the queries of its context and no mask if it is 4 times as long as that context."""
+_UNKNOWN = ("position_bias", "s_aux", "head_mask")
+"""Arguments of an attention layer that change its result in a way that is not computed here."""
+_row: ContextVar[tuple[Segment, ...]] = ContextVar("_row")
+Sees = Callable[[int, int, Tensor, Tensor], Tensor]
+"""(batch, head, position of the query, position of the key) -> bool, as transformers' mask functions are."""
+
+
+class _Part(NamedTuple):
+    """One call of the attention kernel: columns of queries and keys, queries whose result is dropped, and the mask.
+
+    Without a mask, attention is causal.
+    """
+
+    queries: Spans
+    keys: Spans
+    dropped: int
+    mask: Tensor | None
+
+
+class FlatMask:
+    """What stands for a mask in a flat row.
+
+    Attributes:
+        parts: of the row, in the order of its columns.
+        causal: each segment sees all of its past.
+        segments: of the row.
+        device: of the row.
+    """
+
+    def __init__(self, segments: tuple[Segment, ...], sees: Sees, device: torch.device) -> None:
+        longest = max(_width(segment) for segment in segments)
+        everything = torch.arange(longest, device=device)
+        self.segments, self.device = segments, device
+        self.causal = bool(sees(0, 0, everything[-1:], everything).all())
+        self.parts = [part for segment in segments for part in _parts(segment, sees, self.causal, device)]
+
+    @functools.cached_property
+    def lengths(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Columns of the keys of all segments (keys,), and int32 running sums of the numbers of queries and keys."""
+        columns = [torch.arange(*span, device=self.device) for s in self.segments for span in (*s.context, s[:2])]
+        sums = [0, *(s.stop - s.start for s in self.segments)], [0, *map(_width, self.segments)]
+        queries, keys = (torch.tensor(each, device=self.device).cumsum(0).int() for each in sums)
+        return torch.cat(columns), queries, keys
+
+
+def _width(segment: Segment) -> int:
+    """Tokens that the last token of a segment has with its past."""
+    return sum(stop - start for start, stop in (*segment.context, segment[:2]))
+
+
+def _parts(segment: Segment, sees: Sees, causal: bool, device: torch.device) -> Iterator[_Part]:
+    spans: Spans = (*segment.context, (segment.start, segment.stop))
+    length = _width(segment)
+    own = segment.stop - segment.start
+    if causal and own >= _CAUSAL_GAIN * (length - own):
+        yield _Part(spans, spans, length - own, None)
+        return
+    for first in range(length - own, length, _BLOCK):
+        queries = torch.arange(first, min(first + _BLOCK, length), device=device)
+        mask = sees(0, 0, queries[:, None], torch.arange(int(queries[-1]) + 1, device=device)[None])
+        seen = mask.any(0).nonzero()
+        since = int(seen[0])
+        yield _Part(cut(spans, first, first + len(queries)), cut(spans, since, mask.shape[1]), 0, mask[:, since:])
+
+
+def flat_mask(*, mask_function: Sees, device: torch.device, use_vmap: bool = False, **given: Any) -> FlatMask:
+    """What transformers asks a mask of: the segments of the row that is being computed.
+
+    Raises:
+        TypeError: the model lays another mask over its own, which may ask for places in the row.
+    """
+    if use_vmap:
+        raise TypeError("a mask over the model's own")
+    return FlatMask(_row.get(), mask_function, device)
+
+
+def flat_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: FlatMask,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **given: Any,
+) -> tuple[Tensor, None]:
+    """`softmax(cap(scaling q k^T)) v` of each segment over its context and itself.
+
+    Args:
+        module: the attention layer.
+        query: (1, heads, width, head width).
+        key: (1, key heads, width, head width).
+        value: likewise.
+        attention_mask: what `flat_mask` gave.
+        dropout: share of attention weights that are dropped.
+        scaling: of the scores; the root of the head width divides them if None.
+        softcap: `softcap tanh(score / softcap)`.
+        given: what else a layer hands over; windows are in the mask.
+
+    Returns:
+        (1, width, heads, head width), and None for the weights.
+
+    Raises:
+        TypeError: the layer made a mask of its own, or does more than is computed here.
+    """
+    if not isinstance(attention_mask, FlatMask) or any(given.get(name) is not None for name in _UNKNOWN):
+        raise TypeError(f"{type(module).__name__} does not take its mask from transformers")
+    kernel = functools.partial(_attended, scale=scaling, softcap=softcap, dropout=dropout)
+    if _takes_lengths(query, value) and attention_mask.causal and softcap is None and not dropout:
+        return _by_lengths(query, key, value, attention_mask, scaling), None
+    found = [
+        kernel(_taken(query, part.queries), _taken(key, part.keys), _taken(value, part.keys), part.mask)[
+            :, :, part.dropped :
+        ].transpose(1, 2)
+        for part in attention_mask.parts
+    ]
+    return torch.cat(found, dim=1), None
+
+
+def _taken(states: Tensor, spans: Spans) -> Tensor:
+    if len(spans) == 1:
+        return states[:, :, slice(*spans[0])]
+    return torch.cat([states[:, :, slice(*span)] for span in spans], dim=2)
+
+
+def _attended(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    grouped = query.shape[1] != key.shape[1]
+    if softcap is None:
+        return scaled_dot_product_attention(
+            query, key, value, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        )
+    if grouped:
+        key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
+    if mask is None:
+        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    return dropped(weights, dropout) @ value
+
+
+def _takes_lengths(query: Tensor, value: Tensor) -> bool:
+    width = query.shape[-1]
+    return in_one_call(query) and width == value.shape[-1] and width <= 256 and width % 8 == 0
+
+
+def in_one_call(states: Tensor) -> bool:
+    """Whether torch's attention over sequences of several lengths is there for a tensor's device and type."""
+    kind = states.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
+    return kind == "cuda" and varlen_attn is not None and dtype in (torch.float16, torch.bfloat16)
+
+
+def _by_lengths(query: Tensor, key: Tensor, value: Tensor, mask: FlatMask, scaling: float | None) -> Tensor:
+    """All segments in one call: keys are laid out segment by segment, those of a context once for each that has it."""
+    columns, queries, keys = mask.lengths
+    if torch.is_autocast_enabled(query.device.type):
+        query, key, value = (each.to(torch.get_autocast_dtype(query.device.type)) for each in (query, key, value))
+    key, value = (each[0].transpose(0, 1)[columns] for each in (key, value))
+    widest = max(s.stop - s.start for s in mask.segments), max(map(_width, mask.segments))
+    assert varlen_attn is not None
+    causal = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": query.shape[1] != key.shape[1]}
+    found: Tensor = varlen_attn(query[0].transpose(0, 1), key, value, queries, keys, *widest, **causal)
+    return found.unsqueeze(0)
+
+
+@contextlib.contextmanager
+def attending(model: nn.Module, segments: tuple[Segment, ...]) -> Iterator[None]:
+    """Compute the attention of a flat row in the block, and wherever a layer of it is computed again.
+
+    Args:
+        model: whose layers read the row.
+        segments: of the row; nothing changes without any.
+    """
+    if not segments:
+        yield
+        return
+    found = [getattr(module, "config", None) for module in model.modules()]
+    configs = list({id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values())
+    again: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    checkpoints = [m._gradient_checkpointing_func for m in again]
+    token = _row.set(segments)
+    for module, checkpoint in zip(again, checkpoints, strict=True):
+        module._gradient_checkpointing_func = functools.partial(_checkpointed, checkpoint, configs)
+    try:
+        with _named(configs):
+            yield
+    finally:
+        _row.reset(token)
+        for module, checkpoint in zip(again, checkpoints, strict=True):
+            module._gradient_checkpointing_func = checkpoint
+
+
+def _checkpointed(checkpoint: Callable[..., Any], configs: Sequence[PreTrainedConfig], layer: Any, *args: Any) -> Any:
+    """A layer that finds this module's attention again when the backward pass computes it a second time."""
+
+    def computed(*args: Any) -> Any:
+        with _named(configs):
+            return layer(*args)
+
+    return checkpoint(computed, *args)
+
+
+@contextlib.contextmanager
+def _named(configs: Sequence[PreTrainedConfig]) -> Iterator[None]:
+    before = [config._attn_implementation_internal for config in configs]
+    try:
+        for config in configs:
+            config._attn_implementation_internal = NAME
+        yield
+    finally:
+        for config, name in zip(configs, before, strict=True):
+            config._attn_implementation_internal = name
+
+
+AttentionInterface.register(NAME, flat_attention)
+AttentionMaskInterface.register(NAME, flat_mask)

@@ -1,0 +1,270 @@
+"""`densepath judge` end to end: what it asks, writes and prints, how it goes on, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tests.judging.fake_endpoint import KEY, MODEL, FakeEndpoint
+from tests.pipeline.runs import save_tiny_model
+
+from densepath.cli.main import main
+from densepath.io import read_json, read_jsonl
+from densepath.judging.game_log import GameLog
+from densepath.records.codec import from_json
+from densepath.records.judge_report import JudgeReport
+from densepath.records.judged import Judged
+from densepath.stats.agreement import cohens_kappa
+
+N = 12
+QUESTIONS = [
+    {"id": f"q{i}", "category": "odd" if i % 2 else "even", "prompt": f"Name {i}.", "answer": f"{i}"} for i in range(N)
+]
+
+
+def answers(name: str, texts: list[str]) -> list[dict]:
+    return [{"id": f"q{i}", "generator": name, "text": text} for i, text in enumerate(texts)]
+
+
+RIGHT = answers("right", [f"{i}" for i in range(N)])
+HALF = answers("half", [f"{i}" if i < 6 else "no" for i in range(N)])
+WRONG = answers("wrong", ["a long answer"] * N)
+
+
+@pytest.fixture
+def judge(write_jsonl, tmp_path):
+    """Run judge on answer files; (exit code, folder)."""
+    write_jsonl("questions.jsonl", QUESTIONS)
+    for rows in (RIGHT, HALF, WRONG):
+        write_jsonl(f"{rows[0]['generator']}.jsonl", rows)
+
+    def call(*words: str, models: tuple[str, ...] = ("right", "half"), baseline: str = "wrong", name: str = "out"):
+        argv = ["judge", "--benchmark", str(tmp_path / "questions.jsonl"), "--output_dir", str(tmp_path / name)]
+        argv += ["--models", *(each if "/" in each else str(tmp_path / f"{each}.jsonl") for each in models)]
+        if baseline:
+            argv += ["--baseline", str(tmp_path / f"{baseline}.jsonl")]
+        return main([*argv, *words]), tmp_path / name
+
+    return call
+
+
+def figures(folder: Path) -> Judged:
+    return from_json(Judged, read_json(folder / "results.json"))
+
+
+def test_a_program_judges_answers_and_the_figures_are_those_by_hand(judge, capsys):
+    code, folder = judge("--judge", "verifier:exact_match")
+    assert code == 0
+    found = figures(folder)
+    right, half = found.win_rates
+    assert (right.model, right.baseline, right.rate.mean, right.wins, right.ties) == ("right", "wrong", 1.0, N, 0)
+    assert (half.rate.mean, half.wins, half.ties, half.losses) == (0.75, 6, 6, 0)
+    assert right.verdict.value == "better"
+    assert right.length is not None
+    assert right.length.mean == sum(len(f"{i}") for i in range(N)) / N - 13
+    assert set(right.categories) == {"odd", "even"}
+    assert right.position is not None
+    assert right.position.follows_place.mean == 0
+    assert [c.difference.mean for c in found.comparisons] == [0.25]
+    games = read_jsonl(folder / "games.jsonl")
+    assert len(games) == 2 * 2 * N  # two models, both orders
+    report = from_json(JudgeReport, read_json(folder / "report.json"))
+    assert report.judged == found
+    assert report.lengths["half"][0] == (1 - 13, 1.0)
+    assert [pair.answers[0].generator for pair in report.pairs] == ["right"] * 10 + ["half"] * 10
+    half_pairs = [pair.preference for pair in report.pairs if pair.answers[0].generator == "half"]
+    assert half_pairs[:2] == [1.0, 0.5]  # the highest and the lowest, in turn
+    page = (folder / "report.html").read_text()
+    assert "right beats wrong" in page
+    assert "a long answer" in page
+    out = " ".join(capsys.readouterr().out.split())
+    assert "right 1.000 [" in out
+    assert "verifier:exact_match: 48 of 48 games to judge; no call of an endpoint" in out
+
+
+def test_models_are_asked_and_what_is_there_is_not_judged_again(judge, models, write_jsonl, tmp_path, capsys):
+    words = ["--judge", "verifier:exact_match", "--max_completion_length", "4", "--max_samples", "3"]
+    code, folder = judge(*words, models=(models["sft"], models["ref"]))
+    assert code == 0
+    assert sorted(path.name for path in (folder / "answers").glob("*.jsonl")) == ["ref.jsonl", "sft.jsonl"]
+    assert [rate.model for rate in figures(folder).win_rates] == ["sft", "ref"]
+    before = {path: path.read_bytes() for path in (folder / "answers").glob("*.jsonl")} | {
+        folder / "games.jsonl": (folder / "games.jsonl").read_bytes()
+    }
+    capsys.readouterr()
+    assert judge(*words, models=(models["sft"], models["ref"]))[0] == 0
+    assert ": 0 of 12 games to judge" in " ".join(capsys.readouterr().out.split())
+    assert {path: path.read_bytes() for path in before} == before
+    # The answers that it wrote are a file of answers like any other.
+    code, other = judge(*words, models=(str(folder / "answers/sft.jsonl"),), name="other")
+    assert figures(other).win_rates[0].rate == figures(folder).win_rates[0].rate
+
+
+def test_a_local_model_grades_two_turns_without_a_baseline(judge, write_jsonl, tmp_path):
+    folder = save_tiny_model(tmp_path / "judge", max_position_embeddings=4096)
+    rows = [
+        {"question_id": 81 + i, "category": "writing", "turns": [f"Say {i}", "Again"], "reference": None}
+        for i in range(3)
+    ]
+    said = [{"question_id": 81 + i, "model_id": "m", "choices": [{"turns": [f"one {i}", "two"]}]} for i in range(3)]
+    argv = ["judge", "--benchmark", f"mt_bench:{write_jsonl('mt.jsonl', rows)}", "--judge", f"local:{folder}"]
+    argv += ["--models", write_jsonl("m.jsonl", said), "--output_dir", str(tmp_path / "mt")]
+    assert main(argv) == 0
+    found = figures(tmp_path / "mt")
+    assert found.win_rates == ()
+    (graded,) = found.mt_bench
+    assert len(graded.turns) == 2
+    assert graded.mean.n == 3
+    page = (tmp_path / "mt/report.html").read_text()
+    assert "one 0" in page
+    assert "Grades" in page
+
+
+def test_a_dense_reward_colours_the_pairs(judge, models):
+    words = ["--judge", "verifier:exact_match", "--model_name_or_path", models["sft"], "--num_shown", "2"]
+    code, folder = judge(*words, "--ref_model_name_or_path", models["ref"])
+    assert code == 0
+    report = from_json(JudgeReport, read_json(folder / "report.json"))
+    assert len(report.pairs) == 4
+    for pair in report.pairs:
+        for each in pair.answers:
+            assert each.scored is not None
+            assert each.scored.text == each.text
+    assert '<article class="card sample"' in (folder / "report.html").read_text()
+
+
+def test_two_judges_agree_as_far_as_kappa_says(judge, tmp_path, monkeypatch, capsys):
+    (tmp_path / "longest.py").write_text("def longest(completion, row):\n    return len(completion)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    code, folder = judge("--judge", "verifier:exact_match", "--second_judge", "verifier:longest:longest")
+    assert code == 0
+    (kappa,) = figures(folder).kappas
+    mine = (["win"] * N + ["win"] * 6 + ["tie"] * 6) * 2
+    assert kappa.kappa.mean == cohens_kappa(("a", "b"), mine, ["loss"] * len(mine)).kappa.mean
+    assert kappa.agreement.mean == 0.0
+    assert "kappa" in capsys.readouterr().out
+
+
+# --- an endpoint over a socket ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with FakeEndpoint() as served:
+        words = ["--judge", f"openai:{MODEL}", "--judge_base_url", served.url, "--judge_api_key_env", "JUDGE_KEY"]
+        yield served, [*words, "--judge_prompt_price", "2", "--judge_completion_price", "8"]
+
+
+def test_a_dry_run_prints_calls_tokens_and_cost_and_asks_nobody(judge, endpoint, models, capsys):
+    served, words = endpoint
+    code, folder = judge(*words, "--dry_run", models=("right", models["sft"]))
+    assert code == 0
+    assert served.calls == []
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search(
+        r"48 games of 12 questions; 48 calls, [\d,]+ tokens to read, [\d,]+ to write at most, cost about", out
+    )
+    assert "sft: 12 answers to generate, taken as 1024 tokens" in out
+    assert not (folder / "answers").exists()
+
+
+def test_a_killed_run_pays_nothing_twice_and_comes_to_the_same(judge, endpoint, tmp_path, monkeypatch, capsys):
+    served, words = endpoint
+    code, whole = judge(*words, name="whole")
+    assert code == 0
+    first = len(served.calls)
+    assert first == 36  # of 48 games: half of one model's answers are those of the other
+    play = GameLog.play
+
+    def killed(self, *given, on_game, **others):
+        count = 0
+
+        def game():
+            nonlocal count
+            count += 1
+            on_game()
+            if count == 20:
+                raise KeyboardInterrupt
+
+        return play(self, *given, on_game=game, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GameLog, "play", killed)
+        assert judge(*words)[0] == 130
+    assert len(read_jsonl(tmp_path / "out/games.jsonl")) == 20
+    with (tmp_path / "out/games.jsonl").open("a") as file:
+        file.write('{"key": "half a li')  # as a power cut leaves it
+    code, folder = judge(*words)
+    assert code == 0
+    assert len(served.calls) == 2 * first  # each pair once more, in another folder
+    assert figures(folder) == figures(whole)
+    assert (folder / "report.html").read_text().count("[[A]]") == (whole / "report.html").read_text().count("[[A]]")
+    for path in folder.rglob("*"):
+        assert not path.is_file() or KEY not in path.read_text(encoding="utf-8")
+
+
+def test_a_judge_that_keeps_failing_ends_with_1_and_keeps_what_was_paid_for(judge, endpoint, tmp_path, capsys):
+    served, words = endpoint
+    served.reply = lambda body: "no verdict here"
+    code, folder = judge(*words)
+    assert code == 1
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
+    assert "judgements are invalid, and max_invalid=0.2 allows 9" in err
+    assert 9 < len(served.calls) < 36
+    assert judge(*words, "--max_invalid", "1")[0] == 0
+    assert len(served.calls) == 36
+    found = figures(folder)
+    assert found.win_rates == ()
+    assert "no prompt has a verdict" in " ".join(found.notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "judge is missing"),
+        (["--judge", "best"], "judge='best' is no judge"),
+        (["--judge", "verifier:nothing"], "verifier 'nothing' does not exist"),
+        (["--judge", "openai:gpt"], "OPENAI_API_KEY"),
+        (["--judge", "verifier:exact_match", "--second_judge", "verifier:exact_match"], "is judge itself"),
+        (["--judge", "verifier:exact_match", "--models", "SHORT"], "no answer of short to q3"),
+        (["--judge", "verifier:exact_match", "--models", "EMPTY"], "row 1: the answer to q0 is empty"),
+        (["--judge", "verifier:exact_match", "--models", "OTHER"], "row 1: it answers 'Something else', where q0"),
+        (["--judge", "verifier:exact_match", "--models", "RIGHT", "RIGHT"], "are both called right"),
+        (["--judge", "verifier:exact_match", "--baseline"], "has no baseline of its own"),
+        (["--judge", "verifier:exact_match", "--benchmark", "mt_bench:QUESTIONS"], "1 turns where mt_bench has 2"),
+        (["--judge", "verifier:exact_match", "--gamed_file", "nowhere.csv"], "nowhere.csv: no such file"),
+        (["--judge", "local:nowhere", "--dry_run", "--max_samples", "0"], "max_samples=0 must be at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(judge, write_jsonl, capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    files = {
+        "SHORT": write_jsonl("short.jsonl", answers("short", ["a", "b", "c"])),
+        "EMPTY": write_jsonl("empty.jsonl", answers("empty", [" "] * N)),
+        "OTHER": write_jsonl("other.jsonl", [{**RIGHT[0], "prompt": "Something else"}, *RIGHT[1:]]),
+        "RIGHT": str(tmp_path / "right.jsonl"),
+        "QUESTIONS": str(tmp_path / "questions.jsonl"),
+    }
+    for name, path in files.items():
+        words = [word.replace(name, path) for word in words]
+    assert judge(*words)[0] == 2
+    err = capsys.readouterr().err
+    assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
+    assert message in err
+    assert not (tmp_path / "out/games.jsonl").exists()
+
+
+def test_a_judge_that_goes_by_the_place_gets_no_headline(judge, endpoint):
+    served, words = endpoint
+    served.reply = lambda body: "[[A]]"  # whatever stands first
+    code, folder = judge(*words)
+    assert code == 0
+    right, _ = figures(folder).win_rates
+    assert (right.rate.mean, right.ties) == (0.5, N)
+    page = (folder / "report.html").read_text()
+    assert "The judge goes by the place in which an answer stands: its figures say nothing</h1>" in page
+    assert "The judge favours the answer shown first: at 100.0 % of the prompts of right it goes by the place." in page

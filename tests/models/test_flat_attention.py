@@ -1,0 +1,177 @@
+"""A flat row gives what a plain pass over each sequence gives: log-probabilities, and gradients of the weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mistral, with_lora
+from torch.nn.functional import scaled_dot_product_attention
+from trl.trainer.utils import add_fused_lm_head
+
+from densepath.models import flat_attention
+from densepath.models.logits import Layout, layout_of
+from densepath.models.packed_forward import add_packed_forward
+from densepath.models.scoring import score_completions
+
+OUTPUTS = ("log_probs", "entropy", "is_top1")
+WIDTHS = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def tiny(name: str, attention: str = "sdpa", **config):
+    """A float64 model of transformers' family `name`, with weights far from zero."""
+    found = getattr(transformers, f"{name}Config")(
+        vocab_size=64, initializer_range=0.25, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        max_position_embeddings=256, **WIDTHS, **config,
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(found, attn_implementation=attention)
+    return model.double().eval()
+
+
+GROUPED = {"num_key_value_heads": 2, "head_dim": 8}
+MODELS = {
+    "llama": lambda: tiny_llama(dtype=torch.float64),
+    "llama, biases and tied heads": lambda: tiny("Llama", attention_bias=True, tie_word_embeddings=True),
+    "llama, eager": lambda: tiny("Llama", "eager", num_key_value_heads=1),
+    "llama under LoRA": lambda: with_lora(tiny_llama(dtype=torch.float64)).double(),
+    "qwen2": lambda: tiny("Qwen2", num_key_value_heads=2),
+    "qwen2, windows in one layer": lambda: tiny(
+        "Qwen2", num_key_value_heads=2, use_sliding_window=True, sliding_window=5, max_window_layers=1
+    ),
+    "qwen3": lambda: tiny("Qwen3", **GROUPED),
+    "mistral, windows": lambda: tiny_mistral(dtype=torch.float64),
+    "gemma2, capped scores and logits": lambda: tiny(
+        "Gemma2", "eager", sliding_window=5, query_pre_attn_scalar=8, attn_logit_softcapping=2.0, **GROUPED
+    ),
+    "gemma3, windows in turn": lambda: tiny_gemma3(dtype=torch.float64),
+    "gpt2": lambda: tiny_gpt2(dtype=torch.float64, dropout=0.0),
+    "gpt_neox": lambda: tiny("GPTNeoX"),
+}
+_built: dict[str, tuple] = {}
+
+
+def built(name: str):
+    """The model with the packed pass in front, and the same without."""
+    if name not in _built:
+        model = MODELS[name]()
+        plain = copy.deepcopy(model)
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        add_fused_lm_head(inner, outputs=OUTPUTS)
+        assert add_packed_forward(model)
+        _built[name] = model, plain
+    return _built[name]
+
+
+def own(model, prompt, completion) -> torch.Tensor:
+    """(completion tokens,) of one plain forward pass."""
+    logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return logits.double().log_softmax(-1).gather(1, torch.tensor(completion)[:, None])[:, 0]
+
+
+def trained(model, prompts, completions) -> torch.Tensor:
+    """(completion tokens of all,) of the training pass over rows padded on the right."""
+    rows = [p + c for p, c in zip(prompts, completions, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    labels = torch.full_like(ids, -100)
+    for row, (p, c) in enumerate(zip(prompts, completions, strict=True)):
+        labels[row, len(p) : len(p) + len(c)] = torch.tensor(c)
+    out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+    return torch.cat([out.log_probs[row, labels[row, 1:] != -100] for row in range(len(rows))])
+
+
+def gradients(model, values: torch.Tensor, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    (values.double() * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+ids = st.lists(st.integers(3, 6), min_size=1, max_size=12)  # few, so that prompts begin alike
+long = st.integers(30, 50).map(lambda n: [7 + k % 50 for k in range(n)])
+groups = st.lists(
+    st.tuples(st.one_of(ids, long), st.lists(st.one_of(ids, long), min_size=1, max_size=4)), min_size=1, max_size=4
+).map(lambda each: ([p for p, cs in each for _ in cs], [c for _, cs in each for c in cs]))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@settings(deadline=None, max_examples=6)
+@given(groups=groups, budget=st.integers(8, 200))
+def test_scores_and_gradients_are_those_of_a_plain_pass(name, groups, budget):
+    model, plain = built(name)
+    prompts, completions = groups
+    expected = torch.cat([own(plain, p, c) for p, c in zip(prompts, completions, strict=True)])
+    scored = score_completions(model, prompts, completions, token_budget=budget)
+    # norms, and the scores of eager attention, are rounded to float32 inside
+    torch.testing.assert_close(torch.cat(scored.logprobs), expected.detach(), atol=1e-5, rtol=0)
+    found = trained(model, prompts, completions)
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=0)
+    weights = torch.linspace(-1, 1, len(found), dtype=torch.float64)
+    ours, theirs = gradients(model, found, weights), gradients(plain, expected, weights)
+    assert ours.keys() == theirs.keys()
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    for key, gradient in theirs.items():
+        torch.testing.assert_close(ours[key], gradient, atol=1e-5 * largest, rtol=1e-5, msg=key)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_layer_that_is_computed_again_is_computed_alike(reentrant):
+    model = tiny_gemma3(dtype=torch.float64)
+    prompts, completions = [[1, 2, 3, 4]] * 3 + [[5]], [[6, 7, 8], [9], [3] * 12, [4]]
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    add_packed_forward(model)
+    weights = torch.linspace(-1, 1, sum(map(len, completions)), dtype=torch.float64)
+    model.train()
+    expected = gradients(model, trained(model, prompts, completions), weights)
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    passes = []
+    model.base_model.layers[1].self_attn.register_forward_hook(lambda *args: passes.append(1))
+    found = gradients(model, trained(model, prompts, completions), weights)
+    assert len(passes) == 2
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, atol=1e-12, rtol=1e-9, msg=key)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_masks_of_long_segments_are_made_in_blocks(monkeypatch):
+    monkeypatch.setattr(flat_attention, "_BLOCK", 5)
+    for model in (tiny_llama(dtype=torch.float64), tiny_gemma3(dtype=torch.float64)):
+        prompts, completions = [[1, 2, 3, 4, 5, 6, 7, 8]] * 2 + [[1, 2, 3]], [[9] * 11, [8] * 23, [7] * 17]
+        for found, p, c in zip(
+            score_completions(model, prompts, completions).logprobs, prompts, completions, strict=True
+        ):
+            torch.testing.assert_close(found, own(model, p, c).detach(), atol=2e-6, rtol=0)
+
+
+def lengths_one_by_one(query, key, value, of_queries, of_keys, most, widest, *, scale, window_size, enable_gqa):
+    """What torch's attention over sequences of several lengths computes, by its definition."""
+    assert window_size == (-1, 0)
+    assert (most, widest) == (int(of_queries.diff().max()), int(of_keys.diff().max()))
+    found = []
+    for (a, b), (c, d) in zip(of_queries.unfold(0, 2, 1).tolist(), of_keys.unfold(0, 2, 1).tolist(), strict=True):
+        mask = torch.ones(b - a, d - c, dtype=torch.bool).tril(d - c - b + a)
+        parts = (each.transpose(0, 1)[None] for each in (query[a:b], key[c:d], value[c:d]))
+        found.append(scaled_dot_product_attention(*parts, mask, scale=scale, enable_gqa=enable_gqa)[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+def test_all_segments_in_one_call(monkeypatch):
+    """The GPU's way, with its kernel's definition in place of the kernel."""
+    model = tiny_llama(dtype=torch.float64)
+    assert layout_of(model) is Layout.FLAT
+    calls = []
+    monkeypatch.setattr(flat_attention, "_takes_lengths", lambda query, value: True)
+    monkeypatch.setattr(
+        flat_attention, "varlen_attn", lambda *args, **given: calls.append(1) or lengths_one_by_one(*args, **given)
+    )
+    prompts, completions = [[1, 2, 3, 4]] * 3 + [[1, 2, 5], [6]], [[6, 7, 8], [9], [3] * 12, [4], [5, 4]]
+    for found, p, c in zip(score_completions(model, prompts, completions).logprobs, prompts, completions, strict=True):
+        torch.testing.assert_close(found, own(model, p, c).detach(), atol=2e-6, rtol=0)
+    assert len(calls) == 2
