@@ -9,6 +9,7 @@ from typing import Any
 
 from densepath.data.rows import Row, prompt_of
 from densepath.errors import DataError
+from densepath.evals.generation import Decoding, generate
 from densepath.judging.games import Match, plan_games, play, preference_of_pair
 from densepath.judging.protocol import Judge, JudgeRequest
 from densepath.records.judging import Game
@@ -67,6 +68,19 @@ class AgainstAnswers:
             raise DataError(f"prompt {number}: the SFT model has no answer to compare with; begin in a new folder")
         request = JudgeRequest(turns_of(row), ((text,), (self.fixed[key],)), row=row)
         return Match(str(number), "answer", "fixed", request)
+
+
+def answers_by_prompt(model: Any, tokenizer: Any, rows: Sequence[Row], decoding: Decoding) -> dict[str, str]:
+    """What a model answers: `prompt_key` of each row -> its text; of rows with one prompt, the first one's.
+
+    Args:
+        model: causal LM.
+        tokenizer: its tokenizer.
+        rows: with a prompt.
+        decoding: how it answers.
+    """
+    answers = generate(model, tokenizer, rows, decoding)
+    return {prompt_key(rows[each.row]): each.text for each in reversed(answers)}
 
 
 def prompt_key(row: Row) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from densepath.config.judge import EndpointArguments, JudgeArguments, parse_judge
 from densepath.config.mixins import FrozenArguments, LoadArguments
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
+from densepath.judging.against import AgainstAnswers
 from densepath.judging.budget import Prices
 from densepath.judging.cache import ReplyCache
 from densepath.judging.client import open_access, package
@@ -17,6 +19,8 @@ from densepath.judging.protocol import Judge
 from densepath.judging.templates import Template, letters_of, load_template
 from densepath.judging.verdicts import Letters
 
+CACHE = "judge_cache"
+"""Folder of an endpoint's replies, in the folder of what is judged."""
 _OURS = {("openai", 2): "pair", ("openai", 1): "mt_bench", ("local", 2): "letters", ("local", 1): "grade"}
 """What is asked where neither the user nor the benchmark says it, by kind of judge and number of answers."""
 
@@ -105,6 +109,18 @@ def endpoint_settings(arguments: EndpointArguments, model: str) -> EndpointSetti
         max_cost=arguments.max_cost,
         prices=prices,
     )
+
+
+def make_judge_against(
+    arguments: JudgeArguments, loading: LoadArguments, fixed: Mapping[str, str], cache: Path
+) -> AgainstAnswers:
+    """The judge where a verifier stands: against fixed answers, by their `prompt_key`.
+
+    Raises:
+        ConfigError, MissingFileError, ModelError: as `make_judge`.
+    """
+    judge = make_judge(arguments, loading, cache=cache)
+    return AgainstAnswers(judge, fixed, arguments.judge_both_orders, arguments.judge_repeats, arguments.max_invalid)
 
 
 def check_judge(arguments: JudgeArguments) -> None:

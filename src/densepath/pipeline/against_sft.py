@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
-from typing import Any
 
-from densepath.config.judge import JudgeArguments
-from densepath.config.mixins import LoadArguments
 from densepath.config.run import RunArguments
-from densepath.data.training_rows import Rows
-from densepath.evals.generation import Decoding, generate
+from densepath.evals.generation import Decoding
 from densepath.io import read_json, write_json_atomic
-from densepath.judging.against import AgainstAnswers, prompt_key
-from densepath.judging.build import make_judge
+from densepath.judging.against import AgainstAnswers, answers_by_prompt
+from densepath.judging.build import CACHE, make_judge_against
 from densepath.methods import SFTRun
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.pipeline.run_folder import RunFolder
@@ -21,7 +16,6 @@ from densepath.progress import StageProgress
 from densepath.records.arm import SPLITS
 from densepath.terminal import Console
 
-CACHE = "judge_cache"
 ANSWERS = "sft_answers.json"
 SEEDS = {"validation": 0, "test": 1}
 """Added to twice the run's seed: every arm draws the same random numbers, and validation others than test."""
@@ -40,16 +34,10 @@ def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -
     with StageProgress(console, title, sum(len(sft.rows(split)) for split in SPLITS), "completion") as progress:
         for split in SPLITS:
             decoding = split_decoding(arguments, split, min(arguments.eval_temperatures))
-            found |= sft_answers(model, tokenizer, sft.rows(split), decoding, progress)
+            found |= answers_by_prompt(model, tokenizer, sft.rows(split), decoding)
+            progress.advance(len(sft.rows(split)))
     write_json_atomic(run / ANSWERS, found)
     run.finish("sft_answers", started)
-
-
-def sft_answers(model: Any, tokenizer: Any, rows: Rows, decoding: Decoding, progress: StageProgress) -> dict[str, str]:
-    """`prompt_key` of each row -> the model's answer; of rows with one prompt, the first one's."""
-    before = progress.done
-    answers = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(before + done))
-    return {prompt_key(rows[each.row]): each.text for each in reversed(answers)}
 
 
 def judge_of_run(sft: SFTRun, arguments: RunArguments) -> AgainstAnswers:
@@ -58,16 +46,4 @@ def judge_of_run(sft: SFTRun, arguments: RunArguments) -> AgainstAnswers:
     Raises:
         ConfigError, ModelError: a judge that cannot be made.
     """
-    return judge_against(arguments, arguments, read_json(sft.path / ANSWERS), sft.path / CACHE)
-
-
-def judge_against(
-    arguments: JudgeArguments, loading: LoadArguments, fixed: dict[str, str], cache: Path
-) -> AgainstAnswers:
-    """The judge that the arguments name, against fixed answers.
-
-    Raises:
-        ConfigError, ModelError: a judge that cannot be made.
-    """
-    judge = make_judge(arguments, loading, cache=cache)
-    return AgainstAnswers(judge, fixed, arguments.judge_both_orders, arguments.judge_repeats, arguments.max_invalid)
+    return make_judge_against(arguments, arguments, read_json(sft.path / ANSWERS), sft.path / CACHE)

@@ -19,11 +19,11 @@ from densepath.errors import ConfigError, DataError
 from densepath.evals.generation import Decoding
 from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
-from densepath.judging.against import AgainstAnswers
+from densepath.judging.against import AgainstAnswers, answers_by_prompt
+from densepath.judging.build import CACHE, make_judge_against
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.kept import KeptModels, kept_models
 from densepath.models.load import load_frozen, load_tokenizer, model_context
-from densepath.pipeline.against_sft import CACHE, judge_against, sft_answers
 from densepath.pipeline.data import check_answers, check_prompts
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
@@ -131,10 +131,9 @@ def _judge(
     console: Console,
 ) -> AgainstAnswers:
     """The judge, against what the SFT model answers greedily."""
-    with StageProgress(console, "diagnose: SFT answers what the judge will see", len(rows), "completion") as progress:
-        model = load_frozen(arguments, models.sft)
-        fixed = sft_answers(model, models.tokenizer, rows, Decoding(0.0, length), progress)
-    return judge_against(asked, arguments, fixed, Path(arguments.output_file).parent / CACHE)
+    say(console, f"SFT answers {len(rows)} prompts, which the judge compares with")
+    fixed = answers_by_prompt(load_frozen(arguments, models.sft), models.tokenizer, rows, Decoding(0.0, length))
+    return make_judge_against(asked, arguments, fixed, Path(arguments.output_file).parent / CACHE)
 
 
 def _chosen(kept: dict[str, str], asked: list[str]) -> dict[str, str]:
