@@ -84,8 +84,8 @@ def make_judge(
         folder = cache if arguments.judge_cache is None else Path(arguments.judge_cache).expanduser()
         return EndpointJudge(template, endpoint_settings(arguments, name), ReplyCache(folder))
     if kind == "local":
-        return _local(name, template_of(arguments, kind, num_answers, benchmark), loading)
-    return _reward_model(name, loading) if kind == "reward" else _dense(name, loading)
+        return _local(name, template_of(arguments, kind, num_answers, benchmark), _frozen(loading))
+    return _reward_model(name, _frozen(loading)) if kind == "reward" else _dense(name, _frozen(loading))
 
 
 def endpoint_settings(arguments: EndpointArguments, model: str) -> EndpointSettings:
@@ -143,34 +143,39 @@ def check_judge(arguments: JudgeArguments) -> None:
             letters_of(template)
 
 
-def _local(name: str, template: Template, loading: LoadArguments) -> Judge:
+def _local(name: str, template: Template, loading: FrozenArguments) -> Judge:
     from densepath.judging.local import LocalJudge
     from densepath.models.load import load_frozen, load_tokenizer
 
     tokenizer = load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
-    return LocalJudge(load_frozen(loading, name), tokenizer, template, f"local:{name}", _token_budget(loading))
+    model = load_frozen(loading, name, loading.device)
+    return LocalJudge(model, tokenizer, template, f"local:{name}", loading.token_budget)
 
 
-def _reward_model(name: str, loading: LoadArguments) -> Judge:
+def _reward_model(name: str, loading: FrozenArguments) -> Judge:
     from densepath.judging.scorers import RewardModelJudge, load_reward_model
 
-    model, tokenizer = load_reward_model(name, dtype=loading.dtype, trust_remote_code=loading.trust_remote_code)
-    return RewardModelJudge(model, tokenizer, f"reward:{name}", _token_budget(loading))
+    places = {"dtype": loading.dtype, "device": loading.device}
+    model, tokenizer = load_reward_model(name, **places, trust_remote_code=loading.trust_remote_code)
+    return RewardModelJudge(model, tokenizer, f"reward:{name}", loading.token_budget)
 
 
-def _dense(name: str, loading: LoadArguments) -> Judge:
+def _dense(name: str, loading: FrozenArguments) -> Judge:
     from densepath.judging.scorers import DenseRewardJudge
     from densepath.rewards.dense import DenseReward
 
     reward = DenseReward.from_pretrained(
         name,
-        device="auto",
+        device=loading.device,
         dtype=loading.dtype,
         trust_remote_code=loading.trust_remote_code,
-        token_budget=_token_budget(loading),
+        token_budget=loading.token_budget,
     )
     return DenseRewardJudge(reward, f"dense:{name}")
 
 
-def _token_budget(loading: LoadArguments) -> int:
-    return loading.token_budget if isinstance(loading, FrozenArguments) else FrozenArguments().token_budget
+def _frozen(loading: LoadArguments) -> FrozenArguments:
+    """How the judge is run: as the arguments say, or the default where they are of models that are trained."""
+    if isinstance(loading, FrozenArguments):
+        return loading
+    return FrozenArguments(trust_remote_code=loading.trust_remote_code, dtype=loading.dtype)

@@ -28,7 +28,7 @@ def split_decoding(arguments: RunArguments, split: str, temperature: float) -> D
 
 def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     """Write what the SFT model answers to all held-out prompts: what the judge compares every arm with."""
-    started, arguments = time.time(), sft.arguments
+    started, arguments = time.monotonic(), sft.arguments
     tokenizer, model = load_tokenizer(str(sft.model)), load_frozen(arguments, sft.model)
     found: dict[str, str] = {}
     with StageProgress(console, title, sum(len(sft.rows(split)) for split in SPLITS), "completion") as progress:

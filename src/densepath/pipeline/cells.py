@@ -127,11 +127,14 @@ def run_cell(job: CellJob, console: Console | None = None, title: str | None = N
             method = get_method(job.method)
             stage = _stage(job, method, out, title or job.arm.label)
             if not run.is_done("train"):
-                started = time.time()
+                started = time.monotonic()
                 run.finish("train", started, method.train(stage) if stage and method.train else None)
             # Where no reference helps, the SFT model stands for what it would have been.
             policy = Policy(str(evaluation.sft.model)) if stage is None else method.policy(stage)
-            ask(policy, job.arm, evaluation, job.folder, job.splits, out)
+            asked = time.monotonic()
+            if not run.is_done("eval") or evaluation.missing(job.folder, job.splits):
+                ask(policy, job.arm, evaluation, job.folder, job.splits, out)
+                run.finish("eval", asked)
     finally:
         run.close()
 

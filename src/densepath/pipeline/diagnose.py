@@ -94,7 +94,9 @@ def _models(arguments: DiagnoseArguments, kept: KeptModels, console: Console) ->
         check_same_tokenizer(tokenizer, load_tokenizer(path, trust_remote_code=trust), special_tokens=False)
         if not weights_differ(kept.sft, path):
             warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
-    return SFTModels(kept.sft, references, tokenizer, dtype=arguments.dtype, device="auto", trust_remote_code=trust)
+    return SFTModels(
+        kept.sft, references, tokenizer, dtype=arguments.dtype, device=arguments.device, trust_remote_code=trust
+    )
 
 
 def _evidence(

@@ -18,7 +18,7 @@ from densepath.data.encode import encode_pairs
 from densepath.data.training_rows import Rows
 from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.verifiers import AnswerJudge, Verifier, get_verifier
-from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.io import write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer
@@ -28,7 +28,7 @@ from densepath.pipeline.against_sft import SEEDS, judge_of_run, split_decoding
 from densepath.pipeline.selection import chosen
 from densepath.progress import StageProgress
 from densepath.records.arm import Arm, ArmResult
-from densepath.records.codec import from_json, to_json
+from densepath.records.codec import read_record, to_json
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies, view_on_base
@@ -88,7 +88,7 @@ class Evaluation:
             (split, temperature)
             for split in splits
             for temperature in self.arguments.eval_temperatures
-            if not self.path(folder, split, temperature).exists()
+            if not all(self.path(folder, split, temperature).with_suffix(end).exists() for end in (".json", ".jsonl"))
         ]
 
     def results(self, folder: Path, arm: Arm) -> Iterator[ArmResult]:
@@ -104,9 +104,9 @@ def read_result(path: Path) -> ArmResult:
     """The figures that `evaluate` wrote.
 
     Raises:
-        DataError: the file holds no such record.
+        DamagedFileError: the file holds no such record.
     """
-    return from_json(ArmResult, read_json(path))
+    return read_record(ArmResult, path)
 
 
 def evaluate(

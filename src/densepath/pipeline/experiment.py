@@ -83,7 +83,7 @@ def run_experiment(
         f"settings: {len(settings)}, seeds: {len(arguments.seeds)}, cells: {sum(1 for _ in grid.cells())}; "
         f"at once: {num_workers}, threads of each: {threads}",
     )
-    started = time.time()
+    started = time.monotonic()
     ended: dict[Hashable, Finished] = {}
     keys = [*training, *(("test of a tuned method", index) for index in range(tuned))]
     with StageProgress(console, "experiment", len(keys), "task") as progress:
@@ -110,7 +110,7 @@ def run_experiment(
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
         "commit": _commit(),
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(time.monotonic() - started, 1),
         "versions": environment(),
     }
     results = grid_results(grid, info)

@@ -20,7 +20,7 @@ from densepath.config.run import RunArguments
 from densepath.data.encode import encode_pairs
 from densepath.data.rows import Row, prompt_of
 from densepath.errors import DataError
-from densepath.io import read_json, write_json_atomic
+from densepath.io import remembered, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
@@ -37,7 +37,7 @@ from densepath.records.choice import (
     Findings,
     ReferenceChoice,
 )
-from densepath.records.codec import from_json, to_json
+from densepath.records.codec import read_record, to_json
 from densepath.terminal import Console, warn
 
 
@@ -53,7 +53,7 @@ def candidate_betas(arguments: RunArguments) -> list[float]:
 
 def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     """Write `selection.json`: the candidates, what was found, and what was chosen and why."""
-    started, arguments = time.time(), sft.arguments
+    started, arguments = time.monotonic(), sft.arguments
     references, betas = candidate_references(sft), candidate_betas(arguments)
     warnings = tuple(
         f"reference {name} has the same weights as the SFT model: the reward is zero everywhere"
@@ -78,7 +78,7 @@ def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> 
 
 def read_choice(path: Path) -> ReferenceChoice:
     """What the choice in the folder of an SFT run came to."""
-    return from_json(ReferenceChoice, read_json(path / "selection.json"))
+    return read_record(ReferenceChoice, path / "selection.json")
 
 
 def chosen(path: Path) -> ChosenReference | None:
@@ -112,7 +112,7 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
             Evidence(rows, checks, source=str(sft.path / "data/validation.jsonl")),
             plan,
             on_progress=lambda done, total: progress.update(done, total),
-            keep=lambda name, compute: run.cached(f"selection/{name}.json", compute),
+            keep=lambda name, compute: remembered(run / f"selection/{name}.json", compute),
         )
 
 
