@@ -39,6 +39,10 @@ class ResumeError(UsageError):
     """A run folder that belongs to another configuration."""
 
 
+class DamagedFileError(DensepathError, ValueError):
+    """A file that densepath wrote, and that no longer holds what it wrote."""
+
+
 class NumericalError(DensepathError, ArithmeticError):
     """NaN or infinity where a finite number is needed, with its location.
 

@@ -82,7 +82,7 @@ def test_score_rank_and_view_open_the_answers(models, answer, write_jsonl, tmp_p
     logprobs = [reward for row in rows for reward in row["sampled"][0]["rewards"]]
     assert all(value <= 0 for value in logprobs)
     page = tmp_path / "answers.html"
-    assert main(["view", source, "--html", str(page)]) == 0
+    assert main(["view", source, "--html_file", str(page)]) == 0
     assert page.read_text().count('<article class="dp-row"') == 15
 
 

@@ -78,7 +78,10 @@ def test_a_program_judges_answers_and_the_figures_are_those_by_hand(judge, capsy
     page = (folder / "report.html").read_text()
     assert "right beats wrong" in page
     assert "a long answer" in page
+    (folder / "report.html").unlink()
     out = " ".join(capsys.readouterr().out.split())
+    assert main(["report", str(folder)]) == 0
+    assert (folder / "report.html").read_text() == page
     assert "right 1.000 [" in out
     assert "verifier:exact_match: 48 of 48 games to judge; no call of an endpoint" in out
 
@@ -235,6 +238,7 @@ def test_a_judge_that_keeps_failing_ends_with_1_and_keeps_what_was_paid_for(judg
         (["--judge", "verifier:exact_match", "--models", "RIGHT", "RIGHT"], "are both called right"),
         (["--judge", "verifier:exact_match", "--baseline"], "has no baseline of its own"),
         (["--judge", "verifier:exact_match", "--benchmark", "mt_bench:QUESTIONS"], "1 turns where mt_bench has 2"),
+        (["--judge", "verifier:exact_match", "--model_name_or_path", "sft"], "needs ref_model_name_or_path"),
         (["--judge", "verifier:exact_match", "--gamed_file", "nowhere.csv"], "nowhere.csv: no such file"),
         (["--judge", "local:nowhere", "--dry_run", "--max_samples", "0"], "max_samples=0 must be at least 1"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 
@@ -47,6 +48,20 @@ def test_help_names_every_command_and_argument(capsys):
     for words in ("--model_name_or_path", "--reference", "(default: auto)", "(default: 0.0 0.25 0.5 0.75)"):
         assert words in out
     assert "any sft_* key goes to TRL's SFTConfig" in out
+
+
+def test_help_groups_the_commands_by_what_a_reader_wants(capsys):
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    titles = [line.rstrip(":") for line in out.splitlines() if re.fullmatch(r"[a-z]+:", line)]
+    assert titles == ["train", "decide", "measure", "data", "look", "machine", "background"]
+    assert all(len(line) <= 100 for line in out.splitlines())
+
+
+def test_hyphens_are_as_good_as_underscores(capsys):
+    for words in (["reward-eval", "--max-samples", "0"], ["reward_eval", "--max_samples=0"]):
+        assert main([*words, "--model-name-or-path=my-model", "--dense-reward", "logprob", "--dataset-name", "x"]) == 2
+        assert "max_samples=0 must be at least 1" in capsys.readouterr().err
 
 
 def test_version_and_unknown_commands(capsys):

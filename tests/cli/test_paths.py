@@ -35,7 +35,7 @@ COMMANDS = [
     ),
     *(ServeArguments, AuditArguments, RankArguments, RewardEvalArguments, ViewArguments),
 ]
-PATHS = ("_dir", "_file", "_path", "dataset_name", "html", "rl_prompts", "accelerate_config")
+PATHS = ("_dir", "_file", "_path", "dataset_name", "rl_prompts", "accelerate_config")
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def path_fields(kind: typing.Any) -> list[str]:
     hints = typing.get_type_hints(kind)
     if kind is ViewArguments:
-        return ["html", "scores_file"]
+        return ["html_file", "scores_file"]
     text = [f.name for f in dataclasses.fields(kind) if str in (hints[f.name], *typing.get_args(hints[f.name]))]
     return [name for name in text if name.endswith(PATHS)]
 
 
 @pytest.mark.parametrize("kind", COMMANDS, ids=lambda kind: kind.__name__)
 def test_the_home_folder_is_meant_in_every_path(kind: typing.Any, home: Path) -> None:
-    ends = dict.fromkeys(path_fields(kind), "") | {"output_file": ".jsonl", "html_file": ".html", "html": ".html"}
+    ends = dict.fromkeys(path_fields(kind), "") | {"output_file": ".jsonl", "html_file": ".html"}
     ends = {name: end for name, end in ends.items() if name in path_fields(kind)}
     separate = [word for name, end in ends.items() for word in (f"--{name}", f"~/a b/x{end}")]
     joined = [f"--{name}=~/a b/x{end}" for name, end in ends.items()]

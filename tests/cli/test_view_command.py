@@ -25,7 +25,7 @@ def here(tmp_path, monkeypatch, write_jsonl):
 
 
 def test_a_scored_file_becomes_a_page_with_its_twin(here, capsys):
-    words = ["view", "scores.jsonl", "--html", "page.html", "--sort", "lowest", "--max_samples", "2"]
+    words = ["view", "scores.jsonl", "--html_file", "page.html", "--sort", "lowest", "--max_samples", "2"]
     assert main([*words, "--compare", "right", "2"]) == 0
     assert capsys.readouterr().out.split() == [str(here / "page.html"), str(here / "page.json")]
     twin = json.loads((here / "page.json").read_text())
@@ -39,7 +39,7 @@ def test_a_scored_file_becomes_a_page_with_its_twin(here, capsys):
 
 def test_a_scored_file_is_written_without_torch(here):
     code = (
-        "import sys; from densepath.cli.main import main; main(['view', 'scores.jsonl', '--html', 'page.html']); "
+        "import sys; from densepath.cli.main import main; main(['view', 'scores.jsonl', '--html_file', 'page.html']); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, stdout=subprocess.DEVNULL).returncode == 0
@@ -48,13 +48,20 @@ def test_a_scored_file_is_written_without_torch(here):
 def test_what_score_wrote_can_be_viewed(models, here):
     common = ["--model_name_or_path", models["sft"], "--ref_model_name_or_path", models["ref"]]
     assert main(["score", *common, "--dataset_name", "rows.jsonl", "--output_file", "mine.jsonl"]) == 0
-    assert main(["view", "mine.jsonl", "--html", "mine.html"]) == 0
+    assert main(["view", "mine.jsonl", "--html_file", "mine.html"]) == 0
     (row,) = json.loads((here / "mine.json").read_text())["rows"]
     assert row["turns"][0]["tokens"] == ["b", "<|im_end|>"]
 
 
 def test_answers_given_on_the_command_line_are_aligned(models, here):
-    words = ["--model_name_or_path", models["sft"], "--ref_model_name_or_path", models["ref"], "--html", "ab.html"]
+    words = [
+        "--model_name_or_path",
+        models["sft"],
+        "--ref_model_name_or_path",
+        models["ref"],
+        "--html_file",
+        "ab.html",
+    ]
     assert main(["view", *words, "--prompt", "Say:", "--completion", "3, 4", "--other_completion", "3, 5"]) == 0
     twin = json.loads((here / "ab.json").read_text())
     assert "replace" in [edit["tag"] for edit in twin["comparison"]["edits"]]
@@ -83,23 +90,23 @@ def test_the_server_starts_answers_and_stops(here):
         ("view nowhere.jsonl", "nowhere.jsonl: no such file; give one that densepath score wrote"),
         ("view rows.jsonl", 'rows.jsonl, row 1: not a scored row, it has no "turns"; see densepath score'),
         ("view scores.jsonl --sort size", "sort='size' does not exist; choose one of: row, reward"),
-        ("view scores.jsonl --html a.json", "html=a.json: the page's JSON twin takes that name; end it in .html"),
-        ("view scores.jsonl --html a.html --compare 1", "compare takes two rows, by number or id, not 1"),
-        ("view scores.jsonl --html a.html --compare 1 9", "scores.jsonl: no row '9'; give a number from 1 to 3"),
-        ("view scores.jsonl --compare 1 2", "compare is for the page that html writes; add --html FILE"),
-        ("view scores.jsonl --max_samples 9", "max_samples is for the page that html writes"),
-        ("view scores.jsonl --prompt a --completion b", "prompt is for the page that html writes"),
-        ("view scores.jsonl --html a.html --prompt a --completion b", "prompt and completion need model_name_or_path"),
-        ("view scores.jsonl --html a.html --model_name_or_path SFT --dense_reward logprob", "html takes a scored"),
+        ("view scores.jsonl --html_file a.json", "html_file=a.json: the page's JSON twin takes that name"),
+        ("view scores.jsonl --html_file a.html --compare 1", "compare takes two rows, by number or id, not 1"),
+        ("view scores.jsonl --html_file a.html --compare 1 9", "scores.jsonl: no row '9'; give a number from 1 to 3"),
+        ("view scores.jsonl --compare 1 2", "compare is for the page that html_file writes; add --html_file FILE"),
+        ("view scores.jsonl --max_samples 9", "max_samples is for the page that html_file writes"),
+        ("view scores.jsonl --prompt a --completion b", "prompt is for the page that html_file writes"),
+        ("view scores.jsonl --html_file a.html --prompt a --completion b", "prompt and completion need"),
+        ("view scores.jsonl --html_file a.html --model_name_or_path SFT --dense_reward logprob", "html_file takes a"),
         (
-            "view --model_name_or_path SFT,SFT --dense_reward logprob --html a.html --prompt a --completion b",
-            "html scores with one pair of models; model_name_or_path names 2",
+            "view --model_name_or_path SFT,SFT --dense_reward logprob --html_file a.html --prompt a --completion b",
+            "html_file scores with one pair of models; model_name_or_path names 2",
         ),
-        ("view scores.jsonl --html a.html --prompt x", "prompt and completion are given together"),
+        ("view scores.jsonl --html_file a.html --prompt x", "prompt and completion are given together"),
         ("view --model_name_or_path SFT", "dense_reward=baseline_relative needs ref_model_name_or_path"),
         ("view --ref_model_name_or_path SFT", "nothing to view"),
         ("view scores.jsonl --ref_model_name_or_path SFT", "ref_model_name_or_path needs model_name_or_path"),
-        ("view --model_name_or_path SFT --dense_reward logprob --html a.html", "html needs a scored file, or prompt"),
+        ("view --model_name_or_path SFT --dense_reward logprob --html_file a.html", "html_file needs a scored file"),
         ("view --model_name_or_path ./nomodel --dense_reward logprob --port 0", "./nomodel"),
         ("view --model_name_or_path SFT --ref_model_name_or_path FOREIGN --port 0", "differ"),
         ("view scores.jsonl --port TAKEN", "cannot listen on 127.0.0.1, port TAKEN: Address already in use; choose"),

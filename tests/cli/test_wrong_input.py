@@ -288,7 +288,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("run --config nowhere.yaml", "--config nowhere.yaml: no such file"),
         ("run recipe.yaml", "unexpected word 'recipe.yaml' (see densepath run --help)"),
         ("report", "the following arguments are required: run_dir (see densepath report --help)"),
-        ("report nowhere", "nowhere: no such run folder; give the output_dir of densepath run or experiment"),
+        ("report nowhere", "nowhere: no such run folder; give the output_dir of run, experiment or judge"),
         ("report nowhere --fast", "unrecognized arguments: --fast"),
         ("theory --seed x", "argument --seed: invalid int value: 'x' (see densepath theory --help)"),
         ("env --fast", "unexpected argument '--fast'"),

@@ -211,8 +211,9 @@ def test_answers_to_more_questions_are_passed_over():
         ("mt_bench", [{**MT_BENCH[1], "reference": ["a", "b", "c"]}], "row 1: the reference is"),
         ("mt_bench", [{**MT_BENCH[1], "turns": ["a", 5]}], 'row 1: "turns" is'),
         ("arena_hard", [{"uid": "a"}], "row 1: no format of TRL's"),
+        ("mt_bench", [MT_BENCH[0], {"turns": ["a", "b"]}], "row 2: no id, by which answers to mt_bench are found"),
     ],
-    ids=["other", "two_turned", "twice", "empty", "references", "types", "no_prompt"],
+    ids=["other", "two_turned", "twice", "empty", "references", "types", "no_prompt", "no_id"],
 )
 def test_questions_that_do_not_fit(tmp_path, name, rows, said):
     with pytest.raises(DataError, match=said):

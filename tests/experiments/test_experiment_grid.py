@@ -14,8 +14,7 @@ from densepath.config.experiment import ExperimentArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.errors import DensepathError
 from densepath.pipeline.experiment import run_experiment
-from densepath.records.codec import from_json
-from densepath.records.outcome import Outcome
+from densepath.pipeline.run_folder import RunFolder
 
 SMALL = {
     "verifier": "exact_match",
@@ -68,7 +67,7 @@ def finished(tmp_path_factory):
 
 
 def read_outcome(path):
-    return from_json(Outcome, json.loads(path.read_text()))
+    return RunFolder(path.parents[1], read_only=True).outcome(path.stem)
 
 
 def cells(folder, seed=0):

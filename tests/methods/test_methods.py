@@ -28,7 +28,7 @@ from densepath.records.outcome import Outcome
 
 
 def pairs_of(folder) -> list[dict]:
-    return [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    return json.loads((folder / "pairs.json").read_text())["value"]
 
 
 def test_spin_costs_what_it_says_and_is_done_once(source, tmp_path):

@@ -19,7 +19,7 @@ from densepath.models.scoring import score_completions
 
 def said(path):
     """(prompt ids, completion ids) of the samples that a method kept on disk."""
-    return [(row["prompt_ids"], row["completion_ids"]) for row in read_json(path / "samples.json")]
+    return [(row["prompt_ids"], row["completion_ids"]) for row in read_json(path / "samples.json")["value"]]
 
 
 def test_filtered_sft_trains_on_the_answers_whose_log_ratio_is_not_negative(source, tmp_path, monkeypatch):
@@ -66,7 +66,7 @@ def test_rejection_sampling_trains_on_accepted_answers_of_validation_prompts(sou
     changes = {"samples_per_prompt": 5, "verifier": "tests.methods.test_own_samples:starts_high"}
     stage = stage_of(source, tmp_path / "some", method="rejection_sampling", **changes)
     outcome = rejection_sampling.train(stage)
-    samples = read_json(tmp_path / "some/samples.json")
+    samples = read_json(tmp_path / "some/samples.json")["value"]
     assert [row["row"] for row in samples] == [0] * 5 + [1] * 5 + [2] * 5
     right = sum(starts_high(row["text"], {}) for row in samples)
     assert read_json(tmp_path / "some/kept.json") == {"samples": 15, "kept": right}

@@ -131,7 +131,7 @@ def test_it_costs_what_it_says(purified, source):
         name: [encode_pairs(row, TOKENIZER)[0] for row in rows] for name, rows in (("train", ROWS), ("v", HELD_OUT))
     }
     train, held_out = (sum(len(p.prompt_ids) + len(p.completion_ids) for p in part) for part in pairs.values())
-    samples = sum(len(prompt) + len(answer) for prompt, answer in read_json(folder / "samples.json")["pairs"])
+    samples = sum(len(prompt) + len(answer) for prompt, answer in read_json(folder / "samples.json")["value"]["pairs"])
     trained = {
         path.parent: [row for row in read_jsonl(path) if row.get("num_tokens")][-1]["num_tokens"]
         for path in folder.rglob("metrics.jsonl")
@@ -297,7 +297,7 @@ def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_p
     record = record_of(tmp_path)
     assert "found every answer wrong" in record.reason
     assert "Without a verdict of the verifier: " in record.reason
-    found = read_json(tmp_path / "validation/sft.json")
+    found = read_json(tmp_path / "validation/sft.json")["value"]
     assert found["values"] == [0.0] * len(HELD_OUT)
 
 
@@ -306,7 +306,7 @@ def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_p
 
 def test_without_rounds_demonstrations_are_drawn_by_their_own_reward(source, tmp_path):
     outcome = purified_sft.train(stage_of(source, tmp_path, purify_rounds=0))
-    scores = read_json(tmp_path / "scores.json")
+    scores = read_json(tmp_path / "scores.json")["value"]
     ratios = torch.tensor(scores["sft"]) - torch.tensor(scores["base"])
     kept = read_jsonl(tmp_path / "kept.jsonl")
     expected = [row for row, ratio in zip(ROWS, ratios, strict=True) if ratio > ratios.median()]

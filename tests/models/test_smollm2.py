@@ -121,7 +121,7 @@ def test_a_failed_conversion_leaves_nothing(cache, fake_conversion):
         smollm2.model_folder()
     assert not [path for path in cache.iterdir() if path.name != f".{smollm2.NAME}.lock"]
     fake_conversion.error = None
-    (cache / f".{smollm2.NAME}.dead.tmp").mkdir()  # of a killed process
+    (cache / f".{smollm2.NAME}.tmp").mkdir()  # of a killed process
     smollm2.model_folder()
     assert sorted(path.name for path in cache.iterdir()) == [f".{smollm2.NAME}.lock", smollm2.NAME]
 

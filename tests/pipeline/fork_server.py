@@ -22,6 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.power import record
+
 CLONE_NEWNS, CLONE_NEWUSER, MS_REMOUNT = 0x00020000, 0x10000000, 32
 IMPORTED = (
     "densepath.pipeline.run",
@@ -65,6 +67,8 @@ def _child(request: dict[str, Any]) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if request.get("fsize"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"], request["fsize"]))
+        if request.get("power"):
+            record(*map(Path, request["power"]))
         if request.get("hook"):
             install(**request["hook"])
         from densepath.cli.main import main

@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from densepath.io import read_json, read_jsonl
+from densepath.pipeline.run_folder import RunFolder
 from densepath.records.codec import from_json
 from densepath.records.completion import ScoredCompletion
-from densepath.records.outcome import Outcome
 
 ARMS = {"base": "before SFT", "sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
 
@@ -158,7 +158,7 @@ def test_the_control_had_the_compute_of_dpr(run):
     """Continued SFT takes as many steps as DPR's FLOPs pay for, at what a step of SFT took on average."""
     parameters = sum(tensor.numel() for tensor in AutoModelForCausalLM.from_pretrained(run / "sft/model").parameters())
     stages = (run / "stages/sft.json", run / "dpr/stages/train.json", run / "continued_sft/stages/train.json")
-    sft, dpr, control = (from_json(Outcome, read_json(path)) for path in stages)
+    sft, dpr, control = (RunFolder(path.parents[1], read_only=True).outcome(path.stem) for path in stages)
     tokens = [json.loads(line)["num_tokens"] for line in (run / "sft/metrics.jsonl").read_text().splitlines()[:-1]]
     assert sft.budget.tokens == tokens[-1]
     assert sft.budget.flops == 6 * parameters * tokens[-1]

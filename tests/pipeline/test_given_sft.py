@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
@@ -10,8 +11,7 @@ from tests.pipeline.runs import run_argv
 
 from densepath.cli.main import main
 from densepath.io import read_json
-from densepath.records.codec import from_json
-from densepath.records.outcome import Outcome
+from densepath.pipeline.run_folder import RunFolder
 
 QUICK = {"dpr_max_steps": 1, "eval_temperatures": [0], "dpr_eval_strategy": "no", "sft_max_steps": 1}
 
@@ -40,7 +40,7 @@ def test_dpr_starts_from_the_given_model_and_the_control_has_its_compute(tmp_pat
     ours, theirs = (load_file(path / "model.safetensors") for path in (folder / "dpr/model", model))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
     one, dpr, control = (
-        from_json(Outcome, read_json(folder / path))
+        RunFolder((folder / path).parents[1], read_only=True).outcome(Path(path).stem)
         for path in ("stages/sft.json", "dpr/stages/train.json", "continued_sft/stages/train.json")
     )
     assert one.steps == 1

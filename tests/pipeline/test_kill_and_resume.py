@@ -1,10 +1,11 @@
-"""kill -9 in the middle of every stage, and the same command again: the run ends as if nothing had happened."""
+"""kill -9 in the middle of every stage, with the power cut, and the same command again: as if nothing had happened."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from tests.pipeline.runs import assert_same_run, checkpoint_steps, leftovers, run_argv, steps, weights
+from tests.power import cut
 
 STEP = "transformers.trainer:Trainer.training_step"
 OPTIMIZER = "transformers.trainer:Trainer._save_optimizer_and_scheduler"
@@ -12,7 +13,7 @@ MARKER = "densepath.trainers.callbacks:CompleteCheckpointCallback.on_save"
 LOG = "densepath.trainers.callbacks:MetricsCallback.on_log"
 SAVE = "densepath.trainers.sft:save_model"
 FINISH = "densepath.pipeline.run_folder:RunFolder.finish"
-TIDY = "densepath.pipeline.run_folder:shutil.rmtree"
+TIDY = "densepath.pipeline.run_folder:remove"
 
 # What is cut short, where the process is killed, and the checkpoints that are there then, in the order of a run. The
 # folder is the same all along, so every kill but the first hits a process that was itself resumed.
@@ -29,7 +30,7 @@ FULL = [
     ("SFT, steps that were logged and not saved", {"target": LOG, "call": 2, "when": "after"}, {"sft": [4]}),
     ("SFT, the final model without its name", {"target": SAVE, "call": 2, "when": "after"}, {"sft": [6, 8]}),
     ("SFT, before it is called done", {"target": FINISH}, {"sft": [6, 8]}),
-    ("SFT, removal of its checkpoints", {"target": TIDY, "call": 3, "when": "after"}, {"sft": [8]}),
+    ("SFT, removal of its checkpoints", {"target": TIDY, "when": "after"}, {"sft": [8]}),
     ("selection, the first preview", {"target": "densepath.choice.measure:generate", "call": 4}, {}),
     ("selection, before it is called done", {"target": FINISH}, {}),
     ("SFT, its evaluation, second part", {"target": "densepath.pipeline.evaluation:generate", "call": 6}, {}),
@@ -71,11 +72,13 @@ def test_killed_in_every_stage_equals_uninterrupted(tmp_path, tiny_model, forks,
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert forks.run(run_argv(tiny_model, whole, **changes)) == 0, forks.stderr
     assert leftovers(whole) == []
-    argv = run_argv(tiny_model, killed, **changes)
+    argv, power = run_argv(tiny_model, killed, **changes), [tmp_path / "journal", tmp_path / "shadow"]
     for what, hook, checkpoints in kills:
-        assert forks.run(argv, hook=hook) == -9, f"{what}: not reached\n{forks.stdout}\n{forks.stderr}"
+        code = forks.run(argv, hook=hook, power=[str(each) for each in power])
+        assert code == -9, f"{what}: not reached\n{forks.stdout}\n{forks.stderr}"
         there = {stage: checkpoint_steps(killed / stage) for stage in ("sft", "dpr", "continued_sft")}
         assert {stage: found for stage, found in there.items() if found} == checkpoints, what
+        cut(killed, *power)
     assert forks.run(argv) == 0, forks.stderr
     assert_same_run(killed, whole)
     assert leftovers(killed) == []
@@ -102,7 +105,7 @@ def test_the_stages_on_their_own_go_on_as_well(tmp_path, tiny_model, forks):
         ({"target": STEP, "call": 4}, [2]),
         ({"target": OPTIMIZER}, [2, 4]),
         ({"target": SAVE, "when": "after"}, [4, 5]),
-        ({"target": TIDY, "call": 3}, [4, 5]),  # the model has its name, and its checkpoints are not removed yet
+        ({"target": TIDY}, [4, 5]),  # the model has its name, and its checkpoints are not removed yet
     ]
     for name, command in (("sft", sft), ("dpr", lambda folder: dpr(folder, start))):
         whole, killed = tmp_path / f"{name}-whole", tmp_path / f"{name}-killed"

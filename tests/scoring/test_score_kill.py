@@ -15,7 +15,7 @@ MARKER = "densepath.scoring.parts:write_json_atomic"
 SCORE = "densepath.rewards.dense:DenseReward.score_ids"
 JOIN = "densepath.scoring.parts:join_parts"
 RENAME = "densepath.io:os.replace"
-REMOVE = "densepath.scoring.parts:shutil.rmtree"
+REMOVE = "densepath.scoring.parts:remove"
 
 # 6 windows of 4 rows, the second with a rejected row, so each write is: rejected (window 1 alone), rows, marker.
 KILLS = [
@@ -30,7 +30,7 @@ KILLS = [
     ("the joined file without its name", {"target": JOIN, "when": "after"}, 6),
     ("the rejected rows alone", {"target": RENAME, "call": 2}, 6),
     ("the joined file without its manifest", {"target": MARKER}, 6),
-    ("the parts not yet removed", {"target": REMOVE}, 6),
+    ("the parts not yet removed", {"target": REMOVE, "call": 2}, 6),
 ]
 
 

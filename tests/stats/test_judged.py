@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -46,6 +47,13 @@ def test_win_rates_of_every_table():
     assert found.win_rates[0].length.mean == -20  # b writes 20 characters more
     assert found.comparisons[0].difference.mean == pytest.approx(PREFERENCES[0].mean() - PREFERENCES[1].mean())
     assert (found.alpaca_eval, found.arena_hard, found.mt_bench, found.notes) == ((), (), (), ())
+
+
+def test_a_category_of_few_prompts_has_no_rate():
+    rare = [replace(each, category="rare") if each.row <= 4 else each for each in QUESTIONS]
+    found = judged(JudgedInputs("bench", "win_rate", "judge", rare, ANSWERS, GAMES))
+    assert set(found.win_rates[0].categories) == {"math", "code"}
+    assert sum(each.n for each in found.win_rates[0].categories.values()) == 16
 
 
 def test_alpaca_eval_without_and_with_the_gamed_rows():

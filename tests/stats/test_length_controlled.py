@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import builtins
 import math
+import os
 
 import numpy as np
 import pytest
-from benchmarks.length_controlled import gamed_rows, made_up_models
+from benchmarks.length_controlled import gamed_rows, made_up_models, read_judgements
 
 from densepath.data.gamed import is_published, read_gamed
 from densepath.errors import DataError, MissingFileError, UsageError
 from densepath.records.estimates import Interval
 from densepath.stats import length_controlled as module
 from densepath.stats.length_controlled import Gamed, length_controlled
+from densepath.stats.win_rate import alpaca_eval
 
 THEIRS = {
     "weak": (10.895174976584753, 0.3762393693944376, 10.799200530999016),
@@ -53,6 +55,17 @@ def test_as_alpaca_eval_has_it(cases, name, monkeypatch):
     assert (exact.name, adjusted.name) == ("length_controlled", "length_adjusted")
     assert exact.rate.low < exact.rate.mean < exact.rate.high
     assert exact.rate.n == np.isfinite(preferences).sum()
+
+
+@pytest.mark.skipif("ALPACA_EVAL_JUDGEMENTS" not in os.environ, reason="no file of published judgements is named")
+def test_published_judgements_give_the_published_figures():
+    models = read_judgements(os.environ["ALPACA_EVAL_JUDGEMENTS"])
+    for model in models:
+        found, published = alpaca_eval(model["model"], ours(model)[0]), model["leaderboard"]
+        figures = (found.win_rate, found.standard_error, found.discrete_win_rate)
+        expected = [published[name] / 100 for name in ("win_rate", "standard_error", "discrete_win_rate")]
+        assert figures == pytest.approx(expected, abs=1e-8), model["model"]
+        assert found.n == published["n_total"]
 
 
 def planted(seed, prompts=400, strength=0.0):

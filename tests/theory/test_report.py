@@ -99,7 +99,9 @@ def test_json_on_stdout_is_pure(capsys, monkeypatch):
 
 def test_files_are_written_and_repeat(tmp_path, capsys):
     for name in "ab":
-        assert run([*FEW, "--json", str(tmp_path / f"{name}.json"), "--html", str(tmp_path / f"{name}.html")]) == 0
+        assert (
+            run([*FEW, "--json", str(tmp_path / f"{name}.json"), "--html_file", str(tmp_path / f"{name}.html")]) == 0
+        )
         assert "statements hold" in capsys.readouterr().out
     for suffix in ("json", "html"):
         first, second = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")

@@ -60,10 +60,8 @@ def parse(
     for name, f in fields.items():
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        text = f.metadata.get("help", "").replace("%", "%%")
+        text = _help(f.metadata.get("help", ""), f.metadata.get("choices", ())).replace("%", "%%")
         told = "required" if f.metadata["required"] else f"default: {shown}"
-        if f.metadata["choices"] and not all(choice in text for choice in f.metadata["choices"]):
-            told = f"{', '.join(f.metadata['choices'])}; {told}"
         nargs: str | None = "*" if isinstance(default, list) else "?" if isinstance(default, bool) else None
         extra: dict[str, Any] = {"const": "true"} if isinstance(default, bool) else {}
         parser.add_argument(
@@ -98,6 +96,12 @@ def parse(
             hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help"
             raise ConfigError(f"{sources[key]}: unknown key {key!r}{hint}")
     return kind(**own), others
+
+
+def _help(text: str, choices: Sequence[str]) -> str:
+    """An argument's help with the words that it takes, unless it names them all."""
+    named = all(choice in text for choice in choices)
+    return text if named else f"{text} One of: {', '.join(choices)}."
 
 
 def _value_of(word: str, key: str) -> Any:

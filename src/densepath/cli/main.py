@@ -14,39 +14,59 @@ from densepath.cli.commands import ROWS
 from densepath.errors import DensepathError
 from densepath.io import UNWRITABLE
 
-COMMANDS = {
-    "run": "The whole job: SFT, references, dense reward, DPR, held-out evaluation, report.",
-    "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
-    "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
-    "purify": "Sort the demonstrations with the dense reward, and train on the better part again.",
-    "experiment": "Methods x seeds x settings from one recipe: does it get better, against every control?",
-    "score": "Grade every token of given completions with the dense reward.",
-    "rank": "Best of n: completions of a prompt by falling reward.",
-    "audit": "Demonstrations that the trained model finds least like expert behaviour.",
-    "diagnose": "Will DPR help on this SFT run? A preview without training, and a recommendation.",
-    "judge-eval": "Is the judge any good? Labels against it, and what it goes by instead.",
-    "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
-    "generate": "Answers of a model to prompts or a benchmark, to score, rank, judge or hand on.",
-    "judge": "Whose answers are better? A benchmark or any prompts, any judge, with intervals and a page.",
-    "eval": "Sample held-out completions and check them with a program.",
-    "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
-    "view": "Look at scored completions, or score texts that are typed in: a local web page.",
-    "report": "Make the HTML page of a run, or of an experiment, again.",
-    "plan": "What memory a recipe needs, without weights, and whether it fits.",
-    "theory": "Verify the statements behind the method numerically.",
-    "env": "Versions and devices, for bug reports.",
+GROUPS = {
+    "train": {
+        "run": "The whole job: SFT, references, dense reward, DPR, held-out evaluation, report.",
+        "sft": "Supervised fine-tuning that keeps reference checkpoints on the way.",
+        "dpr": "Dense-Path REINFORCE from an SFT model and a reference.",
+        "purify": "Sort the demonstrations with the dense reward, and train on the better part again.",
+    },
+    "decide": {
+        "diagnose": "Will DPR help on this SFT run? A preview without training, and a recommendation.",
+        "experiment": "Methods x seeds x settings from one recipe: better than every control?",
+    },
+    "measure": {
+        "generate": "Answers of a model to prompts or a benchmark, to score, rank, judge or hand on.",
+        "judge": "Whose answers are better? Any prompts, any judge, with intervals and a page.",
+        "eval": "Sample held-out completions and check them with a program.",
+        "judge-eval": "Is the judge any good? Labels against it, and what it goes by instead.",
+        "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",
+    },
+    "data": {
+        "score": "Grade every token of given completions with the dense reward.",
+        "audit": "Demonstrations that the trained model finds least like expert behaviour.",
+        "rank": "Best of n: completions of a prompt by falling reward.",
+    },
+    "look": {
+        "view": "Look at scored completions, or score texts that are typed in: a local web page.",
+        "serve": "The dense reward over HTTP, with limits, metrics and an OpenAPI page.",
+        "report": "Make the HTML page of a run, an experiment or judged models again.",
+    },
+    "machine": {
+        "plan": "What memory a recipe needs, without weights, and whether it fits.",
+        "env": "Versions and devices, for bug reports.",
+    },
+    "background": {
+        "theory": "Verify the statements behind the method numerically.",
+    },
 }
+"""What a reader wants to do -> the commands for it."""
+COMMANDS = {name: text for commands in GROUPS.values() for name, text in commands.items()}
 
 
 def usage() -> str:
     """What `densepath --help` prints."""
-    lines = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
+    groups = []
+    for title, commands in GROUPS.items():
+        lines = "".join(f"\n  {name:<12} {text}" for name, text in commands.items())
+        groups.append(f"{title}:{lines}")
+    shown = "\n\n".join(groups)
     return (
         "usage: densepath COMMAND [--config recipe.yaml] [--key value ...]\n\n"
         "The dense reward hidden in supervised fine-tuning, and Dense-Path REINFORCE on it.\n\n"
-        f"commands:\n{lines}\n\n"
-        "densepath COMMAND --help lists a command's arguments. --debug shows tracebacks.\n"
-        "exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."
+        f"{shown}\n\n"
+        "densepath COMMAND --help lists a command's arguments; --max-samples is --max_samples.\n"
+        "--debug shows tracebacks. exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."
     )
 
 
@@ -61,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # Threads that wait by spinning slow a shared machine several-fold; torch reads this when it is first imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    command, rest = words[0], words[1:]
+    command, rest = _known_as(words[0]), list(map(_underscored, words[1:]))
     if command not in COMMANDS:
         print(f"densepath: no command {command!r}; choose one of: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
@@ -93,6 +113,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"{_who()}: error: {message}", file=sys.stderr)
         return 1
+
+
+def _known_as(word: str) -> str:
+    """A command's name, whichever of the two strokes it was written with."""
+    return word.replace("_", "-")
+
+
+def _underscored(word: str) -> str:
+    """An argument's name with underscores: `--max-samples=3` says what `--max_samples=3` does.
+
+    >>> _underscored("--max-samples=a-b"), _underscored("-1"), _underscored("a-b")
+    ('--max_samples=a-b', '-1', 'a-b')
+    """
+    name, equals, value = word.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def _who() -> str:

@@ -32,7 +32,7 @@ def _parser() -> Parser:
         metavar="PATH",
         help="write the report as JSON to PATH; without PATH, or with -, print it instead of the table",
     )
-    parser.add_argument("--html", type=user_path, metavar="PATH", help="write the report as one HTML page with plots")
+    parser.add_argument("--html_file", type=user_path, metavar="PATH", help="write the report as a page with plots")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -61,12 +61,12 @@ def run(argv: list[str]) -> int:
             progress=lambda key: status.update(Text(f"checking {key}")),
         )
     seconds = time.monotonic() - began
-    if arguments.html is not None:
+    if arguments.html_file is not None:
         from densepath.report.html import page_html
         from densepath.report.theory import theory_page
 
-        write_text_atomic(arguments.html, page_html(theory_page(report)))
-        say(messages, f"wrote {arguments.html}")
+        write_text_atomic(arguments.html_file, page_html(theory_page(report)))
+        say(messages, f"wrote {arguments.html_file}")
     if arguments.json == STDOUT:
         json.dump(report.as_dict(), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         sys.stdout.write("\n")

@@ -9,7 +9,7 @@ from densepath.config.pages import ViewArguments
 
 DESCRIPTION = (
     "Look at completions token by token: densepath view scores.jsonl, or with two models to score texts that are "
-    "typed in. Serves a local page, or writes one with --html."
+    "typed in. Serves a local page, or writes one with --html_file."
 )
 
 
@@ -22,4 +22,4 @@ def run(argv: Sequence[str]) -> int:
     from densepath.serve.view_command import run_view_command
     from densepath.terminal import terminal
 
-    return run_view_command(arguments, terminal(stderr=arguments.html is None))
+    return run_view_command(arguments, terminal(stderr=arguments.html_file is None))

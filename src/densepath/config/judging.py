@@ -7,13 +7,13 @@ from typing import Any
 
 from densepath.config.answers import AnswerArguments
 from densepath.config.judge import JudgeArguments, parse_judge
-from densepath.config.mixins import DenseRewardArguments, DeviceArguments, FrozenArguments
+from densepath.config.mixins import DenseRewardArguments, FrozenArguments
 from densepath.config.options import check_given, check_temperature, option
 from densepath.errors import ConfigError
 
 
 @dataclass
-class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, DeviceArguments, FrozenArguments):
+class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArguments):
     """Arguments of `densepath judge`."""
 
     benchmark: str = option(
@@ -38,7 +38,7 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, DeviceArgument
     model_name_or_path: str | None = option(
         None, "Colours the answers on the page: the SFT model of a dense reward, or the folder of a saved one."
     )
-    ref_model_name_or_path: str | None = option(None, "The reference of that reward.")
+    ref_model_name_or_path: list[str] = option([], "The reference of that reward, or several.")
     num_shown: int = option(10, "Pairs on the page, the most decisive ones of each model.", least=0)
     output_dir: str = option("judged", "Where answers, games, results and the page go. The same command goes on.")
     dry_run: bool = option(False, "Only say what judging would take: calls, tokens, cost.")
@@ -54,7 +54,7 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, DeviceArgument
             parse_judge(self.second_judge, "second_judge")
             if self.second_judge == self.judge:
                 raise ConfigError(f"second_judge={self.second_judge} is judge itself; name another")
-        if self.ref_model_name_or_path is not None and self.model_name_or_path is None:
+        if self.ref_model_name_or_path and self.model_name_or_path is None:
             raise ConfigError(
                 "ref_model_name_or_path needs model_name_or_path, the SFT model that it is the reference of"
             )

@@ -55,7 +55,14 @@ class TrainableArguments(LoadArguments):
 
 
 @dataclass
-class FrozenArguments(LoadArguments):
+class DeviceArguments(Arguments):
+    """Where models that are not trained run."""
+
+    device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one.")
+
+
+@dataclass
+class FrozenArguments(DeviceArguments, LoadArguments):
     """How models that are not trained are run."""
 
     token_budget: int = option(2048, "Tokens in one forward pass; bounds memory.", least=1)
@@ -69,14 +76,7 @@ class DenseRewardArguments(Arguments):
 
 
 @dataclass
-class DeviceArguments(Arguments):
-    """Where scoring runs."""
-
-    device: str = option("auto", "cpu, cuda, cuda:1 and so on; auto takes CUDA where there is one.")
-
-
-@dataclass
-class RewardArguments(DeviceArguments, DenseRewardArguments, FrozenArguments):
+class RewardArguments(DenseRewardArguments, FrozenArguments):
     """A reward that is made of models, or was saved."""
 
     model_name_or_path: str = option(

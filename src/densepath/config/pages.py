@@ -7,7 +7,6 @@ from dataclasses import MISSING, dataclass, fields
 from densepath.config.mixins import (
     REWARDS,
     DenseRewardArguments,
-    DeviceArguments,
     FrozenArguments,
     HostArguments,
     RewardArguments,
@@ -48,9 +47,9 @@ class ServeArguments(LimitsArguments, HostArguments, RewardArguments):
 
 @dataclass
 class PageArguments(Arguments):
-    """What is shown on a page that is written instead of served; all but `html` is for it alone."""
+    """What is shown on a page that is written instead of served; all but `html_file` is for it alone."""
 
-    html: str | None = option(
+    html_file: str | None = option(
         None, "Write a page that needs no server, with a JSON twin beside it, instead of serving one."
     )
     sort: str = option(
@@ -71,14 +70,14 @@ class PageArguments(Arguments):
             raise UsageError("prompt and completion are given together")
         if self.other_completion is not None and self.completion is None:
             raise UsageError("other_completion is aligned with completion, and that is missing")
-        for f in fields(PageArguments) if self.html is None else ():
+        for f in fields(PageArguments) if self.html_file is None else ():
             default = [] if f.default is MISSING else f.default
             if getattr(self, f.name) != default:
-                raise UsageError(f"{f.name} is for the page that html writes; add --html FILE")
+                raise UsageError(f"{f.name} is for the page that html_file writes; add --html_file FILE")
 
 
 @dataclass
-class ViewArguments(HostArguments, PageArguments, DeviceArguments, DenseRewardArguments, FrozenArguments):
+class ViewArguments(HostArguments, PageArguments, DenseRewardArguments, FrozenArguments):
     """Arguments of `densepath view`."""
 
     scores_file: str | None = option(
@@ -109,20 +108,20 @@ class ViewArguments(HostArguments, PageArguments, DeviceArguments, DenseRewardAr
             )
         if self.model_name_or_path:
             check_reference(self.dense_reward, self.ref_model_name_or_path)
-        if self.html is not None:
-            self._check_page(self.html)
+        if self.html_file is not None:
+            self._check_page(self.html_file)
 
     def _check_page(self, html: str) -> None:
         if html.endswith(".json"):
-            raise UsageError(f"html={html}: the page's JSON twin takes that name; end it in .html")
+            raise UsageError(f"html_file={html}: the page's JSON twin takes that name; end it in .html")
         if self.scores_file and self.model_name_or_path:
-            raise UsageError("html takes a scored file or models with a prompt and its answers, not both")
+            raise UsageError("html_file takes a scored file or models with a prompt and its answers, not both")
         if self.scores_file and self.prompt is not None:
             raise UsageError("prompt and completion need model_name_or_path to be scored with, not a scored file")
         if not self.scores_file and self.prompt is None:
-            raise UsageError("html needs a scored file, or prompt and completion")
+            raise UsageError("html_file needs a scored file, or prompt and completion")
         if not self.scores_file and self.compare:
             raise UsageError("compare takes two rows of a scored file, and none is given")
         for name in ("model_name_or_path", "ref_model_name_or_path"):
             if len(getattr(self, name)) > 1:
-                raise UsageError(f"html scores with one pair of models; {name} names {len(getattr(self, name))}")
+                raise UsageError(f"html_file scores with one pair of models; {name} names {len(getattr(self, name))}")

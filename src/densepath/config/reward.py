@@ -76,8 +76,8 @@ class PairArguments(RowsArguments, DenseRewardArguments, FrozenArguments):
     """Which two models make the reward, and which rows it reads."""
 
     model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
-    ref_model_name_or_path: str | None = option(
-        None, "Reference: an earlier checkpoint of the SFT run, or the model before SFT. Not needed by logprob."
+    ref_model_name_or_path: list[str] = option(
+        [], "Reference, or several: earlier checkpoints of the SFT run, or the model before SFT. None: logprob alone."
     )
 
     def __post_init__(self) -> None:

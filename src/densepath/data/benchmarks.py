@@ -105,6 +105,8 @@ def read_benchmark(name: str) -> BenchmarkRows:
 
     def parse(row: Row, place: SourceRow) -> tuple[Question, list[Answer]]:
         question = _question(row, place, prefix)
+        if key in _NUMBERED and len(question.turns) == BENCHMARKS[key].turns and not question_id(row):
+            raise DataError(f"no id, by which answers to {key} are found; give its question_id or uid")
         return question, list(_own_answers(row, question))
 
     found = parsed(source, parse)
@@ -121,6 +123,8 @@ def read_benchmark(name: str) -> BenchmarkRows:
     return BenchmarkRows(preset, source, kept, tuple(answers), notes)
 
 
+_NUMBERED = ("arena_hard", "mt_bench")
+"""Benchmarks whose published questions have ids."""
 _NEW_ARENA = frozenset(("hard_prompt", "creative_writing"))
 """The categories of Arena-Hard v2.0."""
 

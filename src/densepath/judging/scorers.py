@@ -16,7 +16,7 @@ from densepath.errors import DataError, ModelError, NumericalError
 from densepath.judging.here import judged, judgement_of_scores
 from densepath.judging.protocol import JudgeRequest, check_num_answers
 from densepath.models.compat import context_length, eos_token_ids
-from densepath.models.load import DTYPES
+from densepath.models.load import DTYPES, device_of
 from densepath.models.locate import explained, locate
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.records.completion import prompt_text
@@ -24,12 +24,13 @@ from densepath.records.judging import Judgement, Spending
 from densepath.rewards.dense import DenseReward
 
 
-def load_reward_model(name_or_path: str, *, dtype: str, trust_remote_code: bool) -> tuple[Any, Any]:
-    """A reward model and its tokenizer, on the GPU where there is one.
+def load_reward_model(name_or_path: str, *, dtype: str, device: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A reward model and its tokenizer.
 
     Args:
         name_or_path: hub id or folder.
         dtype: of the weights, a key of `DTYPES`.
+        device: "auto" takes CUDA where there is one.
         trust_remote_code: run Python code that comes with the weights.
 
     Raises:
@@ -52,7 +53,7 @@ def load_reward_model(name_or_path: str, *, dtype: str, trust_remote_code: bool)
             f"{source}: {min(found['missing_keys'])} is not in its files and would be random: it is no reward model; "
             "for a language model write local: before it"
         )
-    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer
+    return model.eval().to(device_of(device)), tokenizer
 
 
 class RewardModelJudge:

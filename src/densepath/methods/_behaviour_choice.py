@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from densepath.choice.compare import arm_findings
 from densepath.choice.decide import decide
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic
+from densepath.io import remembered
 from densepath.methods import Stage
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.progress import StageProgress
@@ -120,10 +122,13 @@ def _judged(stage: Stage, models: Mapping[str, Path]) -> dict[str, ArmResult]:
     found = {}
     for name, path in {SFT: stage.sft.model, **models}.items():
         file = stage.folder / f"validation/{name.replace(' ', '-')}.json"
-        if not file.exists():
-            write_json_atomic(file, to_json(_verdicts(stage, name, path)))
-        found[name] = from_json(ArmResult, read_json(file))
+        verdicts = remembered(file, functools.partial(_verdicts_json, stage, name, path))
+        found[name] = from_json(ArmResult, verdicts)
     return found
+
+
+def _verdicts_json(stage: Stage, name: str, path: Path) -> dict[str, Any]:
+    return to_json(_verdicts(stage, name, path))
 
 
 def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:

@@ -9,8 +9,7 @@ of each is what it says of the demonstrations (docs/purify.md).
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from densepath.core.mixture import responsibilities, settled_shares, systematic_draws
-from densepath.io import read_json, write_json_atomic
+from densepath.io import remembered, remove
 from densepath.methods._demonstrations import Demonstrations
 from densepath.methods._stage import FORWARD_FLOPS, TRAIN_FLOPS, Stage, parameters_of, sft_config, tokens_trained
 from densepath.models.load import load_frozen, load_trainable
@@ -139,14 +138,11 @@ class _Said:
 
 
 def _trained_and_asked(stage: Stage, corpus: Corpus, step: _Step) -> _Said:
-    path = step.folder / "said.json"
-    if not path.exists():
-        write_json_atomic(path, _train_and_ask(stage, corpus, step))
-    for checkpoint in step.folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    record = remembered(step.folder / "said.json", lambda: _train_and_ask(stage, corpus, step))
+    for checkpoint in step.folder.glob("*checkpoint-*"):
+        remove(checkpoint)
     if not step.keep:
-        shutil.rmtree(step.folder / "model", ignore_errors=True)
-    record = read_json(path)
+        remove(step.folder / "model")
     said = {name: torch.tensor(record[name], dtype=torch.float64) for name in ("train", "validation", "samples")}
     return _Said(**said, tokens=record["tokens"], flops=record["flops"])
 
@@ -220,10 +216,3 @@ def _stacked(found: Sequence[_Said], name: str) -> Tensor:
 
 def _mixture_likelihood(log_likelihoods: Tensor, shares: Tensor) -> float:
     return float((log_likelihoods + shares.log()).logsumexp(dim=1).mean())
-
-
-def remembered(path: Path, compute: Callable[[], Mapping[str, Any]]) -> Any:
-    """The JSON value of a file; computed and written if it is not there yet."""
-    if not path.exists():
-        write_json_atomic(path, dict(compute()))
-    return read_json(path)

@@ -11,7 +11,7 @@ from datasets import Dataset
 from densepath.core.mixture import systematic_draws
 from densepath.data.rows import Row
 from densepath.evals.generation import Completion, Decoding, generate
-from densepath.io import read_json, write_json_atomic
+from densepath.io import remembered, write_json_atomic
 from densepath.methods import Outcome, Stage
 from densepath.methods._stage import FORWARD_FLOPS
 from densepath.methods.continued_sft import go_on
@@ -23,8 +23,8 @@ from densepath.records.codec import from_json, to_json
 
 def own_samples(stage: Stage, rows: Sequence[Row], per_prompt: int) -> list[Completion]:
     """Answers of the SFT model at temperature 1, sampled once and kept in `samples.json`."""
-    path = stage.folder / "samples.json"
-    if not path.exists():
+
+    def compute() -> list[Any]:
         arguments = stage.arguments
         decoding = Decoding(1.0, arguments.max_completion_length, per_prompt, arguments.seed)
         title = f"{stage.title}, sampling"
@@ -36,8 +36,9 @@ def own_samples(stage: Stage, rows: Sequence[Row], per_prompt: int) -> list[Comp
                 decoding,
                 on_progress=lambda done, _: progress.update(done),
             )
-        write_json_atomic(path, [to_json(each) for each in found])
-    return [from_json(Completion, each) for each in read_json(path)]
+        return [to_json(each) for each in found]
+
+    return [from_json(Completion, each) for each in remembered(stage.folder / "samples.json", compute)]
 
 
 def train_on_own(

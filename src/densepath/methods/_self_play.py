@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import random
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from densepath.config.run import RunArguments
 from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.training_rows import longest_prompt
 from densepath.errors import ConfigError
-from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_log, remembered, remove, write_jsonl_atomic
 from densepath.methods._stage import FORWARD_FLOPS, TRAIN_FLOPS, Stage, parameters_of, prefixed, tokens_trained
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable
@@ -73,20 +73,19 @@ def self_play(stage: Stage, loss: str) -> Outcome:
     for number in range(1, rounds + 1):
         folder = stage.folder / f"iteration-{number}"
         model = (stage.folder if number == rounds else folder) / "model"
-        if not (folder / "outcome.json").exists():
-            # what is left of the budget, over the rounds that are left
-            seed = stage.arguments.seed * 1000 + number
-            pairs = math.ceil((stage.samples - sum(o.budget.samples for o in outcomes)) / (rounds - number + 1))
-            outcome = _train_round(stage, loss, _Round(number, folder, opponent, model, max(1, pairs), seed))
-            write_json_atomic(folder / "outcome.json", to_json(outcome))
-        for checkpoint in folder.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
-        outcomes.append(from_json(Outcome, read_json(folder / "outcome.json")))
+        # what is left of the budget, over the rounds that are left
+        seed = stage.arguments.seed * 1000 + number
+        pairs = math.ceil((stage.samples - sum(o.budget.samples for o in outcomes)) / (rounds - number + 1))
+        this = _Round(number, folder, opponent, model, max(1, pairs), seed)
+        outcome = remembered(folder / "outcome.json", functools.partial(_train_round, stage, loss, this))
+        for checkpoint in folder.glob("*checkpoint-*"):
+            remove(checkpoint)
+        outcomes.append(from_json(Outcome, outcome))
         opponent = model
     rows = [
         {"iteration": number, **row}
         for number in range(1, rounds + 1)
-        for row in read_jsonl(stage.folder / f"iteration-{number}/metrics.jsonl")
+        for row in read_log(stage.folder / f"iteration-{number}/metrics.jsonl")
     ]
     write_jsonl_atomic(stage.folder / "metrics.jsonl", rows)
     budgets = [outcome.budget for outcome in outcomes]
@@ -94,13 +93,10 @@ def self_play(stage: Stage, loss: str) -> Outcome:
     return Outcome(Budget(**total), sum(outcome.steps for outcome in outcomes))
 
 
-def _train_round(stage: Stage, loss: str, this: _Round) -> Outcome:
+def _train_round(stage: Stage, loss: str, this: _Round) -> dict[str, Any]:
     tokenizer = load_tokenizer(this.opponent)
     config = _config(stage, loss, this)
-    pairs_file = this.folder / "pairs.jsonl"
-    if not pairs_file.exists():
-        write_jsonl_atomic(pairs_file, _pairs(stage, tokenizer, this))
-    pairs = read_jsonl(pairs_file)
+    pairs = remembered(this.folder / "pairs.json", lambda: _pairs(stage, tokenizer, this))
     trainer = SelfPlayTrainer(
         model=load_trainable(stage.arguments, this.opponent),
         args=config,
@@ -112,7 +108,7 @@ def _train_round(stage: Stage, loss: str, this: _Round) -> Outcome:
     tokens, parameters = tokens_trained(this.folder), parameters_of(trainer)
     seen = len(pairs)
     flops = (TRAIN_FLOPS * tokens + FORWARD_FLOPS * opponent_tokens(pairs)) * parameters
-    return Outcome(Budget(seen, seen, tokens, flops), trainer.state.global_step)
+    return to_json(Outcome(Budget(seen, seen, tokens, flops), trainer.state.global_step))
 
 
 def _pairs(stage: Stage, tokenizer: Any, this: _Round) -> list[dict[str, Any]]:

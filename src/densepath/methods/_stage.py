@@ -12,9 +12,10 @@ from transformers import PrinterCallback
 from trl import SFTConfig
 
 from densepath.config.run import RunArguments
+from densepath.data.formats import dataset_fingerprint
 from densepath.data.training_rows import Rows
-from densepath.errors import ConfigError
-from densepath.io import read_jsonl
+from densepath.errors import ConfigError, DamagedFileError
+from densepath.io import read_json, read_jsonl, read_log
 from densepath.models.kept import BASE, KeptModels, kept_models
 from densepath.models.load import model_context
 from densepath.models.references import EMA_NAME, reference_name
@@ -84,8 +85,20 @@ class SFTRun:
         return model_context(self.base, self.arguments.trust_remote_code)
 
     def rows(self, split: str) -> Rows:
-        """Rows that the data stage wrote."""
-        return read_jsonl(self.path / f"data/{split}.jsonl")
+        """Rows that the data stage wrote.
+
+        Raises:
+            MissingFileError, DamagedFileError: they are not all there, or not what that stage counted and hashed.
+        """
+        path, record = self.path / f"data/{split}.jsonl", self.path / "data.json"
+        remedy = "put a whole copy in its place; densepath run and experiment make it again where its source is there"
+        rows = read_jsonl(path, remedy)
+        stored = read_json(record, remedy).get(split) if record.exists() else None
+        if stored is not None and (len(rows), dataset_fingerprint(rows)) != (stored["rows"], stored["sha256"]):
+            raise DamagedFileError(
+                f"{path} is damaged: its {len(rows)} rows are not the {stored['rows']} that {record} counts: {remedy}"
+            )
+        return rows
 
     def reference(self, name: str) -> str:
         """Where a reference lies: the model before SFT for 0, what SFT kept for a fraction or `ema`, or a path.
@@ -185,7 +198,7 @@ def train_shown(trainer: Any, folder: Path, console: Console, title: str) -> Non
 
 def tokens_trained(folder: Path) -> int:
     """Cumulative tokens at the end of a training stage, as TRL counts them."""
-    rows = [row for row in read_jsonl(folder / "metrics.jsonl") if row.get("num_tokens")]
+    rows = [row for row in read_log(folder / "metrics.jsonl") if row.get("num_tokens")]
     return int(rows[-1]["num_tokens"]) if rows else 0
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from densepath.config.mixins import TrainableArguments
 from densepath.data.training_rows import demonstration_pairs, fitting_rows, longest_prompt, prompt_dataset
-from densepath.io import read_jsonl
+from densepath.io import read_log
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._stage import dpr_config, tokens_trained
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable
@@ -52,7 +52,7 @@ def train(stage: Stage) -> Outcome:
     budget = Budget(
         samples=trainer.state.global_step * trainer.args.generation_batch_size,
         tokens=tokens_trained(folder),
-        flops=sum(row.get("flops") or 0.0 for row in read_jsonl(folder / "metrics.jsonl")),
+        flops=sum(row.get("flops") or 0.0 for row in read_log(folder / "metrics.jsonl")),
     )
     return Outcome(budget, trainer.state.global_step)
 

@@ -11,7 +11,7 @@ import random
 
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import DataError
-from densepath.io import read_json, write_json_atomic
+from densepath.io import remembered
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._own_samples import own_samples, train_on_own
 from densepath.methods._stage import trained_or_sft
@@ -26,12 +26,14 @@ def train(stage: Stage) -> Outcome:
     """Sample, keep what the reward does not condemn, and train."""
     samples = own_samples(stage, _prompts(stage), stage.arguments.num_generations)
     path = stage.folder / "log_ratios.json"
-    if not path.exists():
+
+    def compute() -> list[float]:
         reference = FrozenPolicy(load_frozen(stage.arguments, stage.sft.reference(stage.arguments.reference)))
         scores = reference.score([each.prompt_ids for each in samples], [each.completion_ids for each in samples])
         pairs = zip(samples, scores.logprobs, strict=True)
-        write_json_atomic(path, [sum(each.logprobs) - float(values.double().sum()) for each, values in pairs])
-    log_ratios = read_json(path)
+        return [sum(each.logprobs) - float(values.double().sum()) for each, values in pairs]
+
+    log_ratios = remembered(path, compute)
     return train_on_own(stage, samples, lambda _, place: log_ratios[place] >= 0, PASSES)
 
 

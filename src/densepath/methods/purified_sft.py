@@ -19,7 +19,6 @@ demonstrations. Source: derived in docs/purify.md.
 from __future__ import annotations
 
 import gc
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,10 +32,10 @@ from densepath.data.encode import Encoded, encode_demonstrations
 from densepath.data.kept_rows import write_kept_rows
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, generate
-from densepath.io import write_json_atomic
+from densepath.io import remembered, remove, write_json_atomic
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._behaviour_choice import DFT, behaviour_name, choose
-from densepath.methods._behaviours import Corpus, Fitted, Training, fit, remembered, scored_tokens, train_on
+from densepath.methods._behaviours import Corpus, Fitted, Training, fit, scored_tokens, train_on
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
 from densepath.methods._shown import shown_rows
 from densepath.methods._stage import FORWARD_FLOPS, trained_or_sft
@@ -69,7 +68,7 @@ def train(stage: Stage) -> Outcome:
     write_json_atomic(stage.folder / "purification.json", to_json(record))
     _write_rows(stage, corpus, found, kept)
     for place in (*stage.folder.glob("behaviours-*/*/*/model"), stage.folder / "dft"):
-        shutil.rmtree(place, ignore_errors=True)
+        remove(place)
     batch = stage.demonstrations_per_step
     return Outcome(Budget(len(corpus.samples), steps * batch, tokens, flops), steps)
 

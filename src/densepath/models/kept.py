@@ -14,6 +14,8 @@ from densepath.models import locate
 
 INPUTS = "inputs.json"
 """What a training began with beside its configuration: digests of data and models, the number of processes."""
+ASIDE = "damaged-"
+"""Put before the name of a checkpoint that no longer holds what was written."""
 BASE = "0"
 """Name of the model before SFT, as in a run's `reference`."""
 

@@ -99,7 +99,7 @@ def load_model(
         model = _add_adapter(model, folder, trainable=for_training and not merge, merge=merge)
         if not merge:  # where the base really lies: what is saved from here on names it
             model.peft_config["default"].base_model_name_or_path = source
-    if (target := _device(device)) is not None:
+    if (target := device_of(device)) is not None:
         model = model.to(target)
     choose_library(model)
     if for_training:
@@ -262,7 +262,12 @@ def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
     return DTYPES[dtype]
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
+def device_of(device: str | torch.device | None) -> torch.device | None:
+    """The device that a name means, "auto" as CUDA where there is one; None stays None.
+
+    Raises:
+        UsageError: torch does not know it, or finds no CUDA device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device is None:

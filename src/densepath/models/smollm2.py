@@ -11,18 +11,15 @@ import contextlib
 import io
 import logging
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
 from densepath.errors import MissingFileError, ModelError, StorageError
-from densepath.io import file_sha256, read_json, write_json_atomic
+from densepath.io import atomic_folder, file_sha256, hold_lock, read_json, write_json_atomic
 
 NAME = "smollm2-135m-instruct"
 """The catalogue name that `load_model` and `load_tokenizer` accept."""
@@ -95,33 +92,17 @@ def model_folder(*, verify: bool = False) -> Path:
     if _is_intact(folder, full=verify):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.parent / f".{NAME}.lock"):
+        lock = hold_lock(folder.parent / f".{NAME}.lock", f"{folder} is being made", wait=True)
+        try:
             if not _is_intact(folder, full=verify):  # another process may have made it meanwhile
                 _logger.info("converting %s once into %s (about 30 s)", NAME, folder)
-                _replace(folder)
-    except ModelError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"cannot write the model cache {folder}: {error.strerror or error}; set DENSEPATH_CACHE to another folder"
-        ) from error
+                with atomic_folder(folder) as temporary:
+                    convert(gguf_path(), temporary)
+        finally:
+            lock.release()
+    except StorageError as error:
+        raise StorageError(f"the model cache: {error} (DENSEPATH_CACHE names another folder)") from error
     return folder
-
-
-def _replace(folder: Path) -> None:
-    """Convert into a temporary folder beside `folder`, then move it into place; under the lock."""
-    for leftover in folder.parent.glob(f".{NAME}.*.tmp"):  # of a conversion that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary = folder.parent / f".{NAME}.{secrets.token_hex(4)}.tmp"
-    temporary.mkdir()
-    try:
-        convert(gguf_path(), temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -161,8 +142,6 @@ def convert(gguf: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
     files = sorted(path for path in folder.iterdir() if path.is_file())
-    for file in files:
-        file.chmod(0o644)  # save_pretrained leaves the weights unreadable for others who share the cache
     write_json_atomic(
         folder / MANIFEST,
         {

@@ -58,7 +58,7 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
         facts = [
             ("file", source),
             ("SFT model", arguments.model_name_or_path),
-            ("reference", arguments.ref_model_name_or_path or "none"),
+            ("reference", ", ".join(arguments.ref_model_name_or_path) or "none"),
             ("reward", arguments.dense_reward),
             ("worst first by", f"{arguments.aggregation} of the reward"),
         ]

@@ -15,6 +15,7 @@ from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.methods import Method, Policy, SFTRun, Stage, get_method
 from densepath.models.load import load_tokenizer
+from densepath.pipeline.against_sft import answer_with_sft
 from densepath.pipeline.data import prepare_data, tell_data
 from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
@@ -103,6 +104,8 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
             run_sft(run, sft, job.others, console, f"{title[1]}SFT")
         else:
             take_sft(run, sft, console, f"{title[1]}SFT")
+    if sft.arguments.judge is not None and not run.is_done("sft_answers"):
+        answer_with_sft(run, sft, console, f"{title[2]}SFT answers what the judge will see")
     if job.choose and not run.is_done("selection"):
         run_selection(run, sft, console, f"{title[2]}choose the reference")
 
@@ -124,11 +127,14 @@ def run_cell(job: CellJob, console: Console | None = None, title: str | None = N
             method = get_method(job.method)
             stage = _stage(job, method, out, title or job.arm.label)
             if not run.is_done("train"):
-                started = time.time()
+                started = time.monotonic()
                 run.finish("train", started, method.train(stage) if stage and method.train else None)
             # Where no reference helps, the SFT model stands for what it would have been.
             policy = Policy(str(evaluation.sft.model)) if stage is None else method.policy(stage)
-            ask(policy, job.arm, evaluation, job.folder, job.splits, out)
+            asked = time.monotonic()
+            if not run.is_done("eval") or evaluation.missing(job.folder, job.splits):
+                ask(policy, job.arm, evaluation, job.folder, job.splits, out)
+                run.finish("eval", asked)
     finally:
         run.close()
 

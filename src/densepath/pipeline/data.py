@@ -12,7 +12,7 @@ from densepath.data.context import check_context, room_for_prompts
 from densepath.data.encode import encode_demonstrations, encode_pairs, encode_row_prompt
 from densepath.data.formats import dataset_fingerprint
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.data.rows import DataFormat, detect_format
+from densepath.data.rows import DataFormat, detect_format, jsonable
 from densepath.data.sources import load_rows
 from densepath.data.splits import check_disjoint, split_by_content
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
@@ -39,7 +39,7 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         DataError: bad rows, too few rows, held-out prompts among the training prompts, or prompts that leave no
             room for a completion.
     """
-    started = time.time()
+    started = time.monotonic()
     splits, unused = _splits(arguments)
     _check_prompts_exist(arguments, splits)
     check_disjoint({name: splits[name] for name in ("train", "validation", "test")})
@@ -183,7 +183,8 @@ def _splits(arguments: RunArguments) -> tuple[dict[str, Rows], int]:
         splits["rl"] = load_rows(
             arguments.rl_prompts, arguments.dataset_train_split, "prompts", limit=None, seed=arguments.seed
         )
-    return splits, 0 if generated else given - used
+    settled = {name: [jsonable(row) for row in part] for name, part in splits.items()}
+    return settled, 0 if generated else given - used
 
 
 def regime_of(dataset_name: str) -> Regime | None:
@@ -218,7 +219,7 @@ def place(source: str, split: str, row: dict[str, Any]) -> str:
     """`file, row 7` of a row that was shuffled and split since; the file alone if it is not found again."""
     if source == TEXT_TASKS:
         return source
-    found = load_rows(source, split, None, limit=None, seed=None)
+    found = [jsonable(each) for each in load_rows(source, split, None, limit=None, seed=None)]
     return f"{source}, row {found.index(row) + 1}" if row in found else source
 
 

@@ -16,7 +16,6 @@ import yaml
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper
 from densepath.errors import ConfigError, ExperimentError
-from densepath.evals.verifiers import get_verifier
 from densepath.io import without_secrets, write_text_atomic
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline import cells
@@ -84,7 +83,7 @@ def run_experiment(
         f"settings: {len(settings)}, seeds: {len(arguments.seeds)}, cells: {sum(1 for _ in grid.cells())}; "
         f"at once: {num_workers}, threads of each: {threads}",
     )
-    started = time.time()
+    started = time.monotonic()
     ended: dict[Hashable, Finished] = {}
     keys = [*training, *(("test of a tuned method", index) for index in range(tuned))]
     with StageProgress(console, "experiment", len(keys), "task") as progress:
@@ -111,7 +110,7 @@ def run_experiment(
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": command,
         "commit": _commit(),
-        "seconds": round(time.time() - started, 1),
+        "seconds": round(time.monotonic() - started, 1),
         "versions": environment(),
     }
     results = grid_results(grid, info)
@@ -162,12 +161,11 @@ def _check(setting: Setting) -> None:
     for name in ("dataset_name", "model_name_or_path", "max_completion_length"):
         if not getattr(setting.arguments, name) and name not in known:
             raise ConfigError(f"settings.{setting.name}: {name} is missing; give it there or for all settings")
-    if setting.arguments.verifier is None:
+    if setting.arguments.verifier is None and setting.arguments.judge is None:
         raise ConfigError(
-            f"settings.{setting.name}: an experiment needs a verifier, which says what is better; give exact_match, "
-            "final_number or package.module:function"
+            f"settings.{setting.name}: an experiment needs a verifier or a judge, which says what is better; give "
+            "exact_match, final_number or package.module:function, or a judge such as local:FOLDER"
         )
-    get_verifier(setting.arguments.verifier)
     for plan in setting.methods.values():
         for variant in plan.variants:
             try:

@@ -27,7 +27,7 @@ from densepath.judging.protocol import Judge
 from densepath.models.identity import model_identity
 from densepath.pipeline.contestants import Contest, Contestant, contest, matches_of
 from densepath.pipeline.generate import AnswerJob, answer_of, benchmark_prompts, lengths, write_answers
-from densepath.pipeline.judge_report import judge_report
+from densepath.pipeline.judge_report import check_colours, judge_report
 from densepath.progress import StageProgress
 from densepath.records.benchmark import Answer, BenchmarkRows
 from densepath.records.codec import to_json
@@ -53,6 +53,7 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         DensepathError: data, models or settings that cannot be used. JudgeError: a judge that keeps failing.
     """
     folder = Path(arguments.output_dir)
+    check_colours(arguments)
     found = read_benchmark(arguments.benchmark)
     found = replace(found, questions=found.questions[: arguments.max_samples])
     for note in found.notes:

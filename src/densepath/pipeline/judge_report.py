@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from densepath.config.judging import JudgeCommandArguments
+from densepath.config.options import check_reference
 from densepath.errors import DataError, ModelError
 from densepath.judging.games import Match, grade_of_answer, preference_of_pair
 from densepath.pipeline.contestants import Contest
@@ -15,7 +15,8 @@ from densepath.records.completion import prompt_text
 from densepath.records.judge_report import JudgeReport, ShownAnswer, ShownPair
 from densepath.records.judged import Judged
 from densepath.records.judging import Game, Spending
-from densepath.rewards.dense import REWARD_FILE, DenseReward
+from densepath.rewards.dense import DenseReward
+from densepath.scoring.shard import is_saved_reward
 
 
 def judge_report(
@@ -52,6 +53,17 @@ def judge_report(
         lengths={who.name: tuple(_lengths(who.name, pairs)) for who in entered.models if entered.baselines},
         pairs=tuple(_shown(match, of, found, reward) for match, of in shown),
     )
+
+
+def check_colours(arguments: JudgeCommandArguments) -> None:
+    """Refuse a reward that lacks its reference, before anything is asked.
+
+    Raises:
+        ConfigError: the reading needs one.
+    """
+    name = arguments.model_name_or_path
+    if name is not None and not is_saved_reward(name):
+        check_reference(arguments.dense_reward, arguments.ref_model_name_or_path)
 
 
 def _key(match: Match) -> tuple[str, int, str, str | None]:
@@ -123,6 +135,6 @@ def _reward(arguments: JudgeCommandArguments) -> DenseReward:
         **arguments.tokenizer_options(),
         "token_budget": arguments.token_budget,
     }
-    if (Path(name).expanduser() / REWARD_FILE).is_file():
+    if is_saved_reward(name):
         return DenseReward.from_pretrained(name, **places)
     return DenseReward.from_models(name, arguments.ref_model_name_or_path, kind=arguments.dense_reward, **places)

@@ -18,7 +18,7 @@ from densepath.data.splits import check_disjoint, split_by_content
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic, write_jsonl_atomic, write_text_atomic
+from densepath.io import write_json_atomic, write_jsonl_atomic, write_text_atomic
 from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
@@ -27,7 +27,7 @@ from densepath.pipeline.data import check_answers, check_prompts
 from densepath.pipeline.inputs import data_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.records.behaviours import Purification
-from densepath.records.codec import from_json
+from densepath.records.codec import read_record
 from densepath.report.behaviours import purification_page, purification_parts
 from densepath.report.console import print_parts
 from densepath.report.html import page_html
@@ -69,7 +69,7 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
             say(console, f"{folder / 'purification.json'} is there already: nothing to do")
         else:
             _prepare(folder, sft, arguments, console)
-            started = time.time()
+            started = time.monotonic()
             stage = Stage(sft, folder.path, recipe, keys, console, "purify")
             train = get_method("purified_sft").train
             assert train is not None
@@ -94,7 +94,7 @@ def _write_page(folder: Path, arguments: PurifyCommandArguments) -> Path:
         "demonstrations": arguments.dataset_name,
         "verifier": arguments.verifier or "none",
     }
-    record = from_json(Purification, read_json(folder / "purification.json"))
+    record = read_record(Purification, folder / "purification.json")
     page = purification_page(record, [(name, str(value)) for name, value in facts.items()])
     write_text_atomic(path, page_html(page))
     return path
@@ -104,7 +104,7 @@ def show_purification(folder: Path, console: Console) -> None:
     """Print what purification found, if there was one in that folder."""
     path = folder / "purification.json"
     if path.exists():
-        print_parts(console, *purification_parts(from_json(Purification, read_json(path))))
+        print_parts(console, *purification_parts(read_record(Purification, path)))
 
 
 def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tuple[RunArguments, dict[str, Any]]:

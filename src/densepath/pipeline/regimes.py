@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from trl import SFTConfig
 
 from densepath.data.encode import encode_demonstrations
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, Regime, regime_rows, regime_tokenizer
+from densepath.io import remove
 from densepath.progress import StageProgress
 from densepath.terminal import Console
 from densepath.trainers.callbacks import save_folder_atomic
@@ -53,8 +53,8 @@ def before_sft(folder: Path, regime: Regime, seed: int, console: Console, *, ste
         trainer.add_callback(ProgressCallback(progress))
         train_resumable(trainer, path)
     save_folder_atomic(target, lambda place: save_model(trainer, tokenizer, place), {"seed": seed})
-    for checkpoint in path.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint, ignore_errors=True)
+    for checkpoint in path.glob("*checkpoint-*"):
+        remove(checkpoint)
     return target
 
 

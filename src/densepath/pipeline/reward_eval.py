@@ -28,7 +28,7 @@ NAMED = 3
 
 
 def load_dense_reward(arguments: PairArguments, console: Console) -> DenseReward:
-    """The reward that the arguments describe, on the GPU where there is one; warnings go to the console."""
+    """The reward that the arguments describe; warnings go to the console."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         reward = DenseReward.from_models(
@@ -36,7 +36,7 @@ def load_dense_reward(arguments: PairArguments, console: Console) -> DenseReward
             arguments.ref_model_name_or_path,
             kind=arguments.dense_reward,
             dtype=arguments.dtype,
-            device="auto",
+            device=arguments.device,
             **arguments.tokenizer_options(),
             token_budget=arguments.token_budget,
         )
@@ -101,12 +101,16 @@ def print_set_aside(set_aside: Sequence[SetAside], source: str, console: Console
 
 
 def _base(arguments: PairArguments, name: str, reward: DenseReward) -> FrozenPolicy:
-    """The model before SFT; the reference itself where it is the same one."""
-    reference = arguments.ref_model_name_or_path
-    if reward.refs and reference is not None and locate.locate(name) == locate.locate(reference):
-        return reward.refs[0]
+    """The model before SFT; a reference itself where it is the same one."""
+    for policy, reference in zip(reward.refs, arguments.ref_model_name_or_path, strict=False):
+        if locate.locate(name) == locate.locate(reference):
+            return policy
     return FrozenPolicy(
         load_model(
-            name, dtype=arguments.dtype, trust_remote_code=arguments.trust_remote_code, merge=True, device="auto"
+            name,
+            dtype=arguments.dtype,
+            trust_remote_code=arguments.trust_remote_code,
+            merge=True,
+            device=arguments.device,
         )
     )

@@ -15,6 +15,7 @@ from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.judging.build import check_judge
 from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer
@@ -33,7 +34,7 @@ from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
 from densepath.records.arm import Arm
 from densepath.records.choice import strength_name
-from densepath.records.codec import from_json, to_json
+from densepath.records.codec import read_record, to_json
 from densepath.records.results import Results
 from densepath.report import write_report
 from densepath.report.console import print_parts
@@ -94,7 +95,7 @@ def run_pipeline(
         grid = Grid(run.path, [setting], [arguments.seed], flat=True)
         grid = _prepared(run, grid, console)
         if not run.is_done("arms"):
-            started = time.time()
+            started = time.monotonic()
             _train_and_ask(grid, console)
             write_json_atomic(run / "results.json", to_json(_results(run, grid, setting)))
             write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
@@ -202,7 +203,7 @@ def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
 
 def show_results(run_dir: Path, console: Console) -> None:
     """Print the table of a run."""
-    print_parts(console, *experiment_parts(from_json(Results, read_json(run_dir / "results.json")), console.width))
+    print_parts(console, *experiment_parts(read_record(Results, run_dir / "results.json"), console.width))
 
 
 def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> None:
@@ -217,6 +218,7 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
             raise ConfigError(f"{key} is not taken from a recipe; set {own}")
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
+    check_judge(arguments)
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
     budget = arguments.max_completion_length or UNKNOWN_COMPLETION  # what the data ask for is not known yet
     dpr = dpr_config(replace(arguments, max_completion_length=budget), dict(others), Path("dpr"), beta=1.0)

@@ -4,36 +4,72 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from densepath.config.coerce import expanded
-from densepath.errors import ResumeError, StorageError, UsageError
-from densepath.io import UNWRITABLE, hold_lock, read_json, without_secrets, write_json_atomic, write_text_atomic
-from densepath.models.kept import INPUTS
+from densepath.config.judge import JudgeArguments
+from densepath.errors import DamagedFileError, DensepathError, ResumeError, UsageError
+from densepath.io import (
+    Lock,
+    changed_files,
+    hold_lock,
+    make_folder,
+    read_json,
+    remove,
+    sealed,
+    without_secrets,
+    write_json_atomic,
+    write_text_atomic,
+    writing,
+)
+from densepath.models.kept import ASIDE, INPUTS
 from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
-MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
-"""Keys that may change between two calls on the same folder: they do not change the result."""
-STAGES = ("sft", "dpr", "continued_sft")
-HALF_WRITTEN = (
-    *(f".{name}.*tmp" for name in ("config.yaml", "environment.json", "data.json", "selection.json", "report.html")),
-    f".{INPUTS}.*tmp",
-    *(".report.json.*tmp", ".metrics.jsonl.*tmp", ".model.tmp"),
-    *(f".{name}.*tmp" for name in ("scores.json", "samples.json", "size.json", "purification.json")),
-    *(".kept.jsonl.*tmp", ".dropped.jsonl.*tmp", "behaviours-*/*/*/.*tmp", "validation/.*tmp"),
-    *(f"{place}/.*.tmp" for place in ("data", "stages", "eval", "eval/parts", "selection", "references", *STAGES)),
-    *(f"{stage}/references/.*.tmp" for stage in STAGES),
+MACHINE_KEYS = (
+    *("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory"),
+    *("max_calls", "max_cost", "max_invalid", "judge_concurrency", "judge_timeout", "judge_retries"),
+    *("judge_calls_per_minute", "judge_prompt_price", "judge_completion_price", "judge_cache", "judge_api_key_env"),
 )
+"""Keys that may change between two calls on the same folder: they do not change the result."""
+_OF_JUDGE = frozenset(f.name for f in dataclasses.fields(JudgeArguments))
+STAGES = ("sft", "dpr", "continued_sft")
+_NAMES = (
+    *("config.yaml", "environment.json", INPUTS, "data.json", "selection.json", "results.json", "samples.jsonl"),
+    "sft_answers.json",
+    *("report.html", "report.json", "metrics.jsonl", "README.md", "model", "data", "stages", "eval", "checkpoint-*"),
+    f"{ASIDE}checkpoint-*",
+    *("samples.json", "scores.json", "size.json", "log_ratios.json", "purification.json", "kept.json"),
+    *("kept.jsonl", "dropped.jsonl"),
+)
+_PLACES = (
+    *("data", "stages", "eval", "selection", "references", "validation", "nan_batches", "completions"),
+    *("iteration-*", "iteration-*/*", "behaviours-*/*", "behaviours-*/*/*", *STAGES, *(f"{s}/*" for s in STAGES)),
+)
+HALF_WRITTEN = (*(f".{name}.*tmp" for name in _NAMES), *(f"{place}/.*.tmp" for place in _PLACES))
 """Temporary names that a kill leaves. In the folder itself, which may hold anything, no name but these is touched."""
+_FILES = {
+    "data": ("data.json", "data/*.jsonl"),
+    "sft": ("sft/model/**/*", "sft/references/**/*", "sft/metrics.jsonl"),
+    "sft_answers": ("sft_answers.json",),
+    "selection": ("selection.json",),
+    "train": (
+        *("model/**/*", "references/**/*"),
+        *("metrics.jsonl", "purification.json", "kept.jsonl", "dropped.jsonl"),
+    ),
+    "eval": ("eval/*",),
+    "arms": ("results.json", "samples.jsonl"),
+}
+"""What each stage leaves: its marker says what these files hold, and a later call compares."""
+_MADE_AGAIN = ("data", "sft_answers", "selection", "eval", "arms")
+"""Stages that are done again where their files have changed. A training costs too much to be begun anew unasked."""
 
 
 class RunFolder:
@@ -53,7 +89,9 @@ class RunFolder:
     def __init__(self, path: Path, *, process: int | None = None, read_only: bool = False) -> None:
         self.path = path = path.expanduser()  # as transformers does with output_dir
         self.writes = process in (None, 0) and not read_only
-        self._lock: FileLock | None = None
+        self._lock: Lock | None = None
+        self._looked_at: set[str] = set()
+        self._lost: dict[str, Mapping[str, str]] = {}
         if read_only:
             return
         if process is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -63,18 +101,11 @@ class RunFolder:
             )
         if path.exists() and not path.is_dir():
             raise UsageError(f"output_dir={path} is a file; give a folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if not self.writes:
-                return
-            self._lock = hold_lock(
-                path / ".lock", f"{path}: another densepath process works in this run folder; wait for it"
-            )
-        except StorageError:
-            raise
-        except OSError as error:
-            remedy = UNWRITABLE.get(error.errno or 0, "give another output_dir")
-            raise StorageError(f"cannot write the run folder {path}: {error.strerror or error}; {remedy}") from error
+        with writing(path):
+            make_folder(path)
+        if self.writes:
+            busy = f"{path}: another densepath process works in this run folder; wait for it"
+            self._lock = hold_lock(path / ".lock", busy)
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
@@ -109,7 +140,7 @@ class RunFolder:
                 "undo the change to go on with it, or give another output_dir"
             )
         if differences:
-            shutil.rmtree(self.path / "stages", ignore_errors=True)
+            remove(self.path / "stages")
         if differences or not path.exists():
             write_text_atomic(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
         self.tidy()
@@ -153,7 +184,7 @@ class RunFolder:
         """Forget finished stages, if nothing was trained yet; whether that was so."""
         if self._has_work():
             return False
-        shutil.rmtree(self.path / "stages", ignore_errors=True)
+        remove(self.path / "stages")
         return True
 
     def _has_work(self) -> bool:
@@ -165,28 +196,82 @@ class RunFolder:
         return trained or begun
 
     def is_done(self, stage: str) -> bool:
-        """Whether a stage has finished."""
-        return (self.path / "stages" / f"{stage}.json").exists()
+        """Whether a stage has finished, and its files hold what it wrote.
+
+        A stage that costs no training is forgotten where they do not, with a warning, so that it is done again.
+
+        Raises:
+            DamagedFileError: a training's files have changed; the message names them and the remedy.
+        """
+        marker = self._marker(stage)
+        if not marker.exists():
+            return False
+        if stage in self._looked_at or not self.writes:
+            return True
+        self._looked_at.add(stage)
+        files = self._finished(stage)["files"]
+        changed = changed_files(self.path, files)
+        if not changed:
+            return True
+        what = f"{', '.join(map(str, (self.path / name for name in changed)))}: not what the stage {stage} wrote"
+        if stage not in _MADE_AGAIN:
+            raise DamagedFileError(
+                f"{what}: put a whole copy in its place, or remove {marker} and the folder of the model to train again"
+            )
+        warnings.warn(f"{what}: it is made again", stacklevel=2)
+        self._lost[stage] = files
+        for name in changed:
+            remove(self.path / name)
+        remove(marker)
+        return False
 
     def outcome(self, stage: str) -> Outcome:
-        """What a finished training came to."""
-        return from_json(Outcome, read_json(self.path / "stages" / f"{stage}.json"))
+        """What a finished training came to.
+
+        Raises:
+            DamagedFileError: the stage's marker does not hold it.
+        """
+        outcome: Outcome = self._finished(stage)["outcome"]
+        return outcome
+
+    def _finished(self, stage: str) -> dict[str, Any]:
+        """What the marker of a stage says: its outcome, and the fingerprints of its files."""
+        marker = self._marker(stage)
+        remedy = "put a whole copy in its place, or remove it to do this stage again"
+        value = read_json(marker, remedy)
+        try:
+            files = value.pop("files", {})
+            return {"outcome": from_json(Outcome, value), "files": dict(files)}
+        except (DensepathError, AttributeError, TypeError, ValueError) as error:
+            raise DamagedFileError(f"{marker} is damaged ({error}): {remedy}") from None
+
+    def _marker(self, stage: str) -> Path:
+        return self.path / "stages" / f"{stage}.json"
 
     def finish(self, stage: str, started: float, outcome: Outcome | None = None) -> None:
-        """Record that a stage is done, and tidy. Seconds are this process's: a resumed stage counts its rest."""
+        """Record that a stage is done, with what its files hold, and tidy.
+
+        Args:
+            stage: its name.
+            started: `time.monotonic()` at its begin. Seconds are this process's: a resumed stage counts its rest.
+            outcome: of a training.
+
+        Raises:
+            ResumeError: the stage was done again for files that were damaged, and its source gives others now.
+        """
         if not self.writes:
             return
         outcome = outcome or Outcome()
-        spent = replace(outcome.budget, seconds=round(time.time() - started, 1))
-        write_json_atomic(self.path / "stages" / f"{stage}.json", to_json(replace(outcome, budget=spent)))
+        spent = replace(outcome.budget, seconds=round(time.monotonic() - started, 1))
+        files = sealed(self.path, (path for pattern in _FILES[stage] for path in self.path.glob(pattern)))
+        if stage == "data" and self._lost.get(stage, files) != files:
+            raise ResumeError(
+                f"{self.path}: stored rows are damaged, and their source gives others now: put whole copies into "
+                f"{self.path / 'data'}, or give another output_dir"
+            )
+        write_json_atomic(self._marker(stage), {**to_json(replace(outcome, budget=spent)), "files": files})
+        self._looked_at.add(stage)
         self.tidy()
-
-    def cached(self, name: str, compute: Callable[[], Any]) -> Any:
-        """The JSON value in the file `name` of the folder; computed and written if it is not there yet."""
-        path = self.path / name
-        if not path.exists():
-            write_json_atomic(path, compute())
-        return read_json(path)
 
     def tidy(self) -> None:
         """Remove what nothing reads any more: checkpoints of finished training, and what a kill left half-written."""
@@ -194,14 +279,11 @@ class RunFolder:
             return
         for stage in (self.path / "stages").glob("*.json"):
             folder = self.path if stage.stem == "train" else self.path / stage.stem  # a training in its own folder
-            for checkpoint in sorted(folder.glob("checkpoint-*")):
-                shutil.rmtree(checkpoint, ignore_errors=True)
+            for checkpoint in sorted([*folder.glob("checkpoint-*"), *folder.glob(f"{ASIDE}checkpoint-*")]):
+                remove(checkpoint)
         for pattern in HALF_WRITTEN:
             for half in self.path.glob(pattern):
-                if half.is_dir():
-                    shutil.rmtree(half, ignore_errors=True)
-                else:
-                    half.unlink(missing_ok=True)
+                remove(half)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -216,4 +298,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def resolved(arguments: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     """One flat mapping of a command's arguments and the keys that go to TRL's configs."""
-    return {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}
+    config = {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}
+    if config.get("judge") is None:  # how a judge is asked decides nothing where there is none
+        config = {key: value for key, value in config.items() if key not in _OF_JUDGE}
+    return config

@@ -171,7 +171,7 @@ def _end_with_parent() -> None:
 
 
 def _run(key: Hashable, function: Callable[..., None], arguments: tuple[Any, ...]) -> Finished:
-    started = time.time()
+    started = time.monotonic()
     error = details = None
     try:
         function(*arguments)
@@ -181,7 +181,7 @@ def _run(key: Hashable, function: Callable[..., None], arguments: tuple[Any, ...
         error = f"{type(found).__name__}: {' '.join(str(found).split())}"
         details = traceback.format_exc()
     gc.collect()  # trainers are reference cycles around a model and its optimizer
-    return Finished(key, time.time() - started, error, details)
+    return Finished(key, time.monotonic() - started, error, details)
 
 
 def _name(key: Hashable) -> str:

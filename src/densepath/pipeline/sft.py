@@ -21,7 +21,7 @@ from densepath.trainers.trl_config import peft_config
 
 def run_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Console, title: str) -> None:
     """SFT from the given model; leaves `sft/model` and `sft/references/<fraction>`, and goes on after a kill."""
-    started = time.time()
+    started = time.monotonic()
     arguments, folder = sft.arguments, run / "sft"
     # Later stages load the tokenizer that SFT saves, which keeps these options.
     tokenizer = load_tokenizer(sft.base, **arguments.tokenizer_options())
@@ -50,7 +50,7 @@ def take_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     Raises:
         ModelError: it cannot be loaded, or the models do not share a tokenizer.
     """
-    started = time.time()
+    started = time.monotonic()
     arguments = sft.arguments
     tokenizer = load_tokenizer(str(sft.model), **arguments.tokenizer_options())
     check_same_tokenizer(tokenizer, load_tokenizer(sft.base), special_tokens=False)

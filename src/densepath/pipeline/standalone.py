@@ -74,7 +74,7 @@ def _trained_before(folder: RunFolder, console: Console) -> bool:
     done = (folder / "model").exists()
     if done:
         if not folder.is_done("train"):  # killed between the two
-            folder.finish("train", time.time())
+            folder.finish("train", time.monotonic())
         say(console, f"{folder / 'model'} is there already: nothing to do")
     return done
 
@@ -89,7 +89,7 @@ def _rows(arguments: SFTArguments | DPRArguments, kind: Needs, seed: int) -> tup
 
 def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, title: str) -> Path:
     """Train in a run folder of its own and leave the model in `model`."""
-    started = time.time()
+    started = time.monotonic()
     train_shown(trainer, folder.path, console, title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
     folder.finish("train", started)

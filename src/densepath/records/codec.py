@@ -13,9 +13,11 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar, Union
 
-from densepath.errors import DataError, NumericalError
+from densepath.errors import DamagedFileError, DataError, DensepathError, NumericalError
+from densepath.io import REMEDY, read_json
 
 Json: TypeAlias = Any
 """What `json` reads and writes: dict, list, str, int, float, bool, None."""
@@ -52,6 +54,21 @@ def from_json(cls: type[T], value: Json) -> T:
     """
     found: T = _decode(cls, value, cls.__name__)
     return found
+
+
+def read_record(cls: type[T], path: Path, remedy: str = REMEDY) -> T:
+    """The record of that class that a file holds.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DamagedFileError: it holds something else; the message names file, field and remedy.
+    """
+    try:
+        return from_json(cls, read_json(path, remedy))
+    except DamagedFileError:
+        raise
+    except (DensepathError, ValueError, TypeError) as error:
+        raise DamagedFileError(f"{path} is damaged ({error}): {remedy}") from None
 
 
 def _encode(value: object, where: str) -> Json:

@@ -62,7 +62,7 @@ class WinRate:
         noise: None where nothing was judged twice.
         invalid: games without a verdict.
         dropped: prompts without a verdict in one of their orders, which count in no figure.
-        categories: category of the prompts -> rate.
+        categories: category of the prompts -> rate, where there are several, of at least five prompts each.
     """
 
     model: str

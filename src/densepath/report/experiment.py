@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from densepath.errors import DataError, MissingFileError, NumericalError, StorageError
-from densepath.io import read_json, write_text_atomic
-from densepath.records.codec import from_json
+from densepath.io import write_text_atomic
+from densepath.records.codec import read_record
 from densepath.records.estimates import Verdict
 from densepath.records.results import ArmComparison, ArmRow, Results, SettingResults
 from densepath.report.document import (
@@ -91,7 +91,7 @@ def rewrite_experiment_page(folder: Path) -> Path:
     """
     record, page = Path(folder) / "results.json", Path(folder) / "results.html"
     try:
-        html = page_html(experiment_page(from_json(Results, read_json(record))))
+        html = page_html(experiment_page(read_record(Results, record)))
     except MissingFileError:
         raise MissingFileError(f"{record}: no such file yet; run densepath experiment again to go on") from None
     except (DataError, NumericalError) as error:

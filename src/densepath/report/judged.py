@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from densepath import __version__
-from densepath.io import write_json_atomic, write_text_atomic
-from densepath.records.codec import to_json
+from densepath.io import read_json, write_json_atomic, write_text_atomic
+from densepath.records.codec import from_json, to_json
 from densepath.records.completion import Sample
 from densepath.records.estimates import Verdict
 from densepath.records.judge_report import JudgeReport, ShownPair
@@ -55,6 +55,20 @@ def write_judged_page(report: JudgeReport, folder: Path) -> ReportPaths:
     write_json_atomic(paths.json, to_json(report))
     write_text_atomic(paths.html, page)
     return paths
+
+
+def is_judged(folder: Path) -> bool:
+    """Whether `densepath judge` worked in that folder."""
+    return (folder / "games.jsonl").is_file()
+
+
+def rewrite_judged_page(folder: Path) -> ReportPaths:
+    """Make the page again, from its twin.
+
+    Raises:
+        MissingFileError: judging has not ended. DataError: the twin holds no such record.
+    """
+    return write_judged_page(from_json(JudgeReport, read_json(folder / "report.json")), folder)
 
 
 def judged_parts(found: Judged) -> tuple[Part, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from densepath.errors import DataError, MissingFileError, NumericalError
-from densepath.io import read_json, read_jsonl
+from densepath.io import read_json, read_jsonl, read_log
 from densepath.records.codec import from_json
 from densepath.records.completion import Sample
 from densepath.report import parse
@@ -72,7 +72,7 @@ def load_run(run_dir: Path) -> RunParts:
             if name.endswith(".yaml"):
                 return parse.clean(yaml.safe_load(path.read_text(encoding="utf-8")))
             if name.endswith(".jsonl"):
-                return [row for row in read_jsonl(path) if isinstance(row, dict)]
+                return read_log(path) if path.name == "metrics.jsonl" else read_jsonl(path)
             return parse.clean(read_json(path))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             reason = str(error).replace(str(path), name).split("\n")[0]

@@ -5,7 +5,7 @@ Beside `scores.jsonl` a job of `densepath score` keeps
     scores.parts/manifest.json       settings, data and models that the parts belong to
     scores.parts/00000012.jsonl      rows of window 12 with their rewards
     scores.parts/00000012.rejected   rows of it that could not be scored, as JSON lines; if there are any
-    scores.parts/00000012.json       numbers about it; written last: the window is done
+    scores.parts/00000012.json       numbers about it and what its files hold; written last: the window is done
 
 and, when all windows are done, `scores.jsonl`, `scores.rejected.jsonl` (if there are any) and `scores.manifest.json`.
 A window's rows and numbers do not depend on who scored it or when, so neither do the joined files.
@@ -14,18 +14,30 @@ A window's rows and numbers do not depend on who scored it or when, so neither d
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
-import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.errors import DataError, ResumeError, StorageError, UsageError
-from densepath.io import UNWRITABLE, atomic_path, hold_lock, read_json, read_jsonl, write_json_atomic
+from densepath.errors import DamagedFileError, DataError, ResumeError, UsageError
+from densepath.io import (
+    atomic_path,
+    changed_files,
+    hold_lock,
+    read_json,
+    read_jsonl,
+    remove,
+    sealed,
+    write_json_atomic,
+)
+from densepath.records.codec import from_json
 from densepath.scoring.tables import join_parts, json_line, write_rows
 
+_ANEW = "the same command scores this window again"
 _Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -117,8 +129,12 @@ class Parts:
         if self.output.is_dir() or (self.folder.exists() and not self.folder.is_dir()):
             raise UsageError(f"output_file={self.output}: {self.folder} or it is in the way; give another name")
         if self.finished:
-            self._check(self.manifest, job, f"move {self.output.name} away to begin anew")
-            shutil.rmtree(self.folder, ignore_errors=True)  # a kill may have left it
+            anew = f"move {self.output.name} away to begin anew"
+            self._check(self.manifest, job, anew)
+            changed = changed_files(self.output.parent, read_json(self.manifest).get("files", {}))
+            if changed:
+                raise DamagedFileError(f"{', '.join(changed)}: not what {self.manifest} says was written: {anew}")
+            remove(self.folder)  # a kill may have left it
             return True
         if self.output.exists() and not self.folder.exists():
             raise UsageError(f"{self.output} is there already; move it away, or give another output_file")
@@ -127,9 +143,9 @@ class Parts:
             try:
                 self._check(begun, job, f"undo the change to go on, or remove {self.folder} to begin anew")
             except ResumeError:
-                if any(read_json(path)["rows"] for path in sorted(self.folder.glob("[0-9]*.json"))):
+                if any(self._whole(int(path.stem))["rows"] for path in sorted(self.folder.glob("[0-9]*.json"))):
                     raise
-                shutil.rmtree(self.folder)  # nothing was done yet: the change may correct a mistake
+                remove(self.folder)  # nothing was done yet: the change may correct a mistake
         if not begun.exists():
             write_json_atomic(begun, dict(job))
         return False
@@ -151,25 +167,44 @@ class Parts:
             StorageError: somebody else has it.
         """
         busy = f"{self.folder}: another densepath process does this part of the work; wait for it"
-        try:
-            lock = hold_lock(self.folder / f".{name}.lock", busy, wait=wait)
-        except StorageError:
-            raise
-        except OSError as error:
-            remedy = UNWRITABLE.get(error.errno or 0, "give another output_file")
-            raise StorageError(f"cannot write {self.folder}: {error.strerror or error}; {remedy}") from error
+        lock = hold_lock(self.folder / f".{name}.lock", busy, wait=wait)
         try:
             yield
         finally:
             lock.release()
 
     def has(self, window: int) -> bool:
-        """Whether a window is done."""
-        return self._marker(window).exists()
+        """Whether a window is done and its files hold what was written; one that is damaged is forgotten and said."""
+        if not self._marker(window).exists():
+            return False
+        try:
+            self._whole(window)
+        except DamagedFileError as error:
+            warnings.warn(str(error), stacklevel=2)
+            remove(self._marker(window))
+            return False
+        return True
+
+    def _whole(self, window: int) -> dict[str, Any]:
+        """The numbers about a window that is done, its rows among them.
+
+        Raises:
+            DamagedFileError: its marker cannot be read, or its files are not what it says.
+        """
+        marker = self._marker(window)
+        try:
+            found: dict[str, Any] = read_json(marker)
+            changed = changed_files(self.folder, found.pop("files"))
+            found["rows"] += 0  # a number
+        except (DamagedFileError, AttributeError, KeyError, TypeError) as error:
+            raise DamagedFileError(f"{marker} is damaged ({error}): {_ANEW}") from None
+        if changed:
+            raise DamagedFileError(f"{self.folder / changed[0]} is not what was written: {_ANEW}")
+        return found
 
     def missing(self, windows: int) -> int:
         """How many windows are not done yet."""
-        return sum(not self.has(window) for window in range(windows))
+        return sum(not self._marker(window).exists() for window in range(windows))
 
     def write_rows(self, window: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a window's rows as JSON lines, and that it is done.
@@ -179,30 +214,48 @@ class Parts:
         """
         with atomic_path(self._rows(window)) as path:
             path.write_bytes(b"".join(map(json_line, rows)))
-        write_json_atomic(self._marker(window), {"rows": len(rows)})
+        self._mark(window, {"rows": len(rows)}, self._rows(window))
+
+    def _mark(self, window: int, numbers: Mapping[str, Any], *files: Path) -> None:
+        """Say that a window is done, and what its files hold."""
+        held = sealed(self.folder, files)
+        write_json_atomic(self._marker(window), {**numbers, "files": held})
 
     def read_rows(self, windows: int) -> list[dict[str, Any]]:
-        """The rows of all windows, in order."""
+        """The rows of all windows, in order.
+
+        Raises:
+            DamagedFileError: a window has changed since it was found whole.
+        """
+        for window in range(windows):
+            self._whole(window)
         return [row for window in range(windows) for row in read_jsonl(self._rows(window))]
 
-    def finish(self, job: Mapping[str, Any], result: Any, write: Callable[[Path], object]) -> None:
+    def finish(self, job: Mapping[str, Any], result: Any, write: Callable[[Path], object], *beside: Path) -> None:
         """Write the output and then the manifest, which says that it is whole; the parts are then removed.
 
         Args:
             job: as `open` took it.
             result: what it came to, as JSON.
             write: writes the output at the path that it is given.
+            beside: other files of the job that are written already, in the same folder.
 
         Raises:
             StorageError: writing failed.
         """
-        for path in (self.output, self.manifest):
-            for half in path.parent.glob(f".{path.name}.*.tmp"):  # what a kill left
-                half.unlink(missing_ok=True)
+        self._remove_half(self.output, self.manifest)
         with atomic_path(self.output) as path:
             write(path)
-        write_json_atomic(self.manifest, {"job": dict(job), "result": result})
-        shutil.rmtree(self.folder, ignore_errors=True)
+        files = sealed(self.output.parent, (self.output, *beside))
+        write_json_atomic(self.manifest, {"job": dict(job), "result": result, "files": files})
+        remove(self.folder)
+
+    @staticmethod
+    def _remove_half(*paths: Path) -> None:
+        """Remove what a kill left of files that were being written."""
+        for path in paths:
+            for half in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+                remove(half)
 
     def _rows(self, window: int) -> Path:
         return self.folder / f"{window:08d}.jsonl"
@@ -237,27 +290,29 @@ class PartFolder(Parts):
         Raises:
             StorageError: writing failed; what was written before is whole.
         """
+        remove(self._rejected(window))  # of a window that is scored again
         if rejected:
             with atomic_path(self._rejected(window)) as path:
                 path.write_bytes(b"".join(map(json_line, rejected)))
         with atomic_path(self._rows(window)) as path:
             write_rows(path, rows, parquet=self._parquet, logprobs=logprobs, source=schema)
-        write_json_atomic(self._marker(window), asdict(tally(rows, len(rejected))))
+        numbers = asdict(tally(rows, len(rejected)))
+        self._mark(window, numbers, self._rows(window), self._rejected(window))
 
     def merge(self, windows: int, job: Mapping[str, Any], *, strict: bool) -> Tally:
         """Join the parts into the output, the same whoever wrote them; the parts are then removed.
 
         Raises:
             DataError: no row could be scored, or, under `strict`, one could not. StorageError: writing failed.
+            DamagedFileError: a window has changed since it was found whole.
         """
-        for half in self.rejected.parent.glob(f".{self.rejected.name}.*.tmp"):  # what a kill left
-            half.unlink(missing_ok=True)
-        total = sum((self._counts(self._marker(window)) for window in range(windows)), Tally())
+        self._remove_half(self.rejected)
+        total = sum((from_json(Tally, self._whole(window)) for window in range(windows)), Tally())
         if not total.rows:
             raise DataError(f"no row could be scored; {self._first_rejected(windows)}")
         if strict and total.rejected:
             raise DataError(f"rows that could not be scored: {total.rejected}; {self._first_rejected(windows)}")
-        self.rejected.unlink(missing_ok=True)
+        remove(self.rejected)
         if total.rejected:
             with atomic_path(self.rejected) as path, path.open("wb") as file:
                 for window in range(windows):
@@ -267,7 +322,7 @@ class PartFolder(Parts):
         counts = {"rows": total.rows, "rejected": total.rejected, "tokens": total.tokens}
         result = {**counts, "reward": {"mean": total.mean, "low": low, "high": high}}
         parts = map(self._rows, range(windows))
-        self.finish(job, result, lambda path: join_parts(parts, path, parquet=self._parquet))
+        self.finish(job, result, lambda path: join_parts(parts, path, parquet=self._parquet), self.rejected)
         return total
 
     def _first_rejected(self, windows: int) -> str:
@@ -275,9 +330,6 @@ class PartFolder(Parts):
         with path.open("rb") as lines:
             first = json.loads(next(lines))
         return f"the first of them: {first['file']}, row {first['row']}: {first['error']}"
-
-    def _counts(self, path: Path) -> Tally:
-        return Tally(**read_json(path))
 
     def _rows(self, window: int) -> Path:
         return self.folder / f"{window:08d}{self.output.suffix}"

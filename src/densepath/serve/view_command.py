@@ -26,9 +26,9 @@ def run_view_command(arguments: ViewArguments, console: Console) -> int:
     Raises:
         DensepathError: a file that was not scored, models that cannot be loaded, a port that cannot be had.
     """
-    if arguments.html is not None:
+    if arguments.html_file is not None:
         view = _file_view(arguments, console) if arguments.scores_file else _text_view(arguments)
-        for path in view.save(arguments.html):
+        for path in view.save(arguments.html_file):
             say(console, str(path.resolve()))
         return 0
     require_extra("view")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from densepath.stats.games import PairGames, pair_games, pairs_of
 from densepath.stats.length_controlled import FOLDS, Gamed, length_controlled
 from densepath.stats.mt_bench import adjusted_win_rate, mt_bench
 from densepath.stats.win_rate import alpaca_eval, compare_models, corrected_rates, win_rate
+
+CATEGORY_PROMPTS = 5
+"""A category of fewer prompts has no rate of its own: the clusters of Arena-Hard v0.1 have two."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ def judged(given: JudgedInputs) -> Judged:
     """
     notes = list(given.notes)
     categories = {question.id: question.category for question in given.questions}
-    named = len({category for category in categories.values() if category}) > 1
+    counts = Counter(categories.values())
+    shown = {prompt: category for prompt, category in categories.items() if counts[category] >= CATEGORY_PROMPTS}
     whole: list[PairGames] = []
     rates: list[WinRate] = []
     for model, baseline in pairs_of(given.games):
@@ -60,7 +65,7 @@ def judged(given: JudgedInputs) -> Judged:
             notes.append(f"{model} against {baseline}: no prompt has a verdict in each order that was asked")
             continue
         whole.append(games)
-        rates.append(win_rate(games, categories if named else None, _length_differences(given, games)))
+        rates.append(win_rate(games, shown if len(counts) > 1 else None, _length_differences(given, games)))
     alone = dict.fromkeys(game.model for game in given.games if game.baseline is None)
     graded = [name for name in alone if any(g.judgement.grade is not None for g in given.games if g.model == name)]
     notes += [f"{name}: none of its answers has a grade" for name in alone if name not in graded]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -17,12 +19,42 @@ _RIDGE = 1e-9
 """Keeps a feature that is constant from making the Newton step undefined."""
 
 
+@dataclass(frozen=True)
+class _Problem:
+    """What is minimised: `logistic_fit`'s arguments, for some of its weightings."""
+
+    features: Floats
+    targets: Floats
+    weights: Floats
+    penalty: float
+
+    def of(self, fits: NDArray[np.intp]) -> _Problem:
+        """The same for fewer weightings."""
+        return replace(self, weights=self.weights[fits])
+
+    def value(self, at: Floats) -> Floats:
+        """(fits,) objective."""
+        logits = at @ self.features.T
+        fit: Floats = (self.weights * (np.logaddexp(0, logits) - self.targets * logits)).sum(axis=1)
+        size: Floats = np.abs(at).sum(axis=1)
+        return fit + self.penalty * size
+
+    def slopes(self, at: Floats) -> tuple[Floats, Floats]:
+        """(fits, k) gradient and (fits, k, k) curvature of the part without the penalty."""
+        columns = self.features.shape[1]
+        chances = 0.5 * (1 + np.tanh(0.5 * (at @ self.features.T)))
+        gradient = (self.weights * (chances - self.targets)) @ self.features
+        products = (self.features[:, :, None] * self.features[:, None, :]).reshape(-1, columns**2)
+        curvature = ((self.weights * chances * (1 - chances)) @ products).reshape(-1, columns, columns)
+        return gradient, curvature + _RIDGE * np.eye(columns)
+
+
 def logistic_fit(features: Floats, targets: Floats, weights: Floats, penalty: float = 0.0) -> Floats:
     """Weights of the features, without an intercept, for each weighting of the rows.
 
         minimise over b:  sum_i w_i [ log(1 + exp(x_i b)) - y_i x_i b ]  +  penalty * sum_j |b_j|
 
-    By Newton steps, halved until the objective falls; with a penalty each step is solved by coordinate descent.
+    By Newton steps, halved until the objective does not rise; with a penalty a step is solved by coordinate descent.
 
     Args:
         features: (n, k) x.
@@ -33,37 +65,20 @@ def logistic_fit(features: Floats, targets: Floats, weights: Floats, penalty: fl
     Returns:
         (fits, k).
     """
-    fits, columns = weights.shape[0], features.shape[1]
-    found = np.zeros((fits, columns))
-    products = (features[:, :, None] * features[:, None, :]).reshape(len(features), -1)
-    value = _objective(features, targets, weights, penalty, found)
-    active = np.arange(fits)
+    whole = _Problem(features, targets, weights, penalty)
+    found = np.zeros((len(weights), features.shape[1]))
+    value = whole.value(found)
+    active = np.arange(len(weights))
     for _ in range(_STEPS):
-        at, mine = found[active], weights[active]
-        chances = _sigmoid(at @ features.T)
-        gradient = (mine * (chances - targets)) @ features
-        curvature = ((mine * chances * (1 - chances)) @ products).reshape(-1, columns, columns)
-        curvature += _RIDGE * np.eye(columns)
-        step = _step(gradient, curvature, at, penalty)
-        reached, falls = _halved(features, targets, mine, penalty, at, step, value[active])
-        found[active] = reached
-        arrived = value[active] - falls <= _ENOUGH * (1 + np.abs(falls))
-        value[active] = falls
+        problem, at = whole.of(active), found[active]
+        step = _step(*problem.slopes(at), at, penalty)
+        found[active], new = _halved(problem, at, step, value[active])
+        arrived = value[active] - new <= _ENOUGH * (1 + np.abs(new))
+        value[active] = new
         active = active[~arrived]
         if not active.size:
             break
     return found
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    return 0.5 * (1 + np.tanh(0.5 * logits))
-
-
-def _objective(features: Floats, targets: Floats, weights: Floats, penalty: float, at: Floats) -> Floats:
-    logits = at @ features.T
-    fit: Floats = (weights * (np.logaddexp(0, logits) - targets * logits)).sum(axis=1)
-    size: Floats = np.abs(at).sum(axis=1)
-    return fit + penalty * size
 
 
 def _step(gradient: Floats, curvature: Floats, at: Floats, penalty: float) -> Floats:
@@ -83,16 +98,14 @@ def _step(gradient: Floats, curvature: Floats, at: Floats, penalty: float) -> Fl
     return step
 
 
-def _halved(
-    features: Floats, targets: Floats, weights: Floats, penalty: float, at: Floats, step: Floats, value: Floats
-) -> tuple[Floats, Floats]:
+def _halved(problem: _Problem, at: Floats, step: Floats, value: Floats) -> tuple[Floats, Floats]:
     """Where each step leads, halved until the objective does not rise, and the objective there."""
     size = np.ones(len(at))
     reached, falls = at.copy(), value.copy()
     waiting = np.arange(len(at))
     for _ in range(_HALVINGS):
         tried = at[waiting] + size[waiting, None] * step[waiting]
-        new = _objective(features, targets, weights[waiting], penalty, tried)
+        new = problem.of(waiting).value(tried)
         better = new <= value[waiting]
         reached[waiting[better]], falls[waiting[better]] = tried[better], new[better]
         waiting = waiting[~better]

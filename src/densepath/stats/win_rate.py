@@ -34,7 +34,7 @@ def win_rate(
 
     Args:
         games: of the model.
-        categories: question -> category.
+        categories: question -> category; a question that it lacks is in none.
         lengths: question -> characters of the model's answer less those of the baseline's.
 
     Raises:
@@ -50,7 +50,7 @@ def win_rate(
     wins, losses = int((kept > 0.5 + _TIE).sum()), int((kept < 0.5 - _TIE).sum())
     groups: dict[str, list[float]] = {}
     for prompt, value in zip(prompts, kept, strict=True):
-        if categories is not None:
+        if categories is not None and prompt in categories:
             groups.setdefault(categories[prompt], []).append(float(value))
     spans = None if lengths is None else np.array([lengths[prompt] for prompt in prompts], dtype=np.float64)
     return WinRate(

@@ -6,20 +6,38 @@ import json
 import math
 import os
 import re
-import shutil
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback
 
-from densepath.errors import NumericalError
-from densepath.io import read_jsonl, write_json_atomic, write_jsonl_atomic
+from densepath.errors import DamagedFileError, NumericalError
+from densepath.io import (
+    atomic_folder,
+    changed_files,
+    read_json,
+    read_log,
+    remove,
+    sealed,
+    sync,
+    write_json_atomic,
+    write_jsonl_atomic,
+)
 from densepath.models.identity import record_base
+from densepath.models.kept import ASIDE
 
 COMPLETE_MARKER = "densepath_complete.json"
-"""Written into a checkpoint folder after everything else: a folder without it was cut short."""
+"""Written into a checkpoint folder after everything else, with what each file holds: without it, it was cut short."""
+_STATE = {
+    "the trainer's state": ("trainer_state.json",),
+    "the optimizer's state": ("optimizer.pt", "optimizer.bin", "optimizer_*", "global_step*"),
+    "the random numbers' state": ("rng_state*.pth",),
+}
+"""What training cannot go on without as it would have gone, and the names under which transformers writes it."""
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
@@ -33,13 +51,13 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
     def last(self, name: str, step: int) -> Any:
         """The newest value of a metric up to a step, or None."""
-        rows = read_jsonl(self.path) if self.path.exists() else []
+        rows = read_log(self.path)
         return next((row[name] for row in reversed(rows) if row["step"] <= step and name in row), None)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the rows up to the step that training starts from."""
         if state.is_world_process_zero:
-            rows = read_jsonl(self.path) if self.path.exists() else []
+            rows = read_log(self.path)
             write_jsonl_atomic(
                 self.path, [row for row in rows if row["step"] <= state.global_step and "train_runtime" not in row]
             )
@@ -60,18 +78,27 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
 
 class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint as whole once it has been written; an adapter in it then knows its base."""
+    """Marks each checkpoint as whole once all processes have written it, durably; an adapter in it knows its base."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write the marker."""
-        if state.is_world_process_zero:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            record_base(folder)
-            write_json_atomic(folder / COMPLETE_MARKER, {"step": state.global_step})
+        """Write the marker, after what it stands for: the checkpoint's files, and the log up to its step."""
+        PartialState().wait_for_everyone()
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        record_base(folder)
+        log = folder.parent / "metrics.jsonl"
+        if log.exists():
+            sync(log)
+        files = sealed(folder, folder.rglob("*"))
+        sync(folder.parent)
+        write_json_atomic(folder / COMPLETE_MARKER, {"step": state.global_step, "files": files})
 
 
 def last_complete_checkpoint(output_dir: Path) -> str | None:
-    """The newest whole `checkpoint-N` under `output_dir`; folders that were cut short are removed.
+    """The newest whole `checkpoint-N` under `output_dir`.
+
+    Folders that were cut short are removed. One that is damaged is set aside, with a warning, for the one before it.
 
     Returns:
         Its path for `Trainer.train(resume_from_checkpoint=...)`, or None.
@@ -84,8 +111,33 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
         if (folder / COMPLETE_MARKER).exists():
             found.append((int(match.group(1)), folder))
         else:
-            shutil.rmtree(folder)
-    return str(max(found)[1]) if found else None
+            remove(folder)
+    for _, folder in sorted(found, reverse=True):
+        damage = checkpoint_damage(folder)
+        if damage is None:
+            return str(folder)
+        aside = folder.with_name(f"{ASIDE}{folder.name}")
+        remove(aside)
+        os.replace(folder, aside)
+        warnings.warn(
+            f"{folder} is damaged ({damage}): it is set aside as {aside.name}, and training goes on from the whole "
+            "checkpoint before it, or from its beginning",
+            stacklevel=2,
+        )
+    return None
+
+
+def checkpoint_damage(folder: Path) -> str | None:
+    """What of a checkpoint is missing or has changed since it was written; None where it is whole."""
+    missing = [what for what, names in _STATE.items() if not any(any(folder.glob(name)) for name in names)]
+    if missing:
+        return f"{', '.join(missing)} is missing"
+    try:
+        files = read_json(folder / COMPLETE_MARKER).get("files", {})
+        changed = changed_files(folder, files)
+    except (DamagedFileError, AttributeError, TypeError):
+        return f"{COMPLETE_MARKER} cannot be read"
+    return f"{', '.join(changed)}: not what was written" if changed else None
 
 
 class ReferenceCheckpointCallback(TrainerCallback):  # type: ignore[misc]
@@ -116,11 +168,7 @@ class ReferenceCheckpointCallback(TrainerCallback):  # type: ignore[misc]
 
 
 def save_folder_atomic(folder: Path, save: Callable[[Path], None], record: dict[str, Any]) -> None:
-    """Fill a temporary folder and give it its name when it is whole; `densepath.json` holds the record."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save(temporary)
-    write_json_atomic(temporary / "densepath.json", record)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(temporary, folder)
+    """Fill a folder that is there whole or not at all; `densepath.json` in it holds the record."""
+    with atomic_folder(folder) as temporary:
+        save(temporary)
+        write_json_atomic(temporary / "densepath.json", record)

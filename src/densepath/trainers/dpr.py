@@ -417,12 +417,12 @@ class DPRTrainer(ResumableGRPOTrainer):
         dataset = self.eval_dataset[dataset] if isinstance(dataset, str) else dataset
         if dataset is None or isinstance(dataset, dict):  # TRL says what is missing, or comes back for each of them
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[no-any-return]
-        started = time.time()
+        started = time.monotonic()
         self._record("eval", self._held_out.metrics(dataset, self.accelerator.unwrap_model(self.model)))
         if self.args.predict_with_generate:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[no-any-return]
         self.model.eval()  # TRL's log writes what was measured under that mode
-        metrics = {f"{metric_key_prefix}_runtime": time.time() - started}
+        metrics = {f"{metric_key_prefix}_runtime": time.monotonic() - started}
         self.log(metrics)
         self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

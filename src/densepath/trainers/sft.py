@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from transformers import TrainerState
+from transformers.trainer_utils import align_special_tokens
 from trl import SFTConfig, SFTTrainer
 
 from densepath.errors import ConfigError
+from densepath.io import make_folder, sync_name
 from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
@@ -157,6 +159,8 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
 
     The end is that of a training that was never interrupted: weights, metrics, and the count of tokens.
     """
+    make_folder(output_dir)
+    sync_name(output_dir)  # the trainer may have made it
     metrics = MetricsCallback(output_dir / "metrics.jsonl")
     trainer.add_callback(metrics)
     trainer.add_callback(CompleteCheckpointCallback())
@@ -168,6 +172,7 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
             trainer._total_train_tokens = int(metrics.last("num_tokens", state.global_step) or 0)
         if state.global_step >= state.max_steps:  # the Trainer would take one step more
             trainer.state = state
+            align_special_tokens(trainer.model, trainer.processing_class)
             trainer._load_from_checkpoint(checkpoint)
             return
     trainer.train(resume_from_checkpoint=checkpoint)
