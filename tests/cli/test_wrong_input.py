@@ -333,7 +333,8 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("dpr --model_name_or_path SFT --max_completion_length 4 --dataset_name good", "needs ref_model_name_or_path"),
         ("dpr --model_name_or_path SFT --dataset_name text", 'text.jsonl, row 1: a "text" row has no prompt'),
         (
-            "dpr --model_name_or_path SFT --ref_model_name_or_path FOREIGN --dataset_name good --max_steps 2",
+            "dpr --model_name_or_path SFT --ref_model_name_or_path FOREIGN --max_completion_length 4 "
+            "--dataset_name good",
             "differ: token",
         ),
         (
