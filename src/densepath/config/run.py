@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import (
     TEMPLATE_SETTINGS,
     TEXT_TASKS,
@@ -256,6 +257,7 @@ class MachineArguments(Arguments):
 class RunArguments(
     MachineArguments,
     EvaluationArguments,
+    JudgeArguments,
     GivenSFTArguments,
     PurifyArguments,
     StageArguments,
@@ -272,6 +274,8 @@ class RunArguments(
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.judge is not None and self.verifier is not None:
+            raise ConfigError("judge and verifier both say what is better; give one of them")
         if self.dpr_per_device_train_batch_size % self.num_generations:
             raise ConfigError(
                 f"dpr_per_device_train_batch_size={self.dpr_per_device_train_batch_size} must be a multiple of "

@@ -109,7 +109,7 @@ class Client:
     """
 
     def __init__(self, access: Access, timeout: float) -> None:
-        openai = _package()
+        openai = package()
         self.access, self.timeout = access, timeout
         self._openai = openai
         self._client = openai.AsyncOpenAI(
@@ -218,7 +218,7 @@ class Client:
         )
 
 
-def _package() -> Any:
+def package() -> Any:
     """The `openai` package.
 
     Raises:

@@ -15,6 +15,7 @@ from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.judging.build import check_judge
 from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer
@@ -201,6 +202,7 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
             raise ConfigError(f"{key} is not taken from a recipe; set {own}")
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
+    check_judge(arguments)
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
     check_startable(dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0))
     if arguments.gpu_memory is not None:
