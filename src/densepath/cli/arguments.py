@@ -123,7 +123,6 @@ def _pairs(words: list[str], prog: str) -> dict[str, str]:
         if not word.startswith("--"):
             raise UsageError(f"unexpected word {word!r} (see {prog} --help)")
         key, equals, value = word[2:].partition("=")
-        key = key.replace("-", "_")  # as in other tools
         if not equals:
             following = words[index + 1] if index + 1 < len(words) else "--"
             if following.startswith("--"):
