@@ -182,3 +182,29 @@ def test_mistakes_are_named(planted):
         diagnose(planted[0.5], {"0": planted[0.1]}, [{"text": "a"}], **SETTINGS)
     with pytest.raises(ConfigError, match="reference 0: a preview reads two models side by side"):
         diagnose(planted[0.5], {"0": planted[0.5]}, ROWS[:2], **SETTINGS)
+
+
+class PrefersA:
+    """A judge's preference over SFT's greedy answer, "B": "A" wins; of the first prompts it says nothing."""
+
+    def __init__(self, silent: int = 0) -> None:
+        self.silent = silent
+
+    def judged(self, answers, rows):
+        silent = {row["prompt"] for row in ROWS[: self.silent]}
+        won = (None if row["prompt"] in silent else text == "A" for text, row in zip(answers, rows, strict=True))
+        return [None if each is None else 0.5 + 0.5 * each for each in won]
+
+
+@pytest.mark.parametrize("silent", [0, 20])
+def test_a_judge_decides_as_a_verifier_does_and_what_it_could_not_say_counts_for_nobody(planted, silent):
+    references = {"0": planted[0.1], "0.5": planted[0.9]}
+    found = diagnose(planted[0.45], references, ROWS, verifier=PrefersA(silent), **SETTINGS)
+    checked = diagnose(planted[0.45], references, ROWS, verifier="exact_match", **SETTINGS)
+    assert found.decision.answer == Answer.CANDIDATE
+    assert found.decision.reference == checked.decision.reference == "0"
+    assert found.findings.prompts == PROMPTS - silent
+    pairs = zip(found.findings.candidates, checked.findings.candidates, strict=True)
+    for mine, other in (*pairs, *zip(found.findings.sft, checked.findings.sft, strict=True)):
+        assert mine.verdicts == tuple(0.5 + 0.5 * right for right in other.verdicts[silent:])
+        assert mine.lengths == other.lengths[silent:]

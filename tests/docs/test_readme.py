@@ -67,7 +67,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 def commands(text: str) -> list[tuple[str, list[str]]]:
     """(command, flags) of every `densepath COMMAND ...` in a document."""
     joined = text.replace("\\\n", " ")
-    found = re.findall(rf"densepath ({'|'.join(COMMANDS)})\b([^\n`#]*)", joined)
+    found = re.findall(rf"densepath ({'|'.join(COMMANDS)})(?![\w-])([^\n`#]*)", joined)
     return [(command, re.findall(r"--([A-Za-z_-]+)", rest)) for command, rest in found]
 
 

@@ -326,3 +326,20 @@ def test_the_files_hold_the_record(tmp_path):
     assert len(compared) == len(setting["comparisons"])
     assert float(compared[0]["difference_low"]) == setting["comparisons"][0]["difference"]["low"]
     assert "<h2>habit</h2>" in paths.html.read_text(encoding="utf-8")
+
+
+def test_a_prompt_that_a_judge_could_not_judge_for_one_method_counts_for_none():
+    """The same record as of cells that never had the prompt, but for the warning."""
+    values = {"sft": [0.5] * 6, "dpr": [1.0, 0.0, 1.0, 1.0, 0.0, 1.0]}
+    cells, left = [], []
+    for method, numbers in values.items():
+        for split in ("validation", "test"):
+            unjudged = (1, 4) if (method, split) == ("dpr", "test") else ()
+            cells.append(cell(method, 0, numbers, split=split, unjudged=unjudged))
+            kept = [number for place, number in enumerate(numbers) if split == "validation" or place not in (1, 4)]
+            left.append(cell(method, 0, kept, split=split))
+    found, expected = (made(each, methods=[SFT, DPR])["settings"][0] for each in (cells, left))
+    warning = "The judge could say nothing of 2 answers' test prompts; these are left out for every method."
+    assert found.pop("warnings") == [warning, *expected.pop("warnings")]
+    assert found == expected
+    assert row(found, "dpr")["value"]["mean"] == 1.0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -103,6 +105,20 @@ def test_what_keeps_failing_is_invalid_with_its_reason_and_asked_again_next_time
         assert len(served.calls) == calls + 2
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("bad_detail", "status 422: [{'loc': ['body', 'top_logprobs'], 'msg': 'extra fields not permitted'}]"),
+        ("bad_text", "status 400: no such parameter"),
+    ],
+)
+def test_what_an_endpoint_says_of_a_request_is_passed_on(tmp_path, fault, says):
+    with FakeEndpoint() as served:
+        served.always = fault
+        (found,) = judge_of(served, tmp_path).judge([request(0)])
+    assert found.invalid == says
+
+
 def test_one_that_only_fails_is_given_up(tmp_path):
     with FakeEndpoint() as served:
         served.always = "broken"
@@ -163,11 +179,11 @@ def test_max_calls_stops_before_it_is_passed_and_a_higher_one_goes_on(tmp_path, 
     requests = [request(n) for n in range(10)]
     with FakeEndpoint() as served:
         served.faults = {2: "broken"}
-        with pytest.raises(JudgeError, match="max_calls=6 calls were made"):
+        with pytest.raises(JudgeError, match="max_calls=6: 6 calls were made"):
             list(judge_of(served, tmp_path, max_calls=6, concurrency=concurrency).judge(requests))
         assert len(served.calls) == 6
         assert sum(served.answered.values()) == 5
-        assert len(list(judge_of(served, tmp_path, max_calls=5).judge(requests))) == 10
+        assert len(list(judge_of(served, tmp_path, max_calls=11).judge(requests))) == 10
     assert sorted(served.answered.values()) == [1] * 10
 
 
@@ -184,6 +200,35 @@ def test_max_cost_is_never_passed(tmp_path, concurrency):
     assert judge.spent.cost == pytest.approx(len(served.calls) * prices.cost(Usage(100, 10)))
     assert judge.spent.cost <= 1.2
     assert len(served.calls) >= 15  # 1.2 less one held call of 1.03 leaves room for 17 calls of 0.0101
+
+
+def test_limits_hold_for_all_processes_and_commands_with_one_cache(tmp_path):
+    """Two judges at once, as in the cells of an experiment, and another after one that died with calls under way."""
+    with FakeEndpoint() as served:
+        served.delay = 0.01
+        judges = [judge_of(served, tmp_path, max_calls=9, concurrency=2) for _ in range(2)]
+
+        def read(place: int) -> None:
+            with contextlib.suppress(JudgeError):
+                list(judges[place].judge([request(100 * place + n) for n in range(10)]))
+
+        threads = [threading.Thread(target=read, args=(place,)) for place in range(2)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert len(served.calls) == sum(judge.spent.calls for judge in judges) == 9
+        paid = json.loads((tmp_path / "spent.json").read_text())
+        assert (paid["calls"], paid["prompt_tokens"], paid["held"]) == (9, 900, {})
+        dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+        (tmp_path / "spent.json").write_text(json.dumps({**paid, "held": {f"{dead.stdout.strip()}:1": 0.7}}))
+        prices = Prices(0.0, 1000.0)
+        with pytest.raises(JudgeError, match=r"max_cost=1\.5: 0\.7 was spent"):
+            list(judge_of(served, tmp_path, max_cost=1.5, prices=prices).judge([request(50)]))
+        (tmp_path / "spent.json").write_text("{")
+        with pytest.raises(JudgeError, match=r"spent\.json: damaged"):
+            list(judge_of(served, tmp_path).judge([request(50)]))
+    assert len(served.calls) == 9
 
 
 def test_a_call_of_unknown_fate_is_taken_to_have_cost_the_most(tmp_path):
@@ -241,7 +286,7 @@ def test_what_decides_the_reply_is_in_the_key(tmp_path):
 def test_a_damaged_entry_is_a_line_and_asked_again(tmp_path, damage):
     with FakeEndpoint() as served:
         (found,) = judge_of(served, tmp_path).judge([request(0)])
-        (entry,) = tmp_path.rglob("*.json")
+        (entry,) = tmp_path.rglob("??/*.json")
         entry.write_text(damage)
         with pytest.warns(UserWarning, match=r"damaged entry of the judge's cache .*asked again") as caught:
             assert list(judge_of(served, tmp_path).judge([request(0)])) == [found]
@@ -259,7 +304,7 @@ def test_reading_no_further_ends_it_and_what_was_under_way_is_kept(tmp_path):
         reading = judge.judge([request(n) for n in range(50)])
         next(reading)
         reading.close()
-        assert len(list(tmp_path.rglob("*.json"))) == len(served.calls) < 50
+        assert len(list(tmp_path.rglob("??/*.json"))) == len(served.calls) < 50
         assert len(list(judge.judge([request(0)]))) == 1
 
 
@@ -294,7 +339,7 @@ def test_a_killed_run_pays_nothing_twice(tmp_path):
             lines = [process.stdout.readline() for _ in range(4)]
             process.kill()
         assert lines == ["<\n"] * 4
-        kept = len(list((tmp_path / "cache").rglob("*.json")))
+        kept = len(list((tmp_path / "cache").rglob("??/*.json")))
         assert kept >= 4
         calls = len(served.calls)
         found = list(judge_of(served, tmp_path / "cache").judge([request(n) for n in range(12)]))
@@ -355,7 +400,7 @@ def test_the_key_is_in_no_file_no_log_and_no_traceback(tmp_path, caplog, capfd):
         texts += [repr(each) for each in judge_of(served, tmp_path, retries=0).judge([request(5)])]
     assert served.keys == {f"Bearer {KEY}"}
     files = [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
-    assert len(files) == 2
+    assert len(files) == 4  # two replies, what was paid, and its lock
     assert any("You sent Bearer <TEST_KEY>" in text for text in files)
     seen = "".join([*texts, *files, caplog.text, *capfd.readouterr()])
     assert "<TEST_KEY>" in seen
@@ -436,7 +481,7 @@ def test_without_the_package_the_extra_is_named(tmp_path):
 def test_the_cache_holds_what_was_asked_but_for_the_texts(tmp_path):
     with FakeEndpoint() as served:
         list(judge_of(served, tmp_path).judge([request(0)]))
-        (entry,) = tmp_path.rglob("*.json")
+        (entry,) = tmp_path.rglob("??/*.json")
         said = json.loads(entry.read_text())
     assert said["model"] == MODEL
     assert said["endpoint"] == served.url

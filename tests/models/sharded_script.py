@@ -14,7 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from densepath.models.adapters import add_frozen_copy
-from densepath.models.scoring import is_sharded, score_completions
+from densepath.models.logits import is_sharded
+from densepath.models.scoring import score_completions
 from densepath.rewards.frozen import FrozenPolicy
 
 PROMPTS = [[5, 6, 7], [5, 6, 7], [8, 9], [3, 4, 10, 11, 12], [13]]

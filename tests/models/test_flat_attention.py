@@ -14,8 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from trl.trainer.utils import add_fused_lm_head
 
 from densepath.models import flat_attention
-from densepath.models.logits import Layout, layout_of
+from densepath.models.logits import layout_of
 from densepath.models.packed_forward import add_packed_forward
+from densepath.models.packing import Layout
 from densepath.models.scoring import score_completions
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from densepath.models import packing
 from densepath.models.packing import IGNORED_LABEL, Layout, Segment, cut, pack
 
 
@@ -17,9 +18,6 @@ def context_of(batch, row: int, column: int) -> list[int]:
         seen = torch.tensor([at for span in (*context, (start, column + 1)) for at in range(*span)])
         assert batch.position_ids[row, seen].tolist() == list(range(len(seen)))
         return batch.input_ids[row, seen].tolist()
-    if batch.attention_mask is None:  # causal attention: everything up to it, at consecutive positions
-        assert batch.position_ids[row].tolist() == list(range(batch.position_ids.shape[1]))
-        return batch.input_ids[row, : column + 1].tolist()
     if batch.attention_mask.dim() == 2:
         assert batch.attention_mask[row, : column + 1].all()
         return batch.input_ids[row, : column + 1].tolist()
@@ -69,9 +67,11 @@ layouts, budgets = st.sampled_from(Layout), st.one_of(st.none(), st.integers(1, 
 def test_each_token_is_predicted_once_from_its_own_context(rows, layout, row_tokens, token_budget):
     prompts, completions = [list(p) for p, _ in rows], [c for _, c in rows]
     seen = []
-    given = {"row_tokens": row_tokens, "token_budget": token_budget, "pad_token_id": 99}
-    for batch in pack(prompts, completions, layout, **given):
-        assert layout is not Layout.FLAT or 99 not in batch.input_ids
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "ROW_TOKENS", row_tokens)
+        batches = list(pack(prompts, completions, layout, token_budget=token_budget))
+    for batch in batches:
+        assert layout is not Layout.FLAT or batch.attention_mask.all()
         for index, row, column, length in zip(batch.sequences, batch.rows, batch.columns, batch.lengths, strict=True):
             assert length == len(completions[index])
             for t in range(length):
@@ -94,10 +94,11 @@ def test_a_flat_row_has_what_no_sequence_before_it_had(rows):
     assert sum(batch.input_ids.numel() for batch in batches) <= len(prompts) + predictions
 
 
-def test_token_budget_bounds_every_batch_but_a_longer_sequence():
+def test_token_budget_bounds_every_batch_but_a_longer_sequence(monkeypatch):
+    monkeypatch.setattr(packing, "ROW_TOKENS", 10)
     prompts = [[k, 1, 2, 3] for k in range(8)]
     for layout in (Layout.FLAT, Layout.PACKED, Layout.PADDED):
-        batches = list(pack(prompts, [[5, 6]] * 8, layout, token_budget=20, row_tokens=10))
+        batches = list(pack(prompts, [[5, 6]] * 8, layout, token_budget=20))
         assert len(batches) > 1
         assert all(batch.input_ids.numel() <= 20 for batch in batches)
     (alone,) = pack([[1] * 30], [[2] * 30], Layout.FLAT, token_budget=8)
@@ -122,17 +123,7 @@ def test_turns_of_a_conversation_are_one_run_by_hand():
     assert (batch.sequences, batch.columns, batch.lengths) == ((0, 1, 2), (1, 4, 5), (2, 1, 1))
     for layout in (Layout.PACKED, Layout.PADDED):  # one row, in whatever order they come
         (alone,) = pack([[1, 2, 3, 4, 5], [1, 2]], [[6], [3, 4]], layout)
-        assert alone.attention_mask is None or layout is Layout.PADDED
         assert alone.input_ids.tolist() == [[1, 2, 3, 4, 5]]
-
-
-def test_rows_of_one_sequence_need_no_mask():
-    (batch,) = pack([[1, 2, 3], [4]], [[5, 6], [7]], Layout.PACKED, row_tokens=1)
-    assert batch.attention_mask is None
-    assert batch.input_ids.tolist() == [[1, 2, 3, 5], [4, 0, 0, 0]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3]] * 2
-    (shared,) = pack([[1, 2, 3], [4]], [[5, 6], [7]], Layout.PACKED)
-    assert shared.attention_mask is not None
 
 
 def test_padded_rows_hold_one_sequence_each():

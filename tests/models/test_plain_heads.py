@@ -23,8 +23,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from densepath.errors import ModelError
 from densepath.models.adapters import active_adapter, add_frozen_copy
-from densepath.models.logits import Layout, layout_of, plain_head
+from densepath.models.logits import layout_of, plain_head
 from densepath.models.packed_forward import add_packed_forward
+from densepath.models.packing import Layout
 from densepath.models.sampling import sample
 from densepath.models.scoring import completion_hidden_states, score_completions
 

@@ -16,7 +16,7 @@ from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, ti
 from densepath.core.products import onednn_linear
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models import prepacked, sampling
-from densepath.models.decoding import cache_argument
+from densepath.models.decoding import Decoder, RowBatch, cache_argument
 from densepath.models.sampling import FLOOR, Contrast, ContrastKind, inverse_cdf, row_uniforms, sample
 from densepath.models.scoring import completion_hidden_states
 
@@ -296,6 +296,65 @@ def test_equal_prompts_are_read_once_and_rows_are_prompt_major():
     assert as_trl == sample(
         model, PROMPTS[:2], num_generations=3, max_completion_length=4, eos_token_ids=[], generator=seeded(2)
     )
+
+
+BEGINNING = [31, 7, 44, 7, 12, 60, 33, 21]
+BEGUN = [[*BEGINNING, *prompt] for prompt in [*PROMPTS, [5, 9, 3, 8, 10]]]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_behind_a_beginning_that_all_prompts_share(family):
+    """Rows of several lengths, padded behind the beginning, whose cache is repeated and cut."""
+    model = FAMILIES[family](seed=2, dtype=torch.float64)
+    got = sample(model, BEGUN, num_generations=3, max_completion_length=15, eos_token_ids=[2, 4], generator=seeded(3))
+    assert len({len(c) for c in got.completion_ids}) > 2
+    for row, completion in enumerate(got.completion_ids):
+        assert got.logprobs[row] == pytest.approx(oracle_of_row(model, BEGUN[row // 3], completion), abs=1e-10)
+
+
+def reads_of(model, prompts, **arguments) -> list[tuple[int, ...]]:
+    """Shapes of what the model reads until each row has two tokens."""
+    reads: list[tuple[int, ...]] = []
+    hook = model.model.register_forward_pre_hook(
+        lambda _, args, kwargs: reads.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    sample(model, prompts, max_completion_length=2, eos_token_ids=[], **arguments)
+    hook.remove()
+    return reads
+
+
+def test_a_shared_beginning_is_read_once_for_all_batches():
+    model = tried(tiny_llama())
+    reads_of(model, BEGUN)  # what is tried once
+    assert reads_of(model, BEGUN, batch_size=3) == [(1, 8), (3, 10), (3, 1), (2, 3), (2, 1)]
+    few = [prompt[3:] for prompt in BEGUN[:4]]  # 5 tokens, read four times: less than a pass is worth
+    assert reads_of(model, few) == [(4, 15), (4, 1)]
+    for windowed in (tried(tiny_mistral()), tried(tiny_gemma3())):
+        assert reads_of(windowed, BEGUN) == [(5, 18), (5, 1)]
+
+
+def test_both_models_of_a_contrast_read_the_beginning():
+    contrast = Contrast(tiny_llama(seed=1, dtype=torch.float64), ContrastKind.CONTRASTIVE, 0.7)
+    model = tiny_llama(seed=2, dtype=torch.float64)
+    together = sample(model, BEGUN, max_completion_length=5, eos_token_ids=[], generator=seeded(), contrast=contrast)
+    assert len(reads_of(contrast.model, BEGUN, contrast=Contrast(model, ContrastKind.CONTRASTIVE, 0.7))) == 3
+    for row, prompt in enumerate(BEGUN):
+        weights = torch.tensor(contrasted(contrast, prompt, len(prompt), model), dtype=torch.float64)
+        expected = float((weights / weights.sum()).log()[together.completion_ids[row][0]])
+        assert together.logprobs[row][0] == pytest.approx(expected, abs=1e-9)
+
+
+@torch.no_grad()
+def test_a_token_is_written_behind_the_cache_and_nothing_is_copied():
+    decoder = Decoder(tiny_llama())
+    batch = RowBatch([decoder], PROMPTS, steps=4, pad_token_id=0)
+    batch.select([0, 1, 1, 3])
+    places = set()
+    for token in range(4):
+        batch.step(torch.full((4,), token))
+        places.add(tuple(layer.keys.data_ptr() for layer in decoder._cache.layers))
+    assert len(places) == 1
+    assert decoder._cache.get_seq_length() == len(PROMPTS[2]) + 4
 
 
 def test_finished_rows_leave_the_batch():

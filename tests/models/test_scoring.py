@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba
 
 from densepath.errors import NumericalError
-from densepath.models.logits import Layout, layout_of
-from densepath.models.scoring import score_completions, supports_packing
+from densepath.models.logits import layout_of, supports_packing
+from densepath.models.packing import Layout
+from densepath.models.scoring import score_completions
 
 MODELS = {
     "llama": tiny_llama(dtype=torch.float64),

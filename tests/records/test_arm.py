@@ -75,6 +75,18 @@ def test_a_budget_is_finite_and_not_negative():
         Budget(seconds=math.inf)
 
 
+def test_prompts_that_were_not_judged_are_left_out_with_all_their_completions():
+    result = ArmResult(**{**FIELDS, "values": (1.0, 0.5), "kl": (1.0, 2.0, 3.0, 4.0), "unjudged": (1,)})
+    left = result.without({1})
+    assert (left.values, left.lengths, left.kl, left.reward) == ((1.0,), (3, 4), (1.0, 2.0), (1.5, 1.0))
+    assert (left.nll, left.entropy, left.unjudged) == (result.nll, None, ())
+    assert result.without(()) is result
+    with pytest.raises(DataError, match="nothing of any prompt"):
+        result.without({0, 1})
+    with pytest.raises(DataError, match="unjudged are"):
+        ArmResult(**{**FIELDS, "unjudged": (2,)})
+
+
 def test_fields_are_exactly_those():
     written = to_json(ArmResult(**FIELDS))
     del written["lengths"]

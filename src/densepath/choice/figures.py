@@ -22,6 +22,7 @@ from densepath.choice.compare import with_leads
 from densepath.choice.inputs import MeasurePlan
 from densepath.core.monitors import correlation
 from densepath.core.rewards import ReferenceMean, reference_logprobs
+from densepath.errors import DataError
 from densepath.evals.generation import Completion
 from densepath.evals.scored_texts import Texts, dense_rewards
 from densepath.evals.signals import SFT, Floats
@@ -86,7 +87,8 @@ class Measured:
 
 
 def make_findings(measured: Measured) -> Findings:
-    """All figures, with their intervals and comparisons."""
+    """All figures, with their intervals and comparisons; a prompt of which a judge could not say all is left out."""
+    measured = _judged_everywhere(measured)
     plan, texts, mine, found = measured.plan, measured.texts, measured.logprobs, measured.references
     rewards = {name: dense_rewards(mine, of.logprobs) for name, of in found.items()}
     judged_rewards = dict(rewards)
@@ -123,9 +125,31 @@ def make_findings(measured: Measured) -> Findings:
     )
 
 
+def _judged_everywhere(measured: Measured) -> Measured:
+    """Without the prompts of which an answer of SFT or of a preview has no verdict, where others have."""
+    lists = [*measured.sampled.values(), *(preview.completions for preview in measured.previews.values())]
+    gone = {each.row for found in lists for each in found if each.metric is None}
+    if measured.verifier is None or not gone:
+        return measured
+    kept = [row for row in range(measured.prompts) if row not in gone]
+    if not kept:
+        raise DataError(f"{measured.verifier} could say nothing of any prompt; ask another judge")
+    places = {row: place for place, row in enumerate(kept)}
+
+    def left(found: Sequence[Completion]) -> list[Completion]:
+        return [dataclasses.replace(each, row=places[each.row]) for each in found if each.row in places]
+
+    previews = {
+        key: Preview(left(one.completions), one.shift and (one.shift[0][kept], one.shift[1][kept]))
+        for key, one in measured.previews.items()
+    }
+    sampled = {temperature: left(found) for temperature, found in measured.sampled.items()}
+    return dataclasses.replace(measured, prompts=len(kept), sampled=sampled, previews=previews)
+
+
 def mean_verdict(completions: Sequence[Completion]) -> float:
-    """Share that is right, mean over prompts; NaN without a verifier."""
-    return float(np.mean(_per_prompt(completions, _verdict)))
+    """Share that is right, mean over the prompts that were judged; NaN without a verifier."""
+    return float(np.nanmean(_per_prompt(completions, _verdict)))
 
 
 def _length(completion: Completion) -> float:

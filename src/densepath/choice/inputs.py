@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -12,6 +12,7 @@ from densepath.errors import ConfigError
 from densepath.records.choice import Criterion
 
 if TYPE_CHECKING:
+    from densepath.evals.verifiers import AnswerJudge, Verifier
     from densepath.rewards.frozen import FrozenPolicy
 
 Model: TypeAlias = Any
@@ -59,13 +60,13 @@ class Evidence:
     Attributes:
         rows: prompts, or demonstrations in any format.
         verifier: checks completions against their row; a name of `get_verifier` or a function
-            `(completion, row) -> float`. None: previews can be described, not judged.
+            `(completion, row) -> float`; or a judge. None: previews can be described, not judged.
         preferences: rows with `prompt`, `chosen`, `rejected`.
         source: name of the rows in messages.
     """
 
     rows: Sequence[Row]
-    verifier: str | Callable[[str, Mapping[str, Any]], float] | None = None
+    verifier: str | Verifier | AnswerJudge | None = None
     preferences: Sequence[Row] = ()
     source: str | Path = "the data set"
 

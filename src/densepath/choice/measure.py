@@ -28,7 +28,7 @@ from densepath.evals.generation import Completion, Decoding, checked, generate
 from densepath.evals.preview import preview_logprobs
 from densepath.evals.scored_texts import Texts, collect_texts
 from densepath.evals.signals import Floats
-from densepath.evals.verifiers import Verifier, get_verifier
+from densepath.evals.verifiers import AnswerJudge, Verifier, get_verifier
 from densepath.models.compat import context_length
 from densepath.models.sampling import Contrast, ContrastKind
 from densepath.records.choice import Findings
@@ -108,7 +108,7 @@ class _Job:
     plan: MeasurePlan
     policy: FrozenPolicy
     rows: list[Row]
-    check: Verifier | None
+    check: Verifier | AnswerJudge | None
     progress: _Progress
     keep: Keep
 
@@ -124,7 +124,7 @@ class _Job:
 
     @property
     def judged(self) -> bool:
-        """Whether a verifier says which answers are right."""
+        """Whether a verifier or a judge says how good answers are."""
         return self.check is not None and self.plan.num_generations > 0
 
     @property

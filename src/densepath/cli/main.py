@@ -27,11 +27,11 @@ GROUPS = {
     },
     "decide": {
         "diagnose": "Will DPR help on this SFT run? A preview without training, and a recommendation.",
-        "experiment": "Methods x seeds x settings from one recipe: does it get better, against every control?",
+        "experiment": "Methods x seeds x settings from one recipe: better than every control?",
     },
     "measure": {
         "generate": "Answers of a model to prompts or a benchmark, to score, rank, judge or hand on.",
-        "judge": "Whose answers are better? A benchmark or any prompts, any judge, with intervals and a page.",
+        "judge": "Whose answers are better? Any prompts, any judge, with intervals and a page.",
         "eval": "Sample held-out completions and check them with a program.",
         "judge-eval": "Is the judge any good? Labels against it, and what it goes by instead.",
         "reward-eval": "Is the reward any good? Labels against it and the baselines it must beat.",

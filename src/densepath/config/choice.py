@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import FrozenArguments, SamplingArguments
 from densepath.config.options import check_given, check_html_name, option
 from densepath.errors import ConfigError
 
 
 @dataclass
-class DiagnoseArguments(SamplingArguments, FrozenArguments):
+class DiagnoseArguments(SamplingArguments, JudgeArguments, FrozenArguments):
     """Arguments of `densepath diagnose`."""
 
     run_dir: str = option("", "Folder of an SFT run: output_dir of densepath sft or run, with its references.")
@@ -33,8 +34,8 @@ class DiagnoseArguments(SamplingArguments, FrozenArguments):
     betas: list[float] = option([1.0, 0.5], "Candidates; each is previewed with the strength alpha = 1/beta.")
     criterion: str = option(
         "auto",
-        "What decides: answers (of previews, with a verifier), or how the reward of each reference agrees with "
-        "preference, verifier, altered (numbers) or samples; auto is the first of these that there is.",
+        "What decides: answers (of previews, with a verifier or judge), or how the reward of each reference agrees "
+        "with preference, verifier, altered (numbers) or samples; auto is the first of these that there is.",
         choices=("auto", "answers", "preference", "verifier", "altered", "samples"),
     )
     ensemble: bool = option(True, "The reward of the mean probability of all references is judged too, as all.")
@@ -51,6 +52,8 @@ class DiagnoseArguments(SamplingArguments, FrozenArguments):
     def __post_init__(self) -> None:
         check_given("run_dir", self.run_dir, "an SFT run's folder")
         super().__post_init__()
+        if self.judge is not None and self.verifier is not None:
+            raise ConfigError("judge and verifier both say what is better; give one of them")
         if not self.betas or min(self.betas) <= 0 or len(set(self.betas)) < len(self.betas):
             raise ConfigError(f"betas={self.betas} must be different positive numbers")
         check_html_name(self.html_file, "its JSON twin is output_file")

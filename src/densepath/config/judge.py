@@ -64,9 +64,11 @@ class EndpointArguments(Arguments):
     judge_cache: str | None = option(
         None, "Folder of the replies that were paid for. None: judge_cache in the output folder."
     )
-    max_calls: int | None = option(None, "Calls at most, retries included; stops before it is passed.", least=0)
+    max_calls: int | None = option(
+        None, "Calls at most, retries and earlier commands with this cache included.", least=0
+    )
     max_cost: float | None = option(
-        None, "Cost at most, in the unit of the prices; stops before it can be passed.", least=0
+        None, "Cost at most, in the unit of the prices, earlier commands included; stops before it.", least=0
     )
 
     def __post_init__(self) -> None:

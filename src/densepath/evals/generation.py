@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from densepath.data.encode import encode_row_prompt
-from densepath.evals.verifiers import Verifier
+from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
 from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, sample
 
@@ -25,7 +25,7 @@ class Completion:
         logprobs: log-probability of each under the policy that sampled it (at temperature 1), nats.
         text: decoded without special tokens.
         truncated: no EOS came within the budget.
-        metric: the verifier's verdict, or None without one.
+        metric: the verdict of the verifier or judge; None without one, or where the judge could not say it.
     """
 
     row: int
@@ -123,13 +123,18 @@ def generate(
 
 
 def checked(
-    completions: Sequence[Completion], rows: Sequence[Mapping[str, Any]], verifier: Verifier | None
+    completions: Sequence[Completion],
+    rows: Sequence[Mapping[str, Any]],
+    verifier: Verifier | AnswerJudge | None,
 ) -> list[Completion]:
-    """The completions with what a program says of each; as they are without one.
+    """The completions with what a program or a judge says of each; as they are without one.
 
     Raises:
-        DataError: a row that the verifier cannot check against.
+        DataError: a row that the verifier cannot check against. JudgeError: a judge that does not work.
     """
     if verifier is None:
         return list(completions)
+    if not callable(verifier):
+        found = verifier.judged([each.text for each in completions], [rows[each.row] for each in completions])
+        return [replace(each, metric=metric) for each, metric in zip(completions, found, strict=True)]
     return [replace(each, metric=float(verifier(each.text, rows[each.row]))) for each in completions]

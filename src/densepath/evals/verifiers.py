@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, TypeAlias, cast
+from typing import Any, Protocol, TypeAlias, cast
 
 from densepath.data.constraints import is_met
 from densepath.data.rows import short
@@ -15,6 +15,14 @@ from densepath.evals.numbers import Numeral, Value, numerals
 
 Verifier: TypeAlias = Callable[[str, Mapping[str, Any]], float]
 """(completion, row) -> reward; of this module's verifiers 1.0 is right and 0.0 wrong."""
+
+
+class AnswerJudge(Protocol):
+    """What says how good many answers are at once, and may not be able to."""
+
+    def judged(self, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
+        """A number for each answer, higher is better; None where there is none."""
+
 
 ANSWER_MARK = "####"  # GSM8K writes the final answer behind it
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from densepath.choice.arms import best_decoding
 from densepath.errors import DataError
-from densepath.records.arm import SFT, Arm, ArmResult
+from densepath.records.arm import SFT, SPLITS, Arm, ArmResult
 from densepath.records.estimates import Difference, Interval
 from densepath.stats.intervals import mean_interval
 from densepath.stats.seeds import seed_difference, seed_mean
@@ -31,6 +31,7 @@ class SettingCells:
         methods: SFT first, the others in the order given.
         seeds: of any cell, and those that are expected; a method lacking one is incomplete.
         decodings: of any cell: the highest temperature first, greedy last.
+        unjudged: split -> prompts that were left out, over all seeds.
 
     Args:
         setting: its name.
@@ -58,6 +59,7 @@ class SettingCells:
             if cell.seed in found:
                 raise DataError(f"{cell}: there twice; keep one")
             found[cell.seed] = cell
+        self.unjudged = self._leave_out()
         self.seeds = sorted({*seeds, *(seed for found in self._cells.values() for seed in found)})
         self.decodings = sorted({place.decoding for place, _ in self._cells}, key=_decoding_order)
         self._check_prompts()
@@ -72,6 +74,16 @@ class SettingCells:
                         f"{cell}: {len(verdicts(cell))} prompts, but {len(verdicts(other))} in {other}; "
                         "evaluate every method on the same prompts"
                     )
+
+    def _leave_out(self) -> dict[str, int]:
+        """Leave out, for every method, the prompts of which the judge could say nothing for one; split -> how many."""
+        places: dict[tuple[int, str], set[int]] = {}
+        for (_, split), found in self._cells.items():
+            for seed, cell in found.items():
+                places.setdefault((seed, split), set()).update(cell.unjudged)
+        for (place, split), found in self._cells.items():
+            self._cells[place, split] = {seed: cell.without(places[seed, split]) for seed, cell in found.items()}
+        return {split: sum(len(gone) for (_, each), gone in places.items() if each == split) for split in SPLITS}
 
     def info(self, method: str) -> Arm:
         """The description of a method."""

@@ -73,7 +73,11 @@ def _interval(value: Interval, *, signed: bool = False) -> str:
 
 def warnings(cells: SettingCells, rows: Sequence[ArmRow]) -> list[str]:
     """What a reader of the table has to know first."""
-    found = []
+    found = [
+        f"The judge could say nothing of {number} answers' {split} prompts; these are left out for every method."
+        for split, number in cells.unjudged.items()
+        if number
+    ]
     if len(cells.seeds) == 1:
         found.append("One seed: every interval is over prompts and says nothing about how another training would end.")
     elif len(cells.seeds) == 2:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from densepath.errors import ConfigError
+from densepath.judging.ledger import Ledger, Paid
 from densepath.judging.workers import Halt
 from densepath.records.judging import Spending, Usage
 
+_LOOK_AGAIN = 0.05  # seconds until a call that does not fit beside what is under way is tried again
 _TOKENS_OF_A_TURN = 16  # what a chat template may add to a message
 
 
@@ -53,9 +55,12 @@ class BudgetSpent(Exception):
 
 
 class Budget:
-    """Counts calls and tokens, and lets none through that might pass a limit. For one event loop.
+    """Counts calls and tokens, and lets none through that might pass a limit. For one event loop at a time.
+
+    The limits are of everything that was paid with one cache, by other processes and earlier commands too.
 
     Args:
+        ledger: of the cache.
         max_calls: calls at most, those that fail and are sent again included; None for no limit.
         max_cost: cost at most, in the unit of the prices; None for no limit.
         prices: of tokens; None where they are not known.
@@ -64,46 +69,56 @@ class Budget:
         ConfigError: a limit of the cost without prices.
     """
 
-    def __init__(
-        self, max_calls: int | None = None, max_cost: float | None = None, prices: Prices | None = None
-    ) -> None:
+    def __init__(self, ledger: Ledger, max_calls: int | None, max_cost: float | None, prices: Prices | None) -> None:
         if max_cost is not None and prices is None:
             raise ConfigError("max_cost needs prices: give judge_prompt_price and judge_completion_price")
         self.max_calls, self.max_cost, self.prices = max_calls, max_cost, prices
-        self.calls = self.prompt_tokens = self.completion_tokens = 0
-        self._cost = self._held = 0.0
+        self._ledger = ledger
+        self._spent = Spending(cost=None if prices is None else 0.0)
         self._under_way = 0
-        self._waiting: list[asyncio.Future[None]] = []
 
-    def spent(self, cached: int = 0) -> Spending:
-        """Until now; a call of which nothing is known is taken to have cost the most that it could."""
-        cost = None if self.prices is None else self._cost
-        return Spending(self.calls, cached, self.prompt_tokens, self.completion_tokens, cost)
+    @property
+    def _me(self) -> str:
+        return f"{os.getpid()}:{id(self)}"
 
-    async def hold(self, most: Usage) -> None:
+    def spent(self, cached: int) -> Spending:
+        """By this judge until now; a call of which nothing is known is taken to have cost the most that it could."""
+        return replace(self._spent, cached=cached)
+
+    async def hold(self, most: Usage, halt: Halt) -> None:
         """Let a call through, once it fits beside what is under way.
 
         Args:
             most: what it can be charged for.
+            halt: ends the waiting.
 
         Raises:
             BudgetSpent: it does not fit.
+            JudgeError, StorageError: the ledger cannot be read or written.
         """
-        if self.max_calls is not None and self.calls >= self.max_calls:
-            raise BudgetSpent(f"max_calls={self.max_calls} calls were made")
-        if self.prices is not None and self.max_cost is not None:
-            cost = self.prices.cost(most)
-            while self._cost + self._held + cost > self.max_cost:
-                if not self._under_way:
-                    raise BudgetSpent(
-                        f"max_cost={self.max_cost:g}: {self._cost:.4g} was spent, the next call may cost {cost:.4g}"
-                    )
-                freed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._waiting.append(freed)
-                await freed
-            self._held += cost
-            self._under_way += 1
-        self.calls += 1
+        cost = 0.0 if self.prices is None else self.prices.cost(most)
+        while not self._held(cost):
+            await halt.sleep(_LOOK_AGAIN)
+            if halt:
+                raise BudgetSpent("no more is asked")
+
+    def _held(self, cost: float) -> bool:
+        """Whether the call was let through; False where what is under way may leave room for it."""
+        with self._ledger.open() as entry:
+            paid = entry.paid
+            if self.max_calls is not None and paid.calls >= self.max_calls:
+                raise BudgetSpent(f"max_calls={self.max_calls}: {paid.calls} calls were made")
+            if self.max_cost is not None and paid.cost + sum(paid.held.values()) + cost > self.max_cost:
+                if paid.held:
+                    return False
+                raise BudgetSpent(
+                    f"max_cost={self.max_cost:g}: {paid.cost:.4g} was spent, and the next call may cost {cost:.4g}"
+                )
+            held = {**paid.held, self._me: paid.held.get(self._me, 0.0) + cost}
+            entry.paid = replace(paid, calls=paid.calls + 1, held=held)
+        self._under_way += 1
+        self._spent = replace(self._spent, calls=self._spent.calls + 1)
+        return True
 
     def settle(self, most: Usage, *, charged: bool, usage: Usage | None = None) -> None:
         """Book a call that was let through.
@@ -113,19 +128,27 @@ class Budget:
             charged: whether the endpoint may charge for it.
             usage: what it says that it charges for; None where it says nothing: it is taken for the most.
         """
-        if usage is not None:
-            self.prompt_tokens += usage.prompt_tokens
-            self.completion_tokens += usage.completion_tokens
-        if self.prices is None:
-            return
-        self._cost += self.prices.cost(usage or most) if charged else 0.0
-        if self.max_cost is not None:
-            self._under_way -= 1
-            self._held = self._held - self.prices.cost(most) if self._under_way else 0.0
-            waiting, self._waiting = self._waiting, []
-            for each in waiting:
-                if not each.done():
-                    each.set_result(None)
+        cost = self.prices.cost(usage or most) if self.prices is not None and charged else 0.0
+        tokens = usage or Usage(0, 0)
+        self._under_way -= 1
+        with self._ledger.open() as entry:
+            held = dict(entry.paid.held)
+            left = held.pop(self._me, 0.0) - (0.0 if self.prices is None else self.prices.cost(most))
+            if self._under_way:  # else what is left is rounding
+                held[self._me] = max(0.0, left)
+            entry.paid = Paid(*_sums(entry.paid, tokens, cost), held)
+        spent = self._spent
+        calls, prompt, completion, total = _sums(spent, tokens, cost)
+        self._spent = Spending(calls, 0, prompt, completion, None if self.prices is None else total)
+
+
+def _sums(before: Paid | Spending, tokens: Usage, cost: float) -> tuple[int, int, int, float]:
+    """Calls, tokens read, tokens written and cost, with those of one more settled call."""
+    prompt, completion = (
+        before.prompt_tokens + tokens.prompt_tokens,
+        before.completion_tokens + tokens.completion_tokens,
+    )
+    return before.calls, prompt, completion, (before.cost or 0.0) + cost
 
 
 class Pace:

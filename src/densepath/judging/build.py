@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from densepath.config.judge import EndpointArguments, JudgeArguments, parse_judge
-from densepath.config.mixins import FrozenArguments
+from densepath.config.mixins import FrozenArguments, LoadArguments
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
+from densepath.judging.against import AgainstAnswers
 from densepath.judging.budget import Prices
 from densepath.judging.cache import ReplyCache
-from densepath.judging.client import open_access
+from densepath.judging.client import open_access, package
 from densepath.judging.endpoint import EndpointJudge, EndpointSettings
 from densepath.judging.program import ProgramJudge
 from densepath.judging.protocol import Judge
-from densepath.judging.templates import Template, load_template
+from densepath.judging.templates import Template, letters_of, load_template
 from densepath.judging.verdicts import Letters
 
+CACHE = "judge_cache"
+"""Folder of an endpoint's replies, in the folder of what is judged."""
 _OURS = {("openai", 2): "pair", ("openai", 1): "mt_bench", ("local", 2): "letters", ("local", 1): "grade"}
 """What is asked where neither the user nor the benchmark says it, by kind of judge and number of answers."""
 
@@ -49,7 +52,7 @@ def template_of(arguments: JudgeArguments, kind: str, num_answers: int, benchmar
 
 def make_judge(
     arguments: JudgeArguments,
-    loading: FrozenArguments,
+    loading: LoadArguments,
     *,
     cache: Path,
     judge: str | None = None,
@@ -60,7 +63,7 @@ def make_judge(
 
     Args:
         arguments: who judges, and how an endpoint is asked.
-        loading: how models are loaded and run.
+        loading: how models are loaded; what it says of text is the policy's, and a judge reads text in its own way.
         cache: folder of an endpoint's replies, where the arguments name none.
         judge: who judges instead of `arguments.judge`.
         num_answers: that are shown at once.
@@ -81,8 +84,8 @@ def make_judge(
         folder = cache if arguments.judge_cache is None else Path(arguments.judge_cache).expanduser()
         return EndpointJudge(template, endpoint_settings(arguments, name), ReplyCache(folder))
     if kind == "local":
-        return _local(name, template_of(arguments, kind, num_answers, benchmark), loading)
-    return _reward_model(name, loading) if kind == "reward" else _dense(name, loading)
+        return _local(name, template_of(arguments, kind, num_answers, benchmark), _frozen(loading))
+    return _reward_model(name, _frozen(loading)) if kind == "reward" else _dense(name, _frozen(loading))
 
 
 def endpoint_settings(arguments: EndpointArguments, model: str) -> EndpointSettings:
@@ -108,14 +111,45 @@ def endpoint_settings(arguments: EndpointArguments, model: str) -> EndpointSetti
     )
 
 
+def make_judge_against(
+    arguments: JudgeArguments, loading: LoadArguments, fixed: Mapping[str, str], cache: Path
+) -> AgainstAnswers:
+    """The judge where a verifier stands: against fixed answers, by their `prompt_key`.
+
+    Raises:
+        ConfigError, MissingFileError, ModelError: as `make_judge`.
+    """
+    judge = make_judge(arguments, loading, cache=cache)
+    return AgainstAnswers(judge, fixed, arguments.judge_both_orders, arguments.judge_repeats, arguments.max_invalid)
+
+
+def check_judge(arguments: JudgeArguments) -> None:
+    """Refuse before the first stage what `make_judge` would refuse after an hour of training; loads no model.
+
+    Raises:
+        ConfigError: no key, no such template or verifier, or limits that cannot be kept.
+    """
+    if arguments.judge is None:
+        return
+    kind, name = parse_judge(arguments.judge)
+    if kind == "verifier":
+        get_verifier(name)
+    if kind in ("openai", "local"):
+        template = template_of(arguments, kind, 2)
+        if kind == "openai":
+            EndpointJudge(template, endpoint_settings(arguments, name), ReplyCache(Path()))
+            package()
+        else:
+            letters_of(template)
+
+
 def _local(name: str, template: Template, loading: FrozenArguments) -> Judge:
     from densepath.judging.local import LocalJudge
     from densepath.models.load import load_frozen, load_tokenizer
 
-    tokenizer = load_tokenizer(name, **loading.tokenizer_options())
-    return LocalJudge(
-        load_frozen(loading, name, loading.device), tokenizer, template, f"local:{name}", loading.token_budget
-    )
+    tokenizer = load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
+    model = load_frozen(loading, name, loading.device)
+    return LocalJudge(model, tokenizer, template, f"local:{name}", loading.token_budget)
 
 
 def _reward_model(name: str, loading: FrozenArguments) -> Judge:
@@ -130,6 +164,18 @@ def _dense(name: str, loading: FrozenArguments) -> Judge:
     from densepath.judging.scorers import DenseRewardJudge
     from densepath.rewards.dense import DenseReward
 
-    settings: dict[str, Any] = {"dtype": loading.dtype, "token_budget": loading.token_budget}
-    reward = DenseReward.from_pretrained(name, device=loading.device, **settings, **loading.tokenizer_options())
+    reward = DenseReward.from_pretrained(
+        name,
+        device=loading.device,
+        dtype=loading.dtype,
+        trust_remote_code=loading.trust_remote_code,
+        token_budget=loading.token_budget,
+    )
     return DenseRewardJudge(reward, f"dense:{name}")
+
+
+def _frozen(loading: LoadArguments) -> FrozenArguments:
+    """How the judge is run: as the arguments say, or the default where they are of models that are trained."""
+    if isinstance(loading, FrozenArguments):
+        return loading
+    return FrozenArguments(trust_remote_code=loading.trust_remote_code, dtype=loading.dtype)

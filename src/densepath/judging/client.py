@@ -109,7 +109,7 @@ class Client:
     """
 
     def __init__(self, access: Access, timeout: float) -> None:
-        openai = _package()
+        openai = package()
         self.access, self.timeout = access, timeout
         self._openai = openai
         self._client = openai.AsyncOpenAI(
@@ -186,8 +186,8 @@ class Client:
         return Refused(f"status {status}: {said}")
 
     def _said(self, error: Any) -> str:
-        body = error.body
-        message = body.get("message") if isinstance(body, Mapping) else None
+        body = error.body if isinstance(error.body, Mapping) else {}
+        message = body.get("message") or body.get("detail") or error.response.text
         return short(self.access.without_key(str(message or error.message)), 160)
 
     def _read(self, body: bytes) -> Reply:
@@ -218,7 +218,7 @@ class Client:
         )
 
 
-def _package() -> Any:
+def package() -> Any:
     """The `openai` package.
 
     Raises:

@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +15,11 @@ from densepath.errors import ConfigError, JudgeError, UsageError
 from densepath.judging.budget import Budget, BudgetSpent, Pace, Prices, likely_tokens, most_tokens
 from densepath.judging.cache import Asked, ReplyCache
 from densepath.judging.client import Access, Client, Refused, Unwell
+from densepath.judging.ledger import Ledger
 from densepath.judging.protocol import JudgeRequest
 from densepath.judging.templates import Template
 from densepath.judging.verdicts import Letters, Reply, invalid
-from densepath.judging.workers import Halt, in_order
+from densepath.judging.workers import Halt, Job, in_order
 from densepath.records.judging import Judgement, Spending
 
 _OURS = ("messages", "model", "n", "stream")
@@ -42,8 +43,8 @@ class EndpointSettings:
         retries: of a call that failed and may work later.
         backoff: seconds before the first retry; doubled for each later one.
         per_minute: calls at most in a minute; None for no limit.
-        max_calls: calls at most; None for no limit.
-        max_cost: cost at most, in the unit of the prices; None for no limit.
+        max_calls: calls at most with one cache, by all processes and commands; None for no limit.
+        max_cost: their cost at most, in the unit of the prices; None for no limit.
         prices: None where they are not known.
     """
 
@@ -79,7 +80,8 @@ class EndpointJudge:
     def __init__(self, template: Template, settings: EndpointSettings, cache: ReplyCache) -> None:
         self.template, self.settings, self.cache = template, settings, cache
         self.parameters = _parameters(template, settings.parameters)
-        self._budget = Budget(settings.max_calls, settings.max_cost, settings.prices)
+        ledger = Ledger(cache.folder)
+        self._budget = Budget(ledger, settings.max_calls, settings.max_cost, settings.prices)
         self._most = self._longest_reply()
         self._pace = Pace(settings.per_minute)
         self._cached = 0
@@ -142,7 +144,9 @@ class EndpointJudge:
         messages = tuple(self.template.messages(request))
         return Asked(access.base_url, model, messages, self.parameters, request.repeat)
 
-    def _jobs(self, asked: Sequence[Asked]) -> tuple[Any, int, int, Any]:
+    def _jobs(
+        self, asked: Sequence[Asked]
+    ) -> tuple[Job[Reply | str], int, int, Callable[[], Coroutine[None, None, None]]]:
         """The arguments of `in_order`: two requests that are the same wait for one another, so one is paid for."""
         client = Client(self.settings.access, self.settings.timeout)
         keys = [each.key for each in asked]
@@ -186,7 +190,7 @@ class EndpointJudge:
         await self._pace.turn(halt)
         if halt:
             raise Unwell("no more is asked", charged=False)
-        await self._budget.hold(most)
+        await self._budget.hold(most, halt)
         charged, reply = False, None
         try:
             reply = await client.call(asked.model, asked.messages, asked.parameters)

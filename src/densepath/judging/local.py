@@ -7,11 +7,11 @@ from typing import Any
 
 from densepath.data.context import check_context
 from densepath.data.encode import Encoded, encode_pair
-from densepath.errors import ConfigError, ModelError
+from densepath.errors import ModelError
 from densepath.judging.here import judged
 from densepath.judging.protocol import JudgeRequest, check_num_answers
-from densepath.judging.templates import Template
-from densepath.judging.verdicts import Letters, judgement_of
+from densepath.judging.templates import Template, letters_of
+from densepath.judging.verdicts import judgement_of
 from densepath.models.compat import context_length
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.records.judging import Judgement, Spending
@@ -35,13 +35,8 @@ class LocalJudge:
     def __init__(
         self, model: Any, tokenizer: Any, template: Template, name: str, token_budget: int = DEFAULT_TOKEN_BUDGET
     ) -> None:
-        if not isinstance(template.reading, Letters):
-            raise ConfigError(
-                f"judge_template={template.name} is read from what a judge writes, and a local model writes nothing: "
-                "choose a template of letters, such as letters or alpaca_eval"
-            )
         self.template, self.name = template, f"{name} ({template.name})"
-        self._letters = template.reading
+        self._letters = letters_of(template)
         self._policy = model if isinstance(model, FrozenPolicy) else FrozenPolicy(model)
         self._tokenizer, self._token_budget = tokenizer, token_budget
         self._context = context_length(self._policy.model)

@@ -104,6 +104,20 @@ class Template:
         return self.reading.read(reply)
 
 
+def letters_of(template: Template) -> Letters:
+    """The letters by which a template is read.
+
+    Raises:
+        ConfigError: it is read otherwise.
+    """
+    if isinstance(template.reading, Letters):
+        return template.reading
+    raise ConfigError(
+        f"judge_template={template.name} is read from what a judge writes, and a local model writes nothing: "
+        "choose a template of letters, such as letters or alpaca_eval"
+    )
+
+
 def names_of(request: JudgeRequest) -> dict[str, Any]:
     """What a template may name, by the names that the benchmarks use.
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from densepath.errors import MissingFileError, ModelError
@@ -92,6 +93,18 @@ def check_same_tokenizer(
             mine, yours = getattr(a, name), getattr(b, name)
             if mine != yours:
                 raise ModelError(f"the tokenizers of {names} differ: {name} is {mine} and {yours}")
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """A model in eval or train mode for the block; each of its modules then has its own mode again."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.train(training)
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
@@ -226,14 +239,8 @@ def check_deterministic(model: PreTrainedModel) -> None:
     if embeddings.numel() == 0 or embeddings.device.type == "meta":
         return  # sharded at load time: nothing can be computed yet
     ids = torch.arange(8, device=embeddings.device).unsqueeze(0) % embeddings.shape[0]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.train()
-        with torch.no_grad(), torch.random.fork_rng():
-            first, second = (model(input_ids=ids).logits for _ in range(2))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_mode(model, training=True), torch.no_grad(), torch.random.fork_rng():
+        first, second = (model(input_ids=ids).logits for _ in range(2))
     if not torch.equal(first, second):
         raise ModelError(
             "the policy draws random numbers in train mode (dropout is on): its log-probabilities would not be those "

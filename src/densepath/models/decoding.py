@@ -34,6 +34,7 @@ class Decoder:
     Attributes:
         expands: its cache consists of key-value layers, so rows can be repeated and dropped. Without (state-space
             layers, a cache of the model's own) rows must be decoded one by one, which is slow and correct.
+        begins: what all prompts begin with can be read once: its cache keeps all tokens, and it pads.
         pads: it takes `position_ids`, so prompts of different lengths can be padded on the left.
         device: where its embeddings lie.
         hidden: (rows, width) what the head read for the last logits, if `keep_hidden`; else None.
@@ -71,26 +72,50 @@ class Decoder:
             warnings.warn(
                 f"{type(base).__name__}: the cache has no rows to select; rows are sampled one by one", stacklevel=2
             )
+        plain = self.expands and all(type(each) is DynamicLayer for each in DynamicCache(config=self._config).layers)
+        self.begins = plain and self.pads
         self._head = base.get_output_embeddings() if keep_hidden else None
         self.hidden: Tensor | None = None
         self._cache: Any = None
         self._ids: Tensor | None = None
+        self._beginning: list[tuple[Tensor, Tensor]] = []
 
     def restrict(self, *, caches: bool) -> None:
         """Decode rows one by one without `position_ids`, as the model counts them; without a cache unless `caches`."""
-        self.pads = self.expands = False
+        self.pads = self.expands = self.begins = False
         self._cache_name = self._cache_name if caches else None
 
-    def prefill(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    def read_beginning(self, ids: Sequence[int]) -> None:
+        """Read what begins every prompt to come; `prefill` goes on from there.
+
+        Args:
+            ids: token ids; none: prompts are read whole again.
+        """
+        self._beginning = []
+        if len(ids):
+            one = torch.tensor([list(ids)])
+            self.prefill(one, torch.ones_like(one))
+            self._beginning = [(layer.keys, layer.values) for layer in self._cache.layers]
+
+    def prefill(self, input_ids: Tensor, attention_mask: Tensor, *, room: int = 0) -> Tensor:
         """Logits after each prompt, (prompts, vocabulary), in the model's dtype; begins a new cache.
 
         Args:
-            input_ids: (prompts, length) int64, padded on the left.
-            attention_mask: (prompts, length) int64, 1 = a token, 0 = padding.
+            input_ids: (prompts, length) int64, padded on the left, without as many columns as `read_beginning` read.
+            attention_mask: (prompts, beginning + length) int64, 1 = a token, 0 = padding, of the whole prompts.
+            room: tokens to come of each row, for which the cache takes memory at once.
         """
         self._cache = None if self._cache_name is None else DynamicCache(config=self._config)
         self._ids = None
-        return self._forward(input_ids, attention_mask, (attention_mask.cumsum(-1) - 1).clamp(min=0))
+        if self.expands:
+            size = attention_mask.shape[1] + room
+            layers = [_RoomyLayer(size) if type(layer) is DynamicLayer else layer for layer in self._cache.layers]
+            self._cache.layers = layers
+        positions = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        kept = positions[:, : -input_ids.shape[1]].to(self.device)
+        for place, layer in enumerate(self._beginning):  # behind each row's padding; rows of fewer tokens take fewer
+            self._cache.update(*(each[0, :, kept].transpose(0, 1) for each in layer), place)
+        return self._forward(input_ids, attention_mask, positions[:, kept.shape[1] :])
 
     def select(self, rows: Tensor) -> None:
         """Let row `i` be what row `rows[i]` was: repeats, drops and reorders. `rows`: (new rows,) int64."""
@@ -147,6 +172,43 @@ class Decoder:
             handle.remove()
 
 
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values in memory with room for those to come: a token is written behind them, and nothing is copied."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self._size = size
+        self._memory: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """All keys and values, the given ones behind."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        length = before + key_states.shape[-2]
+        if not self._memory or length > self._memory[0].shape[-2]:
+            old: list[Tensor] = [self.keys, self.values]
+            self._memory = [
+                each.new_empty(*each.shape[:-2], max(self._size, length), each.shape[-1])
+                for each in (key_states, value_states)
+            ]
+            for memory, kept in zip(self._memory, old, strict=True):
+                if before:
+                    memory[..., :before, :] = kept
+        for memory, given in zip(self._memory, (key_states, value_states), strict=True):
+            memory[..., before:length, :] = given
+        self.keys, self.values = (memory[..., :length, :] for memory in self._memory)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Only keep the rows at `indices`, which may repeat."""
+        super().batch_select_indices(indices)
+        self._memory = []  # of the rows before
+
+
 def _is_ordinary(model: PreTrainedModel, config: Any) -> bool:
     """Whether this is one of transformers' own decoders whose every layer caches keys and values of attention."""
     if not type(model).__module__.startswith("transformers.") or model._is_stateful:
@@ -163,7 +225,13 @@ class RowBatch:
     """
 
     def __init__(
-        self, decoders: Sequence[Decoder], prompts: Sequence[Sequence[int]], *, steps: int, pad_token_id: int
+        self,
+        decoders: Sequence[Decoder],
+        prompts: Sequence[Sequence[int]],
+        *,
+        steps: int,
+        pad_token_id: int,
+        begun: int = 0,
     ) -> None:
         """Read the prompts.
 
@@ -172,6 +240,7 @@ class RowBatch:
             prompts: one for each row, token ids; equal ones should be neighbours or not, it does not matter.
             steps: how often `step` may be called.
             pad_token_id: fills the left of shorter prompts.
+            begun: tokens at the beginning of every prompt that the decoders have read.
         """
         self._decoders = decoders
         places: dict[tuple[int, ...], int] = {}
@@ -185,7 +254,8 @@ class RowBatch:
         self._device = decoders[0].device
         self._mask = mask.to(self._device)
         self._positions = torch.tensor([len(prompt) for prompt in places], device=self._device)
-        self.logits = self._gathered([d.prefill(ids, self._mask[:, : self._length]) for d in decoders])
+        read = self._mask[:, : self._length]
+        self.logits = self._gathered([d.prefill(ids[:, begun:], read, room=steps) for d in decoders])
         self.hidden = decoders[0].hidden
         if row_places != list(range(len(places))):
             self.select(row_places)

@@ -29,8 +29,6 @@ with contextlib.suppress(ImportError):  # before torch 2.10
 NAME = "densepath_flat"
 _BLOCK = 512
 """Queries that share a mask: no mask grows with the square of a sequence."""
-_CAUSAL_GAIN = 4
-"""A segment is attended to with the queries of its context and no mask if it is 4 times as long as that context."""
 _UNKNOWN = ("position_bias", "s_aux", "head_mask")
 """Arguments of an attention layer that change its result in a way that is not computed here."""
 _row: ContextVar[tuple[Segment, ...]] = ContextVar("_row")
@@ -39,14 +37,10 @@ Sees = Callable[[int, int, Tensor, Tensor], Tensor]
 
 
 class _Part(NamedTuple):
-    """One call of the attention kernel: columns of queries and keys, queries whose result is dropped, and the mask.
-
-    Without a mask, attention is causal.
-    """
+    """One call of the attention kernel: columns of queries and keys, and the mask; without one attention is causal."""
 
     queries: Spans
     keys: Spans
-    dropped: int
     mask: Tensor | None
 
 
@@ -83,17 +77,16 @@ def _width(segment: Segment) -> int:
 
 def _parts(segment: Segment, sees: Sees, causal: bool, device: torch.device) -> Iterator[_Part]:
     spans: Spans = (*segment.context, (segment.start, segment.stop))
-    length = _width(segment)
-    own = segment.stop - segment.start
-    if causal and own >= _CAUSAL_GAIN * (length - own):
-        yield _Part(spans, spans, length - own, None)
+    if causal and not segment.context:
+        yield _Part(spans, spans, None)
         return
-    for first in range(length - own, length, _BLOCK):
+    length = _width(segment)
+    for first in range(length - (segment.stop - segment.start), length, _BLOCK):
         queries = torch.arange(first, min(first + _BLOCK, length), device=device)
         mask = sees(0, 0, queries[:, None], torch.arange(int(queries[-1]) + 1, device=device)[None])
         seen = mask.any(0).nonzero()
         since = int(seen[0])
-        yield _Part(cut(spans, first, first + len(queries)), cut(spans, since, mask.shape[1]), 0, mask[:, since:])
+        yield _Part(cut(spans, first, first + len(queries)), cut(spans, since, mask.shape[1]), mask[:, since:])
 
 
 def flat_mask(*, mask_function: Sees, device: torch.device, use_vmap: bool = False, **given: Any) -> FlatMask:
@@ -139,15 +132,12 @@ def flat_attention(
     """
     if not isinstance(attention_mask, FlatMask) or any(given.get(name) is not None for name in _UNKNOWN):
         raise TypeError(f"{type(module).__name__} does not take its mask from transformers")
-    kernel = functools.partial(_attended, scale=scaling, softcap=softcap, dropout=dropout)
     if _takes_lengths(query, value) and attention_mask.causal and softcap is None and not dropout:
         return _by_lengths(query, key, value, attention_mask, scaling), None
-    found = [
-        kernel(_taken(query, part.queries), _taken(key, part.keys), _taken(value, part.keys), part.mask)[
-            :, :, part.dropped :
-        ].transpose(1, 2)
-        for part in attention_mask.parts
-    ]
+    found = []
+    for queries, keys, mask in attention_mask.parts:
+        states = _taken(query, queries), _taken(key, keys), _taken(value, keys)
+        found.append(_attended(*states, mask, scale=scaling, softcap=softcap, dropout=dropout).transpose(1, 2))
     return torch.cat(found, dim=1), None
 
 

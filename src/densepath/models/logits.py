@@ -23,9 +23,9 @@ from torch.distributed.tensor import DTensor
 from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.core.logprobs import TokenScores, logit_scores
 from densepath.errors import ModelError
-from densepath.models.compat import embedding_rows, predicted_rows
+from densepath.models.compat import embedding_rows, in_mode, predicted_rows
 from densepath.models.flat_attention import attending, in_one_call
-from densepath.models.packing import ROW_TOKENS, Layout, PackedBatch, pack
+from densepath.models.packing import Layout, PackedBatch, pack
 
 OWN_LOGITS = 2**26
 """Logits that a scoring pass of a model without a plain head computes at most, unless one sequence has more: 256 MiB
@@ -183,7 +183,7 @@ def own_budget(model: Any, token_budget: int) -> int:
 def model_inputs(batch: PackedBatch) -> dict[str, Any]:
     """Arguments of a forward pass. A model counts the positions of rows that are padded on the right itself."""
     given = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
-    if batch.attention_mask is not None and batch.attention_mask.dim() == 2 and not batch.segments:
+    if batch.attention_mask.dim() == 2 and not batch.segments:
         del given["position_ids"]
     return given
 
@@ -204,14 +204,8 @@ def _tried(model: Any) -> _Tried:
     known: _Tried | None = getattr(model, "_densepath_tried", None)
     if known is not None and known.head is head and (known.bare, known.settings, known.around) == now:
         return known
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            scaling, layouts, sure = _try(model, head, bare, settings)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_mode(model), torch.no_grad():
+        scaling, layouts, sure = _try(model, head, bare, settings)
     tried = _Tried(head, bare, settings, around, scaling, layouts)
     if sure:
         model._densepath_tried = tried
@@ -301,18 +295,13 @@ def _try(
 def _try_scores(
     model: Any, sequences: tuple[list[list[int]], list[list[int]]], layout: Layout, head: Head | None
 ) -> Tensor:
-    """Log-probabilities of all completion tokens: shared prompts in one row, and each sequence in a row of its own."""
-    prompts, completions = sequences
-    device = model.get_input_embeddings().weight.device
-    found: list[Tensor] = []
-    for row_tokens in (ROW_TOKENS, 1) if layout is Layout.PACKED else (ROW_TOKENS,):
-        rows: dict[int, Tensor] = {}
-        for batch in pack(prompts, completions, layout, row_tokens=row_tokens):
-            batch = batch.to(device)
-            scores = score_positions(model, batch, batch.predicting(), head)
-            rows.update(zip(batch.sequences, torch.split(scores.logprobs, list(batch.lengths)), strict=True))
-        found.append(torch.cat([rows[index] for index in range(len(prompts))]))
-    return torch.stack(found)
+    """Log-probabilities of all completion tokens."""
+    found: dict[int, Tensor] = {}
+    for batch in pack(*sequences, layout):
+        batch = batch.to(model.get_input_embeddings().weight.device)
+        scores = score_positions(model, batch, batch.predicting(), head)
+        found.update(zip(batch.sequences, torch.split(scores.logprobs, list(batch.lengths)), strict=True))
+    return torch.cat([found[index] for index in sorted(found)])
 
 
 def _attempt(function: Callable[[], Tensor]) -> Tensor | None:
@@ -324,8 +313,7 @@ def _attempt(function: Callable[[], Tensor]) -> Tensor | None:
 
 
 def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    expected = expected[:1].expand_as(found).to(found)
-    return bool(torch.allclose(found, expected, atol=tolerance, rtol=tolerance))
+    return bool(torch.allclose(found, expected.to(found), atol=tolerance, rtol=tolerance))
 
 
 def _check_causal(model: Any, ids: list[int]) -> None:

@@ -26,7 +26,7 @@ from trl.trainer.utils import FusedCausalLMOutput
 from densepath.core.heads import Head
 from densepath.core.logprobs import logit_scores
 from densepath.errors import ModelError
-from densepath.models.compat import predicted_rows
+from densepath.models.compat import in_mode, predicted_rows
 from densepath.models.flat_attention import attending
 from densepath.models.logits import (
     PASSED_THROUGH,
@@ -150,18 +150,13 @@ def _fused_is_right(model: Any, inner: Any) -> bool:
         return False
     embeddings = model.get_input_embeddings().weight
     ids = torch.tensor([[(7 * k + 3) % predicted_rows(model) for k in range(8)]], device=embeddings.device)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
+        with in_mode(model), torch.no_grad():
             mask = torch.ones_like(ids)
             found = inner(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True).log_probs[0].float()
             own = logit_scores(inner(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:]).logprobs.float()
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
-    finally:
-        for module, training in modes:
-            module.training = training
     tolerance = 2e-3 if embeddings.dtype in (torch.float32, torch.float64) else 0.25
     return bool(torch.allclose(found, own, atol=tolerance, rtol=tolerance))
 

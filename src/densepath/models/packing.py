@@ -60,9 +60,8 @@ class PackedBatch:
     Attributes:
         input_ids: (rows, width) int64.
         position_ids: (rows, width) int64, position of each token in its own sequence.
-        attention_mask: packed, (rows, 1, width, width) bool, True = may be attended to. None when each row holds one
-            sequence: causal attention alone is right then, and no mask grows with the square of the width. Padded,
-            (rows, width) int64; flat, the same of ones.
+        attention_mask: packed, (rows, 1, width, width) bool, True = may be attended to; else (rows, width) int64, 1
+            where there is a token.
         labels: (rows, width) int64, the token that each position predicts (already shifted), or -100.
         segments: of a flat row; of any other layout none.
         sequences: index of each packed sequence in the caller's order.
@@ -73,7 +72,7 @@ class PackedBatch:
 
     input_ids: Tensor
     position_ids: Tensor
-    attention_mask: Tensor | None
+    attention_mask: Tensor
     labels: Tensor
     segments: tuple[Segment, ...]
     sequences: tuple[int, ...]
@@ -153,8 +152,6 @@ def pack(
     layout: Layout,
     *,
     token_budget: int | None = None,
-    row_tokens: int = ROW_TOKENS,
-    pad_token_id: int = 0,
 ) -> Iterator[PackedBatch]:
     """Pack sequences into batches of at most `token_budget` tokens.
 
@@ -165,8 +162,6 @@ def pack(
         token_budget: most tokens (padding included) of one batch; one batch holds everything if None. A longer
             single sequence makes a batch of its own, and with what a flat row begins as the one before does it has
             more: else a long prompt would be computed again for every few of its completions.
-        row_tokens: width that rows of `PACKED` are filled to; wider sequences get wider rows.
-        pad_token_id: any valid id; no result depends on it.
 
     Yields:
         Batches that together hold each non-empty completion once, widest rows first.
@@ -175,18 +170,18 @@ def pack(
         ValueError: a prompt is empty, or there are not as many prompts as completions.
     """
     flat = layout is Layout.FLAT
-    most = token_budget if flat else row_tokens if layout is Layout.PACKED else 0
+    most = token_budget if flat else ROW_TOKENS if layout is Layout.PACKED else 0
     rows = sorted(_filled(prompts, completions, most, flat), key=lambda row: -len(row.ids))
     if flat or layout is Layout.ALONE:
         token_budget = 0
     batch: list[_Row] = []
     for row in rows:
         if batch and token_budget is not None and (len(batch) + 1) * len(batch[0].ids) > token_budget:
-            yield _build(batch, layout, pad_token_id)
+            yield _build(batch, layout)
             batch = []
         batch.append(row)
     if batch:
-        yield _build(batch, layout, pad_token_id)
+        yield _build(batch, layout)
 
 
 def _filled(
@@ -212,27 +207,18 @@ def _filled(
         yield row
 
 
-def _build(rows: Sequence[_Row], layout: Layout, pad_token_id: int) -> PackedBatch:
+def _build(rows: Sequence[_Row], layout: Layout) -> PackedBatch:
     shape = len(rows), len(rows[0].ids)
     # NumPy takes a slice from a list several times faster than torch
-    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
-    position_ids = np.zeros(shape, dtype=np.int64)
+    input_ids, position_ids, present = (np.zeros(shape, dtype=np.int64) for _ in range(3))
     labels = np.full(shape, IGNORED_LABEL, dtype=np.int64)
-    present = np.zeros(shape, dtype=np.int64)
     for r, row in enumerate(rows):
         at = slice(0, len(row.ids))
         input_ids[r, at], position_ids[r, at], labels[r, at], present[r, at] = row.ids, row.positions, row.labels, 1
-    attention_mask: Tensor | None
-    positions, attention_mask = torch.from_numpy(position_ids), torch.from_numpy(present)
-    if layout is Layout.PACKED and all(len(row.segments) == 1 for row in rows):
-        # Positions go on in the padding, since transformers takes a jump for a new sequence.
-        positions, attention_mask = torch.arange(shape[1]).repeat(len(rows), 1), None
-    elif layout is Layout.PACKED:
-        attention_mask = _masks(rows, shape[1])
     return PackedBatch(
         torch.from_numpy(input_ids),
-        positions,
-        attention_mask,
+        torch.from_numpy(position_ids),
+        _masks(rows, shape[1]) if layout is Layout.PACKED else torch.from_numpy(present),
         torch.from_numpy(labels),
         tuple(rows[0].segments) if layout is Layout.FLAT else (),
         tuple(index for row in rows for index in row.sequences),

@@ -11,8 +11,9 @@ and the log-probabilities of the truncated distribution are not the policy's.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -35,6 +36,9 @@ DEFAULT_TOKEN_BUDGET = 16_384
 
 DROP_FRACTION = 0.125
 """Finished rows leave the batch once they make up this part of it; leaving copies the cache."""
+
+LEAST_SAVED_POSITIONS = 32
+"""Positions that reading a common beginning once must save: a pass of its own reads all weights once more."""
 
 FLOOR = 1e-3
 """Share of pi_SFT that subtractive decoding leaves to each token: a default of our own. It keeps every answer of SFT's
@@ -173,6 +177,7 @@ def sample(
         decoders = [_decoder(each, keep_hidden) for each in models]
         if len(prompts) > 1 and max_completion_length >= LEAST_STEPS:
             until_sampled.enter_context(prepacked(models))
+        begun = 0 if borders else _read_beginning(decoders, models, set(prompts))
         for rows in _batches(
             prompts,
             max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
@@ -182,7 +187,11 @@ def sample(
             equal_lengths=bool(borders) or not all(d.pads for d in decoders),
         ):
             batch = RowBatch(
-                decoders, [prompts[row] for row in rows], steps=max_completion_length, pad_token_id=pad_token_id
+                decoders,
+                [prompts[row] for row in rows],
+                steps=max_completion_length,
+                pad_token_id=pad_token_id,
+                begun=begun,
             )
             _complete(batch, rows, task)
     whole = all(map(len, task.hidden))
@@ -208,15 +217,52 @@ def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
     return decoder
 
 
-def _decodes(decoder: Decoder, model: PreTrainedModel) -> bool:
-    """Whether the decoder's logits behind prompts of two lengths, and two tokens later, are those of a plain pass."""
+def _read_beginning(
+    decoders: Sequence[Decoder], models: Sequence[PreTrainedModel], prompts: set[tuple[int, ...]]
+) -> int:
+    """Let the decoders read what all prompts begin with, such as a system turn; its tokens, 0 if it does not pay."""
+    beginning = common_beginning(prompts)
+    if (len(prompts) - 1) * len(beginning) < LEAST_SAVED_POSITIONS:
+        return 0
+    for decoder, model in zip(decoders, models, strict=True):
+        base = causal_lm(model)
+        if "_densepath_begins" not in vars(base):
+            base._densepath_begins = decoder.begins and _decodes(decoder, model, begun=2)
+        if not base._densepath_begins:
+            beginning = []
+    for decoder in decoders:
+        decoder.read_beginning(beginning)
+    return len(beginning)
+
+
+def common_beginning(prompts: Collection[tuple[int, ...]]) -> list[int]:
+    """Ids that begin every prompt; at least one id of each is left over.
+
+    >>> common_beginning([(7, 8, 1), (7, 8), (7, 8, 2, 5)])
+    [7]
+    """
+    first, last = min(prompts, default=()), max(prompts, default=())  # in order these differ soonest
+    most = min(map(len, prompts), default=1) - 1
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return [one for one, _ in same][:most]
+
+
+def _decodes(decoder: Decoder, model: PreTrainedModel, begun: int = 0) -> bool:
+    """Whether the decoder's logits behind prompts of two lengths, and two tokens later, are those of a plain pass.
+
+    Args:
+        decoder: of the model.
+        model: whose own pass is the truth.
+        begun: tokens that both prompts begin with and the decoder reads apart.
+    """
     vocabulary = embedding_rows(model)
     ids = [(5 * k + 1) % vocabulary for k in range(9)]
-    prompts = [ids[:3], ids[2:7]]
+    prompts = [[*ids[:begun], *ids[:3]], [*ids[:begun], *ids[2 : 7 - begun // 2]]]
     together = decoder.pads and decoder.expands
     try:
         for group in [prompts] if together else [[prompt] for prompt in prompts]:
-            batch = RowBatch([decoder], group, steps=2, pad_token_id=ids[8])
+            decoder.read_beginning(group[0][:begun])
+            batch = RowBatch([decoder], group, steps=2, pad_token_id=ids[8], begun=begun)
             rows = [list(prompt) for prompt in group]
             for token in (ids[7], ids[8], None):
                 for place, row in enumerate(rows):

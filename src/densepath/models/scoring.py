@@ -12,7 +12,7 @@ from torch import Tensor
 
 from densepath.core.logprobs import TokenScores
 from densepath.errors import ModelError, NumericalError
-from densepath.models.compat import embedding_rows, predicted_rows
+from densepath.models.compat import embedding_rows, in_mode, predicted_rows
 from densepath.models.logits import (
     causal_lm,
     hidden_states,
@@ -21,21 +21,8 @@ from densepath.models.logits import (
     own_budget,
     plain_head,
     score_positions,
-    supports_packing,
 )
 from densepath.models.packing import pack
-
-__all__ = [
-    "DEFAULT_TOKEN_BUDGET",
-    "CompletionScores",
-    "causal_lm",
-    "check_finite",
-    "check_ids",
-    "is_sharded",
-    "naming",
-    "score_completions",
-    "supports_packing",
-]
 
 DEFAULT_TOKEN_BUDGET = 2048
 
@@ -97,9 +84,7 @@ def score_completions(
     device = weights.device
     empty = torch.zeros(0, dtype=torch.float64 if weights.dtype == torch.float64 else torch.float32)
     results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompt_ids)
-    training = model.training
-    model.eval()
-    try:
+    with in_mode(model):
         for batch in pack(prompt_ids, completion_ids, layout, token_budget=token_budget):
             batch = batch.to(device)
             scores = score_positions(model, batch, batch.predicting(), head)
@@ -108,8 +93,6 @@ def score_completions(
                 results[index] = TokenScores(*values)
             if on_progress is not None:
                 on_progress(len(batch.sequences))
-    finally:
-        model.train(training)
     return _checked(results, completion_ids)
 
 
@@ -210,15 +193,11 @@ def completion_hidden_states(
     embedding = model.get_input_embeddings().weight
     found: list[Tensor] = [embedding.new_zeros(0, head.weight.shape[1])] * len(prompt_ids)
     layout = layout_of(model)
-    training = model.training
-    model.eval()
-    try:
+    with in_mode(model):
         for batch in pack(prompt_ids, completion_ids, layout, token_budget=token_budget):
             batch = batch.to(embedding.device)
             rows, columns = (where.to(embedding.device) for where in batch.predicting())
             states = torch.split(hidden_states(model, batch)[rows, columns], list(batch.lengths))
             for index, values in zip(batch.sequences, states, strict=True):
                 found[index] = values
-    finally:
-        model.train(training)
     return found

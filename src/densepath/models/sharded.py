@@ -20,6 +20,7 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from densepath.core.heads import Head
 from densepath.core.logprobs import TokenScores
 from densepath.errors import ConfigError
+from densepath.models.compat import in_mode
 from densepath.models.logits import causal_lm, layout_of, plain_head, score_positions
 from densepath.models.packing import Layout, pack
 
@@ -95,7 +96,6 @@ def score_sharded(
     device = next(model.parameters()).device
     empty = torch.zeros(0)
     results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompt_ids)
-    modes = [(module, module.training) for module in model.modules()]
 
     def score() -> None:
         layout, head = layout_of(language_model), plain_head(language_model)
@@ -113,12 +113,8 @@ def score_sharded(
                 for index, *values in zip(batch.sequences, *parts, strict=True):
                     results[index] = TokenScores(*values)
 
-    model.eval()
-    try:
+    with in_mode(model):
         inside_forward(model, score)
-    finally:
-        for module, training in modes:
-            module.training = training
     return results
 
 

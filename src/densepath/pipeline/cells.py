@@ -15,6 +15,7 @@ from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.methods import Method, Policy, SFTRun, Stage, get_method
 from densepath.models.load import load_tokenizer
+from densepath.pipeline.against_sft import answer_with_sft
 from densepath.pipeline.data import prepare_data, tell_data
 from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
@@ -103,6 +104,8 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
             run_sft(run, sft, job.others, console, f"{title[1]}SFT")
         else:
             take_sft(run, sft, console, f"{title[1]}SFT")
+    if sft.arguments.judge is not None and not run.is_done("sft_answers"):
+        answer_with_sft(run, sft, console, f"{title[2]}SFT answers what the judge will see")
     if job.choose and not run.is_done("selection"):
         run_selection(run, sft, console, f"{title[2]}choose the reference")
 

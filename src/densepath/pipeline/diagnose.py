@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,19 @@ from densepath.choice.decide import decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.config.choice import DiagnoseArguments
+from densepath.config.judge import JudgeArguments
 from densepath.data.sources import load_rows
 from densepath.data.splits import content_hash
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
+from densepath.evals.generation import Decoding
 from densepath.evals.reward_eval import RewardTask, check_rows
 from densepath.io import read_jsonl, write_json_atomic, write_text_atomic
+from densepath.judging.against import AgainstAnswers, answers_by_prompt
+from densepath.judging.build import CACHE, make_judge_against
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.kept import KeptModels, kept_models
-from densepath.models.load import load_tokenizer, model_context
+from densepath.models.load import load_frozen, load_tokenizer, model_context
 from densepath.pipeline.data import check_answers, check_prompts
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
@@ -99,13 +104,38 @@ def _evidence(
 ) -> tuple[Evidence, int]:
     """Rows, verifier and preferences, and the longest completion in tokens; the recipe's where nothing was given."""
     recipe, split = kept.recipe, arguments.dataset_train_split
-    verifier = arguments.verifier or recipe.get("verifier")
+    asked = _judge_arguments(arguments, recipe)
+    verifier = None if asked else arguments.verifier or recipe.get("verifier")
     length = arguments.max_completion_length or int(recipe.get("max_completion_length") or DEFAULT_COMPLETION_LENGTH)
     source, rows = _rows(arguments, run_dir, console, recipe)
     check_answers(verifier, rows, source, split)
     context = model_context(kept.sft, arguments.trust_remote_code)
     check_prompts(rows, models.tokenizer, context, length, source, split)
-    return Evidence(rows, verifier, _preferences(arguments), source), length
+    checks = verifier if asked is None else _judge(asked, arguments, models, rows, length, console)
+    return Evidence(rows, checks, _preferences(arguments), source), length
+
+
+def _judge_arguments(arguments: DiagnoseArguments, recipe: dict[str, Any]) -> JudgeArguments | None:
+    """How the judge is asked, where one is: the command's, else the recipe's if nothing else was given."""
+    if arguments.judge is not None:
+        return arguments
+    if recipe.get("judge") is None or arguments.verifier is not None:
+        return None
+    return JudgeArguments(**{f.name: recipe[f.name] for f in fields(JudgeArguments) if f.name in recipe})
+
+
+def _judge(
+    asked: JudgeArguments,
+    arguments: DiagnoseArguments,
+    models: SFTModels,
+    rows: Rows,
+    length: int,
+    console: Console,
+) -> AgainstAnswers:
+    """The judge, against what the SFT model answers greedily."""
+    say(console, f"SFT answers {len(rows)} prompts, which the judge compares with")
+    fixed = answers_by_prompt(load_frozen(arguments, models.sft), models.tokenizer, rows, Decoding(0.0, length))
+    return make_judge_against(asked, arguments, fixed, Path(arguments.output_file).parent / CACHE)
 
 
 def _chosen(kept: dict[str, str], asked: list[str]) -> dict[str, str]:

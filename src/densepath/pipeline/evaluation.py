@@ -17,13 +17,14 @@ from densepath.config.run import RunArguments
 from densepath.data.encode import encode_pairs
 from densepath.data.training_rows import Rows
 from densepath.evals.generation import Completion, Decoding, checked, generate
-from densepath.evals.verifiers import get_verifier
+from densepath.evals.verifiers import AnswerJudge, Verifier, get_verifier
 from densepath.io import write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
+from densepath.pipeline.against_sft import SEEDS, judge_of_run, split_decoding
 from densepath.pipeline.selection import chosen
 from densepath.progress import StageProgress
 from densepath.records.arm import Arm, ArmResult
@@ -33,10 +34,10 @@ from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies, view_on_base
 from densepath.terminal import Console
 
+_UNJUDGED = 0.5
+"""Stands where the judge could not say anything; nobody reads it, since the prompt is left out for every arm."""
 NLL_ROWS = 100
 """Held-out demonstrations whose negative log-likelihood is measured."""
-SEEDS = {"validation": 0, "test": 1}
-"""Added to twice the run's seed: every arm draws the same random numbers, and validation others than test."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,7 @@ class Evaluation:
 
     def decoding(self, split: str, temperature: float) -> Decoding:
         """How completions of a split are drawn."""
-        seed = 2 * self.arguments.seed + SEEDS[split]
-        return Decoding(temperature, self.arguments.max_completion_length, seed=seed)
+        return split_decoding(self.arguments, split, temperature)
 
     def path(self, folder: Path, split: str, temperature: float) -> Path:
         """Where an arm's figures lie."""
@@ -116,22 +116,23 @@ def evaluate(
     missing = evaluation.missing(folder, splits)
     if not missing:
         return
+    checks = _checks(evaluation)
     models = _Models.load(policy, evaluation, scored=any(split == "test" for split, _ in missing))
     nll: dict[str, tuple[float, ...] | None] = {}
     for split, temperature in missing:
         rows = evaluation.sft.rows(split)
         if split not in nll and (split == "test" or evaluation.arguments.verifier is None):
-            nll[split] = models.nll(rows, evaluation.arguments.max_completion_length)
+            nll[split] = models.nll(rows, evaluation.arguments.completion_tokens)
         completions = models.answer(rows, evaluation.decoding(split, temperature), progress)
-        completions = checked(completions, rows, _verifier(evaluation.arguments.verifier))
-        metrics = [c.metric for c in completions if c.metric is not None]
+        completions = checked(completions, rows, checks)
         result = ArmResult(
             arm=arm,
             setting=evaluation.setting,
             seed=evaluation.arguments.seed,
             decoding=evaluation.decoding(split, temperature).name,
             split=split,
-            values=tuple(metrics) or None,
+            values=None if checks is None else tuple(_UNJUDGED if c.metric is None else c.metric for c in completions),
+            unjudged=tuple(c.row for c in completions if c.metric is None) if checks is not None else (),
             lengths=tuple(len(c.completion_ids) for c in completions),
             truncated=sum(c.truncated for c in completions) / len(completions),
             nll=nll.get(split),
@@ -145,8 +146,12 @@ def evaluate(
         write_json_atomic(path, to_json(result))
 
 
-def _verifier(name: str | None) -> Any:
-    return None if name is None else get_verifier(name)
+def _checks(evaluation: Evaluation) -> Verifier | AnswerJudge | None:
+    """What says how good an answer is: the judge, against the SFT model's answers, or the verifier."""
+    arguments = evaluation.arguments
+    if arguments.judge is not None:
+        return judge_of_run(evaluation.sft, arguments)
+    return None if arguments.verifier is None else get_verifier(arguments.verifier)
 
 
 def _without_prompt(completion: Completion) -> dict[str, Any]:

@@ -16,7 +16,6 @@ import yaml
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper
 from densepath.errors import ConfigError, ExperimentError
-from densepath.evals.verifiers import get_verifier
 from densepath.io import without_secrets, write_text_atomic
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline import cells
@@ -158,12 +157,15 @@ def _memory(setting: Setting) -> float:
 
 def _check(setting: Setting) -> None:
     """Refuse before the first cell what one would refuse after an hour."""
-    if setting.arguments.verifier is None:
+    known = set() if regime_of(setting.arguments.dataset_name) is None else {"model_name_or_path"}
+    for name in ("dataset_name", "model_name_or_path", "max_completion_length"):
+        if not getattr(setting.arguments, name) and name not in known:
+            raise ConfigError(f"settings.{setting.name}: {name} is missing; give it there or for all settings")
+    if setting.arguments.verifier is None and setting.arguments.judge is None:
         raise ConfigError(
-            f"settings.{setting.name}: an experiment needs a verifier, which says what is better; give exact_match, "
-            "final_number or package.module:function"
+            f"settings.{setting.name}: an experiment needs a verifier or a judge, which says what is better; give "
+            "exact_match, final_number or package.module:function, or a judge such as local:FOLDER"
         )
-    get_verifier(setting.arguments.verifier)
     for plan in setting.methods.values():
         for variant in plan.variants:
             try:

@@ -153,7 +153,8 @@ class Grid:
             for temperature in evaluation.arguments.eval_temperatures:
                 path = evaluation.path(self.cell(setting, seed, variant), "validation", temperature)
                 if path.exists():
-                    found.setdefault(decoding_name(temperature), []).append(verdicts(read_result(path)))
+                    result = read_result(path)
+                    found.setdefault(decoding_name(temperature), []).append(verdicts(result.without(result.unjudged)))
         return found
 
     def chosen(self, setting: Setting, plan: MethodPlan) -> Variant | None:

@@ -55,6 +55,10 @@ LOG_LIKELIHOOD = "log_likelihood"
 """Metric where nothing checks: of held-out demonstrations, nats per token. It favours what imitates."""
 
 
+WIN_RATE = "win rate against SFT"
+"""Metric where a judge compares: with the SFT model's answer at its lowest temperature, which itself has 1/2."""
+
+
 def grid_results(grid: Grid, info: Mapping[str, Any]) -> Results:
     """What is known of a grid; a run and an experiment write the same record.
 
@@ -62,7 +66,8 @@ def grid_results(grid: Grid, info: Mapping[str, Any]) -> Results:
         grid: its cells are read from disk.
         info: what is told beside the figures: date, versions, command.
     """
-    metric = grid.settings[0].arguments.verifier or LOG_LIKELIHOOD
+    arguments = grid.settings[0].arguments
+    metric = WIN_RATE if arguments.judge is not None else arguments.verifier or LOG_LIKELIHOOD
     names = [setting.name for setting in grid.settings]
     found = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
     return replace(found, sweeps=tuple(grid.sweeps()))

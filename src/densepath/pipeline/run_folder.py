@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from densepath.config.coerce import expanded
+from densepath.config.judge import JudgeArguments
 from densepath.errors import DamagedFileError, DamageWarning, DensepathError, ResumeError, UsageError
 from densepath.io import (
     Lock,
@@ -33,11 +34,17 @@ from densepath.models.kept import ASIDE, INPUTS
 from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
-MACHINE_KEYS = ("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory")
+MACHINE_KEYS = (
+    *("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory"),
+    *("max_calls", "max_cost", "max_invalid", "judge_concurrency", "judge_timeout", "judge_retries"),
+    *("judge_calls_per_minute", "judge_prompt_price", "judge_completion_price", "judge_cache", "judge_api_key_env"),
+)
 """Keys that may change between two calls on the same folder: they do not change the result."""
+_OF_JUDGE = frozenset(f.name for f in dataclasses.fields(JudgeArguments))
 STAGES = ("sft", "dpr", "continued_sft")
 _NAMES = (
     *("config.yaml", "environment.json", INPUTS, "data.json", "selection.json", "results.json", "samples.jsonl"),
+    "sft_answers.json",
     *("report.html", "report.json", "metrics.jsonl", "README.md", "model", "data", "stages", "eval", "checkpoint-*"),
     f"{ASIDE}checkpoint-*",
     *("samples.json", "scores.json", "size.json", "log_ratios.json", "purification.json", "kept.json"),
@@ -52,6 +59,7 @@ HALF_WRITTEN = (*(f".{name}.*tmp" for name in _NAMES), *(f"{place}/.*.tmp" for p
 _FILES = {
     "data": ("data.json", "data/*.jsonl"),
     "sft": ("sft/model/**/*", "sft/references/**/*", "sft/metrics.jsonl"),
+    "sft_answers": ("sft_answers.json",),
     "selection": ("selection.json",),
     "train": (
         *("model/**/*", "references/**/*"),
@@ -61,7 +69,7 @@ _FILES = {
     "arms": ("results.json", "samples.jsonl"),
 }
 """What each stage leaves: its marker says what these files hold, and a later call compares."""
-_MADE_AGAIN = ("data", "selection", "eval", "arms")
+_MADE_AGAIN = ("data", "sft_answers", "selection", "eval", "arms")
 """Stages that are done again where their files have changed. A training costs too much to be begun anew unasked."""
 
 
@@ -291,4 +299,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 def resolved(arguments: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     """One flat mapping of a command's arguments and the keys that go to TRL's configs."""
-    return {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}
+    config = {**dataclasses.asdict(arguments), **dict(sorted(others.items()))}
+    if config.get("judge") is None:  # how a judge is asked decides nothing where there is none
+        config = {key: value for key, value in config.items() if key not in _OF_JUDGE}
+    return config

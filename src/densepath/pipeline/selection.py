@@ -24,6 +24,7 @@ from densepath.io import remembered, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
 from densepath.models.load import load_tokenizer
+from densepath.pipeline.against_sft import judge_of_run
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
 from densepath.records.choice import (
@@ -99,15 +100,16 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
     plan = MeasurePlan(
         betas=tuple(candidate_betas(arguments)),
         every_beta=False,
-        max_completion_length=arguments.max_completion_length,
+        max_completion_length=arguments.completion_tokens,
         ensemble=False,  # DPR is run with one of them
         seed=arguments.seed,
     )
     rows = _rows(sft, tokenizer)
+    checks = arguments.verifier if arguments.judge is None else judge_of_run(sft, arguments)
     with StageProgress(console, title, None, "completion") as progress:
         return measure(
             models,
-            Evidence(rows, arguments.verifier, source=str(sft.path / "data/validation.jsonl")),
+            Evidence(rows, checks, source=str(sft.path / "data/validation.jsonl")),
             plan,
             on_progress=lambda done, total: progress.update(done, total),
             keep=lambda name, compute: remembered(run / f"selection/{name}.json", compute),
@@ -115,13 +117,14 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
 
 
 def _rows(sft: SFTRun, tokenizer: Any) -> Sequence[Row]:
-    """Validation rows; prompts alone where a verifier judges and a demonstration is longer than the context."""
+    """Validation rows; prompts alone where answers are judged and a demonstration is longer than the context."""
     rows = sft.rows("validation")
     shown = [row for row in rows if "completion" in row or "messages" in row]
-    if sft.arguments.verifier is None and not shown:
+    judged = sft.arguments.verifier is not None or sft.arguments.judge is not None
+    if not judged and not shown:
         raise DataError(
-            "reference=auto needs a verifier, or held-out rows with a completion to compare with; give one of "
-            "them, or fix the reference"
+            "reference=auto needs a verifier or a judge, or held-out rows with a completion to compare with; give one "
+            "of them, or fix the reference"
         )
     context = sft.context
     fitting = []
@@ -129,7 +132,7 @@ def _rows(sft: SFTRun, tokenizer: Any) -> Sequence[Row]:
         pair = encode_pairs(row, tokenizer)[-1]
         if len(pair.prompt_ids) + len(pair.completion_ids) <= context:
             fitting.append(row)
-    if sft.arguments.verifier is None or len(fitting) == len(rows):
+    if not judged or len(fitting) == len(rows):
         return fitting
     prompts = ({k: v for k, v in row.items() if k not in ("completion", "messages")} for row in rows)
     return [{**rest, "prompt": prompt_of(row)} for rest, row in zip(prompts, rows, strict=True)]
@@ -173,7 +176,7 @@ def _obeyed(arguments: RunArguments, findings: Findings) -> ChosenReference:
 def _criterion_text(arguments: RunArguments, findings: Findings) -> str:
     if findings.criterion is Criterion.ANSWERS:
         on = f"{findings.prompts} validation prompts"
-        return f"{arguments.verifier} of previews of DPR on {on}, against SFT at its best"
+        return f"{findings.verifier} of previews of DPR on {on}, against SFT at its best"
     if findings.criterion is None:
         return "none"
     return f"{UNITS[findings.criterion]} of the reward ({findings.criterion.value}), {findings.prompts} prompts"

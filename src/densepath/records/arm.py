@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 
 from densepath.errors import DataError, NumericalError
 
@@ -94,6 +94,7 @@ class ArmResult:
         kl: log pi_arm - log pi_SFT of each completion, nats; its mean estimates the KL to SFT. None: not measured.
         reward: dense reward of each completion, nats; None where it was not measured.
         entropy: of the policy at each completion's tokens, their mean, nats per token; None where it was not measured.
+        unjudged: prompts, from 0, of which the judge could say nothing; what stands in `values` there is not read.
 
     Raises:
         DataError: a field that does not fit.
@@ -113,6 +114,7 @@ class ArmResult:
     kl: tuple[float, ...] | None = None
     reward: tuple[float, ...] | None = None
     entropy: tuple[float, ...] | None = None
+    unjudged: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", tuple(int(length) for length in self.lengths))
@@ -134,6 +136,8 @@ class ArmResult:
 
     def _check_lengths(self) -> None:
         prompts = len(self.lengths) if self.values is None else len(self.values)
+        if any(not 0 <= prompt < prompts for prompt in self.unjudged):
+            raise DataError(f"{self}: unjudged are {self.unjudged}, of {prompts} prompts")
         if not prompts or not self.lengths or len(self.lengths) % prompts:
             raise DataError(
                 f"{self}: {prompts} values and {len(self.lengths)} lengths; "
@@ -152,6 +156,31 @@ class ArmResult:
         for name in ("values", "nll", "kl", "reward", "entropy"):
             for index, number in enumerate(getattr(self, name) or ()):
                 yield f"{name}[{index}]", number
+
+    def without(self, prompts: Collection[int]) -> ArmResult:
+        """The result without some of its prompts, from 0; demonstrations are no prompts, and stay.
+
+        Raises:
+            DataError: no prompt is left.
+        """
+        if not prompts or self.values is None:
+            return self
+        kept = [prompt for prompt in range(len(self.values)) if prompt not in prompts]
+        if not kept:
+            raise DataError(f"{self}: the judge could say nothing of any prompt; ask another judge")
+        each = len(self.lengths) // len(self.values)
+        places = [each * prompt + place for prompt in kept for place in range(each)]
+        of_completions = (self.kl, self.reward, self.entropy)
+        kl, reward, entropy = (each and tuple(each[place] for place in places) for each in of_completions)
+        return replace(
+            self,
+            values=tuple(self.values[prompt] for prompt in kept),
+            lengths=tuple(self.lengths[place] for place in places),
+            kl=kl,
+            reward=reward,
+            entropy=entropy,
+            unjudged=(),
+        )
 
     def __str__(self) -> str:
         return f"{self.setting}/{self.arm.name}/seed {self.seed}, {self.decoding}, {self.split}"

@@ -18,7 +18,7 @@ from densepath.models import locate
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
-from densepath.models.scoring import is_sharded
+from densepath.models.logits import is_sharded
 from densepath.models.sharded import shard_frozen
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base

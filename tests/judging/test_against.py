@@ -1,0 +1,59 @@
+"""A judge where a verifier stands: win rates against fixed answers, and what it could not say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from densepath.errors import DataError, JudgeError
+from densepath.evals.generation import Completion, checked
+from densepath.judging.against import AgainstAnswers, prompt_key, turns_of
+from densepath.judging.protocol import JudgeRequest
+from densepath.records.judging import Judgement, Spending
+
+ROWS = [{"prompt": "one"}, {"prompt": [{"role": "user", "content": "two"}]}, {"prompt": "three"}]
+FIXED = {prompt_key(row): "fixed" for row in ROWS}
+
+
+class First:
+    """Prefers what it is shown first, but says nothing of an answer that is "?"; counts what it is asked."""
+
+    name = "first"
+    num_answers = (2,)
+    spent = Spending()
+    asked = 0
+
+    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
+        self.asked += len(requests)
+        for request in requests:
+            unread = ("?",) in request.answers
+            yield Judgement(invalid="unreadable") if unread else Judgement(1.0, verdict=">")
+
+    def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
+        return Spending()
+
+
+def test_both_orders_ties_without_asking_and_nothing_where_nothing_was_said():
+    judge = First()
+    against = AgainstAnswers(judge, FIXED, max_invalid=0.5)
+    assert against.judged(["fixed", "other", "?"], ROWS) == [0.5, 0.5, None]
+    assert judge.asked == 4
+    assert AgainstAnswers(judge, FIXED, both_orders=False).judged(["a", "b", "c"], ROWS).count(0.5) == 0
+    with pytest.raises(JudgeError, match="3 of 6 judgements are invalid"):
+        AgainstAnswers(judge, FIXED, max_invalid=0.4).judged(["a", "?", "?"], ROWS)
+    with pytest.raises(DataError, match="has no answer to compare with"):
+        against.judged(["a"], [{"prompt": "four"}])
+
+
+def test_completions_get_its_preferences():
+    given = [Completion(row, [1], [2], [0.0], text, False, None) for row, text in ((0, "fixed"), (2, "?"), (2, "x"))]
+    found = checked(given, ROWS, AgainstAnswers(First(), FIXED, max_invalid=0.5))
+    assert [each.metric for each in found] == [0.5, None, 0.5]
+
+
+def test_a_prompt_is_known_by_what_it_says():
+    assert turns_of(ROWS[0]) == ({"role": "user", "content": "one"},)
+    assert prompt_key(ROWS[0]) != prompt_key({"prompt": [{"role": "user", "content": "one"}]})
+    with_answer = {"messages": [{"role": "user", "content": "two"}, {"role": "assistant", "content": "x"}]}
+    assert prompt_key(ROWS[1]) == prompt_key(with_answer)
