@@ -272,3 +272,16 @@ def test_a_judge_that_goes_by_the_place_gets_no_headline(judge, endpoint):
     page = (folder / "report.html").read_text()
     assert "The judge goes by the place in which an answer stands: its figures say nothing</h1>" in page
     assert "The judge favours the answer shown first: at 100.0 % of the prompts of right it goes by the place." in page
+
+
+def test_a_damaged_game_is_said_with_its_line(judge, capsys):
+    _, folder = judge("--judge", "verifier:exact_match")
+    games = (folder / "games.jsonl").read_text().splitlines(keepends=True)
+    for damage in ('{"key": "a", "game": {}}\n', "half a li\n"):
+        (folder / "games.jsonl").write_text("".join([*games[:2], damage, *games[2:]]))
+        capsys.readouterr()
+        assert judge("--judge", "verifier:exact_match")[0] == 1
+        err = capsys.readouterr().err
+        assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
+        assert "games.jsonl" in err
+        assert "line 3" in err

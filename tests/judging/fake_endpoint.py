@@ -174,6 +174,12 @@ class _Handler(BaseHTTPRequestHandler):
     def bad_request(self, whole: bytes) -> None:
         self.send(400, {"error": {"message": "This model's maximum context length is 10 tokens."}})
 
+    def bad_detail(self, whole: bytes) -> None:
+        self.send(422, {"detail": [{"loc": ["body", "top_logprobs"], "msg": "extra fields not permitted"}]})
+
+    def bad_text(self, whole: bytes) -> None:
+        self.send(400, b"no such parameter", kind="text/plain")
+
     def silent(self, whole: bytes) -> None:
         time.sleep(4)
 

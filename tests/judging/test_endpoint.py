@@ -105,6 +105,20 @@ def test_what_keeps_failing_is_invalid_with_its_reason_and_asked_again_next_time
         assert len(served.calls) == calls + 2
 
 
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("bad_detail", "status 422: [{'loc': ['body', 'top_logprobs'], 'msg': 'extra fields not permitted'}]"),
+        ("bad_text", "status 400: no such parameter"),
+    ],
+)
+def test_what_an_endpoint_says_of_a_request_is_passed_on(tmp_path, fault, says):
+    with FakeEndpoint() as served:
+        served.always = fault
+        (found,) = judge_of(served, tmp_path).judge([request(0)])
+    assert found.invalid == says
+
+
 def test_one_that_only_fails_is_given_up(tmp_path):
     with FakeEndpoint() as served:
         served.always = "broken"

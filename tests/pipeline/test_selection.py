@@ -136,6 +136,22 @@ def test_a_run_decides_as_a_diagnosis_does(select, models, tmp_path, monkeypatch
     assert to_json(decide(findings)) == found["decision"]
 
 
+def test_a_diagnosis_asks_the_judge_of_the_recipe(select, models, tmp_path, monkeypatch):
+    """A program as judge, against SFT's greedy answer, which is wrong: a right answer wins, and a wrong one ties."""
+    monkeypatch.chdir(tmp_path)
+    checked, _ = select({"0": 0.1, "0.5": 0.7}, candidate_betas=[0.5])
+    recipe = {"model_name_or_path": models[0.1], "judge": "verifier:exact_match", "max_completion_length": 3}
+    (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(recipe))
+    arguments = DiagnoseArguments(run_dir="run", betas=[0.5], max_samples=PROMPTS, ensemble=False)
+    record = run_diagnose_command(arguments, Console(file=io.StringIO(), width=200))
+    assert record["verifier"] == "verifier:exact_match"
+    assert record["decision"]["answer"] == checked["decision"]["answer"] == "candidate"
+    assert record["decision"]["reference"] == checked["decision"]["reference"] == "0"
+    assert [one["verdicts"] for one in record["sft"]] == [
+        [0.5 + 0.5 * right for right in one["verdicts"]] for one in checked["findings"]["sft"]
+    ]
+
+
 def test_where_it_cannot_be_told_the_one_that_looks_best_is_tried(select):
     """A lead on three prompts is worth having, and not shown."""
     found, _ = select({"0": 0.1, "0.5": 0.7}, prompts=3)

@@ -191,8 +191,8 @@ def coverage(case, draws):
 def test_most_intervals_hold_the_truth(case, monkeypatch):
     for module in (arena, length):
         monkeypatch.setattr(module, "RESAMPLES", 199)
-    found = coverage(case, 12)
-    assert min(found.values()) >= 8 / 12, found  # fewer come twice in 10,000 if it is 95 %
+    found = coverage(case, 8)
+    assert min(found.values()) >= 5 / 8, found  # fewer come four times in 10,000 if it is 95 %
 
 
 @pytest.mark.slow

@@ -186,8 +186,8 @@ class Client:
         return Refused(f"status {status}: {said}")
 
     def _said(self, error: Any) -> str:
-        body = error.body
-        message = body.get("message") if isinstance(body, Mapping) else None
+        body = error.body if isinstance(error.body, Mapping) else {}
+        message = body.get("message") or body.get("detail") or error.response.text
         return short(self.access.without_key(str(message or error.message)), 160)
 
     def _read(self, body: bytes) -> Reply:

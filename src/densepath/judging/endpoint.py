@@ -6,7 +6,7 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from densepath.judging.ledger import Ledger
 from densepath.judging.protocol import JudgeRequest
 from densepath.judging.templates import Template
 from densepath.judging.verdicts import Letters, Reply, invalid
-from densepath.judging.workers import Halt, in_order
+from densepath.judging.workers import Halt, Job, in_order
 from densepath.records.judging import Judgement, Spending
 
 _OURS = ("messages", "model", "n", "stream")
@@ -144,7 +144,9 @@ class EndpointJudge:
         messages = tuple(self.template.messages(request))
         return Asked(access.base_url, model, messages, self.parameters, request.repeat)
 
-    def _jobs(self, asked: Sequence[Asked]) -> tuple[Any, int, int, Any]:
+    def _jobs(
+        self, asked: Sequence[Asked]
+    ) -> tuple[Job[Reply | str], int, int, Callable[[], Coroutine[None, None, None]]]:
         """The arguments of `in_order`: two requests that are the same wait for one another, so one is paid for."""
         client = Client(self.settings.access, self.settings.timeout)
         keys = [each.key for each in asked]

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from densepath.data.rows import canonical_json
-from densepath.errors import DataError
-from densepath.io import read_jsonl, write_jsonl_atomic
+from densepath.errors import DamagedFileError, DataError
+from densepath.io import read_log, write_jsonl_atomic, writing
 from densepath.judging.games import PlannedGame, play
 from densepath.judging.protocol import Judge
 from densepath.records.codec import from_json, to_json
 from densepath.records.judging import Game
+
+_REMEDY = "remove it and run the same command again; replies that were paid for are kept apart"
 
 
 class GameLog:
@@ -26,17 +28,17 @@ class GameLog:
         path: the file; made where it is not there.
 
     Raises:
-        DataError: a line that holds no game.
+        DamagedFileError: a line that holds no game.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._games: dict[str, Game] = {}
-        for number, line in enumerate(read_jsonl(path) if path.is_file() else (), start=1):
+        for number, line in enumerate(read_log(path, _REMEDY), start=1):
             try:
                 self._games[str(line["key"])] = from_json(Game, line["game"])
             except (DataError, KeyError, TypeError) as error:
-                raise DataError(f"{path}, row {number}: not a judged game ({error}); move the file away") from None
+                raise DamagedFileError(f"{path}, line {number}: not a judged game ({error}); {_REMEDY}") from None
 
     def missing(self, identity: Mapping[str, Any], planned: Sequence[PlannedGame]) -> list[PlannedGame]:
         """Those of the games that are not there, or in which the judge said nothing."""
@@ -62,6 +64,7 @@ class GameLog:
 
         Raises:
             JudgeError: see `judging.games.play`; what was judged until then is kept.
+            StorageError: a game cannot be written.
         """
         todo = self.missing(identity, planned)
         write_jsonl_atomic(self.path, [{"key": key, "game": to_json(game)} for key, game in self._games.items()])
@@ -69,9 +72,11 @@ class GameLog:
             for plan, game in zip(todo, self._played(judge, todo, max_invalid * len(planned)), strict=True):
                 key = _key(identity, plan)
                 self._games[key] = game
-                file.write(json.dumps({"key": key, "game": to_json(game)}, ensure_ascii=False, allow_nan=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                line = json.dumps({"key": key, "game": to_json(game)}, ensure_ascii=False, allow_nan=False)
+                with writing(self.path):
+                    file.write(line + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
                 on_game()
         return [self._games[_key(identity, plan)] for plan in planned]
 

@@ -58,7 +58,6 @@ class Ledger:
         Raises:
             JudgeError: the file was damaged. StorageError: it cannot be written.
         """
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         lock = hold_lock(self._path.with_suffix(".lock"), "", wait=True)
         try:
             found = self._read()

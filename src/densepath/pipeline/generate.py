@@ -154,8 +154,9 @@ def write_answers(
         say(console, f"{output} is there already: nothing to do")
         return parts.result
     with parts.lock("answers"):
-        if parts.missing(job.windows):
-            _answer_windows(job, tokenizer, parts, console)
+        todo = [window for window in range(job.windows) if not parts.has(window)]
+        if todo:
+            _answer_windows(job, todo, tokenizer, parts, console)
         rows = parts.read_rows(job.windows)
         result = conclude(rows)
         put = write or (lambda path, rows: path.write_bytes(b"".join(map(json_line, rows))))
@@ -163,7 +164,7 @@ def write_answers(
     return result
 
 
-def _answer_windows(job: AnswerJob, tokenizer: Any, parts: Parts, console: Console) -> None:
+def _answer_windows(job: AnswerJob, todo: Sequence[int], tokenizer: Any, parts: Parts, console: Console) -> None:
     """Answer the windows that are not done."""
     arguments = job.arguments
     decoding = Decoding(
@@ -176,10 +177,9 @@ def _answer_windows(job: AnswerJob, tokenizer: Any, parts: Parts, console: Conso
     verifier = None if job.verifier is None else get_verifier(job.verifier)
     model = load_frozen(arguments, arguments.model_name_or_path, arguments.device)
     turns = [arguments.num_generations * sum(1 + len(e.follow_ups) for e in job.window(w)) for w in range(job.windows)]
-    done = [window for window in range(job.windows) if parts.has(window)]
     with StageProgress(console, f"{job.title}: {job.generator}", sum(turns), "answer") as progress:
-        progress.start_at(sum(turns[window] for window in done))
-        for window in sorted(set(range(job.windows)) - set(done)):
+        progress.start_at(sum(turns) - sum(turns[window] for window in todo))
+        for window in todo:
             try:
                 rows = answer_rows(
                     model,
