@@ -86,6 +86,9 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.training_step --real
+	$(BIN)/python -m benchmarks.sft
+	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.serving
 
 curves: $(VENV)/.installed-dev

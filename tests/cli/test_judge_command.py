@@ -134,6 +134,7 @@ def test_a_dense_reward_colours_the_pairs(judge, models):
         for each in pair.answers:
             assert each.scored is not None
             assert each.scored.text == each.text
+            assert "".join(each.scored.tokens) == each.text  # nobody knows whether the model ended there
     assert '<article class="card sample"' in (folder / "report.html").read_text()
 
 
