@@ -22,9 +22,10 @@ from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_tokenizer
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
+from densepath.pipeline.data import answer_budget
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid
-from densepath.pipeline.plan import plan_recipe, require_fit
+from densepath.pipeline.plan import UNKNOWN_COMPLETION, plan_recipe, require_fit
 from densepath.pipeline.purify import show_purification
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant
 from densepath.pipeline.results import grid_results
@@ -48,6 +49,7 @@ OWN_KEYS = {
     "dpr_beta": "beta",
     "dpr_dense_reward": "dense_reward",
     "sft_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
+    "dpr_num_train_epochs": "dpr_max_steps: prompts are drawn for as many steps",
     "dpr_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
 }
 """Arguments of TRL's configs that a run decides on, and what decides."""
@@ -81,6 +83,8 @@ def run_pipeline(
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
     check_configuration(arguments, others)
+    say(console, f"{arguments.model_name_or_path} on {arguments.dataset_name}, into {arguments.output_dir}")
+    arguments = with_answer_budget(arguments, console)
     setting = run_setting(arguments, others)
     run = RunFolder(Path(arguments.output_dir))
     try:
@@ -144,6 +148,18 @@ def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
     return _with_arms(grid, [name for name in names if name not in gone])
 
 
+def with_answer_budget(arguments: RunArguments, console: Console) -> RunArguments:
+    """The recipe with the longest answer that the demonstrations ask for, where it names none."""
+    if arguments.max_completion_length is not None:
+        return arguments
+    budget = answer_budget(arguments)
+    say(
+        console,
+        f"max_completion_length: {budget} tokens, within which 99 of 100 demonstrations end",
+    )
+    return replace(arguments, max_completion_length=budget)
+
+
 def _with_arms(grid: Grid, names: Sequence[str]) -> Grid:
     """The grid of a run with these arms, each once."""
     (setting,) = grid.settings
@@ -204,7 +220,9 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
         get_verifier(arguments.verifier)
     check_judge(arguments)
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
-    check_startable(dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0))
+    budget = arguments.max_completion_length or UNKNOWN_COMPLETION  # what the data ask for is not known yet
+    dpr = dpr_config(replace(arguments, max_completion_length=budget), dict(others), Path("dpr"), beta=1.0)
+    check_startable(dpr)
     if arguments.gpu_memory is not None:
         require_fit(plan_recipe(arguments, others))
 
