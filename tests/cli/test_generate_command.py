@@ -170,6 +170,8 @@ def test_eval_is_generate_with_a_check(models, answer, write_jsonl, tmp_path):
     checked = read_jsonl(output)
     assert [row.pop("metric") for row in checked] == [float(r["text"].strip() == r["answer"]) for r in rows]
     assert checked == rows
+    said = [(each.id, each.turns) for each in read_answers(str(output))]  # as judge reads them
+    assert said == [(row["id"], (row["text"],)) for row in rows]
 
 
 @pytest.mark.parametrize(
