@@ -99,14 +99,17 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_scheduler import note_and_sleep
+from densepath.cli.main import _interruptible
 from densepath.pipeline.scheduler import Task, run_tasks
 if __name__ == "__main__":
-    run_tasks({"a": Task(note_and_sleep, (Path(sys.argv[1]),))}, num_workers=2, threads=1, on_finished=print)
+    with _interruptible():
+        run_tasks({"a": Task(note_and_sleep, (Path(sys.argv[1]),))}, num_workers=2, threads=1, on_finished=print)
 """
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_program_that_was_killed(tmp_path):
+@pytest.mark.parametrize("signals", [("SIGKILL",), ("SIGINT",), ("SIGTERM",), ("SIGINT", "SIGINT")], ids="-".join)
+def test_workers_end_with_a_program_that_was_ended(tmp_path, signals):
     (tmp_path / "program.py").write_text(PROGRAM)
     noted = tmp_path / "pid"
     program = subprocess.Popen(
@@ -117,8 +120,10 @@ def test_workers_end_with_a_program_that_was_killed(tmp_path):
     while not (noted.exists() and noted.read_text()):
         assert time.time() < deadline
         time.sleep(0.1)
-    program.kill()
-    program.wait()
+    for name in signals:
+        program.send_signal(getattr(signal, name))
+        time.sleep(0.05)
+    program.wait(20)
     while Path(f"/proc/{noted.read_text()}").exists():
         assert time.time() < deadline
         time.sleep(0.1)

@@ -38,6 +38,26 @@ def outputs(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
+def test_a_window_that_lost_rows_is_scored_again(tmp_path, tiny_model, forks):
+    other = save_tiny_model(tmp_path / "models" / "ref", seed=1)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
+    words = ["score", "--model_name_or_path", tiny_model, "--ref_model_name_or_path", other, "--window_size", "4"]
+    words += ["--dataset_name", data, "--output_file", tmp_path / "s.jsonl"]
+    assert forks.run(words, hook={"target": "densepath.scoring.parts:PartFolder.merge"}) == -9, forks.stderr
+    whole = [(tmp_path / f"s.parts/0000000{window}.jsonl").read_bytes() for window in range(2)]
+    (tmp_path / "s.parts/00000001.jsonl").write_bytes(b"")
+    (tmp_path / "s.parts/00000000.json").write_text("{")
+    assert forks.run(words) == 0, forks.stderr
+    assert forks.stderr.count("the same command scores this window again") == 2
+    scored = (tmp_path / "s.jsonl").read_bytes()
+    assert scored.startswith(b"".join(whole))
+    (tmp_path / "s.jsonl").write_bytes(scored[:-9])
+    assert forks.run(words) == 1
+    assert "s.jsonl: not what" in forks.stderr
+    assert "move s.jsonl away to begin anew" in forks.stderr
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_killed_anywhere_equals_uninterrupted(tmp_path, tiny_model, forks, suffix):
     other = save_tiny_model(tmp_path / "models" / "ref", seed=1)
