@@ -94,9 +94,9 @@ def run_pipeline(
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         grid = Grid(run.path, [setting], [arguments.seed], flat=True)
         grid = _prepared(run, grid, console)
-        if not run.is_done("arms"):
-            started = time.monotonic()
-            _train_and_ask(grid, console)
+        started, told = time.monotonic(), not run.is_done("arms")
+        _train_and_ask(grid, console, told=told)  # of what is done, the files are compared with what was written
+        if told:
             write_json_atomic(run / "results.json", to_json(_results(run, grid, setting)))
             write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
             run.finish("arms", started)
@@ -177,7 +177,7 @@ def _left_out(gone: Mapping[str, str]) -> str:
     return f"Left out: {', '.join(gone.values())}." if gone else "No arm needs one."
 
 
-def _train_and_ask(grid: Grid, console: Console) -> None:
+def _train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
     """Every arm in its order, what has another's compute at the end; what is done is passed over."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
@@ -186,7 +186,8 @@ def _train_and_ask(grid: Grid, console: Console) -> None:
         (variant,) = plan.variants
         cell = grid.job(setting, plan, variant, seed, ("validation", "test"))
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
-        show_purification(cell.folder, console)
+        if told:
+            show_purification(cell.folder, console)
         gc.collect()  # trainers are reference cycles around a model and its optimizer
 
 
