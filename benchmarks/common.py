@@ -1,18 +1,33 @@
-"""Side-by-side timing: arms run in turn within one process, and ratios are reported, not seconds."""
+"""Side-by-side timing: arms run in turn within one process, and ratios are reported beside seconds.
+
+Every table ends with the processor and what it reaches, and `--json` keeps all of them. Memory: each arm in a process
+of its own that loads the model and runs it once; the most that was resident (VmHWM), libraries and weights included.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import json
 import random
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from densepath.data.encode import encode_pairs
+from densepath.data.formats import load_dataset_rows
 from densepath.data.tasks import generate_tasks
 from densepath.models.load import load_model, load_tokenizer
+from densepath.pipeline.environment import environment, resident_bytes, speed
+
+Pairs = tuple[list[list[int]], list[list[int]]]
+MEDIAN_PROMPT, MEDIAN_COMPLETION, SPREAD = 90, 110, 0.5  # tokens of made-up rows: about those of GSM8K
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -22,12 +37,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     found.add_argument("--prompts", type=int, default=8)
     found.add_argument("--num-generations", type=int, default=4)
     found.add_argument("--threads", type=int, default=torch.get_num_threads())
-    return found
-
-
-def arguments(description: str) -> argparse.Namespace:
-    found = parser(description).parse_args()
-    torch.set_num_threads(found.threads)
+    found.add_argument("--dataset_name", help="rows in any TRL format; made up, of real lengths, if left out")
+    found.add_argument("--json", type=Path, help="write what was measured into this file")
+    found.add_argument("--only", help="run one arm once and print this process's peak memory")
     return found
 
 
@@ -36,8 +48,8 @@ def load(name: str):
     return load_model(name), tokenizer
 
 
-def batch(tokenizer, prompts: int, num_generations: int):
-    """Prompts of the text tasks, each repeated, with completions of about their answers' lengths."""
+def batch(tokenizer, prompts: int, num_generations: int) -> Pairs:
+    """Prompts of the text tasks, each repeated, with completions of about their answers' lengths: short ones."""
     rng = random.Random(0)
     pairs = [encode_pairs(row, tokenizer)[0] for row in generate_tasks(prompts, seed=0)]
     prompt_ids, completion_ids = [], []
@@ -49,10 +61,33 @@ def batch(tokenizer, prompts: int, num_generations: int):
     return prompt_ids, completion_ids
 
 
+def rows(options, tokenizer) -> Pairs:
+    """Prompts and completions, of a file in its order or made up; several completions of a prompt stand together."""
+    rng = random.Random(0)
+    if options.dataset_name is None:
+        vocabulary = len(tokenizer)
+        prompts = [_ids(rng, vocabulary, MEDIAN_PROMPT) for _ in range(options.prompts)]
+        completions = [_ids(rng, vocabulary, MEDIAN_COMPLETION) for _ in prompts]
+    else:
+        found = load_dataset_rows(options.dataset_name, limit=options.prompts, needs="demonstrations")
+        pairs = [pair for row in found for pair in encode_pairs(row, tokenizer)]
+        prompts = [list(pair.prompt_ids) for pair in pairs]
+        completions = [list(pair.completion_ids) for pair in pairs]
+    if options.num_generations > 1:  # the others are completions of other prompts: of real lengths
+        several = [[c, *rng.sample(completions, options.num_generations - 1)] for c in completions]
+        prompts = [prompt for prompt, group in zip(prompts, several, strict=True) for _ in group]
+        completions = [completion for group in several for completion in group]
+    return prompts, completions
+
+
+def _ids(rng: random.Random, vocabulary: int, median: int) -> list[int]:
+    return [rng.randrange(vocabulary) for _ in range(max(4, round(median * rng.lognormvariate(0, SPREAD))))]
+
+
 def side_by_side(
     arms: dict[str, Callable[[], object]], rounds: int, *, tokens: int | None = None, warm_up: bool = True
-) -> None:
-    """Run the arms in turn, once to warm up and then `rounds` times; print medians and ratios to the last arm.
+) -> dict[str, dict[str, float]]:
+    """Run the arms in turn, once to warm up and then `rounds` times; print and return medians and ratios to the last.
 
     With `tokens`, those that one run of an arm handles, also tokens per CPU second.
     """
@@ -65,13 +100,50 @@ def side_by_side(
             if turn >= 0:
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - started_cpu)
-    last = list(arms)[-1]
+    last, found = list(arms)[-1], {}
     rate = "" if tokens is None else f"{'tokens/CPU s':>14}"
     print(f"{'arm':<34}{'wall s':>9}{'CPU s':>9}{rate}{'CPU ratio, min-max over rounds':>34}")
     for name in arms:
         ratios = [mine / other for mine, other in zip(cpu[name], cpu[last], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         seconds = statistics.median(cpu[name])
+        found[name] = {"wall_s": statistics.median(wall[name]), "cpu_s": seconds, "ratio": statistics.median(ratios)}
+        found[name] |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
+        if tokens is not None:
+            found[name]["tokens_per_cpu_s"] = tokens / seconds
         rate = "" if tokens is None else f"{tokens / seconds:>14.0f}"
         print(f"{name:<34}{statistics.median(wall[name]):>9.2f}{seconds:>9.2f}{rate}{spread:>34}")
-    print(f"threads {torch.get_num_threads()}, torch {torch.__version__}")
+    print("; ".join(machine().values()), end="\n\n")
+    return found
+
+
+@functools.cache
+def machine() -> dict[str, str]:
+    """What the figures of a table rest on."""
+    return {"cpu": environment()["cpu"], **speed(), "torch": f"torch {torch.__version__}"}
+
+
+def peaks(module: str, arms: Iterable[str]) -> dict[str, int]:
+    """Bytes at most of a fresh process for each arm, which runs `module` with `--only`; printed with ratios."""
+    found = {}
+    for arm in arms:
+        command = [sys.executable, "-m", module, *sys.argv[1:], "--only", arm]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        found[arm] = int(done.stdout.split()[-1])
+    print(f"{'arm':<34}{'peak MiB':>10}{'x last':>8}")
+    for arm, peak in found.items():
+        print(f"{arm:<34}{peak / 2**20:>10.0f}{peak / list(found.values())[-1]:>8.2f}")
+    print()
+    return found
+
+
+def print_peak() -> None:
+    """The last word of a process that `peaks` started."""
+    print(int(resident_bytes()))
+
+
+def keep(options, **measured: Any) -> None:
+    """Write tables as JSON, with machine and settings, if `--json` asks for it."""
+    if options.json is not None:
+        record = {"machine": machine(), "settings": vars(options), **measured}
+        options.json.write_text(json.dumps(record, indent=1, default=str))

@@ -1,45 +1,61 @@
-"""Sampling several completions of each prompt: `model.generate` against the sampler of DPRTrainer."""
+"""Sampling completions of one length: `model.generate` against the sampler of DPRTrainer.
+
+    python -m benchmarks.sampling [--prompts 8] [--num-generations 4] [--length 64]
+
+No completion ends before `--length` tokens, so that both arms draw as many.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from benchmarks.common import arguments, batch, load, side_by_side
-from densepath.models.compat import eos_token_ids
+from benchmarks.common import keep, load, parser, peaks, print_peak, rows, side_by_side
 from densepath.models.sampling import sample
 
-LENGTH = 24
+
+@torch.no_grad()
+def generate(model, tokenizer, prompt_ids, options) -> None:
+    """transformers' own loop over prompts that are padded on the left."""
+    torch.manual_seed(0)
+    padded = tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt", padding_side="left")
+    lengths = {"min_new_tokens": options.length, "max_new_tokens": options.length}
+    model.generate(**padded, **lengths, do_sample=True, top_k=0, num_return_sequences=options.num_generations)
+
+
+def ours(model, tokenizer, prompt_ids, options) -> None:
+    """densepath's sampler: a prompt is read once for its completions."""
+    sample(
+        model,
+        prompt_ids,
+        num_generations=options.num_generations,
+        max_completion_length=options.length,
+        eos_token_ids=(),
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+ARMS = {"transformers generate": generate, "densepath sampler": ours}
 
 
 def main() -> None:
-    options = arguments(__doc__ or "")
+    given = parser(__doc__ or "")
+    given.add_argument("--length", type=int, default=64)
+    options = given.parse_args()
+    torch.set_num_threads(options.threads)
+    memory = {} if options.only else peaks("benchmarks.sampling", ARMS)
     model, tokenizer = load(options.model)
-    prompt_ids, _ = batch(tokenizer, options.prompts, 1)
-    padded = tokenizer.pad({"input_ids": prompt_ids}, return_tensors="pt")
-
-    @torch.no_grad()
-    def generate() -> None:
-        torch.manual_seed(0)
-        model.generate(
-            **padded,
-            do_sample=True,
-            top_k=0,
-            num_return_sequences=options.num_generations,
-            max_new_tokens=LENGTH,
-        )
-
-    def ours() -> None:
-        sample(
-            model,
-            prompt_ids,
-            num_generations=options.num_generations,
-            max_completion_length=LENGTH,
-            eos_token_ids=eos_token_ids(model, tokenizer),
-            generator=torch.Generator().manual_seed(0),
-            pad_token_id=tokenizer.pad_token_id,
-        )
-
-    side_by_side({"transformers generate": generate, "densepath sampler": ours}, options.rounds)
+    prompt_ids, _ = rows(options, tokenizer)
+    setting = model, tokenizer, prompt_ids[:: options.num_generations], options
+    if options.only:
+        ARMS[options.only](*setting)
+        print_peak()
+        return
+    tokens = len(prompt_ids) * options.length
+    print(f"{len(prompt_ids)} completions of {options.length} tokens each")
+    time = side_by_side({arm: partial(run, *setting) for arm, run in ARMS.items()}, options.rounds, tokens=tokens)
+    keep(options, completion_tokens=tokens, time=time, peak_bytes=memory)
 
 
 if __name__ == "__main__":

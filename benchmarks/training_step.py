@@ -4,24 +4,21 @@
 
 The first table is the policy's forward and backward pass. The second is all of a `DPRTrainer` step but sampling and
 optimizer: scoring the frozen models (the SFT model and one reference of its size), advantages, forward and backward.
-Arms take turns in one process. Memory: each arm in a process of its own, the most that was resident (VmHWM).
+Completions are those of the text tasks, or of real lengths with `--real` or `--dataset_name`.
 """
 
 from __future__ import annotations
 
 import copy
 import functools
-import subprocess
-import sys
 import tempfile
 
 import torch
 from datasets import Dataset
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks.common import batch, load, parser, side_by_side
+from benchmarks.common import batch, keep, load, parser, peaks, print_peak, rows, side_by_side
 from densepath.models.packed_forward import add_packed_forward
-from densepath.pipeline.environment import resident_bytes
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 
@@ -29,7 +26,7 @@ OUTPUTS = ("log_probs", "entropy")
 ESTIMATORS = ("sampled", "all_action")
 
 
-def policy_pass(plain, prompt_ids, completion_ids, rounds: int) -> None:
+def policy_pass(plain, prompt_ids, completion_ids, rounds: int) -> dict[str, dict[str, float]]:
     """TRL's fused head alone against the packed pass in front of it."""
     packed = copy.deepcopy(plain)
     for model in (plain, packed):
@@ -53,7 +50,9 @@ def policy_pass(plain, prompt_ids, completion_ids, rounds: int) -> None:
         model.zero_grad()
         model(**inputs, fused_lm_head=True).loss.backward()
 
-    side_by_side({"TRL's fused head": lambda: step(plain), "packed, prompts shared": lambda: step(packed)}, rounds)
+    return side_by_side(
+        {"TRL's fused head": lambda: step(plain), "packed, prompts shared": lambda: step(packed)}, rounds
+    )
 
 
 def trainer_of(model, tokenizer, prompt_ids, completion_ids, num_generations: int, estimator: str) -> DPRTrainer:
@@ -92,31 +91,29 @@ def step_of(trainer: DPRTrainer) -> None:
 
 def main() -> None:
     options_of = parser(__doc__ or "")
-    options_of.add_argument("--only", choices=ESTIMATORS, help="run one arm of the second table once; print its peak")
+    options_of.add_argument("--real", action="store_true", help="made-up rows of real lengths")
     options = options_of.parse_args()
     torch.set_num_threads(options.threads)
+    memory = {} if options.only else peaks("benchmarks.training_step", ESTIMATORS)
     model, tokenizer = load(options.model)
     model.requires_grad_(True)
-    prompt_ids, completion_ids = batch(tokenizer, options.prompts, options.num_generations)
-    given = prompt_ids, completion_ids
+    short = not options.real and options.dataset_name is None
+    given = batch(tokenizer, options.prompts, options.num_generations) if short else rows(options, tokenizer)
     if options.only:
         step_of(trainer_of(model, tokenizer, *given, options.num_generations, options.only))
-        print(int(resident_bytes()))
+        print_peak()
         return
-    tokens = sum(map(len, completion_ids))
-    print(f"{len(completion_ids)} completions of {tokens} tokens\n")
-    policy_pass(copy.deepcopy(model), *given, options.rounds)
-    print()
+    tokens = sum(map(len, given[1]))
+    print(f"{len(given[1])} completions of {tokens} tokens\n")
+    passes = policy_pass(copy.deepcopy(model), *given, options.rounds)
     trainers = {
         name: trainer_of(copy.deepcopy(model), tokenizer, *given, options.num_generations, name)
         for name in ESTIMATORS[::-1]
     }
-    side_by_side({name: functools.partial(step_of, trainer) for name, trainer in trainers.items()}, options.rounds)
-    print()
-    for name in ESTIMATORS:
-        command = [sys.executable, "-m", "benchmarks.training_step", *sys.argv[1:], "--only", name]
-        peak = int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.split()[-1])
-        print(f"{name:<34}{peak / 2**30:>9.2f} GiB at most")
+    steps = side_by_side(
+        {name: functools.partial(step_of, trainer) for name, trainer in trainers.items()}, options.rounds
+    )
+    keep(options, completion_tokens=tokens, policy_pass=passes, step=steps, peak_bytes=memory)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ class DamagedFileError(DensepathError, ValueError):
     """A file that densepath wrote, and that no longer holds what it wrote."""
 
 
+class DamageWarning(UserWarning):
+    """A file that densepath wrote no longer holds what it wrote, and what is done about it."""
+
+
 class NumericalError(DensepathError, ArithmeticError):
     """NaN or infinity where a finite number is needed, with its location.
 

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from densepath.errors import DamagedFileError, MissingFileError, StorageError
+from densepath.errors import DamagedFileError, DamageWarning, MissingFileError, StorageError
 
 _SPACE = "free some space and run the same command again; what was written before is whole"
 _RIGHTS = "give a place that you may write to"
@@ -262,7 +262,7 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
         MissingFileError: there is no such file.
         DamagedFileError: it holds no JSON.
     """
-    text = _text(path, remedy)
+    text = read_text(path, remedy)
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -279,7 +279,7 @@ def remembered(path: Path, compute: Callable[[], Any]) -> Any:
             record = read_json(path)
             if record["sha256"] == _json_sha256(record["value"]):
                 return record["value"]
-        warnings.warn(f"{path} is damaged: it is made again", stacklevel=2)
+        warnings.warn(f"{path} is damaged: it is made again", DamageWarning, stacklevel=2)
     value = json.loads(json.dumps(compute(), allow_nan=False))
     write_json_atomic(path, {"sha256": _json_sha256(value), "value": value})
     return value
@@ -306,7 +306,7 @@ def read_jsonl(path: Path, remedy: str = REMEDY) -> list[dict[str, Any]]:
         MissingFileError: there is no such file.
         DamagedFileError: a line holds no JSON object, or the last one has no end.
     """
-    lines = _text(path, remedy).split("\n")
+    lines = read_text(path, remedy).split("\n")
     if lines.pop():
         raise DamagedFileError(f"{path} is damaged, its last line is cut: {remedy}")
     return [_object(line, f"{path} is damaged, line {number}", remedy) for number, line in enumerate(lines, 1)]
@@ -340,7 +340,12 @@ def _object(line: str, where: str, remedy: str) -> dict[str, Any]:
     return value
 
 
-def _text(path: Path, remedy: str) -> str:
+def read_text(path: Path, remedy: str = REMEDY) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        MissingFileError: there is no such file. StorageError: it cannot be read. DamagedFileError: it is no UTF-8.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

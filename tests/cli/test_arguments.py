@@ -84,7 +84,7 @@ def test_a_value_is_read_as_its_fields_type(value, hint, read):
         (2, bool, "must be true or false"),
         (None, str, "key=None must be text"),
         ({"a": 1}, str, "must be text"),
-        ("x", int | None, "key='x' does not fit"),
+        ("x", int | None, "key='x' must be a number"),
         ("1,b", list[float], "key='b' must be a number"),
     ],
 )

@@ -310,13 +310,14 @@ def test_dpr_watches_held_out_demonstrations_and_stops_early(models, tmp_path, w
 
 
 def test_dpr_evaluates_nothing_without_held_out_demonstrations(models, tmp_path, capsys):
-    words = ["dpr", "--model_name_or_path", models["sft"], "--eval_strategy", "steps"]
+    words = ["dpr", "--model_name_or_path", models["sft"], "--eval_strategy", "steps", "--dataset_name", "text_tasks"]
     assert main([*words, "--output_dir", str(tmp_path / "dpr")]) == 2
     assert "eval_strategy needs eval_dataset_name" in capsys.readouterr().err
 
 
 def test_dpr_without_a_reference_where_the_reward_needs_none(models, tmp_path):
     words = ["dpr", "--model_name_or_path", models["sft"], "--dense_reward", "logprob", "--max_train_samples", "8"]
+    words += ["--dataset_name", "text_tasks"]
     words += ["--output_dir", str(tmp_path / "dpr"), "--max_steps", "1", "--per_device_train_batch_size", "4"]
     assert main([*words, "--max_completion_length", "4"]) == 0
     assert (tmp_path / "dpr/model/model.safetensors").exists()

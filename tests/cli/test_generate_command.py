@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from densepath.cli.main import main
 from densepath.data.answers import answers_to, read_answers
 from densepath.data.benchmarks import read_benchmark
+from densepath.evals.answering import Answerer
 from densepath.io import read_json, read_jsonl
 from densepath.pipeline import generate
 from densepath.report.scored import ScoredFile
@@ -143,13 +144,13 @@ def test_a_killed_generation_goes_on_and_ends_with_the_same_bytes(answer, write_
         with pytest.raises(AssertionError):
             answer(*words, name="again.jsonl")
     assert not (tmp_path / "again.jsonl").exists()
-    rows = generate.answer_rows
+    rows = Answerer.rows
 
-    def counted(model, tokenizer, window, *others, **more):
+    def counted(self, window, *others):
         asked.extend(each.number for each in window)
-        return rows(model, tokenizer, window, *others, **more)
+        return rows(self, window, *others)
 
-    monkeypatch.setattr(generate, "answer_rows", counted)
+    monkeypatch.setattr(Answerer, "rows", counted)
     answer(*words, name="again.jsonl")
     assert asked == [3, 4, 5]  # the first window was whole
     assert (tmp_path / "again.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
@@ -169,6 +170,8 @@ def test_eval_is_generate_with_a_check(models, answer, write_jsonl, tmp_path):
     checked = read_jsonl(output)
     assert [row.pop("metric") for row in checked] == [float(r["text"].strip() == r["answer"]) for r in rows]
     assert checked == rows
+    said = [(each.id, each.turns) for each in read_answers(str(output))]  # as judge reads them
+    assert said == [(row["id"], (row["text"],)) for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,7 @@ def test_a_dense_reward_colours_the_pairs(judge, models):
         for each in pair.answers:
             assert each.scored is not None
             assert each.scored.text == each.text
+            assert "".join(each.scored.tokens) == each.text  # nobody knows whether the model ended there
     assert '<article class="card sample"' in (folder / "report.html").read_text()
 
 
@@ -237,6 +238,8 @@ def test_a_judge_that_keeps_failing_ends_with_1_and_keeps_what_was_paid_for(judg
         (["--judge", "verifier:exact_match", "--models", "OTHER"], "row 1: it answers 'Something else', where q0"),
         (["--judge", "verifier:exact_match", "--models", "RIGHT", "RIGHT"], "are both called right"),
         (["--judge", "verifier:exact_match", "--baseline"], "has no baseline of its own"),
+        (["--judge", "verifier:exact_match", "--baseline", "RIGHT", "WRONG"], "compares with one, and these are"),
+        (["--judge", "verifier:exact_match", "--models", "WRONG"], "are both called wrong"),
         (["--judge", "verifier:exact_match", "--benchmark", "mt_bench:QUESTIONS"], "1 turns where mt_bench has 2"),
         (["--judge", "verifier:exact_match", "--model_name_or_path", "sft"], "needs ref_model_name_or_path"),
         (["--judge", "verifier:exact_match", "--gamed_file", "nowhere.csv"], "nowhere.csv: no such file"),
@@ -251,6 +254,7 @@ def test_mistakes_are_one_line(judge, write_jsonl, capsys, tmp_path, monkeypatch
         "EMPTY": write_jsonl("empty.jsonl", answers("empty", [" "] * N)),
         "OTHER": write_jsonl("other.jsonl", [{**RIGHT[0], "prompt": "Something else"}, *RIGHT[1:]]),
         "RIGHT": str(tmp_path / "right.jsonl"),
+        "WRONG": str(tmp_path / "wrong.jsonl"),
         "QUESTIONS": str(tmp_path / "questions.jsonl"),
     }
     for name, path in files.items():

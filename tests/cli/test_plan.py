@@ -47,12 +47,13 @@ def test_a_plan_that_cannot_fit_prints_the_plan_and_exits_with_2(capsys):
     ("argv", "message"),
     [
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
+        ([], "model_name_or_path is missing: the model whose memory is planned"),
         (["--gpu_memori", "3"], "unknown key 'gpu_memori'; did you mean gpu_memory?"),
         (["--model_name_or_path", "./nowhere"], "no such model folder: ./nowhere"),
-        (["--dpr_top_p", "0.5"], "set temperature=1, top_p=1"),
-        (["--dpr_nonsense", "1"], "unknown key 'dpr_nonsense'"),
+        ([*BIG, "--dpr_top_p", "0.5"], "set temperature=1, top_p=1"),
+        ([*BIG, "--dpr_nonsense", "1"], "unknown key 'dpr_nonsense'"),
         (["--gpu_memory", "much"], "gpu_memory='much'"),
-        (["--accelerate_config", "nowhere.yaml"], "accelerate_config=nowhere.yaml: no such file"),
+        ([*BIG, "--accelerate_config", "nowhere.yaml"], "accelerate_config=nowhere.yaml: no such file"),
     ],
 )
 def test_what_is_wrong_is_one_line(argv, message, capsys):
@@ -71,7 +72,7 @@ def test_an_unknown_model_without_a_network_is_one_line(monkeypatch, capsys):
 
 
 def test_a_run_that_cannot_fit_is_refused_before_its_first_stage(tmp_path, capsys):
-    argv = ["run", *BIG, "--gpu_memory", "79", "--output_dir", str(tmp_path / "run")]
+    argv = ["run", *BIG, "--dataset_name", "text_tasks", "--gpu_memory", "79", "--output_dir", str(tmp_path / "run")]
     assert main(argv) == 2
     assert "optimizer takes 59.8 GiB" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

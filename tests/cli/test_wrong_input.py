@@ -111,7 +111,7 @@ def test_training_prompts_longer_than_the_context_are_left_out_and_counted(model
     assert main(argv) == 0  # three steps of two prompts: all that are left
     out = " ".join(capsys.readouterr().out.split())
     assert "5 train, 4 validation, 4 test rows (1 left out of SFT: the prompt fills max_length;" in out
-    assert "2 left out of DPR: the prompt is too long)" in out
+    assert "2 left out of DPR: the prompt is too long" in out
     argv = run_argv(models["sft"], tmp_path / "all", dataset_name=write_jsonl("all.jsonl", [nearly]), verifier="none")
     assert main([*argv, "--eval_dataset_name", held]) == 2
     assert "all.jsonl: no training prompt leaves room for a completion" in capsys.readouterr().err
@@ -205,7 +205,7 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
         ({"sft_max_steps": "many"}, "sft_max_steps='many' must be a number"),
         ({"sft_weight_decay": "abc"}, "sft_weight_decay='abc' must be a number"),
         ({"sft_dataloader_num_workers": "1.5"}, "sft_dataloader_num_workers=1.5 must be a whole number"),
-        ({"dpr_bf16": "perhaps"}, "dpr_bf16='perhaps' does not fit bool | None"),
+        ({"dpr_bf16": "perhaps"}, "dpr_bf16='perhaps' must be true or false"),
         ({"sft_lr_scheduler_type": "zigzag"}, "zigzag is not a valid SchedulerType"),
         ({"dpr_temperature": 0.5}, "REINFORCE must sample from the policy it differentiates: set temperature=1"),
         ({"dpr_baseline": "critic"}, "baseline='critic' does not exist; choose one of: none, position_mean"),
@@ -292,7 +292,14 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("report nowhere --fast", "unrecognized arguments: --fast"),
         ("theory --seed x", "argument --seed: invalid int value: 'x' (see densepath theory --help)"),
         ("env --fast", "unexpected argument '--fast'"),
-        ("score", "dataset_name is missing"),
+        ("score --model_name_or_path SFT", "dataset_name is missing"),
+        ("score", "model_name_or_path is missing: The SFT model"),
+        ("sft --model_name_or_path SFT", "dataset_name is missing: Demonstrations"),
+        ("run --dataset-name good", "model_name_or_path is missing: Hub id"),
+        (
+            "run --model_name_or_path SFT --dataset_name good --sft_max_steps 2 --sft_num_train_epochs 1",
+            "give one of them",
+        ),
         ("score --dense_reward x", "dense_reward='x' does not exist; choose one of: baseline_relative, logprob"),
         ("score --datasetname x", "unknown key 'datasetname'; did you mean dataset_name?"),
         ("score --dataset_name good --model_name_or_path SFT", "baseline_relative needs ref_model_name_or_path"),
@@ -307,14 +314,27 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("eval --dataset_name chat --model_name_or_path SFT", 'the row has no "answer" to compare with'),
         ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: 300 tokens beside max_"),
         ("eval --dataset_name text --model_name_or_path SFT", 'text.jsonl, row 1: a "text" row has no prompt'),
-        ("sft --model_name_or_path SFT --completion_only_loss false", "completion_only_loss=False has no effect"),
-        ("dpr --model_name_or_path SFT --max_completion_length none", "max_completion_length=None: give the most"),
-        ("dpr --model_name_or_path SFT --report_to clearml", "report_to=clearml needs a package that is missing"),
-        ("sft --model_name_or_path SFT --max_step 2", "unknown key 'max_step': SFTConfig has no such argument"),
-        ("dpr --model_name_or_path SFT --max_completion_length 4", "needs ref_model_name_or_path"),
+        (
+            "sft --model_name_or_path SFT --completion_only_loss false --dataset_name good",
+            "completion_only_loss=False has no effect",
+        ),
+        (
+            "dpr --model_name_or_path SFT --max_completion_length none --dataset_name good",
+            "max_completion_length=None: give the most",
+        ),
+        (
+            "dpr --model_name_or_path SFT --report_to clearml --dataset_name good",
+            "report_to=clearml needs a package that is missing",
+        ),
+        (
+            "sft --model_name_or_path SFT --max_step 2 --dataset_name good",
+            "unknown key 'max_step': SFTConfig has no such argument",
+        ),
+        ("dpr --model_name_or_path SFT --max_completion_length 4 --dataset_name good", "needs ref_model_name_or_path"),
         ("dpr --model_name_or_path SFT --dataset_name text", 'text.jsonl, row 1: a "text" row has no prompt'),
         (
-            "dpr --model_name_or_path SFT --ref_model_name_or_path FOREIGN --max_completion_length 4",
+            "dpr --model_name_or_path SFT --ref_model_name_or_path FOREIGN --max_completion_length 4 "
+            "--dataset_name good",
             "differ: token",
         ),
         (

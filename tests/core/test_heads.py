@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.live_memory import WidestRows
 
-from densepath.core.heads import Head, chunked_loss, head_logprobs, token_chunks
+from densepath.core import heads
+from densepath.core.heads import Head, chunked_loss, head_logprobs, logprobs_in_parts, token_chunks
 
 
 def naive_logprobs(hidden, weight, bias=None, scale=1.0, softcap=None):
@@ -75,6 +76,40 @@ def test_value_and_gradients_do_not_depend_on_the_chunks(tokens, chunk_tokens, b
     found = torch.autograd.grad(loss * -2.5, inputs)
     for ours, theirs in zip(found, torch.autograd.grad(expected * -2.5, inputs), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("tile", [1, 12, 10**6])
+def test_parts_cover_all_tokens_with_the_distributions_of_each_model(tile, monkeypatch):
+    """Projected 4 tokens at a time and handed out by the tile, in memory that is written over."""
+    monkeypatch.setattr(heads, "TILE_ELEMENTS", {"cpu": tile})
+    hidden = [torch.randn(9, width) for width in (3, 5)]
+    both = [Head(torch.randn(6, 3), torch.randn(6)), Head(torch.randn(6, 5), None, 0.5, 3.0)]
+    seen = torch.zeros(9)
+    for part, found in logprobs_in_parts(hidden, both, chunk_tokens=4):
+        seen[part] += 1
+        assert len(found[0]) <= max(1, tile // 6)
+        for each, states, head in zip(found, hidden, both, strict=True):
+            torch.testing.assert_close(each, naive_logprobs(states[part], *head).float())
+    assert seen.tolist() == [1.0] * 9
+
+
+@pytest.mark.parametrize("tile", [1, 12, 10**6])
+def test_a_loss_sees_frozen_models_at_the_same_tokens(tile, monkeypatch):
+    monkeypatch.setattr(heads, "TILE_ELEMENTS", {"cpu": tile})
+    hidden, weight = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((9, 3), (6, 3)))
+    frozen = [(torch.randn(9, 5, dtype=torch.float64), Head(torch.randn(6, 5, dtype=torch.float64))) for _ in range(2)]
+
+    def function(logprobs, part, first, second):
+        each = (logprobs.exp() * (first - 2 * second)).sum(-1)
+        return each.sum(), each.unsqueeze(0)
+
+    given = [naive_logprobs(states, head.weight) for states, head in frozen]
+    expected, values = function(naive_logprobs(hidden, weight), slice(None), *given)
+    loss, found = chunked_loss(function, hidden, Head(weight), frozen=frozen, chunk_tokens=4)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(found, values.detach())
+    wanted = torch.autograd.grad(expected, [hidden, weight])
+    torch.testing.assert_close(torch.autograd.grad(loss, [hidden, weight]), wanted)
 
 
 def test_only_what_is_trained_gets_a_gradient_in_its_own_dtype():

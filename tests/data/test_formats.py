@@ -265,7 +265,7 @@ def test_what_the_hub_lacks_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch)
         (b'{"prompt": "a"}\n{"prompt": 5}\n', "row 2: .*5, not a string"),
         (
             b'{"prompt": "a"}\n{"prompt": "b \\ud83d"}\n',
-            "row 2: \"prompt\" holds half of a surrogate pair behind 'b '",
+            "row 2: \"prompt\": half of a surrogate pair stands behind 'b '",
         ),
         (b'{"prompt": [{"role": "user", "content": "\\ud83d"}]}\n', "row 1: .*half of a surrogate pair"),
         (b"\n \n", "no rows"),

@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ def _child(request: dict[str, Any]) -> None:
         if request.get("hook"):
             install(**request["hook"])
         from densepath.cli.main import main
+        from densepath.errors import DamageWarning
+
+        warnings.simplefilter("always", DamageWarning)
 
         if request.get("disk"):
             code = _on_small_disk(main, request["argv"], Path(request["disk"]["path"]), request["disk"]["sizes"])

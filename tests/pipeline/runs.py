@@ -36,6 +36,7 @@ def run_argv(model: str, output: Path, **changes: Any) -> list[str]:
     values: dict[str, Any] = {
         "model_name_or_path": model,
         "output_dir": output,
+        "dataset_name": "text_tasks",
         "max_train_samples": 18,
         "num_validation_samples": 4,
         "num_test_samples": 4,

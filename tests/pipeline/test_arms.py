@@ -12,6 +12,7 @@ from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
 from densepath.io import read_json, read_jsonl
 from densepath.methods import method_names
+from densepath.methods._stage import sft_config
 from densepath.pipeline.run import run_setting
 
 
@@ -69,3 +70,13 @@ def test_a_run_with_arms_of_every_sort(tiny_model, tmp_path):
     assert (run / "dpr_capped/model").is_dir()
     shown = read_jsonl(run / "samples.jsonl")[0]["completions"]
     assert set(shown) == {"sft", "dpr", "dpr_capped", "purified_sft"}  # SFT and what is no control
+
+
+def test_sft_goes_over_the_demonstrations_once_unless_it_is_told_otherwise(tmp_path):
+    def length(**given):
+        config = sft_config(RunArguments(**given), {}, tmp_path)
+        return config.max_steps, config.num_train_epochs, config.warmup_steps
+
+    assert length() == (-1, 1.0, 0.05)
+    assert length(sft_num_train_epochs=2.5) == (-1, 2.5, 0.05)
+    assert length(sft_max_steps=60)[::2] == (60, 3)

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.pipeline.runs import save_tiny_model
 from tests.support import tiny_tokenizer
 
 from densepath.config.run import RunArguments
+from densepath.data.encode import encode_pairs
 from densepath.data.sources import load_rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import instruction_format
 from densepath.io import read_json, read_jsonl
-from densepath.pipeline.data import fitting_rows, longest_prompt, place, prepare_data
+from densepath.models.load import model_context
+from densepath.pipeline.data import answer_budget, fitting_rows, longest_prompt, place, prepare_data
 from densepath.pipeline.run_folder import RunFolder
 
 CONTEXT = 256
@@ -31,6 +34,7 @@ def prepare(tmp_path):
         arguments = RunArguments(
             **{
                 "output_dir": str(folder.path),
+                "dataset_name": "text_tasks",
                 "max_train_samples": 40,
                 "num_validation_samples": 10,
                 "num_test_samples": 10,
@@ -205,3 +209,27 @@ def test_constrained_rows_of_a_file_are_split_checked_and_meet_their_constraints
     assert sorted(map(json.dumps, first)) == sorted(map(json.dumps, second))  # a run's seed does not change its task
     with pytest.raises(DataError, match=r"constraints.* are None; write constrained: .*\(verifier=instruction_format"):
         prepare(dataset_name=source, verifier="instruction_format")
+
+
+def test_rows_that_no_split_takes_are_counted(prepare, write, tmp_path):
+    rows = [{"prompt": f"{number}:", "completion": "y"} for number in range(60)]
+    found = prepare(dataset_name=write("rows.jsonl", rows), max_train_samples=20)
+    unused = read_json(tmp_path / "run-1/data.json")["train"]["unused"]
+    assert unused == 60 - sum(map(len, found.values())) > 0
+
+
+def test_answers_may_be_as_long_as_99_of_100_demonstrations(write, tmp_path):
+    model = save_tiny_model(tmp_path / "model")
+    one = {"prompt": "a:", "completion": "b"}
+    lengths = [
+        len(encode_pairs({**one, "completion": "b" * n}, tiny_tokenizer())[-1].completion_ids) for n in (20, 90)
+    ]
+
+    def budget(*words: str) -> int:
+        rows = [{"prompt": f"{number}:", "completion": word} for number, word in enumerate(words)]
+        return answer_budget(RunArguments(model_name_or_path=model, dataset_name=write("rows.jsonl", rows)))
+
+    assert budget(*["b"] * 199, "b" * 90) == 16  # one in 200 may be cut
+    assert budget(*["b"] * 49, "b" * 20) == 16 * -(-lengths[0] // 16)
+    assert budget(*["b"] * 5, "b" * 90) == 16 * -(-lengths[1] // 16)
+    assert budget("b" * 3000, "b") == model_context(model) // 2

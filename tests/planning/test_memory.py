@@ -10,6 +10,7 @@ from tests.live_memory import LiveBytes, saved_bytes
 from tests.tiny_models import tiny_llama
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, DynamicCache
 
+from densepath.core import heads
 from densepath.core.estimator import Estimator
 from densepath.core.heads import Head, chunked_token_logprobs, default_chunk_tokens
 from densepath.models.decoding import cache_argument
@@ -203,7 +204,8 @@ def test_the_chunked_head_holds_what_the_formula_says():
 @pytest.mark.parametrize(
     ("all_action", "state_kl"), [(True, False), (True, True), (False, True)], ids=["all_action", "both", "state_kl"]
 )
-def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, state_kl, head, tmp_path):
+def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, state_kl, head, monkeypatch):
+    monkeypatch.setattr(heads, "TILE_ELEMENTS", {})  # as on a GPU, where all of a chunk is worked on at once
     vocabulary, rows, tokens = 20_000, 4, 250
     policy, sft, ref = (tiny_llama(vocab_size=vocabulary, seed=seed) for seed in range(3))
     estimator = Estimator(kl_in_return=not state_kl, all_action=all_action)
@@ -232,6 +234,6 @@ def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, s
         loss(hidden, policy_head, torch.full((rows * tokens,), 5), row, column)[0].backward()
     chunk = default_chunk_tokens(vocabulary) * vocabulary * 4
     planned = LOSS_COPIES * chunk + head * vocabulary * 32 * 4
-    # One of the two losses holds 8 of the 11 chunks that both hold together.
+    # One of the two losses holds 11 or 12 of the 14 chunks that both hold together.
     assert 0.7 * planned <= live.peak <= 1.02 * planned
     assert live.peak >= 0.98 * planned * (all_action and state_kl)

@@ -21,6 +21,7 @@ ACCELERATE = "recipes/accelerate"
 
 def plan(model: str = LLAMA, others: dict | None = None, **arguments):
     values = {"model_name_or_path": model, "gpu_memory": 79, "max_length": 512, "reference": "0", "beta": "1"}
+    values["max_completion_length"] = 64
     return plan_recipe(PlanArguments(**{"max_prompt_length": 512, **values, **arguments}), others or {})
 
 

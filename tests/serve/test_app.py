@@ -338,17 +338,29 @@ def test_any_host_where_that_is_asked_for(application):
     assert client.get("/health", headers={"host": "evil.example"}).status_code == 200
 
 
-def test_other_sites_are_not_answered(client):
-    for origin in ("https://evil.example", "null", "http://localhost.evil.example"):
+def test_other_sites_and_other_ports_are_not_answered(client, application):
+    port = str(client.base_url.host) + ":3000"
+    strangers = (
+        "https://evil.example",
+        "null",
+        "http://localhost.evil.example",
+        "http://203.0.113.5",
+        f"http://{port}",
+    )
+    for origin in strangers:
         response = client.post("/v1/score", json=SENT, headers={"origin": origin})
         error(response, 403)
         assert not [name for name in response.headers if name.startswith("access-control")]
-    response = client.options(
-        "/v1/score", headers={"origin": "http://localhost", "access-control-request-method": "POST"}
-    )
+    own = str(client.base_url).rstrip("/")
+    response = client.options("/v1/score", headers={"origin": own, "access-control-request-method": "POST"})
     error(response, 405)
     assert not [name for name in response.headers if name.startswith("access-control")]
-    assert client.post("/v1/score", json=SENT, headers={"origin": str(client.base_url)}).status_code == 200
+    assert client.post("/v1/score", json=SENT, headers={"origin": own}).status_code == 200
+    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
+        assert client.post("/v1/score", json=SENT, headers={"sec-fetch-site": site}).status_code == status
+    known = application(access=Access(allowed_hosts=("app.example",)))
+    asked = {"origin": "https://app.example", "sec-fetch-site": "cross-site"}
+    assert known.post("/v1/score", json=SENT, headers=asked).status_code == 200
 
 
 # -- operation ---------------------------------------------------------------------------------------------------
@@ -397,6 +409,7 @@ def test_every_answer_has_the_safe_headers(client):
     for path in ("/health", "/nothing", "/docs", "/v1/score"):
         headers = client.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
         assert "default-src 'none'" in headers["content-security-policy"]
 
 

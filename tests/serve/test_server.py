@@ -268,6 +268,33 @@ def test_the_work_of_clients_that_are_gone_is_dropped(reward, monkeypatch):
     assert sum(scored) < 20
 
 
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_client_that_only_sends_no_more_gets_its_answer(monkeypatch, reads):
+    slow = tiny_reward()
+    score_ids = slow.score_ids
+    scored = []
+
+    def slowly(prompts, completions, **settings):
+        scored.append(len(completions))
+        time.sleep(0.5)
+        return score_ids(prompts, completions, **settings)
+
+    monkeypatch.setattr(slow, "score_ids", slowly)
+    with served(slow) as url:
+        for _ in range(1 if reads else 8):
+            with connected(url) as client:
+                client.sendall(head() + GOOD)
+                if reads:
+                    client.shutdown(socket.SHUT_WR)
+                    received = b"".join(iter(lambda client=client: client.recv(65536), b""))
+                    assert b"HTTP/1.1 200 OK" in received
+                    assert "error" not in json.loads(received.rpartition(b"\r\n\r\n")[2])
+                elif not scored:
+                    time.sleep(0.1)
+        assert still_well(url)
+    assert reads or sum(scored) < 8  # of those that closed, without a reset, what was not begun is dropped
+
+
 def test_a_full_queue_answers_429_and_recovers(monkeypatch):
     slow = tiny_reward()
     score_ids = slow.score_ids

@@ -61,6 +61,7 @@ def parse(
         default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
         text = _help(f.metadata.get("help", ""), f.metadata.get("choices", ())).replace("%", "%%")
+        told = "required" if f.metadata["required"] else f"default: {shown}"
         nargs: str | None = "*" if isinstance(default, list) else "?" if isinstance(default, bool) else None
         extra: dict[str, Any] = {"const": "true"} if isinstance(default, bool) else {}
         parser.add_argument(
@@ -68,7 +69,7 @@ def parse(
             default=argparse.SUPPRESS,
             nargs=nargs,
             metavar=name.upper(),
-            help=f"{text} (default: {shown})",
+            help=f"{text} ({told})",
             **extra,
         )
     known, rest = parser.parse_known_args(list(argv))

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from densepath.cli.arguments import parse
+from densepath.config.options import check_required
 
 RECIPE_KEYS = {"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"}
 """Keys of a recipe that go to TRL's configs."""
@@ -39,6 +40,7 @@ class Command:
         kind: type[Any] = _named(f"config.{self.arguments}")
         prog = f"densepath {name}"
         arguments, others = parse(kind, argv, prog=prog, description=self.description, passthrough=self.passthrough)
+        check_required(arguments)
         from densepath.models.quiet import quiet_libraries
         from densepath.terminal import terminal
 

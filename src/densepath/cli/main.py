@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 
 from densepath import __version__
 from densepath.cli.commands import ROWS
 from densepath.errors import DensepathError
-from densepath.io import UNWRITABLE
+from densepath.io import UNWRITABLE, hidden_secrets
 
 GROUPS = {
     "train": {
@@ -54,6 +58,11 @@ GROUPS = {
 COMMANDS = {name: text for commands in GROUPS.values() for name, text in commands.items()}
 
 
+_INTERRUPTED = "\ndensepath: interrupted; what was written is whole, and the same command goes on"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+"""How Rust's libraries tell an errno."""
+
+
 def usage() -> str:
     """What `densepath --help` prints."""
     groups = []
@@ -88,6 +97,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in rest
     if not debug:
         warnings.formatwarning = _warning_line
+    with _interruptible():
+        return _run(command, rest, debug)
+
+
+def _run(command: str, rest: list[str], debug: bool) -> int:
+    """One command; what goes wrong as one line and an exit code."""
     try:
         if command in ROWS:
             return ROWS[command].run(command, rest)
@@ -95,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        print("\ndensepath: interrupted; what was written is whole, and the same command goes on", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         return 130
     except DensepathError as error:
         if debug:
@@ -130,6 +145,30 @@ def _underscored(word: str) -> str:
     return name[:2] + name[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """The first SIGINT or SIGTERM ends the block in good order, the second at once, with the processes under it."""
+
+    def at_once(number: int, frame: object) -> None:
+        os.write(2, f"{_INTERRUPTED}\n".encode())
+        os._exit(130)
+
+    def interrupt(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, at_once)
+        raise KeyboardInterrupt
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if signal.getsignal(number) is interrupt:  # after an interrupt, another one still ends it at once
+                signal.signal(number, handler)
+
+
 def _who() -> str:
     """The program's name in messages, with the process where a launcher started several."""
     rank = os.environ.get("RANK", "0") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "0"
@@ -142,17 +181,19 @@ def _warning_line(message: Warning | str, category: type[Warning], *place: objec
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    return hidden_secrets(" ".join(str(error).split()))
 
 
 def _expected(error: Exception) -> str | None:
     """A line for failures of the machine rather than of the program: no disk, no memory."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in UNWRITABLE:
-            place = f" {seen.filename}" if seen.filename else ""
-            return f"cannot write{place}: {os.strerror(seen.errno)}; {UNWRITABLE[seen.errno]}"
         text = str(seen).lower()
+        found = _OS_ERROR.search(text)
+        number = seen.errno if isinstance(seen, OSError) else int(found[1]) if found else None
+        if number in UNWRITABLE:
+            place = f" {seen.filename}" if isinstance(seen, OSError) and seen.filename else ""
+            return f"cannot write{place}: {os.strerror(number)}; {UNWRITABLE[number]}"
         if "no space left on device" in text:
             return f"cannot write: the disk is full; {UNWRITABLE[errno.ENOSPC]}"
         if "pytorchstreamwriter failed" in text or ("inline_container" in text and "unexpected pos" in text):

@@ -23,7 +23,10 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
         says_none = value is None or (isinstance(value, str) and value.lower() in ("none", "null"))
         if says_none and type(None) in options:
             return None
-        for option in sorted((o for o in options if o is not type(None)), key=_specificity):
+        others = sorted((o for o in options if o is not type(None)), key=_specificity)
+        if len(others) == 1:
+            return coerce(value, others[0], name)
+        for option in others:
             try:
                 return coerce(value, option, name)
             except ConfigError:

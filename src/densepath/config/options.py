@@ -10,7 +10,9 @@ from typing import Any
 from densepath.errors import ConfigError
 
 
-def option(default: Any, text: str, *, least: float | None = None, choices: Sequence[str] = ()) -> Any:
+def option(
+    default: Any, text: str, *, least: float | None = None, choices: Sequence[str] = (), required: bool = False
+) -> Any:
     """A dataclass field with a help text; mutable defaults are copied.
 
     Args:
@@ -18,8 +20,9 @@ def option(default: Any, text: str, *, least: float | None = None, choices: Sequ
         text: its help.
         least: the lowest number that `Arguments` takes; None for any.
         choices: the words that `Arguments` takes; empty for any.
+        required: a command without it does not begin; nor does one with an empty value.
     """
-    metadata = {"help": text, "least": least, "choices": tuple(choices)}
+    metadata = {"help": text, "least": least, "choices": tuple(choices), "required": required}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -66,6 +69,13 @@ def check_given(name: str, value: object, what: str) -> None:
     """Refuse an argument without which there is nothing to do, with a `ConfigError`."""
     if not value:
         raise ConfigError(f"{name} is missing: {what}")
+
+
+def check_required(arguments: Any) -> None:
+    """Refuse arguments whose required fields were not given, with a `ConfigError` that says what is missing."""
+    for f in fields(arguments):
+        if f.metadata["required"]:
+            check_given(f.name, getattr(arguments, f.name), f.metadata["help"])
 
 
 def check_html_name(name: str | None, twin: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import (
     TEMPLATE_SETTINGS,
-    TEXT_TASKS,
     DenseRewardArguments,
     ReferencesArguments,
     SamplingArguments,
@@ -25,9 +24,10 @@ class RecipeRowsArguments(TrainingRowsArguments):
     """Demonstrations and prompts of the job."""
 
     dataset_name: str = option(
-        TEXT_TASKS,
+        "",
         "Demonstrations: JSONL, CSV, Parquet, a folder or a hub id; text_tasks generates its own. With "
         "constrained: before the name each prompt also asks for a format, which verifier=instruction_format checks.",
+        required=True,
     )
     max_train_samples: int | None = option(
         None, "Demonstrations used for SFT. None: all that are not held out (960 of text_tasks).", least=1
@@ -102,7 +102,10 @@ class StageArguments(Arguments):
     """Arms, and steps, batches and learning rates of SFT, its continuation and DPR."""
 
     sft_learning_rate: float = option(5e-5, "Peak learning rate of SFT.")
-    sft_max_steps: int = option(60, "Optimizer steps of SFT.", least=1)
+    sft_max_steps: int | None = option(None, "Optimizer steps of SFT, in the place of epochs.", least=1)
+    sft_num_train_epochs: float | None = option(
+        None, "Passes of SFT over the demonstrations; 1 where neither is given."
+    )
     sft_per_device_train_batch_size: int = option(16, "Demonstrations in one SFT step and device.")
     save_steps: int = option(20, "Optimizer steps between checkpoints for resuming, in every training stage.", least=1)
     dpr_learning_rate: float = option(5e-6, "Peak learning rate of DPR.")
@@ -126,6 +129,11 @@ class StageArguments(Arguments):
         super().__post_init__()
         if len(set(self.arms)) < len(self.arms):
             raise ConfigError(f"arms={self.arms}: give each once")
+        epochs = self.sft_num_train_epochs
+        if epochs is not None and not 0 < epochs < float("inf"):
+            raise ConfigError(f"sft_num_train_epochs={epochs} must be a number above 0")
+        if epochs is not None and self.sft_max_steps is not None:
+            raise ConfigError("sft_max_steps and sft_num_train_epochs both say how long SFT is; give one of them")
         for name in ("sft_learning_rate", "dpr_learning_rate", "continued_sft_learning_rate"):
             rate = getattr(self, name)
             if rate is not None and not 0 <= rate < float("inf"):
@@ -270,7 +278,19 @@ class RunArguments(
 
     output_dir: str = option("runs/quickstart", "Run folder. The same command goes on where it stopped.")
     num_generations: int = option(4, "Completions sampled for each prompt.", least=2)
+    max_completion_length: int | None = option(  # type: ignore[assignment]  # None is settled before the first stage
+        None,
+        "Longest sampled completion in tokens, EOS included. None: what 99 of 100 demonstrations need, at most half "
+        "the context.",
+        least=1,
+    )
     seed: int = option(0, "Seed of data, training and sampling.")
+
+    @property
+    def completion_tokens(self) -> int:
+        """`max_completion_length`, once it is settled."""
+        assert self.max_completion_length is not None
+        return self.max_completion_length
 
     def __post_init__(self) -> None:
         super().__post_init__()

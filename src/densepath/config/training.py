@@ -29,7 +29,11 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
     ref_model_name_or_path: str | None = option(
         None, "Reference of the reward: an earlier checkpoint of the SFT run, or the model before SFT."
     )
-    dataset_name: str = option(TEXT_TASKS, "Prompts: any data set with a prompt, messages or prompt+completion.")
+    dataset_name: str = option(
+        "",
+        f"Prompts: any data set with a prompt, messages or prompt+completion; {TEXT_TASKS} generates toy ones.",
+        required=True,
+    )
     max_train_samples: int | None = option(None, "Prompts used; all if None.", least=1)
     eval_dataset_name: str | None = option(None, "Held-out demonstrations, whose NLL is logged every eval_steps.")
     max_eval_samples: int | None = option(100, "Held-out demonstrations scored; all if None.")

@@ -53,14 +53,15 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None, *, buffer
         inputs: (..., width) any dtype and device, as `weight`.
         weight: (out, width).
         bias: (out,) or None.
-        buffer: (rows, out) memory that the result of a 2-D product without bias and gradient may take.
+        buffer: (rows, out) memory that the result of a 2-D product without gradient may take.
     """
     if _takes(inputs, weight, bias):
         if not _needs_gradient(inputs, weight, bias):
             return onednn_linear(inputs, weight, bias)
         return _Linear.apply(inputs, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
     if buffer is not None:
-        return torch.mm(inputs, weight.t(), out=buffer)
+        product = torch.mm(inputs, weight.t(), out=buffer)
+        return product if bias is None else product.add_(bias)
     return nn.functional.linear(inputs, weight, bias)
 
 

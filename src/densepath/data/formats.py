@@ -18,10 +18,12 @@ import numpy as np
 from densepath.data.rows import (
     COLUMNS_HINT,
     ROLES,
+    TEMPLATE_COLUMNS,
     DataFormat,
     Row,
     Turns,
     canonical_json,
+    check_unicode,
     detect_format,
     is_conversational,
     jsonable,
@@ -297,7 +299,7 @@ def _check_types(row: Row) -> None:
     text = row.get("text")
     if text is not None and not isinstance(text, str):
         raise DataError(f'"text" is {short(repr(text))}, not a string; quote it')
-    for column in ("text", "prompt", "completion", "messages"):
+    for column in ("text", "prompt", "completion", "messages", *TEMPLATE_COLUMNS):
         _check_unicode(column, row.get(column))
     conversational = False
     for column in ("prompt", "completion", "messages"):
@@ -318,10 +320,9 @@ def _check_types(row: Row) -> None:
 
 def _check_unicode(column: str, value: Any) -> None:
     try:
-        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
-    except UnicodeEncodeError as error:
-        behind = repr(error.object[max(error.start - 20, 0) : error.start])
-        raise DataError(f'"{column}" holds half of a surrogate pair behind {behind}; correct the text') from None
+        check_unicode(value)
+    except DataError as error:
+        raise DataError(f'"{column}": {error}') from None
 
 
 def _check_turn(turn: object, where: str) -> None:

@@ -273,6 +273,21 @@ def jsonable(value: Any) -> Any:
     return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else str(value)
 
 
+def check_unicode(value: Any) -> None:
+    """Refuse what is neither text nor JSON, and text that holds half of a surrogate pair.
+
+    Raises:
+        DataError: with what stands before it.
+    """
+    try:
+        (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).encode()
+    except UnicodeEncodeError as error:
+        behind = repr(error.object[max(error.start - 20, 0) : error.start])
+        raise DataError(f"half of a surrogate pair stands behind {behind}; correct the text") from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{short(repr(type(value)))} is no text ({error})") from None
+
+
 def short(text: str, length: int = 60) -> str:
     """One line of at most `length` characters, for messages."""
     line = " ".join(text.split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from densepath.data.rows import Turns, normal_turns, short
+from densepath.data.rows import Turns, check_unicode, normal_turns, short
 from densepath.errors import DataError, ModelError
 
 if TYPE_CHECKING:
@@ -39,7 +39,14 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def tokenise(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Ids of a whole text, without the special tokens that a tokenizer puts around it."""
+    """Ids of a whole text, without the special tokens that a tokenizer puts around it.
+
+    Raises:
+        DataError: what is no text, or holds half of a surrogate pair, which a tokenizer fails on.
+    """
+    if not isinstance(text, str):
+        raise DataError(f"{short(repr(text))} is no text")
+    check_unicode(text)
     return as_ints(tokenizer(text=text, add_special_tokens=False)["input_ids"])
 
 

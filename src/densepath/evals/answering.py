@@ -11,7 +11,7 @@ from densepath.data.context import check_context, room_for_prompts
 from densepath.data.encode import encode_row_prompt
 from densepath.data.rows import Row, is_conversational, prompt_of
 from densepath.data.spans import read_tokens
-from densepath.errors import DataError
+from densepath.errors import DataError, ModelError
 from densepath.evals.generation import Completion, Decoding, generate
 from densepath.evals.verifiers import Verifier
 from densepath.records.benchmark import Question
@@ -54,77 +54,90 @@ def check_room(asked: Sequence[Asked], tokenizer: Any, context: int, max_complet
     """Refuse prompts that leave no room for an answer to each of their turns.
 
     Raises:
-        DataError: the first such row.
+        DataError, ModelError: the first such row, or one that cannot be encoded.
         ConfigError: no prompt at all would fit.
     """
     room_for_prompts(context, max_completion_length)
     for each in asked:
         follow_ups = [{"prompt": [{"role": "user", "content": text}]} for text in each.follow_ups]
-        tokens = sum(len(encode_row_prompt(row, tokenizer)) for row in (each.row, *follow_ups))
-        before = len(each.follow_ups) * max_completion_length
         place = f"{source}, row {each.number}"
+        try:
+            tokens = sum(len(encode_row_prompt(row, tokenizer)) for row in (each.row, *follow_ups))
+        except (DataError, ModelError) as error:
+            raise type(error)(f"{place}: {error}") from error
+        before = len(each.follow_ups) * max_completion_length
         check_context(tokens + before, context, place, max_completion_length=max_completion_length)
 
 
-def answer_rows(
-    model: Any,
-    tokenizer: Any,
-    asked: Sequence[Asked],
-    decoding: Decoding,
-    *,
-    verifier: Verifier | None = None,
-    generator: str = "",
-    on_progress: Callable[[int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Answers as rows: the source's own columns, `OWN_COLUMNS`, and each sampled token with its log-probability.
+@dataclass(frozen=True)
+class Answerer:
+    """A model that answers prompts.
 
-    A second turn is asked behind the model's own first answer.
-
-    Args:
+    Attributes:
         model: causal LM.
         tokenizer: its tokenizer.
-        asked: the prompts.
-        decoding: how they are answered; each prompt's own temperature counts.
-        verifier: gives each row a `metric`, of the last turn.
-        generator: what the model is called in the rows.
-        on_progress: called with the number of turns that were answered since the last call.
-
-    Returns:
-        `num_generations` rows a prompt, in the order of the prompts.
-
-    Raises:
-        DataError: a prompt that cannot be encoded, or a row that the verifier cannot check.
+        decoding: how prompts are answered; each prompt's own temperature counts.
+        generator: what the rows call the model.
+        verifier: gives each row a `metric`, of the last turn; None gives none.
     """
-    found: dict[tuple[int, int], dict[str, Any]] = {}
-    for temperature in sorted({each.temperature for each in asked}):
-        places = [place for place, each in enumerate(asked) if each.temperature == temperature]
-        mine = [asked[place] for place in places]
-        how = replace(decoding, temperature=temperature)
-        conversations = _conversations(model, tokenizer, mine, how, on_progress)
-        for index, completions in enumerate(conversations):
-            at, sample = divmod(index, decoding.num_generations)
-            row = _row(mine[at], completions, generator, tokenizer)
-            if decoding.num_generations > 1:
-                row["sample"] = sample
-            if verifier is not None:
-                row["metric"] = _metric(verifier, completions[-1], mine[at])
-            found[places[at], sample] = row
-    return [found[key] for key in sorted(found)]
 
+    model: Any
+    tokenizer: Any
+    decoding: Decoding
+    generator: str = ""
+    verifier: Verifier | None = None
 
-def _conversations(
-    model: Any,
-    tokenizer: Any,
-    asked: Sequence[Asked],
-    decoding: Decoding,
-    on_progress: Callable[[int], None] | None,
-) -> list[list[Completion]]:
-    """The completions of every turn, for each sample of each prompt in turn."""
-    prompts: list[Row] = [each.row for each in asked]
-    owners = list(range(len(asked)))
-    found: list[list[Completion]] = []
-    while prompts:
-        turn = len(found[owners[0]]) if found else 0
+    def rows(self, asked: Sequence[Asked], on_progress: Callable[[int], None] | None = None) -> list[dict[str, Any]]:
+        """Answers as rows: the source's own columns, `OWN_COLUMNS`, and each token with its log-probability.
+
+        A second turn is asked behind the model's own first answer.
+
+        Args:
+            asked: the prompts.
+            on_progress: called with the number of turns that were answered since the last call.
+
+        Returns:
+            `num_generations` rows a prompt, in the order of the prompts.
+
+        Raises:
+            DataError: a prompt that cannot be encoded, or a row that the verifier cannot check.
+        """
+        samples = self.decoding.num_generations
+        found: dict[tuple[int, int], dict[str, Any]] = {}
+        for temperature in sorted({each.temperature for each in asked}):
+            places = [place for place, each in enumerate(asked) if each.temperature == temperature]
+            mine = [asked[place] for place in places]
+            for index, completions in enumerate(self._conversations(mine, temperature, on_progress)):
+                at, sample = divmod(index, samples)
+                row = _row(mine[at], completions, self.generator, self.tokenizer)
+                if samples > 1:
+                    row["sample"] = sample
+                if self.verifier is not None:
+                    row["metric"] = _metric(self.verifier, completions[-1], mine[at])
+                found[places[at], sample] = row
+        return [found[key] for key in sorted(found)]
+
+    def _conversations(
+        self, asked: Sequence[Asked], temperature: float, on_progress: Callable[[int], None] | None
+    ) -> list[list[Completion]]:
+        """The completions of every turn, for each sample of each prompt in turn."""
+        decoding = replace(self.decoding, temperature=temperature)
+        seed = _seed(decoding, asked[0].number, 0)
+        prompts: list[Row] = [each.row for each in asked]
+        found = [[each] for each in self._answers(prompts, replace(decoding, seed=seed), on_progress)]
+        of = [asked[place // decoding.num_generations] for place in range(len(found))]
+        for turn in range(1, max(len(each.follow_ups) for each in asked) + 1):
+            going = [place for place, each in enumerate(of) if len(each.follow_ups) >= turn]
+            prompts = [_next_prompt(of[place], found[place]) for place in going]
+            how = replace(decoding, seed=_seed(decoding, asked[0].number, turn), num_generations=1)
+            for place, completion in zip(going, self._answers(prompts, how, on_progress), strict=True):
+                found[place].append(completion)
+        return found
+
+    def _answers(
+        self, prompts: Sequence[Row], decoding: Decoding, on_progress: Callable[[int], None] | None
+    ) -> list[Completion]:
+        """The completions of one turn."""
         done = 0
 
         def told(completed: int, _: int) -> None:
@@ -133,22 +146,7 @@ def _conversations(
                 on_progress(completed - done)
             done = completed
 
-        seed = _seed(decoding, asked[0].number, turn)
-        how = replace(decoding, seed=seed, num_generations=1 if found else decoding.num_generations)
-        completions = generate(model, tokenizer, prompts, how, on_progress=told)
-        if not found:
-            found = [[each] for each in completions]
-            owners = list(range(len(found)))
-        else:
-            for owner, completion in zip(owners, completions, strict=True):
-                found[owner].append(completion)
-        owners = [place for place in owners if len(found[place]) <= len(_of(asked, place, decoding).follow_ups)]
-        prompts = [_next_prompt(_of(asked, place, decoding), found[place]) for place in owners]
-    return found
-
-
-def _of(asked: Sequence[Asked], place: int, decoding: Decoding) -> Asked:
-    return asked[place // decoding.num_generations]
+        return generate(self.model, self.tokenizer, prompts, decoding, on_progress=told)
 
 
 def _seed(decoding: Decoding, number: int, turn: int) -> int:

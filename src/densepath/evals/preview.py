@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from densepath.core.heads import head_logprobs, token_chunks
+from densepath.core.heads import logprobs_in_parts
 from densepath.core.logprobs import contrastive_logits
 from densepath.data.encode import Encoded
 from densepath.models.logits import plain_head
@@ -49,6 +49,7 @@ def preview_logprobs(
         ref_head = plain_head(model)
     if sft_head is None or ref_head is None:
         return None
+    heads = sft_head.lifted(), ref_head.lifted()
     prompts, ids = [text.prompt_ids for text in texts], [text.completion_ids for text in texts]
     rows = min(len(sft_head.weight), len(ref_head.weight))  # an id that one of the two lacks has no contrast
     found: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
@@ -56,12 +57,11 @@ def preview_logprobs(
     for of_sft, of_ref, tokens in zip(*states, ids, strict=True):
         labels = torch.tensor(tokens, device=of_sft.device)
         parts: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
-        for chunk in token_chunks(len(labels), len(sft_head.weight)):
-            mine = head_logprobs(of_sft[chunk], sft_head)[:, :rows]
-            theirs = head_logprobs(of_ref[chunk].to(mine.device), ref_head)[:, :rows]
+        for part, both in logprobs_in_parts((of_sft, of_ref.to(of_sft.device)), heads):
+            mine, theirs = (each[:, :rows] for each in both)
             for alpha in alphas:
                 logprobs = torch.log_softmax(contrastive_logits(mine, theirs, alpha), dim=-1)
-                parts[alpha].append(logprobs.gather(-1, labels[chunk].unsqueeze(-1)).squeeze(-1).double().cpu())
+                parts[alpha].append(logprobs.gather(-1, labels[part].unsqueeze(-1)).squeeze(-1).double().cpu())
         for alpha in alphas:
             found[alpha].append(torch.cat(parts[alpha]))
     return found

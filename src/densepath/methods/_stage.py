@@ -214,17 +214,18 @@ def prefixed(others: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def sft_config(arguments: RunArguments, others: Mapping[str, Any], folder: Path, **changes: Any) -> SFTConfig:
     """TRL's config of an SFT stage: densepath's defaults, the recipe's `sft_*` keys, then `changes`."""
+    steps = arguments.sft_max_steps
+    length: dict[str, Any] = {"num_train_epochs": arguments.sft_num_train_epochs or 1.0, "warmup_steps": 0.05}
     values = {
         **QUIET,
         **device_defaults(),
         "output_dir": str(folder),
         "seed": arguments.seed,
         "learning_rate": arguments.sft_learning_rate,
-        "max_steps": arguments.sft_max_steps,
+        **(length if steps is None else {"max_steps": steps, "warmup_steps": steps // 20}),
         "per_device_train_batch_size": arguments.sft_per_device_train_batch_size,
         "save_steps": arguments.save_steps,
         "lr_scheduler_type": "cosine",
-        "warmup_steps": arguments.sft_max_steps // 20,
         "max_length": None,  # rows were cut when they were encoded
         **prefixed(others, "sft_"),
         **changes,

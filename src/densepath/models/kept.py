@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from densepath.errors import ConfigError, MissingFileError
-from densepath.io import read_json
+from densepath.errors import ConfigError, DamagedFileError, MissingFileError
+from densepath.io import REMEDY, read_json, read_text
 from densepath.models import locate
 
 INPUTS = "inputs.json"
@@ -45,7 +45,7 @@ def kept_models(run_dir: Path) -> KeptModels:
             "sft or run"
         )
     config = run_dir / "config.yaml"
-    recipe = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    recipe = _recipe(config) if config.is_file() else {}
     found: dict[str, str] = {}
     if recipe.get("model_name_or_path"):
         found[BASE] = _base(run_dir, str(recipe["model_name_or_path"]))
@@ -56,6 +56,16 @@ def kept_models(run_dir: Path) -> KeptModels:
     if not found:
         raise ConfigError(f"{run_dir}: SFT kept no reference; train with reference_fractions, such as 0.25 0.5 0.75")
     return KeptModels(str(folder / "model"), found, recipe)
+
+
+def _recipe(config: Path) -> dict[str, Any]:
+    try:
+        recipe = yaml.safe_load(read_text(config))
+    except yaml.YAMLError as error:
+        raise DamagedFileError(f"{config} is damaged ({' '.join(str(error).split())}): {REMEDY}") from None
+    if not isinstance(recipe, dict):
+        raise DamagedFileError(f"{config} is damaged, it holds no `key: value` lines: {REMEDY}")
+    return recipe
 
 
 def _base(run_dir: Path, name: str) -> str:

@@ -23,7 +23,7 @@ SEEDS = {"validation": 0, "test": 1}
 
 def split_decoding(arguments: RunArguments, split: str, temperature: float) -> Decoding:
     """How every arm's completions of a split are drawn."""
-    return Decoding(temperature, arguments.max_completion_length, seed=2 * arguments.seed + SEEDS[split])
+    return Decoding(temperature, arguments.completion_tokens, seed=2 * arguments.seed + SEEDS[split])
 
 
 def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:

@@ -90,6 +90,9 @@ def contest(models: Sequence[str], baseline: Sequence[str], found: BenchmarkRows
         _check_own(chosen, found)
     if len(chosen) == 1 and baseline:
         of_category = {"": chosen[0].name}
+    elif baseline and not of_category:
+        names = ", ".join(each.name for each in chosen)
+        raise ConfigError(f"baseline: {found.benchmark.name} compares with one, and these are {names}; give one")
     elif missing := sorted(set(of_category.values()) - {each.name for each in chosen}):
         raise ConfigError(f"baseline: {found.benchmark.name} compares with {missing[0]} too; give its answers as well")
     judged = _distinct([each for source in models for each in _contestants(source, found, {})], chosen)

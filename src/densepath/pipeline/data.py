@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
-from densepath.config.mixins import TEXT_TASKS
+from densepath.config.mixins import TEXT_TASKS, SamplingArguments
 from densepath.config.run import RunArguments
 from densepath.data.context import check_context, room_for_prompts
-from densepath.data.encode import encode_demonstrations, encode_row_prompt
+from densepath.data.encode import encode_demonstrations, encode_pairs, encode_row_prompt
 from densepath.data.formats import dataset_fingerprint
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.data.rows import DataFormat, detect_format, jsonable
@@ -18,9 +19,12 @@ from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.run_folder import RunFolder
 from densepath.terminal import Console, say, warn
 
+BUDGET_ROWS = 2000
+"""Demonstrations whose lengths decide how long an answer may be."""
 GENERATED_ROWS = 960
 """Training rows that text_tasks generates when `max_train_samples` is None."""
 REGIME = "regime"
@@ -36,7 +40,7 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
             room for a completion.
     """
     started = time.monotonic()
-    splits = _splits(arguments)
+    splits, unused = _splits(arguments)
     _check_prompts_exist(arguments, splits)
     check_disjoint({name: splits[name] for name in ("train", "validation", "test")})
     if arguments.rl_prompts is not None:
@@ -46,7 +50,7 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
     record = {}
     for name, rows in splits.items():
         if name != "train":
-            check_prompts(rows, tokenizer, context, arguments.max_completion_length, *_origin(arguments, name))
+            check_prompts(rows, tokenizer, context, arguments.completion_tokens, *_origin(arguments, name))
         record[name] = {"source": _origin(arguments, name)[0], "rows": len(rows), "sha256": dataset_fingerprint(rows)}
         write_jsonl_atomic(run / f"data/{name}.jsonl", rows)
     limit = min(arguments.max_length or context, context)
@@ -54,21 +58,56 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         splits["train"], tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
     )
     if arguments.rl_prompts is None:
-        longest = longest_prompt(context, arguments.max_completion_length, arguments.max_prompt_length)
+        longest = longest_prompt(context, arguments.completion_tokens, arguments.max_prompt_length)
         kept = fitting_rows(splits["train"], tokenizer, longest)
         record["train"]["unsampled"] = len(splits["train"]) - len(kept)
         if not kept:
             raise DataError(
                 f"{arguments.dataset_name}: no training prompt leaves room for a completion (context {context}, "
-                f"max_completion_length {arguments.max_completion_length}, max_prompt_length "
+                f"max_completion_length {arguments.completion_tokens}, max_prompt_length "
                 f"{arguments.max_prompt_length}); lower the first or raise the second"
             )
+    record["train"]["unused"] = unused
     record["train"]["truncated"] = counts.truncated
     record["train"]["dropped"] = counts.dropped
     record["train"]["notes"] = counts.notes
     record["train"]["tokens"] = counts.state_tokens + counts.action_tokens
     write_json_atomic(run / "data.json", record)
     run.finish("data", started)
+
+
+def answer_budget(arguments: RunArguments) -> int:
+    """Tokens that 99 of 100 demonstrations' completions need, a multiple of 16, at most half of the context.
+
+    What is plain text, and what is drawn for each seed alone, gives the default of a command.
+
+    Raises:
+        DensepathError: data or tokenizer that cannot be used.
+    """
+    tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
+    rows = _demonstrations(arguments, BUDGET_ROWS)
+    lengths = [len(p.completion_ids) for row in rows for p in encode_pairs(row, tokenizer)[-1:] if "text" not in row]
+    if not lengths:
+        return SamplingArguments().max_completion_length
+    needed = sorted(lengths)[max(0, math.ceil(0.99 * len(lengths)) - 1)]
+    most = max(1, model_context(arguments.model_name_or_path, arguments.trust_remote_code) // 2)
+    return min(16 * math.ceil(needed / 16), most)
+
+
+def _demonstrations(arguments: RunArguments, limit: int | None) -> Rows:
+    """Rows of the data set, before any split."""
+    return load_rows(
+        arguments.dataset_name,
+        arguments.dataset_train_split,
+        "demonstrations",
+        limit=limit,
+        seed=arguments.seed,
+        tasks={
+            "families": arguments.task_families,
+            "error_rate": arguments.task_error_rate,
+            "noise": arguments.task_errors or None,
+        },
+    )
 
 
 def tell_data(run: RunFolder, console: Console, title: str) -> None:
@@ -80,6 +119,7 @@ def tell_data(run: RunFolder, console: Console, title: str) -> None:
         ("truncated", "cut to max_length"),
         ("dropped", "left out of SFT: the prompt fills max_length"),
         ("unsampled", "left out of DPR: the prompt is too long"),
+        ("unused", "used nowhere: beyond what max_train_samples or the held-out splits take"),
     )
     left_out = "; ".join(f"{train[name]} {text}" for name, text in notes if train.get(name))
     say(console, f"{title}data: {counts} rows" + (f" ({left_out})" if left_out else ""))
@@ -102,30 +142,20 @@ def split_fingerprints(arguments: RunArguments) -> dict[str, tuple[int, str]]:
     Raises:
         MissingFileError, DataError: the data cannot be read.
     """
-    return {name: (len(rows), dataset_fingerprint(rows)) for name, rows in _splits(arguments).items()}
+    return {name: (len(rows), dataset_fingerprint(rows)) for name, rows in _splits(arguments)[0].items()}
 
 
-def _splits(arguments: RunArguments) -> dict[str, Rows]:
+def _splits(arguments: RunArguments) -> tuple[dict[str, Rows], int]:
+    """Split -> rows; and how many rows of a user's data are in none."""
     if (regime := regime_of(arguments.dataset_name)) is not None:
-        return _regime_splits(regime, arguments)
+        return _regime_splits(regime, arguments), 0
     held_out = {"validation": arguments.num_validation_samples, "test": arguments.num_test_samples}
     generated = arguments.dataset_name == TEXT_TASKS
     train_rows = arguments.max_train_samples or (GENERATED_ROWS if generated else None)
     split_here = arguments.eval_dataset_name is None
     # Hash splits meet their shares only on average: a fifth more rows than needed are generated.
     spare = int(1.2 * sum(held_out.values())) + 60 + (train_rows or 0) // 5 if split_here and generated else 0
-    rows = load_rows(
-        arguments.dataset_name,
-        arguments.dataset_train_split,
-        "demonstrations",
-        limit=(train_rows or 0) + spare if generated else None,
-        seed=arguments.seed,
-        tasks={
-            "families": arguments.task_families,
-            "error_rate": arguments.task_error_rate,
-            "noise": arguments.task_errors or None,
-        },
-    )
+    rows = _demonstrations(arguments, (train_rows or 0) + spare if generated else None)
     if split_here:
         # Of each split a fifth more than asked for, but at most a tenth of the data for each that is held out.
         share = {name: min(0.1, 1.2 * count / len(rows) + 0.01) for name, count in held_out.items()}
@@ -133,6 +163,7 @@ def _splits(arguments: RunArguments) -> dict[str, Rows]:
             share = {name: 1.1 * count / len(rows) for name, count in held_out.items()}
         parts = split_by_content(rows, {"train": 1 - sum(share.values()), **share})
         splits = {"train": parts["train"][:train_rows], **_cut(parts, held_out)}
+        given = len(rows)
     else:
         found = load_rows(
             arguments.eval_dataset_name or "", arguments.dataset_test_split, None, limit=None, seed=arguments.seed
@@ -140,6 +171,8 @@ def _splits(arguments: RunArguments) -> dict[str, Rows]:
         total = sum(held_out.values())
         parts = split_by_content(found, {name: count / total for name, count in held_out.items()})
         splits = {"train": rows[:train_rows], **_cut(parts, held_out)}
+        given = len(rows) + len(found)
+    used = sum(map(len, splits.values()))
     for name, part in splits.items():
         if not part:
             raise DataError(
@@ -150,7 +183,8 @@ def _splits(arguments: RunArguments) -> dict[str, Rows]:
         splits["rl"] = load_rows(
             arguments.rl_prompts, arguments.dataset_train_split, "prompts", limit=None, seed=arguments.seed
         )
-    return {name: [jsonable(row) for row in part] for name, part in splits.items()}
+    settled = {name: [jsonable(row) for row in part] for name, part in splits.items()}
+    return settled, 0 if generated else given - used
 
 
 def regime_of(dataset_name: str) -> Regime | None:

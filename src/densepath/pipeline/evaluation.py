@@ -122,7 +122,7 @@ def evaluate(
     for split, temperature in missing:
         rows = evaluation.sft.rows(split)
         if split not in nll and (split == "test" or evaluation.arguments.verifier is None):
-            nll[split] = models.nll(rows, evaluation.arguments.max_completion_length)
+            nll[split] = models.nll(rows, evaluation.arguments.completion_tokens)
         completions = models.answer(rows, evaluation.decoding(split, temperature), progress)
         completions = checked(completions, rows, checks)
         result = ArmResult(

@@ -157,6 +157,10 @@ def _memory(setting: Setting) -> float:
 
 def _check(setting: Setting) -> None:
     """Refuse before the first cell what one would refuse after an hour."""
+    known = set() if regime_of(setting.arguments.dataset_name) is None else {"model_name_or_path"}
+    for name in ("dataset_name", "model_name_or_path", "max_completion_length"):
+        if not getattr(setting.arguments, name) and name not in known:
+            raise ConfigError(f"settings.{setting.name}: {name} is missing; give it there or for all settings")
     if setting.arguments.verifier is None and setting.arguments.judge is None:
         raise ConfigError(
             f"settings.{setting.name}: an experiment needs a verifier or a judge, which says what is better; give "

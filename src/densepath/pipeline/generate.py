@@ -20,7 +20,7 @@ from densepath.data.formats import row_order
 from densepath.data.rows import canonical_json
 from densepath.data.sources import load_rows
 from densepath.errors import ConfigError, DataError
-from densepath.evals.answering import Asked, answer_rows, asked_of, check_room
+from densepath.evals.answering import Answerer, Asked, asked_of, check_room
 from densepath.evals.generation import Decoding, decoding_name
 from densepath.evals.verifiers import get_verifier
 from densepath.models.identity import model_identity
@@ -176,20 +176,13 @@ def _answer_windows(job: AnswerJob, todo: Sequence[int], tokenizer: Any, parts: 
     )
     verifier = None if job.verifier is None else get_verifier(job.verifier)
     model = load_frozen(arguments, arguments.model_name_or_path, arguments.device)
+    answerer = Answerer(model, tokenizer, decoding, job.generator, verifier)
     turns = [arguments.num_generations * sum(1 + len(e.follow_ups) for e in job.window(w)) for w in range(job.windows)]
     with StageProgress(console, f"{job.title}: {job.generator}", sum(turns), "answer") as progress:
         progress.start_at(sum(turns) - sum(turns[window] for window in todo))
         for window in todo:
             try:
-                rows = answer_rows(
-                    model,
-                    tokenizer,
-                    job.window(window),
-                    decoding,
-                    verifier=verifier,
-                    generator=job.generator,
-                    on_progress=progress.advance,
-                )
+                rows = answerer.rows(job.window(window), progress.advance)
             except DataError as error:
                 raise DataError(f"{job.source}, {error}") from error
             parts.write_rows(window, rows)

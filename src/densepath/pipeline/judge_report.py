@@ -11,7 +11,7 @@ from densepath.errors import DataError, ModelError
 from densepath.judging.games import Match, grade_of_answer, preference_of_pair
 from densepath.pipeline.contestants import Contest
 from densepath.records.benchmark import BenchmarkRows
-from densepath.records.completion import prompt_text
+from densepath.records.completion import ScoredCompletion, completion_of, prompt_text
 from densepath.records.judge_report import JudgeReport, ShownAnswer, ShownPair
 from densepath.records.judged import Judged
 from densepath.records.judging import Game, Spending
@@ -121,9 +121,15 @@ def _answer(name: str, turns: Sequence[Mapping[str, Any]], reward: DenseReward |
     if reward is None:
         return ShownAnswer(name, text)
     try:
-        return ShownAnswer(name, text, reward.score([prompt], [[last]]).completion(0))
+        return ShownAnswer(name, text, _without_end(reward.score([prompt], [[last]]).completion(0)))
     except (DataError, ModelError):  # an empty answer, or more tokens than its context holds
         return ShownAnswer(name, text)
+
+
+def _without_end(scored: ScoredCompletion) -> ScoredCompletion:
+    """The answer without the EOS that scoring adds: a file does not say whether the model ended there."""
+    read = (scored.text, scored.token_ids[:-1], scored.tokens[:-1], scored.offsets[:-1])
+    return completion_of(read, scored.rewards[:-1])
 
 
 def _reward(arguments: JudgeCommandArguments) -> DenseReward:

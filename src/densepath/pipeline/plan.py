@@ -42,6 +42,8 @@ CPU_RESERVE = 100 * 2**20
 10,000 weights (docs/log.md)."""
 UNKNOWN_PROMPT = 1024
 """Tokens of a prompt that are counted with where the recipe gives no `max_prompt_length`: ours."""
+UNKNOWN_COMPLETION = 512
+"""Tokens of a completion that are counted with where the recipe gives no `max_completion_length`: ours."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 HALF = ("bf16", "fp16")
 LAUNCHES = {"NO": "none", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp2", "DEEPSPEED": "ddp"}
@@ -62,6 +64,8 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
         ModelError: a model whose configuration cannot be had, or that there are no formulas for.
         MissingFileError: an accelerate file that is not there.
     """
+    if arguments.max_completion_length is None:
+        arguments = replace(arguments, max_completion_length=UNKNOWN_COMPLETION)
     machine = machine_of(arguments, process)
     model = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     safe = {key: value for key, value in others.items() if key.partition("_")[2] not in HALF}

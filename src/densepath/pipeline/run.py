@@ -22,9 +22,10 @@ from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_tokenizer
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
+from densepath.pipeline.data import answer_budget
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid
-from densepath.pipeline.plan import plan_recipe, require_fit
+from densepath.pipeline.plan import UNKNOWN_COMPLETION, plan_recipe, require_fit
 from densepath.pipeline.purify import show_purification
 from densepath.pipeline.recipe import MethodPlan, Setting, Variant
 from densepath.pipeline.results import grid_results
@@ -48,6 +49,7 @@ OWN_KEYS = {
     "dpr_beta": "beta",
     "dpr_dense_reward": "dense_reward",
     "sft_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
+    "dpr_num_train_epochs": "dpr_max_steps: prompts are drawn for as many steps",
     "dpr_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
 }
 """Arguments of TRL's configs that a run decides on, and what decides."""
@@ -81,6 +83,8 @@ def run_pipeline(
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
     check_configuration(arguments, others)
+    say(console, f"{arguments.model_name_or_path} on {arguments.dataset_name}, into {arguments.output_dir}")
+    arguments = with_answer_budget(arguments, console)
     setting = run_setting(arguments, others)
     run = RunFolder(Path(arguments.output_dir))
     try:
@@ -90,9 +94,9 @@ def run_pipeline(
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         grid = Grid(run.path, [setting], [arguments.seed], flat=True)
         grid = _prepared(run, grid, console)
-        if not run.is_done("arms"):
-            started = time.monotonic()
-            _train_and_ask(grid, console)
+        started, told = time.monotonic(), not run.is_done("arms")
+        _train_and_ask(grid, console, told=told)  # of what is done, the files are compared with what was written
+        if told:
             write_json_atomic(run / "results.json", to_json(_results(run, grid, setting)))
             write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
             run.finish("arms", started)
@@ -144,6 +148,18 @@ def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
     return _with_arms(grid, [name for name in names if name not in gone])
 
 
+def with_answer_budget(arguments: RunArguments, console: Console) -> RunArguments:
+    """The recipe with the longest answer that the demonstrations ask for, where it names none."""
+    if arguments.max_completion_length is not None:
+        return arguments
+    budget = answer_budget(arguments)
+    say(
+        console,
+        f"max_completion_length: {budget} tokens, within which 99 of 100 demonstrations end",
+    )
+    return replace(arguments, max_completion_length=budget)
+
+
 def _with_arms(grid: Grid, names: Sequence[str]) -> Grid:
     """The grid of a run with these arms, each once."""
     (setting,) = grid.settings
@@ -161,7 +177,7 @@ def _left_out(gone: Mapping[str, str]) -> str:
     return f"Left out: {', '.join(gone.values())}." if gone else "No arm needs one."
 
 
-def _train_and_ask(grid: Grid, console: Console) -> None:
+def _train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
     """Every arm in its order, what has another's compute at the end; what is done is passed over."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
@@ -170,7 +186,8 @@ def _train_and_ask(grid: Grid, console: Console) -> None:
         (variant,) = plan.variants
         cell = grid.job(setting, plan, variant, seed, ("validation", "test"))
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
-        show_purification(cell.folder, console)
+        if told:
+            show_purification(cell.folder, console)
         gc.collect()  # trainers are reference cycles around a model and its optimizer
 
 
@@ -204,7 +221,9 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
         get_verifier(arguments.verifier)
     check_judge(arguments)
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
-    check_startable(dpr_config(arguments, dict(others), Path(arguments.output_dir) / "dpr", beta=1.0))
+    budget = arguments.max_completion_length or UNKNOWN_COMPLETION  # what the data ask for is not known yet
+    dpr = dpr_config(replace(arguments, max_completion_length=budget), dict(others), Path("dpr"), beta=1.0)
+    check_startable(dpr)
     if arguments.gpu_memory is not None:
         require_fit(plan_recipe(arguments, others))
 

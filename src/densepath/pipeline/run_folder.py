@@ -15,13 +15,14 @@ import yaml
 
 from densepath.config.coerce import expanded
 from densepath.config.judge import JudgeArguments
-from densepath.errors import DamagedFileError, DensepathError, ResumeError, UsageError
+from densepath.errors import DamagedFileError, DamageWarning, DensepathError, ResumeError, UsageError
 from densepath.io import (
     Lock,
     changed_files,
     hold_lock,
     make_folder,
     read_json,
+    read_text,
     remove,
     sealed,
     without_secrets,
@@ -218,7 +219,7 @@ class RunFolder:
             raise DamagedFileError(
                 f"{what}: put a whole copy in its place, or remove {marker} and the folder of the model to train again"
             )
-        warnings.warn(f"{what}: it is made again", stacklevel=2)
+        warnings.warn(f"{what}: it is made again", DamageWarning, stacklevel=2)
         self._lost[stage] = files
         for name in changed:
             remove(self.path / name)
@@ -288,7 +289,7 @@ class RunFolder:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        found = yaml.safe_load(read_text(path, "undo the change")) or {}
     except yaml.YAMLError as error:
         raise ResumeError(f"{path} is not valid YAML ({' '.join(str(error).split())}): undo the change") from None
     if not isinstance(found, dict):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import importlib
 import multiprocessing
 import os
+import signal
 import statistics
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
 from densepath.errors import DensepathError, StorageError
+from densepath.io import hidden_secrets
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ def run_tasks(
     running: set[Future[Finished]] = set()
     try:
         while waiting or running:
-            running |= {pool.submit(_run, key, tasks[key].function, tasks[key].arguments) for key in ready()}
+            with _deaf_children():
+                running |= {pool.submit(_run, key, tasks[key].function, tasks[key].arguments) for key in ready()}
             if not running:
                 continue
             ended, running = wait(running, return_when=FIRST_COMPLETED)
@@ -117,10 +122,22 @@ def run_tasks(
             "sizes; the same command goes on where it stopped"
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((pool._processes or {}).values()):
-            process.terminate()
+        workers = list((pool._processes or {}).values())  # shutdown forgets them
+        for process in workers if running else ():
+            process.kill()  # what it has done is whole, and nothing waits for the rest
+        pool.shutdown(wait=True, cancel_futures=True)
     return done
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes that are started inside the block hear no interrupt from the terminal: this one ends them."""
+    ensure_running()  # the tracker that the first of them starts would unblock signals here
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def seconds_left(
@@ -176,10 +193,10 @@ def _run(key: Hashable, function: Callable[..., None], arguments: tuple[Any, ...
     try:
         function(*arguments)
     except DensepathError as found:
-        error = " ".join(str(found).split())
+        error = hidden_secrets(" ".join(str(found).split()))
     except Exception as found:  # one cell's failure must not end the grid
-        error = f"{type(found).__name__}: {' '.join(str(found).split())}"
-        details = traceback.format_exc()
+        error = hidden_secrets(f"{type(found).__name__}: {' '.join(str(found).split())}")
+        details = hidden_secrets(traceback.format_exc())
     gc.collect()  # trainers are reference cycles around a model and its optimizer
     return Finished(key, time.monotonic() - started, error, details)
 

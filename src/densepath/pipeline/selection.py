@@ -100,7 +100,7 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
     plan = MeasurePlan(
         betas=tuple(candidate_betas(arguments)),
         every_beta=False,
-        max_completion_length=arguments.max_completion_length,
+        max_completion_length=arguments.completion_tokens,
         ensemble=False,  # DPR is run with one of them
         seed=arguments.seed,
     )

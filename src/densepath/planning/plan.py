@@ -25,9 +25,9 @@ DEEPSPEED_BUCKETS, DEEPSPEED_LIVE = 1_000_000_000, 1_000_000_000
 """Elements of DeepSpeed's two buckets, and of the gathered parameters that ZeRO-3 keeps at most: its defaults."""
 STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion_32bit": 1}
 """Numbers that an optimizer keeps for each parameter, in the parameter's type; AdamW and all others: 2."""
-LOSS_COPIES = 11.25
-"""Chunks of whole distributions that a loss over all actions with a KL of its own holds at once, forward and backward;
-a loss with one of the two holds fewer. Counted in tests/planning."""
+LOSS_COPIES = 14.3
+"""Chunks of whole distributions that a loss over all actions with a KL of its own holds at once on a GPU, forward and
+backward; a loss with one of the two holds fewer, and a CPU about four. Counted in tests/planning."""
 
 Terms = dict[str, float]
 """Name of a term -> bytes."""

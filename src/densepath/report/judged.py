@@ -73,7 +73,7 @@ def rewrite_judged_page(folder: Path) -> ReportPaths:
 
 def judged_parts(found: Judged) -> tuple[Part, ...]:
     """For a terminal of 80 columns: the verdict, the tables, and what a reader must know."""
-    tables = (_brief_table(found), _alpaca_table(found), _arena_table(found), _grades_table(found))
+    tables = (_brief_table(found), _alpaca_table(found), _arena_table(found), _grades_table(found, brief=True))
     return present([*tables, _kappa_table(found), _verdict(found)])
 
 
@@ -188,7 +188,7 @@ def _outcomes(found: Judged) -> Figure | None:
 
 
 def _columns(first: str, *others: str) -> tuple[Column, ...]:
-    return (Column(first), *(Column(name, numeric=True) for name in others))
+    return (Column(first, fold=True), *(Column(name, numeric=True) for name in others))
 
 
 def _brief_table(found: Judged) -> Table | None:
@@ -274,12 +274,14 @@ def _arena_table(found: Judged) -> Table | None:
     return Table(columns, tuple(rows), "Arena-Hard, percent") if rows else None
 
 
-def _grades_table(found: Judged) -> Table | None:
+def _grades_table(found: Judged, *, brief: bool = False) -> Table | None:
+    """The mean grades; brief without the intervals of each turn."""
     turns = max((len(each.turns) for each in found.mt_bench), default=0)
-    columns = _columns("model", "mean", *(f"turn {turn}" for turn in range(1, turns + 1)), "without a grade")
+    columns = _columns("model", "mean", *(f"turn {turn}" for turn in range(1, turns + 1)), "no grade")
     rows = []
     for each in found.mt_bench:
-        by_turn = [interval_text(turn, 2) for turn in each.turns] + [DASH] * (turns - len(each.turns))
+        by_turn = [number(turn.mean, ".2f") if brief else interval_text(turn, 2) for turn in each.turns]
+        by_turn += [DASH] * (turns - len(each.turns))
         rows.append(Row((each.model, interval_text(each.mean, 2), *by_turn, str(each.invalid))))
     return Table(columns, tuple(rows), "Grades") if rows else None
 

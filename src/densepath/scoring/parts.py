@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.errors import DamagedFileError, DataError, ResumeError, UsageError
+from densepath.errors import DamagedFileError, DamageWarning, DataError, ResumeError, UsageError
 from densepath.io import (
     atomic_path,
     changed_files,
@@ -180,7 +180,7 @@ class Parts:
         try:
             self._whole(window)
         except DamagedFileError as error:
-            warnings.warn(str(error), stacklevel=2)
+            warnings.warn(str(error), DamageWarning, stacklevel=2)
             remove(self._marker(window))
             return False
         return True

@@ -16,6 +16,7 @@ from densepath.serve.settings import Access, Limits
 _HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
 }
@@ -74,11 +75,13 @@ class Guard:
             raise ApiError(
                 400, "this server is not known by that name (Host); use its IP address, or list it in allowed_hosts"
             )
-        origin = headers.get("origin")
-        if origin is not None:
-            authority = origin.partition("://")[2].lower()
-            if authority != hosts[0].lower() and not (authority and self.access.allows(authority)):
-                raise ApiError(403, "pages of other sites may not call this server (Origin)")
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none").lower()
+        if origin is not None and not self.access.trusts(origin, hosts[0]):
+            raise ApiError(
+                403, "pages of other sites and ports may not call this server (Origin); list theirs in allowed_hosts"
+            )
+        if origin is None and site not in ("none", "same-origin"):
+            raise ApiError(403, "pages of other sites and ports may not call this server (Sec-Fetch-Site)")
         if self.access.api_key is not None and _path(scope) not in self.public_paths:
             scheme, _, token = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not _equal(token.strip(), self.access.api_key):

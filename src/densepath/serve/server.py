@@ -22,6 +22,8 @@ from densepath.serve.settings import Limits
 
 _ANSWER_SECONDS = 5
 """Time to write the answers of the last requests when the server stops."""
+_PROBE_SECONDS = 0.2
+"""Between two questions to a client that has closed its half of the connection."""
 
 
 class BoundedProtocol(H11Protocol):
@@ -34,13 +36,14 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._probe_timer: asyncio.TimerHandle | None = None
         if len(self.connections) > self.limits.max_connections:
             self.app = _too_many_connections
         self._watch_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
-        for timer in (self._head_timer, self._write_timer):
+        for timer in (self._head_timer, self._write_timer, self._probe_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -49,6 +52,22 @@ class BoundedProtocol(H11Protocol):
         """Start the clock with the first bytes of a request's head, stop it with the last."""
         super().data_received(data)
         self._watch_head()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that sends no more may still read: it gets its answer, and is asked whether it is there."""
+        if not self._in_request() or self.cycle.more_body:
+            return False
+        self.cycle.keep_alive = False
+        self._probe()
+        return True
+
+    def _probe(self) -> None:
+        """Write what HTTP/1.1 clients pass over: to one that is gone it fails, which ends the connection."""
+        if not self._in_request() or self.transport.is_closing():
+            return
+        if not self.cycle.response_started and self.scope["http_version"] == "1.1":
+            self.transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+        self._probe_timer = self.loop.call_later(_PROBE_SECONDS, self._probe)
 
     def _in_request(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete

@@ -59,8 +59,26 @@ class Access:
     api_key: str | None = None
     allowed_hosts: tuple[str, ...] = ()
 
+    def trusts(self, origin: str, host: str) -> bool:
+        """Whether a page from `origin` may call: this server's own, at the same port, or one of `allowed_hosts`.
+
+        Args:
+            origin: the header, such as "https://app.example".
+            host: the request's `Host`. Another port of it is another program, whatever it is called.
+
+        >>> access, pages = Access(allowed_hosts=("app.example",)), ("localhost:80", "localhost:81", "app.example")
+        >>> [access.trusts(f"http://{page}", "localhost:80") for page in pages]
+        [True, False, True]
+        """
+        authority, host = origin.partition("://")[2].strip().lower(), host.strip().lower()
+        if authority == host or "*" in self.allowed_hosts:
+            return bool(authority)
+        name = authority.rpartition(":")[0] or authority
+        others = {each.lower() for each in self.allowed_hosts} - {host.rpartition(":")[0] or host, "localhost"}
+        return name in others and not is_ip_address(name.strip("[]"))
+
     def allows(self, authority: str) -> bool:
-        """Whether a `Host` header, or the authority of an `Origin`, names this server.
+        """Whether a `Host` header names this server.
 
         >>> Access().allows("localhost:8000"), Access().allows("[::1]:8000"), Access().allows("evil.example")
         (True, True, False)

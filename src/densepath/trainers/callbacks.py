@@ -15,7 +15,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback
 
-from densepath.errors import DamagedFileError, NumericalError
+from densepath.errors import DamagedFileError, DamageWarning, NumericalError
 from densepath.io import (
     atomic_folder,
     changed_files,
@@ -122,6 +122,7 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
         warnings.warn(
             f"{folder} is damaged ({damage}): it is set aside as {aside.name}, and training goes on from the whole "
             "checkpoint before it, or from its beginning",
+            DamageWarning,
             stacklevel=2,
         )
     return None

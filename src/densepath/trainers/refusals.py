@@ -93,10 +93,29 @@ def check_startable(args: TrainingArguments) -> None:
     """Refuse, before models are loaded, what would be refused later: packages, optimizer, learning rate.
 
     Raises:
-        ConfigError: a tracker or package that is not there, or arguments that optimizer or scheduler do not take.
+        ConfigError: a tracker or package that is not there, arguments that optimizer or scheduler do not take, or
+            checkpoints that nothing could go on from.
     """
+    check_checkpoints(args)
     check_packages(args)
     check_optimization(args)
+
+
+def check_checkpoints(args: TrainingArguments) -> None:
+    """Refuse checkpoints that a killed training could not go on from as if nothing had happened.
+
+    Raises:
+        ConfigError: without the optimizer's state, or only one, which is removed before the next is whole.
+    """
+    if args.save_only_model:
+        raise ConfigError(
+            "save_only_model keeps no optimizer, so a killed training could not go on; leave it out, or set "
+            "save_strategy=no for no checkpoints"
+        )
+    if args.save_total_limit is not None and args.save_total_limit == 1:
+        raise ConfigError(
+            "save_total_limit=1 removes the last whole checkpoint before the next one is whole; give at least 2"
+        )
 
 
 def check_packages(args: TrainingArguments) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from densepath.core.estimator import Estimator, Tokens
-from densepath.core.heads import Head, chunked_loss, head_logprobs, token_chunks
+from densepath.core.heads import Head, chunked_loss, logprobs_in_parts
 from densepath.core.logprobs import entropy_of_logprobs, kl_of_logprobs
 from densepath.core.mixture import Cap, capped_increments, running_before
 from densepath.core.objective import expected_rewards
@@ -170,20 +170,20 @@ class WholeVocabulary:
         own_tokens = torch.cat(sampled.own_tokens([torch.ones(len(row)) for row in sampled.completion_ids])).to(device)
         carried = torch.zeros((), dtype=torch.float64, device=device)
         parts: dict[str, list[Tensor]] = {}
-        for chunk in token_chunks(len(tokens), len(own_head.weight), self.chunk_tokens):
-            frozen = [head_logprobs(states[chunk], head) for states, head in zip(hidden, heads, strict=True)]
-            values = self._of_tokens(tokens[chunk], frozen)
+        if policy is not None:
+            hidden, heads = [*hidden, policy], [*heads, own_head]
+        for part, logprobs in logprobs_in_parts(hidden, heads, chunk_tokens=self.chunk_tokens):
+            frozen = logprobs[: len(kept)]
+            values = self._of_tokens(tokens[part], frozen)
             if policy is not None:
                 before = None
                 if self.cap is not None:
-                    ratios, carried = running_before(values["rewards"] * own_tokens[chunk], first[chunk], carried)
-                    before = Before(ratios.float(), first[chunk])
-                own_logprobs = head_logprobs(policy[chunk], own_head)
-                values |= self._of_actions(tokens[chunk], own_logprobs, frozen, before)
-                del own_logprobs
+                    ratios, carried = running_before(values["rewards"] * own_tokens[part], first[part], carried)
+                    before = Before(ratios.float(), first[part])
+                values |= self._of_actions(tokens[part], logprobs[-1], frozen, before)
             for name, value in values.items():
                 parts.setdefault(name, []).append(value)
-            del frozen  # before the next chunk is projected
+            del logprobs, frozen  # before the next are made
         lengths = [len(completion) for completion in sampled.completion_ids]
         rows = {name: list(torch.split(torch.cat(values).cpu(), lengths)) for name, values in parts.items()}
         for name, model in _MODELS.items():
@@ -259,24 +259,21 @@ class MicroBatchLoss:
         lengths = torch.tensor([len(states[0]) for states in batch.frozen_hidden], device=rows.device)
         places = (lengths.cumsum(0) - lengths)[rows] + columns
         heads = vocabulary.heads()
-        kept = [torch.cat([states[k] for states in batch.frozen_hidden]) for k in range(len(heads))]
+        kept = [torch.cat([states[k] for states in batch.frozen_hidden])[places] for k in range(len(heads))]
 
-        def of_chunk(logprobs: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-            with torch.no_grad():
-                sft, *refs = (
-                    head_logprobs(states[places[chunk]], frozen) for states, frozen in zip(kept, heads, strict=True)
-                )
-                rewards = None
-                if vocabulary.estimator.all_action:
-                    before = None
-                    if batch.log_ratios is not None:
-                        before = Before(batch.log_ratios[rows[chunk], columns[chunk]], columns[chunk] == 0)
+        def of_part(logprobs: Tensor, part: slice, sft: Tensor, *refs: Tensor) -> tuple[Tensor, Tensor]:
+            rewards = None
+            if vocabulary.estimator.all_action:
+                before = None
+                if batch.log_ratios is not None:
+                    before = Before(batch.log_ratios[rows[part], columns[part]], columns[part] == 0)
+                with torch.no_grad():
                     rewards = vocabulary.action_rewards(logprobs.detach(), sft, refs, before)
-                anchor = None if vocabulary.estimator.kl_in_return else sft
-                del sft, refs  # each is as large as the chunk's log-probabilities
-            return self._of_tokens(logprobs, ids[chunk], rewards, anchor, (rows[chunk], columns[chunk]))
+            anchor = None if vocabulary.estimator.kl_in_return else sft
+            return self._of_tokens(logprobs, ids[part], rewards, anchor, (rows[part], columns[part]))
 
-        loss, values = chunked_loss(of_chunk, hidden, head, chunk_tokens=vocabulary.chunk_tokens)
+        frozen = list(zip(kept, heads, strict=True))
+        loss, values = chunked_loss(of_part, hidden, head, frozen=frozen, chunk_tokens=vocabulary.chunk_tokens)
         padded[:, rows, columns] = values.to(padded)
         return loss, padded
 
