@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -53,14 +54,21 @@ class _Loop(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._task = self._loop.create_task(self._all())
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
+            with contextlib.suppress(asyncio.CancelledError):
+                self._task = self._loop.create_task(self._all())
+                self._loop.run_until_complete(self._task)
+            self._loop.run_until_complete(self._end())
         finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
             self.done.put(None)
+
+    async def _end(self) -> None:
+        """End what a library left behind when its call was broken off."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
     async def _all(self) -> None:
         numbers = iter(range(self._count))
@@ -97,6 +105,7 @@ class _Loop(threading.Thread):
 
     def cancel(self) -> None:
         """Break off what is under way."""
+        self.halt()  # a library may take a cancelled call for one that failed, which would be sent again
         self._tell(lambda: self._task.cancel() if self._task else None)
 
     def _tell(self, what: Callable[[], object]) -> None:
