@@ -33,6 +33,9 @@ class Halt:
             return
 
 
+AHEAD = 4
+"""Results for each job under way that may wait to be read: who stops reading does not pay for the rest."""
+
 Job = Callable[[int, Halt], Awaitable[T]]
 """(number, halt) -> result."""
 
@@ -46,6 +49,7 @@ class _Loop(threading.Thread):
         self._job, self._count, self._concurrency, self._close = job, count, concurrency, close
         self._loop = asyncio.new_event_loop()
         self._halt = Halt()
+        self._room = asyncio.Semaphore(AHEAD * concurrency)
         self._task: asyncio.Task[None] | None = None
 
     def run(self) -> None:
@@ -70,13 +74,16 @@ class _Loop(threading.Thread):
         numbers = iter(range(self._count))
 
         async def work() -> None:
-            for number in numbers:
-                if self._halt:
+            while True:
+                await self._room.acquire()
+                number = next(numbers, None)
+                if number is None or self._halt:
+                    self._room.release()  # whoever else waits ends too
                     return
                 try:
                     self.done.put((number, await self._job(number, self._halt), None))
                 except Exception as error:  # raised again where the results are read
-                    self._halt.set()
+                    self._stop()
                     self.done.put((number, None, error))
 
         try:
@@ -84,9 +91,17 @@ class _Loop(threading.Thread):
         finally:
             await self._close()
 
+    def read(self) -> None:
+        """One more result was read."""
+        self._tell(self._room.release)
+
     def halt(self) -> None:
         """Begin no new job."""
-        self._tell(self._halt.set)
+        self._tell(self._stop)
+
+    def _stop(self) -> None:
+        self._halt.set()
+        self._room.release()
 
     def cancel(self) -> None:
         """Break off what is under way."""
@@ -126,6 +141,7 @@ def in_order(job: Job[T], count: int, concurrency: int, close: Callable[[], Awai
                 ready[number] = result  # type: ignore[assignment]
             while following in ready:
                 yield ready.pop(following)
+                loop.read()
                 following += 1
         if errors:
             raise errors[0]
