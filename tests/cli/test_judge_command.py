@@ -212,7 +212,7 @@ def test_a_killed_run_pays_nothing_twice_and_comes_to_the_same(judge, endpoint, 
 def test_a_judge_that_keeps_failing_ends_with_1_and_keeps_what_was_paid_for(judge, endpoint, tmp_path, capsys):
     served, words = endpoint
     served.reply = lambda body: "no verdict here"
-    code, folder = judge(*words)
+    code, folder = judge(*words, "--judge_concurrency", "2")
     assert code == 1
     err = capsys.readouterr().err
     assert re.fullmatch(r"densepath: error: [^\n]+\n", err)

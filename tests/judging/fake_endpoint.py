@@ -80,7 +80,7 @@ class FakeEndpoint:
         class Bound(_Handler):
             served = endpoint
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
+        self.server = _Server(("127.0.0.1", 0), Bound)
         self.server.daemon_threads = True
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
         self.thread.start()
@@ -94,6 +94,11 @@ class FakeEndpoint:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is none of the server's business."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -329,16 +330,21 @@ for each in judge.judge([t.request(n) for n in range(12)]):
 """
 
 
-def test_a_killed_run_pays_nothing_twice(tmp_path):
-    """Killed with SIGKILL after some replies; the next run asks for those alone that were not answered."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_killed_run_pays_nothing_twice(tmp_path, how):
+    """Ended after some replies; the next run asks for those alone that were not answered."""
     here = str(Path(__file__).parent)
     with FakeEndpoint() as served:
         served.delay = 0.15
         command = [sys.executable, "-c", KILLED, served.url, here]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path, text=True) as process:
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=tmp_path, text=True) as process:
             lines = [process.stdout.readline() for _ in range(4)]
-            process.kill()
+            process.send_signal(how)
+            said = process.communicate(timeout=60)[1]
         assert lines == ["<\n"] * 4
+        assert said.count("Traceback") == (how is signal.SIGINT)
+        assert "Task" not in said
         kept = len(list((tmp_path / "cache").rglob("??/*.json")))
         assert kept >= 4
         calls = len(served.calls)

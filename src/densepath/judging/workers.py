@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -32,6 +33,9 @@ class Halt:
             return
 
 
+AHEAD = 4
+"""Results for each job under way that may wait to be read: who stops reading does not pay for the rest."""
+
 Job = Callable[[int, Halt], Awaitable[T]]
 """(number, halt) -> result."""
 
@@ -45,30 +49,41 @@ class _Loop(threading.Thread):
         self._job, self._count, self._concurrency, self._close = job, count, concurrency, close
         self._loop = asyncio.new_event_loop()
         self._halt = Halt()
+        self._room = asyncio.Semaphore(AHEAD * concurrency)
         self._task: asyncio.Task[None] | None = None
 
     def run(self) -> None:
         try:
-            self._task = self._loop.create_task(self._all())
-            self._loop.run_until_complete(self._task)
-        except asyncio.CancelledError:
-            pass
+            with contextlib.suppress(asyncio.CancelledError):
+                self._task = self._loop.create_task(self._all())
+                self._loop.run_until_complete(self._task)
+            self._loop.run_until_complete(self._end())
         finally:
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
             self._loop.close()
             self.done.put(None)
+
+    async def _end(self) -> None:
+        """End what a library left behind when its call was broken off."""
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._loop.shutdown_asyncgens()
 
     async def _all(self) -> None:
         numbers = iter(range(self._count))
 
         async def work() -> None:
-            for number in numbers:
-                if self._halt:
+            while True:
+                await self._room.acquire()
+                number = next(numbers, None)
+                if number is None or self._halt:
+                    self._room.release()  # whoever else waits ends too
                     return
                 try:
                     self.done.put((number, await self._job(number, self._halt), None))
                 except Exception as error:  # raised again where the results are read
-                    self._halt.set()
+                    self._stop()
                     self.done.put((number, None, error))
 
         try:
@@ -76,12 +91,21 @@ class _Loop(threading.Thread):
         finally:
             await self._close()
 
+    def read(self) -> None:
+        """One more result was read."""
+        self._tell(self._room.release)
+
     def halt(self) -> None:
         """Begin no new job."""
-        self._tell(self._halt.set)
+        self._tell(self._stop)
+
+    def _stop(self) -> None:
+        self._halt.set()
+        self._room.release()
 
     def cancel(self) -> None:
         """Break off what is under way."""
+        self.halt()  # a library may take a cancelled call for one that failed, which would be sent again
         self._tell(lambda: self._task.cancel() if self._task else None)
 
     def _tell(self, what: Callable[[], object]) -> None:
@@ -117,6 +141,7 @@ def in_order(job: Job[T], count: int, concurrency: int, close: Callable[[], Awai
                 ready[number] = result  # type: ignore[assignment]
             while following in ready:
                 yield ready.pop(following)
+                loop.read()
                 following += 1
         if errors:
             raise errors[0]
