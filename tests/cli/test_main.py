@@ -106,7 +106,7 @@ def _full_disk_inside_of_another_error() -> Exception:
         (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b"), 1, "cannot write a/b: Disk quota exceeded; free some"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 1, "cannot write a/b: Permission denied; give"),
         (_full_disk_inside_of_another_error(), 1, "cannot write model.safetensors: No space left on device"),
-        (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "the disk is full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 1, "No space left on device"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"), 1, "the disk is full"),
         (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), 1, "the disk is full"),
         (

@@ -132,7 +132,7 @@ def test_the_terminal_shows_every_method_of_every_setting(record):
 
 def test_the_report_command_makes_the_page_again_from_the_record(record, tmp_path, capsys):
     (tmp_path / "experiment.yaml").write_text("seeds: [0]\n")
-    assert main(["report", str(tmp_path)]) == 2
+    assert main(["report", str(tmp_path)]) == 1
     assert "results.json: no such file yet; run densepath experiment again to go on" in capsys.readouterr().err
     (tmp_path / "results.json").write_text("[]")
     assert main(["report", str(tmp_path)]) == 1
