@@ -48,7 +48,10 @@ UNWRITABLE = {
     errno.ESTALE: _DEVICE,
 }
 """What to do where the machine refuses to write, by `errno`."""
-_GONE = {errno.ENOENT: "its folder was removed meanwhile: run the same command again"}
+_GONE = {
+    errno.ENOENT: "its folder was removed meanwhile: run the same command again",
+    errno.ENOTDIR: "give another output_dir",
+}
 _WITHOUT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """What a file system answers that has no order of its own for names: a folder on it cannot be synced."""
 REMEDY = "put a whole copy in its place, or remove it and run the same command again"
