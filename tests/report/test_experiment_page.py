@@ -132,11 +132,11 @@ def test_the_terminal_shows_every_method_of_every_setting(record):
 
 def test_the_report_command_makes_the_page_again_from_the_record(record, tmp_path, capsys):
     (tmp_path / "experiment.yaml").write_text("seeds: [0]\n")
-    assert main(["report", str(tmp_path)]) == 1
+    assert main(["report", str(tmp_path)]) == 2
     assert "results.json: no such file yet; run densepath experiment again to go on" in capsys.readouterr().err
     (tmp_path / "results.json").write_text("[]")
     assert main(["report", str(tmp_path)]) == 1
-    assert "results.json is not the record of an experiment" in capsys.readouterr().err
+    assert "results.json is damaged (Results: [] is not an object)" in capsys.readouterr().err
     (tmp_path / "results.json").write_text(json.dumps(record))
     assert main(["report", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "results.html")

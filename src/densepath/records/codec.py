@@ -63,10 +63,9 @@ def read_record(cls: type[T], path: Path, remedy: str = REMEDY) -> T:
         MissingFileError: there is no such file.
         DamagedFileError: it holds something else; the message names file, field and remedy.
     """
+    value = read_json(path, remedy)
     try:
-        return from_json(cls, read_json(path, remedy))
-    except DamagedFileError:
-        raise
+        return from_json(cls, value)
     except (DensepathError, ValueError, TypeError) as error:
         raise DamagedFileError(f"{path} is damaged ({error}): {remedy}") from None
 

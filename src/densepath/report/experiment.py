@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from densepath.errors import DataError, MissingFileError, NumericalError, StorageError
+from densepath.errors import MissingFileError
 from densepath.io import write_text_atomic
 from densepath.records.codec import read_record
 from densepath.records.estimates import Verdict
@@ -87,15 +87,13 @@ def rewrite_experiment_page(folder: Path) -> Path:
 
     Raises:
         MissingFileError: the experiment has no table yet.
-        StorageError: the record cannot be read, or the page cannot be written.
+        DamagedFileError: the record is none. StorageError: it cannot be read, or the page cannot be written.
     """
     record, page = Path(folder) / "results.json", Path(folder) / "results.html"
     try:
         html = page_html(experiment_page(read_record(Results, record)))
     except MissingFileError:
         raise MissingFileError(f"{record}: no such file yet; run densepath experiment again to go on") from None
-    except (DataError, NumericalError) as error:
-        raise StorageError(f"{record} is not the record of an experiment: {error}") from error
     write_text_atomic(page, html)
     return page
 
