@@ -174,6 +174,21 @@ def test_a_dry_run_prints_calls_tokens_and_cost_and_asks_nobody(judge, endpoint,
     assert not (folder / "answers").exists()
 
 
+def test_a_second_judge_tells_its_cost_and_is_looked_at_before_the_first_is_paid(judge, endpoint, tmp_path, capsys):
+    served, words = endpoint
+    for second, says in ((f"local:{tmp_path}/none", "no such model folder"), ("verifier:nothing", "does not exist")):
+        assert judge(*words, "--second_judge", second)[0] == 2
+        assert says in capsys.readouterr().err
+    assert served.calls == []
+    words = ["--judge", "verifier:exact_match", "--second_judge", words[1], *words[2:]]
+    assert judge(*words, "--dry_run")[0] == 0
+    assert f"openai:{MODEL}: 48 games of 12 questions; 36 calls," in " ".join(capsys.readouterr().out.split())
+    code, folder = judge(*words)
+    assert code == 0
+    assert re.search(rf"{MODEL} \(pair\): 36 calls, [^:]+ cost 0\.", " ".join(capsys.readouterr().out.split()))
+    assert read_json(folder / "report.json")["spent"]["calls"] == len(served.calls) == 36
+
+
 def test_a_killed_run_pays_nothing_twice_and_comes_to_the_same(judge, endpoint, tmp_path, monkeypatch, capsys):
     served, words = endpoint
     code, whole = judge(*words, name="whole")
@@ -217,9 +232,9 @@ def test_a_judge_that_keeps_failing_ends_with_1_and_keeps_what_was_paid_for(judg
     err = capsys.readouterr().err
     assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
     assert "judgements are invalid, and max_invalid=0.2 allows 9" in err
-    assert 9 < len(served.calls) < 36
+    assert 9 < (first := len(served.calls)) < 36
     assert judge(*words, "--max_invalid", "1")[0] == 0
-    assert len(served.calls) == 36
+    assert len(served.calls) == first + 36, "a reply without a verdict is asked again"
     found = figures(folder)
     assert found.win_rates == ()
     assert "no prompt has a verdict" in " ".join(found.notes)

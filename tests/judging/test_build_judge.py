@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from densepath.config.coerce import coerce
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import FrozenArguments
 from densepath.errors import ConfigError, MissingFileError, ModelError
-from densepath.judging.build import make_judge, template_of
+from densepath.judging.build import check_judge, make_judge, template_of
 from densepath.judging.endpoint import EndpointJudge
+from densepath.judging.identity import judge_identity
 from densepath.judging.local import LocalJudge
 from densepath.judging.program import ProgramJudge
 from densepath.judging.protocol import JudgeRequest
@@ -138,3 +140,38 @@ def test_what_is_not_there_is_said(models, tmp_path, monkeypatch):
         make(f"dense:{models}/sft", tmp_path)
     with pytest.raises(ConfigError):
         make("verifier:none", tmp_path)
+
+
+def test_what_stands_behind_a_name_is_told_apart(models, tmp_path, monkeypatch):
+    """Another model, other settings or another program under the same name; a copy of the same is the same."""
+    shutil.copytree(models, tmp_path / "m")
+    home = tmp_path / "m"
+    DenseReward.from_models(home / "sft", home / "ref").save_pretrained(home / "dense")
+    DenseReward.from_models(home / "sft", home / "ref", scale=2.0).save_pretrained(home / "other")
+    (home / "grader.py").write_text("def grade(text, row):\n    return 1.0\n")
+    monkeypatch.syspath_prepend(home)
+    judges = [f"local:{home}/sft", f"reward:{home}/rm", f"dense:{home}/dense", "verifier:grader:grade"]
+    before = [judge_identity(judge) for judge in judges]
+    assert all(before)
+    assert before[0] == judge_identity(f"local:{models}/sft")
+    other = judge_identity(f"dense:{home}/other")
+    assert [name for name in other if other[name] != before[2][name]] == ["reward"]
+    assert judge_identity("openai:gpt-4.1") == judge_identity("verifier:exact_match") == {}
+    (home / "grader.py").write_text("def grade(text, row):\n    return 0.5\n")
+    assert judge_identity(judges[3]) != before[3]
+    tiny_llama(384, seed=7).save_pretrained(home / "ref")
+    with pytest.raises(ModelError, match="ref is another model than it was"):
+        judge_identity(judges[2])
+    DenseReward.from_models(home / "sft", home / "ref").save_pretrained(home / "dense")
+    changed = judge_identity(judges[2])
+    assert [name for name in changed if changed[name] != before[2][name]] == ["reference 1 weights"]
+    assert judge_identity(judges[0]) == before[0]
+
+
+@pytest.mark.parametrize("kind", ["local", "reward", "dense"])
+def test_a_folder_that_is_no_judge_is_refused_before_anything_is_loaded(tmp_path, kind):
+    for name in ("nowhere", "empty"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises((MissingFileError, ModelError), match=name) as caught:
+            check_judge(JudgeArguments(judge=f"{kind}:{tmp_path / name}"))
+        assert "\n" not in str(caught.value)

@@ -78,6 +78,13 @@ def test_another_judge_is_another_run_and_a_higher_limit_is_not(judged, forks):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("eval/*.json")} == before
     assert forks.run([*argv, "--judge", "verifier:exact_match"]) == 2
     assert "another configuration (judge: " in forks.stderr
+    kept = (run / "inputs.json").read_text()
+    record = json.loads(kept)
+    record["inputs"]["judge source"] = "0" * 16  # as if another program had judged under this name
+    (run / "inputs.json").write_text(json.dumps(record))
+    assert forks.run(argv) == 2
+    assert "began with something else (judge source: 0000000000000000 -> " in forks.stderr
+    (run / "inputs.json").write_text(kept)
 
 
 @pytest.mark.parametrize(

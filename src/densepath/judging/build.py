@@ -14,6 +14,7 @@ from densepath.judging.budget import Prices
 from densepath.judging.cache import ReplyCache
 from densepath.judging.client import open_access, package
 from densepath.judging.endpoint import EndpointJudge, EndpointSettings
+from densepath.judging.identity import judge_identity, template_digest
 from densepath.judging.program import ProgramJudge
 from densepath.judging.protocol import Judge
 from densepath.judging.templates import Template, letters_of, load_template
@@ -123,24 +124,48 @@ def make_judge_against(
     return AgainstAnswers(judge, fixed, arguments.judge_both_orders, arguments.judge_repeats, arguments.max_invalid)
 
 
-def check_judge(arguments: JudgeArguments) -> None:
+def check_judge(
+    arguments: JudgeArguments, judge: str | None = None, num_answers: int = 2, benchmark: str | None = None
+) -> None:
     """Refuse before the first stage what `make_judge` would refuse after an hour of training; loads no model.
+
+    Args:
+        arguments: who judges, if anyone, and how an endpoint is asked.
+        judge: who judges instead of `arguments.judge`.
+        num_answers: that are shown at once.
+        benchmark: name of the benchmark's template.
 
     Raises:
         ConfigError: no key, no such template or verifier, or limits that cannot be kept.
+        MissingFileError, ModelError: a model or reward that is not there, or that cannot be one.
     """
-    if arguments.judge is None:
+    said = judge or arguments.judge
+    if said is None:
         return
-    kind, name = parse_judge(arguments.judge)
-    if kind == "verifier":
-        get_verifier(name)
+    kind, name = parse_judge(said)
+    judge_identity(said)
     if kind in ("openai", "local"):
-        template = template_of(arguments, kind, 2)
+        template = template_of(arguments, kind, num_answers, benchmark)
         if kind == "openai":
             EndpointJudge(template, endpoint_settings(arguments, name), ReplyCache(Path()))
             package()
         else:
             letters_of(template)
+
+
+def judge_inputs(arguments: JudgeArguments) -> dict[str, str]:
+    """`judge weights` and the like -> digest of what decides what the judge of a run says; none without a judge.
+
+    Raises:
+        ConfigError, MissingFileError, ModelError: as `check_judge`.
+    """
+    if arguments.judge is None:
+        return {}
+    kind, _ = parse_judge(arguments.judge)
+    found = {f"judge {part}": digest for part, digest in judge_identity(arguments.judge).items()}
+    if kind in ("openai", "local"):
+        found["judge template"] = template_digest(template_of(arguments, kind, 2))
+    return found
 
 
 def _local(name: str, template: Template, loading: FrozenArguments) -> Judge:

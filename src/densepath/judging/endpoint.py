@@ -109,13 +109,13 @@ class EndpointJudge:
 
     def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
         """Calls, tokens and cost of what the cache has not: four bytes of text a token, and the longest replies."""
-        asked = list(map(self._asked, requests))
-        missing = {each.key: each for each in asked if _is_text(each) and self._kept(each) is None}
+        asked = [each for each in map(self._asked, requests) if _is_text(each)]
+        missing = {each.key: each for each in asked if self._kept(each) is None}
         tokens = [likely_tokens(each.messages, self._most or 0) for each in missing.values()]
         prices = self.settings.prices
         return Spending(
             calls=len(missing),
-            cached=len(requests) - len(missing),
+            cached=len(asked) - len(missing),
             prompt_tokens=sum(each.prompt_tokens for each in tokens),
             completion_tokens=sum(each.completion_tokens for each in tokens),
             cost=None if prices is None else sum(map(prices.cost, tokens)),

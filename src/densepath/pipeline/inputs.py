@@ -16,6 +16,7 @@ from densepath.data.formats import dataset_fingerprint
 from densepath.data.rows import canonical_json
 from densepath.errors import DensepathError, ResumeError
 from densepath.io import read_json
+from densepath.judging.build import judge_inputs
 from densepath.methods import SFTRun
 from densepath.models import locate, smollm2
 from densepath.models.identity import model_identity
@@ -69,13 +70,13 @@ def open_run_inputs(run: RunFolder, sft: SFTRun, console: Console) -> None:
     """Write or compare what decides a run's result beside its recipe; stored rows are compared with their source.
 
     Raises:
-        ResumeError: another model, or other rows, than what was trained on; the message shows each difference.
+        ResumeError: another model, judge, or other rows, than what was trained on; the message shows each difference.
     """
     arguments = sft.arguments
     models: dict[str, str | None] = {"model": sft.base, "SFT model": sft.given.sft if sft.given else None}
     if not _is_kept(arguments.reference):
         models["reference"] = arguments.reference
-    inputs = {**model_inputs(models), **_given_template(arguments), **_precision()}
+    inputs = {**model_inputs(models), **_given_template(arguments), **judge_inputs(arguments), **_precision()}
     doubt = run.open_inputs(inputs, places(models))
     if doubt is not None:
         warn(console, doubt)

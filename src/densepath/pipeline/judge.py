@@ -9,7 +9,7 @@ judged/report.html, .json    the page, and the record `JudgeReport` that it show
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,11 @@ from densepath.data.benchmarks import read_benchmark
 from densepath.data.gamed import is_published, read_gamed
 from densepath.errors import ConfigError
 from densepath.io import hold_lock, read_jsonl, write_json_atomic
-from densepath.judging.build import make_judge, template_of
+from densepath.judging.build import check_judge, make_judge, template_of
 from densepath.judging.game_log import GameLog
 from densepath.judging.games import Match, PlannedGame, key_of, plan_games
+from densepath.judging.identity import judge_identity
 from densepath.judging.protocol import Judge
-from densepath.models.identity import model_identity
 from densepath.pipeline.contestants import Contest, Contestant, contest, matches_of
 from densepath.pipeline.generate import AnswerJob, answer_of, benchmark_prompts, lengths, write_answers
 from densepath.pipeline.judge_report import check_colours, judge_report
@@ -32,7 +32,7 @@ from densepath.progress import StageProgress
 from densepath.records.benchmark import Answer, BenchmarkRows
 from densepath.records.codec import to_json
 from densepath.records.judged import Kappa
-from densepath.records.judging import Game
+from densepath.records.judging import Game, Spending
 from densepath.report.console import print_parts
 from densepath.report.judged import judged_parts, spending_text, write_judged_page
 from densepath.stats.agreement import cohens_kappa
@@ -63,8 +63,7 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         raise ConfigError("second_judge compares pairs, and here answers are graded alone: give baseline")
     gamed = None if arguments.gamed_file is None else read_gamed(arguments.gamed_file)
     run = _Run(arguments, found, folder)
-    kind, _ = parse_judge(str(arguments.judge))
-    early = run.judge(arguments.judge) if kind in ("openai", "verifier") else None  # what is wrong is said at once
+    early = run.early_judges()
     if arguments.dry_run:
         _tell_plan(run, early, entered, console)
         return folder
@@ -73,11 +72,13 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     try:
         entered = entered.answered(lambda who: run.ask(who, console))
         matches = matches_of(entered, found)
-        judge = early or run.judge(arguments.judge)
+        judge = early.get(arguments.judge) or run.judge(arguments.judge)
+        judges = [judge]
         games = run.play(judge, arguments.judge, matches, console)
         kappas: tuple[Kappa, ...] = ()
         if arguments.second_judge is not None:
-            second = run.judge(arguments.second_judge)
+            second = early.get(arguments.second_judge) or run.judge(arguments.second_judge)
+            judges.append(second)
             theirs = run.play(second, arguments.second_judge, matches, console)
             kappas = _agreement((judge.name, second.name), games, theirs)
         answers = [each for who in entered.everyone for each in (who.answers or {}).values()]
@@ -88,9 +89,10 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         figures = replace(judged(given), kappas=kappas)
         write_json_atomic(folder / "results.json", to_json(figures))
         print_parts(console, *judged_parts(figures))
-        say(console, spending_text(judge.spent))
+        for each in judges:
+            say(console, f"{each.name}: {spending_text(each.spent)}")
         report = judge_report(arguments, figures, found, entered, matches, games)
-        paths = write_judged_page(replace(report, spent=judge.spent), folder)
+        paths = write_judged_page(replace(report, spent=_together(each.spent for each in judges)), folder)
         say(console, f"results: {(folder / 'results.json').resolve()}")
         say(console, f"page: {paths.html.resolve()}")
         return folder
@@ -128,15 +130,22 @@ class _Run:
             benchmark=self.template,
         )
 
+    def early_judges(self) -> dict[str | None, Judge]:
+        """The judges that load no model; what is wrong with any is said before anyone answers or is paid."""
+        said = [each for each in (self.arguments.judge, self.arguments.second_judge) if each is not None]
+        for each in said:
+            check_judge(self.arguments, each, self.num_answers, self.template)
+        return {each: self.judge(each) for each in said if parse_judge(each)[0] in ("openai", "verifier")}
+
     def identity(self, said: str) -> dict[str, Any]:
         """All that decides what a judge says of a request."""
-        kind, name = parse_judge(said)
+        kind, _ = parse_judge(said)
         found: dict[str, Any] = {"judge": said}
         if kind in ("openai", "local"):
             found["template"] = asdict(template_of(self.arguments, kind, self.num_answers, self.template))
         if kind == "openai":
             return found | {"url": self.arguments.judge_base_url, "parameters": self.arguments.judge_parameters}
-        return found if kind == "verifier" else found | {"model": model_identity(name)}
+        return found | {"model": judge_identity(said)}
 
     def answers_file(self, who: Contestant) -> Path:
         """Where the answers of a model that is asked lie."""
@@ -171,7 +180,16 @@ def _estimate(judge: Judge, planned: Sequence[PlannedGame]) -> str:
     return spending_text(judge.estimate([each.request for each in planned]), expected=True)
 
 
-def _tell_plan(run: _Run, judge: Judge | None, entered: Contest, console: Console) -> None:
+def _together(spent: Iterable[Spending]) -> Spending:
+    """What all judges took; of cost, what is known."""
+    parts = list(spent)
+    costs = [each.cost for each in parts if each.cost is not None]
+    calls, cached = sum(each.calls for each in parts), sum(each.cached for each in parts)
+    read, written = sum(each.prompt_tokens for each in parts), sum(each.completion_tokens for each in parts)
+    return Spending(calls, cached, read, written, sum(costs) if costs else None)
+
+
+def _tell_plan(run: _Run, judges: Mapping[str | None, Judge], entered: Contest, console: Console) -> None:
     """What the stages would take; an answer that is not there is taken as long as it may become."""
     longest = WORD * run.arguments.max_completion_length
     questions = run.found.questions
@@ -184,8 +202,9 @@ def _tell_plan(run: _Run, judge: Judge | None, entered: Contest, console: Consol
     arguments = run.arguments
     matches = matches_of(entered.answered(made_up), run.found)
     planned = plan_games(matches, both_orders=arguments.judge_both_orders, repeats=arguments.judge_repeats)
-    what = "they cost nothing" if judge is None else _estimate(judge, planned)
-    say(console, f"{arguments.judge}: {len(planned)} games of {len(questions)} questions; {what}")
+    for said in (arguments.judge, *([arguments.second_judge] if arguments.second_judge else [])):
+        what = _estimate(judges[said], planned) if said in judges else "they cost nothing"
+        say(console, f"{said}: {len(planned)} games of {len(questions)} questions; {what}")
 
 
 def _agreement(names: tuple[str, str], games: Sequence[Game], others: Sequence[Game]) -> tuple[Kappa, ...]:

@@ -176,22 +176,7 @@ class DenseReward:
         Raises:
             MissingFileError: no such file. ConfigError: it is not one of ours. ModelError: see `from_models`.
         """
-        folder = Path(pretrained_path).expanduser()
-        path = folder / REWARD_FILE
-        try:
-            record = read_json(path)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path}: not JSON: {error}") from None
-        if not isinstance(record, dict) or record.get("format") != 1 or not {"sft", "refs", *_SAVED} <= set(record):
-            raise ConfigError(f"{path}: not a file that DenseReward.save_pretrained of this version wrote")
-        settings = {name: record[name] for name in _SAVED}
-        sft, *refs = (_resolved(name, folder) for name in (record["sft"], *record["refs"]))
-        for name, identity in zip((sft, *refs), record.get("identities", ()), strict=False):  # early files have none
-            changed = differences(identity, model_identity(name)) if identity else []
-            if changed:
-                raise ModelError(
-                    f"{path}: {name} is another model than it was ({', '.join(changed)} changed): save anew"
-                )
+        settings, (sft, *refs) = saved_reward(pretrained_path)
         return cls.from_models(sft, refs, **{**settings, **kwargs})
 
     # -- scoring -----------------------------------------------------------------------------------------------
@@ -406,6 +391,28 @@ def _portable(name: str, folder: Path) -> str:
     if not path.is_dir():
         return name
     return os.path.join(".", path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+
+
+def saved_reward(pretrained_path: str | Path) -> tuple[dict[str, Any], list[str]]:
+    """Settings of a reward that `save_pretrained` wrote, and its models, the SFT model first; loads none.
+
+    Raises:
+        MissingFileError: no such file. ConfigError: it is not one of ours. ModelError: a model is another than it was.
+    """
+    folder = Path(pretrained_path).expanduser()
+    path = folder / REWARD_FILE
+    try:
+        record = read_json(path)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}: not JSON: {error}") from None
+    if not isinstance(record, dict) or record.get("format") != 1 or not {"sft", "refs", *_SAVED} <= set(record):
+        raise ConfigError(f"{path}: not a file that DenseReward.save_pretrained of this version wrote")
+    models = [_resolved(name, folder) for name in (record["sft"], *record["refs"])]
+    for name, identity in zip(models, record.get("identities", ()), strict=False):  # early files have none
+        changed = differences(identity, model_identity(name)) if identity else []
+        if changed:
+            raise ModelError(f"{path}: {name} is another model than it was ({', '.join(changed)} changed): save anew")
+    return {name: record[name] for name in _SAVED}, models
 
 
 def _resolved(name: str, folder: Path) -> str:
