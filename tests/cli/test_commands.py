@@ -208,7 +208,17 @@ def test_eval_averages_several_completions_of_a_prompt(models, tmp_path, write_j
 
 
 def test_eval_of_generated_tasks(models, capsys):
-    words = ["eval", "--model_name_or_path", models["sft"], "--max_samples", "4", "--max_completion_length", "3"]
+    words = [
+        "eval",
+        "--model_name_or_path",
+        models["sft"],
+        "--dataset_name",
+        "text_tasks",
+        "--max_samples",
+        "4",
+        "--max_completion_length",
+        "3",
+    ]
     assert main(words) == 0
     assert "on 4 prompts, 95 % interval" in capsys.readouterr().out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import traceback
+import urllib.parse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from fake_endpoint import KEY, MODEL, FakeEndpoint, completion
 from densepath.errors import ConfigError, DataError, JudgeError, UsageError
 from densepath.judging.budget import Prices
 from densepath.judging.cache import ReplyCache
-from densepath.judging.client import Access, open_access
+from densepath.judging.client import Access, Client, open_access
 from densepath.judging.endpoint import EndpointJudge, EndpointSettings
 from densepath.judging.protocol import JudgeRequest
 from densepath.judging.templates import load_template
@@ -132,14 +134,33 @@ def test_one_that_only_fails_is_given_up(tmp_path):
     ("fault", "reason"),
     [("wrong_letters", "[[D]] is not one of A, B, C"), ("empty", "empty reply")],
 )
-def test_a_reply_without_a_verdict_is_invalid_and_paid_once(tmp_path, fault, reason):
+def test_a_reply_without_a_verdict_is_invalid_and_asked_again_by_the_next_command(tmp_path, fault, reason):
     with FakeEndpoint() as served:
-        served.always = fault
-        (found,) = judge_of(served, tmp_path).judge([request(0)])
+        served.faults = {0: fault}
+        judge = judge_of(served, tmp_path)
+        (found,) = judge.judge([request(0)])
         assert reason in found.invalid
         assert found.usage == Usage(100, 10)
-        assert list(judge_of(served, tmp_path).judge([request(0)])) == [found]
-    assert len(served.calls) == 1
+        assert list(judge.judge([request(0)])) == [found]
+        assert len(served.calls) == 1
+        with pytest.raises(JudgeError, match="max_calls=1: 1 calls were made"):
+            list(judge_of(served, tmp_path, max_calls=1).judge([request(0)]))
+        again = judge_of(served, tmp_path)
+        assert again.estimate([request(0)]).calls == 1
+        assert [each.verdict for each in again.judge([request(0)])] == ["<"]
+        assert [each.verdict for each in judge_of(served, tmp_path).judge([request(0)])] == ["<"]
+    assert len(served.calls) == 2
+
+
+def test_half_a_surrogate_pair_is_invalid_and_the_others_are_judged(tmp_path):
+    requests = [request(0), request(1, "half \ud83d"), request(2)]
+    with FakeEndpoint() as served:
+        judge = judge_of(served, tmp_path, max_cost=9.0, prices=Prices(1.0, 1.0))
+        assert judge.estimate(requests).calls == 2
+        found = list(judge.judge(requests))
+    assert [each.verdict for each in found] == ["<", None, "<"]
+    assert "half of a surrogate pair" in found[1].invalid
+    assert len(served.calls) == 2
 
 
 @pytest.mark.parametrize(
@@ -201,6 +222,15 @@ def test_max_cost_is_never_passed(tmp_path, concurrency):
     assert judge.spent.cost == pytest.approx(len(served.calls) * prices.cost(Usage(100, 10)))
     assert judge.spent.cost <= 1.2
     assert len(served.calls) >= 15  # 1.2 less one held call of 1.03 leaves room for 17 calls of 0.0101
+
+
+def test_of_two_limits_of_a_reply_the_larger_is_held_back(tmp_path):
+    """The template has max_tokens 1024; endpoints differ in which of the two they keep to."""
+    with FakeEndpoint() as served:
+        settings = {"parameters": {"max_completion_tokens": 5000}, "max_cost": 4.0, "prices": Prices(0.0, 1000.0)}
+        with pytest.raises(JudgeError, match="the next call may cost 5"):
+            list(judge_of(served, tmp_path, **settings).judge([request(0)]))
+    assert served.calls == []
 
 
 def test_limits_hold_for_all_processes_and_commands_with_one_cache(tmp_path):
@@ -362,6 +392,7 @@ def test_a_killed_run_pays_nothing_twice(tmp_path, how):
         ({"m": -0.1, "M": -2.4}, 0.9088770389851438),  # e^-.1 / (e^-.1 + e^-2.4)
         ({"M": -0.1, "the": -3.0}, 0.0),
         ({"m": -0.3}, 1.0),
+        ({"m": -0.3, "M": -math.inf, "the": math.nan, "a": None}, 1.0),
         ({" M": -0.5, "M": -1.5, "m": -1.0}, 0.3071958857184984),  # both spellings of M
     ],
 )
@@ -411,6 +442,28 @@ def test_the_key_is_in_no_file_no_log_and_no_traceback(tmp_path, caplog, capfd):
     seen = "".join([*texts, *files, caplog.text, *capfd.readouterr()])
     assert "<TEST_KEY>" in seen
     assert KEY not in seen
+
+
+@pytest.mark.parametrize("spelt", ["json", "slashes", "numbers", "twice", "url"])
+def test_the_key_is_seen_nowhere_however_an_endpoint_spells_it(tmp_path, spelt):
+    """In a reply, in a refusal, in what is no JSON: as JSON may escape it, and JSON in JSON."""
+    key = 'sk/0123+"abc\\def/secret'
+    written = json.dumps(key)[1:-1]
+    written = {
+        "json": written,
+        "slashes": written.replace("/", "\\/"),
+        "numbers": "".join(f"\\u{ord(letter):04X}" for letter in key),
+        "twice": json.dumps(written.replace("/", "\\/"))[1:-1],
+        "url": urllib.parse.quote(key, safe=""),
+    }[spelt]
+    access = Access("http://localhost", key, "TEST_KEY")
+    message = f'{{"message": {{"content": "You sent {written}. [[A]]"}}}}'
+    body = f'{{"choices": [{message}], "usage": {{"prompt_tokens": 1e999}}}}'
+    reply = Client(access, 1.0)._read(body.encode())
+    assert reply.text == "You sent <TEST_KEY>. [[A]]"
+    assert reply.usage is None
+    with pytest.raises(UsageError, match="it replies 'no <TEST_KEY> here'"):
+        Client(access, 1.0)._read(f"no {written} here".encode())
 
 
 def test_the_key_comes_from_the_environment_alone(monkeypatch):

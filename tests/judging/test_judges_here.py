@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
@@ -140,6 +141,16 @@ def test_a_program_prefers_what_it_grades_higher():
     assert [(each.preference, each.verdict) for each in found] == [(1.0, ">"), (0.0, "<"), (0.5, "=")]
     assert next(judge.judge([request(answers=(("1, 3",),), row=row)])).grade == 1.0
     assert "answer" in next(judge.judge([request()])).invalid
+
+
+@pytest.mark.parametrize(
+    "said", [None, math.nan, math.inf, "good", 10**400], ids=["none", "nan", "inf", "text", "big"]
+)
+def test_what_a_program_says_that_is_no_finite_number_is_invalid(said):
+    judge = ProgramJudge(lambda text, row: said if text == "odd" else 1.0, "verifier:mine")
+    found = list(judge.judge([request(answers=(("odd",),)), request(answers=(("odd",), ("odd",))), request()]))
+    assert [each.invalid is None for each in found] == [False, False, True]
+    assert re.fullmatch(r"verifier:mine says .{1,90} of an answer, which is no finite number", found[0].invalid)
 
 
 def test_scores_far_apart_are_a_preference_too():

@@ -139,6 +139,9 @@ def test_the_document_names_every_template():
         ("{{ question", "no Jinja template"),
         ("{{ question.__class__.__mro__ }}", "unsafe"),
         ("{{ reply }}", "'reply' is undefined; there are answer_a,"),
+        ("{{ 1 // 0 }}", "judge template mine: ZeroDivisionError: "),
+        ("{{ question + 1 }}", "judge template mine: TypeError: "),
+        ("{{ 2.0 ** 5000 }}", "judge template mine: OverflowError: "),
     ],
 )
 def test_a_content_that_cannot_be_filled_is_said(tmp_path: Path, content, says):

@@ -27,6 +27,9 @@ TEN = Rating(1, 10, first=True)
         (FIVE, "the matrix [[1, 2]] ... [[A=B]]", "="),
         (THREE, "[[C]]", "="),
         (THREE, "<think>surely [[A]]</think>\n[[B]]", "<"),
+        (THREE, "surely [[A]], or not </think>\n[[B]], I say", "<"),
+        (THREE, "[[A]]</think>[[B]]: I <think> so", "<"),
+        (THREE, "Answer A opens <think> and never ends it. [[B]]", "<"),
     ],
 )
 def test_the_last_verdict_wins(marks, text, verdict):
@@ -41,7 +44,10 @@ def test_the_last_verdict_wins(marks, text, verdict):
         (FIVE, Reply(""), "empty reply"),
         (FIVE, Reply("  \n", finish="content_filter"), "empty reply (it ended with 'content_filter')"),
         (FIVE, Reply("A is better"), "no verdict in the reply, which ends in 'A is better'"),
-        (FIVE, Reply("let me think", finish="length"), "the reply was cut off before its verdict"),
+        (FIVE, Reply("let me think", finish="length"), "the reply was cut off before its end"),
+        (FIVE, Reply("[[A>B]] at first, but", finish="length"), "the reply was cut off before its end"),
+        (TEN, Reply("not yet [[7]]", finish="length"), "the reply was cut off before its end"),
+        (THREE, Reply("surely [[A]]</think>"), "empty reply"),
         (FIVE, Reply("[[A>B]] or rather [[A]]"), "its verdict [[A]] is not one of A>>B"),
         (THREE, Reply("[[D]]"), "its verdict [[D]] is not one of A, B, C"),
         (THREE, Reply("<think>[[A]] perhaps"), "empty reply"),

@@ -112,3 +112,16 @@ def test_a_model_without_a_verdict_is_named():
     assert found.notes == ("m against b: no prompt has a verdict in each order that was asked",)
     none = figures("mt_bench", [grade("q0", None)])
     assert (none.mt_bench, none.notes) == ((), ("m: none of its answers has a grade",))
+
+
+def test_what_cannot_be_told_of_the_repeats_that_are_there_is_a_note():
+    """The first repeat has no verdict in both orders, and each prompt of Arena-Hard has a game that cannot be read."""
+    first = [game(f"q{i}", ">") for i in range(3)]
+    games = [*first, *(game(f"q{i}", ">", repeat=1, switched=True) for i in range(3))]
+    found = figures("mt_bench", games)
+    assert found.mt_bench_pairs == ()
+    assert "in the first repeat" in found.notes[-1]
+    games = [*both_orders([1.0, 1.0]), *(game(f"q{i}", None, repeat=1) for i in range(2))]
+    found = figures("arena_hard", games)
+    assert (len(found.win_rates), found.arena_hard) == (1, ())
+    assert "no prompt has a verdict in each of its games" in found.notes[-1]

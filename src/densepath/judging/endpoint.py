@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from densepath.records.judging import Judgement, Spending
 
 _OURS = ("messages", "model", "n", "stream")
 _LENGTHS = ("max_completion_tokens", "max_tokens")
+_HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _LONGEST_PAUSE = 60.0  # seconds between two tries
 _LONGEST_WAIT = 600.0  # seconds that an endpoint may ask to wait
 _FIRST_TRIES = 2  # retries while nothing has ever come back: what is not there is said soon
@@ -65,7 +67,7 @@ class EndpointJudge:
     """Any model behind an endpoint that speaks OpenAI's protocol.
 
     What it says is kept in a cache before anything else is done with it: a run that was killed pays nothing twice. A
-    request that fails again and again is invalid, and asked again by the next run.
+    request that fails again and again is invalid, and asked again by the next run, as is one whose reply says nothing.
 
     Args:
         template: what is asked, and how the reply is read.
@@ -85,6 +87,7 @@ class EndpointJudge:
         self._most = self._longest_reply()
         self._pace = Pace(settings.per_minute)
         self._cached = 0
+        self._heard: set[str] = set()  # keys of what was said to this judge
         self._failed_in_a_row = 0
         self._has_spoken = False
         self._busy = threading.Lock()
@@ -106,8 +109,9 @@ class EndpointJudge:
 
     def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
         """Calls, tokens and cost of what the cache has not: four bytes of text a token, and the longest replies."""
-        missing = {asked.key: asked for asked in map(self._asked, requests) if self.cache.get(asked) is None}
-        tokens = [likely_tokens(asked.messages, self._most or 0) for asked in missing.values()]
+        asked = list(map(self._asked, requests))
+        missing = {each.key: each for each in asked if _is_text(each) and self._kept(each) is None}
+        tokens = [likely_tokens(each.messages, self._most or 0) for each in missing.values()]
         prices = self.settings.prices
         return Spending(
             calls=len(missing),
@@ -154,13 +158,22 @@ class EndpointJudge:
 
         async def job(number: int, halt: Halt) -> Reply | str:
             async with locks.get(keys[number], nullcontext()):
-                reply = self.cache.get(asked[number])
+                if not _is_text(asked[number]):
+                    return "the request holds half of a surrogate pair, which cannot be sent"
+                reply = self._kept(asked[number])
                 if reply is None:
                     return await self._ask(client, asked[number], halt)
                 self._cached += 1
                 return reply
 
         return job, len(asked), self.settings.concurrency, client.close
+
+    def _kept(self, asked: Asked) -> Reply | None:
+        """The reply in the cache; None where there is none, or one without a verdict from before this judge."""
+        reply = self.cache.get(asked)
+        if reply is None or asked.key in self._heard or self.template.read(reply).invalid is None:
+            return reply
+        return None
 
     async def _ask(self, client: Client, asked: Asked, halt: Halt) -> Reply | str:
         """The reply, which is then in the cache; or why there is none."""
@@ -196,6 +209,7 @@ class EndpointJudge:
             reply = await client.call(asked.model, asked.messages, asked.parameters)
             charged = True
             self.cache.put(asked, reply)
+            self._heard.add(asked.key)
             return reply
         except (Unwell, asyncio.CancelledError) as error:
             charged = getattr(error, "charged", True)
@@ -253,7 +267,12 @@ class EndpointJudge:
         limits = [self.parameters[name] for name in _LENGTHS if name in self.parameters]
         if not limits and self.settings.max_cost is not None:
             raise ConfigError("max_cost needs max_tokens in judge_parameters, to know what a reply may cost")
-        return min(limits, default=None)
+        return max(limits, default=None)  # of two, which one an endpoint keeps to is its own affair
+
+
+def _is_text(asked: Asked) -> bool:
+    """Whether a request can be sent: half of a surrogate pair cannot."""
+    return not any(_HALF.search(turn["content"]) for turn in asked.messages)
 
 
 def _parameters(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:

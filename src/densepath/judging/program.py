@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+from densepath.data.rows import short
+from densepath.errors import DataError
 from densepath.evals.verifiers import Verifier
 from densepath.judging.here import judged
 from densepath.judging.protocol import JudgeRequest, check_num_answers
@@ -34,7 +38,8 @@ class ProgramJudge:
         return Spending()
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
-        """A judgement of each request, in their order; see `Judge`. A row that the program cannot read is invalid.
+        """A judgement of each request, in their order; see `Judge`. A row that the program cannot read is invalid, and
+        so is what it says if that is no finite number.
 
         Raises:
             DataError: a request with another number of answers.
@@ -43,7 +48,15 @@ class ProgramJudge:
         return judged(requests, self._graded, list, _read)
 
     def _graded(self, request: JudgeRequest) -> list[float]:
-        return [float(self._verifier(texts[-1], request.row or {})) for texts in request.answers]
+        return [self._number(self._verifier(texts[-1], request.row or {})) for texts in request.answers]
+
+    def _number(self, said: Any) -> float:
+        try:
+            if math.isfinite(grade := float(said)):
+                return grade
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise DataError(f"{self.name} says {short(repr(said))} of an answer, which is no finite number")
 
 
 def _read(grades: Sequence[float]) -> Judgement:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.config.recipe_yaml import load_mapping
+from densepath.data.rows import short
 from densepath.errors import ConfigError, DataError
 from densepath.judging.protocol import JudgeRequest
 from densepath.judging.verdicts import Letters, Marks, Rating, Reply
@@ -166,6 +167,8 @@ def _rendered(template: str, content: str, names: Mapping[str, Any]) -> str:
         return str(_compiled(content).render(names))
     except TemplateError as error:
         raise DataError(f"judge template {template}: {error.message}; there are {', '.join(sorted(names))}") from None
+    except Exception as error:  # whatever its expressions raise: they may divide by zero, or add a text to a number
+        raise DataError(f"judge template {template}: {type(error).__name__}: {short(str(error))}") from None
 
 
 def _compiled(content: str) -> Any:

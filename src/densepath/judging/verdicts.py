@@ -12,7 +12,7 @@ from densepath.records.judging import TURNED, Judgement, Usage, preference_of
 
 _DOUBLE = re.compile(r"\[\[\s*([A-Za-z0-9<>=.\-]{1,12})\s*\]\]")
 _SINGLE = re.compile(r"\[\s*([A-Za-z0-9<>=.\-]{1,12})\s*\]")
-_THOUGHTS = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
+_THOUGHTS = re.compile(r"\A(\s*<think>.*?(</think>|\Z)|((?!<think>).)*?</think>)", re.DOTALL)
 _SPACES = " \t\n▁Ġ"  # the last two stand for a space in some servers' tokens
 
 
@@ -57,7 +57,7 @@ class Marks:
         text = _without_thoughts(reply.text)
         menu = {mark.upper(): meaning for mark, meaning in self.marks.items()}
         found = _DOUBLE.findall(text) or [each for each in _SINGLE.findall(text) if each.upper() in menu]
-        if not found:
+        if not found or reply.finish == "length":
             return invalid(reply, _nothing_said(reply, text))
         if found[-1].upper() not in menu:
             return invalid(reply, f"its verdict [[{found[-1]}]] is not one of {', '.join(self.marks)}")
@@ -90,7 +90,7 @@ class Rating:
         """The grade that a reply says, or why it says none."""
         text = _without_thoughts(reply.text)
         found = _numbers(_DOUBLE.findall(text)) or _numbers(_SINGLE.findall(text))
-        if not found:
+        if not found or reply.finish == "length":
             return invalid(reply, _nothing_said(reply, text))
         grade = found[0 if self.first else -1]
         if not self.lowest <= grade <= self.highest:
@@ -164,7 +164,10 @@ def _letter_logprobs(told: Iterable[tuple[str, float]], letters: Iterable[str]) 
 
 
 def _without_thoughts(text: str) -> str:
-    """The text without what some models write between <think> and </think>, where a verdict is not yet one."""
+    """The text behind the thoughts that it begins with, where a verdict is not yet one.
+
+    They end at </think>, and never without it; their <think> may stand in the prompt. One that stands later is text.
+    """
     return _THOUGHTS.sub("", text)
 
 
@@ -175,7 +178,7 @@ def _numbers(found: Iterable[str]) -> list[float]:
 def _nothing_said(reply: Reply, text: str) -> str:
     """Why a reply holds no verdict."""
     if reply.finish == "length":
-        return "the reply was cut off before its verdict; raise max_tokens in judge_parameters"
+        return "the reply was cut off before its end; raise max_tokens in judge_parameters"
     if not text.strip():
         return f"empty reply (it ended with {reply.finish!r})" if reply.finish else "empty reply"
     return f"no verdict in the reply, which ends in {' '.join(text.split())[-50:]!r}"

@@ -150,8 +150,9 @@ def _verdict(found: Judged) -> Notice | None:
     lines: list[Words] = []
     for rate in found.win_rates:
         ends = f"[{share(rate.rate.low)}, {share(rate.rate.high)}]"
-        short = rate.verdict is Verdict.TIE
-        more = f"; a rate of {share(0.5 + rate.detectable)} would be seen with a chance of 80 %" if short else ""
+        seen = f"a rate of {share(0.5 + rate.detectable)} would be seen with a chance of 80 %"
+        seen = seen if rate.detectable < 0.5 else "too few to see any difference"
+        more = f"; {seen}" if rate.verdict is Verdict.TIE else ""
         lines.append(f"{_sentence(rate)} {ends} of {rate.rate.n} prompts{more}.")
         if rate.position is not None and abs(rate.position.first_place.mean - 0.5) > _FIRST - 0.5:
             where = "first" if rate.position.first_place.mean > 0.5 else "second"

@@ -51,12 +51,12 @@ def mean_replicates(values: NDArray[np.float64], *, seed: int) -> NDArray[np.flo
 
 
 def replicate_interval(value: float, replicates: NDArray[np.float64], n: int) -> Interval:
-    """Percentile interval of a statistic; resamples in which it is not defined (NaN) are left out."""
+    """Percentile interval of a statistic, as wide as the value itself; resamples without it (NaN) are left out."""
     if not np.isfinite(replicates).any():
         return Interval(value, value, value, n)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.nanquantile(replicates, [tail, 1 - tail])
-    return Interval(value, float(low), float(high), n)
+    return Interval(value, min(float(low), value), max(float(high), value), n)
 
 
 def credit_interval(credits: NDArray[np.float64], seed: int = 0) -> Interval:

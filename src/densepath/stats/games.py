@@ -17,7 +17,7 @@ Floats = NDArray[np.float64]
 class PairGames:
     """What the judge said of one model's answers and its baseline's.
 
-    A repeat of a prompt counts where each order that was asked of it has a verdict: the other alone would carry the
+    A turn of a repeat counts where each order that was asked of it has a verdict: the other alone would carry the
     judge's bias for a place.
 
     Attributes:
@@ -25,7 +25,7 @@ class PairGames:
         baseline: what they are compared with.
         prompts: ids of the questions, in the order in which they came.
         preferences: (prompts, 2, repeats) for the model: shown first, shown second; the mean over the turns of a
-            question. NaN where nothing was asked, and where the repeat does not count.
+            question that count. NaN where nothing was asked, and where none counts.
         invalid: games without a verdict.
     """
 
@@ -78,11 +78,9 @@ def pair_games(games: Sequence[Game], model: str, baseline: str) -> PairGames:
     mine = _between(games, model, baseline)
     values, seen = _table(mine)
     invalid = int((seen & ~np.isfinite(values)).sum())
-    preferences = mean_known(values)
-    asked = np.asarray(seen.any(axis=3))
-    whole = (~asked | np.isfinite(preferences)).all(axis=1, keepdims=True)
+    whole = (~seen | np.isfinite(values)).all(axis=1, keepdims=True)  # (prompts, 1, repeats, turns)
     prompts = tuple(dict.fromkeys(game.question for game in mine))
-    return PairGames(model, baseline, prompts, np.where(whole, preferences, np.nan), invalid)
+    return PairGames(model, baseline, prompts, mean_known(np.where(whole, values, np.nan)), invalid)
 
 
 def pair_turns(games: Sequence[Game], model: str, baseline: str) -> tuple[Floats, NDArray[np.bool_]]:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from densepath.errors import UsageError
 from densepath.records.benchmark import Answer, Question
-from densepath.records.judged import AlpacaEval, ArenaHard, Judged, LengthControlled, WinRate
+from densepath.records.judged import AdjustedWinRate, AlpacaEval, ArenaHard, Judged, LengthControlled, WinRate
 from densepath.records.judging import Game
-from densepath.stats.arena_hard import arena_hard, style_of
+from densepath.stats.arena_hard import arena_hard, battles_of, style_of
 from densepath.stats.games import PairGames, pair_games, pairs_of
 from densepath.stats.length_controlled import FOLDS, Gamed, length_controlled
 from densepath.stats.mt_bench import adjusted_win_rate, mt_bench
@@ -69,7 +69,7 @@ def judged(given: JudgedInputs) -> Judged:
     alone = dict.fromkeys(game.model for game in given.games if game.baseline is None)
     graded = [name for name in alone if any(g.judgement.grade is not None for g in given.games if g.model == name)]
     notes += [f"{name}: none of its answers has a grade" for name in alone if name not in graded]
-    twice = [games for games in whole if given.table == "mt_bench" and np.isfinite(games.by_order).all(axis=1).any()]
+    turns = [_turns_won(given, games, notes) for games in whole if given.table == "mt_bench"]
     return Judged(
         given.benchmark,
         given.table,
@@ -80,7 +80,7 @@ def judged(given: JudgedInputs) -> Judged:
         alpaca_eval=tuple(_alpaca_eval(given, games, notes) for games in whole if given.table == "alpaca_eval"),
         arena_hard=_arena_hard(given, notes) if given.table == "arena_hard" and whole else (),
         mt_bench=tuple(mt_bench(given.games, model, categories) for model in graded),
-        mt_bench_pairs=tuple(adjusted_win_rate(given.games, each.model, each.baseline) for each in twice),
+        mt_bench_pairs=tuple(each for each in turns if each is not None),
         notes=tuple(notes),
     )
 
@@ -127,7 +127,22 @@ def _controlled(
         return None
 
 
+def _turns_won(given: JudgedInputs, games: PairGames, notes: list[str]) -> AdjustedWinRate | None:
+    if not np.isfinite(games.by_order).all(axis=1).any():
+        return None
+    try:
+        return adjusted_win_rate(given.games, games.model, games.baseline)
+    except ValueError as error:
+        notes.append(f"{error} in the first repeat, so there is no rate of turns won")
+        return None
+
+
 def _arena_hard(given: JudgedInputs, notes: list[str]) -> tuple[ArenaHard, ...]:
+    try:
+        battles_of(given.games)
+    except ValueError as error:
+        notes.append(f"{error}, so there is no score of Arena-Hard's")
+        return ()
     styles = {(answer.generator, answer.id): style_of("\n\n".join(answer.turns)) for answer in given.answers}
     pairs = [(game.model, game.question) for game in given.games if game.baseline is not None]
     pairs += [(game.baseline, game.question) for game in given.games if game.baseline is not None]
