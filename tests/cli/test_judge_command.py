@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.pipeline.runs import save_tiny_model
 from densepath.cli.main import main
 from densepath.io import read_json, read_jsonl
 from densepath.judging.game_log import GameLog
+from densepath.pipeline.judge import _gamed_notes
+from densepath.records.benchmark import Question
 from densepath.records.codec import from_json
 from densepath.records.judge_report import JudgeReport
 from densepath.records.judged import Judged
@@ -300,6 +303,15 @@ def test_mistakes_are_one_line(judge, write_jsonl, capsys, tmp_path, monkeypatch
     assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
     assert message in err
     assert not (tmp_path / "out/games.jsonl").exists()
+
+
+def test_difficulties_by_place_are_doubted_where_the_order_is_not_alpaca_evals(monkeypatch, tmp_path):
+    (tmp_path / "g.csv").write_text("preference\n")
+    questions = [Question("a", "", ("Q",), 1), Question("b", "", ("R",), 2)]
+    order = hashlib.sha256(b"Q\nR").hexdigest()
+    monkeypatch.setattr("densepath.data.gamed.PROMPTS_SHA256", order)
+    file = str(tmp_path / "g.csv")
+    assert [len(_gamed_notes(file, each)) for each in (questions, questions[::-1], questions[:1])] == [1, 2, 2]
 
 
 def test_a_name_that_no_file_can_have_is_one_line(judge, capsys):
