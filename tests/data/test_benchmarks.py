@@ -111,7 +111,7 @@ def test_prompts_of_ones_own(tmp_path):
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     rows = [
         {"id": "a", "prompt": turns, "references": {"m": "Hello."}},
-        {"id": "b", "prompt": "Plain"},
+        {"id": "b", "prompt": "Plain", "reference": "Yes", "reference_turns": None},
         {"id": "c", "prompt": turns, "turns": ["Hi", "Again"], "reference_turns": ["Hello", None], "category": "two"},
     ]
     found = read_benchmark(str(put(tmp_path / "mine.jsonl", rows)))
@@ -119,7 +119,7 @@ def test_prompts_of_ones_own(tmp_path):
     one, two, three = found.questions
     assert one.context == (("system", "Be brief."),)
     assert one.conversation() == turns
-    assert two.turns == ("Plain",)
+    assert (two.turns, two.references) == (("Plain",), ("Yes",))
     assert (three.references, three.category) == (("Hello", None), "two")
     assert [turn["content"] for turn in three.conversation(["A"])] == ["Hi", "A", "Again"]
     assert three.conversation(["A", "B"])[-1] == {"role": "assistant", "content": "B"}

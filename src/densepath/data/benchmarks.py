@@ -239,7 +239,7 @@ def texts_of(turns: Any, column: str) -> tuple[str, ...]:
 
 def _references(row: Row, turns: tuple[str, ...]) -> tuple[str | None, ...] | None:
     """The right answers that a row gives, by turn; a reference for the first turn alone is none for the others."""
-    given = row.get("reference_turns", row.get("reference"))
+    given = next((row[key] for key in ("reference_turns", "reference") if row.get(key) is not None), None)
     if given is None or given in ("", [], ()):
         return None
     said = list(given) if isinstance(given, (list, tuple)) else [given]
