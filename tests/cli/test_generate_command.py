@@ -66,6 +66,16 @@ def test_answers_are_greedy_decoding_in_the_order_of_the_file(models, answer, wr
     assert re.search(r"6 answers, [1-5]\.\d tokens on average, \d+\.\d % cut off at max_completion_length=5", said)
 
 
+def test_the_sources_own_answer_is_not_taken_for_the_models(answer, write_jsonl, tmp_path):
+    gold = [{**row, "output": "gold", "choices": ["x"], "turns": ["y"]} for row in PROMPTS]
+    rows = answer("--dataset_name", write_jsonl("prompts.jsonl", gold))
+    file = str(tmp_path / "answers.jsonl")
+    assert [each.turns for each in read_answers(file)] == [(row["text"],) for row in rows]
+    found = read_benchmark(file)
+    assert [each.turns for each in found.questions] == [(f"Say {i}",) for i in range(5)]
+    assert found.answers == ()
+
+
 def test_score_rank_and_view_open_the_answers(models, answer, write_jsonl, tmp_path):
     words = ["--dataset_name", write_jsonl("prompts.jsonl", PROMPTS), "--num_generations", "3", "--temperature", "1"]
     rows = answer(*words)
@@ -212,3 +222,11 @@ def test_other_prompts_for_the_same_file_are_refused(models, answer, write_jsonl
     argv += ["--dataset_name", write_jsonl("prompts.jsonl", PROMPTS[:3])]
     assert main([*argv, "--output_file", str(tmp_path / "answers.jsonl")]) == 2
     assert "is of another job (prompts: '5 prompts" in capsys.readouterr().err
+
+
+def test_another_layout_of_the_same_file_is_refused(models, answer, write_jsonl, tmp_path, capsys):
+    source = write_jsonl("prompts.jsonl", PROMPTS[:1])
+    answer("--benchmark", source)
+    argv = ["generate", "--model_name_or_path", models["sft"], "--max_completion_length", "5", "--benchmark", source]
+    assert main([*argv, "--output_format", "arena_hard", "--output_file", str(tmp_path / "answers.jsonl")]) == 2
+    assert "is of another job (layout: 'rows' -> 'arena_hard'): move answers.jsonl away" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from tests.pipeline.runs import save_tiny_model
 from densepath.cli.main import main
 from densepath.io import read_json, read_jsonl
 from densepath.judging.game_log import GameLog
+from densepath.pipeline.judge import _gamed_notes
+from densepath.records.benchmark import Question
 from densepath.records.codec import from_json
 from densepath.records.judge_report import JudgeReport
 from densepath.records.judged import Judged
@@ -102,6 +105,42 @@ def test_models_are_asked_and_what_is_there_is_not_judged_again(judge, models, w
     # The answers that it wrote are a file of answers like any other.
     code, other = judge(*words, models=(str(folder / "answers/sft.jsonl"),), name="other")
     assert figures(other).win_rates[0].rate == figures(folder).win_rates[0].rate
+
+
+def test_one_baseline_is_that_of_every_category(write_jsonl, tmp_path, capsys):
+    """Even where its name is that of the benchmark's own baseline for some."""
+    questions = [
+        {"uid": f"q{i}", "category": category, "prompt": f"Name {i}."}
+        for i, category in enumerate(["hard_prompt", "creative_writing"] * 3)
+    ]
+    own = answers("o3-mini-2025-01-31", ["no"] * 6)
+    argv = ["judge", "--benchmark", f"arena_hard:{write_jsonl('arena.jsonl', questions)}", "--judge"]
+    argv += [
+        "verifier:shorter:shorter",
+        "--models",
+        write_jsonl("m.jsonl", answers("m", ["x"] * 6)),
+        "--output_dir",
+        str(tmp_path / "out"),
+    ]
+    argv += ["--baseline", write_jsonl("o3.jsonl", own)]
+    (tmp_path / "shorter.py").write_text("def shorter(completion, row):\n    return -len(completion)\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        assert main(argv) == 0
+        (rate,) = figures(tmp_path / "out").win_rates
+        assert (rate.baseline, rate.wins) == ("o3-mini-2025-01-31", 6)
+        write_jsonl("o3.jsonl", own[::2])
+        assert main(argv) == 2
+    assert "no answer of o3-mini-2025-01-31 to q1" in capsys.readouterr().err
+
+
+def test_a_program_reads_the_row_of_its_question_in_any_file(judge, write_jsonl, tmp_path):
+    (tmp_path / "parts").mkdir()
+    for name, rows in (("a", QUESTIONS[:5]), ("b", QUESTIONS[5:])):
+        write_jsonl(f"parts/{name}.jsonl", rows)
+    code, folder = judge("--judge", "verifier:exact_match", "--benchmark", str(tmp_path / "parts"))
+    assert code == 0
+    assert [rate.wins for rate in figures(folder).win_rates] == [N, 6]
 
 
 def test_a_local_model_grades_two_turns_without_a_baseline(judge, write_jsonl, tmp_path):
@@ -279,6 +318,21 @@ def test_mistakes_are_one_line(judge, write_jsonl, capsys, tmp_path, monkeypatch
     assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
     assert message in err
     assert not (tmp_path / "out/games.jsonl").exists()
+
+
+def test_difficulties_by_place_are_doubted_where_the_order_is_not_alpaca_evals(monkeypatch, tmp_path):
+    (tmp_path / "g.csv").write_text("preference\n")
+    questions = [Question("a", "", ("Q",), 1), Question("b", "", ("R",), 2)]
+    order = hashlib.sha256(b"Q\nR").hexdigest()
+    monkeypatch.setattr("densepath.data.gamed.PROMPTS_SHA256", order)
+    file = str(tmp_path / "g.csv")
+    assert [len(_gamed_notes(file, each)) for each in (questions, questions[::-1], questions[:1])] == [1, 2, 2]
+
+
+def test_a_name_that_no_file_can_have_is_one_line(judge, capsys):
+    for words in (["--models", "x" * 300], ["--benchmark", "x" * 300], ["--gamed_file", "x" * 300]):
+        assert judge("--judge", "verifier:exact_match", *words)[0] == 1
+        assert re.fullmatch(r"densepath: error: x{60}… is too long for the name [^\n]+\n", capsys.readouterr().err)
 
 
 def test_a_judge_that_goes_by_the_place_gets_no_headline(judge, endpoint):

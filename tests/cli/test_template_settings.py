@@ -104,7 +104,7 @@ def test_a_wrong_template_is_one_line(models, write_jsonl, tmp_path, capsys) -> 
     sft = ["sft", "--model_name_or_path", models["sft"], "--dataset_name", rows, "--output_dir", str(tmp_path / "s")]
     for given, said in (
         (["--chat_template_path", "nothing.jinja"], "chat_template_path=nothing.jinja: no such file"),
-        (["--chat_template_kwargs", "false"], "chat_template_kwargs='false' does not fit"),
+        (["--chat_template_kwargs", "false"], "chat_template_kwargs='false' must be an object of names and values"),
         (["--eos_token", "<end_of_turn>"], "no token '<end_of_turn>'"),
     ):
         assert main([*sft, *given]) == 2

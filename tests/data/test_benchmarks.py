@@ -111,7 +111,7 @@ def test_prompts_of_ones_own(tmp_path):
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
     rows = [
         {"id": "a", "prompt": turns, "references": {"m": "Hello."}},
-        {"id": "b", "prompt": "Plain"},
+        {"id": "b", "prompt": "Plain", "reference": "Yes", "reference_turns": None},
         {"id": "c", "prompt": turns, "turns": ["Hi", "Again"], "reference_turns": ["Hello", None], "category": "two"},
     ]
     found = read_benchmark(str(put(tmp_path / "mine.jsonl", rows)))
@@ -119,11 +119,11 @@ def test_prompts_of_ones_own(tmp_path):
     one, two, three = found.questions
     assert one.context == (("system", "Be brief."),)
     assert one.conversation() == turns
-    assert two.turns == ("Plain",)
+    assert (two.turns, two.references) == (("Plain",), ("Yes",))
     assert (three.references, three.category) == (("Hello", None), "two")
     assert [turn["content"] for turn in three.conversation(["A"])] == ["Hi", "A", "Again"]
     assert three.conversation(["A", "B"])[-1] == {"role": "assistant", "content": "B"}
-    assert found.answers == (Answer("a", "m", ("Hello.",), 1, "Hi"),)
+    assert found.answers == (Answer("a", "m", ("Hello.",), 1, ("Hi",)),)
 
 
 def test_published_answers_of_each_layout(tmp_path):
@@ -148,11 +148,47 @@ def test_published_answers_of_each_layout(tmp_path):
     ]
     assert [(each.id, each.generator, each.turns, each.prompt) for each in found] == [
         ("x", "m", ("One",), None),
-        ("a1", "m", ("Two",), "Sort a list."),
+        ("a1", "m", ("Two",), ("Sort a list.",)),
         ("81", "m", ("Three", "Four"), None),
-        ("p", "m", ("Five",), "Q"),
+        ("p", "m", ("Five",), ("Q",)),
         ("p", "my", ("Six",), None),
     ]
+
+
+def test_the_models_text_counts_before_what_else_a_row_holds(tmp_path):
+    row = {"id": "p", "generator": "m", "prompt": "Q", "completion": "Mine", "text": "Mine", "output": "Gold"}
+    file = str(put(tmp_path / "a.jsonl", [row]))
+    assert [(each.turns, each.prompt) for each in read_answers(file)] == [(("Mine",), ("Q",))]
+    assert read_benchmark(file).answers == ()
+
+
+def test_a_folder_of_files_is_one_benchmark(tmp_path):
+    for name in "ab":
+        put(tmp_path / f"{name}.jsonl", [{"id": f"{name}{i}", "prompt": f"{name} {i}"} for i in range(2)])
+    assert [(each.id, each.row, each.index) for each in read_benchmark(str(tmp_path)).questions] == [
+        ("a0", 1, 0),
+        ("a1", 2, 1),
+        ("b0", 1, 2),
+        ("b1", 2, 3),
+    ]
+    put(tmp_path / "c.jsonl", [{"id": "a0", "prompt": "c"}])
+    with pytest.raises(DataError, match=r"c\.jsonl, row 1: the id 'a0' is that of .*a\.jsonl, row 1 too"):
+        read_benchmark(str(tmp_path))
+
+
+TALK = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello")]
+
+
+def test_answers_behind_a_conversation_are_read_again_and_compared(tmp_path):
+    questions = [Question("a", "", ("And now?", "Then?"), 1, context=tuple(TALK))]
+    answers = [Answer("a", "m", ("This.", "That."), 1)]
+    file = str(put(tmp_path / "a.jsonl", arena_hard_rows(questions, answers)))
+    assert answers_to(questions, read_answers(file), file)[0].turns == ("This.", "That.")
+    other = [replace(questions[0], turns=("And so?", "Then?"))]
+    with pytest.raises(DataError, match="row 1: it answers 'Hi / And now"):
+        answers_to(other, read_answers(file), file)
+    for said in (("And now?",), ("Hi", "And now?"), ("And now?", "Then?")):
+        assert answers_to(questions, [replace(answers[0], id="", prompt=said)], "f")[0].id == "a"
 
 
 @pytest.mark.parametrize("layout", ["alpaca_eval", "arena_hard", "arena_hard_old"])
@@ -184,7 +220,10 @@ QUESTIONS = [Question("a", "", ("Q 1",), 1), Question("b", "", ("Q 2",), 2)]
         ),
         ([Answer("a", "m", ("x",), 1), Answer("b", "m", (" ",), 2)], "f, row 2: the answer to b is empty; generate"),
         ([Answer("a", "m", ("x", "y"), 1), Answer("b", "m", ("x",), 2)], "f, row 1: 2 answers to 1 turns of a"),
-        ([Answer("a", "m", ("x",), 1, "Q 0"), Answer("b", "m", ("x",), 2)], "row 1: it answers 'Q 0', where a asks"),
+        (
+            [Answer("a", "m", ("x",), 1, ("Q 0",)), Answer("b", "m", ("x",), 2)],
+            "row 1: it answers 'Q 0', where a asks",
+        ),
         ([Answer("a", "m", ("x",), 1), Answer("a", "n", ("x",), 2)], "f: answers of m, n; name one of them"),
     ],
     ids=["missing", "twice", "empty", "turns", "other_text", "two_models"],
@@ -212,15 +251,30 @@ def test_answers_to_more_questions_are_passed_over():
         ("mt_bench", [{**MT_BENCH[1], "turns": ["a", 5]}], 'row 1: "turns" is'),
         ("arena_hard", [{"uid": "a"}], "row 1: no format of TRL's"),
         ("mt_bench", [MT_BENCH[0], {"turns": ["a", "b"]}], "row 2: no id, by which answers to mt_bench are found"),
+        ("mt_bench", [{**MT_BENCH[1], "reference": 5}], "row 1: the reference is 5"),
+        ("mt_bench", [{**MT_BENCH[1], "reference": True}], "row 1: the reference is True"),
+        ("mt_bench", [{**MT_BENCH[1], "reference": {"a": "b"}}], "row 1: the reference is {"),
+        ("lima", [{"prompt": 5}], 'row 1: "prompt" is 5'),
+        ("lima", [{"messages": "hi"}], "row 1: \"messages\" is 'hi'"),
     ],
-    ids=["other", "two_turned", "twice", "empty", "references", "types", "no_prompt", "no_id"],
+    ids=[
+        *("other", "two_turned", "twice", "empty", "references", "types", "no_prompt", "no_id"),
+        *("number", "truth", "object", "odd_prompt", "odd_messages"),
+    ],
 )
 def test_questions_that_do_not_fit(tmp_path, name, rows, said):
     with pytest.raises(DataError, match=said):
         read_benchmark(f"{name}:{put(tmp_path / 'q.jsonl', rows)}")
 
 
-@pytest.mark.parametrize("row", [{"id": "a"}, {"text": "x"}, {"id": "a", "choices": [3]}, {"id": "a", "turns": "x"}])
+ODD = [{"id": "a", "messages": ["hi"]}, {"id": "a", "messages": "hi"}, {"id": "a", "prompt": 5, "text": "x"}]
+ODD += [{"id": "a", "completion": said} for said in ({"role": "assistant"}, 5, ["x"], [{"content": 5}])]
+ODD += [{"id": "a", "prompt": [5], "text": "x"}, {"id": "a", "messages": [{"role": "assistant", "content": 5}]}]
+
+
+@pytest.mark.parametrize(
+    "row", [{"id": "a"}, {"text": "x"}, {"id": "a", "choices": [3]}, {"id": "a", "turns": "x"}, *ODD]
+)
 def test_rows_that_answer_nothing(tmp_path, row):
     with pytest.raises(DataError, match="row 1: "):
         read_answers(str(put(tmp_path / "a.jsonl", [row])))

@@ -350,7 +350,8 @@ def test_a_judge_reads_one_thing_at_a_time(tmp_path):
 
 
 KILLED = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 sys.path[:0] = sys.argv[2:]
 import test_endpoint as t
 class Served: url = sys.argv[1]

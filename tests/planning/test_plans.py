@@ -12,7 +12,7 @@ from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError, MissingFileError
 from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.plan import machine_of, plan_recipe, require_fit
-from densepath.planning.plan import GIB, TERMS, peak
+from densepath.planning.plan import GIB, LOSS_COPIES, TERMS, peak
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 PARAMETERS = 8_030_261_248
@@ -118,7 +118,7 @@ def test_a_kl_of_its_own_takes_chunks_of_whole_distributions_more():
 
     chunk = 66 * 128_256 * 4  # just above 32 MiB
     for losses in ({"estimator": "all_action"}, {"kl_in_return": False, "estimator": "sampled"}):
-        assert logits(**losses) == 11.25 * chunk
+        assert logits(**losses) == LOSS_COPIES * chunk
 
 
 def test_gradients_of_earlier_micro_batches_stand_beside_those_of_this_one():

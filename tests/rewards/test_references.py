@@ -12,7 +12,7 @@ from tests.support import IM_END, tiny_tokenizer
 from tests.tiny_models import randomize_adapter, tiny_llama, with_lora
 
 from densepath.data.encode import encode_prompt
-from densepath.errors import ConfigError, DataError, MissingFileError, ModelError, UsageError
+from densepath.errors import ConfigError, DamagedFileError, DataError, MissingFileError, ModelError, UsageError
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.load import load_model
 from densepath.rewards.dense import DenseReward
@@ -249,7 +249,7 @@ def test_what_cannot_be_saved_or_loaded_is_named(saved, tmp_path):
     with pytest.raises(ConfigError, match="not a file that DenseReward"):
         DenseReward.from_pretrained(tmp_path)
     (tmp_path / "dense_reward.json").write_text("{")
-    with pytest.raises(ConfigError, match="not JSON"):
+    with pytest.raises(DamagedFileError, match="it is no JSON"):
         DenseReward.from_pretrained(tmp_path)
     with pytest.raises(MissingFileError, match="no such model folder"):
         DenseReward.from_models(saved / "model-0", saved / "model-9")

@@ -293,7 +293,7 @@ BAD = [
     ('{"prompt": "x", ', "not valid JSON"),
     ("[1, 2]", "[1, 2] is not an object"),
     ('{"prompt": "x", "completion": "' + "z" * 300 + '"}', "tokens, but the model's context holds 256"),
-    ('{"prompt": "x", "completion": "\\ud800"}', "half of a surrogate pair behind"),
+    ('{"prompt": "x", "completion": "\\ud800"}', "half of a surrogate pair stands behind"),
     ('{"messages": [{"role": "robot", "content": "x"}]}', "turn 1 has the role 'robot'"),
     ('{"prompt": "x", "completion": "y", "turns": 3}', 'there is a column "turns" already'),
     ("{}", "no format of TRL's"),

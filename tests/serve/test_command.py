@@ -41,7 +41,8 @@ def refused(capsys):
     """Run `densepath serve` with wrong arguments; the one line that it prints."""
 
     def run(**arguments) -> str:
-        argv = [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
+        given = {"model_name_or_path": "no-model", **arguments}
+        argv = [word for key, value in given.items() for word in (f"--{key}", str(value))]
         assert main(["serve", *argv]) == 2
         err = capsys.readouterr().err
         assert err.startswith("densepath: error: ")

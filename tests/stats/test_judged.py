@@ -23,7 +23,10 @@ def few_resamples(monkeypatch):
     monkeypatch.setattr(length_controlled, "RESAMPLES", 49)
 
 
-QUESTIONS = [Question(f"q{index}", "math" if index % 2 else "code", (f"Q {index}",), index + 1) for index in range(20)]
+QUESTIONS = [
+    Question(f"q{index}", "math" if index % 2 else "code", (f"Q {index}",), index + 1, index=index)
+    for index in range(20)
+]
 ANSWERS = [
     Answer(question.id, name, ("x" * (10 * (place + 1) + question.row % 7),), question.row)
     for place, name in enumerate("mnb")

@@ -287,7 +287,8 @@ def test_a_checkpoint_that_was_cut_short_is_removed_and_not_used(tmp_path):
     for step, whole in ((2, True), (4, True), (6, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
-            (tmp_path / f"checkpoint-{step}" / COMPLETE_MARKER).write_text("{}")
+            for name in ("trainer_state.json", "optimizer.pt", "rng_state.pth", COMPLETE_MARKER):
+                (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
     (tmp_path / "checkpoint-best").mkdir()  # somebody else's
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-best"]

@@ -194,6 +194,8 @@ def _expected(error: Exception) -> str | None:
         if number in UNWRITABLE:
             place = f" {seen.filename}" if isinstance(seen, OSError) and seen.filename else ""
             return f"cannot write{place}: {os.strerror(number)}; {UNWRITABLE[number]}"
+        if isinstance(seen, OSError) and number == errno.ENAMETOOLONG:
+            return f"{str(seen.filename)[:60]}… is too long for the name of a file; give a shorter one"
         if "no space left on device" in text:
             return f"cannot write: the disk is full; {UNWRITABLE[errno.ENOSPC]}"
         if "pytorchstreamwriter failed" in text or ("inline_container" in text and "unexpected pos" in text):

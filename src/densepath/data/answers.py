@@ -16,9 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from densepath.data.benchmarks import parsed, question_id, texts_of
-from densepath.data.convert import converted
-from densepath.data.rows import Row, prompt_of, short, turn_text
+from densepath.data.benchmarks import is_texts, parsed, prompt_to_answer, question_id, texts_of
+from densepath.data.rows import Row, short, turn_text
 from densepath.data.splits import normalise_text
 from densepath.data.streaming import SourceRow
 from densepath.errors import DataError
@@ -132,56 +131,68 @@ def _answers(row: Row, at: SourceRow, name: str) -> Iterator[Answer]:
 
 def _answer_turns(row: Row) -> tuple[str, ...]:
     """The texts that a row answers, by turn."""
-    if isinstance(row.get("output"), str):
-        return (row["output"],)
     if isinstance(row.get("text"), str):
         return (row["text"],)
     if row.get("text"):
         return texts_of(row["text"], "text")
+    if isinstance(row.get("output"), str):  # of AlpacaEval's model; beside a text it is the data set's own answer
+        return (row["output"],)
     if row.get("choices"):
         first = row["choices"][0] if isinstance(row["choices"], (list, tuple)) else None
         if not isinstance(first, Mapping):
             raise DataError(f'"choices" is {short(repr(row["choices"]))}; give [{{"turns": [...]}}]')
         return texts_of(first.get("turns"), "choices[0].turns")
     if row.get("messages"):
-        return tuple(_assistant_texts(row["messages"]))
+        turns = _turns(row["messages"], "messages")
+        return tuple(_said(turn) for turn in turns if turn.get("role") == "assistant")
     if row.get("turns") is not None:
         return texts_of(row["turns"], "turns")
     completion = row.get("completion")
     if isinstance(completion, str):
         return (completion,)
     if completion:
-        return (turn_text(completion[-1]),)
+        return (_said(_turns(completion, "completion")[-1]),)
     raise DataError('no answer; give it as "text", "output", "completion", "choices" or "messages"')
 
 
-def _assistant_texts(messages: Any) -> Iterator[str]:
-    for turn in messages if isinstance(messages, (list, tuple)) else ():
-        if isinstance(turn, Mapping) and turn.get("role") == "assistant":
-            said = turn.get("content")
-            yield str(said.get("answer", "")) if isinstance(said, Mapping) else turn_text(turn)
+def _turns(turns: Any, column: str) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(turns, (list, tuple)) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise DataError(f'"{column}" is {short(repr(turns))}; give turns, {{"role": ..., "content": ...}}')
+    return turns
 
 
-def _prompt(row: Row) -> str | None:
-    """The first thing that the user says, where the answer's row repeats it."""
+def _said(turn: Mapping[str, Any]) -> str:
+    """Text of a turn, Arena-Hard's {"answer"} among them; empty where it calls tools without a word."""
+    content = turn.get("content")
+    text = content.get("answer") if isinstance(content, Mapping) else content
+    if not isinstance(text, (str, list, tuple, type(None))):
+        raise DataError(f"a turn has the content {short(repr(content))}; give a text")
+    return turn_text({"content": text})
+
+
+def _prompt(row: Row) -> tuple[str, ...] | None:
+    """What the user says, one text a turn, where the answer's row repeats it."""
     if row.get("messages"):
-        first = next((turn for turn in row["messages"] if turn.get("role") == "user"), None)
-        return None if first is None else turn_text(first)
-    if isinstance(row.get("instruction"), str) or row.get("prompt") is not None:
-        prompt = prompt_of({key: value for key, value in converted(row).items() if key != "text"})
+        turns = _turns(row["messages"], "messages")
+    elif is_texts(row.get("prompt")):
+        return tuple(row["prompt"])
+    elif isinstance(row.get("instruction"), str) or row.get("prompt") is not None:
+        prompt = prompt_to_answer(row)
         if isinstance(prompt, str):
-            return prompt
-        return turn_text(next((turn for turn in prompt if turn["role"] == "user"), prompt[-1]))
-    return None
+            return (prompt,)
+        turns = prompt
+    else:
+        return None
+    return tuple(_said(turn) for turn in turns if turn.get("role") == "user") or None
 
 
 def _by_question(questions: Sequence[Question], answers: Sequence[Answer], source: str) -> dict[str, Answer]:
     """Question's id -> its answer: by id, and by the text of the prompt where the answer names no id."""
     ids = {question.id for question in questions}
-    by_text = {normalise_text(question.turns[0]): question.id for question in questions}
+    by_text = {asked: question.id for question in questions for asked in _ways_to_ask(question)}
     found: dict[str, Answer] = {}
     for answer in answers:
-        own = answer.id if answer.id in ids else by_text.get(normalise_text(answer.prompt or ""), "")
+        own = answer.id if answer.id in ids else by_text.get(_normal(answer.prompt or ()), "")
         if own and own in found:
             raise DataError(
                 f"{source}, row {answer.row}: a second answer of {answer.generator} to {short(own)}, after row "
@@ -190,6 +201,24 @@ def _by_question(questions: Sequence[Question], answers: Sequence[Answer], sourc
         if own:
             found[own] = replace(answer, id=own)
     return found
+
+
+def _normal(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(normalise_text, texts))
+
+
+def _ways_to_ask(question: Question) -> list[tuple[str, ...]]:
+    """What an answer may repeat of a question: its first turn or all, with or without what the user said before."""
+    before = tuple(text for role, text in question.context if role == "user")
+    turns = question.turns
+    return [_normal(each) for each in (turns[:1], turns, before + turns[:1], before + turns)]
+
+
+def _without_context(question: Question, answer: Answer) -> Answer:
+    """The answer without the assistant's turns that stand in the question: Arena-Hard's layout repeats them."""
+    given = tuple(text for role, text in question.context if role == "assistant")
+    repeats = len(answer.turns) == len(given) + len(question.turns) and answer.turns[: len(given)] == given
+    return replace(answer, turns=answer.turns[len(given) :]) if given and repeats else answer
 
 
 def _checked(question: Question, answer: Answer | None, all_of: Sequence[Answer], source: str) -> Answer:
@@ -201,13 +230,13 @@ def _checked(question: Question, answer: Answer | None, all_of: Sequence[Answer]
             "give the version of the benchmark that they are of"
         )
     where = f"{source}, row {answer.row}"
-    if answer.prompt is not None and not question.context:
-        theirs, ours = normalise_text(answer.prompt), normalise_text(question.turns[0])
-        if theirs != ours:
-            raise DataError(
-                f"{where}: it answers {short(theirs)!r}, where {short(question.id)} asks {short(ours)!r}; "
-                "give answers to this version of the benchmark"
-            )
+    if answer.prompt is not None and _normal(answer.prompt) not in (ways := _ways_to_ask(question)):
+        theirs, ours = (" / ".join(texts) for texts in (_normal(answer.prompt), ways[2]))
+        raise DataError(
+            f"{where}: it answers {short(theirs)!r}, where {short(question.id)} asks {short(ours)!r}; "
+            "give answers to this version of the benchmark"
+        )
+    answer = _without_context(question, answer)
     if len(answer.turns) != len(question.turns):
         raise DataError(
             f"{where}: {len(answer.turns)} answers to {len(question.turns)} turns of {short(question.id)}; answer each"

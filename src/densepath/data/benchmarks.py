@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from densepath.data.convert import converted
+from densepath.data.formats import check_row
 from densepath.data.rows import Row, prompt_of, short, turn_text
 from densepath.data.splits import content_hash
 from densepath.data.streaming import RowStream, SourceRow
@@ -102,16 +103,17 @@ def read_benchmark(name: str) -> BenchmarkRows:
     preset = BENCHMARKS.get(key)
     source = name if preset is None else (file or _hub_file(preset))
     prefix = key if preset else Path(source).stem
+    places: dict[str, SourceRow] = {}
 
     def parse(row: Row, place: SourceRow) -> tuple[Question, list[Answer]]:
         question = _question(row, place, prefix)
         if key in _NUMBERED and len(question.turns) == BENCHMARKS[key].turns and not question_id(row):
             raise DataError(f"no id, by which answers to {key} are found; give its question_id or uid")
+        _check_id(question.id, place, places)
         return question, list(_own_answers(row, question))
 
     found = parsed(source, parse)
     questions, answers = [question for question, _ in found], [answer for _, own in found for answer in own]
-    _check_ids(questions, source)
     if preset is None:
         return BenchmarkRows(Benchmark(name, turns=0), source, tuple(questions), tuple(answers))
     if preset.table == "arena_hard" and not {each.category for each in questions} & _NEW_ARENA:
@@ -175,6 +177,7 @@ def _question(row: Row, place: SourceRow, prefix: str) -> Question:
         place.number,
         _references(row, turns),
         context,
+        place.index,
     )
 
 
@@ -186,13 +189,13 @@ def question_id(row: Row) -> str:
 def _turns(row: Row) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     """What stands before, and the user's turns."""
     said = row.get("turns")
-    if said is None and _is_texts(row.get("prompt")):
+    if said is None and is_texts(row.get("prompt")):
         said = row["prompt"]
-    if said is None and _is_texts(row.get("conversations")):
+    if said is None and is_texts(row.get("conversations")):
         said = row["conversations"][:1]  # LIMA's training rows have the answer behind the prompt
     if said is not None:
         return (), texts_of(said, "turns")
-    prompt = prompt_of(converted(row))
+    prompt = prompt_to_answer(row)
     if isinstance(prompt, str):
         return (), (prompt,)
     *before, last = ((str(turn["role"]), turn_text(turn)) for turn in prompt)
@@ -201,7 +204,21 @@ def _turns(row: Row) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     return tuple(before), (last[1],)
 
 
-def _is_texts(value: Any) -> bool:
+def prompt_to_answer(row: Row) -> str | list[dict[str, Any]]:
+    """The prompt of a row in any format, beside whatever other columns.
+
+    Raises:
+        DataError: there is none, or one that is neither text nor turns.
+    """
+    found = converted(row)
+    if found.get("prompt") is not None:
+        found = {"prompt": found["prompt"]}
+    check_row(found, "prompts")
+    return prompt_of(found)
+
+
+def is_texts(value: Any) -> bool:
+    """Whether it is a list of texts, and not empty."""
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(each, str) for each in value)
 
 
@@ -222,10 +239,10 @@ def texts_of(turns: Any, column: str) -> tuple[str, ...]:
 
 def _references(row: Row, turns: tuple[str, ...]) -> tuple[str | None, ...] | None:
     """The right answers that a row gives, by turn; a reference for the first turn alone is none for the others."""
-    given = row.get("reference_turns", row.get("reference"))
-    if not given:
+    given = next((row[key] for key in ("reference_turns", "reference") if row.get(key) is not None), None)
+    if given is None or given in ("", [], ()):
         return None
-    said = [given] if isinstance(given, str) else list(given)
+    said = list(given) if isinstance(given, (list, tuple)) else [given]
     if len(said) > len(turns) or not all(isinstance(each, (str, type(None))) for each in said):
         raise DataError(f"the reference is {short(repr(given))}; give a text for each of its {len(turns)} turns")
     return tuple([each or None for each in said] + [None] * (len(turns) - len(said)))
@@ -235,21 +252,18 @@ def _own_answers(row: Row, question: Question) -> Iterator[Answer]:
     """Answers that stand beside a question: AlpacaEval's outputs, or texts by the name of their generator."""
     given = row.get("references")
     named = dict(given) if isinstance(given, Mapping) else {}
-    if isinstance(row.get("output"), str) and row.get("generator"):
+    if isinstance(row.get("output"), str) and row.get("generator") and row.get("text") is None:
         named[str(row["generator"])] = row["output"]
     for generator, text in named.items():
         said = (text,) if isinstance(text, str) else texts_of(text, f"references.{generator}")
-        yield Answer(question.id, str(generator), said, question.row, question.turns[0])
+        yield Answer(question.id, str(generator), said, question.row, question.turns[:1])
 
 
-def _check_ids(questions: list[Question], source: str) -> None:
-    rows: dict[str, int] = {}
-    for question in questions:
-        if (first := rows.setdefault(question.id, question.row)) != question.row:
-            raise DataError(
-                f"{source}, row {question.row}: the id {short(question.id)!r} is that of row {first} too; "
-                "give each question an id of its own"
-            )
+def _check_id(key: str, place: SourceRow, places: dict[str, SourceRow]) -> None:
+    """Raise for a second question of that id, whichever file it is in."""
+    if (first := places.setdefault(key, place)) is not place:
+        there = f"row {first.number}" if first.file == place.file else first.place
+        raise DataError(f"the id {short(key)!r} is that of {there} too; give each question an id of its own")
 
 
 def _check_turns(preset: Benchmark, questions: list[Question], source: str) -> None:

@@ -6,17 +6,22 @@ The file is under CC BY-NC 4.0 and does not come with densepath.
 from __future__ import annotations
 
 import csv
+import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from densepath.data.splits import normalise_text
 from densepath.errors import DataError, MissingFileError
 from densepath.io import file_sha256
 from densepath.stats.length_controlled import Gamed
 
 SHA256 = "97aeec3f1c7de6dee6fd31fe66f1702623f4614c3efe1c6fc5f4927cd5fd674d"
 """Of the published file: figures by another one are not the leaderboard's."""
+PROMPTS_SHA256 = "8dd9dac99363f3d413e6350ea0d958f3bb5658cab5507e6bb88f9348eb7127fc"
+"""Of AlpacaEval's 805 instructions in their order, by which the file counts its prompts (`in_published_order`)."""
 HUB = ("tatsu-lab/alpaca_eval", "df_gamed.csv")
 _COLUMNS = ("preference", "index", "std_delta_len", "instruction_difficulty")
 
@@ -49,6 +54,12 @@ def read_gamed(path: str) -> tuple[Gamed, dict[int, float]]:
 def is_published(path: str) -> bool:
     """Whether the file is the one that the leaderboard's figures are made with."""
     return file_sha256(Path(path)) == SHA256
+
+
+def in_published_order(instructions: Sequence[str]) -> bool:
+    """Whether these are AlpacaEval's prompts in its order: only then its places are theirs."""
+    text = "\n".join(map(normalise_text, instructions))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest() == PROMPTS_SHA256
 
 
 def _number(text: str | None, name: str, where: str) -> float:

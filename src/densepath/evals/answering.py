@@ -19,8 +19,8 @@ from densepath.records.completion import completion_of
 
 OWN_COLUMNS = ("row", "sample", "generator", "prompt", "completion", "text", "truncated", "metric", "sampled")
 """What a row of answers holds in place of the source's columns of these names."""
-_IN_THE_PROMPT = ("messages", "conversations")
-"""Columns of a source that hold the prompt in another form, and an answer that is not the model's."""
+_OF_THE_SOURCE = ("messages", "conversations", "turns", "output", "choices")
+"""Columns of a source that hold the prompt in another form, or an answer that is not the model's."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,11 @@ def asked_of(question: Question, temperature: float) -> Asked:
     """A question of a benchmark as a prompt to answer at that temperature."""
     category = {"category": question.category} if question.category else {}
     return Asked(
-        question.id, {**category, "prompt": question.conversation()}, question.row, temperature, question.turns[1:]
+        question.id,
+        {**category, "prompt": question.conversation()},
+        question.index + 1,
+        temperature,
+        question.turns[1:],
     )
 
 
@@ -178,7 +182,7 @@ def _row(asked: Asked, completions: Sequence[Completion], generator: str, tokeni
     if is_conversational(prompt):
         said = [*_next_prompt(asked, completions)["prompt"], {"role": "assistant", "content": texts[-1]}]
         completion = said[len(prompt) :]
-    others = {key: v for key, v in asked.row.items() if key not in (*OWN_COLUMNS, *_IN_THE_PROMPT, "id")}
+    others = {key: v for key, v in asked.row.items() if key not in (*OWN_COLUMNS, *_OF_THE_SOURCE, "id")}
     return {
         "id": asked.id,
         "row": asked.number,

@@ -78,9 +78,9 @@ class Access:
 
 
 def _spelt(letter: str) -> str:
-    """A pattern of a letter as it is, behind backslashes, or by its number."""
+    """A pattern of a letter as it is, behind the backslashes of JSON in JSON (four deep), or by its number."""
     code = f"{ord(letter):02x}"
-    return rf"(?:\\*{re.escape(letter)}|(?i:\\+u00{code}|%{code}))"
+    return rf"(?:\\{{0,15}}{re.escape(letter)}|(?i:\\{{1,15}}u00{code}|%{code}))"
 
 
 def open_access(base_url: str | None, key_name: str | None) -> Access:

@@ -88,7 +88,8 @@ def contest(models: Sequence[str], baseline: Sequence[str], found: BenchmarkRows
     chosen = [each for source in baseline or sorted(wanted) for each in _contestants(source, found, of_category)]
     if not baseline and of_category:
         _check_own(chosen, found)
-    if len(chosen) == 1 and baseline:
+    if len(chosen) == 1 and baseline:  # of all categories, even where the benchmark has it for one of them
+        chosen = list(_contestants(baseline[0], found, {}))
         of_category = {"": chosen[0].name}
     elif baseline and not of_category:
         names = ", ".join(each.name for each in chosen)
@@ -168,7 +169,7 @@ def matches_of(contest: Contest, found: BenchmarkRows) -> list[Match]:
                     answers=tuple(each[:turn] for each in texts),
                     follow_ups=question.turns[1:turn],
                     reference=_reference(question, turn),
-                    row={**rows.get(question.row, {}), "id": question.id, "category": question.category},
+                    row={**rows.get(question.index, {}), "id": question.id, "category": question.category},
                 )
                 matches.append(Match(question.id, model.name, None if other is None else other.name, request))
     return matches
@@ -186,8 +187,8 @@ def _reference(question: Question, turn: int) -> tuple[str, ...] | None:
 
 
 def _rows(found: BenchmarkRows) -> dict[int, dict[str, Any]]:
-    """The questions' rows as they are written, which programs read."""
+    """The questions' rows as they are written, which programs read; by their place among all."""
     try:
-        return dict(parsed(found.source, lambda row, at: (at.number, dict(row))))
+        return dict(parsed(found.source, lambda row, at: (at.index, dict(row))))
     except DataError:
         return {}

@@ -47,6 +47,7 @@ class AnswerJob:
         source: where they are from, for messages.
         title: of the progress bar.
         verifier: checks each answer; None for none.
+        layout: in which the answers are written, as `--output_format` names it.
     """
 
     arguments: AnswerArguments
@@ -54,6 +55,7 @@ class AnswerJob:
     source: str
     title: str = "generate"
     verifier: str | None = None
+    layout: str = "rows"
 
     @property
     def windows(self) -> int:
@@ -70,7 +72,7 @@ class AnswerJob:
         return self.arguments.generator or generator_name(self.arguments.model_name_or_path)
 
     def description(self, chat_template: Any) -> dict[str, Any]:
-        """All that decides the answers."""
+        """All that decides the file of the answers."""
         shared = {name: getattr(self.arguments, name) for name in AnswerArguments.__dataclass_fields__}
         asked = canonical_json([asdict(each) for each in self.asked])
         return {
@@ -79,6 +81,7 @@ class AnswerJob:
             "model": model_identity(self.arguments.model_name_or_path),
             "chat template": _digest(canonical_json(chat_template or "")),
             "prompts": f"{len(self.asked)} prompts, {_digest(asked)}",
+            "layout": self.layout,
         }
 
 
@@ -98,13 +101,13 @@ def run_generate_command(arguments: GenerateArguments, console: Console) -> Path
     else:
         source = arguments.dataset_name
         asked = file_prompts(arguments, arguments.max_samples, arguments.temperature or 0.0, draw=False)
-    job = AnswerJob(arguments, asked, source)
+    job = AnswerJob(arguments, asked, source, layout=arguments.output_format)
     temperatures = ", ".join(decoding_name(each) for each in sorted({each.temperature for each in asked}))
     say(console, f"{job.generator} answers {len(asked)} prompts of {source}: {temperatures}")
 
     def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         answers = [answer_of(row) for row in rows] if questions else []
-        path.write_bytes(_in_format(arguments.output_format, questions, answers, rows))
+        path.write_bytes(_in_format(job.layout, questions, answers, rows))
 
     path = Path(arguments.output_file)
     result = write_answers(job, path, console, conclude=lengths, write=write)

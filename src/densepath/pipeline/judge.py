@@ -17,7 +17,7 @@ from typing import Any
 from densepath.config.judge import parse_judge
 from densepath.config.judging import JudgeCommandArguments
 from densepath.data.benchmarks import read_benchmark
-from densepath.data.gamed import is_published, read_gamed
+from densepath.data.gamed import in_published_order, is_published, read_gamed
 from densepath.errors import ConfigError
 from densepath.io import hold_lock, read_jsonl, write_json_atomic
 from densepath.judging.build import check_judge, make_judge, template_of
@@ -29,7 +29,7 @@ from densepath.pipeline.contestants import Contest, Contestant, contest, matches
 from densepath.pipeline.generate import AnswerJob, answer_of, benchmark_prompts, lengths, write_answers
 from densepath.pipeline.judge_report import check_colours, judge_report
 from densepath.progress import StageProgress
-from densepath.records.benchmark import Answer, BenchmarkRows
+from densepath.records.benchmark import Answer, BenchmarkRows, Question
 from densepath.records.codec import to_json
 from densepath.records.judged import Kappa
 from densepath.records.judging import Game, Spending
@@ -55,7 +55,8 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     folder = Path(arguments.output_dir)
     check_colours(arguments)
     found = read_benchmark(arguments.benchmark)
-    found = replace(found, questions=found.questions[: arguments.max_samples])
+    everything = found.questions
+    found = replace(found, questions=everything[: arguments.max_samples])
     for note in found.notes:
         warn(console, note)
     entered = contest(arguments.models, arguments.baseline, found)
@@ -82,7 +83,7 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
             theirs = run.play(second, arguments.second_judge, matches, console)
             kappas = _agreement((judge.name, second.name), games, theirs)
         answers = [each for who in entered.everyone for each in (who.answers or {}).values()]
-        benchmark, notes = found.benchmark, (*found.notes, *_gamed_notes(arguments.gamed_file))
+        benchmark, notes = found.benchmark, (*found.notes, *_gamed_notes(arguments.gamed_file, everything))
         given = JudgedInputs(
             benchmark.name, benchmark.table, judge.name, found.questions, answers, games, gamed, notes
         )
@@ -227,7 +228,16 @@ def _label(preference: float) -> str:
     return "tie" if preference == 0.5 else "win" if preference > 0.5 else "loss"
 
 
-def _gamed_notes(file: str | None) -> tuple[str, ...]:
-    if file is None or is_published(file):
+def _gamed_notes(file: str | None, questions: Sequence[Question]) -> tuple[str, ...]:
+    """What makes the rate with these gamed rows another one than the leaderboard's."""
+    if file is None:
         return ()
-    return (f"{file} is not the published df_gamed.csv: its length-controlled rate is not the leaderboard's",)
+    notes = []
+    if not is_published(file):
+        notes.append(f"{file} is not the published df_gamed.csv: its length-controlled rate is not the leaderboard's")
+    if not in_published_order([each.turns[0] for each in questions]):
+        notes.append(
+            f"{file} gives difficulties by place, and the questions are not AlpacaEval's 805 in its order: the "
+            "length-controlled rate may take those of other prompts"
+        )
+    return tuple(notes)

@@ -17,6 +17,7 @@ class Question:
         row: its number in the file, from 1.
         references: right answers by turn, None for a turn without one; None where the question has none at all.
         context: what stands before the first turn, as (role, text): a system turn, or a conversation.
+        index: its place among the rows of all files, from 0.
     """
 
     id: str
@@ -25,6 +26,7 @@ class Question:
     row: int
     references: tuple[str | None, ...] | None = None
     context: tuple[tuple[str, str], ...] = ()
+    index: int = 0
 
     def conversation(self, answers: Sequence[str] = ()) -> list[dict[str, str]]:
         """The turns up to the one that is answered next, in the form that chat templates take.
@@ -49,14 +51,14 @@ class Answer:
         generator: name of the model.
         turns: its answer to each turn.
         row: its number in the file, from 1.
-        prompt: the first turn of the question, where the file repeats it; None else.
+        prompt: what the user says, one text a turn, where the file repeats it; None else.
     """
 
     id: str
     generator: str
     turns: tuple[str, ...]
     row: int
-    prompt: str | None = None
+    prompt: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -174,7 +173,8 @@ class DenseReward:
             kwargs: what the file does not say: `dtype`, `device`, `token_budget`, and how text is read.
 
         Raises:
-            MissingFileError: no such file. ConfigError: it is not one of ours. ModelError: see `from_models`.
+            MissingFileError: no such file. DamagedFileError: it is no JSON. ConfigError: it is not one of ours.
+            ModelError: see `from_models`.
         """
         settings, (sft, *refs) = saved_reward(pretrained_path)
         return cls.from_models(sft, refs, **{**settings, **kwargs})
@@ -397,14 +397,12 @@ def saved_reward(pretrained_path: str | Path) -> tuple[dict[str, Any], list[str]
     """Settings of a reward that `save_pretrained` wrote, and its models, the SFT model first; loads none.
 
     Raises:
-        MissingFileError: no such file. ConfigError: it is not one of ours. ModelError: a model is another than it was.
+        MissingFileError: no such file. DamagedFileError: it is no JSON. ConfigError: it is not one of ours.
+        ModelError: a model is another than it was.
     """
     folder = Path(pretrained_path).expanduser()
     path = folder / REWARD_FILE
-    try:
-        record = read_json(path)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from None
+    record = read_json(path)
     if not isinstance(record, dict) or record.get("format") != 1 or not {"sft", "refs", *_SAVED} <= set(record):
         raise ConfigError(f"{path}: not a file that DenseReward.save_pretrained of this version wrote")
     models = [_resolved(name, folder) for name in (record["sft"], *record["refs"])]

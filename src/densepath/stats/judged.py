@@ -114,9 +114,9 @@ def _controlled(
 ) -> LengthControlled | None:
     difficulties, gamed = None, None
     if given.gamed is not None:
-        rows = {question.id: question.row - 1 for question in given.questions}
+        places = {question.id: question.index for question in given.questions}
         gamed, known = given.gamed
-        difficulties = np.array([known.get(rows[prompt], np.nan) for prompt in games.prompts])
+        difficulties = np.array([known.get(places[prompt], np.nan) for prompt in games.prompts])
         if not np.isfinite(difficulties).all():
             notes.append(f"{games.model}: a prompt has no difficulty in the gamed rows; the fit of two terms is given")
             difficulties, gamed = None, None
