@@ -308,7 +308,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("score --num_shards 2 --shard_index 2", "shard_index=2 must lie in 0..1, below num_shards"),
         ("score --dataset_name prompts --model_name_or_path SFT --dense_reward logprob", "no row could be scored"),
         ("score --dataset_name empty --model_name_or_path SFT --dense_reward logprob", "empty.jsonl: no rows"),
-        ("eval --verifier x", "verifier 'x' does not exist; choose exact_match"),
+        ("eval --model_name_or_path SFT --dataset_name good --verifier x", "verifier 'x' does not exist; choose"),
         ("eval --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
         ("eval --num_generations 0", "num_generations=0 must be at least 1"),
         ("eval --dataset_name chat --model_name_or_path SFT", 'the row has no "answer" to compare with'),
