@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from densepath.data.context import check_context
 from densepath.data.encode import Encoded, encode_pair
 from densepath.errors import ModelError
-from densepath.judging.here import judged
-from densepath.judging.protocol import JudgeRequest, check_num_answers
+from densepath.judging.here import JudgeHere
+from densepath.judging.protocol import JudgeRequest
 from densepath.judging.templates import Template, letters_of
 from densepath.judging.verdicts import judgement_of
 from densepath.models.compat import context_length
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
-from densepath.records.judging import Judgement, Spending
+from densepath.records.judging import Judgement
 from densepath.rewards.frozen import FrozenPolicy
 
 
-class LocalJudge:
+class LocalJudge(JudgeHere[Encoded]):
     """A causal LM that is asked for a letter: what each letter is worth, weighted by its probability as first token.
 
     Args:
@@ -35,38 +35,14 @@ class LocalJudge:
     def __init__(
         self, model: Any, tokenizer: Any, template: Template, name: str, token_budget: int = DEFAULT_TOKEN_BUDGET
     ) -> None:
-        self.template, self.name = template, f"{name} ({template.name})"
+        super().__init__(f"{name} ({template.name})", (template.num_answers,))
+        self.template = template
         self._letters = letters_of(template)
         self._policy = model if isinstance(model, FrozenPolicy) else FrozenPolicy(model)
         self._tokenizer, self._token_budget = tokenizer, token_budget
         self._context = context_length(self._policy.model)
 
-    @property
-    def num_answers(self) -> tuple[int, ...]:
-        """As many as the template shows."""
-        return (self.template.num_answers,)
-
-    @property
-    def spent(self) -> Spending:
-        """Nothing is charged."""
-        return Spending()
-
-    def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
-        """Nothing is charged."""
-        return Spending()
-
-    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
-        """A judgement of each request, in their order; see `Judge`. One longer than the context is invalid.
-
-        Raises:
-            DataError: a request that the template does not fit.
-            ModelError: letters that begin with the same token, or a tokenizer without a chat template.
-            NumericalError: NaN or infinity, with its place.
-        """
-        check_num_answers(self, requests)
-        return judged(requests, self._prepared, self._scored, self._read)
-
-    def _prepared(self, request: JudgeRequest) -> list[Encoded]:
+    def prepare(self, request: JudgeRequest) -> list[Encoded]:
         """The request's ids with the first token of each letter."""
         messages = self.template.messages(request)
         pairs = [
@@ -82,11 +58,12 @@ class LocalJudge:
         check_context(max(len(pair.prompt_ids) + 1 for pair in firsts), self._context)
         return firsts
 
-    def _scored(self, pairs: Sequence[Encoded]) -> list[float]:
+    def score(self, pairs: Sequence[Encoded]) -> list[float]:
         """Log-probability of each letter, nats."""
         prompts, letters = [pair.prompt_ids for pair in pairs], [pair.completion_ids for pair in pairs]
         return [float(each[0]) for each in self._policy.score(prompts, letters, self._token_budget).logprobs]
 
-    def _read(self, logprobs: Sequence[float]) -> Judgement:
+    def read(self, logprobs: Sequence[float]) -> Judgement:
+        """What the letters are worth by their log-probabilities, nats."""
         told = dict(zip(self._letters.letters, logprobs, strict=True))
         return judgement_of(self._letters.worth(told), self.template.num_answers)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from densepath.data.rows import short
 from densepath.errors import DataError
 from densepath.evals.verifiers import Verifier
-from densepath.judging.here import judged
-from densepath.judging.protocol import JudgeRequest, check_num_answers
-from densepath.records.judging import Judgement, Spending, preference_of
+from densepath.judging.here import JudgeHere
+from densepath.judging.protocol import JudgeRequest
+from densepath.records.judging import Judgement, preference_of
 
 
-class ProgramJudge:
+class ProgramJudge(JudgeHere[float]):
     """A program that grades an answer from its text and its row; of several turns it reads the last text.
 
     Args:
@@ -22,32 +22,12 @@ class ProgramJudge:
         name: what records call the judge.
     """
 
-    num_answers = (1, 2)
-
     def __init__(self, verifier: Verifier, name: str) -> None:
-        self.name = name
+        super().__init__(name)
         self._verifier = verifier
 
-    @property
-    def spent(self) -> Spending:
-        """Nothing is charged."""
-        return Spending()
-
-    def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
-        """Nothing is charged."""
-        return Spending()
-
-    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
-        """A judgement of each request, in their order; see `Judge`. A row that the program cannot read is invalid, and
-        so is what it says if that is no finite number.
-
-        Raises:
-            DataError: a request with another number of answers.
-        """
-        check_num_answers(self, requests)
-        return judged(requests, self._graded, list, _read)
-
-    def _graded(self, request: JudgeRequest) -> list[float]:
+    def prepare(self, request: JudgeRequest) -> list[float]:
+        """The program's grade of each answer; no finite number is invalid."""
         return [self._number(self._verifier(texts[-1], request.row or {})) for texts in request.answers]
 
     def _number(self, said: Any) -> float:
@@ -58,9 +38,13 @@ class ProgramJudge:
             pass
         raise DataError(f"{self.name} says {short(repr(said))} of an answer, which is no finite number")
 
+    def score(self, things: Sequence[float]) -> Sequence[float]:
+        """The grades as they are."""
+        return things
 
-def _read(grades: Sequence[float]) -> Judgement:
-    if len(grades) == 1:
-        return Judgement(grade=grades[0])
-    verdict = ">" if grades[0] > grades[1] else "<" if grades[0] < grades[1] else "="
-    return Judgement(preference_of(verdict), verdict=verdict)
+    def read(self, scores: Sequence[float]) -> Judgement:
+        """The grade of one answer; of two the higher one is preferred."""
+        if len(scores) == 1:
+            return Judgement(grade=scores[0])
+        verdict = ">" if scores[0] > scores[1] else "<" if scores[0] < scores[1] else "="
+        return Judgement(preference_of(verdict), verdict=verdict)

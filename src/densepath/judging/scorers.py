@@ -13,14 +13,13 @@ from densepath.data.encode import Encoded
 from densepath.data.rows import template_arguments
 from densepath.data.tokenizer_calls import as_ints, render, tokenise
 from densepath.errors import DataError, ModelError, NumericalError
-from densepath.judging.here import judged, judgement_of_scores
-from densepath.judging.protocol import JudgeRequest, check_num_answers
+from densepath.judging.here import JudgeHere
+from densepath.judging.protocol import JudgeRequest
 from densepath.models.compat import context_length, eos_token_ids
 from densepath.models.load import DTYPES, device_of
 from densepath.models.locate import explained, locate
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.records.completion import prompt_text
-from densepath.records.judging import Judgement, Spending
 from densepath.rewards.dense import DenseReward
 
 
@@ -56,7 +55,7 @@ def load_reward_model(name_or_path: str, *, dtype: str, device: str, trust_remot
     return model.eval().to(device_of(device)), tokenizer
 
 
-class RewardModelJudge:
+class RewardModelJudge(JudgeHere[Sequence[int]]):
     """A model with one number at its end, as TRL's RewardTrainer makes it: it grades, or prefers the higher score.
 
     Args:
@@ -69,35 +68,14 @@ class RewardModelJudge:
         ModelError: another number of labels.
     """
 
-    num_answers = (1, 2)
-
     def __init__(self, model: Any, tokenizer: Any, name: str, token_budget: int = DEFAULT_TOKEN_BUDGET) -> None:
         if model.config.num_labels != 1:
             raise ModelError(f"{name} tells {model.config.num_labels} classes apart; a reward model has one label")
-        self.name = name
+        super().__init__(name)
         self._model, self._tokenizer, self._token_budget = model, tokenizer, token_budget
         self._context = context_length(model)
 
-    @property
-    def spent(self) -> Spending:
-        """Nothing is charged."""
-        return Spending()
-
-    def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
-        """Nothing is charged."""
-        return Spending()
-
-    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
-        """A judgement of each request, in their order; see `Judge`. One longer than the context is invalid.
-
-        Raises:
-            DataError: a request with another number of answers.
-            NumericalError: a score that is not finite.
-        """
-        check_num_answers(self, requests)
-        return judged(requests, self._prepared, self._scored, judgement_of_scores)
-
-    def _prepared(self, request: JudgeRequest) -> list[list[int]]:
+    def prepare(self, request: JudgeRequest) -> list[list[int]]:
         """Ids of the conversation with each answer."""
         rows = [self._ids(request, answer) for answer in range(len(request.answers))]
         for ids in rows:
@@ -111,7 +89,7 @@ class RewardModelJudge:
         return as_ints(self._tokenizer(prompt_text(turns[:-1]), turns[-1]["content"])["input_ids"])
 
     @torch.no_grad()
-    def _scored(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def score(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """The model's number for each row; rows of like length share a pass, padded on the right."""
         scores = [0.0] * len(rows)
         pad = self._model.config.get_text_config().pad_token_id
@@ -143,7 +121,7 @@ def _batches(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[list[
         yield batch
 
 
-class DenseRewardJudge:
+class DenseRewardJudge(JudgeHere[Encoded]):
     """A dense reward: an answer's score is the sum of its tokens' rewards, in nats; of several turns, the last one's.
 
     Args:
@@ -151,35 +129,15 @@ class DenseRewardJudge:
         name: what records call the judge.
     """
 
-    num_answers = (1, 2)
-
     def __init__(self, reward: DenseReward, name: str) -> None:
-        self.name = name
+        super().__init__(name)
         self._reward = reward
         policies = (reward.sft, *reward.refs)
         self._context = min(context_length(policy.model) for policy in policies)
         self._ends = eos_token_ids(reward.sft.model, reward.tokenizer)
 
-    @property
-    def spent(self) -> Spending:
-        """Nothing is charged."""
-        return Spending()
-
-    def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
-        """Nothing is charged."""
-        return Spending()
-
-    def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
-        """A judgement of each request, in their order; see `Judge`. One longer than the context is invalid.
-
-        Raises:
-            DataError: a request with another number of answers.
-            NumericalError: NaN or infinity, with the model and the place.
-        """
-        check_num_answers(self, requests)
-        return judged(requests, self._prepared, self._scored, judgement_of_scores)
-
-    def _prepared(self, request: JudgeRequest) -> list[Encoded]:
+    def prepare(self, request: JudgeRequest) -> list[Encoded]:
+        """The conversation's ids with each answer's last turn."""
         found = []
         for answer in range(len(request.answers)):
             *turns, last = request.conversation(answer)
@@ -189,7 +147,8 @@ class DenseRewardJudge:
             check_context(len(found[-1].prompt_ids) + len(found[-1].completion_ids), self._context)
         return found
 
-    def _scored(self, pairs: Sequence[Encoded]) -> list[float]:
+    def score(self, pairs: Sequence[Encoded]) -> list[float]:
+        """Sum of the tokens' rewards of each, nats."""
         prompts, completions = [pair.prompt_ids for pair in pairs], [pair.completion_ids for pair in pairs]
         scores = self._reward.score_ids(prompts, completions, eos_token_ids=self._ends)
         return list(map(float, scores.sums))
