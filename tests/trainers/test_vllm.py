@@ -22,7 +22,7 @@ class StandIn:
 
     def __init__(self, **arguments):
         self.arguments = arguments
-        self.model = arguments["model"]
+        self.model, self.mode = arguments["model"], "server"  # where nothing is left of vLLM to look into
         self.synchronised = 0
         self.vllm_client = self
 
