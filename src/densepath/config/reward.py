@@ -75,8 +75,8 @@ class ScoreArguments(ShardArguments, ShapeArguments, EngineArguments, RowsArgume
         super().__post_init__()
         if self.use_vllm and self.dense_reward == "inverse_bellman":
             raise ConfigError(
-                "use_vllm gives log-probabilities alone, and dense_reward=inverse_bellman reads normalisers too: leave one "
-                "out"
+                "use_vllm gives log-probabilities alone, and dense_reward=inverse_bellman reads normalisers too: "
+                "leave one of them out"
             )
         if Path(self.output_file).suffix not in OUTPUT_SUFFIXES:
             raise ConfigError(f"output_file={self.output_file} must end in {' or '.join(OUTPUT_SUFFIXES)}")

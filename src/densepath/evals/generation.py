@@ -12,7 +12,7 @@ from densepath.data.encode import encode_row_prompt
 from densepath.errors import UsageError
 from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
-from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, sample
+from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, Samples, sample
 from densepath.rewards.vllm_policy import VLLMPolicy
 
 
@@ -104,9 +104,8 @@ def generate(
     if isinstance(model, VLLMPolicy):
         if contrast is not None:
             raise UsageError("vLLM samples from one model: leave use_vllm out to move away from a second one")
-        samples = model.sample(
-            prompts, eos_token_ids=eos_token_ids(model.model, tokenizer), seed=decoding.seed, **shared
-        )
+        ends = eos_token_ids(model.model, tokenizer)
+        samples = Samples(*model.sample(prompts, eos_token_ids=ends, seed=decoding.seed, **shared))
         if on_progress is not None:
             on_progress(len(samples.completion_ids), len(samples.completion_ids))
     else:

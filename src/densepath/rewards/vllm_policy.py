@@ -21,7 +21,6 @@ from densepath.errors import ModelError, UsageError
 from densepath.models import locate
 from densepath.models.compat import context_length
 from densepath.models.load import text_part
-from densepath.models.sampling import Samples
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, check_finite, check_ids
 from densepath.rewards.frozen import FrozenPolicy
 
@@ -49,8 +48,8 @@ class VLLMPolicy(FrozenPolicy):
         temperature: float = 1.0,
         eos_token_ids: Sequence[int],
         seed: int = 0,
-    ) -> Samples:
-        """Completions of each prompt, as `models.sampling.sample` gives them, from random numbers of vLLM's own.
+    ) -> tuple[list[list[int]], list[list[float]], list[bool]]:
+        """Completions of each prompt, from random numbers of vLLM's own.
 
         Args:
             prompt_ids: token ids of each prompt.
@@ -59,6 +58,10 @@ class VLLMPolicy(FrozenPolicy):
             temperature: divides the logits; 0 takes the most probable token.
             eos_token_ids: a completion ends after the first of them.
             seed: the same one gives the same completions of the same batch.
+
+        Returns:
+            Ids, log-probabilities (nats) and whether it was cut off, of each completion: the fields of
+            `models.sampling.Samples`.
         """
         from vllm import SamplingParams
 
@@ -79,7 +82,7 @@ class VLLMPolicy(FrozenPolicy):
         given = [{"prompt_token_ids": list(ids)} for ids in prompt_ids]
         answers = self.engine.generate(given, params, use_tqdm=False)
         found = [each for answer in answers for each in answer.outputs]
-        return Samples(
+        return (
             [list(each.token_ids) for each in found],
             [[at[token].logprob for at, token in zip(each.logprobs, each.token_ids, strict=True)] for each in found],
             [each.finish_reason == "length" for each in found],

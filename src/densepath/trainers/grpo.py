@@ -59,7 +59,7 @@ def sampler_type(args: DPRConfig, model: Any) -> Iterator[None]:
     By itself it takes half precision for weights in float32, whose samples are another policy's. Without an
     accelerator it does not compile, which would take minutes.
     """
-    vllm = sys.modules.get("trl.generation.vllm_generation")
+    vllm: Any = sys.modules.get("trl.generation.vllm_generation")
     plain = getattr(vllm, "LLM", None)
     if not args.use_vllm or plain is None:
         yield
