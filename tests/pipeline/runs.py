@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 ROOT = Path(__file__).parents[2]
-UNREPEATABLE = {"time", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+_SPEEDS = ("samples_per_second", "steps_per_second")
+UNREPEATABLE = {"time", "step_time", *(f"{k}_{n}" for k in ("train", "eval") for n in ("runtime", *_SPEEDS))}
 _BASE = "densepath_base.json"
 
 
@@ -68,12 +70,12 @@ def _words(value: Any) -> list[str]:
 class ForkServer:
     """Client of `tests.pipeline.fork_server`: one command at a time, in a process of its own."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, modules: Sequence[str] = ()) -> None:
         self.scratch = scratch
         self.stdout = self.stderr = ""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         self._server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.pipeline.fork_server"],
+            [sys.executable, "-W", "ignore", "-m", "tests.pipeline.fork_server", *modules],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -132,9 +134,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def steps(run: Path, stage: str) -> list[dict[str, Any]]:
-    """Logged steps of a training stage without clock readings."""
+    """What a training stage logged, without clock readings."""
     rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in UNREPEATABLE} for row in rows if "loss" in row]
+    return [{key: value for key, value in row.items() if key not in UNREPEATABLE} for row in rows]
 
 
 def without_seconds(value: Any) -> Any:

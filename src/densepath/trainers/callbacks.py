@@ -59,26 +59,45 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero:
             rows = read_log(self.path)
             write_jsonl_atomic(
-                self.path, [row for row in rows if row["step"] <= state.global_step and "train_runtime" not in row]
+                self.path, [row for row in rows if row["step"] <= state.global_step and "total_flos" not in row]
             )
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Append one line; NaN becomes null."""
         if state.is_world_process_zero and logs:
-            row: dict[str, Any] = {"step": state.global_step, "time": time.time()}
-            for name, value in logs.items():
-                row[name] = value if not isinstance(value, float) or math.isfinite(value) else None
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._append(state, logs if "train_loss" not in logs else {**logs, **self._mean_loss(state)})
         if logs and not math.isfinite(logs.get("loss", 0.0)):
             raise NumericalError(
                 f"the loss is {logs['loss']} at step {state.global_step} ({self.path}); lower the learning rate, "
                 "or check the model's weights for NaN"
             )
 
+    def on_resumed_at_end(self, state: Any) -> None:
+        """Append the totals of a training that was killed behind its last checkpoint, and before it had told them."""
+        if state.is_world_process_zero and self.last("train_loss", state.global_step) is None:
+            self._append(state, {**self._mean_loss(state), "total_flos": state.total_flos, "epoch": state.epoch})
+
+    def _mean_loss(self, state: Any) -> dict[str, float]:
+        """The mean over all steps where each was logged; transformers' is over those since training was resumed."""
+        losses = [row["loss"] for row in read_log(self.path) if row.get("loss") is not None]
+        return {"train_loss": sum(losses) / len(losses)} if len(losses) == state.global_step > 0 else {}
+
+    def _append(self, state: Any, values: Mapping[str, Any]) -> None:
+        row: dict[str, Any] = {"step": state.global_step, "time": time.time()}
+        for name, value in values.items():
+            row[name] = value if not isinstance(value, float) or math.isfinite(value) else None
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
 
 class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint as whole once all processes have written it, durably; an adapter in it knows its base."""
+    """Marks each checkpoint as whole once all processes have written it, durably; an adapter in it knows its base.
+
+    The mark also says what the references hold that were kept until then.
+    """
+
+    def __init__(self) -> None:
+        self._references: dict[str, str] = {}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the marker, after what it stands for: the checkpoint's files, and the log up to its step."""
@@ -91,8 +110,12 @@ class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
         if log.exists():
             sync(log)
         files = sealed(folder, folder.rglob("*"))
+        kept = {path.relative_to(folder.parent).as_posix(): path for path in folder.parent.glob("references/*/*")}
+        new = [path for name, path in kept.items() if name not in self._references]
+        self._references |= sealed(folder.parent, new)
         sync(folder.parent)
-        write_json_atomic(folder / COMPLETE_MARKER, {"step": state.global_step, "files": files})
+        marker = {"step": state.global_step, "files": files, "references": self._references}
+        write_json_atomic(folder / COMPLETE_MARKER, marker)
 
 
 def last_complete_checkpoint(output_dir: Path) -> str | None:
@@ -102,6 +125,9 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
 
     Returns:
         Its path for `Trainer.train(resume_from_checkpoint=...)`, or None.
+
+    Raises:
+        DamagedFileError: a reference that was kept before it is no longer what was written.
     """
     found: list[tuple[int, Path]] = []
     for folder in output_dir.glob("checkpoint-*"):
@@ -115,6 +141,7 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
     for _, folder in sorted(found, reverse=True):
         damage = checkpoint_damage(folder)
         if damage is None:
+            _check_references(folder)
             return str(folder)
         aside = folder.with_name(f"{ASIDE}{folder.name}")
         remove(aside)
@@ -126,6 +153,17 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
             stacklevel=2,
         )
     return None
+
+
+def _check_references(checkpoint: Path) -> None:
+    """Refuse to go on beside a damaged reference: training has passed the step at which it was taken."""
+    output_dir = checkpoint.parent
+    changed = changed_files(output_dir, read_json(checkpoint / COMPLETE_MARKER).get("references", {}))
+    if changed:
+        raise DamagedFileError(
+            f"{', '.join(str(output_dir / name) for name in changed)}: not what was written: put a whole copy in its "
+            f"place, or remove the checkpoints in {output_dir} to train again"
+        )
 
 
 def checkpoint_damage(folder: Path) -> str | None:

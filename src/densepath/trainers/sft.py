@@ -174,5 +174,6 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
             trainer.state = state
             align_special_tokens(trainer.model, trainer.processing_class)
             trainer._load_from_checkpoint(checkpoint)
+            metrics.on_resumed_at_end(state)
             return
     trainer.train(resume_from_checkpoint=checkpoint)
