@@ -25,7 +25,14 @@ from densepath.trainers.callbacks import (
     save_folder_atomic,
 )
 from densepath.trainers.ema import EMACallback
-from densepath.trainers.refusals import check_evaluation, check_optimization, refuse_unused, refusing, without_effect
+from densepath.trainers.refusals import (
+    check_evaluation,
+    check_optimization,
+    check_token,
+    refuse_unused,
+    refusing,
+    without_effect,
+)
 
 _USED = frozenset(
     {
@@ -96,6 +103,7 @@ def sft_trainer(
         if not 0 <= fraction < 1:
             raise ConfigError(f"reference fraction {fraction} must lie in [0, 1): 1 is the SFT model itself")
     check_sft_arguments(args)
+    check_token(args)
     check_optimization(args)
     args.completion_only_loss = True
     disable_dropout(model)
