@@ -127,8 +127,9 @@ def run_attacks(record: Record, only: list[str], scale: float, until: float) -> 
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place = Place(folder)
         stack.callback(place.close)
-        for name, attack in ATTACKS.items():
-            if (only and name not in only) or (attack.needs_root and not may_mount()):
+        for name in only or ATTACKS:
+            attack = ATTACKS[name]
+            if attack.needs_root and not may_mount():
                 continue
             full = max(1, round(attack.full * scale))
             while (most := full - record.total(name)["tried"]) > 0 and time.monotonic() < until:

@@ -70,7 +70,7 @@ def _attacked(
     place.paid_twice()
     ways = ("main", "group", "worker") if command == "experiment" else ("main",)
     for number in range(rng.randrange(1, min(MOST, most) + 1)):
-        moment = rng.random() * seconds / (2 if number else 1)  # what is left takes less
+        moment = rng.random() * seconds / (3 if number else 1)  # what is left takes less
         code = _killed(place, words, moment, rng.choice(ways), request)
         found["tracebacks"] += "Traceback" in place.forks.stderr
         if code not in (-signal.SIGKILL, 1):  # it came to its end before

@@ -43,7 +43,7 @@ BODIES = (
 )
 
 
-_PACE, _WARM = 10.0, 60.0
+_PACE, _WARM = 5.0, 60.0
 """Of the soak: requests a second, and seconds after which the memory is looked at for the first time."""
 _GROWTH = 8.0
 """MiB that the memory may grow after that."""

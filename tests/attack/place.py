@@ -15,10 +15,10 @@ from tests.judging.fake_endpoint import MODEL, FakeEndpoint
 from tests.pipeline.runs import ForkServer, run_argv, save_tiny_model, without_seconds
 
 COMMANDS = (
-    *("run", "run", "run", "sft", "dpr", "purify", "purify", "experiment", "experiment"),
-    *("score", "generate", "judge", "judge", "eval", "diagnose", "audit", "rank"),
+    *("run", "sft", "dpr", "purify", "experiment", "score"),
+    *("generate", "judge", "eval", "diagnose", "audit", "rank"),
 )
-"""What is attacked; the longer ones, which do more, more often."""
+"""What is attacked."""
 CONCURRENCY = 2
 """Calls of the judge under way at once: those that a kill may have paid for in vain."""
 _MODULES = (
