@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tests.attack.place import PASSING, Place
+from tests.attack.place import Place
+from tests.pipeline.folders import PASSING
 
 STATES: Mapping[str, tuple[str, Mapping[str, object] | None]] = {
     "run, finished": ("run", None),

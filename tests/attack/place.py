@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.judging.fake_endpoint import MODEL, FakeEndpoint
-from tests.pipeline.runs import ForkServer, run_argv, save_tiny_model, without_seconds
+from tests.pipeline.folders import differences
+from tests.pipeline.runs import ForkServer, run_argv, save_tiny_model
 
 COMMANDS = (
     *("run", "sft", "dpr", "purify", "experiment", "score"),
@@ -25,11 +25,6 @@ _MODULES = (
     *("experiment", "judge", "generate", "eval_command", "diagnose", "audit", "ranking", "purify"),
     *("reward_eval", "judge_eval"),
 )
-PASSING = (".lock", "README.md", "environment.json", "log.txt")
-"""Files that say when and where, or are for the eye alone: TRL's cards hold dates, and logs what every call said."""
-_CLOCK = re.compile(r"seconds|step_time|.*runtime|.*per_second")
-_DRAWN = re.compile(r"<svg.*?</svg>|[\d.,:%-]+", re.S)
-"""Of a page: some plots are over seconds; and its numbers, which lie beside it."""
 _SPENT = ("spent.json", "report.json", "report.html")
 """Of a judge: they count the calls of all commands, or of the last."""
 
@@ -153,11 +148,7 @@ class Place:
 
     def differences(self, command: str, folder: Path) -> list[str]:
         """Names of files that are missing, too many, or not what an unattacked run wrote, clocks apart."""
-        whole = self.done(command).folder
-        names = [name for name in sorted({*_names(folder), *_names(whole)}) if Path(name).name not in PASSING]
-        if command == "judge":
-            names = [name for name in names if Path(name).name not in _SPENT]
-        return [name for name in names if _content(folder, name) != _content(whole, name)]
+        return differences(folder, self.done(command).folder, _SPENT if command == "judge" else ())
 
 
 _SHORT = {"max_completion_length": 4}
@@ -195,43 +186,3 @@ def _ranked(folder: Path) -> dict[str, Any]:
 
 def _texts(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
-
-
-def _names(folder: Path) -> Iterator[str]:
-    return (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _content(folder: Path, name: str) -> Any:
-    """What a file holds, without clock readings and the name of the folder; None where it is not there."""
-    path = folder / name
-    if not path.is_file():
-        return None
-    held = path.read_bytes().replace(str(folder).encode(), b"FOLDER")
-    if path.suffix in (".json", ".jsonl"):
-        lines = held.splitlines() if path.suffix == ".jsonl" else [held]
-        try:
-            return [_repeatable(json.loads(line)) for line in lines]
-        except ValueError:
-            return held
-    if path.suffix in (".html", ".md"):
-        return _DRAWN.sub("", held.decode(errors="replace"))
-    if path.suffix == ".csv":
-        return [line.rpartition(b",")[0] for line in held.splitlines()]  # the last column is the seconds
-    return held
-
-
-def _repeatable(value: Any) -> Any:
-    """A JSON value without clock readings, and without the curves of such."""
-    if isinstance(value, Mapping):
-        kept = {key: item for key, item in value.items() if key != "time" and not _CLOCK.fullmatch(key)}
-        return without_seconds({key: _repeatable(item) for key, item in kept.items()})
-    if isinstance(value, list):
-        return [_repeatable(item) for item in value if not (isinstance(item, Mapping) and _is_clock(item))]
-    return value
-
-
-def _is_clock(item: Mapping[str, Any]) -> bool:
-    """Whether it is a curve of clock readings."""
-    return any(
-        isinstance(each, str) and _CLOCK.fullmatch(each.rpartition("/")[2]) is not None for each in item.values()
-    )
