@@ -15,10 +15,10 @@ from tests.pipeline.folders import differences
 from tests.pipeline.runs import ForkServer, run_argv, save_tiny_model
 
 COMMANDS = (
-    *("run", "sft", "dpr", "purify", "experiment", "score"),
-    *("generate", "judge", "eval", "diagnose", "audit", "rank"),
+    *("run", "purify", "experiment", "diagnose"),
+    *(2 * ("run", "sft", "dpr", "score", "generate", "judge", "eval", "audit", "rank")),
 )
-"""What is attacked."""
+"""What is attacked; those that take a second or more less often."""
 CONCURRENCY = 2
 """Calls of the judge under way at once: those that a kill may have paid for in vain."""
 _MODULES = (

@@ -46,16 +46,16 @@ def content(folder: Path, name: str) -> Any:
     held = path.read_text(encoding="utf-8", errors="replace")
     for place in _places(folder):
         held = held.replace(place, "FOLDER")
-    held = re.sub(rf"\b{re.escape(folder.name)}\b", "NAME", held)
     if path.suffix in (".json", ".jsonl"):
         try:
             return [
-                _repeatable(json.loads(line)) for line in (held.splitlines() if path.suffix == ".jsonl" else [held])
+                _repeatable(json.loads(line), folder.name)
+                for line in (held.splitlines() if path.suffix == ".jsonl" else [held])
             ]
         except ValueError:
             return held
     if path.suffix in (".html", ".md"):
-        return _DRAWN.sub("", held)
+        return _DRAWN.sub("", re.sub(rf"(?<=>){re.escape(folder.name)}(?=<| ·)", "NAME", held))
     if path.suffix == ".csv":
         return [line.rpartition(",")[0] for line in held.splitlines()]  # the last column is the seconds
     return held
@@ -71,17 +71,17 @@ def _places(folder: Path) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
-def _repeatable(value: Any) -> Any:
-    """A JSON value without clock readings, and without the curves of such."""
+def _repeatable(value: Any, name: str) -> Any:
+    """A JSON value without clock readings, the curves of such, and the folder's name."""
     if isinstance(value, Mapping):
         return {
-            key: _repeatable(item)
+            key: _repeatable(item, name)
             for key, item in value.items()
             if not _CLOCK.fullmatch(key) and key.rpartition("/")[2] not in _SEALED
         }
     if isinstance(value, list):
-        return [_repeatable(item) for item in value if not (isinstance(item, Mapping) and _is_clock(item))]
-    return value
+        return [_repeatable(item, name) for item in value if not (isinstance(item, Mapping) and _is_clock(item))]
+    return "NAME" if value == name else value
 
 
 def _is_clock(item: Mapping[str, Any]) -> bool:

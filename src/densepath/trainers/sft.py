@@ -18,6 +18,7 @@ from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.models.references import reference_name
 from densepath.trainers.callbacks import (
+    LOG,
     CompleteCheckpointCallback,
     MetricsCallback,
     ReferenceCheckpointCallback,
@@ -169,11 +170,13 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
     """
     make_folder(output_dir)
     sync_name(output_dir)  # the trainer may have made it
-    metrics = MetricsCallback(output_dir / "metrics.jsonl")
+    metrics = MetricsCallback(output_dir / LOG)
     trainer.add_callback(metrics)
     trainer.add_callback(CompleteCheckpointCallback())
     with trainer.args.main_process_first(local=False):  # it removes what a kill cut short
         checkpoint = last_complete_checkpoint(output_dir)
+        if trainer.is_world_process_zero():
+            metrics.go_on_from(checkpoint)
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         if hasattr(trainer, "_total_train_tokens"):  # SFTTrainer forgets them on resume
