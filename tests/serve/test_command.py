@@ -121,7 +121,7 @@ def test_a_key_is_read_from_a_file_or_the_environment(tmp_path, monkeypatch):
 
 def test_a_missing_extra_is_named(refused, monkeypatch):
     monkeypatch.setattr("densepath.serve.find_spec", lambda name: None if name == "uvicorn" else True)
-    assert "densepath serve needs uvicorn: pip install 'densepath[serve]'" in refused()
+    assert "densepath serve needs packages that are missing: pip install uvicorn" in refused()
 
 
 def test_a_saved_reward_is_whole(refused, models):

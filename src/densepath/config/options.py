@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -49,7 +49,7 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def check_at_least(name: str, value: float, least: float) -> None:
     """Refuse a number below the least, with a `ConfigError`."""
-    if value < least:
+    if not value >= least:  # NaN too
         raise ConfigError(f"{name}={value} must be at least {least}")
 
 
@@ -65,17 +65,16 @@ def check_temperature(place: str, value: float) -> None:
         raise ConfigError(f"{place}{value} must be at least 0; 0 is greedy")
 
 
-def check_given(name: str, value: object, what: str) -> None:
-    """Refuse an argument without which there is nothing to do, with a `ConfigError`."""
-    if not value:
-        raise ConfigError(f"{name} is missing: {what}")
+def check_required(kind: type[Any], given: Mapping[str, Any]) -> None:
+    """Refuse a command without one of its required arguments, with a `ConfigError` that says what is missing.
 
-
-def check_required(arguments: Any) -> None:
-    """Refuse arguments whose required fields were not given, with a `ConfigError` that says what is missing."""
-    for f in fields(arguments):
-        if f.metadata["required"]:
-            check_given(f.name, getattr(arguments, f.name), f.metadata["help"])
+    Args:
+        kind: dataclass of the command's arguments.
+        given: name -> value.
+    """
+    for f in fields(kind):
+        if f.metadata["required"] and not given.get(f.name):
+            raise ConfigError(f"{f.name} is missing: {f.metadata['help']}")
 
 
 def check_html_name(name: str | None, twin: str) -> None:

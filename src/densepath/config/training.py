@@ -11,7 +11,7 @@ from densepath.config.mixins import (
     TrainableArguments,
     TrainingRowsArguments,
 )
-from densepath.config.options import check_given, check_temperature, option
+from densepath.config.options import check_temperature, option
 from densepath.config.run import PurifyArguments, RunArguments
 
 
@@ -47,8 +47,8 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
 class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableArguments):
     """Arguments of `densepath purify`; any argument of TRL's `SFTConfig` is taken too, for each of its trainings."""
 
-    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
-    ref_model_name_or_path: str | None = option(None, "The model before SFT.")
+    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.", required=True)
+    ref_model_name_or_path: str | None = option(None, "The model before SFT.", required=True)
     verifier: str | None = option(
         None,
         "Program that judges each behaviour on held-out prompts: exact_match, final_number, instruction_format or "
@@ -78,12 +78,7 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
         Args:
             batch: demonstrations in a step and device.
             save_steps: optimizer steps between checkpoints.
-
-        Raises:
-            ConfigError: one of the two models is not given.
         """
-        check_given("model_name_or_path", self.model_name_or_path, "give the SFT model")
-        check_given("ref_model_name_or_path", self.ref_model_name_or_path, "give the model before SFT")
         shared = {f.name for f in fields(RunArguments)} & {f.name for f in fields(self)}
         values: dict[str, Any] = {name: getattr(self, name) for name in shared}
         values |= {
