@@ -74,7 +74,7 @@ def test_help_imports_no_torch():
         ({"host": "no such host"}, "cannot listen on no such host"),
         ({"host": "192.0.2.1", "port": 0}, "choose another host or port"),
         ({"max_items": 0}, "max_items=0 must be a number above 0"),
-        ({"request_timeout": "nan"}, "request_timeout=nan must be a number above 0"),
+        ({"request_timeout": "nan"}, "request_timeout='nan' must be a number"),
         ({"dense_reward": "process"}, "choose one of: baseline_relative, logprob, inverse_bellman"),
         ({"max_item": 3}, "did you mean max_items?"),
         ({"api_key": "x" * 20}, "unknown key 'api_key'; did you mean api_key_file?"),

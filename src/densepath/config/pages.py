@@ -36,8 +36,8 @@ class LimitsArguments(Arguments):
 class ServeArguments(LimitsArguments, HostArguments, RewardArguments):
     """Arguments of `densepath serve`."""
 
-    ref_model_name_or_path: str | None = option(
-        None, "Reference of the reward; not needed by logprob, inverse_bellman, or where a DenseReward is given."
+    ref_model_name_or_path: list[str] = option(
+        [], "Reference of the reward, or several. Not needed by logprob, inverse_bellman, or a saved DenseReward."
     )
     token_budget: int = option(2048, "Tokens scored together, of all requests; bounds memory.", least=1)
     num_threads: int | None = option(None, "CPU threads of scoring; torch's default if None.", least=1)
