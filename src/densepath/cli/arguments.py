@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from densepath.config.coerce import coerce, expanded
-from densepath.config.options import check_required
+from densepath.config.options import Arguments, check_required
 from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
 from densepath.errors import ConfigError, UsageError
 
@@ -48,7 +48,7 @@ def parse(
 
     Raises:
         UsageError: an unknown key (with the nearest known one).
-        ConfigError: a value that does not fit, or a required argument that is not there.
+        ConfigError: a value that does not fit, or has no effect; or a required argument that is not there.
     """
     passthrough = passthrough or {}
     hints = typing.get_type_hints(kind)
@@ -98,7 +98,10 @@ def parse(
             hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help"
             raise ConfigError(f"{sources[key]}: unknown key {key!r}{hint}")
     check_required(kind, own)
-    return kind(**own), others
+    found = kind(**own)
+    if isinstance(found, Arguments):
+        found.check_effect()
+    return found, others
 
 
 def _help(text: str, choices: Sequence[str]) -> str:

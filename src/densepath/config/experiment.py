@@ -27,6 +27,9 @@ class ExperimentArguments(RunArguments):
         {}, "name -> keys: method, label, control, tune, settings, and those of its cells."
     )
 
+    def check_effect(self) -> None:
+        """What has no effect here may have one in a setting, which is looked at in its place."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.arms != RunArguments().arms:

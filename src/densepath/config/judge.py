@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from densepath.config.options import Arguments, check_finite, option
+from densepath.config.options import Arguments, check_finite, check_no_effect, option
 from densepath.errors import ConfigError
 
 JUDGES = {
@@ -106,3 +106,13 @@ class JudgeArguments(EndpointArguments):
             parse_judge(self.judge)
         if not self.max_invalid <= 1:
             raise ConfigError(f"max_invalid={self.max_invalid} must lie in [0, 1]: it is a share")
+
+    def check_effect(self) -> None:
+        """How a judge is asked has no effect where there is none, nor what an endpoint is told without one."""
+        super().check_effect()
+        judges = [each for each in (self.judge, getattr(self, "second_judge", None)) if each is not None]
+        if not judges:
+            check_no_effect(self, [f.name for f in fields(JudgeArguments)], "without judge")
+        elif not any(each.startswith("openai:") for each in judges):
+            endpoint = [f.name for f in fields(EndpointArguments)]
+            check_no_effect(self, endpoint, f"with judge={self.judge}, which is no endpoint")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from densepath.errors import ConfigError
 
 
 def option(
-    default: Any, text: str, *, least: float | None = None, choices: Sequence[str] = (), required: bool = False
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    choices: Sequence[str] = (),
+    required: bool = False,
+    needs: str | None = None,
 ) -> Any:
     """A dataclass field with a help text; mutable defaults are copied.
 
@@ -21,8 +27,9 @@ def option(
         least: the lowest number that `Arguments` takes; None for any.
         choices: the words that `Arguments` takes; empty for any.
         required: a command without it does not begin; nor does one with an empty value.
+        needs: the argument without which it has no effect, and is refused by `Arguments.check_effect`.
     """
-    metadata = {"help": text, "least": least, "choices": tuple(choices), "required": required}
+    metadata = {"help": text, "least": least, "choices": tuple(choices), "required": required, "needs": needs}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -39,6 +46,26 @@ class Arguments:
                 check_choice(f.name, value, f.metadata["choices"])
             if least is not None and value is not None:
                 check_at_least(f.name, value, least)
+
+    def check_effect(self) -> None:
+        """Refuse what was given and cannot take effect beside the others, with a `ConfigError`."""
+        for f in fields(self):
+            if f.metadata["needs"] and not getattr(self, f.metadata["needs"]):
+                check_no_effect(self, [f.name], f"without {f.metadata['needs']}")
+
+
+def check_no_effect(arguments: Any, names: Collection[str], where: str) -> None:
+    """Refuse arguments that were given and cannot take effect, with a `ConfigError`.
+
+    Args:
+        arguments: a dataclass of options.
+        names: of its arguments that have no effect.
+        where: why, such as "without judge".
+    """
+    for f in fields(arguments):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if f.name in names and getattr(arguments, f.name) != default:
+            raise ConfigError(f"{f.name}={getattr(arguments, f.name)!r} has no effect {where}: leave it out")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

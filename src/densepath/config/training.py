@@ -26,8 +26,8 @@ class SFTArguments(ReferencesArguments, TrainingRowsArguments, TrainableArgument
 class DPRArguments(TrainingRowsArguments, TrainableArguments):
     """Arguments of `densepath dpr`; any argument of `DPRConfig` (hence `GRPOConfig`) is taken too."""
 
-    ref_model_name_or_path: str | None = option(
-        None, "Reference of the reward: an earlier checkpoint of the SFT run, or the model before SFT."
+    ref_model_name_or_path: list[str] = option(
+        [], "Reference of the reward, or several: earlier checkpoints of the SFT run, or the model before SFT."
     )
     dataset_name: str = option(
         "",
@@ -57,7 +57,7 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
     eval_dataset_name: str | None = option(
         None, "Held-out rows; None: a tenth of the demonstrations, or less, split off by content hash."
     )
-    dataset_test_split: str = option("test", "Split of eval_dataset_name.")
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.", needs="eval_dataset_name")
     num_validation_samples: int = option(200, "Held-out rows used.", least=1)
     max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
     max_completion_length: int = option(64, "Longest sampled answer in tokens, EOS included.", least=1)
@@ -84,6 +84,7 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
         values |= {
             "model_name_or_path": self.ref_model_name_or_path,
             "sft_model_name_or_path": self.model_name_or_path,
+            "ref_model_name_or_path": [],
         }
         values["eval_temperatures"] = [self.temperature]
         values |= {"sft_per_device_train_batch_size": batch, "save_steps": save_steps}

@@ -179,7 +179,8 @@ def encode_rendered(text: str, tokenizer: PreTrainedTokenizerBase, prompt: str |
         prompt = text[: _answer_start(text, tokenizer)]
     ids, state = text_ids(text, tokenizer), text_ids(prompt, tokenizer)
     start = _common_prefix(state, ids)
-    return Encoded(ids[:start], ids[start : _end_of_action(ids, start, len(ids), tokenizer)])
+    stop = _end_of_action(ids, start, len(ids), tokenizer)
+    return Encoded(tuple(ids[:start]), tuple(ids[start:stop]))
 
 
 def _answer_start(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
