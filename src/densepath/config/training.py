@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import (
     TEXT_TASKS,
     ReferencesArguments,
     TrainableArguments,
     TrainingRowsArguments,
 )
-from densepath.config.options import check_given, check_temperature, option
+from densepath.config.options import check_temperature, option
 from densepath.config.run import PurifyArguments, RunArguments
 
 
@@ -26,8 +27,8 @@ class SFTArguments(ReferencesArguments, TrainingRowsArguments, TrainableArgument
 class DPRArguments(TrainingRowsArguments, TrainableArguments):
     """Arguments of `densepath dpr`; any argument of `DPRConfig` (hence `GRPOConfig`) is taken too."""
 
-    ref_model_name_or_path: str | None = option(
-        None, "Reference of the reward: an earlier checkpoint of the SFT run, or the model before SFT."
+    ref_model_name_or_path: list[str] = option(
+        [], "Reference of the reward, or several: earlier checkpoints of the SFT run, or the model before SFT."
     )
     dataset_name: str = option(
         "",
@@ -44,26 +45,27 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
 
 
 @dataclass
-class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableArguments):
+class PurifyCommandArguments(JudgeArguments, PurifyArguments, TrainingRowsArguments, TrainableArguments):
     """Arguments of `densepath purify`; any argument of TRL's `SFTConfig` is taken too, for each of its trainings."""
 
-    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
-    ref_model_name_or_path: str | None = option(None, "The model before SFT.")
+    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.", required=True)
+    ref_model_name_or_path: str | None = option(None, "The model before SFT.", required=True)
     verifier: str | None = option(
         None,
         "Program that judges each behaviour on held-out prompts: exact_match, final_number, instruction_format or "
-        "package.module:function. None: the rule without labels chooses.",
+        "package.module:function. None: the judge does, or without one the rule without labels.",
     )
     eval_dataset_name: str | None = option(
         None, "Held-out rows; None: a tenth of the demonstrations, or less, split off by content hash."
     )
-    dataset_test_split: str = option("test", "Split of eval_dataset_name.")
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.", needs="eval_dataset_name")
     num_validation_samples: int = option(200, "Held-out rows used.", least=1)
     max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
     max_completion_length: int = option(64, "Longest sampled answer in tokens, EOS included.", least=1)
-    temperature: float = option(0.0, "Of the answers that the verifier judges; 0 is greedy.")
+    temperature: float = option(0.0, "Of the answers that are judged; 0 is greedy.")
     purify_dft: bool = option(
-        True, "With a verifier: judge DFT on all demonstrations beside the behaviours, and take it where it is better."
+        True,
+        "With a verifier or judge: try DFT on all demonstrations too, and take it where it is better.",
     )
     seed: int = option(0, "Seed of draws, training and sampling.")
     output_dir: str = option("purified", "Where model, kept.jsonl, dropped.jsonl, purification.json and its page go.")
@@ -78,17 +80,13 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
         Args:
             batch: demonstrations in a step and device.
             save_steps: optimizer steps between checkpoints.
-
-        Raises:
-            ConfigError: one of the two models is not given.
         """
-        check_given("model_name_or_path", self.model_name_or_path, "give the SFT model")
-        check_given("ref_model_name_or_path", self.ref_model_name_or_path, "give the model before SFT")
         shared = {f.name for f in fields(RunArguments)} & {f.name for f in fields(self)}
         values: dict[str, Any] = {name: getattr(self, name) for name in shared}
         values |= {
             "model_name_or_path": self.ref_model_name_or_path,
             "sft_model_name_or_path": self.model_name_or_path,
+            "ref_model_name_or_path": [],
         }
         values["eval_temperatures"] = [self.temperature]
         values |= {"sft_per_device_train_batch_size": batch, "save_steps": save_steps}

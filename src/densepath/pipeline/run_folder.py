@@ -35,7 +35,7 @@ from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
 MACHINE_KEYS = (
-    *("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory"),
+    *("output_dir", "num_threads", "report_to", "accelerate_config", "num_processes", "gpu_memory"),
     *("max_calls", "max_cost", "max_invalid", "judge_concurrency", "judge_timeout", "judge_retries"),
     *("judge_calls_per_minute", "judge_prompt_price", "judge_completion_price", "judge_cache", "judge_api_key_env"),
 )
@@ -98,7 +98,8 @@ class RunFolder:
             return
         if process is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError(
-                "densepath run works in one process; the stages sft and dpr alone take several, and so does "
+                "run, experiment and purify work in one process, since their stages read and write one folder; sft, "
+                "dpr and score take several (sft also goes on with the kept.jsonl that purify leaves), and so does "
                 "DPRTrainer in a script of your own"
             )
         if path.exists() and not path.is_dir():
