@@ -323,6 +323,11 @@ _TEXT_PARTS = {"gemma3": r"^language_model\."}
 def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge: bool) -> Any:
     from peft import PeftModel
 
+    if merge and any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        raise ModelError(
+            f"{folder} cannot be merged into its base, which DeepSpeed ZeRO-3 loads in pieces: save it merged, or take "
+            "ZeRO-2"
+        )
     with locate.explained(folder, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
         if replaced := bool(replaced_weights(folder)):
