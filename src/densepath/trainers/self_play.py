@@ -30,7 +30,7 @@ from densepath.models.packing import IGNORED_LABEL
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
 from densepath.trainers.model_card import NamedCard
-from densepath.trainers.refusals import check_optimization, refuse_unused, refusing, without_effect
+from densepath.trainers.refusals import check_optimization, check_token, refuse_unused, refusing, without_effect
 
 SPIN = "spin"
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
@@ -104,6 +104,7 @@ class SelfPlayTrainer(NamedCard, DPOTrainer):  # type: ignore[misc]
         is_spin = args.self_play_loss == SPIN
         self._name, self._paper = "SPIN" if is_spin else "GSIL", {"citation": "", **_PAPERS[is_spin]}
         self._surrogate = None if is_spin else Surrogate(args.self_play_loss)
+        check_token(args)
         check_optimization(args)
         with refusing(f"{self._name} cannot begin"):
             with_adapted_heads(super().__init__)(
