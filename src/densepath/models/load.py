@@ -325,8 +325,8 @@ def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge:
 
     if merge and any(hasattr(weight, "ds_id") for weight in model.parameters()):
         raise ModelError(
-            f"{folder} cannot be merged into its base, which DeepSpeed ZeRO-3 loads in pieces: save it merged, or take "
-            "ZeRO-2"
+            f"{folder} cannot be merged into its base, which DeepSpeed ZeRO-3 loads in pieces: save it merged, or "
+            "take ZeRO-2"
         )
     with locate.explained(folder, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
