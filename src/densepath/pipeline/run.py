@@ -14,11 +14,12 @@ import torch
 from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, write_json_atomic, write_jsonl_atomic, write_text_atomic
 from densepath.judging.build import check_judge
 from densepath.methods import SFTRun, get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer
+from densepath.models.identity import CARD
 from densepath.models.load import load_tokenizer
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
@@ -38,8 +39,9 @@ from densepath.records.codec import read_record, to_json
 from densepath.records.results import Results
 from densepath.report import write_report
 from densepath.report.console import print_parts
-from densepath.report.experiment_brief import experiment_parts
+from densepath.report.experiment_brief import experiment_parts, results_markdown
 from densepath.terminal import Console, say, terminal
+from densepath.trainers.model_card import with_comparison
 from densepath.trainers.refusals import check_startable
 
 OWN_KEYS = {
@@ -93,7 +95,9 @@ def run_pipeline(
         started, told = time.monotonic(), not run.is_done("arms")
         train_and_ask(grid, console, told=told)  # of what is done, the files are compared with what was written
         if told:
-            write_json_atomic(run / "results.json", to_json(_results(run, grid, setting)))
+            found = _results(run, grid, setting)
+            write_json_atomic(run / "results.json", to_json(found))
+            _tell_on_cards(run.path, found)
             write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
             run.finish("arms", started)
         paths = write_report(run.path)
@@ -213,6 +217,15 @@ def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
         said += (f"{_left_out(gone)} {choice.reason}",)
     (setting,) = found.settings
     return replace(found, settings=(replace(setting, warnings=said + setting.warnings),))
+
+
+def _tell_on_cards(run_dir: Path, results: Results) -> None:
+    """Put what was compared on the card of every model that the run left."""
+    compared = results_markdown(results, level=4)
+    for name in dict.fromkeys(["sft", *(arm.name for arm in results.methods)]):
+        card = run_dir / name / "model" / CARD
+        if card.exists():
+            write_text_atomic(card, with_comparison(card.read_text(encoding="utf-8"), compared))
 
 
 def show_results(run_dir: Path, console: Console) -> None:
