@@ -20,6 +20,7 @@ from densepath.models.references import reference_name
 from densepath.trainers.callbacks import (
     CompleteCheckpointCallback,
     MetricsCallback,
+    NoLastCheckpoint,
     ReferenceCheckpointCallback,
     last_complete_checkpoint,
     save_folder_atomic,
@@ -157,6 +158,8 @@ def _is_sharded(trainer: Any) -> bool:
 def train_resumable(trainer: Any, output_dir: Path) -> None:
     """Train, from the last whole checkpoint under `output_dir` if there is one, keeping metrics.jsonl there.
 
+    The caller saves the model next: after the last step there is no checkpoint.
+
     The end is that of a training that was never interrupted: weights, metrics, and the count of tokens.
     """
     make_folder(output_dir)
@@ -164,6 +167,7 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
     metrics = MetricsCallback(output_dir / "metrics.jsonl")
     trainer.add_callback(metrics)
     trainer.add_callback(CompleteCheckpointCallback())
+    trainer.add_callback(NoLastCheckpoint())
     with trainer.args.main_process_first(local=False):  # it removes what a kill cut short
         checkpoint = last_complete_checkpoint(output_dir)
     if checkpoint is not None:
