@@ -10,7 +10,8 @@ from densepath.report.words import number
 
 def profile_parts(profile: StepProfile) -> tuple[Part, ...]:
     """A table of the phases, and a plot of them."""
-    columns = (Column("phase"), *(Column(*name, numeric=True) for name in (("CPU", "s"), ("wall", "s"), ("share",))))
+    units = {"CPU": "s", "wall": "s", "share": ""}
+    columns = (Column("phase"), *(Column(name, unit, numeric=True) for name, unit in units.items()))
     rows = [
         Row((each.phase, _seconds(each.cpu_seconds), _seconds(each.wall_seconds), f"{each.share:.0%}"))
         for each in profile.phases
