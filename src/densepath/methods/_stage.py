@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from densepath.config.run import RunArguments
 from densepath.data.formats import dataset_fingerprint
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DamagedFileError
+from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.io import read_json, read_jsonl, read_log
 from densepath.models.kept import BASE, KeptModels, kept_models
 from densepath.models.load import model_context
@@ -132,6 +133,7 @@ class Stage:
         console: where progress goes.
         title: of the progress.
         matched: steps of continued SFT that have the compute of the method that it matches; None for its samples.
+        check: makes what says how good an answer is, a verifier or a judge; None where nothing does.
     """
 
     sft: SFTRun
@@ -141,6 +143,7 @@ class Stage:
     console: Console
     title: str
     matched: int | None = None
+    check: Callable[[], Verifier | AnswerJudge] | None = None
 
     @property
     def samples(self) -> int:
