@@ -11,9 +11,8 @@ and the log-probabilities of the truncated distribution are not the policy's.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -30,6 +29,7 @@ from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
 from densepath.models.logits import causal_lm, length_border
+from densepath.models.packing import common_beginning
 from densepath.models.prepacked import LEAST_STEPS, prepacked
 
 DEFAULT_TOKEN_BUDGET = 16_384
@@ -303,18 +303,6 @@ def _read_beginning(
     for decoder in decoders:
         decoder.read_beginning(beginning)
     return len(beginning)
-
-
-def common_beginning(prompts: Collection[tuple[int, ...]]) -> list[int]:
-    """Ids that begin every prompt; at least one id of each is left over.
-
-    >>> common_beginning([(7, 8, 1), (7, 8), (7, 8, 2, 5)])
-    [7]
-    """
-    first, last = min(prompts, default=()), max(prompts, default=())  # in order these differ soonest
-    most = min(map(len, prompts), default=1) - 1
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return [one for one, _ in same][:most]
 
 
 def _decodes(decoder: Decoder, model: PreTrainedModel, begun: int = 0) -> bool:

@@ -15,6 +15,7 @@ from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.core.logprobs import TokenScores
 from densepath.errors import ModelError, NumericalError
 from densepath.models.compat import embedding_rows, in_mode, predicted_rows
+from densepath.models.flat_attention import Beginning
 from densepath.models.logits import (
     causal_lm,
     hidden_states,
@@ -24,9 +25,11 @@ from densepath.models.logits import (
     plain_head,
     score_positions,
 )
-from densepath.models.packing import PackedBatch, pack
+from densepath.models.packing import Layout, PackedBatch, common_beginning, pack
 
 DEFAULT_TOKEN_BUDGET = 2048
+LEAST_BEGINNING = 64
+"""Tokens from which on what all prompts begin with is kept for all flat rows of a call, not computed in each."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +97,10 @@ def score_completions(
     wanted, counts = {places[index] for index in keep_hidden}, Counter(places)
     hidden: dict[int, Tensor] = {}
     with in_mode(model):
-        for batch in pack(prompts, completions, layout, token_budget=token_budget):
-            scores, states = _score_batch(model, batch.to(weights.device), head)
+        begun = () if head is None else beginning_to_keep(prompts, layout)
+        kept_beginning = Beginning(len(begun)) if begun else None
+        for batch in pack(prompts, completions, layout, token_budget=token_budget, beginning=begun):
+            scores, states = _score_batch(model, batch.to(weights.device), head, kept_beginning)
             parts = (torch.split(values.cpu(), list(batch.lengths)) for values in scores)
             for index, *values in zip(batch.sequences, *parts, strict=True):
                 results[index] = TokenScores(*values)
@@ -122,12 +127,20 @@ def distinct(
     return [prompt for prompt, _ in known], [ids for _, ids in known], places
 
 
-def _score_batch(model: Any, batch: PackedBatch, head: Head | None) -> tuple[TokenScores, Tensor | None]:
+def beginning_to_keep(prompts: Sequence[tuple[int, ...]], layout: Layout) -> list[int]:
+    """Ids that begin every prompt, if reading them once for all flat rows of a call is worth it."""
+    beginning = common_beginning(prompts) if layout is Layout.FLAT else []
+    return beginning if len(beginning) >= LEAST_BEGINNING else []
+
+
+def _score_batch(
+    model: Any, batch: PackedBatch, head: Head | None, beginning: Beginning | None
+) -> tuple[TokenScores, Tensor | None]:
     """Scores where a batch predicts completion tokens, and (positions, width) hidden states there, if known."""
     where = batch.predicting()
     if head is None:
         return score_positions(model, batch, where, None), None
-    states = hidden_states(model, batch)[where]
+    states = hidden_states(model, batch, beginning)[where]
     return chunked_token_logprobs(states, head, batch.labels[where]), states
 
 
@@ -232,11 +245,13 @@ def completion_hidden_states(
     prompts, completions, places = distinct(prompt_ids, completion_ids)
     found: list[Tensor] = [embedding.new_zeros(0, head.weight.shape[1])] * len(prompts)
     layout = layout_of(model)
+    begun = beginning_to_keep(prompts, layout)
+    beginning = Beginning(len(begun)) if begun else None
     with in_mode(model):
-        for batch in pack(prompts, completions, layout, token_budget=token_budget):
+        for batch in pack(prompts, completions, layout, token_budget=token_budget, beginning=begun):
             batch = batch.to(embedding.device)
             rows, columns = (where.to(embedding.device) for where in batch.predicting())
-            states = torch.split(hidden_states(model, batch)[rows, columns], list(batch.lengths))
+            states = torch.split(hidden_states(model, batch, beginning)[rows, columns], list(batch.lengths))
             for index, values in zip(batch.sequences, states, strict=True):
                 found[index] = values
     return [found[place] for place in places]
