@@ -56,7 +56,7 @@ ADAPTER = [
     ("DPR, step 4 of 7, after SFT's last two", {"target": STEP, "call": 6}, {"dpr": [2]}),
     ("DPR, a checkpoint without its marker", {"target": MARKER}, {"dpr": [2, 4]}),
     ("DPR, before it is called done", {"target": FINISH}, {"dpr": [4, 6]}),
-    ("continued SFT, step 3", {"target": STEP, "call": 3}, {"continued_sft": [2]}),
+    ("continued SFT, step 3, after DPR's last", {"target": STEP, "call": 4}, {"continued_sft": [2]}),
     ("evaluation, second part", {"target": "densepath.pipeline.evaluation:generate_each", "call": 2}, {}),
 ]
 

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from densepath.data.encode import encode_row_prompt
+from densepath.errors import UsageError
 from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
 from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, Draw, Samples, Sampling, sample_each
+from densepath.rewards.vllm_policy import VLLMPolicy
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def generate(
     """Sample completions of each row's prompt.
 
     Args:
-        model: causal LM.
+        model: causal LM, or a `VLLMPolicy`.
         tokenizer: its tokenizer.
         rows: with a prompt.
         decoding: how they are drawn.
@@ -119,22 +121,48 @@ def generate_each(
     if others:
         raise ValueError("decodings of one call share max_completion_length and token_budget")
     prompts = [encode_row_prompt(row, tokenizer) for row in rows]
-    found = sample_each(
-        model,
-        prompts,
-        [Draw(each.temperature, each.num_generations, torch.Generator().manual_seed(each.seed)) for each in decodings],
-        Sampling(
+    ends = eos_token_ids(model.model if isinstance(model, VLLMPolicy) else model, tokenizer)
+    if isinstance(model, VLLMPolicy):
+        if contrast is not None:
+            raise UsageError("vLLM samples from one model: leave use_vllm out to move away from a second one")
+        found = _by_vllm(model, prompts, decodings, ends)
+        if on_progress is not None:
+            total = sum(len(samples.completion_ids) for samples in found)
+            on_progress(total, total)
+    else:
+        sampling = Sampling(
             length,
-            eos_token_ids(model, tokenizer),
+            ends,
             tokenizer.pad_token_id,
             token_budget=budget,
             contrast=contrast,
             keep_entropies=any(each.entropies for each in decodings),
-        ),
-        on_progress,
-    )
+        )
+        found = sample_each(model, prompts, [_draw(each) for each in decodings], sampling, on_progress)
     warn_of_spare_ids([ids for samples in found for ids in samples.completion_ids], tokenizer)
     return [_completions(samples, prompts, tokenizer) for samples in found]
+
+
+def _draw(decoding: Decoding) -> Draw:
+    return Draw(decoding.temperature, decoding.num_generations, torch.Generator().manual_seed(decoding.seed))
+
+
+def _by_vllm(
+    model: VLLMPolicy, prompts: Sequence[list[int]], decodings: Sequence[Decoding], ends: Sequence[int]
+) -> list[Samples]:
+    return [
+        Samples(
+            *model.sample(
+                prompts,
+                num_generations=each.num_generations,
+                max_completion_length=each.max_completion_length,
+                temperature=each.temperature,
+                eos_token_ids=ends,
+                seed=each.seed,
+            )
+        )
+        for each in decodings
+    ]
 
 
 def _completions(samples: Samples, prompts: Sequence[list[int]], tokenizer: Any) -> list[Completion]:

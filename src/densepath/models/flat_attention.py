@@ -88,7 +88,7 @@ class FlatMask:
         longest = max(_width(segment) for segment in segments)
         everything = torch.arange(longest, device=device)
         self.segments, self.device = segments, device
-        self.before = -min((start for segment in segments for start, _ in segment.context), default=0)
+        self.before = max(0, *(-start for segment in segments for start, _ in segment.context), 0)
         self.causal = bool(sees(0, 0, everything[-1:], everything).all())
         self.parts = [part for segment in segments for part in _parts(segment, sees, self.causal, device)]
 

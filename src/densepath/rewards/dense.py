@@ -95,6 +95,16 @@ class DenseReward:
         models = {"SFT model": self.sft.model, **dict(zip(names, (ref.model for ref in self.refs), strict=True))}
         check_vocabularies(models, tokenizer)
 
+    def __repr__(self) -> str:
+        """The models by name, the reading, and whatever is not as usual."""
+        given = self.sources or {"sft": self.sft.name, "refs": [ref.name for ref in self.refs]}
+        refs = {"ref": given["refs"] if len(self.refs) > 1 else given["refs"][0]} if self.refs else {}
+        models = {"sft": given["sft"], **refs, "kind": self.kind.value}
+        usual = {"scale": 1.0, "clip": None, "floor": None}
+        own = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+        own |= {"reference_mean": self.reference_mean.value} if len(self.refs) > 1 else {}
+        return f"DenseReward({', '.join(f'{name}={value!r}' for name, value in {**models, **own}.items())})"
+
     # -- from and to disk --------------------------------------------------------------------------------------
 
     @classmethod
@@ -109,6 +119,7 @@ class DenseReward:
         eos_token: str | None = None,
         chat_template_path: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        load: Callable[..., Sequence[FrozenPolicy]] = load_policies,
         **settings: Any,
     ) -> DenseReward:
         """The reward of models by name: hub ids, model folders or adapter folders.
@@ -122,6 +133,7 @@ class DenseReward:
             device: None: CPU; "auto": CUDA where there is one.
             trust_remote_code: run Python code that comes with the weights.
             eos_token, chat_template_path, chat_template_kwargs: how text is read, as for `load_tokenizer`.
+            load: makes policies of the names; `rewards.vllm_policy.load_vllm_policies` puts them into vLLM.
             settings: the other arguments of `DenseReward`.
 
         Raises:
@@ -138,7 +150,7 @@ class DenseReward:
             chat_template_path=chat_template_path,
             chat_template_kwargs=chat_template_kwargs,
         )
-        policies = load_policies([sft, *refs], dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        policies = load([sft, *refs], dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         reward = cls(policies[0], policies[1:], tokenizer=tokenizer, **settings)
         reward.sources = {"sft": str(sft), "refs": [str(name) for name in refs]}
         return reward

@@ -24,12 +24,17 @@ from densepath.data.sources import stream_rows
 from densepath.errors import ConfigError, DataError, DensepathError, StorageError
 from densepath.models import locate
 from densepath.progress import StageProgress
+from densepath.records.estimates import Interval
+from densepath.report.words import nats_interval
 from densepath.rewards.rows import SCORE_COLUMNS
 from densepath.scoring.parts import Tally
 from densepath.scoring.shard import Job, Report, is_saved_reward, score_shard
 from densepath.terminal import Console, say, terminal, warn
 
-_FREE = ("output_file", "strict", "device", "num_processes", "num_shards", "shard_index", "num_threads")
+_FREE = (
+    *("output_file", "strict", "device", "num_processes", "num_shards", "shard_index", "num_threads"),
+    "vllm_gpu_memory_utilization",
+)
 """Arguments that may change between two calls of a job: they do not change its result."""
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _MODELS = ("model_name_or_path", "ref_model_name_or_path")
@@ -218,8 +223,8 @@ def _finish(job: Job, description: dict[str, Any], console: Console) -> Path:
     low, high = total.interval
     say(
         console,
-        f"{total.rows} rows, {total.tokens} completion tokens, reward per row {total.mean:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] nats",
+        f"{total.rows} rows, {total.tokens} completion tokens, reward per row "
+        f"{nats_interval(Interval(total.mean, low, high, total.rows))} nats",
     )
     if total.rejected:
         warn(console, f"{total.rejected} rows could not be scored; they are in {folder.rejected} with the reasons")
