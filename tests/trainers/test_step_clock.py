@@ -87,4 +87,4 @@ def test_the_phases_of_a_trainer_add_up_to_its_steps(tmp_path, make_model, token
     assert 0 < sum(seconds for step in clock.steps for seconds, _ in step.values()) < spent
     text = parts_text(profile_parts(profile))
     assert text is not None
-    assert "sample" in page_html(profile_page(profile, (("model", "x"),)))
+    assert "sample" in page_html(profile_page(profile, (("model", "x"),), "out"))

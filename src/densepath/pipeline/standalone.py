@@ -105,7 +105,9 @@ def _profiled(clock: StepClock, folder: RunFolder, arguments: DPRArguments, cons
         return
     write_json_atomic(folder / "profile.json", to_json(profile))
     given = {"model": arguments.model_name_or_path, "data": arguments.dataset_name, "machine": environment()["cpu"]}
-    write_text_atomic(folder / "profile.html", page_html(profile_page(profile, tuple(given.items()))))
+    write_text_atomic(
+        folder / "profile.html", page_html(profile_page(profile, tuple(given.items()), arguments.output_dir))
+    )
     say(console, f"profile: {(folder / 'profile.html').resolve()}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from densepath.records.profile import StepProfile
 from densepath.report.document import Column, Document, Figure, Part, Row, Section, Table
 from densepath.report.drawings import Bars
+from densepath.report.next_step import after_profile
 from densepath.report.words import number
 
 
@@ -34,12 +35,13 @@ def _seconds(value: float) -> str:
     return number(value, ".2f")
 
 
-def profile_page(profile: StepProfile, facts: tuple[tuple[str, str], ...]) -> Document:
-    """The page."""
+def profile_page(profile: StepProfile, facts: tuple[tuple[str, str], ...], folder: str) -> Document:
+    """The page of a training that lies in `folder`."""
     return Document(
         brand="densepath dpr --profile",
         title="a step by phase",
         facts=facts,
         sections=(Section("phases", "Phases", profile_parts(profile)),),
         footer="Written by densepath dpr --profile; profile.json beside it holds the same data.",
+        next=after_profile(folder),
     )
