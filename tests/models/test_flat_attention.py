@@ -117,7 +117,7 @@ def test_scores_and_gradients_are_those_of_a_plain_pass(name, groups, budget):
     weights = torch.linspace(-1, 1, len(found), dtype=torch.float64)
     ours, theirs = gradients(model, found, weights), gradients(plain, expected, weights)
     assert ours.keys() == theirs.keys()
-    largest = max(float(g.abs().max()) for g in theirs.values())
+    largest = max(1e-9, *(float(g.abs().max()) for g in theirs.values()))  # equal states may leave rounding alone
     for key, gradient in theirs.items():
         torch.testing.assert_close(ours[key], gradient, atol=1e-5 * largest, rtol=1e-5, msg=key)
 
