@@ -82,13 +82,7 @@ def run_pipeline(
             is whole, and the same call goes on from there.
     """
     console = console if console is not None else terminal()
-    arguments, others = with_one_template(arguments, others)
-    quiet_libraries()
-    if arguments.num_threads is not None:
-        torch.set_num_threads(arguments.num_threads)
-    check_configuration(arguments, others)
-    say(console, f"{arguments.model_name_or_path} on {arguments.dataset_name}, into {arguments.output_dir}")
-    arguments = with_answer_budget(arguments, console)
+    arguments, others = begin(arguments, others, console)
     setting = run_setting(arguments, others)
     run = RunFolder(Path(arguments.output_dir))
     try:
@@ -97,9 +91,9 @@ def run_pipeline(
             date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         grid = Grid(run.path, [setting], [arguments.seed], flat=True)
-        grid = _prepared(run, grid, console)
+        grid = prepared(run, grid, console)
         started, told = time.monotonic(), not run.is_done("arms")
-        _train_and_ask(grid, console, told=told)  # of what is done, the files are compared with what was written
+        train_and_ask(grid, console, told=told)  # of what is done, the files are compared with what was written
         if told:
             found = _results(run, grid, setting)
             write_json_atomic(run / "results.json", to_json(found))
@@ -112,6 +106,23 @@ def run_pipeline(
         return paths.html
     finally:
         run.close()
+
+
+def begin(
+    arguments: RunArguments, others: Mapping[str, Any] | None, console: Console
+) -> tuple[RunArguments, dict[str, Any]]:
+    """The recipe with what is the same for every stage settled, checked before the first; says what it is about.
+
+    Raises:
+        DensepathError: as `check_configuration`, or data whose lengths cannot be read.
+    """
+    arguments, keys = with_one_template(arguments, others)
+    quiet_libraries()
+    if arguments.num_threads is not None:
+        torch.set_num_threads(arguments.num_threads)
+    check_configuration(arguments, keys)
+    say(console, f"{arguments.model_name_or_path} on {arguments.dataset_name}, into {arguments.output_dir}")
+    return with_answer_budget(arguments, console), keys
 
 
 def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
@@ -136,7 +147,7 @@ def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
     return Setting(arguments.dataset_name, arguments, dict(others), plans)
 
 
-def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
+def prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
     """The grid with the arms that are left once SFT is done and the reference is chosen."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
@@ -183,7 +194,7 @@ def _left_out(gone: Mapping[str, str]) -> str:
     return f"Left out: {', '.join(gone.values())}." if gone else "No arm needs one."
 
 
-def _train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
+def train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
     """Every arm in its order, what has another's compute at the end; what is done is passed over."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
