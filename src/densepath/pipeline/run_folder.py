@@ -64,7 +64,9 @@ _FILES = {
     "selection": ("selection.json",),
     "train": (
         *("model/**/*", "references/**/*"),
-        *("metrics.jsonl", "purification.json", "kept.jsonl", "dropped.jsonl"),
+        *("metrics.jsonl", "purification.json", "kept.jsonl", "dropped.jsonl", "samples.json", "scores.json"),
+        *("size.json", "kept.json", "log_ratios.json", "validation/*.json", "dft/*.json*"),
+        *("behaviours-*/*/*/*.json*", "iteration-*/*.json*"),
     ),
     "eval": ("eval/*",),
     "arms": ("results.json", "samples.jsonl"),
