@@ -66,7 +66,7 @@ _FILES = {
         *("model/**/*", "references/**/*"),
         *("metrics.jsonl", "purification.json", "kept.jsonl", "dropped.jsonl", "samples.json", "scores.json"),
         *("size.json", "kept.json", "log_ratios.json", "validation/*.json", "dft/*.json*"),
-        *("behaviours-*/*/*/*.json*", "iteration-*/*.json*"),
+        *("behaviours-*/*/*/*.json*", "iteration-*/*.json*", "data.json", "data/*.jsonl", INPUTS),
     ),
     "eval": ("eval/*",),
     "arms": ("results.json", "samples.jsonl"),
@@ -175,7 +175,11 @@ class RunFolder:
             return (
                 f"{self.path} does not say what its training began with: whether data and models are the same is open"
             )
-        before = read_json(path)["inputs"]
+        try:
+            before = dict(read_json(path)["inputs"])
+        except (KeyError, TypeError, ValueError):
+            remedy = "put a whole copy in its place, or remove it: the inputs are then not compared"
+            raise DamagedFileError(f"{path} is damaged, it names no inputs: {remedy}") from None
         changed = {name: value for name, value in inputs.items() if name in before and before[name] != value}
         if changed:
             shown = "; ".join(f"{name}: {before[name]} -> {value}" for name, value in changed.items())
