@@ -61,7 +61,7 @@ _FILES = {
     "data": ("data.json", "data/*.jsonl"),
     "sft": ("sft/model/**/*", "sft/references/**/*", "sft/metrics.jsonl"),
     "sft_answers": ("sft_answers.json",),
-    "selection": ("selection.json",),
+    "selection": ("selection.json", "selection/*.json"),
     "train": (
         *("model/**/*", "references/**/*"),
         *("metrics.jsonl", "purification.json", "kept.jsonl", "dropped.jsonl", "samples.json", "scores.json"),
