@@ -16,9 +16,9 @@ from tests.pipeline.folders import PASSING
 STATES: Mapping[str, tuple[str, Mapping[str, object] | None]] = {
     "run, finished": ("run", None),
     "run, in SFT": ("run", {"target": "transformers.trainer:Trainer.training_step", "call": 4}),
-    "run, in its choice": ("run", {"target": "densepath.choice.measure:generate", "call": 4}),
+    "run, in its choice": ("run", {"target": "densepath.choice.measure:generate_each", "call": 2}),
     "run, in DPR": ("run", {"target": "densepath.trainers.dpr:sample", "call": 3}),
-    "run, in an evaluation": ("run", {"target": "densepath.pipeline.evaluation:generate", "call": 3}),
+    "run, in an evaluation": ("run", {"target": "densepath.pipeline.evaluation:generate_each", "call": 2}),
     "sft, finished": ("sft", None),
     "dpr, half done": ("dpr", {"target": "densepath.trainers.dpr:sample", "call": 4}),
     "purify, finished": ("purify", None),
