@@ -62,8 +62,8 @@ def attack_files(place: Place, rng: random.Random, most: int) -> tuple[str, Coun
     code = place.forks.run(place.words(command, target), group=True)
     said = place.forks.stderr
     different = place.differences(command, target) if code == 0 else []
-    if different == [victim.as_posix()] and "judge_cache" in victim.parts:
-        different = []  # its game is judged: nothing reads the reply again
+    if different == [victim.as_posix()] and ("judge_cache" in victim.parts or victim.suffix == ".sealed"):
+        different = []  # its game is judged, or its part sealed by the stage: nothing reads it again
     outcome = _outcome(code, said, different, victim)
     if outcome != "survived":
         print(f"{state}: {victim}, {damage}: {outcome}, exit {code}: {different}: {said[-400:]}", file=sys.stderr)

@@ -84,12 +84,16 @@ class Evaluation:
         return folder / f"eval/{split}-{temperature:g}.json"
 
     def missing(self, folder: Path, splits: Sequence[str]) -> list[tuple[str, float]]:
-        """(split, temperature) that an arm was not asked yet."""
+        """(split, temperature) that an arm is to be asked: all of a split of which one is missing.
+
+        They are scored together, and to the last bit only so.
+        """
+        temperatures = self.arguments.eval_temperatures
         return [
             (split, temperature)
             for split in splits
-            for temperature in self.arguments.eval_temperatures
-            if not _is_whole(self.path(folder, split, temperature))
+            if not all(_is_whole(self.path(folder, split, each)) for each in temperatures)
+            for temperature in temperatures
         ]
 
     def results(self, folder: Path, arm: Arm) -> Iterator[ArmResult]:
