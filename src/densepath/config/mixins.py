@@ -38,6 +38,10 @@ class LoadArguments(Arguments):
         """These arguments as `load_tokenizer` takes them."""
         return {"trust_remote_code": self.trust_remote_code, **{n: getattr(self, n) for n in TEMPLATE_SETTINGS}}
 
+    def model_options(self) -> dict[str, Any]:
+        """These arguments as `load_model` and `load_policies` take them."""
+        return {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+
 
 @dataclass
 class TrainableArguments(LoadArguments):

@@ -13,7 +13,7 @@ from densepath.data.rows import Row
 from densepath.evals.generation import Completion, Decoding, generate
 from densepath.io import remembered, write_json_atomic
 from densepath.methods import Outcome, Stage
-from densepath.methods._stage import FORWARD_FLOPS
+from densepath.methods._stage import FORWARD_FLOPS, free_models
 from densepath.methods.continued_sft import go_on
 from densepath.models.load import load_frozen, load_tokenizer
 from densepath.progress import StageProgress
@@ -60,6 +60,7 @@ def train_on_own(
         generator = torch.Generator().manual_seed(stage.arguments.seed)
         draws = systematic_draws(torch.ones(len(kept)), steps * stage.demonstrations_per_step, generator)
         outcome = go_on(stage, steps, Dataset.from_list([_columns(each) for each in kept]).select(draws.tolist()))
+    free_models()
     model = load_frozen(stage.arguments, stage.sft.model)
     flops = FORWARD_FLOPS * passes * _tokens(samples) * sum(p.numel() for p in model.parameters())
     spent = outcome.budget

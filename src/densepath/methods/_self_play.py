@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import math
 import random
 from dataclasses import dataclass
@@ -18,7 +17,15 @@ from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.training_rows import longest_prompt
 from densepath.errors import ConfigError
 from densepath.io import read_log, remembered, remove, write_jsonl_atomic
-from densepath.methods._stage import FORWARD_FLOPS, TRAIN_FLOPS, Stage, parameters_of, prefixed, tokens_trained
+from densepath.methods._stage import (
+    FORWARD_FLOPS,
+    TRAIN_FLOPS,
+    Stage,
+    free_models,
+    parameters_of,
+    prefixed,
+    tokens_trained,
+)
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable
 from densepath.progress import StageProgress
@@ -94,9 +101,11 @@ def self_play(stage: Stage, loss: str) -> Outcome:
 
 
 def _train_round(stage: Stage, loss: str, this: _Round) -> dict[str, Any]:
+    free_models()  # of the round before
     tokenizer = load_tokenizer(this.opponent)
     config = _config(stage, loss, this)
     pairs = remembered(this.folder / "pairs.json", lambda: _pairs(stage, tokenizer, this))
+    free_models()  # the opponent
     trainer = SelfPlayTrainer(
         model=load_trainable(stage.arguments, this.opponent),
         args=config,
@@ -124,8 +133,6 @@ def _pairs(stage: Stage, tokenizer: Any, this: _Round) -> list[dict[str, Any]]:
             seed=this.seed,
             on_progress=progress.update,
         )
-    del opponent
-    gc.collect()
     return pairs
 
 

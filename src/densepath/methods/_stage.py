@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,6 +195,14 @@ def train_shown(trainer: Any, folder: Path, console: Console, title: str) -> Non
     with StageProgress(console, title, None) as progress:
         trainer.add_callback(ProgressCallback(progress))
         train_resumable(trainer, folder)
+
+
+def free_models() -> None:
+    """Give back models that nobody uses: a trainer is a reference cycle around its model, gradients and optimizer.
+
+    Called before the next model is loaded, beside which they would stand in memory.
+    """
+    gc.collect()
 
 
 def tokens_trained(folder: Path) -> int:

@@ -110,21 +110,20 @@ def load_model(
 
 
 class LoadOptions(Protocol):
-    """What a command's arguments say about loading: `dtype` of the weights, and whether code may come with them."""
+    """What a command's arguments say about loading: keywords of `load_model`."""
 
-    dtype: str
-    trust_remote_code: bool
+    def model_options(self) -> dict[str, Any]:
+        """`dtype` of the weights, whether code may come with them, and how they are quantised."""
 
 
 def load_frozen(options: LoadOptions, path: str | Path, device: str = "auto") -> Any:
     """A model that is only sampled from and scored: adapters folded in, by default on the GPU where there is one."""
-    code = options.trust_remote_code
-    return load_model(path, dtype=options.dtype, trust_remote_code=code, merge=True, device=device)
+    return load_model(path, merge=True, device=device, **options.model_options())
 
 
 def load_trainable(options: LoadOptions, path: str | Path) -> Any:
     """A model to train; the trainer moves it to its device."""
-    return load_model(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code, for_training=True)
+    return load_model(path, for_training=True, **options.model_options())
 
 
 def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:

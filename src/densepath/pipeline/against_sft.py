@@ -14,6 +14,7 @@ from densepath.models.load import load_frozen, load_tokenizer
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
 from densepath.records.arm import SPLITS
+from densepath.rewards.frozen import FrozenPolicy
 from densepath.terminal import Console
 
 ANSWERS = "sft_answers.json"
@@ -40,10 +41,10 @@ def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -
     run.finish("sft_answers", started)
 
 
-def judge_of_run(sft: SFTRun, arguments: RunArguments) -> AgainstAnswers:
-    """The judge that a recipe names, with the answers of its SFT model.
+def judge_of_run(sft: SFTRun, arguments: RunArguments, held: FrozenPolicy) -> AgainstAnswers:
+    """The judge that a recipe names, with the answers of its SFT model; on the base of `held` where it is part of it.
 
     Raises:
         ConfigError, ModelError: a judge that cannot be made.
     """
-    return make_judge_against(arguments, arguments, read_json(sft.path / ANSWERS), sft.path / CACHE)
+    return make_judge_against(arguments, arguments, read_json(sft.path / ANSWERS), sft.path / CACHE, held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -188,7 +187,6 @@ def _train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
         if told:
             show_purification(cell.folder, console)
-        gc.collect()  # trainers are reference cycles around a model and its optimizer
 
 
 def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
