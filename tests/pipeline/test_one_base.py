@@ -9,7 +9,8 @@ import weakref
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.pipeline.runs import run_argv
+from tests.pipeline.runs import run_argv, save_tiny_model
+from transformers.utils import is_bitsandbytes_available
 
 import densepath.models.load as loading
 from densepath.cli.main import main
@@ -54,6 +55,27 @@ def test_a_run_holds_one_base_for_policy_sft_model_references_and_a_judge_of_its
     assert len(bases) == 8  # SFT, its answers, the choice, DPR, and the evaluation of four arms
     adapter = load_file(tmp_path / "run/dpr/model/adapter_model.safetensors")
     assert {weight.dtype for weight in adapter.values()} == {torch.float32}  # on a base of half precision
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not is_bitsandbytes_available(), reason="needs the extra `quantization`")
+def test_a_base_in_4_bits_goes_through_every_stage(tmp_path, bases):
+    model = save_tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
+    arms = ["base", "sft", "contrastive", "dpr", "purified_sft"]
+    argv = run_argv(model, tmp_path / "run", arms=arms, load_in_4bit="true", **SHORT)
+    assert held(argv, bases) == []
+    dpr, sft = (load_file(tmp_path / f"run/{arm}/model/adapter_model.safetensors") for arm in ("dpr", "sft"))
+    assert all(weight.dtype is torch.float32 for weight in dpr.values())
+    moved = [float((dpr[name] - sft[name]).abs().max()) for name in sft]
+    assert all(distance > 0 for distance in moved)
+
+
+@pytest.mark.skipif(is_bitsandbytes_available(), reason="for an installation without it")
+def test_4_bits_without_bitsandbytes_are_refused_before_the_first_stage(tmp_path, tiny_model, capsys):
+    argv = run_argv(tiny_model, tmp_path / "run", load_in_4bit="true", use_peft="true")
+    assert main(argv) == 2
+    assert "load_in_4bit needs bitsandbytes: pip install 'densepath[quantization]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -31,6 +31,7 @@ from densepath.methods._stage import (
     tokens_trained,
 )
 from densepath.models.load import load_frozen, load_trainable
+from densepath.models.quantized import parameter_count
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.sft import save_model_atomic, sft_trainer
 from densepath.trainers.trl_config import peft_config
@@ -169,7 +170,7 @@ def _train_and_ask(stage: Stage, corpus: Corpus, step: _Step) -> dict[str, Any]:
         for name, part in (("train", corpus.train), ("validation", corpus.validation), ("samples", corpus.samples))
     }
     scored = sum(scored_tokens(part) for part in (corpus.train, corpus.validation, corpus.samples))
-    parameters = sum(p.numel() for p in policy.model.parameters())
+    parameters = parameter_count(policy.model)
     return {**said, "tokens": spent[0], "flops": spent[1] + FORWARD_FLOPS * scored * parameters}
 
 

@@ -16,6 +16,7 @@ from densepath.methods import Outcome, Stage
 from densepath.methods._stage import FORWARD_FLOPS, free_models
 from densepath.methods.continued_sft import go_on
 from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.quantized import parameter_count
 from densepath.progress import StageProgress
 from densepath.records.arm import Budget
 from densepath.records.codec import from_json, to_json
@@ -62,7 +63,7 @@ def train_on_own(
         outcome = go_on(stage, steps, Dataset.from_list([_columns(each) for each in kept]).select(draws.tolist()))
     free_models()
     model = load_frozen(stage.arguments, stage.sft.model)
-    flops = FORWARD_FLOPS * passes * _tokens(samples) * sum(p.numel() for p in model.parameters())
+    flops = FORWARD_FLOPS * passes * _tokens(samples) * parameter_count(model)
     spent = outcome.budget
     budget = Budget(len(samples), spent.demonstrations, spent.tokens, spent.flops + flops)
     return Outcome(budget, outcome.steps)

@@ -19,6 +19,7 @@ from densepath.errors import ConfigError, DamagedFileError
 from densepath.io import read_json, read_jsonl, read_log
 from densepath.models.kept import BASE, KeptModels, kept_models
 from densepath.models.load import model_context
+from densepath.models.quantized import parameter_count
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
 from densepath.progress import StageProgress
@@ -213,7 +214,7 @@ def tokens_trained(folder: Path) -> int:
 
 def parameters_of(trainer: Any) -> int:
     """Parameters that a forward pass multiplies: the adapters of a PEFT model included."""
-    return sum(p.numel() for p in trainer.model.parameters())
+    return parameter_count(trainer.model)
 
 
 def prefixed(others: Mapping[str, Any], prefix: str) -> dict[str, Any]:

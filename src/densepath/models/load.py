@@ -24,6 +24,7 @@ from densepath.models.compat import (
     replaced_weights,
 )
 from densepath.models.linear import choose_library
+from densepath.models.quantized import is_quantized, quantized
 
 __all__ = [
     "DTYPES",
@@ -68,10 +69,11 @@ def load_model(
         device: None leaves the model on the CPU; "auto" takes CUDA where there is one.
         trust_remote_code: run Python code that comes with the weights.
         adapter: PEFT adapter folder or hub id to put on top of `name_or_path`.
-        merge: fold the adapter into the base weights; otherwise a `PeftModel` is returned.
+        merge: fold the adapter into the base weights; otherwise, and on a quantised base, whose weights would be
+            rounded again, a `PeftModel` is returned.
         for_training: train mode, the base trainable (with an adapter: the adapter alone), dropout as configured.
         model_init_kwargs: further arguments of `from_pretrained` for the base: `attn_implementation`, `revision`,
-            `quantization_config`, ...
+            `quantization_config`, or `load_in_4bit` for that of QLoRA (`models.quantized`).
 
     Returns:
         The model; unless `for_training` in eval mode, with dropout zeroed and no parameter requiring a gradient.
@@ -94,7 +96,9 @@ def load_model(
     for folder in adapters:
         locate.check_adapter_folder(folder)
 
-    model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code, **(model_init_kwargs or {}))
+    kwargs = quantized(model_init_kwargs or {}, torch_dtype)
+    model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code, **kwargs)
+    merge = merge and not is_quantized(model)
     for folder in adapters:
         model = _add_adapter(model, folder, trainable=for_training and not merge, merge=merge)
         if not merge:  # where the base really lies: what is saved from here on names it

@@ -23,6 +23,7 @@ from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
+from densepath.models.quantized import check_base
 from densepath.pipeline.data import check_answers, check_prompts
 from densepath.pipeline.inputs import data_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -118,6 +119,7 @@ def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tup
     recipe = arguments.recipe(batch, save_steps)
     keys = {f"sft_{key}": value for key, value in rest.items()}
     check_startable(sft_config(recipe, keys, Path(arguments.output_dir)))
+    check_base(recipe)
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
     return recipe, keys

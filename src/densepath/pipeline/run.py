@@ -19,6 +19,7 @@ from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_tokenizer
+from densepath.models.quantized import check_base
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
 from densepath.pipeline.data import answer_budget
@@ -211,6 +212,7 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     Raises:
         ConfigError: a verifier that does not exist, a key or value that TRL's configs do not take, a package that is
             missing, or a plan that needs more than `gpu_memory`.
+        ModelError: a quantisation that cannot be had here.
     """
     for key, own in OWN_KEYS.items():
         if key in others:
@@ -218,6 +220,7 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
     check_judge(arguments)
+    check_base(arguments)
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
     budget = arguments.max_completion_length or UNKNOWN_COMPLETION  # what the data ask for is not known yet
     dpr = dpr_config(replace(arguments, max_completion_length=budget), dict(others), Path("dpr"), beta=1.0)
