@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -28,7 +28,8 @@ BOXES = (
     Box("extras", "gradient checkpointing, FSDP2 on one device, 4 bits, vLLM", 80),
     Box("tests", "the default tests that a GPU changes", 75),
 )
-"""The most telling first."""
+"""The most telling first; their seconds of `MINUTES`."""
+MINUTES = 9.5
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="the smallest sizes, to try the check itself")
     parser.add_argument("--parts", default=",".join(box.name for box in BOXES), help="names with commas between them")
-    parser.add_argument("--minutes", type=float, default=9.5, help="for all parts together")
+    parser.add_argument(
+        "--minutes", type=float, default=MINUTES, help="for all parts together, of which each has a share"
+    )
     parser.add_argument("--part", help=argparse.SUPPRESS)  # in the process of that part
     given = parser.parse_args()
     settings = Settings(given.device, given.tiny, given.output_dir.resolve())
@@ -62,7 +65,8 @@ def main() -> int:
     if unknown := set(asked) - {box.name for box in BOXES}:
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(box.name for box in BOXES)}")
     words = ["--output_dir", str(settings.folder), "--device", given.device, *(["--tiny"] if given.tiny else [])]
-    boxes = [box for box in BOXES if box.name in asked]
+    share = given.minutes / MINUTES
+    boxes = [replace(box, seconds=share * box.seconds) for box in BOXES if box.name in asked]
     records = in_boxes(boxes, command(*words, "--part"), settings.folder, 60 * given.minutes)
     wrong = failures(records)
     write_json_atomic(settings.folder / SUMMARY, {"environment": environment(), "failures": wrong, "parts": records})

@@ -13,7 +13,7 @@ from benchmarks.gpu.boxes import Report, compared
 from benchmarks.gpu.shapes import TINY
 from benchmarks.gpu.speed import FULL, SMALL, dpr_step, empty
 from densepath.models.load import load_model
-from densepath.models.quantized import check_base, parameter_count
+from densepath.models.quantized import check_four_bit, parameter_count
 from densepath.models.scoring import score_completions
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _four_bit(model: str, device: str) -> dict[str, Any]:
     if found["version"] == "not installed":
         return found
     arguments = TrainableArguments(model_name_or_path=model, use_peft=True, load_in_4bit=True)
-    check_base(arguments)
+    check_four_bit()
     whole, loaded = load_model(model), load_model(model, device=device, **arguments.model_options())
     texts = [[5, 6, 7]] * 2, [[8, 9, 10, 11]] * 2
     one, other = (score_completions(each, *texts).logprobs[0] for each in (whole, loaded))

@@ -43,6 +43,7 @@ def with_adapters(model: Any, *names: str, scale: float = 0.02) -> Any:
         for key, weight in peft_model.named_parameters():
             if "lora_B" in key:
                 weight.normal_(0, scale)
+            weight.requires_grad_("lora" in key and ".default." in key)
     return peft_model
 
 

@@ -101,6 +101,17 @@ def test_the_sft_model_is_kept_as_an_answer(argv, tmp_path, source, capsys):
     assert read_json(tmp_path / "out/purification.json")["trained"] is False
 
 
+def test_a_judge_decides_against_the_sft_models_own_answers(argv, tmp_path, capsys):
+    assert main(argv(judge="verifier:tests.pipeline.test_judged_run:longer_is_better")) == 0
+    fixed = read_json(tmp_path / "out/sft_answers.json")
+    assert len(fixed) == len(HELD_OUT)
+    verdicts = read_json(tmp_path / "out/validation/sft.json")["value"]
+    assert verdicts["values"] == [0.5] * len(HELD_OUT), "its own answers, compared with themselves"
+    assert "DFT-on-all-demonstrations.json" in {path.name for path in (tmp_path / "out/validation").iterdir()}
+    assert main(argv(judge="verifier:exact_match")) == 2
+    assert "another configuration (judge: " in capsys.readouterr().err
+
+
 def test_a_verifier_needs_no_held_out_rows_of_their_own(argv, tmp_path, capsys):
     rows = [{**row, "answer": "0"} for row in ROWS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 1))
@@ -124,10 +135,25 @@ def test_a_verifier_needs_no_held_out_rows_of_their_own(argv, tmp_path, capsys):
         ({"max_steps": 3}, "max_steps is not taken here; set purify_steps and purify_final_steps"),
         ({"wieght_decay": 0.1}, "did you mean sft_weight_decay?"),
         ({"verifier": "nonsense"}, "nonsense"),
+        ({"judge": "nonsense"}, "is no judge"),
+        ({"judge": "verifier:exact_match", "verifier": "exact_match"}, "give one of them"),
         ({"verifier": "exact_match", "eval_dataset_name": "rows"}, "to compare with"),
         ({"eval_dataset_name": "rows"}, "prompt"),
     ],
-    ids=["no-base", "no-sft", "one", "thirty", "rate", "steps", "key", "verifier", "no-answers", "not-held-out"],
+    ids=[
+        "no-base",
+        "no-sft",
+        "one",
+        "thirty",
+        "rate",
+        "steps",
+        "key",
+        "verifier",
+        "judge",
+        "both",
+        "no-answers",
+        "not-held-out",
+    ],
 )
 def test_a_mistake_is_one_line(argv, tmp_path, capsys, changes, message):
     if changes.get("eval_dataset_name"):

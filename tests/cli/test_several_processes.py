@@ -42,6 +42,7 @@ def test_two_processes_leave_what_one_does(tmp_path):
     for processes in (1, 2):
         folder = tmp_path / f"sft-{processes}"
         words = ["sft", "--model_name_or_path", tmp_path / "base", "--output_dir", folder, "--max_train_samples", 12]
+        words += ["--dataset_name", "text_tasks"]
         words += ["--max_steps", 4, "--per_device_train_batch_size", 4 // processes, "--learning_rate", "1e-3"]
         done = densepath(processes, *words, "--reference_fractions", 0.5, "--save_steps", 2, "--seed", 3)
         assert done.returncode == 0, done.stderr[-3000:]
@@ -51,7 +52,18 @@ def test_two_processes_leave_what_one_does(tmp_path):
     for name, value in weights[1].items():
         torch.testing.assert_close(weights[2][name], value, atol=1e-4, rtol=1e-3)
     words = ["dpr", "--model_name_or_path", tmp_path / "sft-2/model", "--ref_model_name_or_path", tmp_path / "base"]
-    words += ["--output_dir", tmp_path / "dpr", "--max_train_samples", 8, "--max_steps", 2, "--num_generations", 2]
+    words += [
+        "--output_dir",
+        tmp_path / "dpr",
+        "--dataset_name",
+        "text_tasks",
+        "--max_train_samples",
+        8,
+        "--max_steps",
+        2,
+        "--num_generations",
+        2,
+    ]
     words += ["--per_device_train_batch_size", 2, "--max_completion_length", 5]
     done = densepath(2, *words)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -66,9 +78,7 @@ def test_two_processes_leave_what_one_does(tmp_path):
 
 def test_a_whole_run_is_for_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(
-        UsageError, match="densepath run works in one process; the stages sft and dpr alone take several"
-    ):
+    with pytest.raises(UsageError, match=r"run, experiment and purify work in one process.* sft, dpr and score take"):
         RunFolder(tmp_path / "run")
     first, second = (RunFolder(tmp_path / "dpr", process=process) for process in (0, 1))
     second.open_config({"beta": 1.0})

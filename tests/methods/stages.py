@@ -11,6 +11,7 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 from densepath.methods import SFTRun, Stage, get_method
+from densepath.pipeline.against_sft import check_of_run
 
 PARAMETERS = sum(p.numel() for p in tiny_llama(vocab_size=len(tiny_tokenizer())).parameters())
 
@@ -25,7 +26,10 @@ def stage_of(source, folder, others=None, method="spin", **changes) -> Stage:
             **changes,
         }
     )
-    return Stage(SFTRun(source, arguments), folder, arguments, others or {}, Console(file=io.StringIO()), "test")
+    sft = SFTRun(source, arguments)
+    console = Console(file=io.StringIO())
+    check = check_of_run(sft, arguments)
+    return Stage(sft, folder, arguments, others or {}, console, "test", check=check)
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from densepath.io import read_json, read_jsonl
 from densepath.methods import SFTRun, Stage, _behaviour_choice, _behaviours, get_method, purified_sft
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
+from densepath.pipeline.against_sft import check_of_run
 from densepath.records.arm import Arm, ArmResult, Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
 from densepath.records.codec import from_json
@@ -65,7 +67,8 @@ def stage_of(source, folder, others=None, **changes) -> Stage:
             **changes,
         }
     )
-    return Stage(SFTRun(source, arguments), folder, arguments, others or {}, Console(file=io.StringIO()), "test")
+    sft, console = SFTRun(source, arguments), Console(file=io.StringIO())
+    return Stage(sft, folder, arguments, others or {}, console, "test", check=check_of_run(sft, arguments))
 
 
 def record_of(folder) -> Purification:
@@ -296,9 +299,28 @@ def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_p
     purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
     record = record_of(tmp_path)
     assert "found every answer wrong" in record.reason
-    assert "Without a verdict of the verifier: " in record.reason
+    assert "Without a verdict of exact_match: " in record.reason
     found = read_json(tmp_path / "validation/sft.json")["value"]
     assert found["values"] == [0.0] * len(HELD_OUT)
+
+
+class PlantedJudge:
+    """Finds all answers alike, and can say nothing of the first prompt."""
+
+    __name__ = "planted"
+
+    def judged(self, answers, rows):
+        return [None, *(0.75 for _ in answers[1:])]
+
+
+def test_a_judge_takes_the_place_of_a_verifier(source, tmp_path, monkeypatch):
+    """What it could say nothing of is left out for every candidate."""
+    stage = stage_of(source, tmp_path, judge="verifier:exact_match", purify_rounds=1)
+    purified_sft.train(replace(stage, check=PlantedJudge))
+    record = record_of(tmp_path)
+    assert f"greedy: 0.750 on {len(HELD_OUT) - 1} validation prompts" in record.reason
+    assert [each.validation.mean for each in record.mixtures[0].behaviours] == [0.75, 0.75]
+    assert {each.validation.n for each in record.mixtures[0].behaviours} == {len(HELD_OUT) - 1}
 
 
 # -- the form without behaviours, and adapters --------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""FSDP2 over two processes on a CPU (gloo): `torchrun ... -m tests.models.sharded_script OUTPUT`.
+"""Spread weights over two processes on a CPU (gloo): `torchrun ... -m tests.models.sharded_script OUTPUT KIND`.
+
+KIND is fsdp2 or zero3 (DeepSpeed).
 
 Each process scores completions of its own, and differently many, with models whose weights are spread over both.
 """
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
@@ -22,7 +25,18 @@ PROMPTS = [[5, 6, 7], [5, 6, 7], [8, 9], [3, 4, 10, 11, 12], [13]]
 COMPLETIONS = [[8, 9, 2], [10, 2], [11, 12, 13, 14, 2], [4], [21, 22]]
 
 
-def spread(model, mesh):
+def zero3(model):
+    """As TRL does it, but without a size below which a weight stays whole: all of these are small."""
+    import deepspeed
+
+    config = {
+        "train_micro_batch_size_per_gpu": 1,
+        "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
+    }
+    return deepspeed.initialize(model=model, config=config)[0].module.eval()
+
+
+def fsdp2(model, mesh):
     """As accelerate does it: each block for itself, the embeddings, norm and head together, then the rest."""
     inner = model.get_base_model() if hasattr(model, "peft_config") else model
     for block in inner.model.layers:
@@ -36,12 +50,12 @@ def spread(model, mesh):
     return model
 
 
-def main(output: Path) -> None:
+def main(output: Path, kind: str) -> None:
     """Score before and after the weights are spread, and save both."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
-    mesh = init_device_mesh("cpu", (2,))
+    spread = zero3 if kind == "zero3" else functools.partial(fsdp2, mesh=init_device_mesh("cpu", (2,)))
     rows = slice(0, 4) if rank == 0 else slice(4, 5)
     given = PROMPTS[rows], COMPLETIONS[rows]
     found = {}
@@ -52,7 +66,7 @@ def main(output: Path) -> None:
         return model
 
     for name, make in (("llama", tiny_llama), ("gemma3", tiny_gemma3), ("adapter", adapter)):
-        whole, pieces = make(), spread(make(), mesh)
+        whole, pieces = make(), spread(make())
         assert is_sharded(pieces)
         assert not is_sharded(whole)
         views = {"": ("",)} if name != "adapter" else {"": ("sft", None)}
@@ -67,4 +81,4 @@ def main(output: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,31 +1,19 @@
-"""Scores of models whose weights are spread over processes are those of whole ones. On a CPU; FSDP2's own code."""
+"""Scores of models whose weights are spread over processes are those of whole ones. On a CPU, by the engines' code."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from tests.launching import NEEDS_DEEPSPEED, launched
 from tests.tiny_models import tiny_llama
 
 from densepath.models.sharded import inside_forward
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.mark.slow
-def test_fsdp2_on_two_processes_scores_as_one_does(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}/src{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "tests.models.sharded_script", str(tmp_path)),
-        ],
-        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+@pytest.mark.parametrize("kind", ["fsdp2", pytest.param("zero3", marks=NEEDS_DEEPSPEED)])
+def test_spread_over_two_processes_a_model_scores_as_on_one(tmp_path, kind):
+    done = launched("tests.models.sharded_script", tmp_path, kind)
     assert done.returncode == 0, done.stderr[-3000:]
     for rank, rows in ((0, 4), (1, 1)):
         found = torch.load(tmp_path / f"{rank}.pt")

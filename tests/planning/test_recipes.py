@@ -102,7 +102,7 @@ def test_a_recipe_makes_the_configs_of_its_stages(name, tmp_path, monkeypatch):
     assert (dpr.use_vllm, dpr.max_completion_length) == (given["dpr_use_vllm"], given["max_completion_length"])
     assert Path(given["accelerate_config"]).is_file()
     monkeypatch.setattr("densepath.trainers.refusals.is_vllm_available", lambda: True)  # as where the recipe is for
-    monkeypatch.setattr("densepath.pipeline.run.check_base", lambda arguments: None)
+    monkeypatch.setattr("densepath.pipeline.run.check_four_bit", lambda: None)
     check_configuration(arguments, others)  # what densepath run refuses before its first stage
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -91,6 +92,19 @@ def test_dpr_refuses_in_one_line(changes, message):
     with pytest.raises(ConfigError, match=re.escape(message)) as error:
         _dpr(**changes)
     assert "\n" not in str(error.value)
+
+
+def test_zero3_that_could_write_no_model_is_refused():
+    def plugin(stage, **zero):
+        return SimpleNamespace(zero_stage=stage, deepspeed_config={"zero_optimization": zero})
+
+    args = _dpr(bf16=False)
+    args.deepspeed_plugin = plugin(3)
+    with pytest.raises(ConfigError, match="under ZeRO-3 no process holds the weights whole"):
+        check_startable(args)
+    for allowed in (plugin(2), plugin(3, stage3_gather_16bit_weights_on_model_save=True)):
+        args.deepspeed_plugin = allowed
+        check_startable(args)
 
 
 @pytest.mark.parametrize("name", sorted(sft.WITHOUT_EFFECT))

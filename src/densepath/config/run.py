@@ -163,7 +163,7 @@ class PurifyArguments(Arguments):
     purify_final_loss: str = option("dft", "Loss of these: dft, or nll as in SFT.", choices=("dft", "nll"))
     purify_dft: bool = option(
         False,
-        "With a verifier: judge DFT on all demonstrations beside the behaviours, and take it where it is better.",
+        "With a verifier or judge: try DFT on all demonstrations too, and take it where it is better.",
     )
     purify_keep: float | None = option(
         0.5, "Share of each kind of prompt that is kept. None: demonstrations are drawn by their responsibility."

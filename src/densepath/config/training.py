@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import (
     TEXT_TASKS,
     ReferencesArguments,
@@ -44,7 +45,7 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
 
 
 @dataclass
-class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableArguments):
+class PurifyCommandArguments(JudgeArguments, PurifyArguments, TrainingRowsArguments, TrainableArguments):
     """Arguments of `densepath purify`; any argument of TRL's `SFTConfig` is taken too, for each of its trainings."""
 
     model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
@@ -52,7 +53,7 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
     verifier: str | None = option(
         None,
         "Program that judges each behaviour on held-out prompts: exact_match, final_number, instruction_format or "
-        "package.module:function. None: the rule without labels chooses.",
+        "package.module:function. None: the judge does, or without one the rule without labels.",
     )
     eval_dataset_name: str | None = option(
         None, "Held-out rows; None: a tenth of the demonstrations, or less, split off by content hash."
@@ -61,9 +62,10 @@ class PurifyCommandArguments(PurifyArguments, TrainingRowsArguments, TrainableAr
     num_validation_samples: int = option(200, "Held-out rows used.", least=1)
     max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
     max_completion_length: int = option(64, "Longest sampled answer in tokens, EOS included.", least=1)
-    temperature: float = option(0.0, "Of the answers that the verifier judges; 0 is greedy.")
+    temperature: float = option(0.0, "Of the answers that are judged; 0 is greedy.")
     purify_dft: bool = option(
-        True, "With a verifier: judge DFT on all demonstrations beside the behaviours, and take it where it is better."
+        True,
+        "With a verifier or judge: try DFT on all demonstrations too, and take it where it is better.",
     )
     seed: int = option(0, "Seed of draws, training and sampling.")
     output_dir: str = option("purified", "Where model, kept.jsonl, dropped.jsonl, purification.json and its page go.")

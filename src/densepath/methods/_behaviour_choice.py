@@ -1,4 +1,4 @@
-"""Which behaviour purified SFT trains on: by a verifier's verdicts and the one rule of `choice`, or by the lift."""
+"""Which behaviour purified SFT trains on: by what judges answers and the one rule of `choice`, or by the lift."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from densepath.choice.compare import arm_findings
 from densepath.choice.decide import decide
 from densepath.evals.generation import Decoding, checked, generate
-from densepath.evals.verifiers import get_verifier
 from densepath.io import remembered
 from densepath.methods import Stage
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.load import load_tokenizer
 from densepath.progress import StageProgress
-from densepath.records.arm import SFT, Arm, ArmResult
+from densepath.records.arm import SFT, UNJUDGED, Arm, ArmResult
 from densepath.records.behaviours import NEW_LIFT, Mixture
 from densepath.records.choice import Answer
 from densepath.records.codec import from_json, to_json
+from densepath.rewards.loading import load_policies
 from densepath.stats.intervals import metric_interval
 
 ONE_BEHAVIOUR = 0.99
@@ -32,7 +32,7 @@ class Chosen:
     """What is trained on.
 
     Attributes:
-        mixtures: what was found, with the verdicts of each behaviour where there is a verifier.
+        mixtures: what was found, with the verdicts of each behaviour where something judges answers.
         behaviour: number of the behaviour, and K; None where it is none.
         everything: all demonstrations, by the loss of DFT. With neither the SFT model is kept.
         reason: why.
@@ -45,20 +45,21 @@ class Chosen:
 
 
 def choose(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path]) -> Chosen:
-    """The behaviour by the verifier's verdicts; without one, or where they cannot tell, by the lift.
+    """The behaviour by the verdicts of a verifier or judge; without one, or where they cannot tell, by the lift.
 
     Args:
         stage: the recipe, and where verdicts are kept.
         mixtures: what was found.
         models: folder of each candidate, by `behaviour_name` or `DFT`.
     """
-    if stage.arguments.verifier is None:
+    if stage.check is None:
         chosen, reason = by_lift(mixtures)
         return Chosen(mixtures, chosen, False, reason)
-    results = _judged(stage, models)
+    results = _on_common_prompts(_judged(stage, models))
     sft = results.pop(SFT)
     mixtures = tuple(_with_verdicts(mixture, results) for mixture in mixtures)
-    decision = decide(arm_findings([sft], list(results.values()), verifier=stage.arguments.verifier))
+    judge = stage.arguments.judge or stage.arguments.verifier
+    decision = decide(arm_findings([sft], list(results.values()), verifier=judge))
     if decision.answer is Answer.CANDIDATE:
         names = {
             behaviour_name(each.number, len(mixture.behaviours)): (each.number, len(mixture.behaviours))
@@ -69,7 +70,13 @@ def choose(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Pat
     if decision.answer is Answer.NONE:
         return Chosen(mixtures, None, False, decision.reason)
     chosen, reason = by_lift(mixtures)
-    return Chosen(mixtures, chosen, False, f"{decision.reason} Without a verdict of the verifier: {reason}")
+    return Chosen(mixtures, chosen, False, f"{decision.reason} Without a verdict of {judge}: {reason}")
+
+
+def _on_common_prompts(results: Mapping[str, ArmResult]) -> dict[str, ArmResult]:
+    """Without the prompts of which a judge could say nothing for one of them."""
+    unjudged = {prompt for result in results.values() for prompt in result.unjudged}
+    return {name: result.without(unjudged) for name, result in results.items()}
 
 
 def _with_verdicts(mixture: Mixture, results: Mapping[str, ArmResult]) -> Mixture:
@@ -118,7 +125,7 @@ def behaviour_name(number: int, of: int) -> str:
 
 
 def _judged(stage: Stage, models: Mapping[str, Path]) -> dict[str, ArmResult]:
-    """Name -> the verifier's verdicts of the SFT model and of each candidate's model on the validation prompts."""
+    """Name -> verdicts on answers of the SFT model and of each candidate's model to the validation prompts."""
     found = {}
     for name, path in {SFT: stage.sft.model, **models}.items():
         file = stage.folder / f"validation/{name.replace(' ', '-')}.json"
@@ -135,18 +142,21 @@ def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:
     arguments = stage.arguments
     rows = stage.sft.rows("validation")
     decoding = Decoding(arguments.eval_temperatures[0], arguments.max_completion_length, seed=2 * arguments.seed)
-    model = load_frozen(arguments, path)
+    (policy,) = load_policies([path], device="auto", **arguments.model_options())
     tokenizer = load_tokenizer(str(stage.sft.model))
-    with StageProgress(stage.console, f"{stage.title}, {name}", len(rows), "completion") as progress:
+    title = f"{stage.title}, {name}"
+    with StageProgress(stage.console, title, len(rows), "completion") as progress, policy.active() as model:
         found = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(done))
-    answers = checked(found, rows, get_verifier(arguments.verifier))
+    assert stage.check is not None
+    answers = checked(found, rows, stage.check(policy))
     return ArmResult(
         arm=Arm(name, name, name == SFT),
         setting="purification",
         seed=arguments.seed,
         decoding=decoding.name,
         split="validation",
-        values=tuple(float(each.metric or 0.0) for each in answers),
+        values=tuple(UNJUDGED if each.metric is None else each.metric for each in answers),
+        unjudged=tuple(each.row for each in answers if each.metric is None),
         lengths=tuple(len(each.completion_ids) for each in answers),
         truncated=sum(each.truncated for each in answers) / len(answers),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from densepath.config.run import RunArguments
 from densepath.data.formats import dataset_fingerprint
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DamagedFileError
+from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.io import read_json, read_jsonl, read_log
 from densepath.models.kept import BASE, KeptModels, kept_models
 from densepath.models.load import model_context
@@ -23,6 +24,7 @@ from densepath.models.quantized import parameter_count
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
 from densepath.progress import StageProgress
+from densepath.rewards.frozen import FrozenPolicy
 from densepath.terminal import Console
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.progress import ProgressCallback
@@ -134,6 +136,8 @@ class Stage:
         console: where progress goes.
         title: of the progress.
         matched: steps of continued SFT that have the compute of the method that it matches; None for its samples.
+        check: makes what says how good an answer is, a verifier or a judge, beside a model that is in memory; None
+            where nothing does.
     """
 
     sft: SFTRun
@@ -143,6 +147,7 @@ class Stage:
     console: Console
     title: str
     matched: int | None = None
+    check: Callable[[FrozenPolicy], Verifier | AnswerJudge] | None = None
 
     @property
     def samples(self) -> int:

@@ -5,7 +5,7 @@
    what the reward does, `purify_score` makes them of `log pi_SFT` in its place, or at random.
 3. EM (`methods._behaviours`): `pi_k` learns what is its own, and `gamma_ik = softmax_k(log rho_k + log pi_k(y_i))`.
 4. `lift_k = log rho_k - log` share of k among answers of pi_0.
-5. A behaviour is chosen: with a verifier by the one rule of `choice` on validation prompts, where DFT on all
+5. A behaviour is chosen: with a verifier or judge by the one rule of `choice` on validation prompts, where DFT on all
    demonstrations may be a candidate too (`purify_dft`); else, or where that cannot tell, the largest with
    `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the reward cannot judge. None: the SFT
    model is kept.
@@ -224,7 +224,7 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     models = {
         behaviour_name(number, of): path for of, fitted in fits.items() for number, path in enumerate(fitted.models, 1)
     }
-    if arguments.purify_dft and arguments.verifier is not None:
+    if arguments.purify_dft and stage.check is not None:
         models[DFT] = stage.folder / "dft/model"
         spent = remembered(stage.folder / "dft/spent.json", lambda: _dft(stage, corpus, everything))
         tokens, flops = tokens + spent["tokens"], flops + spent["flops"]

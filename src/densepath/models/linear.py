@@ -164,6 +164,7 @@ def _shapes(model: nn.Module) -> Counter[tuple[int, int]]:
         if type(module) in (nn.Linear, Conv1D):
             weight: Tensor = module.weight  # type: ignore[assignment]
             if weight.dtype is torch.float32 and weight.device.type == "cpu":
-                out, width = weight.shape if type(module) is nn.Linear else weight.shape[::-1]
+                shape = getattr(weight, "ds_shape", weight.shape)  # whole, where DeepSpeed spreads it
+                out, width = shape if type(module) is nn.Linear else shape[::-1]
                 found[int(out), int(width)] += 1
     return found

@@ -9,9 +9,10 @@ computed by that forward pass instead.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -80,6 +81,28 @@ def causal_lm(model: Any) -> Any:
 def is_sharded(model: Any) -> bool:
     """Whether a process holds but a part of the model's weights (FSDP2, DeepSpeed ZeRO-3)."""
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
+
+
+@contextlib.contextmanager
+def whole_head(head: Head) -> Iterator[Head]:
+    """The head with whole weights. Every process calls it, inside of the model's forward.
+
+    Whoever keeps the weights for a backward pass keeps them whole: they are views of what was put together.
+    """
+    if isinstance(head.weight, DTensor):
+        bias = head.bias.full_tensor() if isinstance(head.bias, DTensor) else head.bias
+        yield head._replace(weight=head.weight.full_tensor(), bias=bias)
+    elif hasattr(head.weight, "ds_id"):
+        import deepspeed
+        from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+        parts: list[Any] = [each for each in (head.weight, head.bias) if each is not None]
+        missing = [each for each in parts if each.ds_status is not ZeroParamStatus.AVAILABLE]
+        with deepspeed.zero.GatheredParameters(missing, enabled=bool(missing)):
+            bias = None if head.bias is None else head.bias.view_as(head.bias)
+            yield head._replace(weight=head.weight.view_as(head.weight), bias=bias)
+    else:
+        yield head
 
 
 def plain_head(model: Any) -> Head | None:
@@ -172,7 +195,8 @@ def score_positions(
         logits = own_logits(model, batch, *where, forward)
         return logit_scores(logits, labels.to(logits.device))
     hidden = hidden_states(model, batch)[where]
-    return chunked_token_logprobs(hidden, head, labels)
+    with whole_head(head) as whole:
+        return chunked_token_logprobs(hidden, whole, labels)
 
 
 def own_budget(model: Any, token_budget: int) -> int:

@@ -12,7 +12,6 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
 
-from densepath.config.mixins import TrainableArguments
 from densepath.errors import ConfigError, ModelError
 
 
@@ -65,14 +64,12 @@ def _check_installed(config: Any) -> None:
         )
 
 
-def check_base(arguments: TrainableArguments) -> None:
+def check_four_bit() -> None:
     """Refuse, before models are loaded, a base in 4 bits where there can be none: a matrix is quantised on trial.
 
     Raises:
         ModelError: bitsandbytes is not installed, or cannot do it on this device.
     """
-    if not arguments.load_in_4bit:
-        return
     _check_installed({"load_in_4bit": True})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -6,18 +6,15 @@ inside of one call of it, and every process makes the same number of them: a pas
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.distributed.tensor import DTensor
 from trl.models.utils import prepare_deepspeed
-from trl.trainer.utils import maybe_gather_lm_head_ctx
 
-from densepath.core.heads import Head
 from densepath.core.logprobs import TokenScores
 from densepath.errors import ConfigError
 from densepath.models.compat import in_mode
@@ -25,6 +22,27 @@ from densepath.models.logits import causal_lm, layout_of, plain_head, score_posi
 from densepath.models.packing import Layout, pack
 
 T = TypeVar("T")
+
+
+def is_in_pieces(model: Any) -> bool:
+    """Whether DeepSpeed ZeRO-3 loaded the model in parts, and no engine stands around it yet to join them."""
+    loaded = any(hasattr(weight, "ds_id") for weight in model.parameters())
+    return loaded and not hasattr(model, "ds_inflight_param_registry")  # which an engine sets
+
+
+def copy_of(model: Any) -> Any:
+    """A copy of a model, also of one in pieces, of which each process copies its own."""
+    if not is_in_pieces(model):
+        return copy.deepcopy(model)
+    copied = type(model)._from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    source: dict[str, Any] = dict(model.named_parameters())
+    weights: dict[str, Any] = dict(copied.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.ds_tensor.copy_(source[name].ds_tensor)
+        for name, buffer in copied.named_buffers():
+            buffer.copy_(model.get_buffer(name))
+    return copied
 
 
 def shard_frozen(model: nn.Module, accelerator: Accelerator) -> Any:
@@ -39,7 +57,8 @@ def shard_frozen(model: nn.Module, accelerator: Accelerator) -> Any:
     Raises:
         ConfigError: FSDP's first version, which cannot run part of a model.
     """
-    layout_of(model)  # tried while the weights are whole
+    if not is_in_pieces(model):
+        layout_of(model)  # tried while the weights are whole
     if accelerator.distributed_type == "DEEPSPEED":
         return prepare_deepspeed(model, accelerator).module
     plugin = accelerator.state.fsdp_plugin
@@ -106,8 +125,7 @@ def score_sharded(
         torch.distributed.all_reduce(passes, op=torch.distributed.ReduceOp.MAX)
         for number in range(int(passes)):
             batch = (batches[number] if number < len(batches) else spare[0]).to(device)
-            with _whole(head) as whole:
-                scores = score_positions(language_model, batch, batch.predicting(), whole)
+            scores = score_positions(language_model, batch, batch.predicting(), head)
             if number < len(batches):
                 parts = [torch.split(values.cpu(), list(batch.lengths)) for values in scores]
                 for index, *values in zip(batch.sequences, *parts, strict=True):
@@ -116,16 +134,3 @@ def score_sharded(
     with in_mode(model):
         inside_forward(model, score)
     return results
-
-
-@contextlib.contextmanager
-def _whole(head: Head | None) -> Iterator[Head | None]:
-    """The head with whole weights, for the block."""
-    if head is None:
-        yield None
-        return
-    if isinstance(head.weight, DTensor):
-        bias = head.bias.full_tensor() if isinstance(head.bias, DTensor) else head.bias
-        head = head._replace(weight=head.weight.full_tensor(), bias=bias)
-    with maybe_gather_lm_head_ctx(head.weight, head.bias):
-        yield head

@@ -1,11 +1,14 @@
-"""The judge of a run: answers of every arm against those of the SFT model at its lowest temperature."""
+"""What says how good answers are in a run: a verifier, or a judge of them against the SFT model's."""
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable, Sequence
 
 from densepath.config.run import RunArguments
 from densepath.evals.generation import Decoding
+from densepath.evals.verifiers import AnswerJudge, Verifier, get_verifier
 from densepath.io import read_json, write_json_atomic
 from densepath.judging.against import AgainstAnswers, answers_by_prompt
 from densepath.judging.build import CACHE, make_judge_against
@@ -27,18 +30,26 @@ def split_decoding(arguments: RunArguments, split: str, temperature: float) -> D
     return Decoding(temperature, arguments.completion_tokens, seed=2 * arguments.seed + SEEDS[split])
 
 
-def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
+def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str, splits: Sequence[str] = SPLITS) -> None:
     """Write what the SFT model answers to all held-out prompts: what the judge compares every arm with."""
     started, arguments = time.monotonic(), sft.arguments
     tokenizer, model = load_tokenizer(str(sft.model)), load_frozen(arguments, sft.model)
     found: dict[str, str] = {}
-    with StageProgress(console, title, sum(len(sft.rows(split)) for split in SPLITS), "completion") as progress:
-        for split in SPLITS:
+    with StageProgress(console, title, sum(len(sft.rows(split)) for split in splits), "completion") as progress:
+        for split in splits:
             decoding = split_decoding(arguments, split, min(arguments.eval_temperatures))
             found |= answers_by_prompt(model, tokenizer, sft.rows(split), decoding)
             progress.advance(len(sft.rows(split)))
     write_json_atomic(run / ANSWERS, found)
     run.finish("sft_answers", started)
+
+
+def check_of_run(sft: SFTRun, arguments: RunArguments) -> Callable[[FrozenPolicy], Verifier | AnswerJudge] | None:
+    """Makes what a recipe judges answers by, beside a model in memory; None where it names nothing that judges."""
+    if arguments.judge is not None:
+        return functools.partial(judge_of_run, sft, arguments)
+    name = arguments.verifier
+    return None if name is None else lambda held: get_verifier(name)
 
 
 def judge_of_run(sft: SFTRun, arguments: RunArguments, held: FrozenPolicy) -> AgainstAnswers:

@@ -16,7 +16,7 @@ from densepath.data.regimes import Regime
 from densepath.methods import Method, Policy, SFTRun, Stage, get_method
 from densepath.methods._stage import free_models
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.against_sft import answer_with_sft
+from densepath.pipeline.against_sft import answer_with_sft, check_of_run
 from densepath.pipeline.data import prepare_data, tell_data
 from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
@@ -151,7 +151,8 @@ def _stage(job: CellJob, method: Method, console: Console, title: str) -> Stage 
             return None
         arguments = replace(arguments, reference=found.reference, beta=str(found.beta))
     matched = None if job.like is None else _matched(job)
-    return Stage(sft, job.folder, arguments, job.others, console, title, matched)
+    check = check_of_run(sft, job.evaluation.arguments)
+    return Stage(sft, job.folder, arguments, job.others, console, title, matched, check)
 
 
 def _matched(job: CellJob) -> int:

@@ -18,25 +18,22 @@ from densepath.config.run import RunArguments
 from densepath.data.encode import encode_pairs
 from densepath.data.training_rows import Rows
 from densepath.evals.generation import Completion, Decoding, checked, generate
-from densepath.evals.verifiers import AnswerJudge, Verifier, get_verifier
 from densepath.io import write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
-from densepath.pipeline.against_sft import SEEDS, judge_of_run, split_decoding
+from densepath.pipeline.against_sft import SEEDS, check_of_run, split_decoding
 from densepath.pipeline.selection import chosen
 from densepath.progress import StageProgress
-from densepath.records.arm import Arm, ArmResult
+from densepath.records.arm import UNJUDGED, Arm, ArmResult
 from densepath.records.codec import read_record, to_json
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies
 from densepath.terminal import Console
 
-_UNJUDGED = 0.5
-"""Stands where the judge could not say anything; nobody reads it, since the prompt is left out for every arm."""
 NLL_ROWS = 100
 """Held-out demonstrations whose negative log-likelihood is measured."""
 
@@ -118,7 +115,8 @@ def evaluate(
     if not missing:
         return
     models = _Models.load(policy, evaluation, scored=any(split == "test" for split, _ in missing))
-    checks = _checks(evaluation, models.policy)
+    check = check_of_run(evaluation.sft, evaluation.arguments)
+    checks = None if check is None else check(models.policy)
     nll: dict[str, tuple[float, ...] | None] = {}
     for split, temperature in missing:
         rows = evaluation.sft.rows(split)
@@ -132,7 +130,7 @@ def evaluate(
             seed=evaluation.arguments.seed,
             decoding=evaluation.decoding(split, temperature).name,
             split=split,
-            values=None if checks is None else tuple(_UNJUDGED if c.metric is None else c.metric for c in completions),
+            values=None if checks is None else tuple(UNJUDGED if c.metric is None else c.metric for c in completions),
             unjudged=tuple(c.row for c in completions if c.metric is None) if checks is not None else (),
             lengths=tuple(len(c.completion_ids) for c in completions),
             truncated=sum(c.truncated for c in completions) / len(completions),
@@ -145,14 +143,6 @@ def evaluate(
         path = evaluation.path(folder, split, temperature)
         write_jsonl_atomic(path.with_suffix(".jsonl"), records)
         write_json_atomic(path, to_json(result))
-
-
-def _checks(evaluation: Evaluation, policy: FrozenPolicy) -> Verifier | AnswerJudge | None:
-    """What says how good an answer is: the judge, against the SFT model's answers, or the verifier."""
-    arguments = evaluation.arguments
-    if arguments.judge is not None:
-        return judge_of_run(evaluation.sft, arguments, policy)
-    return None if arguments.verifier is None else get_verifier(arguments.verifier)
 
 
 def _without_prompt(completion: Completion) -> dict[str, Any]:

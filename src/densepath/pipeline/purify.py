@@ -19,11 +19,13 @@ from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic, write_jsonl_atomic, write_text_atomic
+from densepath.judging.build import check_judge, judge_inputs
 from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
-from densepath.models.quantized import check_base
+from densepath.models.quantized import check_four_bit
+from densepath.pipeline.against_sft import answer_with_sft, check_of_run
 from densepath.pipeline.data import check_answers, check_prompts
 from densepath.pipeline.inputs import data_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -70,8 +72,10 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
             say(console, f"{folder / 'purification.json'} is there already: nothing to do")
         else:
             _prepare(folder, sft, arguments, console)
+            if recipe.judge is not None and not folder.is_done("sft_answers"):
+                answer_with_sft(folder, sft, console, "SFT answers what the judge will see", ("validation",))
             started = time.monotonic()
-            stage = Stage(sft, folder.path, recipe, keys, console, "purify")
+            stage = Stage(sft, folder.path, recipe, keys, console, "purify", check=check_of_run(sft, recipe))
             train = get_method("purified_sft").train
             assert train is not None
             folder.finish("train", started, train(stage))
@@ -93,7 +97,7 @@ def _write_page(folder: Path, arguments: PurifyCommandArguments) -> Path:
         "SFT model": arguments.model_name_or_path,
         "before SFT": arguments.ref_model_name_or_path,
         "demonstrations": arguments.dataset_name,
-        "verifier": arguments.verifier or "none",
+        "verifier or judge": arguments.verifier or arguments.judge or "none",
     }
     record = read_record(Purification, folder / "purification.json")
     page = purification_page(record, [(name, str(value)) for name, value in facts.items()])
@@ -119,9 +123,11 @@ def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tup
     recipe = arguments.recipe(batch, save_steps)
     keys = {f"sft_{key}": value for key, value in rest.items()}
     check_startable(sft_config(recipe, keys, Path(arguments.output_dir)))
-    check_base(recipe)
+    if recipe.load_in_4bit:
+        check_four_bit()
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
+    check_judge(recipe)
     return recipe, keys
 
 
@@ -136,19 +142,21 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
         )
     train, held_out = _rows(arguments)
     check_disjoint({"train": train, "validation": held_out})
-    if arguments.verifier is not None:
+    if arguments.verifier is not None or arguments.judge is not None:
         given = arguments.eval_dataset_name is not None
         source = arguments.eval_dataset_name if given else arguments.dataset_name
         origin = str(source), arguments.dataset_test_split if given else arguments.dataset_train_split
         if detect_format(held_out[0]) is DataFormat.TEXT:
-            raise DataError(f"{origin[0]}: plain text has no prompt for the verifier; give eval_dataset_name")
-        check_answers(arguments.verifier, held_out, *origin)
+            raise DataError(f"{origin[0]}: plain text has no prompt to answer; give eval_dataset_name")
+        if arguments.verifier is not None:
+            check_answers(arguments.verifier, held_out, *origin)
         context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
         check_prompts(held_out, tokenizer, context, arguments.max_completion_length, *origin)
     models: dict[str, str | None] = {"model": arguments.model_name_or_path, "reference": sft.base}
     data = {"data": train, "held-out data": held_out}
     doubt = folder.open_inputs(
-        {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer)}, places(models)
+        {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer), **judge_inputs(arguments)},
+        places(models),
     )
     if doubt is not None:
         warn(console, doubt)

@@ -19,7 +19,7 @@ from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_tokenizer
-from densepath.models.quantized import check_base
+from densepath.models.quantized import check_four_bit
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
 from densepath.pipeline.data import answer_budget
@@ -220,7 +220,8 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
     check_judge(arguments)
-    check_base(arguments)
+    if arguments.load_in_4bit:
+        check_four_bit()
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
     budget = arguments.max_completion_length or UNKNOWN_COMPLETION  # what the data ask for is not known yet
     dpr = dpr_config(replace(arguments, max_completion_length=budget), dict(others), Path("dpr"), beta=1.0)

@@ -21,7 +21,7 @@ from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, load_trainable, model_context
-from densepath.models.quantized import check_base
+from densepath.models.quantized import check_four_bit
 from densepath.pipeline.data import check_prompts
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -44,7 +44,8 @@ def _opened(
 ) -> Iterator[tuple[RunFolder, Console]]:
     """The run folder with its configuration, and where to print: the first of several processes, then the others."""
     check_startable(config)
-    check_base(arguments)
+    if arguments.load_in_4bit:
+        check_four_bit()
     _ = config.device  # several processes are joined when it is asked for
     process = int(config.process_index)
     folder = RunFolder(Path(arguments.output_dir), process=process)

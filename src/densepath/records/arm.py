@@ -15,6 +15,9 @@ BASE = "base"
 
 SPLITS = ("validation", "test")
 
+UNJUDGED = 0.5
+"""Stands where the judge could not say anything; nobody reads it, since the prompt is left out for every arm."""
+
 
 @dataclass(frozen=True)
 class Arm:

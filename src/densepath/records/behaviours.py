@@ -22,7 +22,7 @@ class Behaviour:
         lift: log share less log reference_share, nats: how much SFT raised it. None where it is not known, or where
             the model before SFT never shows it.
         reward: of its demonstrations, nats per square root of a token, mean weighted by responsibility.
-        validation: the verifier's verdict of its own answers to validation prompts; None without a verifier.
+        validation: the verdict on its own answers to validation prompts; None without a verifier or judge.
         examples: rows of the training demonstrations, counted from 1, that are its most surely, three or fewer.
     """
 

@@ -59,8 +59,10 @@ def check_weights(model: Any, accelerator: Accelerator) -> None:
     names, finite = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # of a parameter that FSDP2 shards, this process's part
-            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            # of a parameter that FSDP2 or ZeRO-3 shards, this process's part
+            local = (
+                parameter.to_local() if hasattr(parameter, "to_local") else getattr(parameter, "ds_tensor", parameter)
+            )
             names.append(name)
             finite.append(torch.isfinite(local.detach()).all())
     bad = ~torch.stack(finite)

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
-
-from densepath.errors import ConfigError
 from densepath.models import locate
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
 from densepath.models.logits import is_sharded
 from densepath.models.quantized import quantized
-from densepath.models.sharded import shard_frozen
+from densepath.models.sharded import copy_of, is_in_pieces, shard_frozen
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
 
@@ -128,33 +124,14 @@ def starting_models(
         loading: keyword arguments of `load_model`.
         has_new_adapter: whether the trainer puts a new adapter on the policy.
     """
-    name = model if isinstance(model, str) else None
-    if name is not None:
+    if isinstance(model, str):
         if processing_class is None:
-            processing_class = load_tokenizer(name, trust_remote_code=loading["trust_remote_code"])
-        model = load_model(name, for_training=True, **loading)
+            processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
+        model = load_model(model, for_training=True, **loading)
     switch_off_dropout(model)
     if sft is None and not has_new_adapter and not hasattr(model, "peft_config"):
-        sft = frozen_start(model, name, loading)
+        sft = freeze(copy_of(model))  # the policy as it is before training
     return model, processing_class, sft
-
-
-def frozen_start(model: Any, name: str | None, loading: Mapping[str, Any]) -> Any:
-    """The policy as it is before training: a frozen copy in memory.
-
-    Args:
-        model: the policy.
-        name: what it was loaded by, or None.
-        loading: keyword arguments of `load_model`.
-
-    Raises:
-        ConfigError: under ZeRO-3, which loads models in pieces that cannot be copied, one given as an object.
-    """
-    if not is_deepspeed_zero3_enabled():
-        return freeze(copy.deepcopy(model))
-    if name is None:
-        raise ConfigError("with DeepSpeed ZeRO-3 give the model by name, or sft_model too: pieces cannot be copied")
-    return load_model(name, **loading)
 
 
 def placed(view: FrozenPolicy, policy: Any, accelerator: Any, sharded: bool) -> FrozenPolicy:
@@ -168,7 +145,7 @@ def placed(view: FrozenPolicy, policy: Any, accelerator: Any, sharded: bool) -> 
     """
     if view.model is policy:
         return view
-    if sharded and not is_sharded(view.model):
+    if sharded and (is_in_pieces(view.model) or not is_sharded(view.model)):
         return FrozenPolicy(shard_frozen(view.model, accelerator), view.adapter)
     if not sharded:
         view.model.to(accelerator.device)

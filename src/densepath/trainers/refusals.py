@@ -144,7 +144,7 @@ def check_packages(args: TrainingArguments) -> None:
 def check_optimization(args: TrainingArguments) -> None:
     """Refuse what transformers would refuse only when training begins: an optimizer or a schedule that cannot be made.
 
-    And what it would leave out without a word: float16 on a CPU.
+    And what it would leave out without a word: float16 on a CPU; or notice at the end: ZeRO-3 that saves no model.
 
     Raises:
         ConfigError: with the cause.
@@ -152,6 +152,7 @@ def check_optimization(args: TrainingArguments) -> None:
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         if not getattr(args, name) >= 1:
             raise ConfigError(f"{name}={getattr(args, name)} must be at least 1")
+    check_deepspeed(args)
     if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):
         raise ConfigError("fp16=True has no effect on a CPU: leave it out, or set bf16")
     optimizer = _optimizer(args)
@@ -163,6 +164,24 @@ def check_optimization(args: TrainingArguments) -> None:
             num_warmup_steps=args.get_warmup_steps(steps),
             num_training_steps=steps,
             scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+        )
+
+
+def check_deepspeed(args: TrainingArguments) -> None:
+    """Refuse a ZeRO-3 whose model could not be written when training ends.
+
+    Raises:
+        ConfigError: the weights are not gathered to be saved.
+    """
+    plugin = args.deepspeed_plugin
+    if plugin is None or plugin.zero_stage != 3:
+        return
+    zero = plugin.deepspeed_config["zero_optimization"]
+    if not zero.get("stage3_gather_16bit_weights_on_model_save", False):
+        raise ConfigError(
+            "under ZeRO-3 no process holds the weights whole, so no model could be written: set "
+            "zero3_save_16bit_model: true in the accelerate configuration, or "
+            "stage3_gather_16bit_weights_on_model_save in DeepSpeed's"
         )
 
 
