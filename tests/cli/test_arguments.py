@@ -18,7 +18,8 @@ PASSTHROUGH = {"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"}
 
 
 def run_arguments(*words: str):
-    return parse(RunArguments, words, prog="densepath run", description="", passthrough=PASSTHROUGH)
+    required = ["--model_name_or_path", "a/model", "--dataset_name", "rows"]
+    return parse(RunArguments, [*required, *words], prog="densepath run", description="", passthrough=PASSTHROUGH)
 
 
 def loaded(path: str) -> dict:
@@ -78,6 +79,8 @@ def test_a_value_is_read_as_its_fields_type(value, hint, read):
         (True, int, "key=True must be a number"),
         (None, int, "key=None must be a number"),
         ("fast", float, "key='fast' must be a number"),
+        ("nan", float, "key='nan' must be a number"),
+        ("0.5,nan", list[float], "key='nan' must be a number"),
         (10**400, float, "must be a number"),
         ({"a": 1}, float, "must be a number"),
         ("maybe", bool, "key='maybe' must be true or false"),
@@ -153,7 +156,7 @@ def test_other_keys_go_to_trl_with_the_types_that_yaml_gives(recipe):
 def test_every_key_goes_to_trl_where_there_is_one_config():
     found, others = parse(
         SFTArguments,
-        ["--max_steps", "3", "--output_dir", "x"],
+        ["--max_steps", "3", "--output_dir", "x", "--model_name_or_path", "m", "--dataset_name", "d"],
         prog="p",
         description="",
         passthrough={"": "SFTConfig"},
@@ -296,7 +299,7 @@ def test_what_a_command_decides_itself_is_refused(key):
         (("--candidate_betas", "1,-1"), "candidate_betas: -1.0 must be above 0"),
         (("--eval_temperatures", "-1"), "eval_temperatures: -1.0 must be at least 0"),
         (("--sft_learning_rate", "-1"), "sft_learning_rate=-1.0 must be a number, at least 0"),
-        (("--dpr_learning_rate", "nan"), "dpr_learning_rate=nan must be a number, at least 0"),
+        (("--dpr_learning_rate", "nan"), "dpr_learning_rate='nan' must be a number"),
         (("--task_error_rate", "2"), "task_error_rate=2.0 must lie in [0, 1]"),
     ],
 )

@@ -365,4 +365,7 @@ def test_report_and_env(models, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["torch"] == torch.__version__
     assert main(["env"]) == 0
-    assert ["torch", torch.__version__] in [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == "| --- | --- |"
+    assert f"| torch | {torch.__version__} |" in lines
+    assert all(line.count("|") == 3 for line in lines)

@@ -162,7 +162,7 @@ def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
     ("words", "message"),
     [
         ({"run_dir": "nowhere"}, "nowhere: no such folder; give the output_dir of densepath sft or run"),
-        ({"run_dir": None}, "run_dir is missing: an SFT run's folder"),
+        ({"run_dir": None}, "run_dir is missing: Folder of an SFT run"),
         ({"references": "0.9"}, "references=0.9 was not kept by this run; there is 0, 0.25"),
         ({"betas": "0"}, "betas=[0.0] must be different positive numbers"),
         ({"max_samples": "1"}, "max_samples=1 must be at least 2"),

@@ -228,6 +228,22 @@ def test_a_second_judge_tells_its_cost_and_is_looked_at_before_the_first_is_paid
     assert read_json(folder / "report.json")["spent"]["calls"] == len(served.calls) == 36
 
 
+def test_a_second_judge_that_fails_loses_nothing_of_the_first(judge, endpoint, capsys):
+    served, words = endpoint
+    served.reply = lambda body: "no verdict here"
+    words = ["--judge", "verifier:exact_match", "--second_judge", words[1], *words[2:]]
+    code, folder = judge(*words)
+    assert code == 1
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"densepath: error: [^\n]+ judgements are invalid, [^\n]+\n", err)
+    assert "right" in out
+    assert (folder / "report.html").exists()
+    found = figures(folder)
+    assert {each.model for each in found.win_rates} == {"right", "half"}
+    assert found.kappas == ()
+    assert f"second_judge=openai:{MODEL} failed: how far the two judges agree is not known" in found.notes
+
+
 def test_a_killed_run_pays_nothing_twice_and_comes_to_the_same(judge, endpoint, tmp_path, monkeypatch, capsys):
     served, words = endpoint
     code, whole = judge(*words, name="whole")
@@ -296,7 +312,14 @@ def test_a_judge_that_keeps_failing_ends_with_1_and_keeps_what_was_paid_for(judg
         (["--judge", "verifier:exact_match", "--models", "WRONG"], "are both called wrong"),
         (["--judge", "verifier:exact_match", "--benchmark", "mt_bench:QUESTIONS"], "1 turns where mt_bench has 2"),
         (["--judge", "verifier:exact_match", "--model_name_or_path", "sft"], "needs ref_model_name_or_path"),
-        (["--judge", "verifier:exact_match", "--gamed_file", "nowhere.csv"], "nowhere.csv: no such file"),
+        (
+            ["--judge", "verifier:exact_match", "--gamed_file", "g.csv"],
+            "gamed_file is of AlpacaEval's prompts, and has",
+        ),
+        (
+            ["--judge", "verifier:exact_match", "--gamed_file", "g.csv", "--benchmark", "alpaca_eval:QUESTIONS"],
+            "g.csv: no such file",
+        ),
         (["--judge", "local:nowhere", "--dry_run", "--max_samples", "0"], "max_samples=0 must be at least 1"),
     ],
 )
@@ -329,8 +352,9 @@ def test_difficulties_by_place_are_doubted_where_the_order_is_not_alpaca_evals(m
     assert [len(_gamed_notes(file, each)) for each in (questions, questions[::-1], questions[:1])] == [1, 2, 2]
 
 
-def test_a_name_that_no_file_can_have_is_one_line(judge, capsys):
-    for words in (["--models", "x" * 300], ["--benchmark", "x" * 300], ["--gamed_file", "x" * 300]):
+def test_a_name_that_no_file_can_have_is_one_line(judge, tmp_path, capsys):
+    gamed = ["--gamed_file", "x" * 300, "--benchmark", f"alpaca_eval:{tmp_path}/questions.jsonl"]
+    for words in (["--models", "x" * 300], ["--benchmark", "x" * 300], gamed):
         assert judge("--judge", "verifier:exact_match", *words)[0] == 1
         assert re.fullmatch(r"densepath: error: x{60}… is too long for the name [^\n]+\n", capsys.readouterr().err)
 

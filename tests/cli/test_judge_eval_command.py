@@ -53,8 +53,8 @@ def test_a_dry_run_asks_nobody(judge_eval, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ({"judge": None}, "judge is missing: who judges"),
-        ({"dataset_name": None}, "dataset_name is missing: the pairs to judge"),
+        ({"judge": None}, "judge is missing: Who judges"),
+        ({"dataset_name": None}, "dataset_name is missing: Preference pairs"),
         ({"judge": "gpt-4"}, "is no judge; write one of"),
         ({"html_file": "page.txt"}, "html_file=page.txt must end in .html"),
         ({"judge": "verifier:guess"}, "verifier 'guess' does not exist"),

@@ -160,3 +160,17 @@ def test_a_warning_is_one_line_without_its_place_in_the_code():
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr
     assert said == "densepath: warning: two lines\n"
+
+
+def test_a_model_that_the_hub_is_asked_for_is_told_at_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    asked = []
+    monkeypatch.setattr(
+        "densepath.scoring.job.run_score_command", lambda *given: asked.append(capsys.readouterr().out)
+    )
+    words = ["score", "--model_name_or_path", "nobody/has-this-model", "--dataset_name", "x"]
+    assert main([*words, "--ref_model_name_or_path", str(tmp_path)]) == 0
+    (told,) = asked
+    assert " ".join(told.split()) == (
+        "model_name_or_path=nobody/has-this-model is no folder here, nor in the hub's cache: asking the hub for it"
+    )

@@ -69,8 +69,11 @@ def test_the_home_folder_is_meant_in_every_path(kind: typing.Any, home: Path) ->
             assert getattr(arguments, name) in (f"{home}/a b/x{end}", [f"{home}/a b/x{end}"])
 
 
+GIVEN = "model_name_or_path: m\ndataset_name: d\n"
+
+
 def test_the_home_folder_is_meant_in_a_recipe_and_what_it_gives_to_trl(home: Path) -> None:
-    (home / "r.yaml").write_text("output_dir: ~/out\nlogging_dir: ~/logs\nrun_name: ~\neos_token: '~'\n")
+    (home / "r.yaml").write_text("output_dir: ~/out\nlogging_dir: ~/logs\nrun_name: ~\neos_token: '~'\n" + GIVEN)
     arguments, others = parse(
         SFTArguments, ["--config", "~/r.yaml"], prog="", description="", passthrough={"": "TRL's SFTConfig"}
     )

@@ -47,12 +47,12 @@ def test_a_plan_that_cannot_fit_prints_the_plan_and_exits_with_2(capsys):
     ("argv", "message"),
     [
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: no such file"),
-        ([], "model_name_or_path is missing: the model whose memory is planned"),
-        (["--gpu_memori", "3"], "unknown key 'gpu_memori'; did you mean gpu_memory?"),
+        ([], "model_name_or_path is missing: Hub id, local folder"),
+        ([*BIG, "--gpu_memori", "3"], "unknown key 'gpu_memori'; did you mean gpu_memory?"),
         (["--model_name_or_path", "./nowhere"], "no such model folder: ./nowhere"),
         ([*BIG, "--dpr_top_p", "0.5"], "set temperature=1, top_p=1"),
         ([*BIG, "--dpr_nonsense", "1"], "unknown key 'dpr_nonsense'"),
-        (["--gpu_memory", "much"], "gpu_memory='much'"),
+        ([*BIG, "--gpu_memory", "much"], "gpu_memory='much'"),
         ([*BIG, "--accelerate_config", "nowhere.yaml"], "accelerate_config=nowhere.yaml: no such file"),
     ],
 )

@@ -127,8 +127,8 @@ def test_a_verifier_needs_no_held_out_rows_of_their_own(argv, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ref_model_name_or_path": None}, "ref_model_name_or_path is missing: give the model before SFT"),
-        ({"model_name_or_path": None}, "model_name_or_path is missing: give the SFT model"),
+        ({"ref_model_name_or_path": None}, "ref_model_name_or_path is missing: The model before SFT"),
+        ({"model_name_or_path": None}, "model_name_or_path is missing: The SFT model"),
         ({"purify_behaviours": 1}, "give numbers of 2 or more"),
         ({"purify_behaviours": 30}, "24 demonstrations are too few for 30 behaviours"),
         ({"learning_rate": 1e-3}, "learning_rate is not taken here; set purify_learning_rate"),

@@ -93,8 +93,8 @@ def test_equal_models_are_warned_of_and_tie(models, write_jsonl, capsys):
     ("words", "message"),
     [
         ({"ref_model_name_or_path": None}, "with one model alone choose dense_reward=logprob"),
-        ({"model_name_or_path": None}, "model_name_or_path is missing: the SFT model"),
-        ({"dataset_name": None}, "dataset_name is missing: the rows to read"),
+        ({"model_name_or_path": None}, "model_name_or_path is missing: The SFT model"),
+        ({"dataset_name": None}, "dataset_name is missing: Rows to read"),
         ({"ref_model_name_or_path": "foreign"}, "the tokenizers of"),
         ({"base_model_name_or_path": "foreign"}, "the tokenizers of"),
         ({"task": "guess"}, "task='guess' does not exist; choose one of: auto, preference, first_error"),

@@ -93,9 +93,9 @@ def test_the_server_starts_answers_and_stops(here):
         ("view scores.jsonl --html_file a.json", "html_file=a.json: the page's JSON twin takes that name"),
         ("view scores.jsonl --html_file a.html --compare 1", "compare takes two rows, by number or id, not 1"),
         ("view scores.jsonl --html_file a.html --compare 1 9", "scores.jsonl: no row '9'; give a number from 1 to 3"),
-        ("view scores.jsonl --compare 1 2", "compare is for the page that html_file writes; add --html_file FILE"),
-        ("view scores.jsonl --max_samples 9", "max_samples is for the page that html_file writes"),
-        ("view scores.jsonl --prompt a --completion b", "prompt is for the page that html_file writes"),
+        ("view scores.jsonl --compare 1 2", "compare=['1', '2'] has no effect without html_file: leave it out"),
+        ("view scores.jsonl --max_samples 9", "max_samples=9 has no effect without html_file"),
+        ("view scores.jsonl --prompt a --completion b", "prompt='a' has no effect without html_file"),
         ("view scores.jsonl --html_file a.html --prompt a --completion b", "prompt and completion need"),
         ("view scores.jsonl --html_file a.html --model_name_or_path SFT --dense_reward logprob", "html_file takes a"),
         (

@@ -129,6 +129,14 @@ def test_plain_text_has_no_prompts_to_sample_from(refused, write_jsonl):
     assert "give prompts of their own with rl_prompts" in refused(dataset_name=text, eval_dataset_name=good)
 
 
+def test_a_choice_without_anything_to_judge_by_is_refused_before_sft(refused, write_jsonl, tmp_path):
+    prompts = write_jsonl("prompts.jsonl", [{"prompt": f"Say {n}:"} for n in range(1000, 1200)])
+    given = {"dataset_name": write_jsonl("good.jsonl", GOOD), "eval_dataset_name": prompts, "verifier": "none"}
+    err = refused(**given, reference="auto")
+    assert "reference=auto needs a verifier or a judge, or held-out rows with a completion" in err
+    assert not (tmp_path / "run/sft").exists()
+
+
 def test_held_out_prompts_that_are_trained_on(refused, write_jsonl):
     train = write_jsonl("train.jsonl", GOOD)
     leak = {"prompt": "  Say\n17: ", "completion": "another"}  # the same content, written in another way
@@ -209,8 +217,9 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
         ({"sft_lr_scheduler_type": "zigzag"}, "zigzag is not a valid SchedulerType"),
         ({"dpr_temperature": 0.5}, "REINFORCE must sample from the policy it differentiates: set temperature=1"),
         ({"dpr_baseline": "critic"}, "baseline='critic' does not exist; choose one of: none, position_mean"),
-        ({"dpr_report_to": "clearml"}, "report_to=clearml needs a package that is missing: pip install clearml"),
-        ({"sft_report_to": "no"}, "report_to='no' does not exist; choose none, all, or some of"),
+        ({"report_to": "clearml"}, "report_to=clearml needs a package that is missing: pip install clearml"),
+        ({"report_to": "no"}, "report_to='no' does not exist; choose none, all, or some of"),
+        ({"sft_report_to": "wandb"}, "sft_report_to is not taken from a recipe; set report_to, which holds for every"),
         ({"sft_packing": "yes"}, "packing=True has no effect in SFT, whose rows densepath tokenises itself"),
         ({"dpr_loss_type": "grpo"}, "loss_type='grpo' has no effect in DPR"),
         ({"sft_lr_scheduler_kwargs": "{power: 2}"}, "get_cosine_schedule_with_warmup() got an unexpected keyword"),
@@ -300,17 +309,17 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
             "run --model_name_or_path SFT --dataset_name good --sft_max_steps 2 --sft_num_train_epochs 1",
             "give one of them",
         ),
-        ("score --dense_reward x", "dense_reward='x' does not exist; choose one of: baseline_relative, logprob"),
-        ("score --datasetname x", "unknown key 'datasetname'; did you mean dataset_name?"),
+        ("score ON --dense_reward x", "dense_reward='x' does not exist; choose one of: baseline_relative, logprob"),
+        ("score ON --datasetname x", "unknown key 'datasetname'; did you mean dataset_name?"),
         ("score --dataset_name good --model_name_or_path SFT", "baseline_relative needs ref_model_name_or_path"),
         ("score --dataset_name long --model_name_or_path SFT --dense_reward logprob --strict", "row 61: 302 tokens"),
-        ("score --output_file scores.csv", "output_file=scores.csv must end in .jsonl or .parquet"),
-        ("score --num_shards 2 --shard_index 2", "shard_index=2 must lie in 0..1, below num_shards"),
+        ("score ON --output_file scores.csv", "output_file=scores.csv must end in .jsonl or .parquet"),
+        ("score ON --num_shards 2 --shard_index 2", "shard_index=2 must lie in 0..1, below num_shards"),
         ("score --dataset_name prompts --model_name_or_path SFT --dense_reward logprob", "no row could be scored"),
         ("score --dataset_name empty --model_name_or_path SFT --dense_reward logprob", "empty.jsonl: no rows"),
         ("eval --model_name_or_path SFT --dataset_name good --verifier x", "verifier 'x' does not exist; choose"),
-        ("eval --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
-        ("eval --num_generations 0", "num_generations=0 must be at least 1"),
+        ("eval ON --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
+        ("eval ON --num_generations 0", "num_generations=0 must be at least 1"),
         ("eval --dataset_name chat --model_name_or_path SFT", 'the row has no "answer" to compare with'),
         ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: 300 tokens beside max_"),
         ("eval --dataset_name text --model_name_or_path SFT", 'text.jsonl, row 1: a "text" row has no prompt'),
@@ -353,6 +362,7 @@ def test_wrong_input_of_the_other_commands(models, tmp_path, write_jsonl, monkey
         "empty": [],
         "prompts": [{"prompt": "?"}],
     }
+    words = words.replace(" ON ", " --dataset_name good --model_name_or_path SFT ")
     values = {name: write_jsonl(f"{name}.jsonl", rows) for name, rows in files.items() if f" {name}" in words}
     values |= {"SFT": models["sft"], "FOREIGN": models["foreign"]}
     assert main([values.get(word, word) for word in words.split()]) == 2

@@ -13,6 +13,7 @@ from densepath.cli.main import main
 from densepath.config.experiment import ExperimentArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.errors import DensepathError
+from densepath.io import hold_lock
 from densepath.pipeline.experiment import run_experiment
 from densepath.pipeline.run_folder import RunFolder
 
@@ -205,3 +206,11 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
 def test_an_experiment_without_a_verifier_is_refused(tmp_path):
     with pytest.raises(DensepathError, match=r"settings\.novel: an experiment needs a verifier"):
         experiment(tmp_path / "grid", verifier=None)
+
+
+def test_one_process_alone_works_in_an_experiment(tmp_path):
+    lock = hold_lock(tmp_path / "grid/.lock", "busy")
+    with pytest.raises(DensepathError, match="another densepath process works in this experiment"):
+        experiment(tmp_path / "grid")
+    lock.release()
+    assert not (tmp_path / "grid/experiment.yaml").exists()

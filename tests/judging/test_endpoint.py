@@ -535,7 +535,7 @@ def test_without_the_package_the_extra_is_named(tmp_path):
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent)]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True, env=os.environ)
-    assert found.stdout == "an endpoint as judge needs the package openai: pip install 'densepath[judge]'\n"
+    assert found.stdout == "an endpoint as judge needs the package openai: pip install openai\n"
 
 
 def test_the_cache_holds_what_was_asked_but_for_the_texts(tmp_path):

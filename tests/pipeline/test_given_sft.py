@@ -13,7 +13,7 @@ from densepath.cli.main import main
 from densepath.io import read_json
 from densepath.pipeline.run_folder import RunFolder
 
-QUICK = {"dpr_max_steps": 1, "eval_temperatures": [0], "dpr_eval_strategy": "no", "sft_max_steps": 1}
+QUICK = {"dpr_max_steps": 1, "eval_temperatures": [0], "dpr_eval_strategy": "no", "sft_max_steps": "none"}
 
 
 def argv(tiny_model, folder, **changes):
@@ -50,9 +50,42 @@ def test_dpr_starts_from_the_given_model_and_the_control_has_its_compute(tmp_pat
     assert main([*words, "--sft_model_name_or_path", str(source / "sft/references/0.5")]) == 2
 
 
+def test_checkpoints_of_another_tool_are_references_by_the_names_of_their_folders(tmp_path, finished, tiny_model):
+    source, _ = finished
+    for name, kept in (("mine", "sft/model"), ("checkpoint-4", "sft/references/0.5")):
+        shutil.copytree(source / kept, tmp_path / name)
+    words = argv(
+        *(tiny_model, tmp_path / "run"),
+        sft_model_name_or_path=tmp_path / "mine",
+        ref_model_name_or_path=tmp_path / "checkpoint-4",
+        reference="auto",
+        arms=["dpr"],
+    )
+    assert main(words) == 0
+    findings = read_json(tmp_path / "run/selection.json")["findings"]
+    assert {one["reference"] for one in findings["candidates"]} >= {"0", "checkpoint-4"}
+    assert "reference checkpoint-4 weights" in str(read_json(tmp_path / "run/inputs.json"))
+    words = argv(
+        *(tiny_model, tmp_path / "fixed"),
+        sft_model_name_or_path=tmp_path / "mine",
+        ref_model_name_or_path=tmp_path / "checkpoint-4",
+        reference="checkpoint-4",
+        beta=1,
+        arms=["dpr"],
+    )
+    assert main(words) == 0
+    assert read_json(tmp_path / "fixed/selection.json")["chosen"]["reference"] == "checkpoint-4"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (
+            {"sft_from": "a", "sft_max_steps": 2},
+            "sft_max_steps=2 has no effect where the SFT model is given: leave it",
+        ),
+        ({"sft_from": "a", "reference_fractions": [0.5]}, "has the references that are there: leave it out"),
+        ({"ref_model_name_or_path": "a"}, "has no effect without sft_model_name_or_path: leave it out"),
         ({"sft_from": "nowhere"}, "nowhere: no such folder; give the output_dir of densepath sft or run"),
         ({"sft_from": "a", "sft_model_name_or_path": "b"}, "both name the SFT model; give one of them"),
         ({"sft_model_name_or_path": "./nothing"}, "no such model folder: ./nothing"),

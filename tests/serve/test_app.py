@@ -117,6 +117,62 @@ def test_the_model_and_its_limits(client):
     assert (found["dense_reward"], found["max_length"], found["max_items"]) == ("baseline_relative", 256, 128)
 
 
+CONVERSATION = "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n3?<|im_end|>\n<|im_start|>assistant\n"
+
+
+def of_ids(reward: DenseReward, prompt: str, answer: str) -> float:
+    """The reward of an answer whose ids are told apart by hand."""
+    ids = [reward.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (prompt, answer)]
+    return float(reward.score_ids([ids[0]], [ids[1]]).rewards[0].sum())
+
+
+def test_the_form_of_openrlhf(client, reward):
+    answers = ["3, 4<|im_end|>", "3, 4", "3, 4<|im_end|>\n"]
+    prompts = [CONVERSATION, "Say 3:", CONVERSATION]
+    queries = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
+    found = client.post("/get_reward", json={"query": queries, "prompts": prompts, "labels": ["3", None, 1]}).json()
+    expected = [of_ids(reward, prompt, answer.rstrip()) for prompt, answer in zip(prompts, answers, strict=True)]
+    assert found == {"rewards": pytest.approx(expected, abs=1e-9)}
+    assert found["rewards"][0] == pytest.approx(float(reward.score([TURNS], ["3, 4"]).rewards[0].sum()), abs=1e-9)
+    # a prompt that was cut, as OpenRLHF cuts it on the left, is found by the template
+    cut = {"query": [queries[0]], "prompts": ["and before that " + CONVERSATION]}
+    assert client.post("/get_reward", json=cut).json()["rewards"] == pytest.approx(expected[:1], abs=1e-9)
+    assert client.post("/get_reward", json={"query": queries[:1]}).json()["rewards"] == pytest.approx(expected[:1])
+
+
+def test_the_form_of_verl(client, reward):
+    turns = [*TURNS, {"role": "assistant", "content": "3, 4"}]
+    text = reward.tokenizer.apply_chat_template(turns, tokenize=False)
+    found = client.post("/classify", json={"model": "m", "input": text, "use_activation": False}).json()
+    expected = float(reward.score([TURNS], ["3, 4"]).rewards[0].sum())
+    assert found["data"][-1]["probs"][-1] == pytest.approx(expected, abs=1e-9)
+    longer = text + "<|im_start|>user\nMore?<|im_end|>\n<|im_start|>assistant\n5<|im_start|>assistant\n6<|im_end|>\n"
+    found = client.post("/classify", json={"input": [text, longer], "activation": False}).json()["data"]
+    prompt, _, answer = longer.partition("5<")
+    assert [each["index"] for each in found] == [0, 1]
+    # a generation prompt that the answer itself holds begins no answer
+    assert found[1]["probs"] == pytest.approx([of_ids(reward, prompt, f"5<{answer.rstrip()}")], abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/get_reward", {"query": ["a", "b"], "prompts": ["a"]}, "1 prompts, and query has 2 texts"),
+        ("/get_reward", {"query": ["a"], "prompts": ["b"]}, r"query[0]: no answer: nothing stands behind"),
+        ("/get_reward", {"query": ["Say 3:"], "prompts": ["Say 3:"]}, r"query[0]: the prompt has"),
+        ("/classify", {"input": "no turns"}, r"input[0]: no answer"),
+        ("/classify", {"input": CONVERSATION, "use_activation": True}, "use_activation"),
+    ],
+)
+def test_what_other_trainers_may_get_wrong(client, path, body, message):
+    assert message in error(client.post(path, json=body), 422)["message"]
+
+
+def test_the_root_leads_to_the_page(application):
+    answer = application(access=Access(KEY)).get("/", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (307, "docs")
+
+
 def test_a_reward_without_a_tokenizer_cannot_be_served(reward):
     with pytest.raises(UsageError, match="has no tokenizer"):
         create_app(DenseReward(reward.sft, reward.refs))

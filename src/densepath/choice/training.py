@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from densepath.models.references import fraction_of
 from densepath.records.choice import Likelihood
 
 STILL_FALLING = 0.02
@@ -64,10 +65,7 @@ def _checkpoints(likelihoods: Sequence[Likelihood]) -> list[tuple[float, Likelih
     """Fraction and likelihood of each reference that is named by one, by rising fraction; no previews."""
     found = []
     for one in likelihoods:
-        try:
-            fraction = float(one.reference or "")
-        except ValueError:
-            continue
-        if one.alpha is None and 0 <= fraction < 1:
+        fraction = None if one.reference is None else fraction_of(one.reference)
+        if one.alpha is None and fraction is not None:
             found.append((fraction, one))
     return sorted(found, key=lambda pair: pair[0])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from densepath.config.coerce import coerce, expanded
+from densepath.config.options import Arguments, check_required
 from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
 from densepath.errors import ConfigError, UsageError
 
@@ -46,7 +47,8 @@ def parse(
         The dataclass, and the keys left to TRL's configs (values as YAML reads them).
 
     Raises:
-        UsageError: an unknown key (with the nearest known one) or a value that does not fit.
+        UsageError: an unknown key (with the nearest known one).
+        ConfigError: a value that does not fit, or has no effect; or a required argument that is not there.
     """
     passthrough = passthrough or {}
     hints = typing.get_type_hints(kind)
@@ -95,7 +97,11 @@ def parse(
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help"
             raise ConfigError(f"{sources[key]}: unknown key {key!r}{hint}")
-    return kind(**own), others
+    check_required(kind, own)
+    found = kind(**own)
+    if isinstance(found, Arguments):
+        found.check_effect()
+    return found, others
 
 
 def _help(text: str, choices: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from densepath.errors import UsageError
 
 _HELP = (
     "usage: densepath env [--json]\n\n"
-    "Print versions and devices, and the speed of float32 matrix products and of memory, for bug reports."
+    "Print versions and devices, and the speed of float32 matrix products and of memory, as Markdown for bug reports."
 )
 
 
@@ -27,7 +27,6 @@ def run(argv: Sequence[str]) -> int:
     if words:
         print(json.dumps(found, indent=2))
     else:
-        width = max(map(len, found))
-        for name, value in found.items():
-            print(f"{name:<{width}}  {value}")
+        rows = {"": "", "---": "---", **found}
+        print("\n".join(f"| {name} | {value.replace('|', '&#124;')} |" for name, value in rows.items()))
     return 0

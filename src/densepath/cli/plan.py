@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
 from densepath.cli.commands import RECIPE_KEYS
-from densepath.config.options import check_given
 from densepath.config.run import PlanArguments
 
 DESCRIPTION = (
@@ -30,7 +29,6 @@ def run(argv: Sequence[str]) -> int:
     from densepath.planning.table import headline, plan_json, plan_table, verdict
     from densepath.terminal import say, show, terminal
 
-    check_given("model_name_or_path", arguments.model_name_or_path, "the model whose memory is planned")
     quiet_libraries()
     plan = plan_recipe(arguments, others)
     if arguments.json:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.config.options import check_required
 from densepath.config.pages import ServeArguments
 
 DESCRIPTION = "Serve the dense reward over HTTP: /v1/score, /v1/rank, /health, /metrics, and a page at /docs."
@@ -14,7 +13,6 @@ DESCRIPTION = "Serve the dense reward over HTTP: /v1/score, /v1/rank, /health, /
 def run(argv: Sequence[str]) -> int:
     """Parse, then serve until interrupted."""
     arguments, _ = parse(ServeArguments, argv, prog="densepath serve", description=DESCRIPTION)
-    check_required(arguments)
     from densepath.serve import require_extra
     from densepath.terminal import terminal
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import FrozenArguments, SamplingArguments
-from densepath.config.options import check_given, check_html_name, option
+from densepath.config.options import check_html_name, option
 from densepath.errors import ConfigError
 
 
@@ -14,7 +14,9 @@ from densepath.errors import ConfigError
 class DiagnoseArguments(SamplingArguments, JudgeArguments, FrozenArguments):
     """Arguments of `densepath diagnose`."""
 
-    run_dir: str = option("", "Folder of an SFT run: output_dir of densepath sft or run, with its references.")
+    run_dir: str = option(
+        "", "Folder of an SFT run: output_dir of densepath sft or run, with its references.", required=True
+    )
     dataset_name: str | None = option(
         None,
         "Validation rows: JSONL, CSV, Parquet, a folder or a hub id. None: data/validation.jsonl of a densepath run.",
@@ -50,7 +52,6 @@ class DiagnoseArguments(SamplingArguments, JudgeArguments, FrozenArguments):
     html_file: str | None = option(None, "Also write a page with plots.")
 
     def __post_init__(self) -> None:
-        check_given("run_dir", self.run_dir, "an SFT run's folder")
         super().__post_init__()
         if self.judge is not None and self.verifier is not None:
             raise ConfigError("judge and verifier both say what is better; give one of them")

@@ -61,6 +61,8 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
             number = float(value)
         except (TypeError, ValueError, OverflowError):
             raise ConfigError(f"{name}={value!r} must be a number") from None
+        if hint is float and math.isnan(number):
+            raise ConfigError(f"{name}={value!r} must be a number")
         if hint is float:
             return number
         if not math.isfinite(number) or number != int(number):

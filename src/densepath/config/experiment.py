@@ -16,6 +16,8 @@ class ExperimentArguments(RunArguments):
     """Arguments of `densepath experiment`: any key of `densepath run` holds for every cell."""
 
     output_dir: str = option("runs/experiment", "Folder of the grid. The same command goes on where it stopped.")
+    model_name_or_path: str = option("", "Model before SFT of the settings that name none.")
+    dataset_name: str = option("", "Demonstrations of the settings that name none.")
     seeds: list[int] = option([0, 1, 2], "Seeds; every method of every setting is run with each.")
     num_workers: int | None = option(
         None, "Cells run at once, each in a process of its own. None: as many as cores and memory allow.", least=1
@@ -24,6 +26,9 @@ class ExperimentArguments(RunArguments):
     methods: Mapping[str, Any] = option(
         {}, "name -> keys: method, label, control, tune, settings, and those of its cells."
     )
+
+    def check_effect(self) -> None:
+        """What has no effect here may have one in a setting, which is looked at in its place."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

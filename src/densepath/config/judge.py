@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from densepath.config.options import Arguments, check_finite, check_given, option
+from densepath.config.options import Arguments, check_finite, check_no_effect, option
 from densepath.errors import ConfigError
 
 JUDGES = {
@@ -17,6 +17,7 @@ JUDGES = {
     "verifier": "a verifier, by name",
 }
 """Kinds of judges, and what stands behind the colon."""
+WHO_JUDGES = f"Who judges: {', '.join(f'{kind}:...' for kind in JUDGES)}; behind the colon a name, hub id or folder."
 _ABOVE_ZERO = ("judge_timeout", "judge_calls_per_minute")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -91,9 +92,7 @@ class EndpointArguments(Arguments):
 class JudgeArguments(EndpointArguments):
     """Who judges, by which template, and how often."""
 
-    judge: str | None = option(
-        None, f"Who judges: {', '.join(f'{kind}:...' for kind in JUDGES)}; behind the colon a name, hub id or folder."
-    )
+    judge: str | None = option(None, WHO_JUDGES)
     judge_template: str | None = option(
         None, "What the judge is asked: a template's name, or a YAML file. None: the benchmark's, or ours."
     )
@@ -104,7 +103,16 @@ class JudgeArguments(EndpointArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.judge is not None:
-            check_given("judge", self.judge, "who judges")
             parse_judge(self.judge)
         if not self.max_invalid <= 1:
             raise ConfigError(f"max_invalid={self.max_invalid} must lie in [0, 1]: it is a share")
+
+    def check_effect(self) -> None:
+        """How a judge is asked has no effect where there is none, nor what an endpoint is told without one."""
+        super().check_effect()
+        judges = [each for each in (self.judge, getattr(self, "second_judge", None)) if each is not None]
+        if not judges:
+            check_no_effect(self, [f.name for f in fields(JudgeArguments)], "without judge")
+        elif not any(each.startswith("openai:") for each in judges):
+            endpoint = [f.name for f in fields(EndpointArguments)]
+            check_no_effect(self, endpoint, f"with judge={self.judge}, which is no endpoint")

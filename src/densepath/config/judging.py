@@ -6,9 +6,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from densepath.config.answers import AnswerArguments
-from densepath.config.judge import JudgeArguments, parse_judge
+from densepath.config.judge import WHO_JUDGES, JudgeArguments, parse_judge
 from densepath.config.mixins import DenseRewardArguments, FrozenArguments
-from densepath.config.options import check_given, check_temperature, option
+from densepath.config.options import check_temperature, option
 from densepath.errors import ConfigError
 
 
@@ -17,9 +17,13 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
     """Arguments of `densepath judge`."""
 
     benchmark: str = option(
-        "", "alpaca_eval, arena_hard, mt_bench or lima from the hub; NAME:FILE from its file; or any FILE of prompts."
+        "",
+        "What is asked: alpaca_eval, arena_hard, mt_bench or lima from the hub; NAME:FILE from its file; or any FILE "
+        "of prompts.",
+        required=True,
     )
-    models: list[str] = option([], "Models to judge: hub ids, folders, or files with their answers.")
+    models: list[str] = option([], "Models to judge: hub ids, folders, or files with their answers.", required=True)
+    judge: str | None = option(None, WHO_JUDGES, required=True)
     baseline: list[str] = option(
         [],
         "What each is compared with: a model, a file with answers, or the name of a generator whose answers come with "
@@ -44,9 +48,6 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
     dry_run: bool = option(False, "Only say what judging would take: calls, tokens, cost.")
 
     def __post_init__(self) -> None:
-        check_given("benchmark", self.benchmark, "what is asked, such as alpaca_eval or a file of prompts")
-        check_given("models", self.models, "whose answers are judged: models, or files with answers")
-        check_given("judge", self.judge, "who judges, such as openai:gpt-4.1 or local:FOLDER")
         super().__post_init__()
         if self.temperature is not None:
             check_temperature("temperature=", self.temperature)
@@ -54,6 +55,11 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
             parse_judge(self.second_judge, "second_judge")
             if self.second_judge == self.judge:
                 raise ConfigError(f"second_judge={self.second_judge} is judge itself; name another")
+        if self.gamed_file is not None and self.benchmark.partition(":")[0] != "alpaca_eval":
+            raise ConfigError(
+                f"gamed_file is of AlpacaEval's prompts, and has no effect with benchmark={self.benchmark}: leave it "
+                "out, or give benchmark=alpaca_eval, or alpaca_eval:FILE"
+            )
         if self.ref_model_name_or_path and self.model_name_or_path is None:
             raise ConfigError(
                 "ref_model_name_or_path needs model_name_or_path, the SFT model that it is the reference of"

@@ -54,10 +54,10 @@ class TrainableArguments(LoadArguments):
         False, "With use_peft: hold the base in 4 bits (NF4; needs bitsandbytes). docs/reward.md has the noise."
     )
     use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
-    lora_r: int = option(16, "Rank of the adapter.")
-    lora_alpha: int = option(32, "Scale of the adapter.")
+    lora_r: int = option(16, "Rank of the adapter.", needs="use_peft")
+    lora_alpha: int = option(32, "Scale of the adapter.", needs="use_peft")
     lora_target_modules: str = option(
-        "all-linear", "Modules that get an adapter; a comma-separated list, or all-linear."
+        "all-linear", "Modules that get an adapter; a comma-separated list, or all-linear.", needs="use_peft"
     )
 
     def __post_init__(self) -> None:

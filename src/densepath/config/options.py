@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from densepath.errors import ConfigError
 
 
 def option(
-    default: Any, text: str, *, least: float | None = None, choices: Sequence[str] = (), required: bool = False
+    default: Any,
+    text: str,
+    *,
+    least: float | None = None,
+    choices: Sequence[str] = (),
+    required: bool = False,
+    needs: str | None = None,
 ) -> Any:
     """A dataclass field with a help text; mutable defaults are copied.
 
@@ -21,8 +27,9 @@ def option(
         least: the lowest number that `Arguments` takes; None for any.
         choices: the words that `Arguments` takes; empty for any.
         required: a command without it does not begin; nor does one with an empty value.
+        needs: the argument without which it has no effect, and is refused by `Arguments.check_effect`.
     """
-    metadata = {"help": text, "least": least, "choices": tuple(choices), "required": required}
+    metadata = {"help": text, "least": least, "choices": tuple(choices), "required": required, "needs": needs}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -40,6 +47,26 @@ class Arguments:
             if least is not None and value is not None:
                 check_at_least(f.name, value, least)
 
+    def check_effect(self) -> None:
+        """Refuse what was given and cannot take effect beside the others, with a `ConfigError`."""
+        for f in fields(self):
+            if f.metadata["needs"] and not getattr(self, f.metadata["needs"]):
+                check_no_effect(self, [f.name], f"without {f.metadata['needs']}")
+
+
+def check_no_effect(arguments: Any, names: Collection[str], where: str) -> None:
+    """Refuse arguments that were given and cannot take effect, with a `ConfigError`.
+
+    Args:
+        arguments: a dataclass of options.
+        names: of its arguments that have no effect.
+        where: why, such as "without judge".
+    """
+    for f in fields(arguments):
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        if f.name in names and getattr(arguments, f.name) != default:
+            raise ConfigError(f"{f.name}={getattr(arguments, f.name)!r} has no effect {where}: leave it out")
+
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not among the allowed ones, with a `ConfigError`."""
@@ -49,7 +76,7 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def check_at_least(name: str, value: float, least: float) -> None:
     """Refuse a number below the least, with a `ConfigError`."""
-    if value < least:
+    if not value >= least:  # NaN too
         raise ConfigError(f"{name}={value} must be at least {least}")
 
 
@@ -65,17 +92,16 @@ def check_temperature(place: str, value: float) -> None:
         raise ConfigError(f"{place}{value} must be at least 0; 0 is greedy")
 
 
-def check_given(name: str, value: object, what: str) -> None:
-    """Refuse an argument without which there is nothing to do, with a `ConfigError`."""
-    if not value:
-        raise ConfigError(f"{name} is missing: {what}")
+def check_required(kind: type[Any], given: Mapping[str, Any]) -> None:
+    """Refuse a command without one of its required arguments, with a `ConfigError` that says what is missing.
 
-
-def check_required(arguments: Any) -> None:
-    """Refuse arguments whose required fields were not given, with a `ConfigError` that says what is missing."""
-    for f in fields(arguments):
-        if f.metadata["required"]:
-            check_given(f.name, getattr(arguments, f.name), f.metadata["help"])
+    Args:
+        kind: dataclass of the command's arguments.
+        given: name -> value.
+    """
+    for f in fields(kind):
+        if f.metadata["required"] and not given.get(f.name):
+            raise ConfigError(f"{f.name} is missing: {f.metadata['help']}")
 
 
 def check_html_name(name: str | None, twin: str) -> None:

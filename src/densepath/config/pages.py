@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 
 from densepath.config.mixins import (
     REWARDS,
@@ -36,8 +36,8 @@ class LimitsArguments(Arguments):
 class ServeArguments(LimitsArguments, HostArguments, RewardArguments):
     """Arguments of `densepath serve`."""
 
-    ref_model_name_or_path: str | None = option(
-        None, "Reference of the reward; not needed by logprob, inverse_bellman, or where a DenseReward is given."
+    ref_model_name_or_path: list[str] = option(
+        [], "Reference of the reward, or several. Not needed by logprob, inverse_bellman, or a saved DenseReward."
     )
     token_budget: int = option(2048, "Tokens scored together, of all requests; bounds memory.", least=1)
     num_threads: int | None = option(None, "CPU threads of scoring; torch's default if None.", least=1)
@@ -53,14 +53,17 @@ class PageArguments(Arguments):
         None, "Write a page that needs no server, with a JSON twin beside it, instead of serving one."
     )
     sort: str = option(
-        "row", "Order of the rows in that page: row, reward, reward_per_token, tokens or lowest.", choices=SORTS
+        "row",
+        "Order of the rows in that page: row, reward, reward_per_token, tokens or lowest.",
+        choices=SORTS,
+        needs="html_file",
     )
-    descending: bool = option(False, "The highest first.")
-    max_samples: int = option(50, "Rows in that page; the first ones in its order.", least=1)
-    compare: list[str] = option([], "Two rows to align in that page, by number or id.")
-    prompt: str | None = option(None, "A prompt to score in that page.")
-    completion: str | None = option(None, "Its answer.")
-    other_completion: str | None = option(None, "Another answer, to align with the first.")
+    descending: bool = option(False, "The highest first.", needs="html_file")
+    max_samples: int = option(50, "Rows in that page; the first ones in its order.", least=1, needs="html_file")
+    compare: list[str] = option([], "Two rows to align in that page, by number or id.", needs="html_file")
+    prompt: str | None = option(None, "A prompt to score in that page.", needs="html_file")
+    completion: str | None = option(None, "Its answer.", needs="html_file")
+    other_completion: str | None = option(None, "Another answer, to align with the first.", needs="html_file")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,10 +73,6 @@ class PageArguments(Arguments):
             raise UsageError("prompt and completion are given together")
         if self.other_completion is not None and self.completion is None:
             raise UsageError("other_completion is aligned with completion, and that is missing")
-        for f in fields(PageArguments) if self.html_file is None else ():
-            default = [] if f.default is MISSING else f.default
-            if getattr(self, f.name) != default:
-                raise UsageError(f"{f.name} is for the page that html_file writes; add --html_file FILE")
 
 
 @dataclass

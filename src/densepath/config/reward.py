@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from densepath.config.mixins import DenseRewardArguments, FrozenArguments, RewardArguments, RowsArguments
-from densepath.config.options import Arguments, check_choice, check_given, check_html_name, check_reference, option
+from densepath.config.options import Arguments, check_choice, check_html_name, check_reference, option
 from densepath.errors import ConfigError, UsageError
 
 AGGREGATIONS = ("mean", "sum", "min")
@@ -56,7 +56,11 @@ class ScoreArguments(ShardArguments, ShapeArguments, RowsArguments, RewardArgume
     ref_model_name_or_path: list[str] = option(
         [], "Reference of the reward, or several. Not needed by logprob, inverse_bellman, or a saved DenseReward."
     )
-    dataset_name: str = option("", "Rows to score, in any TRL format: JSONL, CSV, Parquet, a folder or a hub id.")
+    dataset_name: str = option(
+        "",
+        "Rows with prompt and completion, or messages, to score: JSONL, CSV, Parquet, a folder or a hub id.",
+        required=True,
+    )
     max_samples: int | None = option(None, "Rows scored, the first ones; all if None.", least=1)
     output_file: str = option(
         "scores.jsonl", "The rows with their rewards, in order; .jsonl or .parquet. The same command goes on."
@@ -75,14 +79,13 @@ class ScoreArguments(ShardArguments, ShapeArguments, RowsArguments, RewardArgume
 class PairArguments(RowsArguments, DenseRewardArguments, FrozenArguments):
     """Which two models make the reward, and which rows it reads."""
 
-    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
+    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.", required=True)
+    dataset_name: str = option("", "Rows to read: JSONL, CSV, Parquet, a folder or a hub id.", required=True)
     ref_model_name_or_path: list[str] = option(
         [], "Reference, or several: earlier checkpoints of the SFT run, or the model before SFT. None: logprob alone."
     )
 
     def __post_init__(self) -> None:
-        check_given("model_name_or_path", self.model_name_or_path, "the SFT model")
-        check_given("dataset_name", self.dataset_name, "the rows to read")
         super().__post_init__()
         check_reference(self.dense_reward, self.ref_model_name_or_path)
 

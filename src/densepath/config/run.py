@@ -9,13 +9,14 @@ from typing import Any
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import (
     TEMPLATE_SETTINGS,
+    TEXT_TASKS,
     DenseRewardArguments,
     ReferencesArguments,
     SamplingArguments,
     TrainableArguments,
     TrainingRowsArguments,
 )
-from densepath.config.options import Arguments, check_temperature, option
+from densepath.config.options import Arguments, check_no_effect, check_temperature, option
 from densepath.errors import ConfigError
 
 
@@ -53,6 +54,13 @@ class RecipeRowsArguments(TrainingRowsArguments):
         if not 0 <= self.task_error_rate <= 1:
             raise ConfigError(f"task_error_rate={self.task_error_rate} must lie in [0, 1]")
 
+    def check_effect(self) -> None:
+        """The settings of toy tasks are for these."""
+        super().check_effect()
+        if self.dataset_name and not self.dataset_name.endswith(TEXT_TASKS):
+            toy = ("task_families", "task_error_rate", "task_errors")
+            check_no_effect(self, toy, f"with dataset_name={self.dataset_name}: it is for {TEXT_TASKS}")
+
 
 @dataclass
 class GivenSFTArguments(Arguments):
@@ -64,11 +72,21 @@ class GivenSFTArguments(Arguments):
     sft_model_name_or_path: str | None = option(
         None, "SFT model to begin with; model_name_or_path is the model before it, reference 0."
     )
+    ref_model_name_or_path: list[str] = option(
+        [],
+        "Earlier checkpoints of that SFT model: further references, which are called by the names of their folders.",
+        needs="sft_model_name_or_path",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sft_from is not None and self.sft_model_name_or_path is not None:
             raise ConfigError("sft_from and sft_model_name_or_path both name the SFT model; give one of them")
+
+    @property
+    def gives_sft(self) -> bool:
+        """Whether the SFT model is there already."""
+        return self.sft_from is not None or self.sft_model_name_or_path is not None
 
 
 @dataclass
@@ -78,7 +96,7 @@ class EvaluationArguments(Arguments):
     eval_dataset_name: str | None = option(
         None, "Held-out rows for validation and test; by default split from dataset_name by content hash."
     )
-    dataset_test_split: str = option("test", "Split of eval_dataset_name.")
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.", needs="eval_dataset_name")
     num_validation_samples: int = option(64, "Prompts that choose the reference.", least=1)
     num_test_samples: int = option(100, "Prompts that the final table is about; used once.", least=1)
     verifier: str | None = option(
@@ -108,6 +126,9 @@ class StageArguments(Arguments):
     )
     sft_per_device_train_batch_size: int = option(16, "Demonstrations in one SFT step and device.")
     save_steps: int = option(20, "Optimizer steps between checkpoints for resuming, in every training stage.", least=1)
+    report_to: list[str] = option(
+        ["none"], "Trackers of every training stage, each a run of its own there: tensorboard, wandb, trackio, mlflow."
+    )
     dpr_learning_rate: float = option(5e-6, "Peak learning rate of DPR.")
     dpr_max_steps: int = option(25, "Optimizer steps of DPR.", least=1)
     dpr_per_device_train_batch_size: int = option(32, "Completions in one DPR step and device.")
@@ -198,7 +219,7 @@ class PurifyArguments(Arguments):
 
 
 @dataclass
-class ChoiceArguments(ReferencesArguments, DenseRewardArguments):
+class ChoiceArguments(GivenSFTArguments, ReferencesArguments, DenseRewardArguments):
     """Which references there are, and which of them makes the reward, with which strength."""
 
     reference_fractions: list[float] = option(
@@ -222,7 +243,17 @@ class ChoiceArguments(ReferencesArguments, DenseRewardArguments):
                 raise ConfigError(f"candidate_betas: {beta} must be above 0")
         if self.beta == "auto" and not self.candidate_betas:
             raise ConfigError("candidate_betas is empty; give the values among which beta=auto chooses")
-        self._check_reference()
+        if not self.gives_sft:
+            self._check_reference()
+
+    def check_effect(self) -> None:
+        """A fixed beta is not chosen, and a given SFT model has the references that are there."""
+        super().check_effect()
+        if self.beta != "auto":
+            check_no_effect(self, ["candidate_betas"], f"with beta={self.beta}")
+        if self.gives_sft:
+            kept = ("reference_fractions", "reference_ema_decay")
+            check_no_effect(self, kept, "where the SFT model is given: it has the references that are there")
 
     def _check_reference(self) -> None:
         kept = [f"{fraction:g}" for fraction in self.reference_fractions]
@@ -266,7 +297,6 @@ class RunArguments(
     MachineArguments,
     EvaluationArguments,
     JudgeArguments,
-    GivenSFTArguments,
     PurifyArguments,
     StageArguments,
     ChoiceArguments,
@@ -302,11 +332,18 @@ class RunArguments(
                 f"num_generations={self.num_generations}"
             )
 
+    def check_effect(self) -> None:
+        """A given SFT model is not trained."""
+        super().check_effect()
+        if self.gives_sft:
+            check_no_effect(self, ["sft_max_steps", "sft_num_train_epochs"], "where the SFT model is given")
+
 
 @dataclass
 class PlanArguments(RunArguments):
     """Arguments of `densepath plan`: those of `densepath run`, whose recipe it reads."""
 
+    dataset_name: str = option("", "Demonstrations, which are not read.")
     json: bool = option(False, "Print every term of every moment as JSON, in bytes.")
 
 

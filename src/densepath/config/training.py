@@ -12,7 +12,7 @@ from densepath.config.mixins import (
     TrainableArguments,
     TrainingRowsArguments,
 )
-from densepath.config.options import check_given, check_temperature, option
+from densepath.config.options import check_temperature, option
 from densepath.config.run import PurifyArguments, RunArguments
 
 
@@ -27,8 +27,8 @@ class SFTArguments(ReferencesArguments, TrainingRowsArguments, TrainableArgument
 class DPRArguments(TrainingRowsArguments, TrainableArguments):
     """Arguments of `densepath dpr`; any argument of `DPRConfig` (hence `GRPOConfig`) is taken too."""
 
-    ref_model_name_or_path: str | None = option(
-        None, "Reference of the reward: an earlier checkpoint of the SFT run, or the model before SFT."
+    ref_model_name_or_path: list[str] = option(
+        [], "Reference of the reward, or several: earlier checkpoints of the SFT run, or the model before SFT."
     )
     dataset_name: str = option(
         "",
@@ -48,8 +48,8 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
 class PurifyCommandArguments(JudgeArguments, PurifyArguments, TrainingRowsArguments, TrainableArguments):
     """Arguments of `densepath purify`; any argument of TRL's `SFTConfig` is taken too, for each of its trainings."""
 
-    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.")
-    ref_model_name_or_path: str | None = option(None, "The model before SFT.")
+    model_name_or_path: str = option("", "The SFT model: hub id, local folder or adapter folder.", required=True)
+    ref_model_name_or_path: str | None = option(None, "The model before SFT.", required=True)
     verifier: str | None = option(
         None,
         "Program that judges each behaviour on held-out prompts: exact_match, final_number, instruction_format or "
@@ -58,7 +58,7 @@ class PurifyCommandArguments(JudgeArguments, PurifyArguments, TrainingRowsArgume
     eval_dataset_name: str | None = option(
         None, "Held-out rows; None: a tenth of the demonstrations, or less, split off by content hash."
     )
-    dataset_test_split: str = option("test", "Split of eval_dataset_name.")
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.", needs="eval_dataset_name")
     num_validation_samples: int = option(200, "Held-out rows used.", least=1)
     max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
     max_completion_length: int = option(64, "Longest sampled answer in tokens, EOS included.", least=1)
@@ -80,17 +80,13 @@ class PurifyCommandArguments(JudgeArguments, PurifyArguments, TrainingRowsArgume
         Args:
             batch: demonstrations in a step and device.
             save_steps: optimizer steps between checkpoints.
-
-        Raises:
-            ConfigError: one of the two models is not given.
         """
-        check_given("model_name_or_path", self.model_name_or_path, "give the SFT model")
-        check_given("ref_model_name_or_path", self.ref_model_name_or_path, "give the model before SFT")
         shared = {f.name for f in fields(RunArguments)} & {f.name for f in fields(self)}
         values: dict[str, Any] = {name: getattr(self, name) for name in shared}
         values |= {
             "model_name_or_path": self.ref_model_name_or_path,
             "sft_model_name_or_path": self.model_name_or_path,
+            "ref_model_name_or_path": [],
         }
         values["eval_temperatures"] = [self.temperature]
         values |= {"sft_per_device_train_batch_size": batch, "save_steps": save_steps}

@@ -272,6 +272,6 @@ def _identifier() -> Any:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ImportError:
         raise ConfigError(
-            "languages are told apart by py3langid, which is not installed: pip install 'densepath[language]'"
+            "languages are told apart by py3langid, which is not installed: pip install py3langid"
         ) from None
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

@@ -13,6 +13,7 @@ and it is said. Actions are marked by position, never by token id, so that an EO
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,47 @@ def encode_pair(
         raise DataError(f"the completion has {len(completion)} turns, not one; use encode_pairs")
     row = {"prompt": prompt, "completion": completion}
     return encode_pairs(row, tokenizer, chat_template_kwargs=chat_template_kwargs)[0]
+
+
+def encode_rendered(text: str, tokenizer: PreTrainedTokenizerBase, prompt: str | None = None) -> Encoded:
+    """Ids of a prompt with its answer in one text, as another trainer rendered and decoded it.
+
+    An answer that does not end in EOS was cut, and gets none; what stands behind its EOS (white space) is left out.
+
+    Args:
+        text: prompt and answer, special tokens written out.
+        tokenizer: a transformers tokenizer with an EOS token.
+        prompt: the beginning of the text that is the prompt. None, or another beginning, as of a prompt that was cut:
+            the answer begins behind the last generation prompt of the chat template that follows an EOS. Behind the
+            last of all where none does, since some templates end no prompt in EOS.
+
+    Raises:
+        DataError: no answer is found.
+        ModelError: no prompt is given, and the tokenizer's template has no generation prompt.
+    """
+    if prompt is None or not text.startswith(prompt):
+        prompt = text[: _answer_start(text, tokenizer)]
+    ids, state = text_ids(text, tokenizer), text_ids(prompt, tokenizer)
+    start = _common_prefix(state, ids)
+    stop = _end_of_action(ids, start, len(ids), tokenizer)
+    return Encoded(tuple(ids[:start]), tuple(ids[start:stop]))
+
+
+def _answer_start(text: str, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Place of the last answer in a rendered conversation, in characters."""
+    question = [{"role": "user", "content": "?"}]
+    asked, told = (render(question, tokenizer, {"add_generation_prompt": ask}) for ask in (True, False))
+    marker = asked[len(told) :] if asked.startswith(told) else ""
+    if not marker:
+        raise ModelError(
+            "the chat template has no generation prompt, by which to find where the answer begins; send the prompt too"
+        )
+    found = [match.end() for match in re.finditer(re.escape(marker), text)]
+    if not found:
+        raise DataError(f"no answer: nothing stands behind the generation prompt {marker!r}, which is not there")
+    eos_token = eos(tokenizer)[0]
+    behind_eos = [place for place in found if text[: place - len(marker)].rstrip().endswith(eos_token)]
+    return (behind_eos or found)[-1]
 
 
 def encode_demonstration(

@@ -244,7 +244,7 @@ def package() -> Any:
     try:
         import openai
     except ImportError:
-        raise ConfigError("an endpoint as judge needs the package openai: pip install 'densepath[judge]'") from None
+        raise ConfigError("an endpoint as judge needs the package openai: pip install openai") from None
     return openai
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from densepath.errors import DataError, JudgeError
 from densepath.judging.protocol import Judge, JudgeRequest
 from densepath.records.judging import Game, Judgement
+from densepath.stats.games import pair_games
 
 
 @dataclass(frozen=True)
@@ -129,13 +130,17 @@ def play(judge: Judge, planned: Sequence[PlannedGame], *, max_invalid: float = 0
 def preference_of_pair(games: Iterable[Game]) -> float | None:
     """What all games of one model at one question and turn say: the mean of both orders, then of the repeats.
 
-    Where the orders disagree a pair counts one half. A repeat with a game that is invalid is left out whole, since one
-    order alone would favour a place; None where nothing is left.
+    Where the orders disagree a pair counts one half. What counts of games without a verdict is the rule of
+    `stats.games.PairGames`; None where nothing is left.
 
     Args:
         games: of one pair.
     """
-    return _mean_of_repeats([(game.repeat, game.preference_of_model) for game in games])
+    mine = list(games)
+    if not mine:
+        return None
+    preference = float(pair_games(mine, mine[0].model, str(mine[0].baseline)).by_prompt[0])
+    return None if math.isnan(preference) else preference
 
 
 def grade_of_answer(games: Iterable[Game]) -> float | None:
@@ -144,13 +149,5 @@ def grade_of_answer(games: Iterable[Game]) -> float | None:
     Args:
         games: of one answer.
     """
-    return _mean_of_repeats([(game.repeat, game.judgement.grade) for game in games])
-
-
-def _mean_of_repeats(values: Sequence[tuple[int, float | None]]) -> float | None:
-    by_repeat: dict[int, list[float | None]] = {}
-    for repeat, value in values:
-        by_repeat.setdefault(repeat, []).append(value)
-    whole = [[v for v in each if v is not None] for each in by_repeat.values() if None not in each]
-    means = [math.fsum(each) / len(each) for each in whole]
-    return math.fsum(means) / len(means) if means else None
+    grades = [game.judgement.grade for game in games if game.judgement.grade is not None]
+    return math.fsum(grades) / len(grades) if grades else None

@@ -25,6 +25,7 @@ from densepath.methods._stage import (
     parameters_of,
     prefixed,
     tokens_trained,
+    tracking,
 )
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable
@@ -171,6 +172,7 @@ def _config(stage: Stage, loss: str, this: _Round) -> SelfPlayConfig:
         "lr_scheduler_type": "constant",
         "beta": arguments.self_play_beta,
         "self_play_loss": loss,
+        **tracking(arguments, this.folder),
         **given,
     }
     return trl_config(SelfPlayConfig, values, "dpr_")

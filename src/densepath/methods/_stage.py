@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from densepath.terminal import Console
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.sft import train_resumable
+from densepath.trainers.tracked import end_tracked_run
 from densepath.trainers.trl_config import QUIET, device_defaults, trl_config
 
 FORWARD_FLOPS = 2
@@ -61,7 +62,10 @@ class SFTRun:
         if arguments.sft_from is not None:
             return kept_models(Path(arguments.sft_from).expanduser())
         if arguments.sft_model_name_or_path is not None:
-            return KeptModels(arguments.sft_model_name_or_path, {BASE: arguments.model_name_or_path}, {})
+            checkpoints = named_models(arguments.ref_model_name_or_path)
+            return KeptModels(
+                arguments.sft_model_name_or_path, {BASE: arguments.model_name_or_path, **checkpoints}, {}
+            )
         return None
 
     @property
@@ -105,7 +109,7 @@ class SFTRun:
         return rows
 
     def reference(self, name: str) -> str:
-        """Where a reference lies: the model before SFT for 0, what SFT kept for a fraction or `ema`, or a path.
+        """Where a reference lies: the model before SFT for 0, what was kept by that name, or a path.
 
         Raises:
             ConfigError: a fraction at which no reference was kept.
@@ -113,7 +117,7 @@ class SFTRun:
         try:
             name = reference_name(float(name))
         except ValueError:
-            if name != EMA_NAME:
+            if name not in self.references and name != EMA_NAME:
                 return name
         if name == BASE:
             return self.base
@@ -122,6 +126,18 @@ class SFTRun:
         if path is None or not Path(path).exists():
             raise ConfigError(f"reference={name}: none was kept there; there are {', '.join(self.references)}")
         return path
+
+
+def named_models(models: Sequence[str]) -> dict[str, str]:
+    """Name -> model: the name of its folder, or all of it where two folders are called alike, or like `BASE`.
+
+    >>> named_models(["runs/a/checkpoint-20", "runs/a/checkpoint-40"])
+    {'checkpoint-20': 'runs/a/checkpoint-20', 'checkpoint-40': 'runs/a/checkpoint-40'}
+    >>> named_models(["a/model", "b/model"])
+    {'a/model': 'a/model', 'b/model': 'b/model'}
+    """
+    names = [BASE, *(Path(model).name for model in models)]
+    return {name if names.count(name) == 1 else model: model for name, model in zip(names[1:], models, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -201,6 +217,7 @@ def train_shown(trainer: Any, folder: Path, console: Console, title: str) -> Non
     with StageProgress(console, title, None) as progress:
         trainer.add_callback(ProgressCallback(progress))
         train_resumable(trainer, folder)
+    end_tracked_run()
 
 
 def free_models() -> None:
@@ -227,6 +244,13 @@ def prefixed(others: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     return {key.removeprefix(prefix): value for key, value in others.items() if key.startswith(prefix)}
 
 
+def tracking(arguments: RunArguments, folder: Path) -> dict[str, Any]:
+    """What a training in a folder tells the recipe's trackers, as arguments of TRL's configs: a run of its own."""
+    if arguments.report_to == ["none"]:
+        return {}
+    return {"report_to": arguments.report_to, "run_name": "/".join(folder.absolute().parts[-3:])}
+
+
 def sft_config(arguments: RunArguments, others: Mapping[str, Any], folder: Path, **changes: Any) -> SFTConfig:
     """TRL's config of an SFT stage: densepath's defaults, the recipe's `sft_*` keys, then `changes`."""
     steps = arguments.sft_max_steps
@@ -242,6 +266,7 @@ def sft_config(arguments: RunArguments, others: Mapping[str, Any], folder: Path,
         "save_steps": arguments.save_steps,
         "lr_scheduler_type": "cosine",
         "max_length": None,  # rows were cut when they were encoded
+        **tracking(arguments, folder),
         **prefixed(others, "sft_"),
         **changes,
     }
@@ -263,6 +288,7 @@ def dpr_config(arguments: RunArguments, others: Mapping[str, Any], folder: Path,
         "save_steps": arguments.save_steps,
         "lr_scheduler_type": "constant",
         "dense_reward": arguments.dense_reward,
+        **tracking(arguments, folder),
         **prefixed(others, "dpr_"),
         "beta": beta,
     }

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from densepath.errors import DensepathError, MissingFileError, ModelError
@@ -43,6 +45,16 @@ def locate(name_or_path: str | Path) -> str:
     if isinstance(name_or_path, Path) or _written_like_a_path(name_or_path):
         raise MissingFileError(f"no such model folder: {name_or_path}")
     return name_or_path
+
+
+def asks_the_hub(name: str) -> bool:
+    """Whether a name is that of a model which is not on this machine: neither a folder, nor in the hub's cache."""
+    if name == smollm2.NAME or Path(name).expanduser().exists() or _written_like_a_path(name):
+        return False
+    try:
+        return not (constants.HF_HUB_OFFLINE or isinstance(try_to_load_from_cache(name, "config.json"), str))
+    except HFValidationError:  # no hub id either, as loading it will say
+        return False
 
 
 def _written_like_a_path(name: str) -> bool:

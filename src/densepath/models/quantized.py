@@ -59,9 +59,7 @@ def _check_installed(config: Any) -> None:
     values: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
     bits = [name for name in ("load_in_4bit", "load_in_8bit") if values.get(name) or values.get(f"_{name}")]
     if bits and not is_bitsandbytes_available():
-        raise ModelError(
-            f"{bits[0]} needs bitsandbytes: pip install 'densepath[quantization]', or leave the quantisation out"
-        )
+        raise ModelError(f"{bits[0]} needs bitsandbytes: pip install bitsandbytes, or leave the quantisation out")
 
 
 def check_four_bit() -> None:

@@ -22,7 +22,7 @@ from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
 from densepath.pipeline.regimes import before_sft
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.selection import chosen, run_selection
+from densepath.pipeline.selection import check_choice, chosen, run_selection
 from densepath.pipeline.sft import run_sft, take_sft
 from densepath.records.arm import Arm
 from densepath.terminal import Console, terminal
@@ -100,6 +100,8 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
         source = sft.base if sft.given is None else sft.given.sft
         prepare_data(run, sft.arguments, load_tokenizer(source, **sft.arguments.tokenizer_options()), sft.context)
     tell_data(run, console, title[0])
+    if job.choose and not run.is_done("selection"):
+        check_choice(sft)
     if not run.is_done("sft"):
         if sft.given is None:
             run_sft(run, sft, job.others, console, f"{title[1]}SFT")

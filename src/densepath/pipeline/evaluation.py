@@ -22,7 +22,7 @@ from densepath.io import write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
-from densepath.models.references import EMA_NAME, reference_name
+from densepath.models.references import fraction_of, reference_name
 from densepath.models.sampling import Contrast
 from densepath.pipeline.against_sft import SEEDS, check_of_run, split_decoding
 from densepath.pipeline.selection import chosen
@@ -69,7 +69,7 @@ class Evaluation:
             return found.reference
         if given != "auto":
             return given
-        fractions = [float(name) for name in self.sft.references if name != EMA_NAME] or [0.0]
+        fractions = [each for name in self.sft.references if (each := fraction_of(name)) is not None] or [0.0]
         return reference_name(min(fractions, key=lambda fraction: abs(fraction - 0.5)))
 
     def decoding(self, split: str, temperature: float) -> Decoding:

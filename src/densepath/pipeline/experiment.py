@@ -6,7 +6,7 @@ import functools
 import os
 import subprocess
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper
 from densepath.errors import ConfigError, ExperimentError
-from densepath.io import without_secrets, write_text_atomic
+from densepath.io import hold_lock, without_secrets, write_text_atomic
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline import cells
 from densepath.pipeline.data import regime_of
@@ -68,7 +68,19 @@ def run_experiment(
     for setting in settings:
         _check(setting)
     grid = Grid(Path(arguments.output_dir), settings, arguments.seeds, pretraining_steps=pretraining_steps)
-    grid.folder.mkdir(parents=True, exist_ok=True)
+    busy = f"{grid.folder}: another densepath process works in this experiment; wait for it"
+    lock = hold_lock(grid.folder / ".lock", busy)
+    try:
+        return _run_grid(arguments, others, grid, console, command)
+    finally:
+        lock.release()
+
+
+def _run_grid(
+    arguments: ExperimentArguments, others: dict[str, Any], grid: Grid, console: Console, command: str
+) -> Path:
+    """Every cell that is not done, then the table; the report's path."""
+    settings = grid.settings
     write_text_atomic(
         grid.folder / "experiment.yaml",
         yaml.dump(
@@ -134,7 +146,7 @@ def _kind(key: Hashable) -> Hashable:
     return (key[0], *key[2:]) if isinstance(key, tuple) else "model before SFT"
 
 
-def processes(arguments: ExperimentArguments, settings: list[Setting]) -> tuple[int, int]:
+def processes(arguments: ExperimentArguments, settings: Sequence[Setting]) -> tuple[int, int]:
     """How many cells run at once, and the threads of each: what cores, memory and the one GPU allow."""
     cores = len(os.sched_getaffinity(0))
     if arguments.num_workers is not None:

@@ -20,6 +20,7 @@ from densepath.judging.build import judge_inputs
 from densepath.methods import SFTRun
 from densepath.models import locate, smollm2
 from densepath.models.identity import model_identity
+from densepath.models.kept import BASE
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import split_fingerprints
 from densepath.pipeline.run_folder import RunFolder
@@ -74,7 +75,9 @@ def open_run_inputs(run: RunFolder, sft: SFTRun, console: Console) -> None:
     """
     arguments = sft.arguments
     models: dict[str, str | None] = {"model": sft.base, "SFT model": sft.given.sft if sft.given else None}
-    if not _is_kept(arguments.reference):
+    checkpoints = {} if sft.given is None else sft.given.references
+    models |= {f"reference {name}": path for name, path in checkpoints.items() if name != BASE}
+    if not _is_kept(arguments.reference) and arguments.reference not in checkpoints:
         models["reference"] = arguments.reference
     inputs = {**model_inputs(models), **_given_template(arguments), **judge_inputs(arguments), **_precision()}
     doubt = run.open_inputs(inputs, places(models))

@@ -18,7 +18,7 @@ from densepath.config.judge import parse_judge
 from densepath.config.judging import JudgeCommandArguments
 from densepath.data.benchmarks import read_benchmark
 from densepath.data.gamed import in_published_order, is_published, read_gamed
-from densepath.errors import ConfigError
+from densepath.errors import ConfigError, DensepathError
 from densepath.io import hold_lock, read_jsonl, write_json_atomic
 from densepath.judging.build import check_judge, make_judge, template_of
 from densepath.judging.game_log import GameLog
@@ -74,28 +74,26 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         entered = entered.answered(lambda who: run.ask(who, console))
         matches = matches_of(entered, found)
         judge = early.get(arguments.judge) or run.judge(arguments.judge)
-        judges = [judge]
         games = run.play(judge, arguments.judge, matches, console)
-        kappas: tuple[Kappa, ...] = ()
-        if arguments.second_judge is not None:
-            second = early.get(arguments.second_judge) or run.judge(arguments.second_judge)
-            judges.append(second)
-            theirs = run.play(second, arguments.second_judge, matches, console)
-            kappas = _agreement((judge.name, second.name), games, theirs)
+        second = _second(run, early.get(arguments.second_judge), judge.name, games, matches, console)
         answers = [each for who in entered.everyone for each in (who.answers or {}).values()]
-        benchmark, notes = found.benchmark, (*found.notes, *_gamed_notes(arguments.gamed_file, everything))
+        benchmark = found.benchmark
+        notes = (*found.notes, *_gamed_notes(arguments.gamed_file, everything), *second.notes)
         given = JudgedInputs(
             benchmark.name, benchmark.table, judge.name, found.questions, answers, games, gamed, notes
         )
-        figures = replace(judged(given), kappas=kappas)
+        figures = replace(judged(given), kappas=second.kappas)
         write_json_atomic(folder / "results.json", to_json(figures))
         print_parts(console, *judged_parts(figures))
+        judges = (judge, *second.judges)
         for each in judges:
             say(console, f"{each.name}: {spending_text(each.spent)}")
         report = judge_report(arguments, figures, found, entered, matches, games)
         paths = write_judged_page(replace(report, spent=_together(each.spent for each in judges)), folder)
         say(console, f"results: {(folder / 'results.json').resolve()}")
         say(console, f"page: {paths.html.resolve()}")
+        if second.failure is not None:
+            raise second.failure
         return folder
     finally:
         lock.release()
@@ -175,6 +173,39 @@ class _Run:
             return log.play(
                 judge, identity, planned, max_invalid=arguments.max_invalid, on_game=lambda: progress.advance()
             )
+
+
+@dataclass(frozen=True)
+class _Second:
+    """What the second judge came to.
+
+    Attributes:
+        judges: the judge; none where none was asked for, or it could not be made.
+        kappas: how far it agrees with the first.
+        notes: what the figures lack.
+        failure: what stopped it; the first one's figures are told all the same.
+    """
+
+    judges: tuple[Judge, ...] = ()
+    kappas: tuple[Kappa, ...] = ()
+    notes: tuple[str, ...] = ()
+    failure: DensepathError | None = None
+
+
+def _second(
+    run: _Run, judge: Judge | None, first: str, games: Sequence[Game], matches: Sequence[Match], console: Console
+) -> _Second:
+    """The second judge on the games of the first, whose name is `first`; it is made where it is not there yet."""
+    said = run.arguments.second_judge
+    if said is None:
+        return _Second()
+    try:
+        judge = judge or run.judge(said)
+        theirs = run.play(judge, said, matches, console)
+    except DensepathError as failure:
+        note = f"second_judge={said} failed: how far the two judges agree is not known"
+        return _Second(() if judge is None else (judge,), notes=(note,), failure=failure)
+    return _Second((judge,), _agreement((first, judge.name), games, theirs))
 
 
 def _estimate(judge: Judge, planned: Sequence[PlannedGame]) -> str:

@@ -93,7 +93,11 @@ def read_recipe(arguments: ExperimentArguments, others: Mapping[str, Any]) -> li
         keys = {**shared, **others, **_mapping(f"settings.{name}", given)}
         run_keys = {key: value for key, value in keys.items() if key not in _keys_of_methods()}
         values, passed = _parse(f"settings.{name}", run_keys, RunArguments)
-        setting = Setting(str(name), RunArguments(**values), passed)
+        try:
+            setting = Setting(str(name), RunArguments(**values), passed)
+            setting.arguments.check_effect()
+        except ConfigError as error:
+            raise ConfigError(f"settings.{name}: {error}") from None
         for method, entry in arguments.methods.items():
             _check_name("methods", method)
             plan, where = _method(str(method), _mapping(f"methods.{method}", entry), keys, arguments.settings)

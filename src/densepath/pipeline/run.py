@@ -15,7 +15,7 @@ from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.judging.build import check_judge
-from densepath.methods import get_method
+from densepath.methods import SFTRun, get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_tokenizer
@@ -46,6 +46,8 @@ OWN_KEYS = {
     "sft_output_dir": "output_dir",
     "dpr_output_dir": "output_dir",
     "sft_max_length": "max_length",
+    "sft_report_to": "report_to, which holds for every stage",
+    "dpr_report_to": "report_to, which holds for every stage",
     "dpr_beta": "beta",
     "dpr_dense_reward": "dense_reward",
     "sft_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
@@ -136,7 +138,7 @@ def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
     steps = BEFORE_ARMS + len(setting.methods)
     job = grid.sft_job(setting, seed)
     if not run.is_done("data"):
-        _check_reference_tokenizer(job.sft.arguments)
+        _check_reference_tokenizer(job.sft)
     prepare(run, job, console, str(steps))
     choice = read_choice(run.path)
     found, reason, names = choice.chosen, choice.reason, list(setting.methods)
@@ -230,11 +232,12 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
         require_fit(plan_recipe(arguments, others))
 
 
-def _check_reference_tokenizer(arguments: RunArguments) -> None:
+def _check_reference_tokenizer(sft: SFTRun) -> None:
     """A reference given as a path must share the tokenizer: said before SFT rather than after it."""
+    arguments = sft.arguments
     try:
         float(arguments.reference)
     except ValueError:
-        if arguments.reference not in ("auto", "ema"):
+        if arguments.reference not in ("auto", "ema", *sft.references):
             tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
             check_same_tokenizer(tokenizer, load_tokenizer(arguments.reference), special_tokens=False)

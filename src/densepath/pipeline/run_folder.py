@@ -35,7 +35,7 @@ from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
 MACHINE_KEYS = (
-    *("output_dir", "num_threads", "accelerate_config", "num_processes", "gpu_memory"),
+    *("output_dir", "num_threads", "report_to", "accelerate_config", "num_processes", "gpu_memory"),
     *("max_calls", "max_cost", "max_invalid", "judge_concurrency", "judge_timeout", "judge_retries"),
     *("judge_calls_per_minute", "judge_prompt_price", "judge_completion_price", "judge_cache", "judge_api_key_env"),
 )

@@ -61,11 +61,7 @@ def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> 
         for name in references
         if not weights_differ(sft.model, sft.reference(name))
     )
-    given = None
-    if len(references) == 1 and len(betas) == 1 and arguments.reference != "auto":
-        given = "reference and beta were given"
-    elif arguments.dense_reward != "baseline_relative":
-        given = f"the reward {arguments.dense_reward} uses no reference"
+    given = _given(sft)
     if given is not None:
         choice = ReferenceChoice("fixed", "none", given, ChosenReference(references[0], betas[0]))
     else:
@@ -75,6 +71,34 @@ def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> 
         warn(console, warning)
     write_json_atomic(run / "selection.json", to_json(choice))
     run.finish("selection", started)
+
+
+def check_choice(sft: SFTRun) -> None:
+    """Refuse a choice that nothing could decide, as soon as the rows are there.
+
+    Raises:
+        DataError: no verifier and no judge, and validation prompts without an answer to compare with.
+    """
+    judged = sft.arguments.verifier is not None or sft.arguments.judge is not None
+    if _given(sft) is None and not judged and not any(map(_is_answered, sft.rows("validation"))):
+        raise DataError(
+            f"{sft.path / 'data/validation.jsonl'}: reference=auto needs a verifier or a judge, or held-out rows with "
+            "a completion to compare with; give one of them, or fix the reference and beta"
+        )
+
+
+def _given(sft: SFTRun) -> str | None:
+    """Why nothing is to be chosen; None where something is."""
+    arguments = sft.arguments
+    if len(candidate_references(sft)) == 1 and len(candidate_betas(arguments)) == 1 and arguments.reference != "auto":
+        return "reference and beta were given"
+    if arguments.dense_reward != "baseline_relative":
+        return f"the reward {arguments.dense_reward} uses no reference"
+    return None
+
+
+def _is_answered(row: Row) -> bool:
+    return "completion" in row or "messages" in row
 
 
 def read_choice(path: Path) -> ReferenceChoice:
@@ -119,13 +143,8 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
 def _rows(sft: SFTRun, tokenizer: Any) -> Sequence[Row]:
     """Validation rows; prompts alone where answers are judged and a demonstration is longer than the context."""
     rows = sft.rows("validation")
-    shown = [row for row in rows if "completion" in row or "messages" in row]
+    shown = list(filter(_is_answered, rows))
     judged = sft.arguments.verifier is not None or sft.arguments.judge is not None
-    if not judged and not shown:
-        raise DataError(
-            "reference=auto needs a verifier or a judge, or held-out rows with a completion to compare with; give one "
-            "of them, or fix the reference"
-        )
     context = sft.context
     fitting = []
     for row in shown:

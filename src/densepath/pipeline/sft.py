@@ -54,7 +54,8 @@ def take_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     started = time.monotonic()
     arguments = sft.arguments
     tokenizer = load_tokenizer(str(sft.model), **arguments.tokenizer_options())
-    check_same_tokenizer(tokenizer, load_tokenizer(sft.base), special_tokens=False)
+    for name in sft.references:
+        check_same_tokenizer(tokenizer, load_tokenizer(sft.reference(name)), special_tokens=False)
     lengths = [len(ids) for ids in encoded_demonstrations(sft, tokenizer)["input_ids"]]
     batch = arguments.sft_per_device_train_batch_size
     tokens = batch * sum(lengths) / len(lengths)

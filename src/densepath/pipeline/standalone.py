@@ -152,14 +152,15 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
         check_prompts(rows, tokenizer, context, config.max_completion_length or 0, *origin)
         _check_reference(arguments, config.dense_reward, tokenizer, console)
         prompts, held_out = prompt_dataset(rows), _held_out(arguments, tokenizer, context)
-        reference, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
-        models = {"model": arguments.model_name_or_path, "reference": reference, "held-out reference": second}
+        references, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
+        models = {"model": arguments.model_name_or_path, "held-out reference": second}
+        models |= {f"reference {number}" if number else "reference": name for number, name in enumerate(references)}
         data = {"data": prompts, "held-out data": held_out}
         _open_inputs(folder, config, models, tokenizer, data, console)
         policy = load_trainable(arguments, arguments.model_name_or_path)
         trainer = DPRTrainer(
             model=policy,
-            ref_model=None if reference is None else frozen_reference(policy, reference, arguments),
+            ref_model=[frozen_reference(policy, r, arguments, f"ref_{k}") for k, r in enumerate(references)] or None,
             held_out_ref_model=None if second is None else frozen_reference(policy, second, arguments, "held_out_ref"),
             args=config,
             train_dataset=prompts,
@@ -181,10 +182,8 @@ def _held_out(arguments: DPRArguments, tokenizer: Any, context: int) -> Any:
 
 def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any, console: Console) -> None:
     """Refuse a missing or foreign reference, and warn of one that gives no signal."""
-    reference = arguments.ref_model_name_or_path
-    check_reference(dense_reward, reference)
-    if dense_reward != "baseline_relative" or reference is None:
-        return
-    check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
-    if not weights_differ(arguments.model_name_or_path, reference):
-        warn(console, f"{reference} and {arguments.model_name_or_path} have the same weights: the reward is zero")
+    check_reference(dense_reward, arguments.ref_model_name_or_path)
+    for reference in arguments.ref_model_name_or_path if dense_reward == "baseline_relative" else ():
+        check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
+        if not weights_differ(arguments.model_name_or_path, reference):
+            warn(console, f"{reference} and {arguments.model_name_or_path} have the same weights: the reward is zero")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import multiprocessing
 
-from densepath.config.options import check_given, check_reference
+from densepath.config.options import check_reference
 from densepath.config.reward import ScoreArguments
 from densepath.data.sources import stream_rows
 from densepath.errors import ConfigError, DataError, DensepathError, StorageError
@@ -68,7 +68,6 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
 
 def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     """The job, and all that decides its result; no model is loaded for it."""
-    check_given("dataset_name", arguments.dataset_name, "a file with prompt and completion, or messages, in every row")
     refs, saved = arguments.ref_model_name_or_path, is_saved_reward(arguments.model_name_or_path)
     if not saved:
         check_reference(arguments.dense_reward, refs)

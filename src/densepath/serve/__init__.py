@@ -20,4 +20,5 @@ def require_extra(command: str = "serve") -> None:
     """
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
-        raise UsageError(f"densepath {command} needs {', '.join(missing)}: pip install 'densepath[serve]'")
+        names = " ".join(name.replace("_", "-") for name in missing)
+        raise UsageError(f"densepath {command} needs packages that are missing: pip install {names}")

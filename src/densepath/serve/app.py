@@ -34,6 +34,7 @@ from densepath.serve.schemas import (
     ScoreResponse,
 )
 from densepath.serve.settings import Access, Limits
+from densepath.serve.trainer_forms import add_trainer_forms
 
 DESCRIPTION = (
     "Grades every token of a completion with the dense reward hidden in a fine-tuned model: "
@@ -131,6 +132,8 @@ def create_app(
             return rank_response(pairs, await engine.score(pairs), body.aggregation)
 
         return await unless_gone(request, lambda: engine.accept(work))
+
+    add_trainer_forms(app, reward, limits, {"responses": _ERRORS, "dependencies": secured, "tags": ["other trainers"]})
 
     @app.get("/v1/model", responses=_only(400, 401, 403), dependencies=secured, tags=["reward"])
     async def model() -> ModelInfo:

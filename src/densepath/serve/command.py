@@ -66,7 +66,7 @@ def load_reward(arguments: ServeArguments) -> DenseReward:
         **arguments.tokenizer_options(),
     }
     if (Path(arguments.model_name_or_path).expanduser() / REWARD_FILE).is_file():
-        if arguments.ref_model_name_or_path is not None or arguments.dense_reward != ServeArguments.dense_reward:
+        if arguments.ref_model_name_or_path or arguments.dense_reward != ServeArguments.dense_reward:
             raise ConfigError(
                 f"{arguments.model_name_or_path} holds a whole reward ({REWARD_FILE}): "
                 "leave out ref_model_name_or_path and dense_reward"

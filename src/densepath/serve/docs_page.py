@@ -7,7 +7,7 @@ from pathlib import Path
 import fastapi_offline
 from fastapi import FastAPI, Response
 from starlette.exceptions import HTTPException
-from starlette.responses import FileResponse
+from starlette.responses import FileResponse, RedirectResponse
 
 _FILES = Path(fastapi_offline.__file__).parent / "static"
 _TYPES = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
@@ -32,11 +32,15 @@ _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
-DOCS_PATHS = ("/docs", "/docs/init.js", *(f"/docs/{name}" for name in _TYPES))
+DOCS_PATHS = ("/", "/docs", "/docs/init.js", *(f"/docs/{name}" for name in _TYPES))
 
 
 def add_docs_page(app: FastAPI) -> None:
-    """Serve `/docs`; all its addresses are relative, so a proxy may put it below any path."""
+    """Serve `/docs`, to which `/` leads; all its addresses are relative, so a proxy may put it below any path."""
+
+    @app.get("/", include_in_schema=False)
+    async def lead() -> Response:
+        return RedirectResponse("docs")
 
     @app.get("/docs", include_in_schema=False)
     async def page() -> Response:

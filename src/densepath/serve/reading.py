@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from densepath.data.encode import Encoded
+from densepath.data.encode import Encoded, encode_rendered
 from densepath.data.spans import read_tokens
 from densepath.errors import DataError, ModelError
 from densepath.records.completion import completion_of
@@ -51,6 +51,30 @@ def read_rank_request(request: TextRank | ChatRank, encode: Encode, limits: Limi
     return _read([(prompt, text, f"completions[{i}]") for i, text in enumerate(completions)], encode, limits)
 
 
+def read_rendered(
+    texts: Sequence[str], prompts: Sequence[str] | None, name: str, tokenizer: Any, limits: Limits
+) -> list[Encoded]:
+    """Token ids of texts that hold a prompt and its answer each, as another trainer rendered them.
+
+    Args:
+        texts: as sent.
+        prompts: the prompt of each; None where they are to be found by the chat template.
+        name: of the field that holds the texts, for messages.
+        tokenizer: of the reward.
+        limits: as for `read_score_request`.
+
+    Raises:
+        ApiError: as `read_score_request`; 422 also where there are not as many prompts.
+    """
+    if prompts is not None and len(prompts) != len(texts):
+        raise ApiError(
+            422, f"{len(prompts)} prompts, and {name} has {len(texts)} texts; send one for each", param="prompts"
+        )
+    _check_count(len(texts), name, limits)
+    given = [(None if prompts is None else prompts[i], text, f"{name}[{i}]") for i, text in enumerate(texts)]
+    return _read(given, lambda prompt, text: encode_rendered(text, tokenizer, prompt), limits)
+
+
 def _check_count(count: int, name: str, limits: Limits) -> None:
     if count > limits.max_items:
         raise ApiError(413, f"{count} {name}; at most {limits.max_items} in one request (max_items)", param=name)
@@ -79,8 +103,8 @@ def _read(given: Sequence[tuple[Any, Any, str]], encode: Encode, limits: Limits)
 
 
 def _plain(value: Any) -> Any:
-    """Text as it is, turns as mappings."""
-    return value if isinstance(value, str) else [turn.model_dump() for turn in value]
+    """Text, and what is not there, as it is; turns as mappings."""
+    return value if value is None or isinstance(value, str) else [turn.model_dump() for turn in value]
 
 
 @contextmanager

@@ -119,6 +119,60 @@ class ChatRank(_Sent):
 RankRequest = Annotated[Annotated[TextRank, Tag("text")] | Annotated[ChatRank, Tag("chat")], Discriminator(_kind)]
 
 
+class GetRewardRequest(_Sent):
+    """What OpenRLHF sends to its `remote_rm_url`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"example": {"query": [f"{_QUESTION} Seven."], "prompts": [_QUESTION], "labels": [""]}}
+    )
+
+    query: Annotated[list[_Text], Field(min_length=1, description="Prompt and answer, special tokens written out.")]
+    prompts: list[Unicode] | None = Field(
+        None, description="The prompts; null: answers begin behind the chat template's generation prompt."
+    )
+    labels: Any = Field(None, description="Not read.")
+
+
+class GetRewardResponse(BaseModel):
+    """One reward an item, in the order sent."""
+
+    rewards: list[float] = Field(description="Reward of each whole answer, nats.")
+
+
+class ClassifyRequest(BaseModel):
+    """What verl sends to its reward model's server: vLLM's form; further fields are not read."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={
+            "example": {"input": f"<|im_start|>user\n{_QUESTION}<|im_end|>\n<|im_start|>assistant\nSeven.<|im_end|>\n"}
+        },
+    )
+
+    input: _Text | Annotated[list[_Text], Field(min_length=1)] = Field(
+        description="Conversations as the chat template renders them, each with its answer at the end."
+    )
+    model: str | None = Field(None, description="Not read: the server has one reward.")
+    use_activation: Literal[False] | None = Field(None, description="The reward is given as it is, in nats.")
+
+
+class Classified(BaseModel):
+    """The reward of one conversation's last answer."""
+
+    index: int
+    label: str = "reward"
+    probs: list[float] = Field(description="One number, which is no probability: the reward of the answer, nats.")
+    num_classes: int = 1
+
+
+class ClassifyResponse(BaseModel):
+    """One result a conversation, in the order sent."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[Classified]
+
+
 class Usage(BaseModel):
     """Tokens of a request."""
 

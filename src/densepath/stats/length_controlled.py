@@ -149,7 +149,7 @@ def _alpaca_eval_fit(features: Floats, targets: Floats, shares: Floats) -> tuple
         from sklearn.metrics import make_scorer
         from sklearn.model_selection import GroupKFold
     except ImportError as error:
-        raise UsageError("length control needs scikit-learn; pip install 'densepath[judge]'") from error
+        raise UsageError("length control needs scikit-learn; pip install scikit-learn") from error
     rows = len(targets)
     chances = np.concatenate([targets, 1 - targets])
     twice = np.concatenate([shares, shares])

@@ -83,7 +83,8 @@ def refusing(what: str = "") -> Iterator[None]:
 def _cause(error: Exception) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.replace(".", "_").isidentifier():
-        return f"the package {error.name} is missing: pip install {error.name} ({text})"
+        package = error.name.partition(".")[0]
+        return f"the package {package} is missing: pip install {package} ({text})"
     if text and isinstance(error, (ValueError, TypeError, RuntimeError, ImportError, OSError)):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
