@@ -57,13 +57,18 @@ def main() -> None:
         names = trained(options, tokenizer, Path(folder))
         texts = cut(rows(options, tokenizer), options.max_length)
         truth = rewards(load_policies(list(names.values()), dtype="float64"), texts)
+        print(f"{sum(map(len, texts[1]))} tokens; {'; '.join(machine().values())}\n")
+        print(
+            "| base | reference | signal | noise | signal to noise | mean error |\n|---|---|---|---|---|---|",
+            flush=True,
+        )
         found = {}
         for scorer in (*SHARED, APART):
             if scorer in SHARED and "model_init_kwargs" in SHARED[scorer] and not is_bitsandbytes_available():
                 continue
             found[scorer] = noise(truth, rewards(loaded(scorer, list(names.values())), texts), list(names)[1:])
+            show(scorer, found[scorer])
             gc.collect()
-    show(found, sum(map(len, texts[1])))
     keep(options, noise=found)
 
 
@@ -121,15 +126,12 @@ def noise(truth: Sequence[Tensor], found: Sequence[Tensor], names: Sequence[str]
     return figures
 
 
-def show(found: Mapping[str, Mapping[str, Mapping[str, float]]], tokens: int) -> None:
-    """The table, in Markdown."""
-    print(f"{tokens} tokens; {'; '.join(machine().values())}\n")
-    print("| base | reference | signal | noise | signal to noise | mean error |\n|---|---|---|---|---|---|")
-    for scorer, of in found.items():
-        for name, one in of.items():
-            ratio = one["signal"] / max(one["noise"], 1e-12)
-            figures = f"{one['signal']:.4f} | {one['noise']:.2g} | {ratio:.3g} | {one['bias']:+.1g}"
-            print(f"| {scorer} | {name} | {figures} |")
+def show(scorer: str, found: Mapping[str, Mapping[str, float]]) -> None:
+    """A scorer's rows of the table, in Markdown."""
+    for name, one in found.items():
+        ratio = one["signal"] / max(one["noise"], 1e-12)
+        figures = f"{one['signal']:.4f} | {one['noise']:.2g} | {ratio:.3g} | {one['bias']:+.1g}"
+        print(f"| {scorer} | {name} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":

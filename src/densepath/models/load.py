@@ -106,8 +106,8 @@ def load_model(
     if (target := device_of(device)) is not None:
         model = model.to(target)
     choose_library(model)
+    _multiply_as_said(model)
     if for_training:
-        _keep_gradients(model)
         return model.train()
     disable_dropout(model)
     return freeze(model)
@@ -250,8 +250,11 @@ def _zero_dropout_attributes(owner: object) -> int:
     return len(names)
 
 
-def _keep_gradients(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU when it scores: gradients stop at repacked ones."""
+def _multiply_as_said(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU when it scores.
+
+    Gradients stop at repacked ones, and they are multiplied in bfloat16 whatever type was asked for.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - an attribute of bitsandbytes' own
