@@ -96,13 +96,22 @@ def sync_name(path: Path) -> None:
             sync(folder)
 
 
+_named: set[Path] = set()
+"""Folders whose names this process has synced. One that it finds may be of a process that was killed before it did."""
+
+
 def make_folder(path: Path) -> None:
-    """Make a folder with those above it; the names of all that are new are synced."""
-    new = [path, *path.parents]
-    new = new[: next((index for index, each in enumerate(new) if each.is_dir()), len(new))]
+    """Make a folder with those above it; the names of all that are new, or may be, are synced."""
+    chain = [path.absolute(), *path.absolute().parents]
+    new = chain[: next((index for index, each in enumerate(chain) if each.is_dir()), len(chain))]
     path.mkdir(parents=True, exist_ok=True)
     for each in reversed(new):
         sync(each.parent)
+    for each in chain[len(new) :]:
+        if each not in _named:
+            with contextlib.suppress(OSError):  # one that may not be read is none that was made here
+                sync(each.parent)
+    _named.update(chain)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from typing import Any
 
+from tests.attack.place import Place
 from tests.support import tiny_tokenizer
 
 from densepath.cli.main import COMMANDS, main
@@ -32,6 +33,8 @@ TEXTS = (
 )
 SCALARS: tuple[Any, ...] = (None, True, 0, -1, 10**30, 1.5, float("nan"), float("inf"), b"\xff", *TEXTS)
 ROLES: tuple[Any, ...] = ("user", "assistant", "system", "tool", "robot", None, 3, [])
+BATCH = 1000
+"""Rows of a trial."""
 COLUMNS = ("prompt", "completion", "messages", "text", "tools", "chat_template_kwargs", "chosen", "answer", "id")
 WORDS = (
     *("--seed", "--output_dir", "--dataset_name", "--model_name_or_path", "--sft_max_steps", "--beta", "--config"),
@@ -78,11 +81,11 @@ VALUES = (
 )
 
 
-def attack_rows(rng: random.Random, count: int) -> Counter[str]:
+def attack_rows(place: Place, rng: random.Random, most: int) -> tuple[str, Counter[str]]:
     """Rows through the checks and the tokenizer: accepted, or refused in one line."""
     found: Counter[str] = Counter()
     tokenizer = tiny_tokenizer()
-    for _ in range(count):
+    for _ in range(min(most, BATCH)):
         row = {name: _value(rng) for name in rng.sample(COLUMNS, rng.randrange(1, 5))}
         found["tried"] += 1
         try:
@@ -94,7 +97,7 @@ def attack_rows(rng: random.Random, count: int) -> Counter[str]:
         except Exception as error:
             found["tracebacks"] += 1
             print(f"row {row!r:.300}: {type(error).__name__}: {error!s:.200}", file=sys.stderr)
-    return found
+    return "rows", found
 
 
 def _value(rng: random.Random) -> Any:
@@ -116,11 +119,11 @@ def _turn(rng: random.Random) -> Any:
     return turn
 
 
-def attack_words(rng: random.Random, count: int, model: str) -> Counter[str]:
+def attack_words(place: Place, rng: random.Random, most: int) -> tuple[str, Counter[str]]:
     """Command lines that end before any work: exit code 1 or 2 and one line, or help."""
     found: Counter[str] = Counter()
     commands = [name for name in COMMANDS if name not in ("serve", "view", "env", "theory")]
-    for _ in range(count):
+    for _ in range(min(most, BATCH // 20)):
         argv = [rng.choice(commands)] if rng.random() < 0.95 else [rng.choice(VALUES)]
         for _ in range(rng.randrange(1, 5)):
             argv += [rng.choice(WORDS), *rng.choices(VALUES, k=rng.randrange(3))]
@@ -143,4 +146,4 @@ def attack_words(rng: random.Random, count: int, model: str) -> Counter[str]:
         except Exception as error:
             found["tracebacks"] += 1
             print(f"{argv!r:.300}: {type(error).__name__}: {error!s:.200}", file=sys.stderr)
-    return found
+    return "command lines", found

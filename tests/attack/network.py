@@ -1,18 +1,23 @@
-"""Requests that are no requests, and a thousand clients at once."""
+"""Requests that are no requests, a thousand clients at once, and a soak."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
+import re
 import socket
+import subprocess
 import sys
+import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
-from tests.serve.conftest import served, tiny_reward
+from tests.attack.place import Place
 
 GOOD = {"items": [{"prompt": "Say 7:", "completion": "7"}]}
 PATHS = ("/v1/score", "/v1/rank", "/health", "/metrics", "/", "/../etc/passwd", "/%00", "/v1/score?x=" + "a" * 5000)
@@ -38,26 +43,109 @@ BODIES = (
 )
 
 
-def attack_http(rng: random.Random, requests: int, clients: int) -> Counter[str]:
-    """Malformed requests one after the other, then clients at once; the server then answers as before."""
-    found: Counter[str] = Counter()
-    with served(tiny_reward()) as url:
-        right = _sum(httpx2.post(f"{url}/v1/score", json=GOOD).json())
-        address = (urlsplit(url).hostname, urlsplit(url).port)
-        for _ in range(requests):
-            found["tried"] += 1
-            status = _sent(address, _request(rng))
-            found["survived" if status != 500 else "tracebacks"] += 1
-        answers = asyncio.run(_at_once(url, clients))
-        for status, answer in answers:
-            found["tried"] += 1
-            # rows that are packed with others may differ in their last bits
-            kept = status in (429, 503) or (status == 200 and abs(_sum(answer) - right) < 1e-9)
-            found["survived" if kept else "lost"] += 1
-        if abs(_sum(httpx2.post(f"{url}/v1/score", json=GOOD).json()) - right) > 1e-9:
-            found["lost"] += 1
-            print("HTTP: the server answers otherwise than before", file=sys.stderr)
-    return found
+_PACE, _WARM = 5.0, 60.0
+"""Of the soak: requests a second, and seconds after which the memory is looked at for the first time."""
+_GROWTH = 8.0
+"""MiB that the memory may grow after that."""
+
+
+class Server:
+    """`densepath serve` in a process of its own.
+
+    Args:
+        place: whose models it serves.
+    """
+
+    def __init__(self, place: Place) -> None:
+        pair = ["--model_name_or_path", place.model, "--ref_model_name_or_path", place.before]
+        words = [sys.executable, "-W", "ignore", "-m", "densepath.cli.main", "serve", "--port", "0", *pair]
+        self._log = (place.folder / "serve.log").open("w+")
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment)
+        assert self._process.stdout is not None
+        self.url = next(found[0] for line in self._process.stdout if (found := re.search(r"http://[^,\s]+", line)))
+        self.right = _sum(self.ask())
+
+    def ask(self) -> Any:
+        """The answer to a request as it should be."""
+        return httpx2.post(f"{self.url}/v1/score", json=GOOD, timeout=60).json()
+
+    @property
+    def megabytes(self) -> float:
+        """Of memory that it holds."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024  # type: ignore[index]
+
+    @property
+    def tracebacks(self) -> int:
+        """In its log until now."""
+        return Path(self._log.name).read_text().count("Traceback")
+
+    def close(self) -> None:
+        """End it."""
+        self._process.terminate()
+        self._process.wait(30)
+        self._log.close()
+
+
+_SERVERS: dict[Path, Server] = {}
+
+
+def _server(place: Place) -> Server:
+    """The server of a place, started at the first call and ended with the place."""
+    if place.folder not in _SERVERS:
+        _SERVERS[place.folder] = server = Server(place)
+        place.at_end.append(server.close)
+    return _SERVERS[place.folder]
+
+
+def attack_http(place: Place, rng: random.Random, most: int) -> tuple[str, Counter[str]]:
+    """Malformed requests one after the other; the server then answers as before."""
+    server, found = _server(place), Counter[str]()
+    before, address = server.tracebacks, _address(server)
+    for _ in range(min(most, 500)):
+        status = _sent(address, _request(rng))
+        found.update(("tried", "survived" if status != 500 else "lost"))
+    found["tracebacks"] += server.tracebacks - before
+    found["lost"] += abs(_sum(server.ask()) - server.right) > 1e-9
+    return "HTTP requests", found
+
+
+def attack_clients(place: Place, rng: random.Random, most: int) -> tuple[str, Counter[str]]:
+    """Clients at once: each gets the right answer, or is told to come again."""
+    server, found = _server(place), Counter[str]()
+    before = server.tracebacks
+    for status, answer in asyncio.run(_at_once(server.url, most)):
+        # rows that are packed with others may differ in their last bits
+        kept = status in (429, 503) or (status == 200 and abs(_sum(answer) - server.right) < 1e-9)
+        found.update(("tried", "survived" if kept else "lost", str(status)))
+    found["tracebacks"] += server.tracebacks - before
+    return "clients at once", found
+
+
+def attack_soak(place: Place, rng: random.Random, most: int) -> tuple[str, Counter[str]]:
+    """Requests for so many seconds, half of them malformed: the memory stays what it was, and so do the answers."""
+    server, found, held = _server(place), Counter[str](), [0.0]
+    before, started, address = server.tracebacks, time.monotonic(), _address(server)
+    while (passed := time.monotonic() - started) < most:
+        if rng.random() < 0.5:
+            found["lost"] += abs(_sum(server.ask()) - server.right) > 1e-9
+        else:
+            _sent(address, _request(rng))
+        found["requests"] += 1
+        if passed > min(_WARM, most / 2) * len(held):
+            held.append(server.megabytes)
+        time.sleep(max(0.0, started + found["requests"] / _PACE - time.monotonic()))
+    found["tracebacks"] += server.tracebacks - before
+    found["tried"] += most
+    found["lost"] += held[-1] - held[min(1, len(held) - 1)] > _GROWTH
+    print(f"memory of the server, MiB: {', '.join(f'{each:.0f}' for each in held[1:])}", file=sys.stderr)
+    found["survived"] += 0 if found["lost"] or found["tracebacks"] else most
+    return "soak", found
+
+
+def _address(server: Server) -> tuple[str | None, int | None]:
+    return urlsplit(server.url).hostname, urlsplit(server.url).port
 
 
 def _sum(answer: Any) -> float:

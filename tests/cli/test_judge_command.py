@@ -99,7 +99,12 @@ def test_models_are_asked_and_what_is_there_is_not_judged_again(judge, models, w
         folder / "games.jsonl": (folder / "games.jsonl").read_bytes()
     }
     capsys.readouterr()
+    halves = [folder / name for name in (".results.json.1.tmp", "judge_cache/.spent.json.2.tmp")]
+    for half in halves:  # a kill left them
+        half.parent.mkdir(exist_ok=True)
+        half.touch()
     assert judge(*words, models=(models["sft"], models["ref"]))[0] == 0
+    assert not any(half.exists() for half in halves)
     assert ": 0 of 12 games to judge" in " ".join(capsys.readouterr().out.split())
     assert {path: path.read_bytes() for path in before} == before
     # The answers that it wrote are a file of answers like any other.

@@ -1,8 +1,8 @@
 """One warm process that forks a fresh `densepath` for each request, since importing torch and TRL takes seconds.
 
-Run as `python -m tests.pipeline.fork_server`; requests come as JSON lines on stdin, answers go as JSON lines to stdout
-(the child's pid, then its exit code: negative for a signal). The server itself never computes anything, so that its
-children inherit no threads.
+Run as `python -m tests.pipeline.fork_server [module ...]`, whose modules are imported too; requests come as JSON lines
+on stdin, answers go as JSON lines to stdout (the child's pid, then its exit code: negative for a signal). The server
+itself never computes anything, so that its children inherit no threads.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import functools
 import gc
 import importlib
 import json
+import multiprocessing
 import os
 import resource
 import shutil
 import signal
 import sys
 import time
+import types
 import warnings
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
-    for name in IMPORTED:
+    for name in (*IMPORTED, *sys.argv[1:]):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # the children need not look through all that was imported
@@ -66,6 +68,9 @@ def _child(request: dict[str, Any]) -> None:
             file = os.open(request[name], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
             os.dup2(file, descriptor)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        if request.get("group"):
+            os.setpgid(0, 0)
+            _fork_workers()
         if request.get("fsize"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"], request["fsize"]))
         if request.get("power"):
@@ -92,6 +97,15 @@ def _child(request: dict[str, Any]) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
+
+
+def _fork_workers() -> None:
+    """Have the workers of an experiment forked from this process, in which all that they import is there."""
+    from densepath.pipeline import scheduler
+
+    get_context = multiprocessing.get_context
+    fork = types.SimpleNamespace(get_context=lambda method: get_context("fork"))
+    scheduler.multiprocessing = types.SimpleNamespace(**{**vars(multiprocessing), **vars(fork)})  # type: ignore
 
 
 # --- places to stop at ----------------------------------------------------------------------------------------------

@@ -7,17 +7,19 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tests.pipeline.folders import differences
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 ROOT = Path(__file__).parents[2]
-UNREPEATABLE = {"time", "step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
-_BASE = "densepath_base.json"
+_SPEEDS = ("samples_per_second", "steps_per_second")
+UNREPEATABLE = {"time", "step_time", *(f"{k}_{n}" for k in ("train", "eval") for n in ("runtime", *_SPEEDS))}
 
 
 def save_tiny_model(folder: Path, seed: int = 0, tokenizer: Any = None, **config: Any) -> str:
@@ -68,12 +70,12 @@ def _words(value: Any) -> list[str]:
 class ForkServer:
     """Client of `tests.pipeline.fork_server`: one command at a time, in a process of its own."""
 
-    def __init__(self, scratch: Path) -> None:
+    def __init__(self, scratch: Path, modules: Sequence[str] = ()) -> None:
         self.scratch = scratch
         self.stdout = self.stderr = ""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
         self._server = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-m", "tests.pipeline.fork_server"],
+            [sys.executable, "-W", "ignore", "-m", "tests.pipeline.fork_server", *modules],
             cwd=ROOT,
             env=environment,
             stdin=subprocess.PIPE,
@@ -132,58 +134,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def steps(run: Path, stage: str) -> list[dict[str, Any]]:
-    """Logged steps of a training stage without clock readings."""
+    """What a training stage logged, without clock readings."""
     rows = [json.loads(line) for line in (run / stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in UNREPEATABLE} for row in rows if "loss" in row]
-
-
-def without_seconds(value: Any) -> Any:
-    """A JSON value without its clock readings."""
-    if isinstance(value, dict):
-        # and without the fingerprints of files that hold some, or a place
-        passing = {"seconds", "date", "metrics.jsonl", "results.json", "README.md", "adapter_config.json", _BASE}
-        return {key: without_seconds(item) for key, item in value.items() if key.rsplit("/", 1)[-1] not in passing}
-    return [without_seconds(item) for item in value] if isinstance(value, list) else value
-
-
-def read(path: Path) -> Any:
-    """JSON of a file without clock readings; JSONL as a list."""
-    text = path.read_text()
-    if path.suffix == ".jsonl":
-        return [without_seconds(json.loads(line)) for line in text.splitlines()]
-    return without_seconds(json.loads(text))
+    return [{key: value for key, value in row.items() if key not in UNREPEATABLE} for row in rows]
 
 
 def assert_same_run(run: Path, other: Path) -> None:
-    """Weights to the last bit, the steps' metrics, the data, the choice, the results and the samples."""
-    models = sorted(path.parent.relative_to(other) for path in other.rglob("densepath.json"))
-    assert models == sorted(path.parent.relative_to(run) for path in run.rglob("densepath.json"))
-    for model in models:
-        ours, theirs = weights(run / model), weights(other / model)
-        assert ours.keys() == theirs.keys()
-        for name in theirs:
-            assert torch.equal(ours[name], theirs[name]), f"{model}: {name} differs"
-    for stage in ("sft", "dpr", "continued_sft"):
-        if (other / stage).exists():
-            assert steps(run, stage) == steps(other, stage)
-    for model in models:
-        assert _bytes(run / model) == _bytes(other / model)
-    names = [path.relative_to(other) for path in other.rglob("*.json*") if _is_result(path.relative_to(other))]
-    assert len(names) >= 10
-    for name in names:
-        assert read(run / name) == read(other / name), f"{name} differs"
-
-
-def _bytes(model: Path) -> dict[str, bytes]:
-    """Every file of a model's folder but its card, which TRL dates, and the place of an adapter's base."""
-    passing = ("README.md", "adapter_config.json", _BASE)
-    return {path.name: path.read_bytes() for path in model.iterdir() if path.name not in passing}
-
-
-def _is_result(name: Path) -> bool:
-    return name.name in ("data.json", "selection.json", "results.json", "samples.jsonl") or bool(
-        {"data", "eval", "stages"} & set(name.parts)
-    )
+    """The whole folder, clocks apart: weights, metrics, data, choice, results, samples, pages."""
+    assert list(other.rglob("densepath.json"))
+    assert differences(run, other) == []
 
 
 def leftovers(run: Path) -> list[str]:

@@ -102,6 +102,16 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_taken(tmp_path, fin
         how(newest / name)
         assert checkpoint_damage(newest) == said
         (newest / name).write_bytes(held)
+    # what was written before the checkpoint is not made again
+    for name in ("metrics.jsonl", "references/0.25/config.json"):
+        path = folder / "sft" / name
+        held = path.read_bytes()
+        halved(path)
+        assert forks.run(argv) == 1
+        assert f"error: {path}: not what was written: put a whole copy in its place" in forks.stderr
+        path.write_bytes(held)
+    with (folder / "sft/metrics.jsonl").open("ab") as log:
+        log.write(bytes(40) + b"\n{}\n")  # what a power cut leaves of lines that nobody synced
     halved(newest / "optimizer.pt")
     assert forks.run(argv) == 0, forks.stderr
     assert f"{newest} is damaged (optimizer.pt: not what was written): it is set aside as damaged-" in forks.stderr

@@ -31,6 +31,7 @@ KILLS = [
     ("the rejected rows alone", {"target": RENAME, "call": 2}, 6),
     ("the joined file without its manifest", {"target": MARKER}, 6),
     ("the parts not yet removed", {"target": REMOVE, "call": 2}, 6),
+    ("the parts half removed", {"target": "densepath.io:shutil.rmtree"}, 0),
 ]
 
 

@@ -137,6 +137,7 @@ def test_self_play_refuses_each_argument_that_it_does_not_use(name):
         ({"report_to": ["mlflow"]}, "report_to=mlflow needs a package that is missing: pip install mlflow"),
         ({"use_liger_kernel": True}, "use_liger_kernel needs a package .* pip install liger-kernel"),
         ({"optim": "adamw_8bit"}, "optim: .*bitsandbytes"),
+        ({"hub_token": "hf_x"}, "hub_token would be written into training_args.bin .* HF_TOKEN"),
         ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "optim: .*galore"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from pathlib import Path
 
@@ -284,11 +285,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, toke
 
 
 def test_a_checkpoint_that_was_cut_short_is_removed_and_not_used(tmp_path):
+    nothing = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
+    marker = json.dumps({"files": {}, "log": nothing, "references": {}})
     for step, whole in ((2, True), (4, True), (6, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
             for name in ("trainer_state.json", "optimizer.pt", "rng_state.pth", COMPLETE_MARKER):
-                (tmp_path / f"checkpoint-{step}" / name).write_text("{}")
+                (tmp_path / f"checkpoint-{step}" / name).write_text(marker)
     (tmp_path / "checkpoint-best").mkdir()  # somebody else's
     assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "checkpoint-best"]

@@ -19,7 +19,7 @@ from densepath.config.judging import JudgeCommandArguments
 from densepath.data.benchmarks import read_benchmark
 from densepath.data.gamed import in_published_order, is_published, read_gamed
 from densepath.errors import ConfigError, DensepathError
-from densepath.io import hold_lock, read_jsonl, write_json_atomic
+from densepath.io import hold_lock, read_jsonl, remove, write_json_atomic
 from densepath.judging.build import check_judge, make_judge, template_of
 from densepath.judging.game_log import GameLog
 from densepath.judging.games import Match, PlannedGame, key_of, plan_games
@@ -39,6 +39,11 @@ from densepath.stats.agreement import cohens_kappa
 from densepath.stats.judged import JudgedInputs, judged
 from densepath.terminal import Console, say, warn
 
+HALF_WRITTEN = (
+    *(f".{name}.*.tmp" for name in ("games.jsonl", "results.json", "report.html", "report.json")),
+    *("judge_cache/.*.tmp", "judge_cache/*/.*.tmp"),
+)
+"""What a kill leaves of files that were being written; while the folder is locked, nobody writes them."""
 WORD = "word "
 """What an answer that is not there yet is made of in a dry run: about a token."""
 
@@ -71,6 +76,8 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     lock = hold_lock(folder / ".lock", f"{folder}: another densepath process works in this folder; wait for it")
     try:
+        for half in (path for pattern in HALF_WRITTEN for path in folder.glob(pattern)):
+            remove(half)
         entered = entered.answered(lambda who: run.ask(who, console))
         matches = matches_of(entered, found)
         judge = early.get(arguments.judge) or run.judge(arguments.judge)

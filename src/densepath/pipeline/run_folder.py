@@ -52,6 +52,7 @@ _NAMES = (
 )
 _PLACES = (
     *("data", "stages", "eval", "selection", "references", "validation", "nan_batches", "completions"),
+    *("judge_cache", "judge_cache/*"),
     *("iteration-*", "iteration-*/*", "behaviours-*/*", "behaviours-*/*/*", *STAGES, *(f"{s}/*" for s in STAGES)),
 )
 HALF_WRITTEN = (*(f".{name}.*tmp" for name in _NAMES), *(f"{place}/.*.tmp" for place in _PLACES))

@@ -95,12 +95,16 @@ class Parts:
 
     Args:
         output: the file that they become.
+
+    Attributes:
+        beside: other files of the job, which are written before the output.
     """
 
     def __init__(self, output: Path) -> None:
         self.output = output
         self.folder = output.with_name(f"{output.stem}.parts")
         self.manifest = output.with_name(f"{output.stem}.manifest.json")
+        self.beside: tuple[Path, ...] = ()
 
     @property
     def finished(self) -> bool:
@@ -134,7 +138,7 @@ class Parts:
             changed = changed_files(self.output.parent, read_json(self.manifest).get("files", {}))
             if changed:
                 raise DamagedFileError(f"{', '.join(changed)}: not what {self.manifest} says was written: {anew}")
-            remove(self.folder)  # a kill may have left it
+            self._tidy()
             return True
         if self.output.exists() and not self.folder.exists():
             raise UsageError(f"{self.output} is there already; move it away, or give another output_file")
@@ -231,29 +235,27 @@ class Parts:
             self._whole(window)
         return [row for window in range(windows) for row in read_jsonl(self._rows(window))]
 
-    def finish(self, job: Mapping[str, Any], result: Any, write: Callable[[Path], object], *beside: Path) -> None:
+    def finish(self, job: Mapping[str, Any], result: Any, write: Callable[[Path], object]) -> None:
         """Write the output and then the manifest, which says that it is whole; the parts are then removed.
 
         Args:
             job: as `open` took it.
             result: what it came to, as JSON.
             write: writes the output at the path that it is given.
-            beside: other files of the job that are written already, in the same folder.
 
         Raises:
             StorageError: writing failed.
         """
-        self._remove_half(self.output, self.manifest)
         with atomic_path(self.output) as path:
             write(path)
-        files = sealed(self.output.parent, (self.output, *beside))
+        files = sealed(self.output.parent, (self.output, *self.beside))
         write_json_atomic(self.manifest, {"job": dict(job), "result": result, "files": files})
-        remove(self.folder)
+        self._tidy()
 
-    @staticmethod
-    def _remove_half(*paths: Path) -> None:
-        """Remove what a kill left of files that were being written."""
-        for path in paths:
+    def _tidy(self) -> None:
+        """Remove the parts, and what a kill left of files that were being written or parts that were being removed."""
+        remove(self.folder)
+        for path in (self.output, self.manifest, self.folder, *self.beside):
             for half in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
                 remove(half)
 
@@ -274,6 +276,7 @@ class PartFolder(Parts):
     def __init__(self, output: Path) -> None:
         super().__init__(output)
         self.rejected = output.with_name(f"{output.stem}.rejected.jsonl")
+        self.beside = (self.rejected,)
         self._parquet = output.suffix == ".parquet"
 
     def write(
@@ -306,7 +309,6 @@ class PartFolder(Parts):
             DataError: no row could be scored, or, under `strict`, one could not. StorageError: writing failed.
             DamagedFileError: a window has changed since it was found whole.
         """
-        self._remove_half(self.rejected)
         total = sum((from_json(Tally, self._whole(window)) for window in range(windows)), Tally())
         if not total.rows:
             raise DataError(f"no row could be scored; {self._first_rejected(windows)}")
@@ -322,7 +324,7 @@ class PartFolder(Parts):
         counts = {"rows": total.rows, "rejected": total.rejected, "tokens": total.tokens}
         result = {**counts, "reward": {"mean": total.mean, "low": low, "high": high}}
         parts = map(self._rows, range(windows))
-        self.finish(job, result, lambda path: join_parts(parts, path, parquet=self._parquet), self.rejected)
+        self.finish(job, result, lambda path: join_parts(parts, path, parquet=self._parquet))
         return total
 
     def _first_rejected(self, windows: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,18 +19,20 @@ from transformers import TrainerCallback
 from densepath.errors import DamagedFileError, DamageWarning, NumericalError
 from densepath.io import (
     atomic_folder,
+    atomic_path,
     changed_files,
+    file_sha256,
     read_json,
     read_log,
     remove,
     sealed,
     sync,
     write_json_atomic,
-    write_jsonl_atomic,
 )
 from densepath.models.identity import record_base
 from densepath.models.kept import ASIDE
 
+LOG = "metrics.jsonl"
 COMPLETE_MARKER = "densepath_complete.json"
 """Written into a checkpoint folder after everything else, with what each file holds: without it, it was cut short."""
 _STATE = {
@@ -41,7 +44,7 @@ _STATE = {
 
 
 class MetricsCallback(TrainerCallback):  # type: ignore[misc]
-    """Appends every log to a JSONL file, and forgets on resume what comes after the checkpoint.
+    """Appends every log to a JSONL file, which ends as that of a training that was never interrupted.
 
     Training ends with a `NumericalError` where the loss is not finite: nothing after it would mean anything.
     """
@@ -54,31 +57,55 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         rows = read_log(self.path)
         return next((row[name] for row in reversed(rows) if row["step"] <= step and name in row), None)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the rows up to the step that training starts from."""
-        if state.is_world_process_zero:
-            rows = read_log(self.path)
-            write_jsonl_atomic(
-                self.path, [row for row in rows if row["step"] <= state.global_step and "train_runtime" not in row]
-            )
+    def go_on_from(self, checkpoint: str | None) -> None:
+        """Forget what was logged after a checkpoint, or all of it: a power cut may have left anything there."""
+        kept = 0 if checkpoint is None else int(read_json(Path(checkpoint) / COMPLETE_MARKER)["log"]["bytes"])
+        held = self.path.read_bytes()[:kept] if kept else b""
+        with atomic_path(self.path) as temporary:
+            temporary.write_bytes(held)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Append one line; NaN becomes null."""
         if state.is_world_process_zero and logs:
-            row: dict[str, Any] = {"step": state.global_step, "time": time.time()}
-            for name, value in logs.items():
-                row[name] = value if not isinstance(value, float) or math.isfinite(value) else None
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._append(state, logs if "train_loss" not in logs else {**logs, **self._mean_loss(state)})
         if logs and not math.isfinite(logs.get("loss", 0.0)):
             raise NumericalError(
                 f"the loss is {logs['loss']} at step {state.global_step} ({self.path}); lower the learning rate, "
                 "or check the model's weights for NaN"
             )
 
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """What was logged is on the disk before anything is made of the training."""
+        if state.is_world_process_zero and self.path.exists():
+            sync(self.path)
+
+    def on_resumed_at_end(self, state: Any) -> None:
+        """Append the totals of a training that was killed behind its last checkpoint."""
+        if state.is_world_process_zero:
+            self._append(state, {**self._mean_loss(state), "total_flos": state.total_flos, "epoch": state.epoch})
+            sync(self.path)
+
+    def _mean_loss(self, state: Any) -> dict[str, float]:
+        """The mean over all steps where each was logged; transformers' is over those since training was resumed."""
+        losses = [row["loss"] for row in read_log(self.path) if row.get("loss") is not None]
+        return {"train_loss": sum(losses) / len(losses)} if len(losses) == state.global_step > 0 else {}
+
+    def _append(self, state: Any, values: Mapping[str, Any]) -> None:
+        row: dict[str, Any] = {"step": state.global_step, "time": time.time()}
+        for name, value in values.items():
+            row[name] = value if not isinstance(value, float) or math.isfinite(value) else None
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+
 
 class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
-    """Marks each checkpoint as whole once all processes have written it, durably; an adapter in it knows its base."""
+    """Marks each checkpoint as whole once all processes have written it, durably; an adapter in it knows its base.
+
+    The mark also says what was logged until then, and what the references hold that were kept.
+    """
+
+    def __init__(self) -> None:
+        self._references: dict[str, str] = {}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write the marker, after what it stands for: the checkpoint's files, and the log up to its step."""
@@ -87,12 +114,17 @@ class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         record_base(folder)
-        log = folder.parent / "metrics.jsonl"
-        if log.exists():
-            sync(log)
+        log = folder.parent / LOG
+        log.touch()
+        sync(log)
         files = sealed(folder, folder.rglob("*"))
+        kept = {path.relative_to(folder.parent).as_posix(): path for path in folder.parent.glob("references/*/*")}
+        new = [path for name, path in kept.items() if name not in self._references]
+        self._references |= sealed(folder.parent, new)
         sync(folder.parent)
-        write_json_atomic(folder / COMPLETE_MARKER, {"step": state.global_step, "files": files})
+        logged = {"bytes": log.stat().st_size, "sha256": file_sha256(log)}
+        marker = {"step": state.global_step, "files": files, "log": logged, "references": self._references}
+        write_json_atomic(folder / COMPLETE_MARKER, marker)
 
 
 def last_complete_checkpoint(output_dir: Path) -> str | None:
@@ -102,6 +134,9 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
 
     Returns:
         Its path for `Trainer.train(resume_from_checkpoint=...)`, or None.
+
+    Raises:
+        DamagedFileError: a reference or the log is no longer what was written before it.
     """
     found: list[tuple[int, Path]] = []
     for folder in output_dir.glob("checkpoint-*"):
@@ -115,6 +150,7 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
     for _, folder in sorted(found, reverse=True):
         damage = checkpoint_damage(folder)
         if damage is None:
+            _check_beside(folder)
             return str(folder)
         aside = folder.with_name(f"{ASIDE}{folder.name}")
         remove(aside)
@@ -128,15 +164,31 @@ def last_complete_checkpoint(output_dir: Path) -> str | None:
     return None
 
 
+def _check_beside(checkpoint: Path) -> None:
+    """Refuse to go on beside a damaged log or reference: training has passed the steps at which they were written."""
+    output_dir, marker = checkpoint.parent, read_json(checkpoint / COMPLETE_MARKER)
+    changed, log = changed_files(output_dir, marker["references"]), output_dir / LOG
+    held = log.read_bytes()[: marker["log"]["bytes"]] if log.exists() else b""
+    if hashlib.sha256(held).hexdigest() != marker["log"]["sha256"]:
+        changed.append(LOG)
+    if changed:
+        raise DamagedFileError(
+            f"{', '.join(str(output_dir / name) for name in changed)}: not what was written: put a whole copy in its "
+            f"place, or remove the checkpoints in {output_dir} to train again"
+        )
+
+
 def checkpoint_damage(folder: Path) -> str | None:
     """What of a checkpoint is missing or has changed since it was written; None where it is whole."""
     missing = [what for what, names in _STATE.items() if not any(any(folder.glob(name)) for name in names)]
     if missing:
         return f"{', '.join(missing)} is missing"
     try:
-        files = read_json(folder / COMPLETE_MARKER).get("files", {})
-        changed = changed_files(folder, files)
-    except (DamagedFileError, AttributeError, TypeError):
+        marker = read_json(folder / COMPLETE_MARKER)
+        changed = changed_files(folder, marker["files"])
+        if not {"log", "references"} <= marker.keys():
+            return f"{COMPLETE_MARKER} does not say what lay beside it"
+    except (DamagedFileError, AttributeError, KeyError, TypeError):
         return f"{COMPLETE_MARKER} cannot be read"
     return f"{', '.join(changed)}: not what was written" if changed else None
 

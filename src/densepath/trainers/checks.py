@@ -16,7 +16,7 @@ from densepath.models.compat import context_length
 from densepath.rewards.dense import RewardKind
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.refusals import check_optimization
+from densepath.trainers.refusals import check_optimization, check_token
 from densepath.trainers.reward_functions import RewardFunctions
 
 _TEMPLATE_TOKENS = 256
@@ -35,6 +35,7 @@ def check_arguments(ref_model: Any, args: Any) -> None:
         raise ConfigError(
             f"args is a {type(args).__name__}: DPRTrainer takes a DPRConfig, which has the same arguments"
         )
+    check_token(args)
     check_optimization(args)
     for each in ref_model if isinstance(ref_model, (list, tuple)) else [ref_model]:
         if callable(each) and not isinstance(each, (nn.Module, FrozenPolicy)):

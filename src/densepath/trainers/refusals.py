@@ -94,12 +94,26 @@ def check_startable(args: TrainingArguments) -> None:
     """Refuse, before models are loaded, what would be refused later: packages, optimizer, learning rate.
 
     Raises:
-        ConfigError: a tracker or package that is not there, arguments that optimizer or scheduler do not take, or
-            checkpoints that nothing could go on from.
+        ConfigError: a tracker or package that is not there, arguments that optimizer or scheduler do not take,
+            checkpoints that nothing could go on from, or a token that they would hold.
     """
     check_checkpoints(args)
+    check_token(args)
     check_packages(args)
     check_optimization(args)
+
+
+def check_token(args: TrainingArguments) -> None:
+    """Refuse a token among the arguments, which transformers pickles into every checkpoint and model.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if args.hub_token is not None:
+        raise ConfigError(
+            "hub_token would be written into training_args.bin of each checkpoint: leave it out, and log in with "
+            "`hf auth login` or set the environment variable HF_TOKEN"
+        )
 
 
 def check_checkpoints(args: TrainingArguments) -> None:

@@ -29,7 +29,7 @@ from densepath.models.packed_forward import add_packed_forward, with_adapted_hea
 from densepath.models.packing import IGNORED_LABEL
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
-from densepath.trainers.refusals import check_optimization, refuse_unused, refusing, without_effect
+from densepath.trainers.refusals import check_optimization, check_token, refuse_unused, refusing, without_effect
 
 SPIN = "spin"
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
@@ -103,6 +103,7 @@ class SelfPlayTrainer(DPOTrainer):  # type: ignore[misc]
         is_spin = args.self_play_loss == SPIN
         self._name, self._paper = "SPIN" if is_spin else "GSIL", {"citation": "", **_PAPERS[is_spin]}
         self._surrogate = None if is_spin else Surrogate(args.self_play_loss)
+        check_token(args)
         check_optimization(args)
         with refusing(f"{self._name} cannot begin"):
             with_adapted_heads(super().__init__)(

@@ -19,6 +19,7 @@ from densepath.models.packed_forward import add_packed_forward, with_adapted_hea
 from densepath.models.quantized import adapters_in_float32, adapters_kept
 from densepath.models.references import reference_name
 from densepath.trainers.callbacks import (
+    LOG,
     CompleteCheckpointCallback,
     MetricsCallback,
     ReferenceCheckpointCallback,
@@ -26,7 +27,14 @@ from densepath.trainers.callbacks import (
     save_folder_atomic,
 )
 from densepath.trainers.ema import EMACallback
-from densepath.trainers.refusals import check_evaluation, check_optimization, refuse_unused, refusing, without_effect
+from densepath.trainers.refusals import (
+    check_evaluation,
+    check_optimization,
+    check_token,
+    refuse_unused,
+    refusing,
+    without_effect,
+)
 
 _USED = frozenset(
     {
@@ -97,6 +105,7 @@ def sft_trainer(
         if not 0 <= fraction < 1:
             raise ConfigError(f"reference fraction {fraction} must lie in [0, 1): 1 is the SFT model itself")
     check_sft_arguments(args)
+    check_token(args)
     check_optimization(args)
     args.completion_only_loss = True
     disable_dropout(model)
@@ -163,11 +172,13 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
     """
     make_folder(output_dir)
     sync_name(output_dir)  # the trainer may have made it
-    metrics = MetricsCallback(output_dir / "metrics.jsonl")
+    metrics = MetricsCallback(output_dir / LOG)
     trainer.add_callback(metrics)
     trainer.add_callback(CompleteCheckpointCallback())
     with trainer.args.main_process_first(local=False):  # it removes what a kill cut short
         checkpoint = last_complete_checkpoint(output_dir)
+        if trainer.is_world_process_zero():
+            metrics.go_on_from(checkpoint)
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         if hasattr(trainer, "_total_train_tokens"):  # SFTTrainer forgets them on resume
@@ -176,5 +187,6 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
             trainer.state = state
             align_special_tokens(trainer.model, trainer.processing_class)
             trainer._load_from_checkpoint(checkpoint)
+            metrics.on_resumed_at_end(state)
             return
     trainer.train(resume_from_checkpoint=checkpoint)
