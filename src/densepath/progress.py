@@ -56,9 +56,17 @@ class StageProgress:
         seconds = max(time.monotonic() - self.started, 1e-9)
         return f", {self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
 
-    def start_at(self, done: int) -> None:
-        """Count steps that an earlier process did."""
+    def start_at(self, done: int, place: str = "") -> None:
+        """Count steps that an earlier process did, and say so.
+
+        Args:
+            done: steps.
+            place: what they are read from.
+        """
         self.done = self._start_done = done
+        if done:
+            of = f" of {self.total}" if self.total else ""
+            say(self.console, f"{self.title}: goes on from {self.unit} {done}{of}" + (f" ({place})" if place else ""))
 
     def update(
         self,

@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 
 import densepath.cli.env
 from densepath import __version__
 from densepath.cli.main import COMMANDS, main
-from densepath.errors import NumericalError, StorageError
+from densepath.config.listed import DPR, RUN, SFT
+from densepath.errors import ConfigError, NumericalError, StorageError
 
 HELP = """
 import contextlib, io, sys
@@ -48,6 +50,43 @@ def test_help_names_every_command_and_argument(capsys):
     for words in ("--model_name_or_path", "--reference", "(default: auto)", "(default: 0.0 0.25 0.5 0.75)"):
         assert words in out
     assert "any sft_* key goes to TRL's SFTConfig" in out
+
+
+@pytest.mark.parametrize(("command", "listed"), [("run", RUN), ("sft", SFT), ("dpr", DPR)])
+def test_help_lists_what_matters_with_the_defaults_and_choices_of_the_config(command, listed, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    names = re.findall(r"--(\w+) [A-Z]|--(\w+) \[[A-Z]", out)
+    assert {one or other for one, other in names} - {"config", "debug", "key"} == {*listed.own, *listed.trainer}
+    for place in listed.configs.values():
+        module, _, name = place.partition(":")
+        config = getattr(import_module(module), name)("x", bf16=False)
+        for key, told in listed.trainer.items():
+            value = getattr(config, key)
+            assert value == told.default or (key, told.default) == ("report_to", "none"), key
+            assert f"(default: {told.default})" in out
+            for choice in told.choices:
+                assert choice in out
+            if told.choices:
+                with pytest.raises(ConfigError) as error:
+                    type(config)("x", bf16=False, **{key: "nothing"})
+                assert set(str(error.value).partition("choose one of: ")[2].split(", ")) == set(told.choices)
+
+
+def test_help_all_lists_every_argument(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["dpr", "--help-all"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for name in ("lora_r", "kl_in_return", "weight_decay", "vllm_mode", "max_eval_samples", "beta"):
+        assert len(re.findall(rf"^  --{name}\b", out, flags=re.MULTILINE)) == 1, name
+    with pytest.raises(SystemExit):
+        main(["run", "--help_all"])
+    out = capsys.readouterr().out
+    assert "--sft_weight_decay VALUE" in out
+    assert "--dpr_gamma VALUE" in out
+    assert "--judge_concurrency" in out
 
 
 def test_help_groups_the_commands_by_what_a_reader_wants(capsys):

@@ -23,7 +23,7 @@ from densepath.config.experiment import ExperimentArguments
 from densepath.config.judging import JudgeCommandArguments
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import ScoreArguments
-from densepath.config.run import PlanArguments, PurifyArguments, RunArguments
+from densepath.config.run import PlanArguments, PurifyArguments, RunArguments, RunCommandArguments
 from densepath.config.training import DPRArguments, PurifyCommandArguments, SFTArguments
 from densepath.methods import get_method, method_names
 from densepath.pipeline.recipe import read_recipe
@@ -38,7 +38,7 @@ NAMES = (
 TEXTS = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 
 ARGUMENTS = {
-    "run": RunArguments,
+    "run": RunCommandArguments,
     "plan": PlanArguments,
     "sft": SFTArguments,
     "purify": PurifyCommandArguments,

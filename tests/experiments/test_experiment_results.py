@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -343,3 +344,13 @@ def test_a_prompt_that_a_judge_could_not_judge_for_one_method_counts_for_none():
     assert found.pop("warnings") == [warning, *expected.pop("warnings")]
     assert found == expected
     assert row(found, "dpr")["value"]["mean"] == 1.0
+
+
+def test_truncation_is_warned_of_once_for_all_arms():
+    cut = [replace(one, truncated=0.5) for one in both("sft", 40, 40) + both("dpr", 50, 50)]
+    cut += [replace(one, truncated=0.04) for one in both("continued_sft", 40, 40)]
+    [setting] = made(cut)["settings"]
+    (line,) = (line for line in setting["warnings"] if "cut off" in line)
+    assert line == (
+        "Completions cut off at the length limit: SFT 50% greedy; DPR 50% greedy. Raise max_completion_length."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import pytest
 from tests.pipeline.runs import run_argv
@@ -80,3 +81,23 @@ def test_sft_goes_over_the_demonstrations_once_unless_it_is_told_otherwise(tmp_p
     assert length() == (-1, 1.0, 0.05)
     assert length(sft_num_train_epochs=2.5) == (-1, 2.5, 0.05)
     assert length(sft_max_steps=60)[::2] == (60, 3)
+
+
+def test_cards_name_real_models_and_what_was_compared(finished, tiny_model):
+    folder, _ = finished
+    for name, base in (("sft", "tiny"), ("dpr", "finished/sft/model"), ("continued_sft", "finished/sft/model")):
+        card = (folder / name / "model/README.md").read_text(encoding="utf-8")
+        assert "co/None" not in card
+        assert f"fine-tuned version of `{base}`" in card
+        assert "### Compared in its run" in card
+        assert "| before SFT" in card
+        assert "Compared with:" not in card
+
+
+def test_a_card_may_be_changed_and_the_run_is_still_whole(finished, tmp_path, forks):
+    folder, argv = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    (copy / "sft/model/README.md").write_text("mine")
+    assert forks.run([str(copy) if word == str(folder) else word for word in argv]) == 0, forks.stderr
+    assert (copy / "sft/model/README.md").read_text() == "mine"

@@ -1,18 +1,25 @@
 """What the first card of a run's page says, and what its reader is warned of: from the numbers alone."""
 
+import io
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from tests.experiments.made_up import METHODS, cell
 from tests.report.conftest import results, write
 
 from densepath.pipeline.results import assemble
 from densepath.records.arm import Arm
-from densepath.records.codec import from_json
+from densepath.records.codec import from_json, to_json
 from densepath.records.results import Results
 from densepath.report import build_report, run_page
-from densepath.report.document import Notice
+from densepath.report.console import print_parts
+from densepath.report.document import Notice, Table
 from densepath.report.experiment import kind, verdicts
+from densepath.report.experiment_brief import experiment_parts, results_markdown
+from densepath.report.html import page_html
 from densepath.report.records import Curve
 from densepath.report.verdict import curve_alarms, nll_alarms
 
@@ -83,3 +90,34 @@ def test_only_the_last_kl_counts_and_sft_has_none():
     high, low = (Curve("dpr", "kl_sequence", (1.0, 2.0), values) for values in ((0.1, 1.6), (1.6, 0.1)))
     assert curve_alarms([high]) == ["dpr: KL to SFT ended at 1.60 nats per completion; most collapses came above 1.5."]
     assert curve_alarms([low, Curve("dpr", "reward", (1.0, 2.0), (0.0, 9.0))]) == []
+
+
+def test_without_a_check_there_is_no_verdict_and_the_nll_stands_once(tmp_path):
+    arms = [method for method in METHODS if method.name in ("sft", "continued_sft", "dpr")]
+    cells = [
+        replace(cell(arm.name, 0, [1.0] * 8, split=split, setting="tasks"), values=None, nll=(nll, nll + 0.1))
+        for arm, nll in zip(arms, (2.0, 1.5, 2.5), strict=True)
+        for split in ("validation", "test")
+    ]
+    found = assemble(cells, arms, ["tasks"], metric=None, info={"seeds": [0]})
+    (setting,) = found.settings
+    assert (setting.comparisons, setting.statements) == ((), ())
+    assert all(row.value is None and not row.chosen for row in setting.rows)
+    write(tmp_path / "results.json", to_json(found))
+    report = build_report(tmp_path)
+    summary, results_section, *_ = run_page(report).sections
+    card = summary.parts[0]
+    assert (card.kind, card.title) == ("unchecked", "No verdict: nothing checked the answers")
+    assert "health check" in card.lines[0]
+    columns = [each.name for part in results_section.parts if isinstance(part, Table) for each in part.columns]
+    assert columns.count("held-out NLL") == 1
+    assert "less SFT" not in columns
+    shown = page_html(run_page(report))
+    assert "is better than" not in shown
+    assert "densepath judge " in shown
+    console = Console(file=io.StringIO(), width=140)
+    print_parts(console, *experiment_parts(found))
+    assert "health check" in console.file.getvalue()
+    assert not re.search(r"\b(better than|worse|tie)\b", console.file.getvalue())
+    assert "No verdict" not in results_markdown(found)
+    assert "2.050" in results_markdown(found)

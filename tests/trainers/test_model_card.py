@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from densepath.trainers.dpr_config import DPRConfig
-from densepath.trainers.model_card import own_arguments, public_name, run_section, with_section
+from densepath.trainers.model_card import (
+    own_arguments,
+    public_name,
+    run_section,
+    with_comparison,
+    with_names,
+    with_section,
+)
 
 HISTORY = [
     {"step": 1, "kl_sequence": 0.0, "reward": 1.0, "completions/mean_length": 10.0},
@@ -60,3 +67,24 @@ def test_a_local_path_is_not_published(tmp_path):
 def test_the_section_stands_before_the_versions():
     assert with_section("a\n### Framework versions\nb", "S\n") == "a\nS\n\n### Framework versions\nb"
     assert with_section("a", "S") == "a\nS"
+
+
+def test_a_folder_called_model_is_named_with_those_around_it(tmp_path):
+    for place in ("mine/sft/model", "mine/references/0.5"):
+        (tmp_path / place).mkdir(parents=True)
+        assert public_name(str(tmp_path / place)) == place
+
+
+def test_trls_none_becomes_the_model():
+    card = "of [None](https://huggingface.co/None).\n" + 'pipeline("text-generation", model="None")'
+    assert with_names(card, "org/base") == 'of `org/base`.\npipeline("text-generation", model="path/to/this/folder")'
+
+
+def test_what_a_run_compared_stands_once_in_the_place_of_what_was_said_before():
+    card = f"# Card\n\n{section()}\n### Framework versions\nb"
+    once = with_comparison(card, "| a | b |\n")
+    assert "Compared with:" not in once
+    assert "### Compared in its run\n\n| a | b |\n\n### Framework versions\nb" in once
+    again = with_comparison(once, "| c | d |")
+    assert "| a | b |" not in again
+    assert again.count("### Compared in its run") == 1

@@ -7,10 +7,12 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
 from densepath.config.coerce import coerce, expanded
+from densepath.config.listed import Listed
 from densepath.config.options import Arguments, check_required
 from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
 from densepath.errors import ConfigError, UsageError
@@ -32,7 +34,13 @@ def user_path(text: str) -> Path:
 
 
 def parse(
-    kind: type[T], argv: Sequence[str], *, prog: str, description: str, passthrough: Mapping[str, str] | None = None
+    kind: type[T],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    passthrough: Mapping[str, str] | None = None,
+    listed: Listed | None = None,
 ) -> tuple[T, dict[str, Any]]:
     """Arguments of a command: defaults, then `--config` YAML, then `--key value`.
 
@@ -42,6 +50,7 @@ def parse(
         prog: what `--help` calls the command.
         description: its first paragraph.
         passthrough: prefix -> name of the TRL config that takes keys with this prefix; "" takes any key.
+        listed: what `--help` lists, where that is not all.
 
     Returns:
         The dataclass, and the keys left to TRL's configs (values as YAML reads them).
@@ -50,30 +59,11 @@ def parse(
         UsageError: an unknown key (with the nearest known one).
         ConfigError: a value that does not fit, or has no effect; or a required argument that is not there.
     """
-    passthrough = passthrough or {}
+    passthrough, listed = passthrough or {}, listed or Listed()
     hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    epilog = "; ".join(
-        f"any {prefix + '*' if prefix else 'other'} key goes to {target}" for prefix, target in passthrough.items()
-    )
-    parser = Parser(prog=prog, description=description, epilog=epilog or None, allow_abbrev=False)
-    parser.add_argument("--config", metavar="YAML", help="Recipe: flat `key: value` lines with the names below.")
-    parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
-    for name, f in fields.items():
-        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-        shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        text = _help(f.metadata.get("help", ""), f.metadata.get("choices", ())).replace("%", "%%")
-        told = "required" if f.metadata["required"] else f"default: {shown}"
-        nargs: str | None = "*" if isinstance(default, list) else "?" if isinstance(default, bool) else None
-        extra: dict[str, Any] = {"const": "true"} if isinstance(default, bool) else {}
-        parser.add_argument(
-            f"--{name}",
-            default=argparse.SUPPRESS,
-            nargs=nargs,
-            metavar=name.upper(),
-            help=f"{text} ({told})",
-            **extra,
-        )
+    parser = _parser(kind, prog, description, passthrough, listed)
+    if "--help_all" in argv:
+        _list_all(parser, listed)
     known, rest = parser.parse_known_args(list(argv))
     given = vars(known)
     config_path = given.pop("config")
@@ -88,20 +78,69 @@ def parse(
     own: dict[str, Any] = {}
     others: dict[str, Any] = {}
     for key, value in values.items():
-        if key in fields:
+        if key in hints:
             own[key] = coerce(value, hints[key], key)
         elif any(key.startswith(prefix) and key != prefix for prefix in passthrough):
             typed = settled(value if sources[key] == config_path else _value_of(value, key))
             others[key] = expanded(typed, key)
         else:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help"
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help_all"
             raise ConfigError(f"{sources[key]}: unknown key {key!r}{hint}")
     check_required(kind, own)
     found = kind(**own)
     if isinstance(found, Arguments):
         found.check_effect()
     return found, others
+
+
+def _parser(kind: type[Any], prog: str, description: str, passthrough: Mapping[str, str], listed: Listed) -> Parser:
+    """The parser of a command, whose help lists what is `listed`."""
+    more = [f"{prog} --help_all lists every argument"] if listed.own or listed.configs else []
+    more += [
+        f"any {prefix + '*' if prefix else 'other'} key goes to {target}" for prefix, target in passthrough.items()
+    ]
+    usage, epilog = f"{prog} [--config YAML] [--key value ...]", "; ".join(more) or None
+    parser = Parser(prog=prog, usage=usage, description=description, epilog=epilog, allow_abbrev=False)
+    parser.add_argument("--config", metavar="YAML", help="Recipe: flat `key: value` lines with the names below.")
+    parser.add_argument("--debug", action="store_true", help="Show tracebacks.")
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    for name in dict.fromkeys((*listed.own, *fields)):
+        f = fields[name]
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        shown = (" ".join(map(str, default)) or "none") if isinstance(default, list) else default
+        told = "required" if f.metadata["required"] else f"default: {shown}"
+        nargs: str | None = "*" if isinstance(default, list) else "?" if isinstance(default, bool) else None
+        extra: dict[str, Any] = {"const": "true"} if isinstance(default, bool) else {}
+        text = f"{_help(f.metadata.get('help', ''), f.metadata.get('choices', ()))} ({told})"
+        _add(parser, name, text, hidden=bool(listed.own) and name not in listed.own, nargs=nargs, **extra)
+    for name, argument in listed.trainer.items():
+        _add(parser, name, f"{_help(argument.text, argument.choices)} (default: {argument.default})")
+    return parser
+
+
+def _add(parser: Parser, name: str, text: str, *, hidden: bool = False, **extra: Any) -> None:
+    """An argument that is not in what was parsed where it was not given."""
+    metavar = name.upper()
+    shown = argparse.SUPPRESS if hidden else text.replace("%", "%%")
+    added = parser.add_argument(f"--{name}", default=argparse.SUPPRESS, metavar=metavar, help=shown, **extra)
+    added.full = text.replace("%", "%%")  # type: ignore[attr-defined]  # what --help_all shows of a hidden one
+
+
+def _list_all(parser: Parser, listed: Listed) -> typing.NoReturn:
+    """Print every argument of a command, then those of the configs that take its other keys, and leave."""
+    for action in parser._actions:
+        action.help = getattr(action, "full", action.help)
+    for prefix, place in listed.configs.items():
+        module, _, name = place.partition(":")
+        group = parser.add_argument_group(f"{name}, as {prefix or '--'}*" if prefix else name)
+        for f in dataclasses.fields(getattr(import_module(module), name)):
+            if f.init and f"--{prefix}{f.name}" not in parser._option_string_actions:
+                default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+                text = " ".join(str(f.metadata.get("help") or "").split()).replace("%", "%%")
+                group.add_argument(f"--{prefix}{f.name}", metavar="VALUE", help=f"{text} (default: {default})")
+    parser.print_help()
+    parser.exit()
 
 
 def _help(text: str, choices: Sequence[str]) -> str:

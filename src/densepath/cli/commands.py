@@ -8,6 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from densepath.cli.arguments import parse
+from densepath.config import listed
+from densepath.config.listed import Listed
 
 if TYPE_CHECKING:
     from densepath.terminal import Console
@@ -25,12 +27,14 @@ class Command:
         function: what it calls, `module:name` below `densepath`; imported after the arguments were read.
         description: first paragraph of its help.
         passthrough: prefix -> name of the TRL config that takes keys with this prefix; the function is given them.
+        listed: what `--help` lists.
     """
 
     arguments: str
     function: str
     description: str
     passthrough: Mapping[str, str] = field(default_factory=dict)
+    listed: Listed = field(default_factory=Listed)
 
     def run(self, name: str, argv: Sequence[str]) -> int:
         """Parse, then call; 0.
@@ -40,8 +44,8 @@ class Command:
             argv: words after it.
         """
         kind: type[Any] = _named(f"config.{self.arguments}")
-        prog = f"densepath {name}"
-        arguments, others = parse(kind, argv, prog=prog, description=self.description, passthrough=self.passthrough)
+        told = {"prog": f"densepath {name}", "description": self.description}
+        arguments, others = parse(kind, argv, **told, passthrough=self.passthrough, listed=self.listed)
         from densepath.models.quiet import quiet_libraries
         from densepath.terminal import terminal
 
@@ -72,23 +76,26 @@ def _named(place: str) -> Any:
 
 ROWS = {
     "run": Command(
-        "run:RunArguments",
-        "pipeline.run:run_pipeline",
+        "run:RunCommandArguments",
+        "pipeline.dry_run:run_run_command",
         "SFT -> reference checkpoints -> choice of the reference -> DPR -> held-out evaluation -> report. "
-        "Called again on the same output_dir it goes on where it stopped.",
+        "Called again on the same output_dir it goes on where it stopped; --dry_run only looks.",
         RECIPE_KEYS,
+        listed.RUN,
     ),
     "sft": Command(
         "training:SFTArguments",
         "pipeline.standalone:run_sft_command",
         "Supervised fine-tuning that keeps reference checkpoints at chosen shares of the samples.",
         {"": "TRL's SFTConfig"},
+        listed.SFT,
     ),
     "dpr": Command(
         "training:DPRArguments",
         "pipeline.standalone:run_dpr_command",
         "Dense-Path REINFORCE: improve an SFT model with the dense reward between it and a reference.",
         {"": "DPRConfig (TRL's GRPOConfig with beta, gamma, baseline, dense_reward)"},
+        listed.DPR,
     ),
     "purify": Command(
         "training:PurifyCommandArguments",
@@ -97,6 +104,7 @@ ROWS = {
         "before it, and trains the SFT model again on the one that SFT should have learned. Writes model, kept.jsonl, "
         "dropped.jsonl and purification.json; keeps the SFT model where nothing says that another would be better.",
         {"": "TRL's SFTConfig"},
+        listed.PURIFY,
     ),
     "score": Command(
         "reward:ScoreArguments",

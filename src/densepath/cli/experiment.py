@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from densepath.cli.arguments import parse
 from densepath.cli.commands import RECIPE_KEYS
 from densepath.config.experiment import ExperimentArguments
+from densepath.config.listed import EXPERIMENT
 
 DESCRIPTION = (
     "Does it get better, against every control? Runs methods x seeds x settings from a recipe, several at once, "
@@ -24,6 +25,7 @@ def run(argv: Sequence[str]) -> int:
         prog="densepath experiment",
         description=DESCRIPTION,
         passthrough=RECIPE_KEYS,
+        listed=EXPERIMENT,
     )
     from densepath.pipeline.experiment import run_experiment
 

@@ -74,8 +74,9 @@ def usage() -> str:
         "usage: densepath COMMAND [--config recipe.yaml] [--key value ...]\n\n"
         "The dense reward hidden in supervised fine-tuning, and Dense-Path REINFORCE on it.\n\n"
         f"{shown}\n\n"
-        "densepath COMMAND --help lists a command's arguments; --max-samples is --max_samples.\n"
-        "--debug shows tracebacks. exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."
+        "densepath COMMAND --help lists a command's arguments, --help_all those of its trainers too.\n"
+        "--max-samples is --max_samples; --debug shows tracebacks.\n"
+        "exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted."
     )
 
 

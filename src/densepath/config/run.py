@@ -340,6 +340,17 @@ class RunArguments(
 
 
 @dataclass
+class RunCommandArguments(RunArguments):
+    """Arguments of `densepath run`: the recipe, and whether to look only."""
+
+    dry_run: bool = option(
+        False,
+        "Look only: configuration, data with the tokens of its first rows, memory, and one step of each stage, in a "
+        "folder that is removed.",
+    )
+
+
+@dataclass
 class PlanArguments(RunArguments):
     """Arguments of `densepath plan`: those of `densepath run`, whose recipe it reads."""
 

@@ -90,6 +90,7 @@ def warnings(cells: SettingCells, rows: Sequence[ArmRow]) -> list[str]:
         for line in _row_warnings(row):
             said.setdefault((row.label, line), []).append(row.decoding)
     found += [f"{label} ({', '.join(decodings)}): {line}" for (label, line), decodings in said.items()]
+    found += _truncated(rows)
     for info in cells.methods:
         if info.name != SFT and _is_sft(cells, info.name):
             found.append(f"{info.label}: the values of every prompt are those of SFT. Is it the SFT model?")
@@ -125,10 +126,20 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))} {'are' if len(seeds) > 1 else 'is'}"
 
 
+def _truncated(rows: Sequence[ArmRow]) -> list[str]:
+    """One line for all arms: the budget of tokens is the same for each, and so is the remedy."""
+    cut: dict[str, list[str]] = {}
+    for row in rows:
+        if row.method != BASE and row.truncated is not None and row.truncated > TRUNCATED_WATCH:
+            cut.setdefault(row.label, []).append(f"{row.truncated:.0%} {row.decoding}")
+    if not cut:
+        return []
+    shares = "; ".join(f"{label} {', '.join(each)}" for label, each in cut.items())
+    return [f"Completions cut off at the length limit: {shares}. Raise max_completion_length."]
+
+
 def _row_warnings(row: ArmRow) -> list[str]:
     found = []
-    if row.truncated is not None and row.truncated > TRUNCATED_WATCH:
-        found.append(f"{row.truncated:.1%} of the completions were cut off at the length limit.")
     if row.length_flag:
         found.append(
             f"completions are {row.length_ratio:.2f} times as long as SFT's, more than {LENGTH_SHARE:.0%} apart: "

@@ -15,6 +15,8 @@ from densepath.models import locate
 
 WHOLE_BYTES = 2**30
 """Weights up to this size are read whole; of larger files the header, and of each tensor four blocks."""
+CARD = "README.md"
+"""The card in a model's folder. It belongs to the user, who may change it: no marker holds what it says."""
 _BLOCK = 4096
 _BLOCKS = 4
 _DIGITS = 16  # of a SHA-256, in hex: enough to tell two models apart, and short in a message

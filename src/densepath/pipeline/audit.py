@@ -18,6 +18,7 @@ from densepath.pipeline.reward_eval import load_dense_reward
 from densepath.progress import StageProgress
 from densepath.report.audit import audit_table, audit_view, flag_text
 from densepath.report.console import print_parts
+from densepath.report.words import nats_interval
 from densepath.stats.intervals import mean_interval
 from densepath.terminal import Console, say
 
@@ -48,8 +49,7 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
     flagged = ", ".join(f"{counts[flag.value]} {flag.value.replace('_', ' ')}" for flag in Flag)
     say(
         console,
-        f"{len(records)} rows, {interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] nats per token; "
-        f"flagged: {flagged}",
+        f"{len(records)} rows, {nats_interval(interval)} nats per token; flagged: {flagged}",
     )
     say(console, f"rows: {path.resolve()}")
     if arguments.drop or arguments.drop_lowest:

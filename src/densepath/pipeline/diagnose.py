@@ -78,7 +78,7 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
     print_parts(console, *diagnosis_parts(found, decision))
     write_json_atomic(Path(arguments.output_file), record)
     if arguments.html_file is not None:
-        page = diagnosis_page(found, decision, arguments.run_dir, evidence.source)
+        page = diagnosis_page(found, decision, arguments.run_dir, evidence.source, {**kept.recipe, "sft": kept.sft})
         write_text_atomic(Path(arguments.html_file), page_html(page))
         say(console, f"page: {Path(arguments.html_file).resolve()}")
     say(console, f"figures: {Path(arguments.output_file).resolve()}")

@@ -100,7 +100,7 @@ def _write_page(folder: Path, arguments: PurifyCommandArguments) -> Path:
         "verifier or judge": arguments.verifier or arguments.judge or "none",
     }
     record = read_record(Purification, folder / "purification.json")
-    page = purification_page(record, [(name, str(value)) for name, value in facts.items()])
+    page = purification_page(record, str(folder), [(name, str(value)) for name, value in facts.items()])
     write_text_atomic(path, page_html(page))
     return path
 

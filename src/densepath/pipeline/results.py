@@ -51,10 +51,6 @@ class ExperimentPaths(NamedTuple):
     markdown: Path
 
 
-LOG_LIKELIHOOD = "log_likelihood"
-"""Metric where nothing checks: of held-out demonstrations, nats per token. It favours what imitates."""
-
-
 WIN_RATE = "win rate against SFT"
 """Metric where a judge compares: with the SFT model's answer at its lowest temperature, which itself has 1/2."""
 
@@ -67,7 +63,7 @@ def grid_results(grid: Grid, info: Mapping[str, Any]) -> Results:
         info: what is told beside the figures: date, versions, command.
     """
     arguments = grid.settings[0].arguments
-    metric = WIN_RATE if arguments.judge is not None else arguments.verifier or LOG_LIKELIHOOD
+    metric = WIN_RATE if arguments.judge is not None else arguments.verifier
     names = [setting.name for setting in grid.settings]
     found = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
     return replace(found, sweeps=tuple(grid.sweeps()))
@@ -87,7 +83,7 @@ def assemble(
     methods: Sequence[Arm],
     settings: Sequence[str],
     *,
-    metric: str,
+    metric: str | None,
     info: Mapping[str, Any],
 ) -> Results:
     """The record of an experiment: what the table, the page and the files show.
@@ -98,7 +94,7 @@ def assemble(
         results: finished cells in any order; a cell that failed is just not there.
         methods: every method of the recipe, those without a result too; "sft" among them.
         settings: in the order of the table.
-        metric: name of what the verifier says; higher is better.
+        metric: name of what the verifier or judge says, higher is better; None where nothing checks.
         info: kept as it is, but for secrets. `seeds`, if there, are those expected of every method in every setting;
             `commit` and `command` are shown beside each table.
 
@@ -126,14 +122,14 @@ def assemble(
         made_by=__version__,
         info=clean(info),
         methods=tuple(methods),
-        settings=tuple(_setting(each) for each in cells),
+        settings=tuple(_setting(each, metric is not None) for each in cells),
     )
 
 
-def _setting(cells: SettingCells) -> SettingResults:
+def _setting(cells: SettingCells, checked: bool) -> SettingResults:
     every = (_row(cells, info, decoding) for decoding in cells.decodings for info in cells.methods)
-    rows = tuple(row for row in every if row is not None)
-    comparisons = tuple(setting_comparisons(cells))
+    rows = tuple(row if checked else _unchecked(row) for row in every if row is not None)
+    comparisons = tuple(setting_comparisons(cells)) if checked else ()
     return SettingResults(
         name=cells.setting,
         seeds=tuple(cells.seeds),
@@ -141,7 +137,7 @@ def _setting(cells: SettingCells) -> SettingResults:
         decodings=tuple(cells.decodings),
         warnings=tuple(warnings(cells, rows)),
         rows=rows,
-        best_controls=tuple(_best_control(cells, decoding) for decoding in [None, *cells.decodings]),
+        best_controls=tuple(_best_control(cells, decoding) for decoding in [None, *cells.decodings] if checked),
         comparisons=comparisons,
         compared=family_sizes(comparisons),
         statements=tuple(statements(cells, comparisons)),
@@ -186,6 +182,11 @@ def _row(cells: SettingCells, info: Arm, decoding: str) -> ArmRow | None:
         nll=_mean([mean_of(cell.nll) for cell in test.values()]),
         budget={name: _mean([getattr(each, name) for each in budget.values()]) for name in BUDGET},
     )
+
+
+def _unchecked(row: ArmRow) -> ArmRow:
+    """The row without what stands for a metric where nothing checks: the likelihood, which tuned values go by."""
+    return replace(row, value=None, validation=None, by_seed={}, chosen=False)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

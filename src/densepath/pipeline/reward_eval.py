@@ -18,6 +18,7 @@ from densepath.progress import StageProgress
 from densepath.records.codec import to_json
 from densepath.records.reward_eval import SetAside
 from densepath.report.console import print_parts
+from densepath.report.next_step import after_reward_eval
 from densepath.report.reward_eval import reward_eval_parts
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
@@ -85,6 +86,7 @@ def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) ->
     print_set_aside(found.set_aside, arguments.dataset_name, console)
     print_parts(console, *reward_eval_parts(found))
     say(console, found.interval, style="dim")
+    print_parts(console, after_reward_eval(arguments.model_name_or_path, arguments.ref_model_name_or_path))
     if arguments.output_file is not None:
         write_json_atomic(Path(arguments.output_file), record)
         say(console, f"figures: {Path(arguments.output_file).resolve()}")

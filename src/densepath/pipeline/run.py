@@ -13,11 +13,12 @@ import torch
 from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
-from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, write_json_atomic, write_jsonl_atomic, write_text_atomic
 from densepath.judging.build import check_judge
 from densepath.methods import SFTRun, get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer
+from densepath.models.identity import CARD
 from densepath.models.load import load_tokenizer
 from densepath.models.quantized import check_four_bit
 from densepath.models.quiet import quiet_libraries
@@ -38,8 +39,9 @@ from densepath.records.codec import read_record, to_json
 from densepath.records.results import Results
 from densepath.report import write_report
 from densepath.report.console import print_parts
-from densepath.report.experiment_brief import experiment_parts
+from densepath.report.experiment_brief import experiment_parts, results_markdown
 from densepath.terminal import Console, say, terminal
+from densepath.trainers.model_card import with_comparison
 from densepath.trainers.refusals import check_startable
 
 OWN_KEYS = {
@@ -80,13 +82,7 @@ def run_pipeline(
             is whole, and the same call goes on from there.
     """
     console = console if console is not None else terminal()
-    arguments, others = with_one_template(arguments, others)
-    quiet_libraries()
-    if arguments.num_threads is not None:
-        torch.set_num_threads(arguments.num_threads)
-    check_configuration(arguments, others)
-    say(console, f"{arguments.model_name_or_path} on {arguments.dataset_name}, into {arguments.output_dir}")
-    arguments = with_answer_budget(arguments, console)
+    arguments, others = begin(arguments, others, console)
     setting = run_setting(arguments, others)
     run = RunFolder(Path(arguments.output_dir))
     try:
@@ -95,11 +91,13 @@ def run_pipeline(
             date = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
             write_json_atomic(run / "environment.json", {"date": date, "versions": environment()})
         grid = Grid(run.path, [setting], [arguments.seed], flat=True)
-        grid = _prepared(run, grid, console)
+        grid = prepared(run, grid, console)
         started, told = time.monotonic(), not run.is_done("arms")
-        _train_and_ask(grid, console, told=told)  # of what is done, the files are compared with what was written
+        train_and_ask(grid, console, told=told)  # of what is done, the files are compared with what was written
         if told:
-            write_json_atomic(run / "results.json", to_json(_results(run, grid, setting)))
+            found = _results(run, grid, setting)
+            write_json_atomic(run / "results.json", to_json(found))
+            _tell_on_cards(run.path, found)
             write_jsonl_atomic(run / "samples.jsonl", grid_samples(grid, grid.settings[0], arguments.seed))
             run.finish("arms", started)
         paths = write_report(run.path)
@@ -108,6 +106,23 @@ def run_pipeline(
         return paths.html
     finally:
         run.close()
+
+
+def begin(
+    arguments: RunArguments, others: Mapping[str, Any] | None, console: Console
+) -> tuple[RunArguments, dict[str, Any]]:
+    """The recipe with what is the same for every stage settled, checked before the first; says what it is about.
+
+    Raises:
+        DensepathError: as `check_configuration`, or data whose lengths cannot be read.
+    """
+    arguments, keys = with_one_template(arguments, others)
+    quiet_libraries()
+    if arguments.num_threads is not None:
+        torch.set_num_threads(arguments.num_threads)
+    check_configuration(arguments, keys)
+    say(console, f"{arguments.model_name_or_path} on {arguments.dataset_name}, into {arguments.output_dir}")
+    return with_answer_budget(arguments, console), keys
 
 
 def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
@@ -132,7 +147,7 @@ def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
     return Setting(arguments.dataset_name, arguments, dict(others), plans)
 
 
-def _prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
+def prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
     """The grid with the arms that are left once SFT is done and the reference is chosen."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
@@ -179,7 +194,7 @@ def _left_out(gone: Mapping[str, str]) -> str:
     return f"Left out: {', '.join(gone.values())}." if gone else "No arm needs one."
 
 
-def _train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
+def train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
     """Every arm in its order, what has another's compute at the end; what is done is passed over."""
     (setting,), (seed,) = grid.settings, grid.seeds
     steps = BEFORE_ARMS + len(setting.methods)
@@ -201,6 +216,15 @@ def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
         said += (f"{_left_out(gone)} {choice.reason}",)
     (setting,) = found.settings
     return replace(found, settings=(replace(setting, warnings=said + setting.warnings),))
+
+
+def _tell_on_cards(run_dir: Path, results: Results) -> None:
+    """Put what was compared on the card of every model that the run left."""
+    compared = results_markdown(results, level=4)
+    for name in dict.fromkeys(["sft", *(arm.name for arm in results.methods)]):
+        card = run_dir / name / "model" / CARD
+        if card.exists():
+            write_text_atomic(card, with_comparison(card.read_text(encoding="utf-8"), compared))
 
 
 def show_results(run_dir: Path, console: Console) -> None:

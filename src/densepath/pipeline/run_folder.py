@@ -30,6 +30,7 @@ from densepath.io import (
     write_text_atomic,
     writing,
 )
+from densepath.models.identity import CARD
 from densepath.models.kept import ASIDE, INPUTS
 from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
@@ -266,7 +267,8 @@ class RunFolder:
             return
         outcome = outcome or Outcome()
         spent = replace(outcome.budget, seconds=round(time.monotonic() - started, 1))
-        files = sealed(self.path, (path for pattern in _FILES[stage] for path in self.path.glob(pattern)))
+        left = (path for pattern in _FILES[stage] for path in self.path.glob(pattern))
+        files = sealed(self.path, (path for path in left if path.name != CARD))
         if stage == "data" and self._lost.get(stage, files) != files:
             raise ResumeError(
                 f"{self.path}: stored rows are damaged, and their source gives others now: put whole copies into "

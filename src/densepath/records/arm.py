@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 from densepath.errors import DataError, NumericalError
+from densepath.records.brief import brief
 
 SFT = "sft"
 """Name of the arm that every other is compared with: the SFT model as it is."""
@@ -118,6 +119,8 @@ class ArmResult:
     reward: tuple[float, ...] | None = None
     entropy: tuple[float, ...] | None = None
     unjudged: tuple[int, ...] = ()
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lengths", tuple(int(length) for length in self.lengths))

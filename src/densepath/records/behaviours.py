@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from densepath.records.brief import brief
 from densepath.records.completion import ScoredRow
 from densepath.records.estimates import Interval
 
@@ -34,6 +35,8 @@ class Behaviour:
     validation: Interval | None = None
     examples: tuple[int, ...] = ()
 
+    __repr__ = brief
+
     @property
     def is_new(self) -> bool:
         """Whether the model before SFT hardly shows it or, as far as its answers tell, never."""
@@ -51,6 +54,8 @@ class Mixture:
 
     behaviours: tuple[Behaviour, ...]
     held_out: float | None = None
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -82,3 +87,5 @@ class Purification:
     warnings: tuple[str, ...] = ()
     trained: bool = True
     rows: tuple[ScoredRow, ...] = ()
+
+    __repr__ = brief

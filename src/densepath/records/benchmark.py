@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from densepath.records.brief import brief
+
 
 @dataclass(frozen=True)
 class Question:
@@ -27,6 +29,8 @@ class Question:
     references: tuple[str | None, ...] | None = None
     context: tuple[tuple[str, str], ...] = ()
     index: int = 0
+
+    __repr__ = brief
 
     def conversation(self, answers: Sequence[str] = ()) -> list[dict[str, str]]:
         """The turns up to the one that is answered next, in the form that chat templates take.
@@ -60,6 +64,8 @@ class Answer:
     row: int
     prompt: tuple[str, ...] | None = None
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -88,6 +94,8 @@ class Benchmark:
     temperatures: Mapping[str, float] = field(default_factory=dict)
     hub: tuple[str, str] | None = None
     left_out: tuple[str, ...] = ()
+
+    __repr__ = brief
 
     def baseline(self, category: str) -> str | None:
         """The generator to compare with; None where the benchmark has none."""

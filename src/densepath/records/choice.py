@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from densepath.records.brief import brief
 from densepath.records.estimates import Comparison, Interval, Verdict
 
 
@@ -90,6 +91,8 @@ class Answers:
     verdicts: tuple[float, ...] = ()
     lengths: tuple[float, ...] = ()
 
+    __repr__ = brief
+
     @property
     def decoding(self) -> str:
         """`greedy` or `temperature 0.5`."""
@@ -155,6 +158,8 @@ class RewardFigures:
     preference: Interval | None = None
     preference_lead: Comparison | None = None
     histogram: tuple[tuple[float, ...], tuple[int, ...]] = ((), ())
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,8 @@ class Findings:
     betas: tuple[float, ...] = ()
     preferences_set_aside: int = 0
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -259,6 +266,8 @@ class Decision:
     figure: Interval | None = None
     p_holm: float | None = None
     capped: bool = False
+
+    __repr__ = brief
 
     @property
     def reason(self) -> str:
@@ -325,3 +334,5 @@ class ReferenceChoice:
     warnings: tuple[str, ...] = ()
     decision: Decision | None = None
     findings: Findings | None = None
+
+    __repr__ = brief

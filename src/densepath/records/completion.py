@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from densepath.errors import DataError
+from densepath.records.brief import brief
 from densepath.records.codec import Json, to_json
 
 
@@ -19,6 +20,8 @@ class Span:
     token_ids: tuple[int, ...]
     rewards: tuple[float, ...]
     logprobs: tuple[float, ...] = ()
+
+    __repr__ = brief
 
     @property
     def reward(self) -> float:
@@ -59,6 +62,8 @@ class ScoredCompletion:
     ref_logprobs: tuple[float, ...] | None = None
     metric: float | None = None
     truncated: bool | None = None
+
+    __repr__ = brief
 
     def __post_init__(self) -> None:
         lists = (self.token_ids, self.tokens, self.offsets, self.rewards, self.sft_logprobs, self.ref_logprobs)
@@ -135,6 +140,8 @@ class Sample:
     category: str | None
     completions: Mapping[str, ScoredCompletion]
 
+    __repr__ = brief
+
     @property
     def differs(self) -> bool:
         """Whether the arms differ: in the metric where each has one, in their text otherwise."""
@@ -160,6 +167,8 @@ class ScoredRow:
     prompt: str | None
     category: str | None
     turns: tuple[ScoredCompletion, ...]
+
+    __repr__ = brief
 
     @property
     def label(self) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from densepath.records.brief import brief
+
 LEVEL = 0.05
 """Chance of calling a difference shown where there is none, over all differences that were corrected together."""
 
@@ -47,6 +49,8 @@ class Interval:
     high: float
     n: int
     unit: str = "prompts"
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from densepath.records.brief import brief
 from densepath.records.estimates import Verdict
 from densepath.records.judged import JudgeNoise, PositionBias
 from densepath.records.reward_eval import Figure, SetAside
@@ -42,3 +43,5 @@ class JudgeEvaluation:
     figures: tuple[Figure, ...]
     position: PositionBias | None = None
     noise: JudgeNoise | None = None
+
+    __repr__ = brief

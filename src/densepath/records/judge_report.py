@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from densepath.records.brief import brief
 from densepath.records.completion import ScoredCompletion
 from densepath.records.judged import Judged
 from densepath.records.judging import Spending
@@ -51,6 +52,8 @@ class ShownPair:
     grade: float | None
     replies: tuple[str, ...] = ()
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class JudgeReport:
@@ -75,3 +78,5 @@ class JudgeReport:
     spent: Spending
     lengths: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     pairs: tuple[ShownPair, ...] = ()
+
+    __repr__ = brief

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from densepath.records.brief import brief
 from densepath.records.estimates import Comparison, Interval, Verdict
 
 
@@ -81,6 +82,8 @@ class WinRate:
     invalid: int = 0
     dropped: int = 0
     categories: Mapping[str, Interval] = field(default_factory=dict)
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -255,3 +258,5 @@ class Judged:
     mt_bench_pairs: tuple[AdjustedWinRate, ...] = ()
     kappas: tuple[Kappa, ...] = ()
     notes: tuple[str, ...] = ()
+
+    __repr__ = brief

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from densepath.records.arm import Arm
+from densepath.records.brief import brief
 from densepath.records.estimates import Interval, Verdict
 
 
@@ -59,6 +60,8 @@ class ArmRow:
     nll: float | None
     budget: Mapping[str, float | None]
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class ArmComparison:
@@ -103,6 +106,8 @@ class ArmComparison:
     length_flag: bool
     label: str
     against_label: str
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,8 @@ class SettingResults:
     compared: Mapping[str, int]
     statements: tuple[Statement, ...]
 
+    __repr__ = brief
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -198,7 +205,8 @@ class Results:
     """What was found out.
 
     Attributes:
-        metric: name of what the verifier says; higher is better.
+        metric: name of what the verifier or the judge says, higher is better; None where nothing checked the answers.
+            Then nothing is compared: the likelihood of held-out demonstrations is a health check, no verdict.
         interval: how intervals and verdicts are made.
         made_by: version of densepath.
         info: what made it: command, commit, date, versions.
@@ -207,10 +215,12 @@ class Results:
         sweeps: every variant of every tuned method.
     """
 
-    metric: str
+    metric: str | None
     interval: str
     made_by: str
     info: Mapping[str, Any]
     methods: tuple[Arm, ...]
     settings: tuple[SettingResults, ...]
     sweeps: tuple[Sweep, ...] = ()
+
+    __repr__ = brief

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from densepath.records.brief import brief
 from densepath.records.estimates import Comparison, Interval
 
 
@@ -44,6 +45,8 @@ class Figure:
     measures: tuple[MeasureValue, ...]
     comparisons: tuple[Comparison, ...]
     statement: str
+
+    __repr__ = brief
 
 
 @dataclass(frozen=True)
@@ -101,3 +104,5 @@ class RewardEvaluation:
     interval: str
     figures: tuple[Figure, ...]
     changes: Mapping[str, Changes] | None = None
+
+    __repr__ = brief

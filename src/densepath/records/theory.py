@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from densepath.records.brief import brief
+
 EQUALITY_TOLERANCE = 1e-10
 """Largest absolute deviation that an equality may show in float64 (values are of order 1 to 100 nats)."""
 
@@ -78,6 +80,8 @@ class StatementResult:
     checks: tuple[Check, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
 
+    __repr__ = brief
+
     @property
     def docs(self) -> str:
         """Where its proof stands."""
@@ -124,6 +128,8 @@ class Report:
     seed: int
     instances: int
     results: tuple[StatementResult, ...]
+
+    __repr__ = brief
 
     @property
     def holds(self) -> bool:

@@ -7,10 +7,11 @@ from typing import Any
 
 from densepath.report.document import Column, Row, Table
 from densepath.report.heatmap import quoted
+from densepath.report.next_step import after_audit
 from densepath.report.scored_row import scored_row
 from densepath.report.text import visible
 from densepath.report.view import ScoreView
-from densepath.report.words import DASH, Run, Words, number
+from densepath.report.words import DASH, Run, Words, nats
 
 _QUOTE, _AROUND = 40, 30
 """Characters of a span, and on either side of it."""
@@ -26,11 +27,11 @@ def audit_table(records: Sequence[Mapping[str, Any]], count: int) -> Table:
     )
     rows = []
     for record in records[:count]:
-        figures = (str(record["row"]), number(record["reward_per_token"], "+.3f"), number(record["lowest"], "+.2f"))
+        figures = (str(record["row"]), nats(record["reward_per_token"], "+.3f"), nats(record["lowest"]))
         worst = record["worst_spans"][0] if record["worst_spans"] else None
         span: tuple[Words, Words] = (DASH, DASH)
         if worst is not None:
-            span = (span_in_line(record, worst), number(worst["reward"], "+.2f"))
+            span = (span_in_line(record, worst), nats(worst["reward"]))
         rows.append(Row((*figures, *span, flags_text(record))))
     return Table(columns, tuple(rows))
 
@@ -66,4 +67,4 @@ def audit_view(records: Sequence[Mapping[str, Any]], count: int, facts: Sequence
     for record in records[:count]:
         value = {**record, "category": flags_text(record) or record["category"]}
         rows.append(scored_row(value, record["row"], "audit"))
-    return ScoreView(rows=tuple(rows), title="audit", facts=tuple(facts), total=len(records))
+    return ScoreView(rows=tuple(rows), title="audit", facts=tuple(facts), total=len(records), next=after_audit(facts))

@@ -22,14 +22,11 @@ from densepath.report.document import (
     present,
 )
 from densepath.report.heatmap import quoted
+from densepath.report.next_step import after_purification
 from densepath.report.parse import clean
 from densepath.report.sections import warnings_notice
-from densepath.report.words import Words, interval, number, share, short
+from densepath.report.words import Words, interval, nats, number, share, short
 
-_NEXT = (
-    "read the rows that were set aside, then ask held-out prompts: `densepath eval` with a verifier, or "
-    "`densepath judge` with a judge. What it has to beat is continued SFT with the same compute."
-)
 LONGEST_QUOTE = 44
 """Characters of a prompt or an answer in a terminal's row."""
 _WORDS = (
@@ -64,11 +61,12 @@ def purification_section(record: Purification) -> Section:
     return Section("behaviours", "What the demonstrations are made of", present(parts), link="Behaviours")
 
 
-def purification_page(record: Purification, facts: Sequence[tuple[str, str]]) -> Document:
+def purification_page(record: Purification, folder: str, facts: Sequence[tuple[str, str]]) -> Document:
     """The section as a page of its own.
 
     Args:
         record: what was found.
+        folder: where the model is.
         facts: names and values above it.
     """
     section = purification_section(record)
@@ -79,7 +77,7 @@ def purification_page(record: Purification, facts: Sequence[tuple[str, str]]) ->
         facts=tuple((name, clean(value)) for name, value in facts),
         sections=(dataclasses.replace(section, title=""),),
         footer=f"Written by densepath {__version__}.",
-        next=_NEXT,
+        next=after_purification(record, folder, dict(facts)),
     )
 
 
@@ -128,7 +126,7 @@ def _behaviours(record: Purification, *, brief: bool = False) -> Table:
         for each in mixture.behaviours:
             chosen = _is_chosen(record, each, mixture)
             cells: list[Words] = [_name(each, mixture) + (" ✓" if chosen else "")]
-            cells += [share(each.share), share(each.reference_share), _lift(each), number(each.reward, "+.2f")]
+            cells += [share(each.share), share(each.reference_share), _lift(each), nats(each.reward)]
             if judged:
                 right = interval(each.validation)
                 cells.append(short(right) if brief else right)

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from densepath.report.document import Notice, Paragraph, Table
+from densepath.report.document import Next, Notice, Paragraph, Table
 from densepath.report.text import visible
 from densepath.report.words import DASH, MINUS, Words, runs
 from densepath.terminal import Console, plain_table, show
@@ -44,6 +44,11 @@ def _plain(words: Words, *, numeric: bool = False, style: str = "") -> Text:
 @part_text.register
 def _paragraph(part: Paragraph) -> RenderableType:
     return _plain(part.words)
+
+
+@part_text.register
+def _next(part: Next) -> RenderableType:
+    return Group(Text(f"next: {visible(part.text)}"), Text(f"    {visible(part.command)}", style="bold"))
 
 
 @part_text.register

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from densepath.report.text import minus, visible
+from densepath.report.text import visible
+from densepath.report.words import nats
 
 WIDTH, HEIGHT = 1000, 100
 """Units of the drawing; it is stretched to its place."""
@@ -63,12 +64,10 @@ def curve_html(
         drawn.append(Markup('<path class="dp-line {}" d="M{}"/>').format(name, points))
     labels = [Markup('<i class="dp-dot {}"></i>').format(name) for name, _ in zip("ab", sums, strict=False)]
     labels += [
-        Markup('<span class="dp-y" style="top:{:.1f}%">{}</span>').format(
-            place, minus(f"{value:+.1f}" if value else "0")
-        )
+        Markup('<span class="dp-y" style="top:{:.1f}%">{}</span>').format(place, nats(value, "+.1f") if value else "0")
         for value, place in _ticks(low, high, down)
     ]
-    ends = ", ".join(minus(f"{line.label} {values[-1]:+.2f}") for line, values in zip(lines, sums, strict=True))
+    ends = ", ".join(f"{line.label} {nats(values[-1])}" for line, values in zip(lines, sums, strict=True))
     keys = Markup("").join(
         Markup('<span class="dp-key {}">{}</span>').format(name, visible(line.label))
         for name, line in zip("ab", lines, strict=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from densepath import __version__
 from densepath.records.choice import Agreement, Answer, Answers, Criterion, Decision, Findings, Likelihood, Spread
@@ -22,8 +23,9 @@ from densepath.report.document import (
     present,
 )
 from densepath.report.drawings import Histogram, Whisker, Whiskers
+from densepath.report.next_step import after_diagnosis
 from densepath.report.parse import clean
-from densepath.report.words import Run, Words, interval, interval_text, number, share, short, verdict
+from densepath.report.words import Run, Words, interval, interval_text, nats, number, share, short, verdict
 
 HEADLINES = {
     Answer.CANDIDATE: "Run DPR: reference {reference}, beta {beta:g}.",
@@ -32,18 +34,15 @@ HEADLINES = {
     Answer.TRAIN_ON: "Train on first: SFT is not finished.",
 }
 _KINDS = {Answer.CANDIDATE: "better", Answer.NONE: "worse", Answer.CANNOT_TELL: "tie", Answer.TRAIN_ON: "tie"}
-_NEXT = {
-    Answer.CANDIDATE: "densepath run with --reference {reference} --beta {beta:g}: does DPR beat its control?",
-    Answer.NONE: "longer SFT or other demonstrations; then densepath diagnose again.",
-    Answer.CANNOT_TELL: "more prompts or a verifier (--verifier); then densepath diagnose again.",
-    Answer.TRAIN_ON: "more steps of SFT (--max_steps, or sft_max_steps of a run); then densepath diagnose again.",
-}
 _AGREEMENT = {
     Criterion.PREFERENCE: ("accuracy", "preference pairs"),
     Criterion.VERIFIER: ("AUROC", "right against wrong"),
     Criterion.ALTERED: ("signal-to-noise", "altered numbers"),
     Criterion.SAMPLES: ("signal-to-noise", "SFT's own answers"),
 }
+_HEALTH = (
+    "Negative log-likelihood, nats per token: a health check, which favours what imitates and says nothing of answers."
+)
 _MEASURED = "Mean ± standard deviation, nats."
 _OWN_SAMPLES = "dense reward of SFT's own samples, nats: mean ± standard deviation"
 
@@ -56,7 +55,9 @@ def headline(decision: Decision) -> str:
     return text
 
 
-def diagnosis_page(found: Findings, decision: Decision, run_dir: str, rows: str | Path) -> Document:
+def diagnosis_page(
+    found: Findings, decision: Decision, run_dir: str, rows: str | Path, recipe: Mapping[str, Any] | None = None
+) -> Document:
     """The page.
 
     Args:
@@ -64,6 +65,7 @@ def diagnosis_page(found: Findings, decision: Decision, run_dir: str, rows: str 
         decision: what follows.
         run_dir: folder of the SFT run.
         rows: name of the validation rows.
+        recipe: what SFT was made with, and its model as `sft`, for the command to type.
     """
     facts = {"run": run_dir, "rows": rows, "prompts": found.prompts, "verifier": found.verifier or "none"}
     sections = [Section("recommendation", "", _advice(decision), link="Advice")]
@@ -75,7 +77,7 @@ def diagnosis_page(found: Findings, decision: Decision, run_dir: str, rows: str 
     if agreement is not None:
         sections.append(Section("agreement", "Does the reward agree with what is known?", (agreement,)))
     if found.likelihoods:
-        table = _likelihoods_table(found.likelihoods, caption="Negative log-likelihood, nats per token.")
+        table = _likelihoods_table(found.likelihoods, caption=_HEALTH)
         sections.append(Section("likelihood", "Held-out demonstrations", (table,)))
     return Document(
         brand="densepath diagnose",
@@ -84,7 +86,7 @@ def diagnosis_page(found: Findings, decision: Decision, run_dir: str, rows: str 
         facts=tuple((name, clean(str(value))) for name, value in facts.items()),
         sections=tuple(sections),
         footer=f"Written by densepath {__version__}. No model was trained for this page.",
-        next=_NEXT[decision.answer].format(reference=decision.reference, beta=decision.beta),
+        next=after_diagnosis(decision, run_dir, recipe or {}, found.prompts),
     )
 
 
@@ -235,7 +237,7 @@ def _rewards(findings: Findings) -> tuple[Part, ...]:
 
 
 def _spread(value: Spread, form: str) -> str:
-    return f"{number(value.mean, form)} ± {number(value.sd, '.2f')}"
+    return f"{nats(value.mean, form)} ± {nats(value.sd, '.2f')}"
 
 
 def _rewards_table(findings: Findings, *, title: str = "", caption: str = "") -> Table:

@@ -136,6 +136,14 @@ class Samples(Part):
 
 
 @dataclass(frozen=True)
+class Next(Part):
+    """What a reader does next: why, and the command to type (`densepath.report.next_step`)."""
+
+    text: str
+    command: str
+
+
+@dataclass(frozen=True)
 class Section:
     """A part of the page that the navigation leads to; one without a title stands first."""
 
@@ -155,7 +163,7 @@ class Document:
         facts: (name, value) below the title.
         sections: what it holds.
         footer: who wrote it, and what lies beside it.
-        next: what a reader does with it: the next command.
+        next: what a reader does with it.
         heading: what stands at the top instead of the title.
     """
 
@@ -164,7 +172,7 @@ class Document:
     facts: tuple[tuple[str, str], ...]
     sections: tuple[Section, ...]
     footer: Words
-    next: Words = ""
+    next: Next
     heading: str = ""
 
 

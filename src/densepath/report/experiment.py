@@ -30,9 +30,10 @@ from densepath.report.document import (
 from densepath.report.drawings import Costs, Spent, Whisker, Whiskers
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
 from densepath.report.html import page_html
+from densepath.report.next_step import after_experiment
 from densepath.report.sections import glossary_table, warnings_notice
 from densepath.report.verdict import nll_alarms
-from densepath.report.words import DASH, Run, Words, count, duration, interval, number, runs, share, verdict
+from densepath.report.words import DASH, Run, Words, count, duration, interval, nats, number, runs, share, verdict
 
 _ROLES = {"sft": "SFT", "best control": "the best control"}
 _COSTS = {"flops": "FLOPs of the training beyond SFT", "seconds": "seconds of the training beyond SFT"}
@@ -41,11 +42,12 @@ _COMPARED = (
     "setting. Incomplete: a seed is missing."
 )
 TITLE = "The methods under test, each at the decoding that did best on validation"
-_NEXT = (
-    "train the method that beat the best control with densepath run; where all tie, keep the cheapest, "
-    "and add seeds or test prompts to see smaller differences."
+UNCHECKED = (
+    "Nothing checked the answers, so nothing says which are better: give a verifier or a judge, or compare the arms' "
+    "answers with densepath judge. The NLL of held-out demonstrations is a health check: it favours what imitates "
+    "them, continued SFT before all, and decides nothing."
 )
-
+"""What a page, a terminal and a README say where there is neither verifier nor judge."""
 _OPTIONAL = {"entropy": "entropy", "nll": "held-out NLL"}
 """Columns of the results that are there where they were measured."""
 
@@ -57,7 +59,9 @@ def experiment_page(record: Results) -> Document:
         record: what `densepath.pipeline.results.assemble` made, or `results.json` read back.
     """
     info = record.info
-    facts = [("metric", f"{record.metric}, higher is better")]
+    facts = [
+        ("metric", f"{record.metric}, higher is better" if record.metric else "none: nothing checked the answers")
+    ]
     facts += [(str(k), str(v)) for k, v in info.items() if isinstance(v, str | int | float) and k != "name"]
     facts.append(("made with", f"densepath {record.made_by}"))
     sections = [_section(record, setting, f"s{index}") for index, setting in enumerate(record.settings)]
@@ -73,7 +77,7 @@ def experiment_page(record: Results) -> Document:
         facts=tuple(facts),
         sections=(*sections, _reading(record)),
         footer=(f"Written by densepath {record.made_by}; ", *files, Run("comparisons.csv", "code"), " the tables."),
-        next=_NEXT,
+        next=after_experiment(record),
     )
 
 
@@ -156,7 +160,10 @@ def warning_lines(setting: SettingResults) -> list[str]:
 
 
 def results_parts(record: Results, setting: SettingResults) -> tuple[Part, ...]:
-    """Comparisons, results, costs, and what validation chose."""
+    """Comparisons, results, costs, and what validation chose; of the first and last nothing where nothing checked."""
+    if record.metric is None:
+        rows = (Heading("The arms"), _results(record, setting), Heading("What it cost"), _budgets(setting))
+        return present([Paragraph(UNCHECKED), *rows, _sweeps(record, setting)])
     parts: list[Part | None] = [*_comparisons(record, setting), Heading("Results on test"), _results(record, setting)]
     parts += [_result_plots(record, setting), Heading("What it cost"), _budgets(setting), _costs(record, setting)]
     parts += [Heading("Chosen on validation"), _sweeps(record, setting)]
@@ -258,22 +265,24 @@ def _results(record: Results, setting: SettingResults) -> Table:
         "dense reward": "nats/completion",
     }
     measured = [name for name in _OPTIONAL if any(getattr(row, name) is not None for row in setting.rows)]
-    columns = [Column("method"), Column(record.metric, numeric=True), Column("on validation", numeric=True)]
+    checked = () if record.metric is None else (record.metric, "on validation")
+    columns = [Column("method"), *(Column(name, numeric=True) for name in checked)]
     columns += [Column(name, unit, numeric=True) for name, unit in names.items()]
     columns += [Column(_OPTIONAL[name], "nats/token", numeric=True) for name in measured]
     rows = [
-        _result(setting, row, measured)
+        _result(setting, row, measured, checked=bool(checked))
         for decoding in setting.decodings
         for row in setting.rows
         if row.decoding == decoding
     ]
     unit = any(row.value and row.value.unit == "prompts" for row in setting.rows)
     caption = f"mean [95 % interval]{'; † over prompts, not over seeds' if unit else ''}. A dash: not measured. "
-    caption += "✓: the method's decoding chosen on validation."
+    caption += "✓: the method's decoding chosen on validation. " if checked else ""
+    caption += "Held-out NLL: a health check that favours what imitates." if "nll" in measured else ""
     return Table(tuple(columns), tuple(rows), caption=caption, style="stack")
 
 
-def _result(setting: SettingResults, row: ArmRow, measured: Sequence[str]) -> Row:
+def _result(setting: SettingResults, row: ArmRow, measured: Sequence[str], *, checked: bool) -> Row:
     name: list[str | Run] = [row.label + (" ✓" if row.chosen else "")]
     name += [Run("control", "small")] if row.control else []
     if row.status != "complete":
@@ -284,8 +293,9 @@ def _result(setting: SettingResults, row: ArmRow, measured: Sequence[str]) -> Ro
     length: Words = number(row.length, ".1f")
     if row.length_flag:
         length = (f"{length} ⚠", Run(f"× {number(row.length_ratio, '.2f')}", "small"))
-    cells = [tuple(name), value, interval(row.validation), length, share(row.truncated)]
-    cells += [number(row.kl, ".2f"), number(row.reward, ".2f"), *(number(getattr(row, one)) for one in measured)]
+    cells: list[Words] = [tuple(name), *((value, interval(row.validation)) if checked else ())]
+    cells += [length, share(row.truncated)]
+    cells += [number(row.kl, ".2f"), nats(row.reward, ".2f"), *(number(getattr(row, one)) for one in measured)]
     return Row(tuple(cells), row.chosen, row.decoding)
 
 
@@ -308,15 +318,15 @@ def _result_plots(record: Results, setting: SettingResults) -> Beside | None:
     return Beside(tuple(figures))
 
 
-def tiles(record: Results, setting: SettingResults) -> Tiles:
-    """The metric of each method at its own decoding."""
+def tiles(record: Results, setting: SettingResults) -> Tiles | None:
+    """The metric of each method at its own decoding; None where there is none."""
     found = []
     for row in setting.rows:
         value = row.value
         if row.chosen and value is not None:
             notes = (f"{record.metric}, {row.decoding}", f"{number(value.low)} to {number(value.high)}")
             found.append(Tile(row.label, number(value.mean), notes, row.method))
-    return Tiles(tuple(found))
+    return Tiles(tuple(found)) if found else None
 
 
 def _budgets(setting: SettingResults) -> Table:
@@ -344,7 +354,7 @@ def _costs(record: Results, setting: SettingResults) -> Beside | None:
                 label = f"{row.label}, {row.decoding.replace('temperature ', 'T = ')}"
                 points.append(Spent(label, spent, estimate, _arm(record, row.method)))
         if points:
-            drawing = Costs(tuple(points), xlabel, record.metric, level)
+            drawing = Costs(tuple(points), xlabel, str(record.metric), level)
             drawn.append(Figure(f"{record.metric} against cost", drawing, note))
     return Beside(tuple(drawn)) if drawn else None
 
@@ -372,7 +382,7 @@ def _sweeps(record: Results, setting: SettingResults) -> Table | None:
 
 
 def _on_validation(record: Results) -> Column:
-    return Column(record.metric, "validation", numeric=True)
+    return Column(record.metric or "log-likelihood of demonstrations", "validation", numeric=True)
 
 
 def _chosen(record: Results, setting: SettingResults) -> Table:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from densepath.records.estimates import Interval
 from densepath.records.results import ArmComparison, ArmRow, Results, SettingResults, Sweep
 from densepath.report.document import Column, Notice, Paragraph, Part, Row, Section, Table, present
-from densepath.report.experiment import under_test
+from densepath.report.experiment import UNCHECKED, under_test
 from densepath.report.markdown import sections_markdown
 from densepath.report.sections import warnings_notice
-from densepath.report.words import DASH, Run, Words, count, interval, number, short
+from densepath.report.words import DASH, Run, Words, count, interval, nats, number, short
 
 WIDE = 116
 """Columns of a terminal from which the differences to the best control, the length and the KL have room."""
@@ -32,6 +32,7 @@ def experiment_parts(record: Results, width: int = WIDE) -> tuple[Part, ...]:
         own = [one for one in setting.statements if one.own_decoding and under_test(record, one.method)]
         lines = (Paragraph(one.text if "ties" in one.text else Run(one.text, "bold")) for one in own)
         parts += [warnings_notice(setting.warnings), _brief_table(record, setting, width >= WIDE), *lines]
+        parts.append(None if record.metric else Paragraph(UNCHECKED))
         parts.append(Paragraph(""))
     return present(parts)
 
@@ -49,6 +50,8 @@ def _roles(setting: SettingResults) -> dict[tuple[str, str], ArmComparison]:
 
 
 def _brief_table(record: Results, setting: SettingResults, wide: bool) -> Table:
+    if record.metric is None:
+        return _unchecked_table(setting)
     names = (record.metric, "less SFT", "", "less best control", "", "length", "KL")
     columns = [Column("method", fold=True), Column("decoding"), *(Column(name, numeric=bool(name)) for name in names)]
     roles = _roles(setting)
@@ -65,6 +68,17 @@ def _brief_table(record: Results, setting: SettingResults, wide: bool) -> Table:
     count = len(setting.seeds)
     title = f"{setting.name} ({count} seed{'' if count == 1 else 's'})"
     return Table(tuple(columns if wide else columns[:5]), tuple(rows), title)
+
+
+def _unchecked_table(setting: SettingResults) -> Table:
+    """What is known of the arms where nothing checked their answers."""
+    names = ("length", "KL", "reward", "held-out NLL")
+    rows = []
+    for row, _, kl in _methods(setting):
+        cells = [number(row.length, ".1f"), number(kl, ".2f"), nats(row.reward), number(row.nll)]
+        rows.append(Row((row.label, "missing" if row.status == "missing" else row.decoding, *cells)))
+    columns = (Column("method", fold=True), Column("decoding"), *(Column(name, numeric=True) for name in names))
+    return Table(columns, tuple(rows), setting.name)
 
 
 def _short_difference(one: ArmComparison) -> str:
@@ -89,17 +103,16 @@ def _setting(record: Results, setting: SettingResults) -> Section:
     words: list[str | Run] = [
         f"{seeds} seed{'' if seeds == 1 else 's'}, {setting.prompts['test'] or 'no'} test prompts; "
     ]
-    words.append(record.metric)
+    words.append(record.metric or UNCHECKED)
     words += ["; made by "] if info.get("command") or info.get("commit") else []
     words += [Run(info["command"], "code"), " "] if info.get("command") else []
     words.append(f"at commit {info['commit']}." if info.get("commit") else ".")
     verdicts = tuple(one.text for one in setting.statements if one.own_decoding)
     warnings = Notice("", tuple(setting.warnings), "warnings") if setting.warnings else None
     sweeps = [one for one in record.sweeps if one.setting == setting.name]
-    own = Notice("", verdicts)
-    return Section(
-        "", setting.name, present([Paragraph(tuple(words)), _table(setting), own, warnings, _sweeps(sweeps)])
-    )
+    own = Notice("", verdicts) if verdicts else None
+    table = _table(setting) if record.metric else _unchecked_table(setting)
+    return Section("", setting.name, present([Paragraph(tuple(words)), table, own, warnings, _sweeps(sweeps)]))
 
 
 def _table(setting: SettingResults) -> Table:

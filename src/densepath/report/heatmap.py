@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 from densepath.records.completion import Span
 from densepath.report.elements import asset
 from densepath.report.text import minus, visible
-from densepath.report.words import number
+from densepath.report.words import nats, number
 
 LEVELS = 10
 """Steps of colour on either side of zero; level 0 has no colour."""
@@ -137,12 +137,12 @@ def quoted(text: str, longest: int) -> str:
 def _tooltip(span: Span, total: float) -> str:
     lines = [f"“{shown(span.text)}”"]
     for index, (token, reward) in enumerate(zip(span.token_ids, span.rewards, strict=True)):
-        words = [f"id {token}", f"reward {number(reward, '+.3f')}"]
+        words = [f"id {token}", f"reward {nats(reward, '+.3f')}"]
         words += [f"logprob {number(span.logprobs[index])}"] if span.logprobs else []
         lines.append(" · ".join(words))
     if len(span.rewards) > 1:
-        lines.append(minus(f"together {span.reward:+.3f}"))
-    return "\n".join([*lines, minus(f"sum so far {total:+.3f} nats")])
+        lines.append(f"together {nats(span.reward, '+.3f')}")
+    return "\n".join([*lines, f"sum so far {nats(total, '+.3f')} nats"])
 
 
 def _marked(text: str) -> Markup:

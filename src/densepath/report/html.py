@@ -14,6 +14,7 @@ from densepath.report.document import (
     Figure,
     Fold,
     Heading,
+    Next,
     Notice,
     Paragraph,
     Row,
@@ -27,7 +28,7 @@ from densepath.report.document import (
 from densepath.report.elements import asset, content_policy, element, join, text
 from densepath.report.heatmap import heat_scale, heatmap_html, legend_html
 from densepath.report.plots import arm_color, svg
-from densepath.report.words import Run, Words, number, runs
+from densepath.report.words import Run, Words, nats, number, runs
 
 _ELEMENTS = {"strong": "strong", "small": "small", "code": "code", "quote": "q"}
 _TAGS = {"tag": "tag", "better": "tag better", "worse": "tag worse"}
@@ -58,7 +59,7 @@ def page_html(document: Document, *, live: bool = False) -> str:
         "body",
         _header(document),
         _navigation(document),
-        element("main", *map(_section, document.sections), _next(document.next)),
+        element("main", *map(_section, document.sections), part_html(document.next)),
         element("footer", words_html(document.footer)),
         element("script", script) if script else None,
     )
@@ -81,10 +82,6 @@ def _navigation(document: Document) -> Markup:
 def _section(section: Section) -> Markup:
     title = element("h2", section.title) if section.title else None
     return element("section", title, *map(part_html, section.parts), id=section.id)
-
-
-def _next(words: Words) -> Markup | None:
-    return element("p", element("strong", "What next: "), words_html(words), class_="next") if words else None
 
 
 def words_html(words: Words) -> Markup:
@@ -114,6 +111,12 @@ def _heading(part: Heading) -> Markup:
 @part_html.register
 def _paragraph(part: Paragraph) -> Markup:
     return element("p", words_html(part.words), class_=part.style or None)
+
+
+@part_html.register
+def _next(part: Next) -> Markup:
+    words = element("p", element("strong", "What next: "), part.text)
+    return element("div", words, element("pre", element("code", part.command)), class_="next")
 
 
 @part_html.register
@@ -234,7 +237,7 @@ def _completion(label: str, item: ScoredCompletion, scale: float, judged: bool) 
         tags.append(Run(words or f"metric {number(item.metric, '.4g')}", "better" if item.metric == 1 else "tag"))
     if item.truncated:
         tags.append(Run("cut off at the length limit", "worse"))
-    size = f"{len(item.rewards)} tokens, reward {number(item.sum, '.2f')} nats"
+    size = f"{len(item.rewards)} tokens, reward {nats(item.sum, '.2f')} nats"
     shown = Markup(heatmap_html(item.spans, scale=scale, label=label, standalone=False))
     return element(
         "div",

@@ -5,11 +5,9 @@ from __future__ import annotations
 from densepath.records.estimates import Interval
 from densepath.records.judge_eval import JudgeEvaluation
 from densepath.report.document import Column, Document, Notice, Paragraph, Part, Row, Section, Table, present
+from densepath.report.next_step import after_judge_eval
 from densepath.report.reward_eval import figure_parts
 from densepath.report.words import interval, number, short
-
-_NEXT = "Judge a benchmark with it: densepath judge; its verdicts are worth what this page says of them."
-_STOP = "Try another judge, another template or more pairs before you believe a figure that this judge gives."
 
 
 def judge_eval_parts(found: JudgeEvaluation) -> tuple[Part, ...]:
@@ -68,5 +66,5 @@ def judge_eval_page(found: JudgeEvaluation, source: str) -> Document:
             Section("figures", "Figures", (*parts, Paragraph(found.interval, "muted"))),
         ),
         footer="Written by densepath judge-eval; the JSON beside it holds the same data.",
-        next=_NEXT if found.headline is not None else _STOP,
+        next=after_judge_eval(found, source),
     )

@@ -32,6 +32,7 @@ from densepath.report.document import (
 )
 from densepath.report.drawings import Line, Lines, Outcome, Outcomes, Whisker, Whiskers
 from densepath.report.html import page_html
+from densepath.report.next_step import after_judging
 from densepath.report.parse import clean
 from densepath.report.words import DASH, Run, Words, count, interval, interval_text, number, share, verdict
 
@@ -103,7 +104,7 @@ def judged_page(report: JudgeReport) -> Document:
         facts=tuple((name, clean(str(value))) for name, value in facts.items()),
         sections=tuple(sections),
         footer=f"Written by densepath {__version__}. Figures of different judges cannot be compared.",
-        next=_next(found),
+        next=after_judging(report),
     )
 
 
@@ -167,14 +168,6 @@ def _verdict(found: Judged) -> Notice | None:
     lines += list(found.notes)
     kinds = {rate.verdict.value for rate in found.win_rates}
     return Notice(f"{found.judge} says", tuple(lines), kinds.pop() if len(kinds) == 1 else "tie") if lines else None
-
-
-def _next(found: Judged) -> str:
-    if not found.win_rates:
-        return "give --baseline to compare models pair by pair, prompt by prompt."
-    if all(rate.verdict is Verdict.TIE for rate in found.win_rates):
-        return "more prompts, or a better judge: densepath judge-eval says how good this one is."
-    return "densepath judge-eval says how good this judge is; --judge_repeats shows its own chance."
 
 
 def _outcomes(found: Judged) -> Figure | None:

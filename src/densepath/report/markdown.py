@@ -6,7 +6,7 @@ import functools
 import re
 from collections.abc import Iterable
 
-from densepath.report.document import Notice, Paragraph, Section, Table
+from densepath.report.document import Next, Notice, Paragraph, Section, Table
 from densepath.report.text import visible
 from densepath.report.words import Run, Words, runs
 
@@ -52,6 +52,11 @@ def _run(run: Run) -> str:
 @part_markdown.register
 def _paragraph(part: Paragraph) -> str:
     return _words(part.words)
+
+
+@part_markdown.register
+def _next(part: Next) -> str:
+    return f"**What next:** {_plain(part.text)}\n\n    {visible(part.command)}"
 
 
 @part_markdown.register

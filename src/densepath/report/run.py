@@ -7,15 +7,10 @@ from densepath.report.behaviours import purification_section
 from densepath.report.document import Document, Notice, Paragraph, Section, Tiles, present
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
 from densepath.report.load import STAGES
+from densepath.report.next_step import after_run
 from densepath.report.records import Report
 from densepath.report.words import Run
 
-_NEXT = {
-    "better": "run densepath experiment over several seeds: one run does not say how another would end.",
-    "none-helps": "densepath diagnose, for references and betas that were not tried; without one, keep the SFT model.",
-    "unknown": "run the same command again: finished stages are kept, and the evaluation follows.",
-}
-_KEEP = "keep the SFT model; densepath diagnose says, before any training, whether another reference or beta helps."
 _WORDS = (
     "SFT fine-tunes a model on demonstrations. DPR (Dense-Path REINFORCE) then trains it on a reward found inside "
     "that fine-tuning: for each token, how much likelier the SFT model finds it than an earlier ",
@@ -52,7 +47,7 @@ def run_page(report: Report) -> Document:
             Run("report.json", "code"),
             " beside this page holds the same data.",
         ),
-        next=_NEXT.get(answer.kind, _KEEP),
+        next=after_run(report, answer.kind),
     )
 
 
@@ -62,6 +57,8 @@ def _answer(report: Report) -> Notice:
     if results is not None and (said := experiment.verdicts(results, results.settings[0])):
         first, *others = said
         return Notice(first, tuple(others), experiment.kind(results.settings[0]), headline=True)
+    if results is not None and results.metric is None:
+        return Notice("No verdict: nothing checked the answers", (experiment.UNCHECKED,), "unchecked", headline=True)
     if report.selection is not None and report.selection.chosen is None and report.selection.rows:
         words = "No candidate reference beat SFT on validation, so none was chosen."
         return Notice(words, (), "none-helps", headline=True)
@@ -85,9 +82,11 @@ def _results(report: Report) -> Section | None:
     if results is None:
         return None
     setting = results.settings[0]
+    found = experiment.results_parts(results, setting)
+    if results.metric is None:
+        return Section("results", "Results", found)
     words = ("Metric: ", Run(results.metric, "strong"), ", higher is better. ", experiment.prompts_text(setting))
-    interval = Paragraph(results.interval, "muted")
-    return Section("results", "Results", (Paragraph(words), *experiment.results_parts(results, setting), interval))
+    return Section("results", "Results", (Paragraph(words), *found, Paragraph(results.interval, "muted")))
 
 
 def _samples(report: Report) -> Section | None:

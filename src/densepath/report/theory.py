@@ -9,6 +9,7 @@ from densepath import __version__
 from densepath.records.theory import EQUALITY_TOLERANCE, Check, Kind, Report, StatementResult, verdict_word
 from densepath.report.document import Beside, Column, Document, Figure, Paragraph, Part, Row, Section, Table, present
 from densepath.report.drawings import Bars, Line, Lines
+from densepath.report.next_step import after_theory
 from densepath.report.words import Run
 
 TINY = 1e-18
@@ -16,8 +17,6 @@ TINY = 1e-18
 
 WIDE = 150
 """Columns that a table with everything side by side needs; below, a statement's particulars stand under it."""
-
-_NEXT = "docs/theory.md proves each statement; densepath theory --only N checks one of them on more instances."
 
 
 def theory_page(report: Report) -> Document:
@@ -35,7 +34,7 @@ def theory_page(report: Report) -> Document:
         facts=(),
         sections=(first, *map(_section, report.results)),
         footer=f"Written by densepath {__version__}.",
-        next=_NEXT,
+        next=after_theory(),
     )
 
 

@@ -30,7 +30,7 @@ def curve_alarms(curves: Sequence[Curve]) -> list[str]:
 
 
 def nll_alarms(rows: Sequence[ArmRow]) -> list[str]:
-    """Arms that moved away from the demonstrations.
+    """Arms that moved away from the demonstrations, in one line: a health check, and no verdict.
 
     Args:
         rows: of a setting of `results.json`.
@@ -39,9 +39,10 @@ def nll_alarms(rows: Sequence[ArmRow]) -> list[str]:
     if "sft" not in nll:
         return []
     _, base = nll["sft"]
+    above = ", ".join(f"{label} {value:.3f}" for label, value in nll.values() if value > base + NLL_WATCH)
+    if not above:
+        return []
     return [
-        f"{label}: the NLL of held-out demonstrations is {value:.3f} nats per token against {base:.3f} for SFT: "
-        "the model moved away from them."
-        for label, value in nll.values()
-        if value > base + NLL_WATCH
+        f"Health check, no verdict: the NLL of held-out demonstrations is {base:.3f} nats per token for SFT, "
+        f"{above}. It favours continued SFT; what leaves the demonstrations' errors behind raises it too."
     ]

@@ -18,10 +18,11 @@ from densepath.records.completion import ScoredRow, prompt_text
 from densepath.report import parse
 from densepath.report.build import ReportPaths
 from densepath.report.compare import Comparison, compare
-from densepath.report.document import Document, Part, Section
+from densepath.report.document import Document, Next, Part, Section
 from densepath.report.elements import asset, content_policy, element, join, text
 from densepath.report.heatmap import heat_scale, legend_html
 from densepath.report.html import page_html, part_html
+from densepath.report.next_step import after_view
 from densepath.report.scored import SORTS
 from densepath.report.view_parts import comparison_html, row_html, worst_runs
 
@@ -44,6 +45,7 @@ class ScoreView:
         scale: nats at full colour; by default from the rows shown.
         sort: what the rows are ordered by, one of `densepath.report.scored.SORTS`.
         descending: the highest first.
+        next: what a reader does with it; None: as after any scored rows.
     """
 
     rows: tuple[ScoredRow, ...] = ()
@@ -54,6 +56,7 @@ class ScoreView:
     scale: float = 0.0
     sort: str = "row"
     descending: bool = False
+    next: Next | None = None
 
     def __post_init__(self) -> None:
         rows = [*self.rows, *((self.comparison.a, self.comparison.b) if self.comparison else ())]
@@ -121,7 +124,7 @@ def view_page(view: ScoreView, *, live: bool = False, beside: bool = False) -> D
         facts=view.facts,
         sections=(Section("view", "", (Scores(view, live),)),),
         footer=f"Made by densepath {__version__}.{twin}",
-        next="densepath audit lists the rows of a whole file that the reward finds worst, with flags.",
+        next=view.next or after_view(view.facts),
     )
 
 

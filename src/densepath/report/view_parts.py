@@ -14,7 +14,7 @@ from densepath.report.compare import Comparison, aligned_html
 from densepath.report.curve import Line, curve_html
 from densepath.report.elements import element, join
 from densepath.report.heatmap import LEVELS, heatmap_html, quoted
-from densepath.report.words import number
+from densepath.report.words import nats, number
 
 WORST = 3
 """Worst spans shown of each completion."""
@@ -42,7 +42,7 @@ def row_html(row: ScoredRow, scale: float, prefix: str, *, picks: bool = False) 
         prefix: what the ids of this row begin with; no other part of the page may begin so.
         picks: with the buttons that choose it for a comparison.
     """
-    size = f"{_size(row.num_tokens, row.reward)}, {number(row.reward_per_token, '+.3f')} per token"
+    size = f"{_size(row.num_tokens, row.reward)}, {nats(row.reward_per_token, '+.3f')} per token"
     size += "" if row.id is None else f", row {row.number}"
     category = element("span", row.category, class_="tag") if row.category else None
     heading = element("h3", row.label, " ", category, element("small", size), _picks(row) if picks else None)
@@ -110,7 +110,7 @@ def _sums(comparison: Comparison) -> Markup:
         ("on changed tokens", comparison.rewards("a", False), comparison.rewards("b", False), "+.2f"),
         ("per token", a.reward_per_token, b.reward_per_token, "+.3f"),
     ]
-    rows = [(name, *(number(value, form) for value in (x, y, y - x))) for name, x, y, form in figures]
+    rows = [(name, *(nats(value, form) for value in (x, y, y - x))) for name, x, y, form in figures]
     rows.append(("tokens", str(a.num_tokens), str(b.num_tokens), number(b.num_tokens - a.num_tokens, "+.0f")))
     cell = functools.partial(element, "td", class_="num")
     heads = (element("th", name, scope="col", class_="num") for name in ("A", "B", "B − A"))
@@ -120,7 +120,7 @@ def _sums(comparison: Comparison) -> Markup:
 
 
 def _size(tokens: int, reward: float) -> str:
-    return f"{tokens} tokens, {number(reward, '+.2f')} nats"
+    return f"{tokens} tokens, {nats(reward)} nats"
 
 
 def _prompt(prompt: str | None) -> Markup | None:
@@ -176,7 +176,7 @@ def _worst_list(worst: Sequence[_Worst]) -> Markup:
     items = []
     for span in worst:
         where = f"token {span.first}" if span.first == span.last else f"tokens {span.first}–{span.last}"
-        reward = element("b", number(span.reward, "+.2f"))
+        reward = element("b", nats(span.reward))
         link = element("a", reward, " ", element("q", span.quote), " ", element("small", where), href=f"#{span.id}")
         items.append(element("li", link))
     return element("div", element("span", "worst spans"), element("ol", *items), class_="dp-worst")

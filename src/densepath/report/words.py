@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -43,6 +44,27 @@ def number(value: float | None, form: str = ".3f", *, missing: str = DASH) -> st
     ('−0.5', '–')
     """
     return missing if value is None else format(value, form).replace("-", MINUS)
+
+
+def nats(value: float | None, form: str = "+.2f") -> str:
+    """As `number`, with two significant digits where the format would show fewer: a small reward is not none.
+
+    >>> nats(0.1234), nats(-0.00042), nats(0.0)
+    ('+0.12', '−0.00042', '+0.00')
+    """
+    decimals = int(form[-2])
+    few = value is not None and 0 < abs(value) < 10 ** (1 - decimals)
+    return number(value, f"{form[:-2]}2g" if few else form)
+
+
+def nats_interval(value: Interval) -> str:
+    """`+mean [low, high]` with three decimals, or as many as show two significant digits of the larger end.
+
+    >>> nats_interval(Interval(0.0004, 0.0001, 0.0007, 10))
+    '+0.00040 [+0.00010, +0.00070]'
+    """
+    size = max(abs(value.low), abs(value.high))
+    return interval_text(value, max(3, 1 - math.floor(math.log10(size))) if size else 3, signed=True)
 
 
 def share(value: float | None) -> str:

@@ -95,6 +95,16 @@ class DenseReward:
         models = {"SFT model": self.sft.model, **dict(zip(names, (ref.model for ref in self.refs), strict=True))}
         check_vocabularies(models, tokenizer)
 
+    def __repr__(self) -> str:
+        """The models by name, the reading, and whatever is not as usual."""
+        given = self.sources or {"sft": self.sft.name, "refs": [ref.name for ref in self.refs]}
+        refs = {"ref": given["refs"] if len(self.refs) > 1 else given["refs"][0]} if self.refs else {}
+        models = {"sft": given["sft"], **refs, "kind": self.kind.value}
+        usual = {"scale": 1.0, "clip": None, "floor": None}
+        own = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
+        own |= {"reference_mean": self.reference_mean.value} if len(self.refs) > 1 else {}
+        return f"DenseReward({', '.join(f'{name}={value!r}' for name, value in {**models, **own}.items())})"
+
     # -- from and to disk --------------------------------------------------------------------------------------
 
     @classmethod

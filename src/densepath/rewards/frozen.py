@@ -30,6 +30,11 @@ class FrozenPolicy:
     model: Any
     adapter: str | None = ""
 
+    @property
+    def name(self) -> str:
+        """What the model was loaded from; of one that was made in memory its class."""
+        return getattr(getattr(self.model, "config", None), "_name_or_path", None) or type(self.model).__name__
+
     @contextlib.contextmanager
     def active(self) -> Iterator[Any]:
         """The model, with the adapter switched on for the block."""

@@ -16,7 +16,7 @@ from densepath.data.spans import ReadTokens, read_tokens
 from densepath.errors import UsageError
 from densepath.records.completion import ScoredCompletion, completion_of
 
-_MOST_IN_NOTEBOOK = 20
+_MOST_IN_NOTEBOOK, _MOST_IN_REPR = 20, 5
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,15 @@ class DenseScores:
 
     def __len__(self) -> int:
         return len(self.rewards)
+
+    def __repr__(self) -> str:
+        tokens = sum(map(len, self.rewards))
+        if not tokens:
+            return f"DenseScores({len(self)} completions)"
+        mean = float(torch.cat(self.rewards).mean())
+        sums = ", ".join(f"{value:+.3g}" for value in self.sums[:_MOST_IN_REPR].tolist())
+        more = ", …" if len(self) > _MOST_IN_REPR else ""
+        return f"DenseScores({len(self)} completions, {tokens} tokens, {mean:+.3g} nats per token, sums {sums}{more})"
 
     @property
     def texts(self) -> list[str]:

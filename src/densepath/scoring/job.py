@@ -24,6 +24,8 @@ from densepath.data.sources import stream_rows
 from densepath.errors import ConfigError, DataError, DensepathError, StorageError
 from densepath.models import locate
 from densepath.progress import StageProgress
+from densepath.records.estimates import Interval
+from densepath.report.words import nats_interval
 from densepath.rewards.rows import SCORE_COLUMNS
 from densepath.scoring.parts import Tally
 from densepath.scoring.shard import Job, Report, is_saved_reward, score_shard
@@ -218,8 +220,8 @@ def _finish(job: Job, description: dict[str, Any], console: Console) -> Path:
     low, high = total.interval
     say(
         console,
-        f"{total.rows} rows, {total.tokens} completion tokens, reward per row {total.mean:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] nats",
+        f"{total.rows} rows, {total.tokens} completion tokens, reward per row "
+        f"{nats_interval(Interval(total.mean, low, high, total.rows))} nats",
     )
     if total.rejected:
         warn(console, f"{total.rejected} rows could not be scored; they are in {folder.rejected} with the reasons")

@@ -27,6 +27,7 @@ from densepath.errors import ResumeError
 from densepath.io import atomic_path
 from densepath.models.identity import record_base
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.model_card import NamedCard
 from densepath.trainers.nan_stop import NaNStop, check_finite
 from densepath.trainers.refusals import refusing
 from densepath.trainers.reward_functions import RewardFunctions
@@ -82,7 +83,7 @@ class ResumableSampler(RepeatSampler):  # type: ignore[misc]
         yield from super().__iter__()
 
 
-class ResumableGRPOTrainer(GRPOTrainer):  # type: ignore[misc]
+class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` that reads each row as SFT did, resumes to the bit, and stops at NaN.
 
     Attributes:

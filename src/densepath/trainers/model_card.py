@@ -1,15 +1,23 @@
-"""What a DPR model card says beside TRL's: the arguments of the run, its controls, and where it ended."""
+"""What a model card says beside TRL's: real names, a DPR run's arguments and controls, and what a run compared."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
 from trl import GRPOConfig
 
+from densepath.io import write_text_atomic
+from densepath.models.identity import CARD
 from densepath.rewards.frozen import FrozenPolicy
+
+_UNNAMED = ("[None](https://huggingface.co/None)", 'model="None"')
+"""What TRL writes of a model that is no hub id, and of a place that it does not know."""
+_COMPARED = "### Compared in its run"
 
 FOLLOWED = (
     ("kl_sequence", "KL to SFT, nats per completion"),
@@ -43,10 +51,52 @@ def name_of(model: Any) -> str | None:
 
 
 def public_name(name: str | None) -> str:
-    """A hub id as it is, the last part of a local path, or "a model given as an object"."""
+    """A hub id as it is, the end of a local path, or "a model given as an object".
+
+    The end is the last part, and with a folder that is called `model` or by a number those before it, which tell more.
+    """
     if not name:
         return "a model given as an object"
-    return Path(name).name if Path(name).exists() or Path(name).is_absolute() else name
+    path = Path(name)
+    if not path.exists() and not path.is_absolute():
+        return name
+    parts = path.resolve().parts
+    telling = path.resolve().name not in ("model", "ema") and not re.fullmatch(r"[\d.]+", parts[-1])
+    return parts[-1] if telling else "/".join(parts[-3:]).lstrip("/")
+
+
+class NamedCard:
+    """A trainer's card, with the model that training began with by name, and in the folder of each model it saves."""
+
+    args: Any
+    model: Any
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's card, whose base is a model rather than None."""
+        super().create_model_card(*args, **kwargs)  # type: ignore[misc]
+        path = Path(self.args.output_dir) / CARD
+        if self.is_world_process_zero():  # type: ignore[attr-defined]
+            write_text_atomic(path, with_names(str(ModelCard.load(path)), public_name(name_of(self.model))))
+
+
+def write_card(trainer: NamedCard, folder: Path) -> None:
+    """Put the trainer's card, as it is now, beside a model that it saves."""
+    trainer.create_model_card(model_name=Path(trainer.args.output_dir).name)
+    text = (Path(trainer.args.output_dir) / CARD).read_text(encoding="utf-8")
+    write_text_atomic(folder / CARD, text)
+
+
+def with_names(card: str, base: str) -> str:
+    """TRL's card with the base's name where it says None, and a place to put the model's own."""
+    link, model = _UNNAMED
+    return card.replace(link, f"`{base}`").replace(model, 'model="path/to/this/folder"')
+
+
+def with_comparison(card: str, compared: str) -> str:
+    """The card with what the run found of all its models, in the place of what it said of that before."""
+    head, mark, tail = card.partition("### Framework versions")
+    head = re.sub(r"^Compared with: .*\n\n", "", head.partition(_COMPARED)[0], flags=re.MULTILINE)
+    return f"{head.rstrip()}\n\n{_COMPARED}\n\n{compared.strip()}\n\n{mark}{tail}"
 
 
 def run_section(

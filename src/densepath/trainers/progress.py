@@ -18,7 +18,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show where training starts: not at 0 when it is resumed."""
-        self.progress.start_at(state.global_step)
+        self.progress.total = state.max_steps
+        self.progress.start_at(state.global_step, f"{args.output_dir}/checkpoint-{state.global_step}")
         self.progress.update(state.global_step, total=state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:

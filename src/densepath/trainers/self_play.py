@@ -29,6 +29,7 @@ from densepath.models.packed_forward import add_packed_forward, with_adapted_hea
 from densepath.models.packing import IGNORED_LABEL
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
+from densepath.trainers.model_card import NamedCard
 from densepath.trainers.refusals import check_optimization, check_token, refuse_unused, refusing, without_effect
 
 SPIN = "spin"
@@ -79,7 +80,7 @@ class SelfPlayConfig(DPOConfig):  # type: ignore[misc]
         refuse_unused(self, WITHOUT_EFFECT, "self-play, whose loss and data are its own", _INSTEAD)
 
 
-class SelfPlayTrainer(DPOTrainer):  # type: ignore[misc]
+class SelfPlayTrainer(NamedCard, DPOTrainer):  # type: ignore[misc]
     """Trainer of SPIN and GSIL over pairs of token ids.
 
     Args:

@@ -27,6 +27,7 @@ from densepath.trainers.callbacks import (
     save_folder_atomic,
 )
 from densepath.trainers.ema import EMACallback
+from densepath.trainers.model_card import NamedCard, write_card
 from densepath.trainers.refusals import (
     check_evaluation,
     check_optimization,
@@ -72,6 +73,10 @@ def check_sft_arguments(args: SFTConfig) -> None:
     refuse_unused(args, unused, "SFT, whose rows densepath tokenises itself", _INSTEAD)
 
 
+class _NamedSFTTrainer(NamedCard, SFTTrainer):  # type: ignore[misc]
+    """TRL's `SFTTrainer`, whose cards name real models."""
+
+
 def sft_trainer(
     model: Any,
     tokenizer: Any,
@@ -110,7 +115,7 @@ def sft_trainer(
     args.completion_only_loss = True
     disable_dropout(model)
     with refusing("SFT cannot begin"), adapters_kept(model):
-        trainer = with_adapted_heads(SFTTrainer)(
+        trainer = with_adapted_heads(_NamedSFTTrainer)(
             model=model,
             args=args,
             train_dataset=encoded,
@@ -156,7 +161,12 @@ def save_model_atomic(trainer: Any, tokenizer: Any, folder: Path, record: dict[s
     if _is_sharded(trainer):  # put together from all processes
         state_dict = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        save_folder_atomic(folder, lambda path: save_model(trainer, tokenizer, path, state_dict), record)
+
+        def save(path: Path) -> None:
+            save_model(trainer, tokenizer, path, state_dict)
+            write_card(trainer, path)
+
+        save_folder_atomic(folder, save, record)
     trainer.accelerator.wait_for_everyone()
 
 

@@ -1,0 +1,182 @@
+"""`densepath run --dry_run`: what a run would do, and whether each of its stages works, with nothing left behind."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from densepath.config.run import RunArguments, RunCommandArguments
+from densepath.data.encode import encode_demonstration
+from densepath.data.spans import decode_spans
+from densepath.methods import SFTRun
+from densepath.models.load import load_tokenizer
+from densepath.pipeline.data import prepare_data, tell_data
+from densepath.pipeline.grid import Grid
+from densepath.pipeline.plan import plan_recipe
+from densepath.pipeline.run import begin, prepared, run_pipeline, run_setting, train_and_ask
+from densepath.pipeline.run_folder import RunFolder, resolved
+from densepath.pipeline.selection import candidate_references, read_choice
+from densepath.planning.table import headline, plan_table, verdict
+from densepath.records.choice import ChosenReference
+from densepath.report.text import visible
+from densepath.terminal import Console, say, show, terminal
+
+SHOWN_ROWS = 3
+HELD_OUT = 4
+"""Prompts of each held-out split in the stages that are tried."""
+SFT_BATCHES = 4
+"""Demonstrations that they are tried on, in batches of SFT; at least `FEWEST`."""
+FEWEST = 64
+TRAINED, CONTEXT = "green", "dim"
+"""Styles of tokens that are trained on, and of those before them."""
+
+
+def run_run_command(arguments: RunCommandArguments, others: dict[str, Any], console: Console) -> Path | None:
+    """`densepath run`: the whole job, or a look at it; path of the report, None after a look.
+
+    Raises:
+        DensepathError: as `run_pipeline`.
+    """
+    recipe = RunArguments(**{f.name: getattr(arguments, f.name) for f in fields(RunArguments)})
+    if not arguments.dry_run:
+        return run_pipeline(recipe, others, console)
+    dry_run(recipe, others, console)
+    return None
+
+
+def dry_run(arguments: RunArguments, others: Mapping[str, Any], console: Console) -> None:
+    """Show the configuration, the data with the tokens of its first rows, and the plan; then try each stage.
+
+    Each stage makes one step on a few rows, in a folder beside `output_dir` that is removed. No judge is asked, and
+    no tracker is told.
+
+    Raises:
+        DensepathError: what would stop the run.
+    """
+    arguments, others = begin(arguments, others, console)
+    _show_configuration(arguments, others, console)
+    with _scratch(Path(arguments.output_dir)) as folder:
+        _show_data(arguments, folder / "data", console)
+        plan = plan_recipe(arguments, others)
+        say(console, headline(plan))
+        show(console, plan_table(plan))
+        say(console, verdict(plan))
+        _try_stages(arguments, dict(others), folder / "stages", console)
+    say(console, f"every stage works; nothing was left behind, and {arguments.output_dir} is as it was")
+
+
+@contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """A folder on the disk that the run will write to, removed in the end."""
+    place = next(
+        folder
+        for folder in (output.expanduser().absolute(), *output.expanduser().absolute().parents)
+        if folder.is_dir()
+    )
+    with tempfile.TemporaryDirectory(prefix=".densepath-dry-run-", dir=place) as folder:
+        yield Path(folder)
+
+
+def _show_configuration(arguments: RunArguments, others: Mapping[str, Any], console: Console) -> None:
+    """What differs from the defaults."""
+    defaults = resolved(RunArguments(), {})
+    say(console, "configuration, where it is not the default:", style="bold")
+    for key, value in resolved(arguments, others).items():
+        if key not in defaults or value != defaults[key]:
+            say(console, f"  {key}: {value}")
+
+
+def _show_data(arguments: RunArguments, folder: Path, console: Console) -> None:
+    """The data stage as the run would do it, and the first rows token by token."""
+    run = RunFolder(folder)
+    try:
+        sft = SFTRun(folder, arguments)
+        source = sft.base if sft.given is None else sft.given.sft
+        tokenizer = load_tokenizer(source, **arguments.tokenizer_options())
+        prepare_data(run, arguments, tokenizer, sft.context)
+        tell_data(run, console, "")
+        limit = min(arguments.max_length or sft.context, sft.context)
+        bar = "│" if console.encoding.startswith("utf") else "|"
+        for number, row in enumerate(sft.rows("train")[:SHOWN_ROWS], start=1):
+            found = encode_demonstration(row, tokenizer, limit)
+            show(console, tokens_text(f"row {number}", found["input_ids"], found["completion_mask"], tokenizer, bar))
+    finally:
+        run.close()
+
+
+def tokens_text(title: str, ids: list[int], mask: list[int], tokenizer: Any, bar: str = "│") -> Text:
+    """A demonstration as SFT reads it: what stands before an answer dim, tokens that are trained on green, a bar each.
+
+    Args:
+        title: what it begins with.
+        ids: of the whole demonstration.
+        mask: 1 where a token is trained on.
+        tokenizer: that made the ids.
+        bar: what stands between tokens that are trained on.
+    """
+    text = Text(f"{title}: {len(ids)} tokens, trained on {sum(mask)} of them (between bars)\n", style="bold")
+    place, inside = 0, False
+    for piece, run in decode_spans(ids, tokenizer):
+        trained = bool(mask[place])
+        text.append(bar if trained or inside else "", style="not bold")
+        text.append(visible(piece), style=f"not bold {TRAINED if trained else CONTEXT}")
+        place, inside = place + len(run), trained
+    return text.append(bar if inside else "", style="not bold")
+
+
+def _try_stages(arguments: RunArguments, others: dict[str, Any], folder: Path, console: Console) -> None:
+    """One step of every training of the recipe, and a few answers; each with its seconds, loading included."""
+    short = _shortened(arguments, folder)
+    quiet = terminal(quiet=True)
+    run = RunFolder(folder)
+    try:
+        run.open_config(resolved(short, others))
+        grid = Grid(run.path, [run_setting(short, others)], [short.seed], flat=True)
+        started = time.monotonic()
+        prepared(run, grid, quiet)
+        say(console, f"SFT and the choice of the reference: tried, {time.monotonic() - started:.1f} s")
+        sft = grid.sft(grid.settings[0], short.seed)
+        found = read_choice(run.path).chosen or ChosenReference(candidate_references(sft)[0], 1.0)
+        fixed = replace(short, reference=found.reference, beta=str(found.beta))
+        for name, plan in run_setting(fixed, others).methods.items():
+            started = time.monotonic()
+            alone = replace(fixed, arms=[name])
+            setting = run_setting(alone, others)
+            kept = {key: value for key, value in setting.methods.items() if key == name}
+            train_and_ask(replace(grid, settings=[replace(setting, methods=kept)]), quiet, told=False)
+            say(console, f"{plan.arm.label}: tried, {time.monotonic() - started:.1f} s")
+    finally:
+        run.close()
+
+
+def _shortened(arguments: RunArguments, folder: Path) -> RunArguments:
+    """The recipe with one step of each stage on a few rows; without a judge, a tracker, and a memory limit."""
+    given = arguments.sft_from is not None or arguments.sft_model_name_or_path is not None
+    rows = max(FEWEST, SFT_BATCHES * arguments.sft_per_device_train_batch_size)
+    return replace(
+        arguments,
+        output_dir=str(folder),
+        sft_max_steps=None if given else 1,
+        sft_num_train_epochs=None,
+        dpr_max_steps=1,
+        purify_steps=1,
+        purify_final_steps=1,
+        purify_samples=HELD_OUT,
+        continued_sft="samples",
+        save_steps=1,
+        max_train_samples=min(rows, arguments.max_train_samples or rows),
+        num_validation_samples=min(HELD_OUT, arguments.num_validation_samples),
+        num_test_samples=min(HELD_OUT, arguments.num_test_samples),
+        eval_temperatures=arguments.eval_temperatures[:1],
+        num_report_samples=1,
+        judge=None,
+        report_to=["none"],
+        gpu_memory=None,
+    )

@@ -1,0 +1,52 @@
+"""`run --dry_run`: what it shows, that it tries every stage, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from tests.pipeline.runs import run_argv
+from tests.support import tiny_tokenizer
+
+from densepath.cli.main import main
+from densepath.data.encode import encode_demonstration
+from densepath.pipeline.dry_run import CONTEXT, TRAINED, tokens_text
+
+
+def test_it_shows_and_tries_and_leaves_nothing(tmp_path, tiny_model, capsys):
+    output = tmp_path / "runs/mine"
+    words = run_argv(tiny_model, output, reference="auto", arms=["base", "continued_sft", "dpr"], max_train_samples=90)
+    assert main([*words, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "  verifier: exact_match\n" in out
+    assert "  seed:" not in out, "what is as by default is not told"
+    assert "90 train, 4 validation, 4 test rows" in out
+    assert len(re.findall(r"row \d: \d+ tokens, trained on \d+ of them", out)) == 3
+    assert "GiB" in out
+    for label in ("SFT and the choice of the reference", "before SFT", "SFT", "continued SFT", "DPR"):
+        assert re.search(rf"^{label}: tried, [\d.]+ s$", out, flags=re.MULTILINE), out
+    assert f"nothing was left behind, and {output} is as it was" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_would_stop_the_run_stops_the_look_and_leaves_nothing(tmp_path, tiny_model, capsys):
+    words = run_argv(tiny_model, tmp_path / "run", dpr_learning_rate=1e30, sft_learning_rate=1e30)
+    assert main([*words, "--dry_run", "--chat_template_path", "nowhere.jinja"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("answer", ["3, 4", "żółw 🐢"])
+def test_tokens_that_are_trained_on_stand_between_bars(answer):
+    tokenizer = tiny_tokenizer()
+    found = encode_demonstration({"prompt": "Say 3:", "completion": answer}, tokenizer)
+    text = tokens_text("row 1", found["input_ids"], found["completion_mask"], tokenizer)
+    shown = text.plain.partition("\n")[2]
+    before, bar, trained = shown.partition("│")
+    assert (before, bar) == ("Say 3:", "│")
+    assert trained.replace("│", "") == answer + tokenizer.eos_token
+    assert trained.endswith("│")
+    green = "".join(text.plain[span.start : span.end] for span in text.spans if TRAINED in str(span.style))
+    assert green == answer + tokenizer.eos_token
+    dim = "".join(text.plain[span.start : span.end] for span in text.spans if CONTEXT in str(span.style))
+    assert dim == "Say 3:"
