@@ -17,11 +17,17 @@ ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONWARNINGS": "ignore",
     "DS_ACCELERATOR": "cpu",  # DeepSpeed asks for it
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
     "PYTHONPATH": f"{ROOT}/src{os.pathsep}{ROOT}",
 }
 NEEDS_DEEPSPEED = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
     reason="DeepSpeed is not installed (docs/engines.md says how, without CUDA)",
+)
+NEEDS_VLLM = pytest.mark.skipif(
+    importlib.util.find_spec("vllm") is None,
+    reason="vLLM is not installed (docs/engines.md says how, on a CPU)",
 )
 
 

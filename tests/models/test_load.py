@@ -13,6 +13,7 @@ from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, wi
 from densepath.errors import MissingFileError, ModelError, UsageError
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import (
+    _add_adapter,
     check_vocabulary,
     context_length,
     disable_dropout,
@@ -350,3 +351,12 @@ def test_sharded_weights_equal_one_file(base, tmp_path):
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     assert not weights_differ(base, tmp_path / "shards")
     assert torch.equal(logits(load_model(tmp_path / "shards")), logits(load_model(base)))
+
+
+def test_no_adapter_is_merged_into_a_base_in_pieces(tmp_path):
+    model = tiny_llama()
+    with_lora(model).save_pretrained(tmp_path)
+    pieces = tiny_llama()
+    next(pieces.parameters()).ds_id = 0  # as DeepSpeed marks what it spreads
+    with pytest.raises(ModelError, match="loads in pieces: save it merged"):
+        _add_adapter(pieces, str(tmp_path), trainable=False, merge=True)

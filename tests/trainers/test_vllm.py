@@ -1,12 +1,17 @@
 """`use_vllm` with a stand-in for vLLM: what it samples, its log-probabilities and the ratios reach the loss.
 
-vLLM itself needs a GPU and was not run.
+The last test is vLLM's CPU build itself.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from scipy import stats
+from tests.launching import ENVIRONMENT, NEEDS_VLLM, ROOT
 from tests.trainers.test_dpr import completion_of, config, naive_logprobs
 from trl.trainer import grpo_trainer
 
@@ -22,7 +27,7 @@ class StandIn:
 
     def __init__(self, **arguments):
         self.arguments = arguments
-        self.model = arguments["model"]
+        self.model, self.mode = arguments["model"], "server"  # where nothing is left of vLLM to look into
         self.synchronised = 0
         self.vllm_client = self
 
@@ -130,3 +135,24 @@ def test_training_steps_with_all_actions_and_without_correction(made):
 def test_a_sampler_that_cuts_the_distribution_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="must sample from the policy it differentiates"):
         config(tmp_path, use_vllm=True, top_p=0.9)
+
+
+@pytest.mark.slow
+@NEEDS_VLLM
+def test_vllm_in_the_same_process_samples_from_the_policy_of_each_step(tmp_path):
+    command = [sys.executable, "-m", "tests.trainers.vllm_script", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt")
+    assert len(found["seen"]) == len(found["logs"]) == 2
+    for ids, sampled, own in found["seen"]:
+        for row, values, theirs in zip(ids, sampled, own, strict=True):
+            assert len(row) == len(values)
+            torch.testing.assert_close(torch.tensor(values).flatten(), theirs, atol=1e-3, rtol=0)
+    for log in found["logs"]:
+        for name in ("min", "mean", "max"):
+            assert log[f"sampling/importance_sampling_ratio/{name}"] == pytest.approx(1.0, abs=1e-3)
+    counts, expected = found["counts"].double(), found["probs"] * found["counts"].sum()
+    often = expected >= 5
+    both = [torch.cat([each[often], each[~often].sum()[None]]).numpy() for each in (counts, expected)]
+    assert stats.chisquare(*both).pvalue > 1e-3

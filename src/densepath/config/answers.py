@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from densepath.config.mixins import TEXT_TASKS, DeviceArguments, LoadArguments, RowsArguments, SamplingArguments
+from densepath.config.mixins import (
+    TEXT_TASKS,
+    DeviceArguments,
+    EngineArguments,
+    LoadArguments,
+    RowsArguments,
+    SamplingArguments,
+)
 from densepath.config.options import check_temperature, option
 from densepath.errors import ConfigError, UsageError
 
@@ -13,7 +20,7 @@ ANSWER_FORMATS = ("rows", "alpaca_eval", "arena_hard", "arena_hard_v01")
 
 
 @dataclass
-class AnswerArguments(SamplingArguments, RowsArguments, DeviceArguments, LoadArguments):
+class AnswerArguments(SamplingArguments, EngineArguments, RowsArguments, DeviceArguments, LoadArguments):
     """Which model answers which prompts, and how."""
 
     model_name_or_path: str = option(

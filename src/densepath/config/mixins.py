@@ -79,6 +79,16 @@ class DeviceArguments(Arguments):
 
 
 @dataclass
+class EngineArguments(Arguments):
+    """Which engine computes, where it may be another than densepath's."""
+
+    use_vllm: bool = option(False, "Let vLLM sample or score; it must be installed (docs/engines.md).")
+    vllm_gpu_memory_utilization: float = option(
+        0.3, "Share of the device's memory that vLLM takes for each model, its cache included.", least=0
+    )
+
+
+@dataclass
 class FrozenArguments(DeviceArguments, LoadArguments):
     """How models that are not trained are run."""
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from densepath.config.mixins import DenseRewardArguments, FrozenArguments, RewardArguments, RowsArguments
+from densepath.config.mixins import (
+    DenseRewardArguments,
+    EngineArguments,
+    FrozenArguments,
+    RewardArguments,
+    RowsArguments,
+)
 from densepath.config.options import Arguments, check_choice, check_html_name, check_reference, option
 from densepath.errors import ConfigError, UsageError
 
@@ -50,7 +56,7 @@ class ShardArguments(Arguments):
 
 
 @dataclass
-class ScoreArguments(ShardArguments, ShapeArguments, RowsArguments, RewardArguments):
+class ScoreArguments(ShardArguments, ShapeArguments, EngineArguments, RowsArguments, RewardArguments):
     """Arguments of `densepath score`."""
 
     ref_model_name_or_path: list[str] = option(
@@ -71,6 +77,11 @@ class ScoreArguments(ShardArguments, ShapeArguments, RowsArguments, RewardArgume
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.use_vllm and self.dense_reward == "inverse_bellman":
+            raise ConfigError(
+                "use_vllm gives log-probabilities alone, and dense_reward=inverse_bellman reads normalisers too: "
+                "leave one of them out"
+            )
         if Path(self.output_file).suffix not in OUTPUT_SUFFIXES:
             raise ConfigError(f"output_file={self.output_file} must end in {' or '.join(OUTPUT_SUFFIXES)}")
 

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 
 from densepath.data.encode import encode_row_prompt
+from densepath.errors import UsageError
 from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
-from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, sample
+from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, Samples, sample
+from densepath.rewards.vllm_policy import VLLMPolicy
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def generate(
     """Sample completions of each row's prompt.
 
     Args:
-        model: causal LM.
+        model: causal LM, or a `VLLMPolicy`.
         tokenizer: its tokenizer.
         rows: with a prompt.
         decoding: how they are drawn.
@@ -94,19 +96,30 @@ def generate(
         Completions, prompt by prompt; `checked` gives them a metric.
     """
     prompts = [encode_row_prompt(row, tokenizer) for row in rows]
-    samples = sample(
-        model,
-        prompts,
-        num_generations=decoding.num_generations,
-        max_completion_length=decoding.max_completion_length,
-        temperature=decoding.temperature,
-        eos_token_ids=eos_token_ids(model, tokenizer),
-        generator=torch.Generator().manual_seed(decoding.seed),
-        pad_token_id=tokenizer.pad_token_id,
-        token_budget=decoding.token_budget,
-        contrast=contrast,
-        on_progress=on_progress,
-    )
+    shared: dict[str, Any] = {
+        "num_generations": decoding.num_generations,
+        "max_completion_length": decoding.max_completion_length,
+        "temperature": decoding.temperature,
+    }
+    if isinstance(model, VLLMPolicy):
+        if contrast is not None:
+            raise UsageError("vLLM samples from one model: leave use_vllm out to move away from a second one")
+        ends = eos_token_ids(model.model, tokenizer)
+        samples = Samples(*model.sample(prompts, eos_token_ids=ends, seed=decoding.seed, **shared))
+        if on_progress is not None:
+            on_progress(len(samples.completion_ids), len(samples.completion_ids))
+    else:
+        samples = sample(
+            model,
+            prompts,
+            eos_token_ids=eos_token_ids(model, tokenizer),
+            generator=torch.Generator().manual_seed(decoding.seed),
+            pad_token_id=tokenizer.pad_token_id,
+            token_budget=decoding.token_budget,
+            contrast=contrast,
+            on_progress=on_progress,
+            **shared,
+        )
     warn_of_spare_ids(samples.completion_ids, tokenizer)
     return [
         Completion(

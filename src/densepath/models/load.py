@@ -291,16 +291,16 @@ def _load_base(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool
     """The plain model at `source`; every weight it has must be in the files."""
     locate.check_model_folder(source)
     with locate.explained(source, "model"):
-        text_part = _text_part(source, trust_remote_code, kwargs.get("revision"))
+        language = text_part(source, trust_remote_code, kwargs.get("revision"))
         model, info = AutoModelForCausalLM.from_pretrained(
             source,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
-            **{**text_part, **kwargs},
+            **{**language, **kwargs},
         )
-    if text_part:
+    if language:
         model._weight_conversions = None  # saved under its own names, not under those of the whole model
     missing = sorted(info["missing_keys"])
     if missing:
@@ -312,7 +312,7 @@ def _load_base(source: str, *, dtype: str | torch.dtype, trust_remote_code: bool
     return loaded
 
 
-def _text_part(source: str, trust_remote_code: bool, revision: str | None) -> dict[str, Any]:
+def text_part(source: str, trust_remote_code: bool, revision: str | None) -> dict[str, Any]:
     """What `from_pretrained` needs to load the language model alone out of a model that also sees pictures.
 
     Only for families whose text part is a model of its own under known names: the rest of the weights would take
@@ -329,6 +329,11 @@ _TEXT_PARTS = {"gemma3": r"^language_model\."}
 def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge: bool) -> Any:
     from peft import PeftModel
 
+    if merge and any(hasattr(weight, "ds_id") for weight in model.parameters()):
+        raise ModelError(
+            f"{folder} cannot be merged into its base, which DeepSpeed ZeRO-3 loads in pieces: save it merged, or "
+            "take ZeRO-2"
+        )
     with locate.explained(folder, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
         if replaced := bool(replaced_weights(folder)):

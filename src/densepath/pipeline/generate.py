@@ -27,13 +27,14 @@ from densepath.models.identity import model_identity
 from densepath.models.load import load_frozen, load_tokenizer, model_context
 from densepath.progress import StageProgress
 from densepath.records.benchmark import Answer, BenchmarkRows, Question
+from densepath.rewards.vllm_policy import load_vllm_policies
 from densepath.scoring.parts import Parts
 from densepath.scoring.tables import json_line
 from densepath.terminal import Console, say, warn
 
 WINDOW = 32
 """Prompts answered together: a kill loses one window at most."""
-_FREE = ("dataset_name", "dataset_train_split", "device", "token_budget")
+_FREE = ("dataset_name", "dataset_train_split", "device", "token_budget", "vllm_gpu_memory_utilization")
 """Arguments that decide no answer; the prompts themselves are compared."""
 
 
@@ -178,7 +179,7 @@ def _answer_windows(job: AnswerJob, todo: Sequence[int], tokenizer: Any, parts: 
         token_budget=arguments.token_budget,
     )
     verifier = None if job.verifier is None else get_verifier(job.verifier)
-    model = load_frozen(arguments, arguments.model_name_or_path, arguments.device)
+    model = _loaded(arguments)
     answerer = Answerer(model, tokenizer, decoding, job.generator, verifier)
     turns = [arguments.num_generations * sum(1 + len(e.follow_ups) for e in job.window(w)) for w in range(job.windows)]
     with StageProgress(console, f"{job.title}: {job.generator}", sum(turns), "answer") as progress:
@@ -190,6 +191,20 @@ def _answer_windows(job: AnswerJob, todo: Sequence[int], tokenizer: Any, parts: 
                 raise DataError(f"{job.source}, {error}") from error
             parts.write_rows(window, rows)
             progress.advance(0, tokens=sum(map(answer_length, rows)))
+
+
+def _loaded(arguments: AnswerArguments) -> Any:
+    """The model that answers, in the engine that was asked for."""
+    if not arguments.use_vllm:
+        return load_frozen(arguments, arguments.model_name_or_path, arguments.device)
+    (policy,) = load_vllm_policies(
+        [arguments.model_name_or_path],
+        device=arguments.device,
+        dtype=arguments.dtype,
+        trust_remote_code=arguments.trust_remote_code,
+        gpu_memory_utilization=arguments.vllm_gpu_memory_utilization,
+    )
+    return policy
 
 
 def answer_length(row: Mapping[str, Any]) -> int:

@@ -119,6 +119,7 @@ class DenseReward:
         eos_token: str | None = None,
         chat_template_path: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        load: Callable[..., Sequence[FrozenPolicy]] = load_policies,
         **settings: Any,
     ) -> DenseReward:
         """The reward of models by name: hub ids, model folders or adapter folders.
@@ -132,6 +133,7 @@ class DenseReward:
             device: None: CPU; "auto": CUDA where there is one.
             trust_remote_code: run Python code that comes with the weights.
             eos_token, chat_template_path, chat_template_kwargs: how text is read, as for `load_tokenizer`.
+            load: makes policies of the names; `rewards.vllm_policy.load_vllm_policies` puts them into vLLM.
             settings: the other arguments of `DenseReward`.
 
         Raises:
@@ -148,7 +150,7 @@ class DenseReward:
             chat_template_path=chat_template_path,
             chat_template_kwargs=chat_template_kwargs,
         )
-        policies = load_policies([sft, *refs], dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        policies = load([sft, *refs], dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         reward = cls(policies[0], policies[1:], tokenizer=tokenizer, **settings)
         reward.sources = {"sft": str(sft), "refs": [str(name) for name in refs]}
         return reward

@@ -31,7 +31,10 @@ from densepath.scoring.parts import Tally
 from densepath.scoring.shard import Job, Report, is_saved_reward, score_shard
 from densepath.terminal import Console, say, terminal, warn
 
-_FREE = ("output_file", "strict", "device", "num_processes", "num_shards", "shard_index", "num_threads")
+_FREE = (
+    *("output_file", "strict", "device", "num_processes", "num_shards", "shard_index", "num_threads"),
+    "vllm_gpu_memory_utilization",
+)
 """Arguments that may change between two calls of a job: they do not change its result."""
 _MODEL_FILES = (".safetensors", ".json", ".jinja", ".model", ".txt")
 _MODELS = ("model_name_or_path", "ref_model_name_or_path")

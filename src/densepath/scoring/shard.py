@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,9 +16,11 @@ from densepath.config.reward import ScoreArguments
 from densepath.data.sources import stream_rows
 from densepath.data.streaming import SourceRow
 from densepath.errors import ConfigError, DataError
-from densepath.models.compat import check_vocabulary, context_length
+from densepath.models.compat import check_vocabulary
 from densepath.rewards.dense import REWARD_FILE, DenseReward
+from densepath.rewards.loading import load_policies
 from densepath.rewards.rows import SCORE_COLUMNS, RowScorer
+from densepath.rewards.vllm_policy import load_vllm_policies, longest_scored
 from densepath.scoring.parts import PartFolder
 from densepath.terminal import Console, warn
 
@@ -107,7 +110,7 @@ def score_shard(job: Job, shard: int, shards: int, report: Report, console: Cons
 def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> RowScorer:
     """The reward that the arguments name, on this process's device."""
     device = arguments.device
-    if device == "auto" and torch.cuda.is_available():
+    if device == "auto" and torch.cuda.is_available() and not arguments.use_vllm:
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', shard)) % torch.cuda.device_count()}"
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
@@ -116,6 +119,7 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
         "device": device,
         **arguments.tokenizer_options(),
         "token_budget": arguments.token_budget,
+        "load": _loader(arguments),
     }
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
@@ -138,7 +142,18 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
             warn(console, warning.message)
     model = reward.sft.model
     check_vocabulary(reward.tokenizer, model)
-    return RowScorer(reward, reward.tokenizer, context=context_length(model), logprobs=arguments.output_logprobs)
+    return RowScorer(reward, reward.tokenizer, context=longest_scored(reward.sft), logprobs=arguments.output_logprobs)
+
+
+def _loader(arguments: ScoreArguments) -> Callable[..., Any]:
+    """What makes policies of models' names, in the engine that was asked for."""
+    if not arguments.use_vllm:
+        return load_policies
+    return functools.partial(
+        load_vllm_policies,
+        gpu_memory_utilization=arguments.vllm_gpu_memory_utilization,
+        token_budget=arguments.token_budget,
+    )
 
 
 def _refuse_settings_beside_a_saved_reward(arguments: ScoreArguments) -> None:

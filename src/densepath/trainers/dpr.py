@@ -50,7 +50,13 @@ from densepath.trainers.completion_table import TokenTable
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.early_stopping import SignalCallback, default_signals
 from densepath.trainers.estimation import SampledTokens, choose_estimator
-from densepath.trainers.grpo import ResumableGRPOTrainer, as_list, grpo_arguments
+from densepath.trainers.grpo import (
+    ResumableGRPOTrainer,
+    as_list,
+    grpo_arguments,
+    reload_packed_weights,
+    sampler_type,
+)
 from densepath.trainers.held_out import HeldOutNLL
 from densepath.trainers.model_card import name_of, public_name, run_section, with_section
 from densepath.trainers.monitors import EffectiveSampleSize, RolloutMonitor, loss_metrics
@@ -157,7 +163,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         self._samples: Samples | None = None
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
-        with grpo_arguments(args, self._functions), adapters_kept(model):
+        with grpo_arguments(args, self._functions), sampler_type(args, model), adapters_kept(model):
             with_adapted_heads(super().__init__)(
                 model=model,
                 reward_funcs=[dense_reward_sum, *self._functions.wrapped],
@@ -174,6 +180,8 @@ class DPRTrainer(ResumableGRPOTrainer):
                 environment_factory=environment_factory,
             )
         adapters_in_float32(self.model)
+        if self.use_vllm:
+            reload_packed_weights(self.vllm_generation)
         self.chat_template_kwargs = keep_template_defaults(self._tokenizer, self.chat_template_kwargs)
         self.reward_weights[1 + len(self._functions) :] *= 1 - args.dense_reward_weight  # an environment's own reward
         switch_off_dropout(self.model)  # that of a new adapter too

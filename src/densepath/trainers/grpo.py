@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,46 @@ def grpo_arguments(args: DPRConfig, functions: RewardFunctions) -> Iterator[None
             yield
     finally:
         args.beta, args.reward_weights = beta, weights
+
+
+@contextlib.contextmanager
+def sampler_type(args: DPRConfig, model: Any) -> Iterator[None]:
+    """Inside, a vLLM that TRL starts in this process computes in the type that the policy computes in.
+
+    By itself it takes half precision for weights in float32, whose samples are another policy's. Without an
+    accelerator it does not compile, which would take minutes.
+    """
+    vllm: Any = sys.modules.get("trl.generation.vllm_generation")
+    plain = getattr(vllm, "LLM", None)
+    if not args.use_vllm or plain is None:
+        yield
+        return
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else model.dtype
+    vllm.LLM = functools.partial(plain, dtype=dtype, enforce_eager=not torch.accelerator.is_available())
+    try:
+        yield
+    finally:
+        vllm.LLM = plain
+
+
+def reload_packed_weights(generation: Any) -> None:
+    """Let TRL's vLLM take all new weights at once where it keeps packed copies in their place: on a CPU.
+
+    TRL pushes one weight after the other into the place that each had, which is empty there. On accelerators, and for
+    a server, nothing is changed.
+
+    Args:
+        generation: TRL's `VLLMGeneration`.
+    """
+    if torch.accelerator.is_available() or generation.mode != "colocate":
+        return
+
+    def sync_weights() -> None:
+        runner = generation.llm.llm_engine.model_executor.driver_worker.model_runner
+        runner.reload_weights(weights_iterator=generation._iter_named_params())
+        generation.llm.reset_prefix_cache()
+
+    generation.sync_weights = sync_weights
 
 
 def as_list(given: Any, length: int) -> list[Any]:

@@ -137,14 +137,21 @@ def check_packages(args: TrainingArguments) -> None:
     """Refuse arguments whose package is not on this machine: trackers, vLLM, liger.
 
     Raises:
-        ConfigError: the first such argument, with what to install.
+        ConfigError: the first such argument, with what to install; vLLM as a server where it cannot be.
     """
     if args.use_liger_kernel and not is_liger_kernel_available():
         raise ConfigError(
             "use_liger_kernel needs a package that is missing: pip install liger-kernel; or leave it out"
         )
     if getattr(args, "use_vllm", False) and not is_vllm_available():
-        raise ConfigError("use_vllm needs a package that is missing: pip install 'trl[vllm]'; or leave it out")
+        raise ConfigError(
+            "use_vllm needs a package that is missing: pip install 'densepath[vllm]' (on a CPU docs/engines.md); or "
+            "leave it out"
+        )
+    if getattr(args, "use_vllm", False) and args.vllm_mode == "server" and not torch.cuda.is_available():
+        raise ConfigError(
+            "vllm_mode=server sends the weights to the server over NCCL, which needs CUDA: set vllm_mode=colocate"
+        )
     available = {*get_available_reporting_integrations(), *_UNLISTED_TRACKERS}
     for name in args.report_to:
         if not isinstance(name, str) or name not in INTEGRATION_TO_CALLBACK:
