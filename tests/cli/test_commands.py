@@ -133,7 +133,7 @@ def test_score_equals_log_probabilities_of_a_plain_forward_pass(models, tmp_path
         assert record["reward_per_token"] == pytest.approx(sum(every) / len(every), abs=2e-5)
         sums.append(sum(every))
     assert max(sums) - min(sums) > 0.1  # the rows are told apart
-    mean = re.search(r"reward per row ([+-][0-9.]+)", capsys.readouterr().out)
+    mean = re.search(r"reward per row ([+-][0-9.]+)", capsys.readouterr().out.replace("−", "-"))
     assert mean is not None
     assert float(mean.group(1)) == pytest.approx(sum(sums) / len(sums), abs=1e-3)
 

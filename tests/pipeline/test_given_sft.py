@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,27 @@ def test_dpr_starts_from_the_given_model_and_the_control_has_its_compute(tmp_pat
     # a step of the control is on average what was said of one
     assert control.budget.flops / control.steps == pytest.approx(one.budget.flops, rel=0.3)
     assert main([*words, "--sft_model_name_or_path", str(source / "sft/references/0.5")]) == 2
+
+
+def test_no_setting_of_an_experiment_trains_the_given_model_again(tmp_path, finished, tiny_model):
+    source, _ = finished
+    recipe = {
+        "output_dir": str(tmp_path / "grid"),
+        "settings": {
+            "mine": {"model_name_or_path": tiny_model, "dataset_name": "text_tasks", "sft_from": str(source)}
+        },
+        "methods": {"sft": {}, "contrastive": {"tune": {"reference": ["0", "0.5"]}}},
+        "seeds": [0],
+        "num_workers": 1,
+        "beta": 1,
+        **{"max_train_samples": 18, "num_validation_samples": 4, "num_test_samples": 4, "eval_temperatures": [0]},
+        **{"verifier": "exact_match", "max_completion_length": 6},
+    }
+    (tmp_path / "grid.yaml").write_text(json.dumps(recipe))
+    assert main(["experiment", "--config", str(tmp_path / "grid.yaml")]) == 0
+    assert not list((tmp_path / "grid").rglob("model.safetensors"))
+    (setting,) = read_json(tmp_path / "grid/results.json")["settings"]
+    assert {row["method"] for row in setting["rows"]} == {"sft", "contrastive"}
 
 
 def test_checkpoints_of_another_tool_are_references_by_the_names_of_their_folders(tmp_path, finished, tiny_model):

@@ -152,7 +152,9 @@ def test_rows_in_order_with_rewards_of_a_naive_float64_pass(score, models, data,
     assert shown is not None, said
     assert int(shown.group(1)) == len(ROWS)
     assert int(shown.group(2)) == sum(row["num_tokens"] for row in found)
-    assert [float(x) for x in shown.groups()[2:]] == pytest.approx([mean, mean - half, mean + half], abs=2e-3)
+    assert [float(x.replace("−", "-")) for x in shown.groups()[2:]] == pytest.approx(
+        [mean, mean - half, mean + half], abs=2e-3
+    )
     record = json.loads((tmp_path / "scores.manifest.json").read_text())
     assert record["result"]["reward"]["mean"] == pytest.approx(mean, abs=1e-4)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(

@@ -90,7 +90,7 @@ def test_json_on_stdout_is_pure(capsys, monkeypatch):
     assert [s["number"] for s in value["statements"]] == [3, 8]
     assert value["verdict"] == "holds"
     monkeypatch.setitem(runner.STATEMENTS, "shaping", failing)
-    assert run([*FEW, "--json", "-"]) == 1
+    assert run([*FEW, "--json"]) == 1
     value = json.loads(capsys.readouterr().out)  # NaN became null, and did not pass
     assert value["statements"][0]["checks"][0]["value"] is None
     assert value["statements"][0]["deviation"] is None
@@ -100,7 +100,8 @@ def test_json_on_stdout_is_pure(capsys, monkeypatch):
 def test_files_are_written_and_repeat(tmp_path, capsys):
     for name in "ab":
         assert (
-            run([*FEW, "--json", str(tmp_path / f"{name}.json"), "--html_file", str(tmp_path / f"{name}.html")]) == 0
+            run([*FEW, "--output_file", str(tmp_path / f"{name}.json"), "--html_file", str(tmp_path / f"{name}.html")])
+            == 0
         )
         assert "statements hold" in capsys.readouterr().out
     for suffix in ("json", "html"):

@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 
 from densepath.cli.arguments import Parser, user_path
-
-STDOUT = "-"
 
 
 def _parser() -> Parser:
@@ -24,14 +21,8 @@ def _parser() -> Parser:
     parser.add_argument(
         "--only", action="append", default=[], metavar="N|KEY", help="a statement by number or key; may be repeated"
     )
-    parser.add_argument(
-        "--json",
-        nargs="?",
-        const=STDOUT,
-        type=lambda text: text if text == STDOUT else str(user_path(text)),
-        metavar="PATH",
-        help="write the report as JSON to PATH; without PATH, or with -, print it instead of the table",
-    )
+    parser.add_argument("--json", action="store_true", help="print the report as JSON instead of the table")
+    parser.add_argument("--output_file", type=user_path, metavar="PATH", help="write the report as JSON")
     parser.add_argument("--html_file", type=user_path, metavar="PATH", help="write the report as a page with plots")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -67,13 +58,13 @@ def run(argv: list[str]) -> int:
 
         write_text_atomic(arguments.html_file, page_html(theory_page(report)))
         say(messages, f"wrote {arguments.html_file}")
-    if arguments.json == STDOUT:
+    if arguments.output_file is not None:
+        write_json_atomic(arguments.output_file, report.as_dict())
+        say(messages, f"wrote {arguments.output_file}")
+    if arguments.json:
         json.dump(report.as_dict(), sys.stdout, indent=2, ensure_ascii=False, allow_nan=False)
         sys.stdout.write("\n")
     else:
-        if arguments.json is not None:
-            write_json_atomic(Path(arguments.json), report.as_dict())
-            say(messages, f"wrote {arguments.json}")
         console = terminal()
         print_parts(console, *theory_parts(report, console.width, seconds))
     return 0 if report.holds else 1

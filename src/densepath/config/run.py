@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from densepath.config.judge import JudgeArguments
@@ -218,6 +218,9 @@ class PurifyArguments(Arguments):
             raise ConfigError(f"purify_learning_rate={rate} must be a number above 0")
 
 
+_OF_PURIFICATION = tuple(f.name for f in fields(PurifyArguments) if f.name.startswith("purify_"))
+
+
 @dataclass
 class ChoiceArguments(GivenSFTArguments, ReferencesArguments, DenseRewardArguments):
     """Which references there are, and which of them makes the reward, with which strength."""
@@ -333,8 +336,11 @@ class RunArguments(
             )
 
     def check_effect(self) -> None:
-        """A given SFT model is not trained."""
+        """A given SFT model is not trained, and what an arm is told needs that arm."""
         super().check_effect()
+        for arm, names in (("purified_sft", _OF_PURIFICATION), ("continued_sft", ("continued_sft",))):
+            if arm not in self.arms:
+                check_no_effect(self, names, f"without {arm} among arms")
         if self.gives_sft:
             check_no_effect(self, ["sft_max_steps", "sft_num_train_epochs"], "where the SFT model is given")
 
