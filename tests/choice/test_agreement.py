@@ -126,7 +126,7 @@ def test_altered_and_samples_by_plain_forward_passes(monkeypatch):
     sft, ref, base = counting_models()
     rows = counting_rows(12, seed=21)
     twins, samples = {}, {}
-    whole, drawn = scored_texts.alter_answer, module.generate
+    whole, drawn = scored_texts.alter_answer, module.generate_each
     exact = [copy.deepcopy(model).double() for model in (sft, ref, base)]
     monkeypatch.setattr(
         scored_texts, "alter_answer", lambda row, *given: twins.setdefault(str(row), whole(row, *given))
@@ -134,10 +134,10 @@ def test_altered_and_samples_by_plain_forward_passes(monkeypatch):
 
     def keep(*given, **named):
         found = drawn(*given, **named)
-        samples.update({completion.row: completion for completion in found})
+        samples.update({completion.row: completion for drawing in found for completion in drawing})
         return found
 
-    monkeypatch.setattr(module, "generate", keep)
+    monkeypatch.setattr(module, "generate_each", keep)
     seen = []
     found, decision = judge(
         sft, {"0": base, "0.25": ref}, rows, max_completion_length=4, seed=5,

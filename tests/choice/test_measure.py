@@ -13,6 +13,7 @@ import torch
 from tests.pipeline.planted import planted_model
 from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
 
+from densepath.choice import measure as measuring
 from densepath.choice.decide import decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
@@ -150,11 +151,16 @@ def test_several_completions_of_a_prompt_are_one_unit(planted):
     assert sum(found.findings.rewards[0].histogram[1]) == 40
 
 
+def states_of(policies, texts):
+    ids = [text.prompt_ids for text in texts], [text.completion_ids for text in texts]
+    return list(zip(*(policy.hidden_states(*ids) for policy in policies), strict=True))
+
+
 def test_the_likelihood_under_the_preview_is_that_of_the_sampler_and_of_plain_logits():
     sft, ref, _ = counting_models()
     policies = FrozenPolicy(sft), FrozenPolicy(ref)
     pairs = [pair for row in counting_rows(5, seed=3) for pair in encode_pairs(row, TOKENIZER)]
-    found = preview_logprobs(*policies, pairs, [0.5, 2.0])
+    found = preview_logprobs(*policies, pairs, [0.5, 2.0], states_of(policies, pairs))
     exact = [copy.deepcopy(model).double() for model in (sft, ref)]
     for index, pair in enumerate(pairs):
         ids = torch.tensor([[*pair.prompt_ids, *pair.completion_ids]])
@@ -168,7 +174,8 @@ def test_the_likelihood_under_the_preview_is_that_of_the_sampler_and_of_plain_lo
         sft, [pairs[0].prompt_ids], max_completion_length=6, eos_token_ids=[TOKENIZER.eos_token_id],
         generator=torch.Generator().manual_seed(0), contrast=Contrast(ref, ContrastKind.CONTRASTIVE, 2.0),
     )  # fmt: skip
-    again = preview_logprobs(*policies, [type(pairs[0])(pairs[0].prompt_ids, tuple(drawn.completion_ids[0]))], [2.0])
+    one = [type(pairs[0])(pairs[0].prompt_ids, tuple(drawn.completion_ids[0]))]
+    again = preview_logprobs(*policies, one, [2.0], states_of(policies, one))
     torch.testing.assert_close(again[2.0][0], torch.tensor(drawn.logprobs[0]).double(), atol=1e-4, rtol=0)
 
 
@@ -210,3 +217,27 @@ def test_a_judge_decides_as_a_verifier_does_and_what_it_could_not_say_counts_for
     for mine, other in (*pairs, *zip(found.findings.sft, checked.findings.sft, strict=True)):
         assert mine.verdicts == tuple(0.5 + 0.5 * right for right in other.verdicts[silent:])
         assert mine.lengths == other.lengths[silent:]
+
+
+def test_a_prompt_is_answered_and_scored_once_for_all_temperatures_and_figures(planted, monkeypatch):
+    """Each model makes one pass over all texts, and each policy or preview one call of the sampler."""
+    passes, draws = [], []
+
+    def counted(self, prompt_ids, completion_ids, *args):
+        passes.append((id(self.model), len(completion_ids)))
+        return score(self, prompt_ids, completion_ids, *args)
+
+    def drawn(model, tokenizer, rows, decodings, **given):
+        draws.append([decoding.temperature for decoding in decodings])
+        return generate_each(model, tokenizer, rows, decodings, **given)
+
+    score, generate_each = FrozenPolicy.score, measuring.generate_each
+    monkeypatch.setattr(FrozenPolicy, "score", counted)
+    monkeypatch.setattr(FrozenPolicy, "hidden_states", None)
+    monkeypatch.setattr(measuring, "generate_each", drawn)
+    references = {"0": planted[0.1], "0.5": planted[0.9]}
+    found = diagnose(planted[0.5], references, ROWS[:6], verifier="exact_match", betas=[1.0], **SETTINGS)
+    assert all(one.kl is not None for one in found.findings.candidates if one.temperature == 1)
+    assert [model for model, _ in passes] == [id(planted[right]) for right in (0.5, 0.1, 0.9)]
+    assert len({count for _, count in passes}) == 1
+    assert draws == [[1.0, 0.5, 0.0], *[[1.0, 0.0]] * 4]

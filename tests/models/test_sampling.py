@@ -11,13 +11,24 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.positions import counted_positions
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, tiny_mistral, with_lora
 
 from densepath.core.products import onednn_linear
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models import prepacked, sampling
 from densepath.models.decoding import Decoder, RowBatch, cache_argument
-from densepath.models.sampling import FLOOR, Contrast, ContrastKind, inverse_cdf, row_uniforms, sample
+from densepath.models.sampling import (
+    FLOOR,
+    Contrast,
+    ContrastKind,
+    Draw,
+    Sampling,
+    inverse_cdf,
+    row_uniforms,
+    sample,
+    sample_each,
+)
 from densepath.models.scoring import completion_hidden_states
 
 PROMPTS = [[5, 9, 3], [7], [11, 12, 13, 14, 15, 16, 17, 18, 19, 20], [5, 9, 3, 8]]
@@ -405,6 +416,46 @@ def test_without_eos_ids_every_row_is_truncated():
     got = sample(tiny_llama(), PROMPTS, max_completion_length=5, eos_token_ids=[], generator=seeded())
     assert got.truncated == [True] * 4
     assert [len(c) for c in got.completion_ids] == [5] * 4
+
+
+@pytest.mark.parametrize("kind", [None, *ContrastKind])
+def test_several_draws_are_those_of_each_alone_and_read_each_prompt_once(kind):
+    model = tiny_llama()
+    contrast = None if kind is None else Contrast(tiny_llama(seed=1), kind, 0.5)
+    each = ((1.0, 3, 4), (0.5, 2, 5), (0.0, 1, 0))
+    with counted_positions(model) as read:
+        found = sample_each(
+            model,
+            PROMPTS,
+            [Draw(temperature, number, seeded(seed)) for temperature, number, seed in each],
+            Sampling(4, (3,), contrast=contrast, keep_entropies=True),
+        )
+    whole = len(PROMPTS) * max(map(len, PROMPTS))
+    assert [positions for positions in read if positions >= whole] == [whole]
+    for samples, (temperature, number, seed) in zip(found, each, strict=True):
+        alone = sample(
+            model,
+            PROMPTS,
+            num_generations=number,
+            max_completion_length=4,
+            temperature=temperature,
+            eos_token_ids=(3,),
+            generator=seeded(seed),
+            contrast=contrast,
+        )
+        assert samples.completion_ids == alone.completion_ids
+        assert samples.truncated == alone.truncated
+        for row, ids in enumerate(samples.completion_ids):
+            assert samples.logprobs[row] == pytest.approx(alone.logprobs[row], abs=1e-5)
+            prompt = PROMPTS[row // number]
+            if contrast is not None:
+                models = model, contrast.model
+                for told, of in zip(samples.of_models[row], models, strict=True):
+                    assert told == pytest.approx(oracle_of_row(of, prompt, ids), abs=1e-5)
+                continue
+            assert samples.of_models == []
+            logprobs = full_logprobs(model, [*prompt, *ids], temperature or 1)[len(prompt) - 1 : -1]
+            assert samples.entropies[row] == pytest.approx((-logprobs.exp() * logprobs).sum(-1).tolist(), abs=1e-5)
 
 
 def test_the_seed_decides_and_the_global_generator_serves_without_one():

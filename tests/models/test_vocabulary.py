@@ -75,7 +75,9 @@ def test_contrast_of_two_lengths_is_over_the_ids_that_both_have():
         logits = [model(input_ids=whole).logits[0, 2:-1, :SIZE].double() for model in (sft, ref)]
     expected = (1.5 * logits[0] - 0.5 * logits[1]).log_softmax(-1)[torch.arange(4), torch.tensor(ids)]
     torch.testing.assert_close(torch.tensor(drawn.logprobs[0]).double(), expected, atol=1e-4, rtol=0)
-    found = preview_logprobs(FrozenPolicy(sft), FrozenPolicy(ref), [Encoded(tuple(PROMPT), tuple(ids))], [0.5])
+    policies = FrozenPolicy(sft), FrozenPolicy(ref)
+    (states,) = zip(*(policy.hidden_states([PROMPT], [ids]) for policy in policies), strict=True)
+    found = preview_logprobs(*policies, [Encoded(tuple(PROMPT), tuple(ids))], [0.5], [states])
     torch.testing.assert_close(found[0.5][0], expected, atol=1e-4, rtol=0)
 
 

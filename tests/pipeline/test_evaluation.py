@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import statistics
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from densepath.config.run import RunArguments
 from densepath.io import read_json, read_jsonl
+from densepath.methods import Policy, SFTRun
+from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.run_folder import RunFolder
+from densepath.records.arm import Arm
 from densepath.records.codec import from_json
 from densepath.records.completion import ScoredCompletion
+from densepath.rewards import frozen
 
 ARMS = {"base": "before SFT", "sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
 
@@ -172,3 +179,35 @@ def test_the_control_had_the_compute_of_dpr(run):
     completions = [4 * row["completions/mean_length"] for row in logged]
     for once, twice, sampled in zip(computed, counted, completions, strict=True):
         assert once == pytest.approx((twice - sampled) / 2 + sampled, rel=1e-6)
+
+
+@pytest.mark.parametrize(("arm", "passes"), [("dpr", ["sft", "ref", "own"]), ("sft", ["sft", "ref"])])
+def test_a_model_makes_one_pass_over_all_that_was_answered(run, tiny_model, tmp_path, monkeypatch, arm, passes):
+    """Both temperatures and the demonstrations together; what the sampler knows is not computed again."""
+    arguments = RunArguments(
+        model_name_or_path=tiny_model, dataset_name="text_tasks", verifier="exact_match", reference="0.5",
+        max_completion_length=6, eval_temperatures=[0.0, 1.0],
+    )  # fmt: skip
+    evaluation, made = Evaluation(SFTRun(run, arguments), arguments, "x"), []
+    folders = {str(run / "sft/model"): "sft", str(run / "sft/references/0.5"): "ref", str(run / "dpr/model"): "own"}
+
+    def counted(model, *args, **given):
+        made.append(folders[model.name_or_path])
+        return score(model, *args, **given)
+
+    score = frozen.score_completions
+    monkeypatch.setattr(frozen, "score_completions", counted)
+    console = Console(file=io.StringIO())
+    ask(
+        Policy(str(run / f"{arm}/model")),
+        Arm(arm, arm, arm == "sft"),
+        evaluation,
+        tmp_path,
+        ("validation", "test"),
+        console,
+    )
+    assert made == passes
+    for name in ("test-0", "test-1", "validation-0", "validation-1"):
+        again, before = (read_json(folder / f"eval/{name}.json") for folder in (tmp_path, run / arm))
+        assert again["values"] == before["values"]
+        assert again["nll"] == before["nll"]

@@ -28,23 +28,23 @@ FULL = [
     ("SFT, a checkpoint without its marker", {"target": MARKER, "call": 2}, {"sft": [4, 6]}),
     ("SFT, a reference without its name", {"target": SAVE, "when": "after"}, {"sft": [4]}),
     ("SFT, steps that were logged and not saved", {"target": LOG, "call": 2, "when": "after"}, {"sft": [4]}),
-    ("SFT, the final model without its name", {"target": SAVE, "call": 2, "when": "after"}, {"sft": [6, 8]}),
-    ("SFT, before it is called done", {"target": FINISH}, {"sft": [6, 8]}),
-    ("SFT, removal of its checkpoints", {"target": TIDY, "when": "after"}, {"sft": [8]}),
-    ("selection, the first preview", {"target": "densepath.choice.measure:generate", "call": 4}, {}),
+    ("SFT, the final model without its name", {"target": SAVE, "call": 2, "when": "after"}, {"sft": [4, 6]}),
+    ("SFT, before it is called done", {"target": FINISH}, {"sft": [4, 6]}),
+    ("SFT, removal of its checkpoints", {"target": TIDY, "when": "after"}, {"sft": [6]}),
+    ("selection, the first preview", {"target": "densepath.choice.measure:generate_each", "call": 2}, {}),
     ("selection, before it is called done", {"target": FINISH}, {}),
-    ("SFT, its evaluation, second part", {"target": "densepath.pipeline.evaluation:generate", "call": 6}, {}),
+    ("SFT, its evaluation, second part", {"target": "densepath.pipeline.evaluation:generate_each", "call": 4}, {}),
     ("DPR, third sampling", {"target": "densepath.trainers.dpr:sample", "call": 3, "when": "after"}, {"dpr": [2]}),
     ("DPR, a checkpoint without its optimizer", {"target": OPTIMIZER}, {"dpr": [2, 4]}),
     ("DPR, a checkpoint without its marker", {"target": MARKER, "call": 1}, {"dpr": [2, 4]}),
     ("DPR, step 6 of 7", {"target": STEP, "call": 4}, {"dpr": [2, 4]}),
-    ("DPR, the final model without its name", {"target": SAVE, "when": "after"}, {"dpr": [6, 7]}),
-    ("DPR, before it is called done", {"target": FINISH}, {"dpr": [6, 7]}),
-    ("DPR, its evaluation, third part", {"target": "densepath.pipeline.evaluation:generate", "call": 3}, {}),
+    ("DPR, the final model without its name", {"target": SAVE, "when": "after"}, {"dpr": [4, 6]}),
+    ("DPR, before it is called done", {"target": FINISH}, {"dpr": [4, 6]}),
+    ("DPR, its evaluation, second part", {"target": "densepath.pipeline.evaluation:generate_each", "call": 2}, {}),
     ("DPR, its completions", {"target": "densepath.pipeline.evaluation:write_jsonl_atomic"}, {}),
     ("continued SFT, step 3", {"target": STEP, "call": 5}, {"continued_sft": [2]}),
-    ("continued SFT, a checkpoint without its marker", {"target": MARKER}, {"continued_sft": [2, 4]}),
-    ("continued SFT, its evaluation", {"target": "densepath.pipeline.evaluation:generate", "call": 2}, {}),
+    ("continued SFT, the final model without its name", {"target": SAVE, "when": "after"}, {"continued_sft": [2]}),
+    ("continued SFT, its evaluation", {"target": "densepath.pipeline.evaluation:generate_each", "call": 2}, {}),
     ("results", {"target": "densepath.pipeline.run:grid_results"}, {}),
     ("samples", {"target": "densepath.pipeline.run:write_jsonl_atomic"}, {}),
     ("report, between its two files", {"target": "densepath.report.build:write_text_atomic"}, {}),
@@ -52,12 +52,12 @@ FULL = [
 ADAPTER = [
     ("SFT, step 4 of 8", {"target": STEP, "call": 4}, {"sft": [2]}),
     ("SFT, a checkpoint without its optimizer", {"target": OPTIMIZER}, {"sft": [2, 4]}),
-    ("SFT, before it is called done", {"target": FINISH}, {"sft": [6, 8]}),
-    ("DPR, step 4 of 7", {"target": STEP, "call": 4}, {"dpr": [2]}),
+    ("SFT, before it is called done", {"target": FINISH}, {"sft": [4, 6]}),
+    ("DPR, step 4 of 7, after SFT's last two", {"target": STEP, "call": 6}, {"dpr": [2]}),
     ("DPR, a checkpoint without its marker", {"target": MARKER}, {"dpr": [2, 4]}),
-    ("DPR, before it is called done", {"target": FINISH}, {"dpr": [6, 7]}),
-    ("continued SFT, step 3", {"target": STEP, "call": 3}, {"continued_sft": [2]}),
-    ("evaluation, second part", {"target": "densepath.pipeline.evaluation:generate", "call": 2}, {}),
+    ("DPR, before it is called done", {"target": FINISH}, {"dpr": [4, 6]}),
+    ("continued SFT, step 3, after DPR's last", {"target": STEP, "call": 4}, {"continued_sft": [2]}),
+    ("evaluation, second part", {"target": "densepath.pipeline.evaluation:generate_each", "call": 2}, {}),
 ]
 
 
@@ -104,8 +104,8 @@ def test_the_stages_on_their_own_go_on_as_well(tmp_path, tiny_model, forks):
     kills = [
         ({"target": STEP, "call": 4}, [2]),
         ({"target": OPTIMIZER}, [2, 4]),
-        ({"target": SAVE, "when": "after"}, [4, 5]),
-        ({"target": TIDY}, [4, 5]),  # the model has its name, and its checkpoints are not removed yet
+        ({"target": SAVE, "when": "after"}, [2, 4]),
+        ({"target": TIDY}, [2, 4]),  # the model has its name, and its checkpoints are not removed yet
     ]
     for name, command in (("sft", sft), ("dpr", lambda folder: dpr(folder, start))):
         whole, killed = tmp_path / f"{name}-whole", tmp_path / f"{name}-killed"

@@ -97,9 +97,9 @@ INTERRUPTS = {
     "data": {"target": "densepath.pipeline.data:write_jsonl_atomic", "call": 2},
     "SFT": {"target": "transformers.trainer:Trainer.training_step", "call": 4},
     "an SFT checkpoint": {"target": "transformers.trainer:Trainer._save_optimizer_and_scheduler"},
-    "selection": {"target": "densepath.choice.measure:generate", "call": 2},
+    "selection": {"target": "densepath.choice.measure:generate_each", "call": 2},
     "DPR": {"target": "densepath.trainers.dpr:sample", "call": 4},
-    "evaluation": {"target": "densepath.pipeline.evaluation:generate", "call": 2},
+    "evaluation": {"target": "densepath.pipeline.evaluation:generate_each", "call": 2},
 }
 
 

@@ -185,7 +185,7 @@ def test_a_fixed_reference_is_obeyed_without_a_preview(select, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("nothing needs to be sampled")
 
-    monkeypatch.setattr(measure, "generate", never)
+    monkeypatch.setattr(measure, "generate_each", never)
     found, _ = select({"0": 0.1, "0.25": 0.9}, reference="0.25", beta="0.7")
     assert found["chosen"] == {"reference": "0.25", "beta": 0.7, "capped": False}
     assert (found["mode"], found["rows"]) == ("fixed", [])

@@ -17,16 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from densepath.choice.figures import Key, Measured, OfReference, Preview, demonstrated, make_findings, mean_verdict
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.data.formats import validate_rows
 from densepath.data.rows import Row
 from densepath.errors import ConfigError, DataError
-from densepath.evals.generation import Completion, Decoding, checked, generate
+from densepath.evals.generation import Completion, Decoding, checked, generate_each
 from densepath.evals.preview import preview_logprobs
-from densepath.evals.scored_texts import Texts, collect_texts
+from densepath.evals.scored_texts import Texts, TextScores, collect_texts
 from densepath.evals.signals import Floats
 from densepath.evals.verifiers import AnswerJudge, Verifier, get_verifier
 from densepath.models.compat import context_length
@@ -69,9 +68,9 @@ def measure(
     """
     job = _Job.begin(models, evidence, plan or MeasurePlan(), _Progress(on_progress), keep)
     texts = job.collect()
-    sampled = {temperature: job.answers(temperature) for temperature in job.temperatures}
+    sampled = job.answers(job.temperatures)
     job.add_samples(texts, sampled)
-    mine = texts.logprobs(job.policy, job.plan.token_budget, job.progress.add)
+    mine = texts.scores(job.policy, job.plan.token_budget, job.progress.add)
     first = job.contrasts if job.plan.every_beta else job.contrasts[:1]
     found = {name: job.reference(name, texts, mine, first) for name in models.references}
     previews = {key: preview for of in found.values() for key, preview in of.previews.items()}
@@ -79,7 +78,8 @@ def measure(
     if rest:
         best = max(previews, key=lambda key: mean_verdict(previews[key].completions))
         previews |= job.previews(best[0], rest)
-    return make_findings(Measured(job.plan, len(job.rows), job.verifier, texts, mine, sampled, found, previews))
+    scored = job.plan, len(job.rows), job.verifier, texts, mine.logprobs
+    return make_findings(Measured(*scored, sampled, found, previews))
 
 
 # --- sampling and scoring ------------------------------------------------------------------------------------------
@@ -152,32 +152,33 @@ class _Job:
         """At which the SFT model answers: all that it is good for where previews have to beat it."""
         return () if self.plan.num_generations == 0 else SFT_TEMPERATURES if self.betas else SFT_TEMPERATURES[:1]
 
-    def answers(self, temperature: float, name: str = "sft", contrast: Contrast | None = None) -> list[Completion]:
-        """Completions of every row, checked; with a contrast, those of a preview. The name says whose they are."""
-        decoding = Decoding(
-            temperature,
-            self.plan.max_completion_length,
-            self._per_prompt(temperature),
-            self.plan.seed,
-        )
-        before = self.progress.done
+    def answers(
+        self, temperatures: Sequence[float], name: str = "sft", contrast: Contrast | None = None
+    ) -> dict[float, list[Completion]]:
+        """Completions of every row, checked, by temperature; with a contrast, those of a preview, which is named."""
+        if not temperatures:
+            return {}
+        plan, before = self.plan, self.progress.done
+        decodings = [
+            Decoding(each, plan.max_completion_length, self._per_prompt(each), plan.seed) for each in temperatures
+        ]
 
         def sample() -> list[Any]:
             with self.policy.active() as model:
-                found = generate(
+                found = generate_each(
                     model,
                     self.models.tokenizer,
                     self.rows,
-                    decoding,
+                    decodings,
                     contrast=contrast,
                     on_progress=lambda finished, _: self.progress.add(before + finished - self.progress.done),
                 )
-            return [to_json(each) for each in found]
+            return [[to_json(each) for each in completions] for completions in found]
 
-        kept = self.keep(f"{name}-{temperature:g}", sample)
-        found = checked([from_json(Completion, each) for each in kept], self.rows, self.check)
-        self.progress.add(before + len(found) - self.progress.done)
-        return found
+        kept = [[from_json(Completion, each) for each in completions] for completions in self.keep(name, sample)]
+        found = [checked(completions, self.rows, self.check) for completions in kept]
+        self.progress.add(before + sum(map(len, found)) - self.progress.done)
+        return dict(zip(temperatures, found, strict=True))
 
     def collect(self) -> Texts:
         """The demonstrations and pairs that are scored under every model."""
@@ -228,18 +229,19 @@ class _Job:
         return ref
 
     def reference(
-        self, name: str, texts: Texts, mine: list[Tensor], contrasts: Sequence[tuple[ContrastKind, float]]
+        self, name: str, texts: Texts, mine: TextScores, contrasts: Sequence[tuple[ContrastKind, float]]
     ) -> OfReference:
         """All texts scored, and previewed by some contrasts."""
         ref = self.load(name)
-        theirs = texts.logprobs(ref, self.plan.token_budget, self.progress.add)
-        likelihoods: dict[float | None, Floats] = {None: demonstrated(theirs, texts)}
+        theirs = texts.scores(ref, self.plan.token_budget, self.progress.add)
+        likelihoods: dict[float | None, Floats] = {None: demonstrated(theirs.logprobs, texts)}
         demonstrations = [texts.flat[place] for place in texts.demonstrations]
         alphas = [strength for kind, strength in contrasts if kind is ContrastKind.CONTRASTIVE]
-        shifted = preview_logprobs(self.policy, ref, demonstrations, alphas, token_budget=self.plan.token_budget)
+        states = list(zip(mine.hidden, theirs.hidden, strict=False))  # none where a head is not plain
+        shifted = preview_logprobs(self.policy, ref, demonstrations, alphas, states)
         for alpha, logprobs in (shifted or {}).items():
             likelihoods[alpha] = np.array([-float(values.mean()) for values in logprobs])
-        return OfReference(theirs, likelihoods, self._previews(name, ref, contrasts))
+        return OfReference(theirs.logprobs, likelihoods, self._previews(name, ref, contrasts))
 
     def previews(self, name: str, contrasts: Sequence[tuple[ContrastKind, float]]) -> dict[Key, Preview]:
         """A reference previewed by further contrasts."""
@@ -253,24 +255,21 @@ class _Job:
         for kind, strength in contrasts:
             capped = kind is ContrastKind.SUBTRACTIVE
             title = f"{place}-{'capped' if capped else f'{1 / strength:g}'}"
-            for temperature in PREVIEW_TEMPERATURES:
-                with ref.beside() as second:
-                    completions = self.answers(temperature, title, Contrast(second, kind, strength))
-                shift = _shift(completions, self.policy, ref, self.plan.token_budget) if temperature == 1 else None
-                alpha, taken = (0.0, strength) if capped else (strength, 0.0)
+            alpha, taken = (0.0, strength) if capped else (strength, 0.0)
+            with ref.beside() as second:
+                drawn = self.answers(PREVIEW_TEMPERATURES, title, Contrast(second, kind, strength))
+            for temperature, completions in drawn.items():
+                shift = _shift(completions) if temperature == 1 else None
                 found[name, alpha, taken, temperature] = Preview(completions, shift)
         return found
 
 
-def _shift(
-    completions: Sequence[Completion], policy: FrozenPolicy, ref: FrozenPolicy, token_budget: int
-) -> tuple[Floats, Floats]:
-    """(prompts,) log-ratio of the preview to SFT, and dense reward, of its own samples, nats per completion."""
-    prompts, ids = [c.prompt_ids for c in completions], [c.completion_ids for c in completions]
-    of_sft, of_ref = (
-        np.array([float(values.double().sum()) for values in each.score(prompts, ids, token_budget).logprobs])
-        for each in (policy, ref)
-    )
+def _shift(completions: Sequence[Completion]) -> tuple[Floats, Floats]:
+    """(prompts,) log-ratio of the preview to SFT, and dense reward, of its own samples, nats per completion.
+
+    All three log-probabilities are the sampler's, which had both models' distributions at hand.
+    """
+    of_sft, of_ref = np.array([completion.of_models for completion in completions]).T
     own = np.array([sum(completion.logprobs) for completion in completions])
     rows = completions[-1].row + 1
     return (own - of_sft).reshape(rows, -1).mean(axis=1), (of_sft - of_ref).reshape(rows, -1).mean(axis=1)

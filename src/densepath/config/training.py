@@ -42,6 +42,9 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
         None, "A second reference: the reward under it is logged and never optimised."
     )
     output_dir: str = option("dpr-output", "Where the improved model and checkpoints go.")
+    profile: bool = option(
+        False, "Also say where the time of a step goes, by phase: a table, profile.json and profile.html."
+    )
 
 
 @dataclass

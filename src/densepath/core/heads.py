@@ -122,10 +122,14 @@ def logprobs_in_parts(
 
 def _parts(chunk: slice, logits: Tensor) -> Iterator[tuple[slice, slice]]:
     """Slices of all tokens, and of those of a chunk, whose logits have at most `TILE_ELEMENTS` numbers."""
+    for here in row_parts(logits[: chunk.stop - chunk.start]):
+        yield slice(chunk.start + here.start, chunk.start + here.stop), here
+
+
+def row_parts(logits: Tensor) -> Iterator[slice]:
+    """Slices of the rows of (rows, vocabulary) logits that have at most `TILE_ELEMENTS` numbers, or one row."""
     most = max(1, TILE_ELEMENTS.get(logits.device.type, DEFAULT_TILE_ELEMENTS) // logits.shape[1])
-    for start in range(chunk.start, chunk.stop, most):
-        stop = min(start + most, chunk.stop)
-        yield slice(start, stop), slice(start - chunk.start, stop - chunk.start)
+    return (slice(start, min(start + most, len(logits))) for start in range(0, len(logits), most))
 
 
 def default_chunk_tokens(vocabulary: int) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import fsum
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from densepath.data.encode import encode_row_prompt
 from densepath.errors import UsageError
 from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
-from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, Samples, sample
+from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, Draw, Samples, Sampling, sample_each
 from densepath.rewards.vllm_policy import VLLMPolicy
 
 
@@ -28,6 +30,9 @@ class Completion:
         text: decoded without special tokens.
         truncated: no EOS came within the budget.
         metric: the verdict of the verifier or judge; None without one, or where the judge could not say it.
+        entropy: of the distributions that its tokens were drawn from, mean over them, nats; None if it is not kept.
+        of_models: log-probability of the whole completion under the model and under the one that decoding moves away
+            from, as both are, nats; None without a second one.
     """
 
     row: int
@@ -37,6 +42,8 @@ class Completion:
     text: str
     truncated: bool
     metric: float | None
+    entropy: float | None = None
+    of_models: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class Decoding:
         seed: of the sampling. The same one gives every model the same uniforms, so that two models differ by no more
             than they must.
         token_budget: most tokens in the cache of one batch; changes no completion.
+        entropies: whether the entropy of each completion is kept.
     """
 
     temperature: float
@@ -57,6 +65,7 @@ class Decoding:
     num_generations: int = 1
     seed: int = 0
     token_budget: int = DEFAULT_TOKEN_BUDGET
+    entropies: bool = False
 
     @property
     def name(self) -> str:
@@ -95,41 +104,82 @@ def generate(
     Returns:
         Completions, prompt by prompt; `checked` gives them a metric.
     """
+    return generate_each(model, tokenizer, rows, [decoding], contrast=contrast, on_progress=on_progress)[0]
+
+
+def generate_each(
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    decodings: Sequence[Decoding],
+    *,
+    contrast: Contrast | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[list[Completion]]:
+    """`generate` for several decodings, which differ in temperature, number and seed; each prompt is read once."""
+    (budget, length), *others = {(each.token_budget, each.max_completion_length) for each in decodings}
+    if others:
+        raise ValueError("decodings of one call share max_completion_length and token_budget")
     prompts = [encode_row_prompt(row, tokenizer) for row in rows]
-    shared: dict[str, Any] = {
-        "num_generations": decoding.num_generations,
-        "max_completion_length": decoding.max_completion_length,
-        "temperature": decoding.temperature,
-    }
+    ends = eos_token_ids(model.model if isinstance(model, VLLMPolicy) else model, tokenizer)
     if isinstance(model, VLLMPolicy):
         if contrast is not None:
             raise UsageError("vLLM samples from one model: leave use_vllm out to move away from a second one")
-        ends = eos_token_ids(model.model, tokenizer)
-        samples = Samples(*model.sample(prompts, eos_token_ids=ends, seed=decoding.seed, **shared))
+        found = _by_vllm(model, prompts, decodings, ends)
         if on_progress is not None:
-            on_progress(len(samples.completion_ids), len(samples.completion_ids))
+            total = sum(len(samples.completion_ids) for samples in found)
+            on_progress(total, total)
     else:
-        samples = sample(
-            model,
-            prompts,
-            eos_token_ids=eos_token_ids(model, tokenizer),
-            generator=torch.Generator().manual_seed(decoding.seed),
-            pad_token_id=tokenizer.pad_token_id,
-            token_budget=decoding.token_budget,
+        sampling = Sampling(
+            length,
+            ends,
+            tokenizer.pad_token_id,
+            token_budget=budget,
             contrast=contrast,
-            on_progress=on_progress,
-            **shared,
+            keep_entropies=any(each.entropies for each in decodings),
         )
-    warn_of_spare_ids(samples.completion_ids, tokenizer)
+        found = sample_each(model, prompts, [_draw(each) for each in decodings], sampling, on_progress)
+    warn_of_spare_ids([ids for samples in found for ids in samples.completion_ids], tokenizer)
+    return [_completions(samples, prompts, tokenizer) for samples in found]
+
+
+def _draw(decoding: Decoding) -> Draw:
+    return Draw(decoding.temperature, decoding.num_generations, torch.Generator().manual_seed(decoding.seed))
+
+
+def _by_vllm(
+    model: VLLMPolicy, prompts: Sequence[list[int]], decodings: Sequence[Decoding], ends: Sequence[int]
+) -> list[Samples]:
+    return [
+        Samples(
+            *model.sample(
+                prompts,
+                num_generations=each.num_generations,
+                max_completion_length=each.max_completion_length,
+                temperature=each.temperature,
+                eos_token_ids=ends,
+                seed=each.seed,
+            )
+        )
+        for each in decodings
+    ]
+
+
+def _completions(samples: Samples, prompts: Sequence[list[int]], tokenizer: Any) -> list[Completion]:
+    each = len(samples.completion_ids) // max(1, len(prompts))
     return [
         Completion(
-            row=index // decoding.num_generations,
-            prompt_ids=prompts[index // decoding.num_generations],
+            row=index // each,
+            prompt_ids=prompts[index // each],
             completion_ids=ids,
             logprobs=samples.logprobs[index],
             text=tokenizer.decode(ids, skip_special_tokens=True),
             truncated=samples.truncated[index],
             metric=None,
+            entropy=fmean(samples.entropies[index]) if samples.entropies else None,
+            of_models=(fsum(samples.of_models[index][0]), fsum(samples.of_models[index][1]))
+            if samples.of_models
+            else None,
         )
         for index, ids in enumerate(samples.completion_ids)
     ]

@@ -16,7 +16,6 @@ from densepath.core.heads import logprobs_in_parts
 from densepath.core.logprobs import contrastive_logits
 from densepath.data.encode import Encoded
 from densepath.models.logits import plain_head
-from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.rewards.frozen import FrozenPolicy
 
 
@@ -26,8 +25,7 @@ def preview_logprobs(
     ref: FrozenPolicy,
     texts: Sequence[Encoded],
     alphas: Sequence[float],
-    *,
-    token_budget: int = DEFAULT_TOKEN_BUDGET,
+    states: Sequence[tuple[Tensor, Tensor]],
 ) -> dict[float, list[Tensor]] | None:
     """Log-probability of each completion token under the preview, a chunk of the vocabulary's width at a time.
 
@@ -36,7 +34,8 @@ def preview_logprobs(
         ref: the reference.
         texts: prompts and completions as ids.
         alphas: strengths, 1/beta; 0 gives the SFT model.
-        token_budget: tokens in one forward pass.
+        states: of each text, (completion tokens, width) last hidden states of the SFT model and of the reference,
+            which scoring the text keeps.
 
     Returns:
         Strength -> one (completion tokens,) float64 tensor for each text, nats, normalised over the ids that both
@@ -50,12 +49,10 @@ def preview_logprobs(
     if sft_head is None or ref_head is None:
         return None
     heads = sft_head.lifted(), ref_head.lifted()
-    prompts, ids = [text.prompt_ids for text in texts], [text.completion_ids for text in texts]
     rows = min(len(sft_head.weight), len(ref_head.weight))  # an id that one of the two lacks has no contrast
     found: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
-    states = (policy.hidden_states(prompts, ids, token_budget) for policy in (sft, ref))
-    for of_sft, of_ref, tokens in zip(*states, ids, strict=True):
-        labels = torch.tensor(tokens, device=of_sft.device)
+    for (of_sft, of_ref), text in zip(states, texts, strict=True):
+        labels = torch.tensor(text.completion_ids, device=of_sft.device)
         parts: dict[float, list[Tensor]] = {alpha: [] for alpha in alphas}
         for part, both in logprobs_in_parts((of_sft, of_ref.to(of_sft.device)), heads):
             mine, theirs = (each[:, :rows] for each in both)

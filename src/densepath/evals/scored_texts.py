@@ -24,6 +24,20 @@ Model: TypeAlias = Any
 """A path or hub id, a model, or a `FrozenPolicy`."""
 
 
+@dataclass(frozen=True)
+class TextScores:
+    """What one model says of texts.
+
+    Attributes:
+        logprobs: one (completion tokens,) float64 tensor for each text, nats.
+        hidden: of each demonstration, (completion tokens, width) last hidden states; empty where the model's head is
+            not plain.
+    """
+
+    logprobs: list[Tensor]
+    hidden: list[Tensor]
+
+
 @dataclass
 class Texts:
     """What is scored under every model, and where each part lies in it.
@@ -64,12 +78,14 @@ class Texts:
             if completion.metric is not None:
                 self.verdicts[completion.row].append(completion.metric)
 
-    def logprobs(
+    def scores(
         self, policy: FrozenPolicy, token_budget: int, on_progress: Callable[[int], None] | None = None
-    ) -> list[Tensor]:
-        """One (completion tokens,) float64 tensor for each text, nats."""
+    ) -> TextScores:
+        """What a model says of every text, in one pass."""
         prompts, ids = ([getattr(pair, name) for pair in self.flat] for name in ("prompt_ids", "completion_ids"))
-        return [values.double() for values in policy.score(prompts, ids, token_budget, on_progress).logprobs]
+        found = policy.score(prompts, ids, token_budget, on_progress, set(self.demonstrations))
+        hidden = [found.hidden[place] for place in self.demonstrations if place in found.hidden]
+        return TextScores([values.double() for values in found.logprobs], hidden)
 
 
 def collect_texts(

@@ -36,6 +36,35 @@ Sees = Callable[[int, int, Tensor, Tensor], Tensor]
 """(batch, head, position of the query, position of the key) -> bool, as transformers' mask functions are."""
 
 
+class Beginning:
+    """Keys and values of what begins every sequence of several flat rows, kept from the first row for the others.
+
+    Attributes:
+        length: tokens.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._layer = 0
+
+    def restart(self) -> None:
+        """A pass begins: layers come in the order in which they came before."""
+        self._layer = 0
+
+    def behind(self, key: Tensor, value: Tensor, *, holds: bool) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values of a row, with those that are kept before them unless the row holds them."""
+        if holds:
+            self._kept.append((key[:, :, : self.length].clone(), value[:, :, : self.length].clone()))
+            return key, value
+        kept = self._kept[self._layer]
+        self._layer += 1
+        return torch.cat([kept[0], key], dim=2), torch.cat([kept[1], value], dim=2)
+
+
+_beginning: ContextVar[Beginning | None] = ContextVar("_beginning", default=None)
+
+
 class _Part(NamedTuple):
     """One call of the attention kernel: columns of queries and keys, and the mask; without one attention is causal."""
 
@@ -52,22 +81,24 @@ class FlatMask:
         causal: each segment sees all of its past.
         segments: of the row.
         device: of the row.
+        before: tokens of a kept beginning, which the row continues and does not hold.
     """
 
     def __init__(self, segments: tuple[Segment, ...], sees: Sees, device: torch.device) -> None:
         longest = max(_width(segment) for segment in segments)
         everything = torch.arange(longest, device=device)
         self.segments, self.device = segments, device
+        self.before = max(0, *(-start for segment in segments for start, _ in segment.context), 0)
         self.causal = bool(sees(0, 0, everything[-1:], everything).all())
         self.parts = [part for segment in segments for part in _parts(segment, sees, self.causal, device)]
 
     @functools.cached_property
     def lengths(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Columns of the keys of all segments (keys,), and int32 running sums of the numbers of queries and keys."""
+        """Places of the keys of all segments (keys,), and int32 running sums of the numbers of queries and keys."""
         columns = [torch.arange(*span, device=self.device) for s in self.segments for span in (*s.context, s[:2])]
         sums = [0, *(s.stop - s.start for s in self.segments)], [0, *map(_width, self.segments)]
         queries, keys = (torch.tensor(each, device=self.device).cumsum(0).int() for each in sums)
-        return torch.cat(columns), queries, keys
+        return torch.cat(columns) + self.before, queries, keys
 
 
 def _width(segment: Segment) -> int:
@@ -132,10 +163,14 @@ def flat_attention(
     """
     if not isinstance(attention_mask, FlatMask) or any(given.get(name) is not None for name in _UNKNOWN):
         raise TypeError(f"{type(module).__name__} does not take its mask from transformers")
+    beginning = _beginning.get()
+    if beginning is not None:
+        key, value = beginning.behind(key, value, holds=not attention_mask.before)
     if _takes_lengths(query, value) and attention_mask.causal and softcap is None and not dropout:
         return _by_lengths(query, key, value, attention_mask, scaling), None
     found = []
     for queries, keys, mask in attention_mask.parts:
+        keys = tuple((start + attention_mask.before, stop + attention_mask.before) for start, stop in keys)
         states = _taken(query, queries), _taken(key, keys), _taken(value, keys)
         found.append(_attended(*states, mask, scale=scaling, softcap=softcap, dropout=dropout).transpose(1, 2))
     return torch.cat(found, dim=1), None
@@ -198,12 +233,13 @@ def _by_lengths(query: Tensor, key: Tensor, value: Tensor, mask: FlatMask, scali
 
 
 @contextlib.contextmanager
-def attending(model: nn.Module, segments: tuple[Segment, ...]) -> Iterator[None]:
+def attending(model: nn.Module, segments: tuple[Segment, ...], beginning: Beginning | None = None) -> Iterator[None]:
     """Compute the attention of a flat row in the block, and wherever a layer of it is computed again.
 
     Args:
         model: whose layers read the row.
         segments: of the row; nothing changes without any.
+        beginning: what the rows of a call begin with, kept from the first of them; not where gradients are taken.
     """
     if not segments:
         yield
@@ -212,7 +248,9 @@ def attending(model: nn.Module, segments: tuple[Segment, ...]) -> Iterator[None]
     configs = list({id(config): config for config in found if isinstance(config, PreTrainedConfig)}.values())
     again: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     checkpoints = [m._gradient_checkpointing_func for m in again]
-    token = _row.set(segments)
+    token, kept = _row.set(segments), _beginning.set(beginning)
+    if beginning is not None:
+        beginning.restart()
     for module, checkpoint in zip(again, checkpoints, strict=True):
         module._gradient_checkpointing_func = functools.partial(_checkpointed, checkpoint, configs)
     try:
@@ -220,6 +258,7 @@ def attending(model: nn.Module, segments: tuple[Segment, ...]) -> Iterator[None]
             yield
     finally:
         _row.reset(token)
+        _beginning.reset(kept)
         for module, checkpoint in zip(again, checkpoints, strict=True):
             module._gradient_checkpointing_func = checkpoint
 

@@ -25,7 +25,7 @@ from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.core.logprobs import TokenScores, logit_scores
 from densepath.errors import ModelError
 from densepath.models.compat import embedding_rows, in_mode, predicted_rows
-from densepath.models.flat_attention import attending, in_one_call
+from densepath.models.flat_attention import Beginning, attending, in_one_call
 from densepath.models.packing import Layout, PackedBatch, pack
 
 OWN_LOGITS = 2**26
@@ -142,9 +142,9 @@ def supports_packing(model: Any) -> bool:
     return layout_of(model) >= Layout.PACKED
 
 
-def hidden_states(model: Any, batch: PackedBatch) -> Tensor:
-    """(rows, width, hidden width) last hidden states of a packed batch."""
-    with attending(model, batch.segments):
+def hidden_states(model: Any, batch: PackedBatch, beginning: Beginning | None = None) -> Tensor:
+    """(rows, width, hidden width) last hidden states of a packed batch; see `attending` for a beginning."""
+    with attending(model, batch.segments, beginning):
         return model.base_model(**model_inputs(batch), use_cache=False).last_hidden_state  # type: ignore[no-any-return]
 
 

@@ -5,12 +5,16 @@ begin alike stand side by side; each then holds the tokens that it adds to the o
 columns that these continue (their *context*). So a prompt of several completions is there once, whatever its length;
 so are the turns before a turn, and a beginning that all prompts share. The last prompt token is repeated in front of
 every completion, because it predicts a different first token in each.
+
+Of several flat rows the first alone holds a beginning that all prompts have, if it is kept: its tokens stand at
+columns -n to -1 of the others.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -119,7 +123,7 @@ class _Row:
 
     def add(self, index: int, prompt: Sequence[int], completion: Sequence[int], shared: int) -> None:
         """Append what a sequence adds to the first `shared` tokens of the one before."""
-        start, goes_on = len(self.ids), 0 < shared == len(self.run)
+        start, goes_on = len(self.ids), bool(self.segments) and shared == len(self.run)
         self.run = [*prompt, *completion[:-1]]  # nothing is predicted from its last token
         self.ids += self.run[shared:]
         self.positions += range(shared, len(self.run))
@@ -133,6 +137,18 @@ class _Row:
         self.sequences.append(index)
         self.columns.append(len(self.ids) - len(completion))
         self.lengths.append(len(completion))
+
+
+def common_beginning(prompts: Collection[tuple[int, ...]]) -> list[int]:
+    """Ids that begin every prompt; at least one id of each is left over.
+
+    >>> common_beginning([(7, 8, 1), (7, 8), (7, 8, 2, 5)])
+    [7]
+    """
+    first, last = min(prompts, default=()), max(prompts, default=())  # in order these differ soonest
+    most = min(map(len, prompts), default=1) - 1
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return [one for one, _ in same][:most]
 
 
 def cut(spans: Spans, start: int, stop: int) -> Spans:
@@ -152,6 +168,7 @@ def pack(
     layout: Layout,
     *,
     token_budget: int | None = None,
+    beginning: Sequence[int] = (),
 ) -> Iterator[PackedBatch]:
     """Pack sequences into batches of at most `token_budget` tokens.
 
@@ -162,16 +179,21 @@ def pack(
         token_budget: most tokens (padding included) of one batch; one batch holds everything if None. A longer
             single sequence makes a batch of its own, and with what a flat row begins as the one before does it has
             more: else a long prompt would be computed again for every few of its completions.
+        beginning: ids with which every prompt begins, and that the caller keeps from the first flat row on.
 
     Yields:
-        Batches that together hold each non-empty completion once, widest rows first.
+        Batches that together hold each non-empty completion once, widest rows first; where a beginning is kept, behind
+        the one that holds it.
 
     Raises:
         ValueError: a prompt is empty, or there are not as many prompts as completions.
     """
     flat = layout is Layout.FLAT
     most = token_budget if flat else ROW_TOKENS if layout is Layout.PACKED else 0
-    rows = sorted(_filled(prompts, completions, most, flat), key=lambda row: -len(row.ids))
+    beginning = beginning if flat else ()
+    rows = list(_filled(prompts, completions, most, flat=flat, beginning=beginning))
+    first = rows[:1] if beginning else []
+    rows = [*first, *sorted(rows[len(first) :], key=lambda row: -len(row.ids))]
     if flat or layout is Layout.ALONE:
         token_budget = 0
     batch: list[_Row] = []
@@ -185,9 +207,17 @@ def pack(
 
 
 def _filled(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]], most: int | None, flat: bool
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    most: int | None,
+    *,
+    flat: bool,
+    beginning: Sequence[int],
 ) -> Iterator[_Row]:
-    """Rows of at most `most` tokens; of one sequence with the turns that go on from it if 0."""
+    """Rows of at most `most` tokens; of one sequence with the turns that go on from it if 0.
+
+    All but the first continue a `beginning`, which they do not hold.
+    """
     if len(prompts) != len(completions):
         raise ValueError(f"{len(prompts)} prompts but {len(completions)} completions")
     for index, prompt in enumerate(prompts):
@@ -201,7 +231,8 @@ def _filled(
         fits = most is None or len(row.ids) + more <= most + begun or (not most and shared == len(row.run))
         if row.ids and not fits:
             yield row
-            row, begun, shared = _Row(), shared if flat else 0, 0
+            begun, shared = max(0, shared - len(beginning)) if flat else 0, len(beginning)
+            row = _Row(run=list(beginning), path=((-shared, 0),) if shared else ())
         row.add(index, prompts[index], completions[index], shared)
     if row.ids:
         yield row

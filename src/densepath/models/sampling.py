@@ -11,9 +11,8 @@ and the log-probabilities of the truncated distribution are not the policy's.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -22,13 +21,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from densepath.core.logprobs import contrastive_logits, lift
+from densepath.core.heads import row_parts
+from densepath.core.logprobs import contrastive_logits, entropy_of_logprobs, lift
 from densepath.core.mixture import subtractive_logprobs
 from densepath.data.context import check_context
 from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
 from densepath.models.logits import causal_lm, length_border
+from densepath.models.packing import common_beginning
 from densepath.models.prepacked import LEAST_STEPS, prepacked
 
 DEFAULT_TOKEN_BUDGET = 16_384
@@ -87,12 +88,66 @@ class Samples:
         truncated: True where no EOS came within `max_completion_length` tokens.
         hidden: (completion tokens, width) last hidden states that each row's tokens were drawn from, on the model's
             device; empty unless they are kept, and where a compiled model does not show them.
+        entropies: nats, likewise of the distribution that each token was drawn from; empty unless they are kept.
+        of_models: with a contrast, log-probabilities of the tokens under the model and under the second one as they
+            are, nats, for each row; empty without.
     """
 
     completion_ids: list[list[int]]
     logprobs: list[list[float]]
     truncated: list[bool]
     hidden: list[Tensor] = field(default_factory=list)
+    entropies: list[list[float]] = field(default_factory=list)
+    of_models: list[tuple[list[float], list[float]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Completions of each prompt that are drawn alike.
+
+    Attributes:
+        temperature: divides the logits. 0 takes the most probable token, and log-probabilities are those at 1.
+        num_generations: how many of each prompt.
+        generator: gives one seed for each row; None uses torch's global generator.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    temperature: float = 1.0
+    num_generations: int = 1
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_generations < 1:
+            raise UsageError(f"num_generations must be at least 1, not {self.num_generations}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise UsageError(f"temperature must be 0 (greedy) or a positive number, not {self.temperature}")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What all completions of a call share; `sample` says what each is.
+
+    Raises:
+        UsageError: a value out of its range.
+    """
+
+    max_completion_length: int
+    eos_token_ids: Sequence[int]
+    pad_token_id: int = 0
+    batch_size: int | None = None
+    token_budget: int = DEFAULT_TOKEN_BUDGET
+    contrast: Contrast | None = None
+    keep_hidden: bool = False
+    keep_entropies: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_completion_length < 1 or (self.batch_size is not None and self.batch_size < 1):
+            raise UsageError(
+                "max_completion_length and batch_size must be at least 1, "
+                f"not {self.max_completion_length} and {self.batch_size}"
+            )
 
 
 def sample(
@@ -150,53 +205,68 @@ def sample(
     Source: contrastive decoding as the closed-form optimum of method section 4, token by token; subtractive decoding
         as derived in docs/theory.md, statement 10.
     """
-    if num_generations < 1 or max_completion_length < 1 or (batch_size is not None and batch_size < 1):
-        raise UsageError(
-            "num_generations, max_completion_length and batch_size must be at least 1, "
-            f"not {num_generations}, {max_completion_length} and {batch_size}"
-        )
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise UsageError(f"temperature must be 0 (greedy) or a positive number, not {temperature}")
-    models = [model] if contrast is None else [model, contrast.model]
-    _check_prompts(prompt_ids, models, max_completion_length)
-    borders = [border for each in models if (border := length_border(each)) is not None]
-    _check_borders(prompt_ids, borders, max_completion_length)
-
-    prompts = [tuple(prompt) for prompt in prompt_ids for _ in range(num_generations)]
-    task = _Task(
-        steps=max_completion_length,
-        temperature=temperature,
-        ends=frozenset(int(token) for token in eos_token_ids),
-        contrast=contrast,
-        uniforms=None if temperature == 0 else row_uniforms(len(prompts), max_completion_length, generator),
-        rows=len(prompts),
-        keep_hidden=keep_hidden,
-        on_progress=on_progress,
+    draw = Draw(temperature, num_generations, generator)
+    sampling = Sampling(
+        max_completion_length,
+        eos_token_ids,
+        pad_token_id,
+        batch_size,
+        token_budget,
+        contrast,
+        keep_hidden,
     )
+    return sample_each(model, prompt_ids, [draw], sampling, on_progress)[0]
+
+
+def sample_each(
+    model: PreTrainedModel,
+    prompt_ids: Sequence[Sequence[int]],
+    draws: Sequence[Draw],
+    sampling: Sampling,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[Samples]:
+    """Several draws of completions of the same prompts, such as at several temperatures; each prompt is read once.
+
+    Args:
+        model, prompt_ids, on_progress: as in `sample`.
+        draws: what is drawn of each prompt.
+        sampling: what all draws share.
+
+    Returns:
+        `Samples` of each draw, those that `sample` gives for it alone.
+
+    Raises:
+        UsageError, DataError, NumericalError: as in `sample`.
+    """
+    contrast, steps = sampling.contrast, sampling.max_completion_length
+    models = [model] if contrast is None else [model, contrast.model]
+    _check_prompts(prompt_ids, models, steps)
+    borders = [border for each in models if (border := length_border(each)) is not None]
+    _check_borders(prompt_ids, borders, steps)
+    prompts = [tuple(prompt) for draw in draws for prompt in prompt_ids for _ in range(draw.num_generations)]
+    task = _Task(draws, len(prompt_ids), sampling, on_progress)
     with inference(*models), contextlib.ExitStack() as until_sampled:
-        decoders = [_decoder(each, keep_hidden) for each in models]
-        if len(prompts) > 1 and max_completion_length >= LEAST_STEPS:
+        decoders = [_decoder(each, sampling.keep_hidden) for each in models]
+        if len(prompts) > 1 and steps >= LEAST_STEPS:
             until_sampled.enter_context(prepacked(models))
         begun = 0 if borders else _read_beginning(decoders, models, set(prompts))
         for rows in _batches(
             prompts,
-            max_rows=(batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
-            token_budget=token_budget,
-            steps=max_completion_length,
+            max_rows=(sampling.batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
+            token_budget=sampling.token_budget,
+            steps=steps,
             # the longest row of a batch decides for all whether they lie behind the border
             equal_lengths=bool(borders) or not all(d.pads for d in decoders),
         ):
             batch = RowBatch(
                 decoders,
                 [prompts[row] for row in rows],
-                steps=max_completion_length,
-                pad_token_id=pad_token_id,
+                steps=steps,
+                pad_token_id=sampling.pad_token_id,
                 begun=begun,
             )
             _complete(batch, rows, task)
-    whole = all(map(len, task.hidden))
-    hidden = [torch.stack(rows) for rows in task.hidden] if whole else []
-    return Samples(task.completion_ids, task.logprobs, task.truncated, hidden)
+    return task.samples()
 
 
 def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
@@ -233,18 +303,6 @@ def _read_beginning(
     for decoder in decoders:
         decoder.read_beginning(beginning)
     return len(beginning)
-
-
-def common_beginning(prompts: Collection[tuple[int, ...]]) -> list[int]:
-    """Ids that begin every prompt; at least one id of each is left over.
-
-    >>> common_beginning([(7, 8, 1), (7, 8), (7, 8, 2, 5)])
-    [7]
-    """
-    first, last = min(prompts, default=()), max(prompts, default=())  # in order these differ soonest
-    most = min(map(len, prompts), default=1) - 1
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return [one for one, _ in same][:most]
 
 
 def _decodes(decoder: Decoder, model: PreTrainedModel, begun: int = 0) -> bool:
@@ -289,47 +347,78 @@ def _same(found: Tensor, own: Tensor, model: PreTrainedModel) -> bool:
     return bool(torch.allclose(found.exp(), own.exp(), atol=0.1, rtol=0))  # half precision, or autocast
 
 
-@dataclass
 class _Task:
-    """What all batches share, and the rows completed so far."""
+    """What all batches share, and the rows completed so far: draw after draw, each prompt by prompt."""
 
-    steps: int
-    temperature: float
-    ends: frozenset[int]
-    contrast: Contrast | None
-    uniforms: Tensor | None
-    rows: int
-    keep_hidden: bool
-    on_progress: Callable[[int, int], None] | None
-    hidden: list[list[Tensor]] = field(init=False)
-    completion_ids: list[list[int]] = field(init=False)
-    logprobs: list[list[float]] = field(init=False)
-    truncated: list[bool] = field(init=False)
-    completed: int = 0
+    def __init__(
+        self,
+        draws: Sequence[Draw],
+        prompts: int,
+        sampling: Sampling,
+        on_progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.steps = sampling.max_completion_length
+        self.contrast = sampling.contrast
+        self.keep_entropies = sampling.keep_entropies
+        self._ends = frozenset(int(token) for token in sampling.eos_token_ids)
+        self._counts = [prompts * draw.num_generations for draw in draws]
+        counted = list(zip(draws, self._counts, strict=True))
+        self._rows = sum(self._counts)
+        self._on_progress = on_progress
+        self._completed = 0
+        self.temperatures = [draw.temperature for draw, count in counted for _ in range(count)]
+        self.uniforms = torch.cat(
+            [
+                row_uniforms(count, self.steps, draw.generator)
+                if draw.temperature
+                else torch.zeros(count, self.steps, dtype=torch.float64)
+                for draw, count in counted
+            ]
+        )
+        self._ids: list[list[int]] = [[] for _ in range(self._rows)]
+        self._truncated = [True] * self._rows
+        # logprobs, entropies, and log-probabilities under each of two models: by row
+        self._values: list[list[tuple[float, ...]]] = [[] for _ in range(self._rows)]
+        self._hidden: list[list[Tensor]] = [[] for _ in range(self._rows)]
 
-    def __post_init__(self) -> None:
-        self.completion_ids = [[] for _ in range(self.rows)]
-        self.logprobs = [[] for _ in range(self.rows)]
-        self.truncated = [True] * self.rows
-        self.hidden = [[] for _ in range(self.rows)] if self.keep_hidden else []
-
-    def append(self, row: int, token: int, logprob: float) -> bool:
-        """Record one token; whether the row goes on."""
-        if not math.isfinite(logprob):
+    def append(self, row: int, token: int, values: tuple[float, ...], hidden: Tensor | None) -> bool:
+        """Record one token with its `_told` values; whether the row goes on."""
+        if not math.isfinite(values[0]):
             raise NumericalError(
-                f"row {row}: NaN or infinite logits at completion token {len(self.completion_ids[row])}: "
+                f"row {row}: NaN or infinite logits at completion token {len(self._ids[row])}: "
                 "the weights are damaged or overflow in their dtype"
             )
-        self.completion_ids[row].append(token)
-        self.logprobs[row].append(logprob)
-        self.truncated[row] = token not in self.ends
-        return self.truncated[row] and len(self.completion_ids[row]) < self.steps
+        self._ids[row].append(token)
+        self._values[row].append(values)
+        if hidden is not None:
+            self._hidden[row].append(hidden)
+        self._truncated[row] = token not in self._ends
+        return self._truncated[row] and len(self._ids[row]) < self.steps
 
     def report(self, completed: int) -> None:
         """Count rows that were completed and tell the caller."""
-        self.completed += completed
-        if completed and self.on_progress is not None:
-            self.on_progress(self.completed, self.rows)
+        self._completed += completed
+        if completed and self._on_progress is not None:
+            self._on_progress(self._completed, self._rows)
+
+    def samples(self) -> list[Samples]:
+        """Of each draw, once all rows are complete."""
+        whole, found, start = all(map(len, self._hidden)), [], 0
+        for count in self._counts:
+            rows = range(start, start + count)
+            start += count
+            told: list[list[list[float]]] = [list(map(list, zip(*self._values[row], strict=True))) for row in rows]
+            found.append(
+                Samples(
+                    [self._ids[row] for row in rows],
+                    [values[0] for values in told],
+                    [self._truncated[row] for row in rows],
+                    [torch.stack(self._hidden[row]) for row in rows] if whole else [],
+                    [values[1] for values in told] if self.keep_entropies else [],
+                    [] if self.contrast is None else [(values[-2], values[-1]) for values in told],
+                )
+            )
+        return found
 
 
 def _complete(batch: RowBatch, rows: list[int], task: _Task) -> None:
@@ -337,21 +426,12 @@ def _complete(batch: RowBatch, rows: list[int], task: _Task) -> None:
     going = [True] * len(rows)
     log_ratios: Tensor | None = None
     for step in range(task.steps):
-        scores, token_ratios = _scores(batch.logits, task.contrast, log_ratios)
-        logprobs = torch.log_softmax(scores if task.temperature in (0, 1) else scores / task.temperature, dim=-1)
-        if task.uniforms is None:
-            tokens = scores.argmax(dim=-1)
-        else:
-            tokens = inverse_cdf(logprobs, task.uniforms[rows, step].to(scores.device))
-        chosen = _of(tokens, logprobs).tolist()
-        if token_ratios is not None:
-            log_ratios = _of(tokens, token_ratios) + (0 if log_ratios is None else log_ratios)
+        tokens, told, log_ratios = _next(batch.logits, rows, step, log_ratios, task)
         before = sum(going)
         for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
             if going[place]:
-                if batch.hidden is not None:
-                    task.hidden[row].append(batch.hidden[place])
-                going[place] = task.append(row, token, chosen[place])
+                hidden = None if batch.hidden is None else batch.hidden[place]
+                going[place] = task.append(row, token, told[place], hidden)
         left = sum(going)
         task.report(before - left)
         if not left:
@@ -362,6 +442,59 @@ def _complete(batch: RowBatch, rows: list[int], task: _Task) -> None:
             log_ratios = None if log_ratios is None else log_ratios[keep]
             tokens, rows, going = tokens[keep], [rows[place] for place in keep], [True] * left
         batch.step(tokens)
+
+
+def _next(
+    logits: list[Tensor], rows: list[int], step: int, log_ratios: Tensor | None, task: _Task
+) -> tuple[Tensor, list[tuple[float, ...]], Tensor | None]:
+    """(rows,) the next tokens, what is told of each, and (rows,) the log-ratios with them, of subtractive decoding.
+
+    A few rows at a time, so that what is made of their logits stays in a CPU's cache.
+    """
+    tokens, told, ratios = [], [], []
+    for part in row_parts(logits[0]):
+        own = [each[part] for each in logits]
+        before = None if log_ratios is None else log_ratios[part]
+        scores, token_ratios = _scores(own, task.contrast, before)
+        temperatures = [task.temperatures[row] for row in rows[part]]
+        drawn, logprobs = _drawn(scores, temperatures, task.uniforms[rows[part], step])
+        tokens.append(drawn)
+        told += _told(drawn, logprobs, own, task)
+        if token_ratios is not None:
+            ratios.append(_of(drawn, token_ratios) + (0 if before is None else before))
+    return torch.cat(tokens), told, torch.cat(ratios) if ratios else None
+
+
+def _drawn(scores: Tensor, temperatures: list[float], uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows,) the next tokens, and (rows, vocabulary) log-probabilities at the rows' temperatures, at 1 where it is 0.
+
+    Args:
+        scores: (rows, vocabulary) logits.
+        temperatures: of each row.
+        uniforms: (rows,) float64 in [0, 1), not read where the temperature is 0.
+    """
+    divided = scores
+    if not set(temperatures) <= {0, 1}:
+        divided = scores / scores.new_tensor([temperature or 1 for temperature in temperatures]).unsqueeze(1)
+    logprobs = torch.log_softmax(divided, dim=-1)
+    uniforms = uniforms.to(scores.device)
+    if all(temperatures):
+        return inverse_cdf(logprobs, uniforms), logprobs
+    tokens = scores.argmax(dim=-1)
+    if any(temperatures):
+        sampled = [place for place, temperature in enumerate(temperatures) if temperature]
+        tokens[sampled] = inverse_cdf(logprobs[sampled], uniforms[sampled])
+    return tokens, logprobs
+
+
+def _told(tokens: Tensor, logprobs: Tensor, logits: list[Tensor], task: _Task) -> list[tuple[float, ...]]:
+    """What is known of each row's token: its log-probability; entropy, if it is kept; the models' own, if two."""
+    columns = [_of(tokens, logprobs)]
+    if task.keep_entropies:
+        columns.append(entropy_of_logprobs(logprobs))
+    if task.contrast is not None:
+        columns += [_of(tokens, lift(each)) - lift(each).logsumexp(dim=-1) for each in logits]
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def _of(tokens: Tensor, values: Tensor) -> Tensor:

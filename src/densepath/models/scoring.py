@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.core.logprobs import TokenScores
 from densepath.errors import ModelError, NumericalError
 from densepath.models.compat import embedding_rows, in_mode, predicted_rows
+from densepath.models.flat_attention import Beginning
 from densepath.models.logits import (
     causal_lm,
     hidden_states,
@@ -22,9 +25,11 @@ from densepath.models.logits import (
     plain_head,
     score_positions,
 )
-from densepath.models.packing import pack
+from densepath.models.packing import Layout, PackedBatch, common_beginning, pack
 
 DEFAULT_TOKEN_BUDGET = 2048
+LEAST_BEGINNING = 64
+"""Tokens from which on what all prompts begin with is kept for all flat rows of a call, not computed in each."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,14 @@ class CompletionScores:
         logprobs: one (completion tokens,) tensor a sequence, nats; float32, or float64 for a float64 model.
         entropies: likewise, entropy of the distribution each token was drawn from, nats.
         log_normalizers: likewise, logsumexp of the raw logits at each state, nats.
+        hidden: index of a sequence -> (completion tokens, width) last hidden states, on the model's device, of those
+            that were asked for; empty where the head is not plain.
     """
 
     logprobs: list[Tensor]
     entropies: list[Tensor]
     log_normalizers: list[Tensor]
+    hidden: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @torch.no_grad()
@@ -49,19 +57,21 @@ def score_completions(
     completion_ids: Sequence[Sequence[int]],
     *,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
+    keep_hidden: Collection[int] = (),
     on_progress: Callable[[int], None] | None = None,
 ) -> CompletionScores:
     """Log-probability and entropy of every completion token, `log pi(y_t | x, y_<t)`.
 
-    Completions of one prompt share its computation, turns of a conversation that of the turns before, and all share
-    that of a beginning which every prompt has. The result does not depend on the order of the rows, on what else is
-    scored with them, on padding or on `token_budget` (up to float rounding).
+    Completions of one prompt share its computation, equal ones all of it, turns of a conversation that of the turns
+    before, and all share that of a beginning which every prompt has. The result does not depend on the order of the
+    rows, on what else is scored with them, on padding or on `token_budget` (up to float rounding).
 
     Args:
         model: causal LM, scored in eval mode; its mode is restored.
         prompt_ids: ids of each prompt, not empty.
         completion_ids: ids of each completion, EOS included where it was sampled.
         token_budget: tokens in one forward pass; bounds memory.
+        keep_hidden: indices of the sequences whose hidden states are kept, for what whole distributions are needed.
         on_progress: called with the number of sequences finished, after each batch.
 
     Returns:
@@ -76,32 +86,73 @@ def score_completions(
         from densepath.models.sharded import score_sharded
 
         scored = score_sharded(model, prompt_ids, completion_ids, token_budget=token_budget)
-        return _checked(scored, completion_ids)
+        return _checked(scored, completion_ids, {})
     model = causal_lm(model)
     layout, head = layout_of(model), plain_head(model)
     token_budget = token_budget if head is not None else own_budget(model, token_budget)
     weights = model.get_input_embeddings().weight
-    device = weights.device
     empty = torch.zeros(0, dtype=torch.float64 if weights.dtype == torch.float64 else torch.float32)
-    results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompt_ids)
+    prompts, completions, places = distinct(prompt_ids, completion_ids)
+    results = [TokenScores(empty, empty, empty, empty.bool())] * len(prompts)
+    wanted, counts = {places[index] for index in keep_hidden}, Counter(places)
+    hidden: dict[int, Tensor] = {}
     with in_mode(model):
-        for batch in pack(prompt_ids, completion_ids, layout, token_budget=token_budget):
-            batch = batch.to(device)
-            scores = score_positions(model, batch, batch.predicting(), head)
+        begun = () if head is None else beginning_to_keep(prompts, layout)
+        kept_beginning = Beginning(len(begun)) if begun else None
+        for batch in pack(prompts, completions, layout, token_budget=token_budget, beginning=begun):
+            scores, states = _score_batch(model, batch.to(weights.device), head, kept_beginning)
             parts = (torch.split(values.cpu(), list(batch.lengths)) for values in scores)
             for index, *values in zip(batch.sequences, *parts, strict=True):
                 results[index] = TokenScores(*values)
+            if wanted and states is not None:
+                found = zip(batch.sequences, torch.split(states, list(batch.lengths)), strict=True)
+                hidden |= {index: rows.clone() for index, rows in found if index in wanted}  # not the whole batch's
             if on_progress is not None:
-                on_progress(len(batch.sequences))
-    return _checked(results, completion_ids)
+                on_progress(sum(counts[index] for index in batch.sequences))
+    kept = {index: hidden[places[index]] for index in keep_hidden if places[index] in hidden}
+    return _checked([results[place] for place in places], completion_ids, kept)
 
 
-def _checked(results: Sequence[TokenScores], completion_ids: Sequence[Sequence[int]]) -> CompletionScores:
+def distinct(
+    prompt_ids: Sequence[Sequence[int]], completion_ids: Sequence[Sequence[int]]
+) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]], list[int]]:
+    """Prompts and completions of the distinct pairs, and for each pair which of them it is.
+
+    >>> distinct([[1], [1], [1]], [[2], [3], [2]])
+    ([(1,), (1,)], [(2,), (3,)], [0, 1, 0])
+    """
+    known: dict[tuple[tuple[int, ...], tuple[int, ...]], int] = {}
+    pairs = zip(prompt_ids, completion_ids, strict=True)
+    places = [known.setdefault((tuple(prompt), tuple(ids)), len(known)) for prompt, ids in pairs]
+    return [prompt for prompt, _ in known], [ids for _, ids in known], places
+
+
+def beginning_to_keep(prompts: Sequence[tuple[int, ...]], layout: Layout) -> list[int]:
+    """Ids that begin every prompt, if reading them once for all flat rows of a call is worth it."""
+    beginning = common_beginning(prompts) if layout is Layout.FLAT else []
+    return beginning if len(beginning) >= LEAST_BEGINNING else []
+
+
+def _score_batch(
+    model: Any, batch: PackedBatch, head: Head | None, beginning: Beginning | None
+) -> tuple[TokenScores, Tensor | None]:
+    """Scores where a batch predicts completion tokens, and (positions, width) hidden states there, if known."""
+    where = batch.predicting()
+    if head is None:
+        return score_positions(model, batch, where, None), None
+    states = hidden_states(model, batch, beginning)[where]
+    return chunked_token_logprobs(states, head, batch.labels[where]), states
+
+
+def _checked(
+    results: Sequence[TokenScores], completion_ids: Sequence[Sequence[int]], hidden: Mapping[int, Tensor]
+) -> CompletionScores:
     check_finite([scores.logprobs for scores in results], completion_ids)
     return CompletionScores(
         [scores.logprobs for scores in results],
         [scores.entropies for scores in results],
         [scores.log_normalizers for scores in results],
+        hidden,
     )
 
 
@@ -191,13 +242,16 @@ def completion_hidden_states(
     if head is None:
         raise ModelError(f"{type(model).__name__}: its head is not a plain linear layer over its last hidden states")
     embedding = model.get_input_embeddings().weight
-    found: list[Tensor] = [embedding.new_zeros(0, head.weight.shape[1])] * len(prompt_ids)
+    prompts, completions, places = distinct(prompt_ids, completion_ids)
+    found: list[Tensor] = [embedding.new_zeros(0, head.weight.shape[1])] * len(prompts)
     layout = layout_of(model)
+    begun = beginning_to_keep(prompts, layout)
+    beginning = Beginning(len(begun)) if begun else None
     with in_mode(model):
-        for batch in pack(prompt_ids, completion_ids, layout, token_budget=token_budget):
+        for batch in pack(prompts, completions, layout, token_budget=token_budget, beginning=begun):
             batch = batch.to(embedding.device)
             rows, columns = (where.to(embedding.device) for where in batch.predicting())
-            states = torch.split(hidden_states(model, batch)[rows, columns], list(batch.lengths))
+            states = torch.split(hidden_states(model, batch, beginning)[rows, columns], list(batch.lengths))
             for index, values in zip(batch.sequences, states, strict=True):
                 found[index] = values
-    return found
+    return [found[place] for place in places]

@@ -1,7 +1,8 @@
 """What every arm is asked: completions of held-out prompts, checked, and measured under the models of its SFT run.
 
 Each (split, temperature) is asked once and kept: `eval/<split>-<temperature>.json` holds the figures, an `ArmResult`,
-and the `.jsonl` beside it the completions.
+and the `.jsonl` beside it the completions. The temperatures of a split are asked together, so that a model reads each
+prompt once to answer it, and once to score all that was answered.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 
 from densepath.config.run import RunArguments
-from densepath.data.encode import encode_pairs
+from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.training_rows import Rows
-from densepath.evals.generation import Completion, Decoding, checked, generate
+from densepath.evals.generation import Completion, Decoding, checked, decoding_name, generate_each
 from densepath.io import write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
@@ -117,32 +118,56 @@ def evaluate(
     models = _Models.load(policy, evaluation, scored=any(split == "test" for split, _ in missing))
     check = check_of_run(evaluation.sft, evaluation.arguments)
     checks = None if check is None else check(models.policy)
-    nll: dict[str, tuple[float, ...] | None] = {}
-    for split, temperature in missing:
+    for split in dict.fromkeys(split for split, _ in missing):
         rows = evaluation.sft.rows(split)
-        if split not in nll and (split == "test" or evaluation.arguments.verifier is None):
-            nll[split] = models.nll(rows, evaluation.arguments.completion_tokens)
-        completions = models.answer(rows, evaluation.decoding(split, temperature), progress)
-        completions = checked(completions, rows, checks)
-        result = ArmResult(
-            arm=arm,
-            setting=evaluation.setting,
-            seed=evaluation.arguments.seed,
-            decoding=evaluation.decoding(split, temperature).name,
-            split=split,
-            values=None if checks is None else tuple(UNJUDGED if c.metric is None else c.metric for c in completions),
-            unjudged=tuple(c.row for c in completions if c.metric is None) if checks is not None else (),
-            lengths=tuple(len(c.completion_ids) for c in completions),
-            truncated=sum(c.truncated for c in completions) / len(completions),
-            nll=nll.get(split),
-        )
-        records = [_without_prompt(each) for each in completions]
+        temperatures = [temperature for of, temperature in missing if of == split]
+        decodings = [evaluation.decoding(split, temperature) for temperature in temperatures]
+        answers = [checked(found, rows, checks) for found in models.answer(rows, decodings, progress)]
+        judged = checks is not None
+        told = [
+            _result(arm, evaluation, decoding, split, found, judged=judged)
+            for decoding, found in zip(decodings, answers, strict=True)
+        ]
+        records = [[_without_prompt(completion) for completion in found] for found in answers]
+        demonstrations: list[Encoded] = []
+        if split == "test" or evaluation.arguments.verifier is None:
+            demonstrations = models.demonstrations(rows, evaluation.arguments.completion_tokens)
         if split == "test":
-            result, graded = models.measure(result, completions)
-            records = [{**record, **grades} for record, grades in zip(records, graded, strict=True)]
-        path = evaluation.path(folder, split, temperature)
-        write_jsonl_atomic(path.with_suffix(".jsonl"), records)
-        write_json_atomic(path, to_json(result))
+            told, graded = models.measure(told, answers, demonstrations)
+            records = [
+                [{**record, **grades} for record, grades in zip(*each, strict=True)]
+                for each in zip(records, graded, strict=True)
+            ]
+        elif demonstrations:
+            nll = _nll(models.policy.score(*_ids(demonstrations)).logprobs)
+            told = [replace(each, nll=nll) for each in told]
+        for temperature, result, lines in zip(temperatures, told, records, strict=True):
+            path = evaluation.path(folder, split, temperature)
+            write_jsonl_atomic(path.with_suffix(".jsonl"), lines)
+            write_json_atomic(path, to_json(result))
+
+
+def _result(
+    arm: Arm,
+    evaluation: Evaluation,
+    decoding: Decoding,
+    split: str,
+    completions: Sequence[Completion],
+    *,
+    judged: bool,
+) -> ArmResult:
+    """What the completions of a split are by themselves."""
+    return ArmResult(
+        arm=arm,
+        setting=evaluation.setting,
+        seed=evaluation.arguments.seed,
+        decoding=decoding.name,
+        split=split,
+        values=tuple(UNJUDGED if c.metric is None else c.metric for c in completions) if judged else None,
+        unjudged=tuple(c.row for c in completions if c.metric is None) if judged else (),
+        lengths=tuple(len(c.completion_ids) for c in completions),
+        truncated=sum(c.truncated for c in completions) / len(completions),
+    )
 
 
 def _without_prompt(completion: Completion) -> dict[str, Any]:
@@ -177,18 +202,18 @@ class _Models:
         contrast = policy.contrast and replace(policy.contrast, model=models[1])
         return cls(models[0], contrast, reward, load_tokenizer(str(sft.model)))
 
-    def answer(self, rows: Rows, decoding: Decoding, progress: StageProgress) -> list[Completion]:
+    def answer(self, rows: Rows, decodings: Sequence[Decoding], progress: StageProgress) -> list[list[Completion]]:
         before = progress.done
         with self.policy.active() as model, self._contrast() as contrast:
-            found = generate(
+            found = generate_each(
                 model,
                 self.tokenizer,
                 rows,
-                decoding,
+                [replace(each, entropies=True) for each in decodings],
                 contrast=contrast,
                 on_progress=lambda done, _: progress.update(before + done),
             )
-        progress.advance(0, tokens=sum(len(c.completion_ids) for c in found))
+        progress.advance(0, tokens=sum(len(c.completion_ids) for completions in found for c in completions))
         return found
 
     @contextlib.contextmanager
@@ -200,38 +225,57 @@ class _Models:
             with self.contrast.model.beside() as second:
                 yield replace(self.contrast, model=second)
 
-    def nll(self, rows: Rows, max_completion_length: int) -> tuple[float, ...] | None:
-        """Negative log-likelihood of held-out demonstrations, nats per token; None without any, or of a decoder."""
-        demonstrations = [row for row in rows[:NLL_ROWS] if "completion" in row or "messages" in row]
-        pairs = [encode_pairs(row, self.tokenizer)[-1] for row in demonstrations]
-        if not pairs or self.contrast is not None:
-            return None
+    def demonstrations(self, rows: Rows, max_completion_length: int) -> list[Encoded]:
+        """Held-out demonstrations whose likelihood is measured; none of a decoder."""
+        shown = [row for row in rows[:NLL_ROWS] if "completion" in row or "messages" in row]
+        if self.contrast is not None:
+            return []
         limit = 4 * max_completion_length
-        scored = self.policy.score([p.prompt_ids for p in pairs], [p.completion_ids[:limit] for p in pairs])
-        return tuple(-float(values.mean()) for values in scored.logprobs)
+        pairs = (encode_pairs(row, self.tokenizer)[-1] for row in shown)
+        return [Encoded(pair.prompt_ids, pair.completion_ids[:limit]) for pair in pairs]
 
     def measure(
-        self, result: ArmResult, completions: Sequence[Completion]
-    ) -> tuple[ArmResult, list[dict[str, list[float]]]]:
-        """The result with what the models say, and of each completion its rewards and log-probabilities under SFT.
+        self, results: Sequence[ArmResult], answers: Sequence[Sequence[Completion]], demonstrations: list[Encoded]
+    ) -> tuple[list[ArmResult], list[list[dict[str, list[float]]]]]:
+        """The results with what the models say, and of each completion its rewards and log-probabilities under SFT.
 
         KL and entropy are expectations under the policy's own samples: of text at other temperatures they say nothing.
         """
         assert self.reward is not None
-        prompts, ids = [c.prompt_ids for c in completions], [c.completion_ids for c in completions]
+        own = self.policy == self.reward.sft
+        texts = [Encoded(tuple(c.prompt_ids), tuple(c.completion_ids)) for found in answers for c in found]
         eos = eos_token_ids(self.reward.sft.model, self.tokenizer)
-        scores = self.reward.score_ids(prompts, ids, eos_token_ids=eos)
-        result = replace(result, reward=tuple(scores.sums.tolist()))
-        if result.decoding == "temperature 1":
-            sft = [float(values.sum()) for values in scores.sft_logprobs]
-            kl = tuple(sum(c.logprobs) - of_sft for c, of_sft in zip(completions, sft, strict=True))
-            result = replace(result, kl=kl)
-            if self.contrast is None:
-                own = self.policy == self.reward.sft
-                spread = scores.sft_entropies if own else self.policy.score(prompts, ids).entropies
-                result = replace(result, entropy=tuple(float(values.mean()) for values in spread))
-        pairs = zip(scores.rewards, scores.sft_logprobs, strict=True)
-        return result, [{"rewards": _rounded(r), "sft_logprobs": _rounded(p)} for r, p in pairs]
+        asked = [*texts, *demonstrations] if own else texts  # so that the SFT model reads its prompts once
+        scores = self.reward.score_ids(*_ids(asked), eos_token_ids=eos)
+        nll = None
+        if demonstrations:
+            of_them = (
+                self.policy.score(*_ids(demonstrations)).logprobs if not own else scores.sft_logprobs[len(texts) :]
+            )
+            nll = _nll(of_them)
+        measured, graded, start = [], [], 0
+        for result, found in zip(results, answers, strict=True):
+            part = slice(start, start + len(found))
+            start = part.stop
+            result = replace(result, nll=nll, reward=tuple(scores.sums[part].tolist()))
+            if result.decoding == decoding_name(1.0):
+                sft = (float(values.sum()) for values in scores.sft_logprobs[part])
+                kl = tuple(sum(c.logprobs) - of_sft for c, of_sft in zip(found, sft, strict=True))
+                entropies = tuple(c.entropy for c in found if c.entropy is not None)
+                result = replace(result, kl=kl, entropy=entropies if self.contrast is None else None)
+            measured.append(result)
+            pairs = zip(scores.rewards[part], scores.sft_logprobs[part], strict=True)
+            graded.append([{"rewards": _rounded(r), "sft_logprobs": _rounded(p)} for r, p in pairs])
+        return measured, graded
+
+
+def _ids(texts: Sequence[Encoded]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    return [text.prompt_ids for text in texts], [text.completion_ids for text in texts]
+
+
+def _nll(logprobs: Sequence[torch.Tensor]) -> tuple[float, ...]:
+    """Negative log-likelihood of each demonstration, nats per token."""
+    return tuple(-float(values.mean()) for values in logprobs)
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

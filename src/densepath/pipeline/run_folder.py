@@ -36,7 +36,7 @@ from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
 MACHINE_KEYS = (
-    *("output_dir", "num_threads", "report_to", "accelerate_config", "num_processes", "gpu_memory"),
+    *("output_dir", "num_threads", "report_to", "accelerate_config", "num_processes", "gpu_memory", "profile"),
     *("max_calls", "max_cost", "max_invalid", "judge_concurrency", "judge_timeout", "judge_retries"),
     *("judge_calls_per_minute", "judge_prompt_price", "judge_completion_price", "judge_cache", "judge_api_key_env"),
 )
@@ -49,7 +49,7 @@ _NAMES = (
     *("report.html", "report.json", "metrics.jsonl", "README.md", "model", "data", "stages", "eval", "checkpoint-*"),
     f"{ASIDE}checkpoint-*",
     *("samples.json", "scores.json", "size.json", "log_ratios.json", "purification.json", "kept.json"),
-    *("kept.jsonl", "dropped.jsonl"),
+    *("kept.jsonl", "dropped.jsonl", "profile.json", "profile.html"),
 )
 _PLACES = (
     *("data", "stages", "eval", "selection", "references", "validation", "nan_batches", "completions"),

@@ -17,19 +17,26 @@ from densepath.data.formats import Needs
 from densepath.data.sources import load_rows
 from densepath.data.training_rows import Rows, demonstration_pairs, prompt_dataset
 from densepath.errors import ConfigError
+from densepath.io import write_json_atomic, write_text_atomic
 from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, load_trainable, model_context
 from densepath.models.quantized import check_four_bit
 from densepath.pipeline.data import check_prompts
+from densepath.pipeline.environment import environment, resident_bytes
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder, resolved
+from densepath.records.codec import to_json
+from densepath.report.console import print_parts
+from densepath.report.html import page_html
+from densepath.report.profile import profile_page, profile_parts
 from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.refusals import check_startable
 from densepath.trainers.sft import save_model_atomic, sft_trainer
+from densepath.trainers.step_clock import StepClock
 from densepath.trainers.trl_config import QUIET, device_defaults, peft_config, trl_config
 
 EVALUATION = {"eval_strategy": "steps", "eval_steps": 10, "predict_with_generate": False}
@@ -88,6 +95,23 @@ def _rows(arguments: SFTArguments | DPRArguments, kind: Needs, seed: int) -> tup
     tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
     rows = load_rows(name, split, kind, limit=arguments.max_train_samples, seed=seed)
     return rows, tokenizer, model_context(arguments.model_name_or_path, arguments.trust_remote_code)
+
+
+def _profiled(clock: StepClock, folder: RunFolder, arguments: DPRArguments, console: Console) -> None:
+    """Write and print where the time of a step went."""
+    profile = clock.profile(resident_bytes())
+    if profile is None:
+        warn(console, "profile: one step or none was made, and the first one is not counted")
+        return
+    print_parts(console, *profile_parts(profile))
+    if not folder.writes:
+        return
+    write_json_atomic(folder / "profile.json", to_json(profile))
+    given = {"model": arguments.model_name_or_path, "data": arguments.dataset_name, "machine": environment()["cpu"]}
+    write_text_atomic(
+        folder / "profile.html", page_html(profile_page(profile, tuple(given.items()), arguments.output_dir))
+    )
+    say(console, f"profile: {(folder / 'profile.html').resolve()}")
 
 
 def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, title: str) -> Path:
@@ -168,7 +192,11 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
             processing_class=tokenizer,
             peft_config=None if hasattr(policy, "peft_config") else peft_config(arguments),
         )
-        return _train(trainer, tokenizer, folder, console, "DPR")
+        clock = StepClock(trainer) if arguments.profile else None
+        model = _train(trainer, tokenizer, folder, console, "DPR")
+        if clock is not None:
+            _profiled(clock, folder, arguments, console)
+        return model
 
 
 def _held_out(arguments: DPRArguments, tokenizer: Any, context: int) -> Any:

@@ -180,6 +180,12 @@ def after_judge_eval(found: JudgeEvaluation, source: str) -> Next:
     return Next("judge with it; its verdicts are worth what this page says of them.", use)
 
 
+def after_profile(folder: str) -> Next:
+    """Of a training whose steps were timed: whether it was worth them."""
+    words = "time says nothing of quality: compare the trained model with the SFT model."
+    return Next(words, typed("judge", benchmark=PROMPTS, models=f"{folder}/model", baseline=SFT, judge=JUDGE))
+
+
 def after_theory() -> Next:
     """Of the statements: more instances of one."""
     words = "docs/theory.md proves each statement; this checks one of them on more instances."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,11 +59,17 @@ class FrozenPolicy:
         completion_ids: Sequence[Sequence[int]],
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         on_progress: Callable[[int], None] | None = None,
+        keep_hidden: Collection[int] = (),
     ) -> CompletionScores:
         """Log-probabilities and entropies of the completions; see `score_completions`."""
         with self.active() as model:
             return score_completions(
-                model, prompt_ids, completion_ids, token_budget=token_budget, on_progress=on_progress
+                model,
+                prompt_ids,
+                completion_ids,
+                token_budget=token_budget,
+                keep_hidden=keep_hidden,
+                on_progress=on_progress,
             )
 
     def hidden_states(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +94,7 @@ class VLLMPolicy(FrozenPolicy):
         completion_ids: Sequence[Sequence[int]],
         token_budget: int = DEFAULT_TOKEN_BUDGET,
         on_progress: Callable[[int], None] | None = None,
+        keep_hidden: Collection[int] = (),
     ) -> CompletionScores:
         """Log-probabilities of the completions; no entropies or normalisers, which vLLM does not give.
 
@@ -102,6 +103,7 @@ class VLLMPolicy(FrozenPolicy):
             completion_ids: ids of each completion.
             token_budget: without effect: vLLM was told when it was loaded.
             on_progress: called once, with the number of sequences.
+            keep_hidden: without effect: vLLM keeps hidden states to itself.
 
         Raises:
             ModelError, NumericalError: as `score_completions`.

@@ -127,6 +127,23 @@ class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
         write_json_atomic(folder / COMPLETE_MARKER, marker)
 
 
+class NoLastCheckpoint(TrainerCallback):  # type: ignore[misc]
+    """Leaves out the checkpoint after the last step, where the model itself is written next.
+
+    Weights and two moments are three times the model, and nothing would read them. One is written where the best
+    checkpoint is looked for, of which the last may be the one.
+    """
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Of transformers' decision, which came before."""
+        if state.global_step >= state.max_steps and args.metric_for_best_model is None:
+            control.should_save = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Likewise where checkpoints are written after an epoch."""
+        self.on_step_end(args, state, control)
+
+
 def last_complete_checkpoint(output_dir: Path) -> str | None:
     """The newest whole `checkpoint-N` under `output_dir`.
 

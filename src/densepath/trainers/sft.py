@@ -22,6 +22,7 @@ from densepath.trainers.callbacks import (
     LOG,
     CompleteCheckpointCallback,
     MetricsCallback,
+    NoLastCheckpoint,
     ReferenceCheckpointCallback,
     last_complete_checkpoint,
     save_folder_atomic,
@@ -178,6 +179,8 @@ def _is_sharded(trainer: Any) -> bool:
 def train_resumable(trainer: Any, output_dir: Path) -> None:
     """Train, from the last whole checkpoint under `output_dir` if there is one, keeping metrics.jsonl there.
 
+    The caller saves the model next: after the last step there is no checkpoint.
+
     The end is that of a training that was never interrupted: weights, metrics, and the count of tokens.
     """
     make_folder(output_dir)
@@ -185,6 +188,7 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
     metrics = MetricsCallback(output_dir / LOG)
     trainer.add_callback(metrics)
     trainer.add_callback(CompleteCheckpointCallback())
+    trainer.add_callback(NoLastCheckpoint())
     with trainer.args.main_process_first(local=False):  # it removes what a kill cut short
         checkpoint = last_complete_checkpoint(output_dir)
         if trainer.is_world_process_zero():
