@@ -45,7 +45,8 @@ def held(argv: list[str], bases: list[tuple[int, str]]) -> list[str]:
     return [place for count, place in bases if count > 1]
 
 
-SHORT = {"sft_max_steps": 4, "dpr_max_steps": 2, "purify_steps": 2, "purify_final_steps": 2, "purify_samples": 4}
+SHORT = {"sft_max_steps": 4, "dpr_max_steps": 2}
+PURIFY = {"purify_steps": 2, "purify_final_steps": 2, "purify_samples": 4}
 
 
 def test_a_run_holds_one_base_for_policy_sft_model_references_and_a_judge_of_its_own(tmp_path, tiny_model, bases):
@@ -62,7 +63,7 @@ def test_a_run_holds_one_base_for_policy_sft_model_references_and_a_judge_of_its
 def test_a_base_in_4_bits_goes_through_every_stage(tmp_path, bases):
     model = save_tiny_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
     arms = ["base", "sft", "contrastive", "dpr", "purified_sft"]
-    argv = run_argv(model, tmp_path / "run", arms=arms, load_in_4bit="true", **SHORT)
+    argv = run_argv(model, tmp_path / "run", arms=arms, load_in_4bit="true", **SHORT, **PURIFY)
     assert held(argv, bases) == []
     dpr, sft = (load_file(tmp_path / f"run/{arm}/model/adapter_model.safetensors") for arm in ("dpr", "sft"))
     assert all(weight.dtype is torch.float32 for weight in dpr.values())
@@ -81,5 +82,5 @@ def test_4_bits_without_bitsandbytes_are_refused_before_the_first_stage(tmp_path
 @pytest.mark.slow
 def test_every_arm_holds_one_base(tmp_path, tiny_model, bases):
     arms = [arm for arm in method_names() if arm not in ("gsil", "extrapolation")]  # SPIN's rounds, and no model
-    assert held(run_argv(tiny_model, tmp_path / "run", arms=arms, **SHORT), bases) == []
+    assert held(run_argv(tiny_model, tmp_path / "run", arms=arms, **SHORT, **PURIFY), bases) == []
     assert len(bases) > 2 * len(arms)
