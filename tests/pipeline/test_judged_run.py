@@ -74,7 +74,7 @@ def test_the_judge_chooses_the_reference_too(judged):
 def test_another_judge_is_another_run_and_a_higher_limit_is_not(judged, forks):
     run, argv = judged
     before = {path: path.stat().st_mtime_ns for path in run.rglob("eval/*.json")}
-    assert forks.run([*argv, "--max_calls", "7", "--judge_concurrency", "3"]) == 0, forks.stderr
+    assert forks.run([*argv, "--max_invalid", "0.4"]) == 0, forks.stderr
     assert {path: path.stat().st_mtime_ns for path in run.rglob("eval/*.json")} == before
     assert forks.run([*argv, "--judge", "verifier:exact_match"]) == 2
     assert "another configuration (judge: " in forks.stderr

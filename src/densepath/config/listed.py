@@ -68,7 +68,7 @@ SFT = Listed(
 DPR = Listed(
     own=(
         *("model_name_or_path", "ref_model_name_or_path", "dataset_name", "eval_dataset_name", "use_peft"),
-        "output_dir",
+        *("output_dir", "profile"),
     ),
     trainer={
         "beta": TrainerArgument("Coefficient of the KL to the SFT policy; larger stays closer to it.", 0.5),
