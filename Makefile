@@ -2,6 +2,7 @@
 # make test         environment and the default tests (make test-slow for the long ones)
 # make check        what CI runs: format, lint, types, tests
 # make check-newest the default tests on what pip resolves without constraints, in .venv-newest
+# make gpu-kit      the wheels that a bare GPU machine lacks, in build/gpu-kit; make gpu-check there: docs/gpu.md
 # make bench        speed and memory beside TRL and transformers, two hours; docs/performance.md says what it prints
 # make attack       kills, power cuts, damaged files, odd rows, words and requests, for hours; ATTACK="--scale 0.01" for less
 # make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
@@ -16,7 +17,7 @@ RUN_DIR ?= runs/quickstart
 BENCH_DIR ?= runs/bench
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser pictures format bench curves attack clean
+.PHONY: help quickstart test test-slow check check-newest check-newest-seams browser pictures format bench curves attack gpu-kit gpu-check clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -103,6 +104,16 @@ curves: $(VENV)/.installed-dev
 
 attack: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -W ignore -m tests.attack.attack $(ATTACK)
+
+GPU_KIT ?= build/gpu-kit
+GPU_CHECK ?= gpu-check
+gpu-kit: $(VENV)/.installed
+	$(BIN)/python -m benchmarks.gpu.kit $(GPU_KIT)
+
+# On the GPU's machine, whose own Python has torch: no environment is made, and nothing is fetched.
+gpu-check:
+	$(PYTHON) -m pip install --quiet --no-index --no-deps --no-compile --upgrade --target $(GPU_KIT)/site $(GPU_KIT)/*.whl
+	PYTHONPATH=$(GPU_KIT)/site:src:. HF_HUB_OFFLINE=1 $(PYTHON) -m benchmarks.gpu.check --output_dir $(GPU_CHECK) $(ARGS)
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis $(NEWEST) $(NEWEST)-seams

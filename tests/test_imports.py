@@ -192,7 +192,7 @@ def test_the_function_of_a_row_takes_what_the_row_gives(command):
 
 BY_NAME = {
     ROOT / "rewards/loading.py",
-    *(ROOT / f"models/{name}.py" for name in ("load", "linear", "locate", "identity", "smollm2")),
+    *(ROOT / f"models/{name}.py" for name in ("load", "linear", "locate", "identity", "quantized", "smollm2")),
 }
 """What loads models by name, settles how they multiply, and writes down which they were."""
 

@@ -187,7 +187,9 @@ def test_mistakes_are_named(planted):
             diagnose(planted[0.5], {"0": planted[0.1]}, ROWS, betas=betas, **SETTINGS)
     with pytest.raises(DataError, match="row 1: "):
         diagnose(planted[0.5], {"0": planted[0.1]}, [{"text": "a"}], **SETTINGS)
-    with pytest.raises(ConfigError, match="reference 0: a preview reads two models side by side"):
+    with pytest.raises(
+        ConfigError, match="reference 0 is the SFT model itself, so a preview would be SFT; give another"
+    ):
         diagnose(planted[0.5], {"0": planted[0.5]}, ROWS[:2], **SETTINGS)
 
 

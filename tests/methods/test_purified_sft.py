@@ -316,7 +316,7 @@ class PlantedJudge:
 def test_a_judge_takes_the_place_of_a_verifier(source, tmp_path, monkeypatch):
     """What it could say nothing of is left out for every candidate."""
     stage = stage_of(source, tmp_path, judge="verifier:exact_match", purify_rounds=1)
-    purified_sft.train(replace(stage, check=PlantedJudge))
+    purified_sft.train(replace(stage, check=lambda held: PlantedJudge()))
     record = record_of(tmp_path)
     assert f"greedy: 0.750 on {len(HELD_OUT) - 1} validation prompts" in record.reason
     assert [each.validation.mean for each in record.mixtures[0].behaviours] == [0.75, 0.75]

@@ -157,13 +157,20 @@ def test_half_precision_weights_take_half():
     assert terms(plan(dtype="bfloat16"), "SFT", "backward ends")["policy"] == 2 * PARAMETERS
 
 
-def test_qlora_holds_the_base_in_4_bits_while_training_and_evaluates_it_whole():
-    found = plan(use_peft=True, load_in_4bit=True, dtype="bfloat16")
+def test_qlora_holds_the_base_in_4_bits_in_every_stage():
+    found = plan(use_peft=True, load_in_4bit=True, dtype="bfloat16", reference="auto")
     linears = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
-    whole = 2 * PARAMETERS
-    policy = terms(found, "SFT", "backward ends")["policy"] - 4 * found.trained
-    assert policy == pytest.approx(linears * 4.127 / 8 + 2 * (PARAMETERS - linears))
-    assert terms(found, "evaluation", "sampling")["frozen models"] == pytest.approx(whole, rel=0.1)
+    base = linears * 4.127 / 8 + 2 * (PARAMETERS - linears)
+    assert terms(found, "SFT", "backward ends")["policy"] == pytest.approx(base + 4 * found.trained)
+    # The SFT model, and its references at 0.25, 0.5 and 0.75; that at 0 is the base.
+    assert terms(found, "selection", "sampling")["frozen models"] == pytest.approx(base + 4 * 4 * found.trained)
+    # SFT model and reference, and the adapters that are asked.
+    assert terms(found, "evaluation", "sampling")["frozen models"] == pytest.approx(base + 4 * 4 * found.trained)
+
+
+def test_a_choice_holds_two_models_where_all_weights_are_trained():
+    frozen = terms(plan(reference="auto"), "selection", "sampling")["frozen models"]
+    assert frozen == 2 * 4 * PARAMETERS
 
 
 def test_a_prompt_of_unknown_length_is_counted_with_1024_tokens():
@@ -195,7 +202,7 @@ def test_every_term_is_explained_and_none_is_negative():
         ({}, "optimizer takes 59.8 GiB; set use_peft: true"),
         (
             {"use_peft": True, "gpu_memory": 24},
-            "policy takes 30.1 GiB; set dtype: bfloat16, or shard it over more GPUs",
+            "policy takes 30.1 GiB; set dtype: bfloat16, or set load_in_4bit: true, or shard it over more GPUs",
         ),
         (
             {"use_peft": True, "gpu_memory": 50, "sft_per_device_train_batch_size": 128},

@@ -22,6 +22,8 @@ from densepath.pipeline.run import check_configuration
 ROOT = Path(__file__).parents[2]
 PARAMETERS = {  # as their publishers' weights hold them; Gemma's without the image tower
     "llama-3.1-8b": 8_030_261_248,
+    "llama-3.1-8b-48gb": 8_030_261_248,
+    "llama-3.1-8b-24gb": 8_030_261_248,
     "qwen2.5-7b": 7_615_616_512,
     "mistral-7b-v0.3": 7_248_023_552,
     "gemma-3-4b": 3_880_263_168,
@@ -78,7 +80,7 @@ def test_a_recipe_names_the_accelerate_file_the_vllm_mode_and_where_its_rates_co
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_recipe_that_does_not_fit_is_refused_with_the_term(name, capsys):
-    assert main(["plan", "--config", f"recipes/{name}.yaml", "--gpu_memory", "8"]) == 2
+    assert main(["plan", "--config", f"recipes/{name}.yaml", "--gpu_memory", "6"]) == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert re.match(r"densepath: error: \w+ needs [\d.]+ GiB .*takes? [\d.]+ GiB; ", message), message
@@ -100,6 +102,7 @@ def test_a_recipe_makes_the_configs_of_its_stages(name, tmp_path, monkeypatch):
     assert (dpr.use_vllm, dpr.max_completion_length) == (given["dpr_use_vllm"], given["max_completion_length"])
     assert Path(given["accelerate_config"]).is_file()
     monkeypatch.setattr("densepath.trainers.refusals.is_vllm_available", lambda: True)  # as where the recipe is for
+    monkeypatch.setattr("densepath.pipeline.run.check_four_bit", lambda: None)
     check_configuration(arguments, others)  # what densepath run refuses before its first stage
 
 

@@ -17,7 +17,7 @@ from transformers.utils import is_bitsandbytes_available
 from densepath.errors import ConfigError, DataError, ModelError
 from densepath.models.load import load_model
 from densepath.rewards.frozen import FrozenPolicy
-from densepath.trainers import checks, policies
+from densepath.trainers import checks
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 
@@ -107,9 +107,9 @@ def test_model_init_kwargs_reach_models_given_by_name(tmp_path, folders, prompts
 
 
 def test_without_bitsandbytes_quantisation_is_refused_by_name(tmp_path, folders, prompts, monkeypatch):
-    monkeypatch.setattr(policies, "is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr("densepath.models.quantized.is_bitsandbytes_available", lambda: False)
     for kwargs in ({"load_in_4bit": True}, {"quantization_config": {"load_in_4bit": True}}):
-        with pytest.raises(ModelError, match=r"load_in_4bit needs bitsandbytes: pip install 'densepath\[quant"):
+        with pytest.raises(ModelError, match=r"load_in_4bit needs bitsandbytes: pip install bitsandbytes"):
             DPRTrainer(folders["sft"], folders["base"], config(tmp_path, model_init_kwargs=kwargs), prompts)
     with pytest.raises(ModelError, match="load_in_8bit needs bitsandbytes"):
         DPRTrainer(

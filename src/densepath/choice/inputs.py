@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -21,15 +21,16 @@ Model: TypeAlias = Any
 
 @dataclass(frozen=True)
 class SFTModels:
-    """An SFT model and what it came from; one reference at a time is in memory beside it.
+    """An SFT model and what it came from.
+
+    A reference that is a part of the SFT model's base is an adapter on that base in memory; of all others, one at a
+    time is in memory beside it.
 
     Attributes:
         sft: path, model or `FrozenPolicy`.
         references: name -> candidate: earlier checkpoints under their fraction ("0.5"), the model before SFT ("0").
         tokenizer: that of all models.
-        dtype: of weights that are loaded here.
-        device: where they go; None: CPU, "auto": CUDA where there is one.
-        trust_remote_code: run Python code that comes with weights that are loaded here.
+        model_options: keywords of `load_policies` for what is loaded here: `dtype`, `device`, `trust_remote_code`.
 
     Raises:
         ConfigError: no reference.
@@ -38,19 +39,29 @@ class SFTModels:
     sft: Model
     references: Mapping[str, Model]
     tokenizer: Any
-    dtype: str = "float32"
-    device: str | None = None
-    trust_remote_code: bool = False
+    model_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.references:
             raise ConfigError("there is no reference to preview; SFT keeps some at reference_fractions")
 
-    def load(self, model: Model) -> FrozenPolicy:
-        """The model frozen; an adapter that is loaded here is merged into its base."""
-        from densepath.evals.scored_texts import load_policy
+    def load(self, model: Model, beside: FrozenPolicy | None = None, name: str = "") -> FrozenPolicy:
+        """The model frozen.
 
-        return load_policy(model, dtype=self.dtype, device=self.device, trust_remote_code=self.trust_remote_code)
+        Args:
+            model: path, model or `FrozenPolicy`.
+            beside: what is in memory already, on whose base it is put where it is a part of that.
+            name: what its adapter is called there.
+        """
+        from densepath.rewards.frozen import FrozenPolicy
+        from densepath.rewards.loading import load_policies, view_on_base
+
+        if isinstance(model, FrozenPolicy):
+            return model
+        if not isinstance(model, (str, Path)):
+            return FrozenPolicy(model)
+        shared = None if beside is None else view_on_base(beside.model, model, name)
+        return shared or load_policies([model], **self.model_options)[0]
 
 
 @dataclass(frozen=True)

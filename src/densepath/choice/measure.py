@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -56,7 +56,7 @@ def measure(
     """Answers of the SFT model and of each candidate, and what the reward of each reference says; nothing is trained.
 
     Args:
-        models: the SFT model and the candidates for the reference; one of these is in memory at a time.
+        models: the SFT model and the candidates for the reference.
         evidence: validation rows, and what says that an answer is right.
         plan: how much is tried; the defaults if None.
         on_progress: called with (done, all) completions, sampled and scored.
@@ -111,6 +111,7 @@ class _Job:
     check: Verifier | AnswerJudge | None
     progress: _Progress
     keep: Keep
+    views: dict[str, FrozenPolicy] = field(default_factory=dict)
 
     @classmethod
     def begin(cls, models: SFTModels, evidence: Evidence, plan: MeasurePlan, progress: _Progress, keep: Keep) -> _Job:
@@ -216,10 +217,15 @@ class _Job:
         return 1 if temperature == 0 else self.plan.num_generations
 
     def load(self, name: str) -> FrozenPolicy:
-        """A reference that can stand beside the SFT model."""
-        ref = self.models.load(self.models.references[name])
-        if self.betas and (ref.model is self.policy.model or (ref.adapter != "" and ref.adapter is not None)):
-            raise ConfigError(f"reference {name}: a preview reads two models side by side; give a model of its own")
+        """A reference that can stand beside the SFT model; adapters on its base stay there once they are loaded."""
+        if name in self.views:
+            return self.views[name]
+        place = list(self.models.references).index(name)
+        ref = self.models.load(self.models.references[name], self.policy, f"reference_{place}")
+        if ref.model is self.policy.model:
+            if ref.adapter == "" and self.betas:
+                raise ConfigError(f"reference {name} is the SFT model itself, so a preview would be SFT; give another")
+            self.views[name] = ref
         return ref
 
     def reference(
@@ -250,7 +256,8 @@ class _Job:
             capped = kind is ContrastKind.SUBTRACTIVE
             title = f"{place}-{'capped' if capped else f'{1 / strength:g}'}"
             alpha, taken = (0.0, strength) if capped else (strength, 0.0)
-            drawn = self.answers(PREVIEW_TEMPERATURES, title, Contrast(ref.model, kind, strength))
+            with ref.beside() as second:
+                drawn = self.answers(PREVIEW_TEMPERATURES, title, Contrast(second, kind, strength))
             for temperature, completions in drawn.items():
                 shift = _shift(completions) if temperature == 1 else None
                 found[name, alpha, taken, temperature] = Preview(completions, shift)

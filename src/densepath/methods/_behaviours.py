@@ -21,8 +21,17 @@ from torch import Tensor
 from densepath.core.mixture import responsibilities, settled_shares, systematic_draws
 from densepath.io import remembered, remove
 from densepath.methods._demonstrations import Demonstrations
-from densepath.methods._stage import FORWARD_FLOPS, TRAIN_FLOPS, Stage, parameters_of, sft_config, tokens_trained
+from densepath.methods._stage import (
+    FORWARD_FLOPS,
+    TRAIN_FLOPS,
+    Stage,
+    free_models,
+    parameters_of,
+    sft_config,
+    tokens_trained,
+)
 from densepath.models.load import load_frozen, load_trainable
+from densepath.models.quantized import parameter_count
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.sft import save_model_atomic, sft_trainer
 from densepath.trainers.trl_config import peft_config
@@ -154,13 +163,14 @@ def _train_and_ask(stage: Stage, corpus: Corpus, step: _Step) -> dict[str, Any]:
         step.weights, arguments.purify_steps * batch, torch.Generator().manual_seed(step.seed)
     ).tolist()
     spent = train_on(stage, corpus, draws, Training(step.folder, arguments.purify_steps, step.seed, "nll"))
+    free_models()
     policy = FrozenPolicy(load_frozen(arguments, step.folder / "model"))
     said = {
         name: [] if not len(part) else part.log_likelihoods(policy, stage.console, f"{stage.title}, {name}").tolist()
         for name, part in (("train", corpus.train), ("validation", corpus.validation), ("samples", corpus.samples))
     }
     scored = sum(scored_tokens(part) for part in (corpus.train, corpus.validation, corpus.samples))
-    parameters = sum(p.numel() for p in policy.model.parameters())
+    parameters = parameter_count(policy.model)
     return {**said, "tokens": spent[0], "flops": spent[1] + FORWARD_FLOPS * scored * parameters}
 
 
@@ -179,6 +189,7 @@ def train_on(stage: Stage, corpus: Corpus, draws: Sequence[int], training: Train
 
     The rows are drawn beforehand, so a training that is resumed sees what an uninterrupted one sees.
     """
+    free_models()  # of the behaviour before
     arguments = stage.arguments
     rate = arguments.purify_learning_rate
     config = sft_config(

@@ -13,9 +13,10 @@ from densepath.data.rows import Row
 from densepath.evals.generation import Completion, Decoding, generate
 from densepath.io import remembered, write_json_atomic
 from densepath.methods import Outcome, Stage
-from densepath.methods._stage import FORWARD_FLOPS
+from densepath.methods._stage import FORWARD_FLOPS, free_models
 from densepath.methods.continued_sft import go_on
 from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.quantized import parameter_count
 from densepath.progress import StageProgress
 from densepath.records.arm import Budget
 from densepath.records.codec import from_json, to_json
@@ -60,8 +61,9 @@ def train_on_own(
         generator = torch.Generator().manual_seed(stage.arguments.seed)
         draws = systematic_draws(torch.ones(len(kept)), steps * stage.demonstrations_per_step, generator)
         outcome = go_on(stage, steps, Dataset.from_list([_columns(each) for each in kept]).select(draws.tolist()))
+    free_models()
     model = load_frozen(stage.arguments, stage.sft.model)
-    flops = FORWARD_FLOPS * passes * _tokens(samples) * sum(p.numel() for p in model.parameters())
+    flops = FORWARD_FLOPS * passes * _tokens(samples) * parameter_count(model)
     spent = outcome.budget
     budget = Budget(len(samples), spent.demonstrations, spent.tokens, spent.flops + flops)
     return Outcome(budget, outcome.steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import math
 import random
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from densepath.methods._stage import (
     FORWARD_FLOPS,
     TRAIN_FLOPS,
     Stage,
+    free_models,
     parameters_of,
     prefixed,
     tokens_trained,
@@ -102,9 +102,11 @@ def self_play(stage: Stage, loss: str) -> Outcome:
 
 
 def _train_round(stage: Stage, loss: str, this: _Round) -> dict[str, Any]:
+    free_models()  # of the round before
     tokenizer = load_tokenizer(this.opponent)
     config = _config(stage, loss, this)
     pairs = remembered(this.folder / "pairs.json", lambda: _pairs(stage, tokenizer, this))
+    free_models()  # the opponent
     trainer = SelfPlayTrainer(
         model=load_trainable(stage.arguments, this.opponent),
         args=config,
@@ -132,8 +134,6 @@ def _pairs(stage: Stage, tokenizer: Any, this: _Round) -> list[dict[str, Any]]:
             seed=this.seed,
             on_progress=progress.update,
         )
-    del opponent
-    gc.collect()
     return pairs
 
 

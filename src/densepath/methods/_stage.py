@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.io import read_json, read_jsonl, read_log
 from densepath.models.kept import BASE, KeptModels, kept_models
 from densepath.models.load import model_context
+from densepath.models.quantized import parameter_count
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
 from densepath.progress import StageProgress
+from densepath.rewards.frozen import FrozenPolicy
 from densepath.terminal import Console
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.progress import ProgressCallback
@@ -149,7 +152,8 @@ class Stage:
         console: where progress goes.
         title: of the progress.
         matched: steps of continued SFT that have the compute of the method that it matches; None for its samples.
-        check: makes what says how good an answer is, a verifier or a judge; None where nothing does.
+        check: makes what says how good an answer is, a verifier or a judge, beside a model that is in memory; None
+            where nothing does.
     """
 
     sft: SFTRun
@@ -159,7 +163,7 @@ class Stage:
     console: Console
     title: str
     matched: int | None = None
-    check: Callable[[], Verifier | AnswerJudge] | None = None
+    check: Callable[[FrozenPolicy], Verifier | AnswerJudge] | None = None
 
     @property
     def samples(self) -> int:
@@ -216,6 +220,14 @@ def train_shown(trainer: Any, folder: Path, console: Console, title: str) -> Non
     end_tracked_run()
 
 
+def free_models() -> None:
+    """Give back models that nobody uses: a trainer is a reference cycle around its model, gradients and optimizer.
+
+    Called before the next model is loaded, beside which they would stand in memory.
+    """
+    gc.collect()
+
+
 def tokens_trained(folder: Path) -> int:
     """Cumulative tokens at the end of a training stage, as TRL counts them."""
     rows = [row for row in read_log(folder / "metrics.jsonl") if row.get("num_tokens")]
@@ -224,7 +236,7 @@ def tokens_trained(folder: Path) -> int:
 
 def parameters_of(trainer: Any) -> int:
     """Parameters that a forward pass multiplies: the adapters of a PEFT model included."""
-    return sum(p.numel() for p in trainer.model.parameters())
+    return parameter_count(trainer.model)
 
 
 def prefixed(others: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_
 from densepath.methods._shown import shown_rows
 from densepath.methods._stage import FORWARD_FLOPS, trained_or_sft
 from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.quantized import parameter_count
 from densepath.progress import StageProgress
 from densepath.records.arm import Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
@@ -123,7 +124,7 @@ def _corpus(stage: Stage) -> tuple[Corpus, float]:
 
 
 def _parameters(stage: Stage) -> int:
-    return sum(p.numel() for p in load_frozen(stage.arguments, stage.sft.model).parameters())
+    return parameter_count(load_frozen(stage.arguments, stage.sft.model))
 
 
 def _samples_of_base(stage: Stage, train: Demonstrations, tokenizer: Any) -> dict[str, Any]:

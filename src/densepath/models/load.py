@@ -24,6 +24,7 @@ from densepath.models.compat import (
     replaced_weights,
 )
 from densepath.models.linear import choose_library
+from densepath.models.quantized import is_quantized, quantized
 
 __all__ = [
     "DTYPES",
@@ -68,10 +69,11 @@ def load_model(
         device: None leaves the model on the CPU; "auto" takes CUDA where there is one.
         trust_remote_code: run Python code that comes with the weights.
         adapter: PEFT adapter folder or hub id to put on top of `name_or_path`.
-        merge: fold the adapter into the base weights; otherwise a `PeftModel` is returned.
+        merge: fold the adapter into the base weights; otherwise, and on a quantised base, whose weights would be
+            rounded again, a `PeftModel` is returned.
         for_training: train mode, the base trainable (with an adapter: the adapter alone), dropout as configured.
         model_init_kwargs: further arguments of `from_pretrained` for the base: `attn_implementation`, `revision`,
-            `quantization_config`, ...
+            `quantization_config`, or `load_in_4bit` for that of QLoRA (`models.quantized`).
 
     Returns:
         The model; unless `for_training` in eval mode, with dropout zeroed and no parameter requiring a gradient.
@@ -94,7 +96,9 @@ def load_model(
     for folder in adapters:
         locate.check_adapter_folder(folder)
 
-    model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code, **(model_init_kwargs or {}))
+    kwargs = quantized(model_init_kwargs or {}, torch_dtype)
+    model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code, **kwargs)
+    merge = merge and not is_quantized(model)
     for folder in adapters:
         model = _add_adapter(model, folder, trainable=for_training and not merge, merge=merge)
         if not merge:  # where the base really lies: what is saved from here on names it
@@ -102,29 +106,28 @@ def load_model(
     if (target := device_of(device)) is not None:
         model = model.to(target)
     choose_library(model)
+    _multiply_as_said(model)
     if for_training:
-        _keep_gradients(model)
         return model.train()
     disable_dropout(model)
     return freeze(model)
 
 
 class LoadOptions(Protocol):
-    """What a command's arguments say about loading: `dtype` of the weights, and whether code may come with them."""
+    """What a command's arguments say about loading: keywords of `load_model`."""
 
-    dtype: str
-    trust_remote_code: bool
+    def model_options(self) -> dict[str, Any]:
+        """`dtype` of the weights, whether code may come with them, and how they are quantised."""
 
 
 def load_frozen(options: LoadOptions, path: str | Path, device: str = "auto") -> Any:
     """A model that is only sampled from and scored: adapters folded in, by default on the GPU where there is one."""
-    code = options.trust_remote_code
-    return load_model(path, dtype=options.dtype, trust_remote_code=code, merge=True, device=device)
+    return load_model(path, merge=True, device=device, **options.model_options())
 
 
 def load_trainable(options: LoadOptions, path: str | Path) -> Any:
     """A model to train; the trainer moves it to its device."""
-    return load_model(path, dtype=options.dtype, trust_remote_code=options.trust_remote_code, for_training=True)
+    return load_model(path, for_training=True, **options.model_options())
 
 
 def model_context(name_or_path: str, trust_remote_code: bool = False) -> int:
@@ -247,8 +250,11 @@ def _zero_dropout_attributes(owner: object) -> int:
     return len(names)
 
 
-def _keep_gradients(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU when it scores: gradients stop at repacked ones."""
+def _multiply_as_said(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU when it scores.
+
+    Gradients stop at repacked ones, and they are multiplied in bfloat16 whatever type was asked for.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - an attribute of bitsandbytes' own

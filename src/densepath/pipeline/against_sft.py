@@ -17,6 +17,7 @@ from densepath.models.load import load_frozen, load_tokenizer
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
 from densepath.records.arm import SPLITS
+from densepath.rewards.frozen import FrozenPolicy
 from densepath.terminal import Console
 
 ANSWERS = "sft_answers.json"
@@ -43,17 +44,18 @@ def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str, s
     run.finish("sft_answers", started)
 
 
-def check_of_run(sft: SFTRun, arguments: RunArguments) -> Callable[[], Verifier | AnswerJudge] | None:
-    """Makes what a recipe judges answers by; None where it names neither a verifier nor a judge."""
+def check_of_run(sft: SFTRun, arguments: RunArguments) -> Callable[[FrozenPolicy], Verifier | AnswerJudge] | None:
+    """Makes what a recipe judges answers by, beside a model in memory; None where it names nothing that judges."""
     if arguments.judge is not None:
         return functools.partial(judge_of_run, sft, arguments)
-    return None if arguments.verifier is None else functools.partial(get_verifier, arguments.verifier)
+    name = arguments.verifier
+    return None if name is None else lambda held: get_verifier(name)
 
 
-def judge_of_run(sft: SFTRun, arguments: RunArguments) -> AgainstAnswers:
-    """The judge that a recipe names, with the answers of its SFT model.
+def judge_of_run(sft: SFTRun, arguments: RunArguments, held: FrozenPolicy) -> AgainstAnswers:
+    """The judge that a recipe names, with the answers of its SFT model; on the base of `held` where it is part of it.
 
     Raises:
         ConfigError, ModelError: a judge that cannot be made.
     """
-    return make_judge_against(arguments, arguments, read_json(sft.path / ANSWERS), sft.path / CACHE)
+    return make_judge_against(arguments, arguments, read_json(sft.path / ANSWERS), sft.path / CACHE, held)

@@ -14,6 +14,7 @@ from typing import Any
 from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.methods import Method, Policy, SFTRun, Stage, get_method
+from densepath.methods._stage import free_models
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.against_sft import answer_with_sft, check_of_run
 from densepath.pipeline.data import prepare_data, tell_data
@@ -106,6 +107,7 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
             run_sft(run, sft, job.others, console, f"{title[1]}SFT")
         else:
             take_sft(run, sft, console, f"{title[1]}SFT")
+        free_models()
     if sft.arguments.judge is not None and not run.is_done("sft_answers"):
         answer_with_sft(run, sft, console, f"{title[2]}SFT answers what the judge will see")
     if job.choose and not run.is_done("selection"):
@@ -131,6 +133,7 @@ def run_cell(job: CellJob, console: Console | None = None, title: str | None = N
             if not run.is_done("train"):
                 started = time.monotonic()
                 run.finish("train", started, method.train(stage) if stage and method.train else None)
+                free_models()
             # Where no reference helps, the SFT model stands for what it would have been.
             policy = Policy(str(evaluation.sft.model)) if stage is None else method.policy(stage)
             asked = time.monotonic()

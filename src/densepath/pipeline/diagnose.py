@@ -95,7 +95,7 @@ def _models(arguments: DiagnoseArguments, kept: KeptModels, console: Console) ->
         if not weights_differ(kept.sft, path):
             warn(console, f"reference {name} has the same weights as the SFT model: its reward is zero everywhere")
     return SFTModels(
-        kept.sft, references, tokenizer, dtype=arguments.dtype, device=arguments.device, trust_remote_code=trust
+        kept.sft, references, tokenizer, model_options={**arguments.model_options(), "device": arguments.device}
     )
 
 

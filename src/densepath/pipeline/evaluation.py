@@ -7,6 +7,7 @@ prompt once to answer it, and once to score all that was answered.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from densepath.evals.generation import Completion, Decoding, checked, decoding_n
 from densepath.io import write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.load import load_tokenizer
 from densepath.models.references import fraction_of, reference_name
 from densepath.models.sampling import Contrast
 from densepath.pipeline.against_sft import SEEDS, check_of_run, split_decoding
@@ -31,7 +32,7 @@ from densepath.records.arm import UNJUDGED, Arm, ArmResult
 from densepath.records.codec import read_record, to_json
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
-from densepath.rewards.loading import load_policies, view_on_base
+from densepath.rewards.loading import load_policies
 from densepath.terminal import Console
 
 NLL_ROWS = 100
@@ -114,9 +115,9 @@ def evaluate(
     missing = evaluation.missing(folder, splits)
     if not missing:
         return
-    check = check_of_run(evaluation.sft, evaluation.arguments)
-    checks = None if check is None else check()
     models = _Models.load(policy, evaluation, scored=any(split == "test" for split, _ in missing))
+    check = check_of_run(evaluation.sft, evaluation.arguments)
+    checks = None if check is None else check(models.policy)
     for split in dict.fromkeys(split for split, _ in missing):
         rows = evaluation.sft.rows(split)
         temperatures = [temperature for of, temperature in missing if of == split]
@@ -180,7 +181,7 @@ class _Models:
 
     Attributes:
         policy: what is asked.
-        contrast: the model that decoding moves away from, and how.
+        contrast: the `FrozenPolicy` that decoding moves away from, and how.
         reward: of the SFT run; None where nothing is graded.
         tokenizer: of all.
     """
@@ -193,28 +194,36 @@ class _Models:
     @classmethod
     def load(cls, policy: Policy, evaluation: Evaluation, *, scored: bool) -> _Models:
         sft, arguments = evaluation.sft, evaluation.arguments
-        reward = dense_reward(sft, evaluation.reference, arguments) if scored else None
-        loaded: FrozenPolicy | None = None
-        if reward is not None:
-            is_sft = policy.model == str(sft.model)
-            loaded = reward.sft if is_sft else view_on_base(reward.sft.model, policy.model, "arm")
-        loaded = loaded or FrozenPolicy(load_frozen(arguments, policy.model))
-        contrast = policy.contrast and replace(policy.contrast, model=load_frozen(arguments, policy.contrast.model))
-        return cls(loaded, contrast, reward, load_tokenizer(str(sft.model)))
+        names = reward_names(sft, evaluation.reference, arguments) if scored else []
+        second = [] if policy.contrast is None else [policy.contrast.model]
+        models = load_policies([policy.model, *second, *names], **arguments.model_options(), device="auto")
+        frozen = models[1 + len(second) :]
+        reward = DenseReward(frozen[0], frozen[1:] or None, kind=arguments.dense_reward) if frozen else None
+        contrast = policy.contrast and replace(policy.contrast, model=models[1])
+        return cls(models[0], contrast, reward, load_tokenizer(str(sft.model)))
 
     def answer(self, rows: Rows, decodings: Sequence[Decoding], progress: StageProgress) -> list[list[Completion]]:
         before = progress.done
-        with self.policy.active() as model:
+        with self.policy.active() as model, self._contrast() as contrast:
             found = generate_each(
                 model,
                 self.tokenizer,
                 rows,
                 [replace(each, entropies=True) for each in decodings],
-                contrast=self.contrast,
+                contrast=contrast,
                 on_progress=lambda done, _: progress.update(before + done),
             )
         progress.advance(0, tokens=sum(len(c.completion_ids) for completions in found for c in completions))
         return found
+
+    @contextlib.contextmanager
+    def _contrast(self) -> Iterator[Contrast | None]:
+        """The model that decoding moves away from, to be called while the policy is active; None without one."""
+        if self.contrast is None:
+            yield None
+        else:
+            with self.contrast.model.beside() as second:
+                yield replace(self.contrast, model=second)
 
     def demonstrations(self, rows: Rows, max_completion_length: int) -> list[Encoded]:
         """Held-out demonstrations whose likelihood is measured; none of a decoder."""
@@ -233,7 +242,7 @@ class _Models:
         KL and entropy are expectations under the policy's own samples: of text at other temperatures they say nothing.
         """
         assert self.reward is not None
-        own = self.policy is self.reward.sft
+        own = self.policy == self.reward.sft
         texts = [Encoded(tuple(c.prompt_ids), tuple(c.completion_ids)) for found in answers for c in found]
         eos = eos_token_ids(self.reward.sft.model, self.tokenizer)
         asked = [*texts, *demonstrations] if own else texts  # so that the SFT model reads its prompts once
@@ -273,15 +282,10 @@ def _rounded(values: torch.Tensor) -> list[float]:
     return [round(value, 6) for value in values.tolist()]
 
 
-def dense_reward(sft: SFTRun, reference: str, arguments: RunArguments) -> DenseReward:
-    """The reward of an SFT run, with its reference where the reading needs one; adapters share one base in memory."""
-    names: list[str | Path] = [sft.model]
-    if arguments.dense_reward == "baseline_relative":
-        names.append(sft.reference(reference))
-    policy, *refs = load_policies(
-        names, dtype=arguments.dtype, device="auto", trust_remote_code=arguments.trust_remote_code
-    )
-    return DenseReward(policy, refs or None, kind=arguments.dense_reward)
+def reward_names(sft: SFTRun, reference: str, arguments: RunArguments) -> list[str]:
+    """The models of an SFT run's reward: the SFT model, and the reference where the reading needs one."""
+    needed = arguments.dense_reward == "baseline_relative"
+    return [str(sft.model), *([sft.reference(reference)] if needed else [])]
 
 
 def ask(

@@ -13,7 +13,7 @@ from trl import SFTConfig
 
 from densepath.config.coerce import coerce
 from densepath.config.recipe_yaml import load_mapping, settled
-from densepath.config.run import PlanArguments, RunArguments
+from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.pipeline.environment import resident_bytes
@@ -87,7 +87,8 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
     sequence = cache_bytes(model, 2, 1, config.vllm_max_model_length or prompt + completion)
     done = {
         "set use_peft: true": arguments.use_peft,
-        "set dtype: bfloat16": sft.weights == 2 or sft.four_bit,
+        "set dtype: bfloat16": sft.weights == 2,
+        "set load_in_4bit: true": sft.four_bit or not arguments.use_peft,
         "set sft_gradient_checkpointing: true": sft.checkpointing,
         "set dpr_gradient_checkpointing: true": dpr.checkpointing,
         "set dpr_vllm_enable_sleep_mode: true": config.vllm_enable_sleep_mode,
@@ -137,9 +138,6 @@ def _training(
     weights = BYTES.get(arguments.dtype, 4)
     half = any(others.get(f"{prefix}_{name}", machine.cuda and name == "bf16") for name in HALF)
     names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
-    four_bit = isinstance(arguments, PlanArguments) and arguments.load_in_4bit
-    if four_bit and not arguments.use_peft:
-        raise ConfigError("load_in_4bit trains an adapter on a quantised base: set use_peft: true")
     targets = arguments.lora_target_modules
     chosen = None if targets == "all-linear" else targets.replace(",", " ").split()
     return Training(
@@ -148,7 +146,7 @@ def _training(
         weights=weights,
         compute=min(weights, 2) if half else weights,
         adapter=model.adapter(arguments.lora_r, chosen) if arguments.use_peft else 0,
-        four_bit=four_bit,
+        four_bit=arguments.load_in_4bit,
         rows=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
         optimizer=str(getattr(config.optim, "value", config.optim)),
@@ -160,7 +158,7 @@ def _stages(
     arguments: RunArguments, config: DPRConfig, sft: Training, dpr: Training, vllm: float
 ) -> dict[str, Moments]:
     """What is alive at each moment of each stage; `vllm` is the share of a colocated one, bytes."""
-    machine, whole = dpr.machine, weight_bytes(dpr.model, dpr.weights)
+    machine, whole = dpr.machine, weight_bytes(dpr.model, dpr.weights, four_bit=dpr.four_bit)
     references = int(arguments.dense_reward == "baseline_relative")
     # Under LoRA the SFT model and the reference are adapters on the policy's base, a reference of its own excepted.
     shared = arguments.reference == "auto" or arguments.reference.replace(".", "", 1).isdigit()
@@ -168,7 +166,7 @@ def _stages(
     adapters = (1 + references - apart) * dpr.adapter * FLOAT32
     # They are spread where the policy is; ZeRO-3 keeps them as it keeps the policy.
     width = dpr.stored if machine.sharding == "zero3" else dpr.weights
-    beside = (apart * weight_bytes(dpr.model, width) + adapters) * machine.part("policy")
+    beside = (apart * weight_bytes(dpr.model, width, four_bit=dpr.four_bit) + adapters) * machine.part("policy")
     rollouts = config.per_device_train_batch_size * (config.steps_per_generation or 1)
     # Last hidden states of the SFT model and the reference at each token of the completions.
     hidden = float((rollouts + dpr.rows) * dpr.completion * dpr.model.hidden * dpr.weights)
@@ -187,7 +185,10 @@ def _stages(
             sampling["policy"] *= machine.processes
     stages, alone = {"SFT": training_moments(sft)}, replace(dpr, compute=dpr.weights)
     if references and "auto" in (arguments.reference, arguments.beta):
-        held = {"process": machine.process, "frozen models": 2 * whole}
+        # With LoRA the SFT model and every candidate but the model before it are adapters on one base.
+        candidates = 1 + sum(fraction != 0 for fraction in arguments.reference_fractions)
+        models = whole + candidates * dpr.adapter * FLOAT32 if dpr.adapter and shared else 2 * whole
+        held = {"process": machine.process, "frozen models": models}
         sampled = sampling_terms(alone, arguments.num_validation_samples, models=2)
         stages["selection"] = {"sampling": {**held, **sampled}}
     stages["DPR"] = {**moments, "sampling": sampling}

@@ -24,6 +24,7 @@ from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
+from densepath.models.quantized import check_four_bit
 from densepath.pipeline.against_sft import answer_with_sft, check_of_run
 from densepath.pipeline.data import check_answers, check_prompts
 from densepath.pipeline.inputs import data_inputs, model_inputs, places, template_inputs
@@ -122,6 +123,8 @@ def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tup
     recipe = arguments.recipe(batch, save_steps)
     keys = {f"sft_{key}": value for key, value in rest.items()}
     check_startable(sft_config(recipe, keys, Path(arguments.output_dir)))
+    if recipe.load_in_4bit:
+        check_four_bit()
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
     check_judge(recipe)

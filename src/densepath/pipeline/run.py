@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,6 +20,7 @@ from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.identity import CARD
 from densepath.models.load import load_tokenizer
+from densepath.models.quantized import check_four_bit
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
 from densepath.pipeline.data import answer_budget
@@ -205,7 +205,6 @@ def train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
         if told:
             show_purification(cell.folder, console)
-        gc.collect()  # trainers are reference cycles around a model and its optimizer
 
 
 def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
@@ -239,6 +238,7 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     Raises:
         ConfigError: a verifier that does not exist, a key or value that TRL's configs do not take, a package that is
             missing, or a plan that needs more than `gpu_memory`.
+        ModelError: a quantisation that cannot be had here.
     """
     for key, own in OWN_KEYS.items():
         if key in others:
@@ -246,6 +246,8 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
     check_judge(arguments)
+    if arguments.load_in_4bit:
+        check_four_bit()
     check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
     budget = arguments.max_completion_length or UNKNOWN_COMPLETION  # what the data ask for is not known yet
     dpr = dpr_config(replace(arguments, max_completion_length=budget), dict(others), Path("dpr"), beta=1.0)

@@ -38,6 +38,7 @@ from densepath.records.choice import (
     ReferenceChoice,
 )
 from densepath.records.codec import read_record, to_json
+from densepath.rewards.loading import load_policies
 from densepath.terminal import Console, warn
 
 
@@ -113,13 +114,12 @@ def chosen(path: Path) -> ChosenReference | None:
 def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findings:
     arguments = sft.arguments
     tokenizer = load_tokenizer(str(sft.model))
+    (policy,) = load_policies([sft.model], **arguments.model_options(), device="auto")
     models = SFTModels(
-        sft.model,
+        policy,
         {name: sft.reference(name) for name in candidate_references(sft)},
         tokenizer,
-        dtype=arguments.dtype,
-        device="auto",
-        trust_remote_code=arguments.trust_remote_code,
+        model_options={**arguments.model_options(), "device": "auto"},
     )
     plan = MeasurePlan(
         betas=tuple(candidate_betas(arguments)),
@@ -129,7 +129,7 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
         seed=arguments.seed,
     )
     rows = _rows(sft, tokenizer)
-    checks = arguments.verifier if arguments.judge is None else judge_of_run(sft, arguments)
+    checks = arguments.verifier if arguments.judge is None else judge_of_run(sft, arguments, policy)
     with StageProgress(console, title, None, "completion") as progress:
         return measure(
             models,

@@ -11,6 +11,7 @@ from densepath.methods._stage import TRAIN_FLOPS, parameters_of, sft_config, tok
 from densepath.methods.continued_sft import encoded_demonstrations
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import load_frozen, load_tokenizer, load_trainable
+from densepath.models.quantized import parameter_count
 from densepath.pipeline.run_folder import RunFolder
 from densepath.records.arm import Budget
 from densepath.records.outcome import Outcome
@@ -58,7 +59,7 @@ def take_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     lengths = [len(ids) for ids in encoded_demonstrations(sft, tokenizer)["input_ids"]]
     batch = arguments.sft_per_device_train_batch_size
     tokens = batch * sum(lengths) / len(lengths)
-    parameters = sum(p.numel() for p in load_frozen(arguments, sft.model).parameters())
+    parameters = parameter_count(load_frozen(arguments, sft.model))
     say(console, f"{title}: {sft.model}, given; references: {', '.join(sft.references)}")
     run.finish(
         "sft",

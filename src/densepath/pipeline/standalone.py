@@ -22,6 +22,7 @@ from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, load_trainable, model_context
+from densepath.models.quantized import check_four_bit
 from densepath.pipeline.data import check_prompts
 from densepath.pipeline.environment import environment, resident_bytes
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
@@ -50,6 +51,8 @@ def _opened(
 ) -> Iterator[tuple[RunFolder, Console]]:
     """The run folder with its configuration, and where to print: the first of several processes, then the others."""
     check_startable(config)
+    if arguments.load_in_4bit:
+        check_four_bit()
     _ = config.device  # several processes are joined when it is asked for
     process = int(config.process_index)
     folder = RunFolder(Path(arguments.output_dir), process=process)

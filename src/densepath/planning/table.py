@@ -15,8 +15,8 @@ SHOWN = 0.005 * GIB
 ADAPTERS, SHARD = "set use_peft: true", "shard it over more GPUs (accelerate_config: recipes/accelerate/fsdp2.yaml)"
 BATCH = "lower {0}_per_device_train_batch_size (and raise {0}_gradient_accumulation_steps)"
 REMEDIES = {
-    "policy": ("set dtype: bfloat16", SHARD),
-    "frozen models": (ADAPTERS, "choose a smaller model or dtype"),
+    "policy": ("set dtype: bfloat16", "set load_in_4bit: true", SHARD),
+    "frozen models": (ADAPTERS, "set dtype: bfloat16", "set load_in_4bit: true", "choose a smaller model"),
     "gradients": (ADAPTERS, SHARD),
     "optimizer": (ADAPTERS, SHARD),
     "activations": ("set {0}_gradient_checkpointing: true", BATCH),

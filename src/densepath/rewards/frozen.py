@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from densepath.models.adapters import active_adapter
+from densepath.models.adapters import active_adapter, adapter_view
 from densepath.models.scoring import (
     DEFAULT_TOKEN_BUDGET,
     CompletionScores,
@@ -43,6 +43,15 @@ class FrozenPolicy:
         else:
             with active_adapter(self.model, self.adapter):
                 yield self.model
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[Any]:
+        """Something to call while another adapter of the same base is active: to sample from two models in turn."""
+        if self.adapter == "":
+            yield self.model
+        else:
+            with adapter_view(self.model, self.adapter) as view:
+                yield view
 
     def score(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ def load_policies(
     dtype: str | torch.dtype = "float32",
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
+    model_init_kwargs: Mapping[str, Any] | None = None,
 ) -> list[FrozenPolicy]:
     """The models as frozen policies; adapters of one base, and that base itself, share it in memory.
 
@@ -30,10 +31,13 @@ def load_policies(
         dtype: of the weights; scorers stay float32 (`load_model`).
         device: None leaves them on the CPU; "auto" takes CUDA where there is one.
         trust_remote_code: run Python code that comes with the weights.
+        model_init_kwargs: as for `load_model`.
 
     Raises:
         MissingFileError, ModelError: see `load_model`.
     """
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    options["model_init_kwargs"] = model_init_kwargs
     sources = [locate.locate(name) for name in names]
     bases = [locate.locate(locate.adapter_base(s)) if _shares_base(s) else s for s in sources]
     shared = {base for source, base in zip(sources, bases, strict=True) if source != base}
@@ -44,7 +48,7 @@ def load_policies(
         if base not in models:
             # A base that has adapters is loaded with the first of them, whatever comes first in the list.
             first = next(s for s, b in zip(sources, bases, strict=True) if b == base and (s != b or b not in shared))
-            models[base] = load_model(first, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            models[base] = load_model(first, **options)
             if base in shared:
                 adapters[first] = "default"
         model = models[base]

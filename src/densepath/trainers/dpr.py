@@ -35,6 +35,7 @@ from densepath.data.tokenizer_calls import keep_template_defaults
 from densepath.io import write_text_atomic
 from densepath.models.compat import check_deterministic, context_length, warn_of_spare_ids
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
+from densepath.models.quantized import adapters_in_float32, adapters_kept
 from densepath.models.sampling import Samples, sample
 from densepath.models.scoring import score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
@@ -162,7 +163,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         self._samples: Samples | None = None
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
-        with grpo_arguments(args, self._functions), sampler_type(args, model):
+        with grpo_arguments(args, self._functions), sampler_type(args, model), adapters_kept(model):
             with_adapted_heads(super().__init__)(
                 model=model,
                 reward_funcs=[dense_reward_sum, *self._functions.wrapped],
@@ -178,6 +179,7 @@ class DPRTrainer(ResumableGRPOTrainer):
                 rollout_func=rollout_func,
                 environment_factory=environment_factory,
             )
+        adapters_in_float32(self.model)
         if self.use_vllm:
             reload_packed_weights(self.vllm_generation)
         self.chat_template_kwargs = keep_template_defaults(self._tokenizer, self.chat_template_kwargs)

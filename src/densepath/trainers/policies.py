@@ -8,15 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import BitsAndBytesConfig
-from transformers.utils import is_bitsandbytes_available
-
-from densepath.errors import ConfigError, ModelError
 from densepath.models import locate
 from densepath.models.adapters import add_frozen_copy
 from densepath.models.compat import check_same_tokenizer
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
 from densepath.models.logits import is_sharded
+from densepath.models.quantized import quantized
 from densepath.models.sharded import copy_of, is_in_pieces, shard_frozen
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
@@ -25,37 +22,16 @@ from densepath.rewards.loading import view_on_base
 def loading_arguments(args: Any, quantization_config: Any = None) -> dict[str, Any]:
     """Keyword arguments of `load_model` for models given by name, from TRL's `model_init_kwargs` and its relatives.
 
-    `load_in_4bit=True` among them stands for `BitsAndBytesConfig(load_in_4bit=True)`, `load_in_8bit` likewise.
-
     Raises:
-        ConfigError: a quantisation given twice.
-        ModelError: one that needs bitsandbytes, where it is not installed.
+        ConfigError, ModelError: a quantisation that cannot be had (`models.quantized`).
     """
     kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})
-    found = [quantization_config, kwargs.pop("quantization_config", None)]
-    bits = {name: kwargs.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in kwargs}
-    if any(bits.values()):
-        found.append(BitsAndBytesConfig(**bits))
-    given = [config for config in found if config is not None]
-    if len(given) > 1:
-        raise ConfigError(
-            "the quantisation is given more than once: leave it in one of quantization_config= and model_init_kwargs"
-        )
-    if given:
-        kwargs["quantization_config"] = given[0]
-        _check_quantization(given[0])
+    dtype = kwargs.pop("dtype", None) or "float32"
     return {
-        "dtype": kwargs.pop("dtype", None) or "float32",
+        "dtype": dtype,
         "trust_remote_code": kwargs.pop("trust_remote_code", args.trust_remote_code),
-        "model_init_kwargs": kwargs,
+        "model_init_kwargs": quantized(kwargs, dtype, quantization_config),
     }
-
-
-def _check_quantization(config: Any) -> None:
-    values: Mapping[str, Any] = config if isinstance(config, Mapping) else vars(config)
-    bits = [name for name in ("load_in_4bit", "load_in_8bit") if values.get(name) or values.get(f"_{name}")]
-    if bits and not is_bitsandbytes_available():
-        raise ModelError(f"{bits[0]} needs bitsandbytes: pip install bitsandbytes, or leave the quantisation out")
 
 
 def shared_or_loaded(

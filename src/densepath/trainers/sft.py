@@ -16,6 +16,7 @@ from densepath.io import make_folder, sync_name
 from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
+from densepath.models.quantized import adapters_in_float32, adapters_kept
 from densepath.models.references import reference_name
 from densepath.trainers.callbacks import (
     LOG,
@@ -114,7 +115,7 @@ def sft_trainer(
     check_optimization(args)
     args.completion_only_loss = True
     disable_dropout(model)
-    with refusing("SFT cannot begin"):
+    with refusing("SFT cannot begin"), adapters_kept(model):
         trainer = with_adapted_heads(_NamedSFTTrainer)(
             model=model,
             args=args,
@@ -124,6 +125,7 @@ def sft_trainer(
             callbacks=list(callbacks),
         )
     check_evaluation(trainer)
+    adapters_in_float32(trainer.model)
     disable_dropout(trainer.model)  # that of a new adapter too
     add_packed_forward(trainer.model)
     if reference_folder is not None:
