@@ -9,7 +9,7 @@ Each attack is seeded and bounded, and counts
     silent      a command went on with what was damaged, and said nothing
 
 `python -m tests.attack.attack` does all of it, for about two hours of a processor; `--scale 0.01` a hundredth of each.
-With `--record FILE` the counts are kept, and the same command goes on where it stopped, or `--minutes` ended it.
+With `--record FILE` the counts are kept, and the same command goes on where it stopped; `--minutes` bounds each.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def table(found: Mapping[str, Counter[str]], first: str) -> str:
     return "\n".join(lines)
 
 
-def run_attacks(record: Record, only: list[str], scale: float, until: float) -> None:
-    """Try each attack as often as it says, until the clock shows `until`."""
+def run_attacks(record: Record, only: list[str], scale: float, minutes: float) -> None:
+    """Try each attack as often as it says, or for so many minutes."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         place = Place(folder)
@@ -131,7 +131,7 @@ def run_attacks(record: Record, only: list[str], scale: float, until: float) -> 
             attack = ATTACKS[name]
             if attack.needs_root and not may_mount():
                 continue
-            full = max(1, round(attack.full * scale))
+            full, until = max(1, round(attack.full * scale)), time.monotonic() + 60 * minutes
             while (most := full - record.total(name)["tried"]) > 0 and time.monotonic() < until:
                 rng = random.Random(f"{record.seed} {name} {record.trials[name]}")
                 record.add(name, *attack.trial(place, rng, most))
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1e9)
     given = parser.parse_args()
     record = Record(given.record, given.seed)
-    run_attacks(record, given.only, given.scale, time.monotonic() + 60 * given.minutes)
+    run_attacks(record, given.only, given.scale, given.minutes)
     totals = {name: record.total(name) for name in ATTACKS if name in record.found}
     print(
         f"commit {', '.join(record.commits)}, seed {given.seed}, {os.cpu_count()} cores\n\n{table(totals, 'attack')}"

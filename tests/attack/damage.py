@@ -16,8 +16,9 @@ from tests.pipeline.folders import PASSING
 STATES: Mapping[str, tuple[str, Mapping[str, object] | None]] = {
     "run, finished": ("run", None),
     "run, in SFT": ("run", {"target": "transformers.trainer:Trainer.training_step", "call": 4}),
-    "run, in its choice": ("run", {"target": "densepath.choice.measure:generate", "call": 4}),
+    "run, in its choice": ("run", {"target": "densepath.choice.measure:generate_each", "call": 2}),
     "run, in DPR": ("run", {"target": "densepath.trainers.dpr:sample", "call": 3}),
+    "run, in an evaluation": ("run", {"target": "densepath.pipeline.evaluation:generate_each", "call": 2}),
     "sft, finished": ("sft", None),
     "dpr, half done": ("dpr", {"target": "densepath.trainers.dpr:sample", "call": 4}),
     "purify, finished": ("purify", None),
@@ -51,8 +52,6 @@ def attack_files(place: Place, rng: random.Random, most: int) -> tuple[str, Coun
     command = STATES[state][0]
     source = _left(place, state)
     victims = [path for path in sorted(source.rglob("*")) if path.is_file() and path.name not in PASSING]
-    if state == "judge, finished":  # nothing reads the replies again
-        victims = [path for path in victims if "judge_cache" not in path.parts]
     victim = rng.choice(victims).relative_to(source)
     # the same place each time: where a model lies is part of what a run began with
     target = source.parents[1] / "now" / command
@@ -63,6 +62,8 @@ def attack_files(place: Place, rng: random.Random, most: int) -> tuple[str, Coun
     code = place.forks.run(place.words(command, target), group=True)
     said = place.forks.stderr
     different = place.differences(command, target) if code == 0 else []
+    if different == [victim.as_posix()] and ("judge_cache" in victim.parts or victim.suffix == ".sealed"):
+        different = []  # its game is judged, or its part sealed by the stage: nothing reads it again
     outcome = _outcome(code, said, different, victim)
     if outcome != "survived":
         print(f"{state}: {victim}, {damage}: {outcome}, exit {code}: {different}: {said[-400:]}", file=sys.stderr)

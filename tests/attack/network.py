@@ -61,9 +61,11 @@ class Server:
         words = [sys.executable, "-W", "ignore", "-m", "densepath.cli.main", "serve", "--port", "0", *pair]
         self._log = (place.folder / "serve.log").open("w+")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": "1"}
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment)
-        assert self._process.stdout is not None
-        self.url = next(found[0] for line in self._process.stdout if (found := re.search(r"http://[^,\s]+", line)))
+        self._process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=self._log, env=environment)
+        while (found := re.search(r"http://[^,\s]+", Path(self._log.name).read_text())) is None:
+            assert self._process.poll() is None, Path(self._log.name).read_text()
+            time.sleep(0.1)
+        self.url = found[0]
         self.right = _sum(self.ask())
 
     def ask(self) -> Any:

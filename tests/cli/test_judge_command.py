@@ -379,7 +379,8 @@ def test_a_judge_that_goes_by_the_place_gets_no_headline(judge, endpoint):
 def test_a_damaged_game_is_said_with_its_line(judge, capsys):
     _, folder = judge("--judge", "verifier:exact_match")
     games = (folder / "games.jsonl").read_text().splitlines(keepends=True)
-    for damage in ('{"key": "a", "game": {}}\n', "half a li\n"):
+    flipped = games[0].replace('"model": "right"', '"model": "sight"')
+    for damage in ('{"key": "a", "game": {}}\n', "half a li\n", flipped):
         (folder / "games.jsonl").write_text("".join([*games[:2], damage, *games[2:]]))
         capsys.readouterr()
         assert judge("--judge", "verifier:exact_match")[0] == 1

@@ -113,8 +113,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_older_one_taken(tmp_path, fin
     with (folder / "sft/metrics.jsonl").open("ab") as log:
         log.write(bytes(40) + b"\n{}\n")  # what a power cut leaves of lines that nobody synced
     halved(newest / "optimizer.pt")
-    assert forks.run(argv) == 0, forks.stderr
+    assert forks.run(argv, hook={"target": "densepath.pipeline.evaluation:generate_each", "call": 2}) == -9
     assert f"{newest} is damaged (optimizer.pt: not what was written): it is set aside as damaged-" in forks.stderr
+    part = next(folder.glob("*/eval/*.json"))  # of an evaluation that is half done
+    bit(part)
+    assert forks.run(argv) == 0, forks.stderr
+    assert f"{part}, or the .jsonl beside it: not what was written: it is made again" in forks.stderr
     assert not list((folder / "sft").glob("*checkpoint-*"))  # gone with the others once SFT was done
     assert_same_run(folder, whole)
 

@@ -36,6 +36,8 @@ class GameLog:
         self._games: dict[str, Game] = {}
         for number, line in enumerate(read_log(path, _REMEDY), start=1):
             try:
+                if line != _line(line["key"], line["game"]):
+                    raise DataError("it is not what was written")
                 self._games[str(line["key"])] = from_json(Game, line["game"])
             except (DataError, KeyError, TypeError) as error:
                 raise DamagedFileError(f"{path}, line {number}: not a judged game ({error}); {_REMEDY}") from None
@@ -67,12 +69,12 @@ class GameLog:
             StorageError: a game cannot be written.
         """
         todo = self.missing(identity, planned)
-        write_jsonl_atomic(self.path, [{"key": key, "game": to_json(game)} for key, game in self._games.items()])
+        write_jsonl_atomic(self.path, [_line(key, to_json(game)) for key, game in self._games.items()])
         with self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for plan, game in zip(todo, self._played(judge, todo, max_invalid * len(planned)), strict=True):
                 key = _key(identity, plan)
                 self._games[key] = game
-                line = json.dumps({"key": key, "game": to_json(game)}, ensure_ascii=False, allow_nan=False)
+                line = json.dumps(_line(key, to_json(game)), ensure_ascii=False, allow_nan=False)
                 with writing(self.path):
                     file.write(line + "\n")
                     file.flush()
@@ -89,8 +91,16 @@ class GameLog:
         return None if found is None or found.judgement.invalid is not None else found
 
 
+def _line(key: str, game: Any) -> dict[str, Any]:
+    """What the file holds of a game."""
+    return {"key": key, "game": game, "sha256": _sha256(canonical_json([key, game]))}
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
 def _key(identity: Mapping[str, Any], planned: PlannedGame) -> str:
     match = planned.match
     whose = {"question": match.question, "model": match.model, "baseline": match.baseline}
-    text = canonical_json([identity, whose, planned.switched, asdict(planned.request)])
-    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+    return _sha256(canonical_json([identity, whose, planned.switched, asdict(planned.request)]))

@@ -71,8 +71,13 @@ def _recipe(config: Path) -> dict[str, Any]:
 def _base(run_dir: Path, name: str) -> str:
     """The model before SFT, which the recipe names as it was typed: from the folder where the run was begun."""
     record = read_json(run_dir / INPUTS) if (run_dir / INPUTS).is_file() else {"inputs": {}, "places": {}}
-    parts = {key.removeprefix("model "): each for key, each in record["inputs"].items() if key.startswith("model ")}
-    where = record["places"].get("model", name)
+    try:
+        parts = {
+            key.removeprefix("model "): each for key, each in record["inputs"].items() if key.startswith("model ")
+        }
+        where = str(record["places"].get("model", name))
+    except (KeyError, TypeError, AttributeError):
+        raise DamagedFileError(f"{run_dir / INPUTS} is damaged, it names no inputs: {REMEDY}") from None
     return locate.stored_model(
         where, run_dir, (f"{run_dir}: its model", "put it back where it was"), {"identity": parts}
     )

@@ -1,13 +1,14 @@
 """What every arm is asked: completions of held-out prompts, checked, and measured under the models of its SFT run.
 
 Each (split, temperature) is asked once and kept: `eval/<split>-<temperature>.json` holds the figures, an `ArmResult`,
-and the `.jsonl` beside it the completions. The temperatures of a split are asked together, so that a model reads each
-prompt once to answer it, and once to score all that was answered.
+and the `.jsonl` beside it the completions; a hidden file says what both hold. The temperatures of a split are asked
+together, so that a model reads each prompt once to answer it, and once to score all that was answered.
 """
 
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +19,9 @@ import torch
 from densepath.config.run import RunArguments
 from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.training_rows import Rows
+from densepath.errors import DamagedFileError, DamageWarning
 from densepath.evals.generation import Completion, Decoding, checked, decoding_name, generate_each
-from densepath.io import write_json_atomic, write_jsonl_atomic
+from densepath.io import changed_files, read_json, remove, sealed, write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
 from densepath.models.load import load_tokenizer
@@ -82,12 +84,16 @@ class Evaluation:
         return folder / f"eval/{split}-{temperature:g}.json"
 
     def missing(self, folder: Path, splits: Sequence[str]) -> list[tuple[str, float]]:
-        """(split, temperature) that an arm was not asked yet."""
+        """(split, temperature) that an arm is to be asked: all of a split of which one is missing.
+
+        They are scored together, and to the last bit only so.
+        """
+        temperatures = self.arguments.eval_temperatures
         return [
             (split, temperature)
             for split in splits
-            for temperature in self.arguments.eval_temperatures
-            if not all(self.path(folder, split, temperature).with_suffix(end).exists() for end in (".json", ".jsonl"))
+            if not all(_is_whole(self.path(folder, split, each)) for each in temperatures)
+            for temperature in temperatures
         ]
 
     def results(self, folder: Path, arm: Arm) -> Iterator[ArmResult]:
@@ -97,6 +103,27 @@ class Evaluation:
                 path = self.path(folder, split, temperature)
                 if path.exists():
                     yield replace(read_result(path), arm=arm, setting=self.setting)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether figures and completions are there and what was written; others are removed, and it is said."""
+    files, seal = (path, path.with_suffix(".jsonl")), _seal(path)
+    if not all(each.exists() for each in files):
+        return False
+    with contextlib.suppress(DamagedFileError, AttributeError, TypeError):
+        if not seal.exists() or not changed_files(path.parent, read_json(seal)):
+            return True
+    warnings.warn(
+        f"{path}, or the .jsonl beside it: not what was written: it is made again", DamageWarning, stacklevel=2
+    )
+    for each in (*files, seal):
+        remove(each)
+    return False
+
+
+def _seal(path: Path) -> Path:
+    """What holds the fingerprints of figures and completions until the stage's marker does, too."""
+    return path.with_name(f".{path.stem}.sealed")
 
 
 def read_result(path: Path) -> ArmResult:
@@ -145,6 +172,7 @@ def evaluate(
             path = evaluation.path(folder, split, temperature)
             write_jsonl_atomic(path.with_suffix(".jsonl"), lines)
             write_json_atomic(path, to_json(result))
+            write_json_atomic(_seal(path), sealed(path.parent, (path, path.with_suffix(".jsonl"))))
 
 
 def _result(

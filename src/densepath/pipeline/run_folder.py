@@ -62,10 +62,12 @@ _FILES = {
     "data": ("data.json", "data/*.jsonl"),
     "sft": ("sft/model/**/*", "sft/references/**/*", "sft/metrics.jsonl"),
     "sft_answers": ("sft_answers.json",),
-    "selection": ("selection.json",),
+    "selection": ("selection.json", "selection/*.json"),
     "train": (
         *("model/**/*", "references/**/*"),
-        *("metrics.jsonl", "purification.json", "kept.jsonl", "dropped.jsonl"),
+        *("metrics.jsonl", "purification.json", "kept.jsonl", "dropped.jsonl", "samples.json", "scores.json"),
+        *("size.json", "kept.json", "log_ratios.json", "validation/*.json", "dft/*.json*"),
+        *("behaviours-*/*/*/*.json*", "iteration-*/*.json*", "data.json", "data/*.jsonl", INPUTS),
     ),
     "eval": ("eval/*",),
     "arms": ("results.json", "samples.jsonl"),
@@ -174,7 +176,11 @@ class RunFolder:
             return (
                 f"{self.path} does not say what its training began with: whether data and models are the same is open"
             )
-        before = read_json(path)["inputs"]
+        try:
+            before = dict(read_json(path)["inputs"])
+        except (KeyError, TypeError, ValueError):
+            remedy = "put a whole copy in its place, or remove it: the inputs are then not compared"
+            raise DamagedFileError(f"{path} is damaged, it names no inputs: {remedy}") from None
         changed = {name: value for name, value in inputs.items() if name in before and before[name] != value}
         if changed:
             shown = "; ".join(f"{name}: {before[name]} -> {value}" for name, value in changed.items())
