@@ -124,7 +124,12 @@ def test_one_model_alone(models, write_jsonl, tmp_path, monkeypatch):
         ("rank", [{"prompt": "x", "completions": ["y" * 300]}], [], "row 1, completion 0: "),
         ("audit", [{"prompt": "x"}], [], 'row 1: a prompt without "completion"'),
         ("audit", DEMONSTRATIONS, ["--max_length", "1"], "max_length=1 must be at least 2"),
-        ("audit", DEMONSTRATIONS, ["--max_length", "3"], "tokens, and the limit is 3; raise max_length"),
+        (
+            "audit",
+            DEMONSTRATIONS,
+            ["--max_length", "3"],
+            "fills the limit of 3 tokens, as in every row; raise max_length",
+        ),
         ("audit", DEMONSTRATIONS, ["--num_shown", "0"], "num_shown=0 must be at least 1"),
         (
             "audit",

@@ -70,6 +70,14 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"instruction": "Hi", "input": None, "output": "Hello", "history": [["Hi", "Hello"]]},
         {"prompt": [USER, ANSWER, USER], "completion": [ANSWER]},
     ),
+    "Dolly": (
+        {"instruction": "Add.", "context": "1, 2", "response": "Hello", "category": "qa"},
+        {"prompt": [{"role": "user", "content": "Add.\n1, 2"}], "completion": [ANSWER], "category": "qa"},
+    ),
+    "Dolly without a context": (
+        {"instruction": "Hi", "context": "", "response": "Hello"},
+        {"prompt": [USER], "completion": [ANSWER]},
+    ),
     "Alpaca's question": ({"instruction": "Hi", "output": None, "answer": "4"}, {"prompt": [USER], "answer": "4"}),
 }
 

@@ -32,10 +32,11 @@ def made_rows() -> list[dict[str, str]]:
     """Alpaca's columns, some of them twice, and some answers cut off."""
     tasks = generate_tasks(ROWS, seed=3)
     names = {"instruction": "prompt", "output": "completion"}
-    rows = [{"input": ""} | {name: row[turns][0]["content"] for name, turns in names.items()} for row in tasks]
+    rows = [{"input": ""} | {name: row[turns][-1]["content"] + "." for name, turns in names.items()} for row in tasks]
     rng = random.Random(0)
     for place in rng.sample(range(101, ROWS), 8):
         rows[place] = rows[place - 1]
+    rows[150]["output"] = rows[150]["output"].rstrip(".")
     return rows
 
 

@@ -192,8 +192,17 @@ def test_an_over_long_row_is_cut_and_flagged(reward):
     assert record["turns"][0]["token_ids"] == list(pair.completion_ids[:3])
     (whole,) = audit_demonstrations(reward, [row], max_length=length)
     assert whole["flags"] == []
-    with pytest.raises(DataError, match=rf"row 1: the prompt has {limit - 3} tokens, and the limit is {limit - 3}"):
+    with pytest.raises(DataError, match=rf"row 1: the prompt fills the limit of {limit - 3} tokens, as in every row"):
         audit_demonstrations(reward, [row], max_length=limit - 3)
+
+
+def test_a_row_whose_prompt_leaves_no_room_is_told_and_left_out(reward):
+    long, short = {"prompt": "3 +1: " * 20, "completion": "4."}, {"prompt": "3 +1:", "completion": "4 5."}
+    with pytest.warns(
+        UserWarning, match="row 1: the prompt fills the limit of 20 tokens, as in 1 row more: not audited"
+    ):
+        records = audit_demonstrations(reward, [long, short, long], max_length=20)
+    assert [record["row"] for record in records] == [2]
 
 
 def test_turns_beyond_the_limit_are_left_out(reward):

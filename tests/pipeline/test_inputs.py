@@ -126,7 +126,6 @@ def test_a_chat_template_in_a_file_of_its_own_is_compared(place: Path, capsys: p
 def test_what_does_not_decide_may_change_and_the_end_is_the_same(command: Any, place: Path) -> None:
     assert main(command("whole")) == 0
     cut_short(command("cut"))
-    shutil.rmtree("cut/checkpoint-3")
     lines = [json.loads(line) | {"note": "read by nobody"} for line in rows("cat").splitlines()]
     Path("rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name in ("base", "sft"):  # the same content, written later

@@ -41,7 +41,7 @@ def diagnosis(answer, **fields):
 
 
 def judged(**fields):
-    values = {"judge": "local:a/judge", "win_rates": (), **fields}
+    values = {"judge": "local:a/judge (letters)", "win_rates": (), **fields}
     return SimpleNamespace(judged=SimpleNamespace(**values), source="mt_bench", models={"m": "runs/m", "n": "runs/n"})
 
 

@@ -3,11 +3,12 @@
     ShareGPT   {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}   -> messages
                {"conversations": [{"role": "user", "content": ...}, ...]}                            -> messages
     Alpaca     {"instruction": ..., "input": ..., "output": ...}                    -> prompt and completion, as turns
+    Dolly      {"instruction": ..., "context": ..., "response": ...}                -> prompt and completion, as turns
 
 The user's turn of an Alpaca row is instruction + "\n" + input, or the one of them that is not empty (LLaMA-Factory's
-join). `system`, text beside either format, becomes the first turn; `history`, pairs of an instruction
-and its answer, the turns before the instruction. Columns of TRL's own count first: a row that has `messages`, or a
-prompt and a completion, is not touched. The other columns are kept.
+join); that of a Dolly row likewise. `system`, text beside any of them, becomes the first turn; `history`, pairs of an
+instruction and its answer, the turns before the instruction. Columns of TRL's own count first: a row that has
+`messages`, or a prompt and a completion, is not touched. The other columns are kept.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _ROLES = {
     "developer": "developer",
 }
 """What ShareGPT's `from` says of a turn."""
+_INSTRUCTIONS = {"Alpaca": ("input", "output"), "Dolly": ("context", "response")}
+"""Whose rows have an `instruction` -> their columns of what it is about, and of the answer."""
 
 
 def conversion(row: Row) -> str:
@@ -35,9 +38,11 @@ def conversion(row: Row) -> str:
         return ""
     if row.get("conversations") is not None:
         return f'ShareGPT\'s {_named(row, "conversations", "system")} read as "messages"'
-    if isinstance(row.get("instruction"), str) and "output" in row and row.get("prompt") is None:
-        columns = _named(row, "instruction", "input", "output", "system", "history")
-        return f'Alpaca\'s {columns} read as "prompt" and "completion"'
+    if isinstance(row.get("instruction"), str) and row.get("prompt") is None:
+        for whose, (given, answer) in _INSTRUCTIONS.items():
+            if answer in row and (given in row or whose == "Alpaca"):
+                columns = _named(row, "instruction", given, answer, "system", "history")
+                return f'{whose}\'s {columns} read as "prompt" and "completion"'
     return ""
 
 
@@ -55,14 +60,15 @@ def converted(row: Row) -> Row:
     if row.get("conversations") is not None:
         others = {name: value for name, value in row.items() if name not in ("conversations", "system", "messages")}
         return {**others, "messages": _with_system(row, _sharegpt_turns(row["conversations"]))}
-    used = ("instruction", "input", "output", "system", "history", "prompt", "completion")
+    given, answered = _INSTRUCTIONS["Alpaca" if "output" in row else "Dolly"]
+    used = ("instruction", given, answered, "system", "history", "prompt", "completion")
     others = {name: value for name, value in row.items() if name not in used}
-    for name in ("input", "output"):
+    for name in (given, answered):
         if not isinstance(row.get(name), (str, type(None))):
             raise DataError(f'"{name}" is {short(repr(row[name]))}, not a string; quote it')
-    asked = "\n".join(filter(None, (row["instruction"], row.get("input"))))
+    asked = "\n".join(filter(None, (row["instruction"], row.get(given))))
     prompt = _with_system(row, [*_history(row.get("history")), {"role": "user", "content": asked}])
-    answer = [{"role": "assistant", "content": row["output"]}] if row["output"] else None
+    answer = [{"role": "assistant", "content": row[answered]}] if row[answered] else None
     return {**others, "prompt": prompt, **({} if answer is None else {"completion": answer})}
 
 

@@ -328,7 +328,7 @@ def note_lines(merged: int, rewritten: int, left_out: int, prompted: int) -> lis
         merged, rewritten, left_out, prompted: turns, as `EncodeCounts` counts them.
     """
     lines = (
-        (merged, "begin with a token that also holds the end of their prompt, after which RL samples"),
+        (merged, "begin with a token that also holds the end of their prompt; RL samples what comes after it"),
         (rewritten, "are read as the chat template renders them later on, without what it strips (earlier reasoning)"),
         (left_out, "are no actions: the chat template renders what stands before them otherwise later on"),
         (

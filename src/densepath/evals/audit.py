@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Any
@@ -73,14 +74,17 @@ def audit_demonstrations(
         on_progress: called with (scored, all) completions, counted once for each model.
 
     Returns:
-        One record a row, in the layout of `densepath score` with `row` (from 1), `rank` (from 1),
-        `score`, `lowest`, `sft_logprob_per_token`, `sft_logprob_lowest`, `flags` and `worst_spans` (`text`, `reward`,
-        `turn`, `start`, `end` in tokens).
+        One record a row whose prompt leaves room for an answer, in the layout of `densepath score` with `row` (from
+        1), `rank` (from 1), `score`, `lowest`, `sft_logprob_per_token`, `sft_logprob_lowest`, `flags` and
+        `worst_spans` (`text`, `reward`, `turn`, `start`, `end` in tokens).
 
     Raises:
-        DataError: a row that is no demonstration, or whose prompt alone fills `max_length`.
+        DataError: a row that is no demonstration, or every prompt alone fills `max_length`.
         ConfigError: an aggregation that does not exist, or max_length below 2.
         UsageError: the reward has no tokenizer.
+
+    Warns:
+        UserWarning: prompts that fill `max_length`; their rows have no record.
     """
     tokenizer = reward.tokenizer
     if tokenizer is None:
@@ -94,6 +98,7 @@ def audit_demonstrations(
     validate_rows(rows, "demonstrations", source=source)
     encoded = [_encode(row, number, tokenizer, limit, source) for number, row in enumerate(rows, start=1)]
     flat = [pair for pairs, _ in encoded for pair in pairs]
+    _say_unread([number for number, (pairs, _) in enumerate(encoded, start=1) if not pairs], len(rows), limit, source)
     done = 0
 
     def progress(count: int) -> None:
@@ -114,6 +119,8 @@ def audit_demonstrations(
     records = []
     at = 0
     for index, (row, (pairs, length)) in enumerate(zip(rows, encoded, strict=True)):
+        if not pairs:
+            continue
         turns = range(at, at + len(pairs))
         at += len(pairs)
         record = _record(row, index + 1, turns, scores, tokenizer, how, faint)
@@ -156,12 +163,23 @@ def _encode(row: Row, number: int, tokenizer: Any, limit: int, source: str) -> t
         for pair in pairs
         if len(pair.prompt_ids) < limit
     ]
-    if not kept:
-        raise DataError(
-            f"{source}, row {number}: the prompt has {len(pairs[0].prompt_ids)} tokens, and the limit is {limit}; "
-            "raise max_length, or leave the row out"
-        )
     return kept, length
+
+
+def _say_unread(numbers: Sequence[int], count: int, limit: int, source: str) -> None:
+    """Warn of rows of which nothing can be scored, as SFT leaves them out too.
+
+    Raises:
+        DataError: they are all of that kind.
+    """
+    if not numbers:
+        return
+    words = f"{source}, row {numbers[0]}: the prompt fills the limit of {limit} tokens"
+    if len(numbers) == count:
+        raise DataError(f"{words}, as in every row; raise max_length")
+    more = len(numbers) - 1
+    others = f", as in {more} row{'s' * (more > 1)} more" if more else ""
+    warnings.warn(f"{words}{others}: not audited; raise max_length to see it", UserWarning, stacklevel=3)
 
 
 def _faint(scores: DenseScores) -> float:

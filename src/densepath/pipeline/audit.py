@@ -95,6 +95,9 @@ def _write_parts(
 ) -> None:
     """Write the rows that are kept and those that are dropped, and say how many there are of each."""
     dropped = dropped_rows(records, arguments.drop, arguments.drop_lowest)
+    if Flag.OVER_LONG.value in arguments.drop:  # of a prompt that fills the limit there is no record
+        unread = set(range(len(rows))) - {record["row"] - 1 for record in records}
+        dropped |= {index: {"audit_reason": "over long", "audit_score": None} for index in unread}
     if len(dropped) == len(rows):
         raise DataError(f"{arguments.dataset_name}: every row would be dropped; name fewer flags with drop")
     files = {"kept": arguments.clean_file, "dropped": arguments.dropped_file}

@@ -34,7 +34,8 @@ GLOSSARY: tuple[Term, ...] = (
     Term(
         "held-out NLL",
         "nats per token",
-        "Negative log-likelihood of demonstrations that were never trained on.",
+        "Negative log-likelihood of demonstrations that were never trained on: a health check, which favours "
+        "continued SFT.",
         "Rising: the model moves away from the demonstrations.",
     ),
     Term(

@@ -22,7 +22,8 @@ from densepath.report.records import Report
 JUDGE, PROMPTS, PAIRS, ROWS = "local:JUDGE", "PROMPTS.jsonl", "PAIRS.jsonl", "DEMONSTRATIONS.jsonl"
 SFT, BEFORE, OWN = "SFT-MODEL", "MODEL-BEFORE-SFT", "MODEL"
 _MORE_SEEDS, _MORE_PROMPTS = 2, 4
-_JUDGE_NAME = re.compile(r"[a-z_]+:\S+")
+_JUDGE_NAME = re.compile(r"([a-z_]+:\S+)(?: \(.*\))?")
+"""What a judge was called by, and its template."""
 
 
 def typed(command: str, **arguments: Any) -> str:
@@ -193,4 +194,5 @@ def after_theory() -> Next:
 
 
 def _judge(name: str) -> str:
-    return name if _JUDGE_NAME.fullmatch(name) else JUDGE
+    found = _JUDGE_NAME.fullmatch(name)
+    return found[1] if found else JUDGE

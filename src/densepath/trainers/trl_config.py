@@ -24,6 +24,7 @@ QUIET: Mapping[str, Any] = {
     "logging_steps": 1,
     "logging_nan_inf_filter": False,  # it would log a loss of NaN as the last one that was none
     "save_strategy": "steps",
+    "save_steps": 20,  # TRL's 500 would lose a short training to a kill
     "save_total_limit": 2,
     "optim": "adamw_torch_fused",
 }
