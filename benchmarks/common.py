@@ -74,7 +74,7 @@ def rows(options, tokenizer) -> Pairs:
         prompts = [list(pair.prompt_ids) for pair in pairs]
         completions = [list(pair.completion_ids) for pair in pairs]
     if options.num_generations > 1:  # the others are completions of other prompts: of real lengths
-        several = [[c, *rng.sample(completions, options.num_generations - 1)] for c in completions]
+        several = [[c, *rng.choices(completions, k=options.num_generations - 1)] for c in completions]
         prompts = [prompt for prompt, group in zip(prompts, several, strict=True) for _ in group]
         completions = [completion for group in several for completion in group]
     return prompts, completions
