@@ -110,8 +110,10 @@ def _is_whole(path: Path) -> bool:
     files, seal = (path, path.with_suffix(".jsonl")), _seal(path)
     if not all(each.exists() for each in files):
         return False
+    if not seal.exists():  # killed before it was written; both files are whole or not there
+        write_json_atomic(seal, sealed(path.parent, files))
     with contextlib.suppress(DamagedFileError, AttributeError, TypeError):
-        if not seal.exists() or not changed_files(path.parent, read_json(seal)):
+        if not changed_files(path.parent, read_json(seal)):
             return True
     warnings.warn(
         f"{path}, or the .jsonl beside it: not what was written: it is made again", DamageWarning, stacklevel=2
