@@ -148,7 +148,7 @@ def test_without_py3langid_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", without)
     constraints._identifier.cache_clear()
     try:
-        with pytest.raises(ConfigError, match=r"pip install 'densepath\[language\]'"):
+        with pytest.raises(ConfigError, match="pip install py3langid"):
             constrained_rows(ROWS[:1])
         assert len(constrained_rows(ROWS[:1], kinds=["max_words"])) == 1
     finally:

@@ -109,7 +109,7 @@ def test_without_scikit_learn(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", no_sklearn)
     preferences, deltas = planted(0, 50)
-    with pytest.raises(UsageError, match=r"pip install 'densepath\[judge\]'"):
+    with pytest.raises(UsageError, match="pip install scikit-learn"):
         length_controlled(preferences, deltas)
 
 
