@@ -13,7 +13,8 @@ BIG = ["--model_name_or_path", "meta-llama/Llama-3.1-8B", "--max_length", "512"]
 
 
 def test_a_recipe_is_planned_as_a_table(capsys):
-    assert main(["plan", "--config", "recipes/quickstart.yaml", "--gpu_memory", "24"]) == 0
+    recipe = ["--config", "recipes/quickstart.yaml", "--reference", "auto"]
+    assert main(["plan", *recipe, "--gpu_memory", "24"]) == 0
     out = capsys.readouterr().out
     assert "134,515,008 parameters, 134,515,008 trained; one GPU of 24.0 GiB" in out
     assert all(stage in out for stage in ("SFT", "selection", "DPR", "evaluation"))
