@@ -129,7 +129,7 @@ class DenseReward:
         Args:
             sft: the SFT policy.
             ref: the reference, or several.
-            dtype: of the weights. Scorers stay float32: bfloat16 adds noise of about 0.01 nats a token.
+            dtype: of the weights. Scorers stay float32: bfloat16 added 0.08 nats a token (docs/reward.md).
             device: None: CPU; "auto": CUDA where there is one.
             trust_remote_code: run Python code that comes with the weights.
             eos_token, chat_template_path, chat_template_kwargs: how text is read, as for `load_tokenizer`.
