@@ -304,6 +304,32 @@ def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_p
     assert found["values"] == [0.0] * len(HELD_OUT)
 
 
+@pytest.mark.parametrize(
+    ("right", "by_reward", "found", "words"),
+    [
+        ({"sft": 2, "behaviour 2 of 2": 8}, (1, 2), (2, 2), "it is trained on, and measured again"),
+        ({"sft": 2, "behaviour 2 of 2": 3}, (1, 2), None, "The SFT model is kept"),
+        ({"sft": 2, "behaviour 2 of 2": 3}, (2, 2), (2, 2), "The lift names the same"),
+        ({"sft": 2, "behaviour 2 of 2": 3}, None, None, "The SFT model is kept"),
+        ({"sft": 2, "behaviour 1 of 2": 1}, (1, 2), None, "No candidate is shown to beat SFT"),
+    ],
+    ids=["a-lead-before-correction", "the-lift-against-it", "the-lift-for-it", "no-lift", "none-leads"],
+)
+def test_the_lift_never_speaks_against_verdicts(source, tmp_path, monkeypatch, right, by_reward, found, words):
+    """Verdicts on 16 prompts: too few to show a lead after correction, and more than the reward knows."""
+
+    def verdicts(stage, name, path):
+        values = (1.0,) * right.get(name, 0) + (0.0,) * (16 - right.get(name, 0))
+        return replace(planted_verdicts(name, right=""), values=values, lengths=(3,) * 16)
+
+    monkeypatch.setattr(_behaviour_choice, "_verdicts", verdicts)
+    monkeypatch.setattr(_behaviour_choice, "by_lift", lambda mixtures: (by_reward, "by the reward"))
+    purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
+    record = record_of(tmp_path)
+    assert ((record.behaviour, record.of) if record.trained else None) == found
+    assert words in record.reason
+
+
 class PlantedJudge:
     """Finds all answers alike, and can say nothing of the first prompt."""
 

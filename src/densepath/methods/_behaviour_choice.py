@@ -1,4 +1,8 @@
-"""Which behaviour purified SFT trains on: by what judges answers and the one rule of `choice`, or by the lift."""
+"""Which behaviour purified SFT trains on: by what judges answers and the one rule of `choice`, or by the lift.
+
+The lift is asked only where nothing judges answers, or what does tells nothing apart. A verdict on too few prompts is a
+weaker guide than one on many, and still a better one than none: a training is not aimed at what they speak against.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +49,11 @@ class Chosen:
 
 
 def choose(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path]) -> Chosen:
-    """The behaviour by the verdicts of a verifier or judge; without one, or where they cannot tell, by the lift.
+    """The behaviour by the verdicts of a verifier or judge; without one, or where all are the same, by the lift.
+
+    A lead that the correction for all candidates leaves open is followed where its own 95 % interval lies above zero,
+    or the lift names the same behaviour: it says where to train, and the trained model is measured again. Else SFT is
+    kept.
 
     Args:
         stage: the recipe, and where verdicts are kept.
@@ -60,17 +68,25 @@ def choose(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Pat
     mixtures = tuple(_with_verdicts(mixture, results) for mixture in mixtures)
     judge = stage.arguments.judge or stage.arguments.verifier
     decision = decide(arm_findings([sft], list(results.values()), verifier=judge))
+    judged = {
+        behaviour_name(each.number, len(mixture.behaviours)): (each.number, len(mixture.behaviours))
+        for mixture in mixtures
+        for each in mixture.behaviours
+    }
+    leader = judged.get(str(decision.policy))
     if decision.answer is Answer.CANDIDATE:
-        names = {
-            behaviour_name(each.number, len(mixture.behaviours)): (each.number, len(mixture.behaviours))
-            for mixture in mixtures
-            for each in mixture.behaviours
-        }
-        return Chosen(mixtures, names.get(str(decision.policy)), decision.policy == DFT, decision.reason)
+        return Chosen(mixtures, leader, decision.policy == DFT, decision.reason)
     if decision.answer is Answer.NONE:
         return Chosen(mixtures, None, False, decision.reason)
-    chosen, reason = by_lift(mixtures)
-    return Chosen(mixtures, chosen, False, f"{decision.reason} Without a verdict of {judge}: {reason}")
+    by_reward, reason = by_lift(mixtures)
+    if decision.policy is None:
+        return Chosen(mixtures, by_reward, False, f"{decision.reason} Without a verdict of {judge}: {reason}")
+    if decision.figure is not None and decision.figure.low > 0:
+        why = "Before that correction its interval lies above zero: it is trained on, and measured again"
+        return Chosen(mixtures, leader, decision.policy == DFT, f"{decision.reason} {why}")
+    if leader is not None and leader == by_reward:
+        return Chosen(mixtures, leader, False, f"{decision.reason} The lift names the same: {reason}")
+    return Chosen(mixtures, None, False, f"{decision.reason} The SFT model is kept")
 
 
 def _on_common_prompts(results: Mapping[str, ArmResult]) -> dict[str, ArmResult]:

@@ -6,7 +6,7 @@
 3. EM (`methods._behaviours`): `pi_k` learns what is its own, and `gamma_ik = softmax_k(log rho_k + log pi_k(y_i))`.
 4. `lift_k = log rho_k - log` share of k among answers of pi_0.
 5. A behaviour is chosen: with a verifier or judge by the one rule of `choice` on validation prompts, where DFT on all
-   demonstrations may be a candidate too (`purify_dft`); else, or where that cannot tell, the largest with
+   demonstrations may be a candidate too (`purify_dft`); else, or where every verdict is the same, the largest with
    `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the reward cannot judge. None: the SFT
    model is kept.
 6. pi_SFT is trained on the demonstrations of that behaviour, with the loss of DFT or plain NLL.
