@@ -23,6 +23,18 @@ class ConfigError(UsageError):
     """A recipe key or value that does not exist, does not fit, or contradicts another."""
 
 
+class NoEffectError(ConfigError):
+    """An argument that was given and can take no effect beside the others.
+
+    Attributes:
+        name: of that argument.
+    """
+
+    def __init__(self, name: str, message: str) -> None:
+        super().__init__(message)
+        self.name = name
+
+
 class MissingFileError(UsageError, FileNotFoundError):
     """A file or folder that was named and is not there."""
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
+from densepath.cli.arguments import parse
 from densepath.cli.main import main
 from densepath.config.experiment import ExperimentArguments
+from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
 from densepath.pipeline.recipe import read_recipe
 
@@ -33,6 +37,35 @@ def test_it_is_refused_in_one_line(words, message, capsys):
     err = capsys.readouterr().err
     assert message in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        ("--arms base sft", {"purify_behaviours=[2]", "continued_sft='samples'"}),
+        ("--arms sft purified_sft --beta 1", {"continued_sft='samples'", "candidate_betas=[0.5]"}),
+        ("--max_train_samples 8", set()),
+    ],
+)
+def test_what_the_command_line_makes_a_recipe_lose_is_left_out(words, left, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "model_name_or_path: m\ndataset_name: d\narms: [sft, continued_sft, purified_sft]\n"
+        "continued_sft: samples\npurify_behaviours: [2]\ncandidate_betas: [0.5]\n"
+    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found, _ = parse(RunArguments, ["--config", str(recipe), *words.split()], prog="run", description="")
+    assert {str(each.message).partition(" has no effect")[0] for each in said} == left
+    assert found.candidate_betas == ([0.5, 1.0] if "candidate_betas=[0.5]" in left else [0.5])
+
+
+def test_a_recipe_by_itself_and_the_command_line_are_not_excused(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model_name_or_path: m\ndataset_name: d\narms: [sft]\npurify_behaviours: [2]\n")
+    for words in ([], ["--max_calls", "2"]):
+        with pytest.raises(ConfigError, match="has no effect without"):
+            parse(RunArguments, ["--config", str(recipe), *words], prog="run", description="")
 
 
 def test_what_takes_effect_is_taken(capsys):

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pytest
 
-from densepath.data.convert import conversion, converted
+from densepath.data.convert import as_written, conversion, converted
 from densepath.data.formats import load_dataset_rows, read_rows, validate_rows
 from densepath.data.rows import prompt_of
 from densepath.data.splits import content_hash
@@ -84,11 +84,15 @@ SAME: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("row", "same"), SAME.values(), ids=SAME.keys())
 def test_a_row_is_that_of_trl(row: dict[str, Any], same: dict[str, Any]) -> None:
-    assert converted(row) == same
-    assert read_rows([row]) == [same]
-    assert content_hash(converted(row)) == content_hash(same)
+    found = converted(row)
+    assert {name: found[name] for name in same} == same
+    assert found.keys() == row.keys() | same.keys()
+    assert read_rows([row]) == [found]
+    assert content_hash(found) == content_hash(same)
     validate_rows([converted(row)], "prompts" if "answer" in row else "demonstrations")
     assert converted(same) is same
+    assert as_written(found) == {name: value for name, value in row.items() if name != "messages"}
+    assert as_written(same) is same
 
 
 @pytest.mark.parametrize(

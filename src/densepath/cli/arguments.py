@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import difflib
 import typing
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from densepath.config.coerce import coerce, expanded
 from densepath.config.listed import Listed
 from densepath.config.options import Arguments, check_required
 from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
-from densepath.errors import ConfigError, UsageError
+from densepath.errors import ConfigError, NoEffectError, UsageError
 
 T = TypeVar("T")
 
@@ -57,7 +58,8 @@ def parse(
 
     Raises:
         UsageError: an unknown key (with the nearest known one).
-        ConfigError: a value that does not fit, or has no effect; or a required argument that is not there.
+        ConfigError: a value that does not fit, or has no effect (see `_effective`); or a required argument that is not
+            there.
     """
     passthrough, listed = passthrough or {}, listed or Listed()
     hints = typing.get_type_hints(kind)
@@ -88,10 +90,31 @@ def parse(
             hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help_all"
             raise ConfigError(f"{sources[key]}: unknown key {key!r}{hint}")
     check_required(kind, own)
+    return _effective(kind, own, {key for key, source in sources.items() if source == config_path}), others
+
+
+def _effective(kind: type[T], own: Mapping[str, Any], of_recipe: Collection[str]) -> T:
+    """The arguments of a command, all of which take effect.
+
+    What a recipe gives may lose its effect where the command line asks for less (fewer arms, no judge): it is left
+    out, and that is said. What else has none is a mistake.
+
+    Raises:
+        NoEffectError: an argument of the command line, or of a recipe that nothing was changed in.
+    """
     found = kind(**own)
-    if isinstance(found, Arguments):
+    if not isinstance(found, Arguments):
+        return found
+    try:
         found.check_effect()
-    return found, others
+    except NoEffectError as error:
+        if error.name not in of_recipe or not own.keys() - of_recipe:
+            raise
+        warnings.warn(
+            f"{str(error).removesuffix(': leave it out')} as the command line has it: left out", stacklevel=2
+        )
+        return _effective(kind, {name: value for name, value in own.items() if name != error.name}, of_recipe)
+    return found
 
 
 def _parser(kind: type[Any], prog: str, description: str, passthrough: Mapping[str, str], listed: Listed) -> Parser:

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
-from densepath.errors import ConfigError
+from densepath.errors import ConfigError, NoEffectError
 
 
 def option(
@@ -55,7 +55,7 @@ class Arguments:
 
 
 def check_no_effect(arguments: Any, names: Collection[str], where: str) -> None:
-    """Refuse arguments that were given and cannot take effect, with a `ConfigError`.
+    """Refuse arguments that were given and cannot take effect, with a `NoEffectError` that names the first.
 
     Args:
         arguments: a dataclass of options.
@@ -65,7 +65,7 @@ def check_no_effect(arguments: Any, names: Collection[str], where: str) -> None:
     for f in fields(arguments):
         default = f.default if f.default_factory is MISSING else f.default_factory()
         if f.name in names and getattr(arguments, f.name) != default:
-            raise ConfigError(f"{f.name}={getattr(arguments, f.name)!r} has no effect {where}: leave it out")
+            raise NoEffectError(f.name, f"{f.name}={getattr(arguments, f.name)!r} has no effect {where}: leave it out")
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

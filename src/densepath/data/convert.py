@@ -8,7 +8,8 @@
 The user's turn of an Alpaca row is instruction + "\n" + input, or the one of them that is not empty (LLaMA-Factory's
 join); that of a Dolly row likewise. `system`, text beside any of them, becomes the first turn; `history`, pairs of an
 instruction and its answer, the turns before the instruction. Columns of TRL's own count first: a row that has
-`messages`, or a prompt and a completion, is not touched. The other columns are kept.
+`messages`, or a prompt and a completion, is not touched. Every column stays beside those that are added, for verifiers
+that read it, and so that `as_written` gives back what stood in the file.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _ROLES = {
 _INSTRUCTIONS = {"Alpaca": ("input", "output"), "Dolly": ("context", "response")}
 """Whose rows have an `instruction` -> their columns of what it is about, and of the answer."""
 
+_ADDED = (("messages",), ("prompt", "completion"))
+
 
 def conversion(row: Row) -> str:
     """What `converted` makes of the row's columns, for a message; empty where the row stays as it is."""
@@ -47,7 +50,7 @@ def conversion(row: Row) -> str:
 
 
 def converted(row: Row) -> Row:
-    """The row in one of TRL's formats, where it is in one of those above; else the row itself.
+    """The row with the columns of one of TRL's formats too, where it is in one of those above; else the row itself.
 
     Raises:
         DataError: a turn that cannot be read.
@@ -58,18 +61,28 @@ def converted(row: Row) -> Row:
     if not conversion(row):
         return row
     if row.get("conversations") is not None:
-        others = {name: value for name, value in row.items() if name not in ("conversations", "system", "messages")}
-        return {**others, "messages": _with_system(row, _sharegpt_turns(row["conversations"]))}
+        return {**row, "messages": _with_system(row, _sharegpt_turns(row["conversations"]))}
     given, answered = _INSTRUCTIONS["Alpaca" if "output" in row else "Dolly"]
-    used = ("instruction", given, answered, "system", "history", "prompt", "completion")
-    others = {name: value for name, value in row.items() if name not in used}
     for name in (given, answered):
         if not isinstance(row.get(name), (str, type(None))):
             raise DataError(f'"{name}" is {short(repr(row[name]))}, not a string; quote it')
     asked = "\n".join(filter(None, (row["instruction"], row.get(given))))
     prompt = _with_system(row, [*_history(row.get("history")), {"role": "user", "content": asked}])
-    answer = [{"role": "assistant", "content": row[answered]}] if row[answered] else None
-    return {**others, "prompt": prompt, **({} if answer is None else {"completion": answer})}
+    answer = {"completion": [{"role": "assistant", "content": row[answered]}]} if row[answered] else {}
+    return {**row, "prompt": prompt, **answer}
+
+
+def as_written(row: Row) -> Row:
+    """The row without what `converted` added to it.
+
+    >>> as_written(converted({"instruction": "Add.", "input": "1, 2", "output": "3"}))
+    {'instruction': 'Add.', 'input': '1, 2', 'output': '3'}
+    """
+    for added in _ADDED:
+        given = {name: value for name, value in row.items() if name not in added}
+        if conversion(given) and converted(given) == row:
+            return given
+    return row
 
 
 def _named(row: Row, *names: str) -> str:

@@ -1,4 +1,7 @@
-"""Rows sorted into two files: those that are kept, as they were, and those that are dropped, with the reason."""
+"""Rows sorted into two files: those that are kept, as they were, and those that are dropped, with the reason.
+
+Rows of another tool's format have their own columns there, and not those of TRL's that they were read as.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from densepath.data.convert import as_written
 from densepath.data.rows import Row
 from densepath.io import write_jsonl_atomic
 
@@ -25,6 +29,8 @@ def write_kept_rows(
         StorageError: a file cannot be written.
     """
     if kept_file is not None:
-        write_jsonl_atomic(kept_file, [dict(row) for index, row in enumerate(rows) if index not in dropped])
+        write_jsonl_atomic(
+            kept_file, [dict(as_written(row)) for index, row in enumerate(rows) if index not in dropped]
+        )
     if dropped_file is not None:
-        write_jsonl_atomic(dropped_file, [{**rows[index], **dropped[index]} for index in sorted(dropped)])
+        write_jsonl_atomic(dropped_file, [{**as_written(rows[index]), **dropped[index]} for index in sorted(dropped)])

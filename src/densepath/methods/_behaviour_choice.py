@@ -1,7 +1,7 @@
 """Which behaviour purified SFT trains on: by what judges answers and the one rule of `choice`, or by the lift.
 
-The lift is asked only where nothing judges answers, or what does tells nothing apart. A verdict on too few prompts is a
-weaker guide than one on many, and still a better one than none: a training is not aimed at what they speak against.
+The lift is asked only where nothing judges answers, or what does tells nothing apart. Verdicts on too few prompts are
+a weak guide, and still a better one than none: a training is not aimed at what they speak against.
 """
 
 from __future__ import annotations
