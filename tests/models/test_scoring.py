@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba
 
 from densepath.errors import NumericalError
-from densepath.models.logits import layout_of, supports_packing
+from densepath.models import logits
+from densepath.models.logits import layout_of, plain_head, supports_packing
 from densepath.models.packing import Layout
 from densepath.models.scoring import score_completions
 
@@ -169,3 +170,34 @@ def test_nan_is_named_with_its_place():
     ) as raised:
         score_completions(model, [[1], [2], [7]], [[3, 4], [7, 5], [3]])
     assert raised.value.sequences == (1, 2)
+
+
+def test_a_kind_of_model_is_tried_once_and_one_that_may_differ_each_time(monkeypatch):
+    """Models with other weights are of one kind; another configuration, NaN, a hook or code of one's own are not."""
+    trials = []
+    trial = logits._try
+    monkeypatch.setattr(logits, "_of_kinds", [])
+    monkeypatch.setattr(logits, "_try", lambda *given: trials.append(type(given[0])) or trial(*given))
+
+    def tried(model):
+        before = len(trials)
+        found = layout_of(model)
+        return found, len(trials) - before
+
+    first, other, hooked, nan, changed = (tiny_llama(seed=seed) for seed in range(5))
+    assert tried(first) == (Layout.FLAT, 1)
+    assert tried(other) == (Layout.FLAT, 0)
+    assert plain_head(other).weight is other.get_output_embeddings().weight
+    hooked.model.layers[0].register_forward_hook(lambda module, given, output: output)
+    assert tried(hooked)[1] == 1
+    with torch.no_grad():
+        nan.lm_head.weight[0, 0] = float("nan")
+    assert tried(nan) == (Layout.ALONE, 1)
+    changed.config.rope_parameters = {**changed.config.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
+    assert tried(changed)[1] == 1
+
+    class Own(type(first)):
+        pass
+
+    for _ in range(2):
+        assert tried(Own(first.config))[1] == 1
