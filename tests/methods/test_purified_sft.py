@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import io
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -17,7 +18,7 @@ from tests.trainers.test_sft import StopAt
 
 from densepath.config.run import PurifyArguments
 from densepath.data.encode import encode_pairs
-from densepath.errors import ConfigError
+from densepath.errors import ConfigError, DamageWarning
 from densepath.io import read_json, read_jsonl
 from densepath.methods import SFTRun, Stage, _behaviour_choice, _behaviours, get_method, purified_sft
 from densepath.models.load import load_model
@@ -209,6 +210,16 @@ def test_a_killed_purification_ends_as_one_that_was_not(source, purified, tmp_pa
     assert equal(tmp_path, whole)
     for name in ("purification.json", "kept.jsonl", "dropped.jsonl", "scores.json", "samples.json"):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_a_damaged_log_of_a_behaviour_is_said(source, purified, tmp_path, monkeypatch):
+    """Of a purification that goes on: no marker holds its files yet."""
+    whole, outcome = purified
+    chosen_always(monkeypatch)
+    shutil.copytree(whole, tmp_path / "p")
+    (tmp_path / "p/behaviours-2/round-1/1/metrics.jsonl").write_text("\n")
+    with pytest.warns(DamageWarning, match=r"round-1/1/metrics.jsonl is damaged; nothing is computed from it"):
+        assert purified_sft.train(stage_of(source, tmp_path / "p")) == outcome
 
 
 # -- which behaviour ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ of each is what it says of the demonstrations (docs/purify.md).
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from datasets import Dataset
 from torch import Tensor
 
 from densepath.core.mixture import responsibilities, settled_shares, systematic_draws
-from densepath.io import remembered, remove
+from densepath.errors import DamageWarning
+from densepath.io import changed_files, remembered, remove, sealed
 from densepath.methods._demonstrations import Demonstrations
 from densepath.methods._stage import (
     FORWARD_FLOPS,
@@ -33,6 +35,7 @@ from densepath.methods._stage import (
 from densepath.models.load import load_frozen, load_trainable
 from densepath.models.quantized import parameter_count
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.trainers.callbacks import LOG
 from densepath.trainers.sft import save_model_atomic, sft_trainer
 from densepath.trainers.trl_config import peft_config
 
@@ -148,6 +151,9 @@ class _Said:
 
 def _trained_and_asked(stage: Stage, corpus: Corpus, step: _Step) -> _Said:
     record = remembered(step.folder / "said.json", lambda: _train_and_ask(stage, corpus, step))
+    if changed := changed_files(step.folder, record["files"]):
+        said_of = f"{step.folder / changed[0]} is damaged; nothing is computed from it, and it stays as it is"
+        warnings.warn(said_of, DamageWarning, stacklevel=2)
     for checkpoint in step.folder.glob("*checkpoint-*"):
         remove(checkpoint)
     if not step.keep:
@@ -171,7 +177,8 @@ def _train_and_ask(stage: Stage, corpus: Corpus, step: _Step) -> dict[str, Any]:
     }
     scored = sum(scored_tokens(part) for part in (corpus.train, corpus.validation, corpus.samples))
     parameters = parameter_count(policy.model)
-    return {**said, "tokens": spent[0], "flops": spent[1] + FORWARD_FLOPS * scored * parameters}
+    files = sealed(step.folder, [step.folder / LOG])
+    return {**said, "files": files, "tokens": spent[0], "flops": spent[1] + FORWARD_FLOPS * scored * parameters}
 
 
 @dataclass(frozen=True)
