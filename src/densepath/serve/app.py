@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
@@ -56,6 +57,7 @@ _REASONS = {
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse, "description": reason} for status, reason in _REASONS.items()
 }
+_SECURED = [Depends(HTTPBearer(auto_error=False, description="The server's key, if it has one."))]
 
 
 def create_app(
@@ -89,14 +91,6 @@ def create_app(
         observer=metrics,
     )
     metrics.watch(engine)
-    info = _info(reward, limits)
-
-    @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        await engine.start()
-        yield
-        await engine.stop()
-
     app = FastAPI(
         title="densepath",
         description=DESCRIPTION,
@@ -105,14 +99,35 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
-        lifespan=lifespan,
+        lifespan=functools.partial(_lifespan, engine),
     )
     app.state.engine = engine
     add_docs_page(app)
     add_error_handlers(app)
-    secured = [Depends(HTTPBearer(auto_error=False, description="The server's key, if it has one."))]
+    _add_scoring(app, reward, engine, limits)
+    add_trainer_forms(
+        app, reward, limits, {"responses": _ERRORS, "dependencies": _SECURED, "tags": ["other trainers"]}
+    )
+    _add_operation(app, engine, metrics, _info(reward, limits))
+    app.add_middleware(
+        Guard, access=access, limits=limits, public_paths={"/health", "/openapi.json", *DOCS_PATHS, *public_paths}
+    )
+    app.add_middleware(CountRequests, metrics=metrics)
+    return app
 
-    @app.post("/v1/score", responses=_ERRORS, dependencies=secured, tags=["reward"])
+
+@contextlib.asynccontextmanager
+async def _lifespan(engine: ScoringEngine, _: FastAPI) -> AsyncIterator[None]:
+    await engine.start()
+    yield
+    await engine.stop()
+
+
+def _add_scoring(app: FastAPI, reward: DenseReward, engine: ScoringEngine, limits: Limits) -> None:
+    """The paths that ask the models."""
+    tokenizer = reward.tokenizer
+
+    @app.post("/v1/score", responses=_ERRORS, dependencies=_SECURED, tags=["reward"])
     async def score(request: Request, body: ScoreRequest) -> ScoreResponse:
         """Rewards per token of completions."""
 
@@ -123,7 +138,7 @@ def create_app(
 
         return await unless_gone(request, lambda: engine.accept(work))
 
-    @app.post("/v1/rank", responses=_ERRORS, dependencies=secured, tags=["reward"])
+    @app.post("/v1/rank", responses=_ERRORS, dependencies=_SECURED, tags=["reward"])
     async def rank(request: Request, body: Annotated[RankRequest, Body()]) -> RankResponse:
         """Completions of one prompt by their reward."""
 
@@ -133,9 +148,11 @@ def create_app(
 
         return await unless_gone(request, lambda: engine.accept(work))
 
-    add_trainer_forms(app, reward, limits, {"responses": _ERRORS, "dependencies": secured, "tags": ["other trainers"]})
 
-    @app.get("/v1/model", responses=_only(400, 401, 403), dependencies=secured, tags=["reward"])
+def _add_operation(app: FastAPI, engine: ScoringEngine, metrics: Metrics, info: ModelInfo) -> None:
+    """The paths that say what the server is and how it fares."""
+
+    @app.get("/v1/model", responses=_only(400, 401, 403), dependencies=_SECURED, tags=["reward"])
     async def model() -> ModelInfo:
         """What this server scores with, and its limits."""
         return info
@@ -151,18 +168,12 @@ def create_app(
         "/metrics",
         response_class=PlainTextResponse,
         responses=_only(400, 401, 403),
-        dependencies=secured,
+        dependencies=_SECURED,
         tags=["operation"],
     )
     async def prometheus() -> Response:
         """Counters in Prometheus' text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
-
-    app.add_middleware(
-        Guard, access=access, limits=limits, public_paths={"/health", "/openapi.json", *DOCS_PATHS, *public_paths}
-    )
-    app.add_middleware(CountRequests, metrics=metrics)
-    return app
 
 
 def _info(reward: DenseReward, limits: Limits) -> ModelInfo:
