@@ -77,7 +77,8 @@ def record_of(folder) -> Purification:
 
 
 def chosen_always(monkeypatch, number=2, of=2):
-    monkeypatch.setattr(_behaviour_choice, "by_lift", lambda mixtures: ((number, of), "told to"))
+    for module in (_behaviour_choice, purified_sft):
+        monkeypatch.setattr(module, "by_lift", lambda mixtures: ((number, of), "told to"))
 
 
 # -- what it leaves and what it costs -----------------------------------------------------------------------------
@@ -259,40 +260,45 @@ def test_the_rule_without_labels(mixtures, chosen, words):
     assert ("The SFT model is kept" in reason) == (chosen is None)
 
 
-def planted_verdicts(name: str, right: str) -> ArmResult:
-    """Every answer of the one right, and none of the others."""
+def planted_verdicts(name: str, right: dict[str, int], prompts: int = 12) -> ArmResult:
+    """The first answers of each are right, as many as it says."""
+    values = (1.0,) * right.get(name, 0) + (0.0,) * (prompts - right.get(name, 0))
     return ArmResult(
         arm=Arm(name, name, name == "sft"),
         setting="purification",
         seed=0,
         decoding="greedy",
         split="validation",
-        values=(float(name == right),) * 12,
-        lengths=(3,) * 12,
+        values=values,
+        lengths=(3,) * prompts,
         truncated=0.0,
     )
 
 
-def test_a_verifier_decides(source, tmp_path, monkeypatch):
-    """It finds every answer of one behaviour right, and of the others and of SFT none."""
-
+def planted(monkeypatch, right: dict[str, int], prompts: int = 12):
     monkeypatch.setattr(
-        _behaviour_choice, "_verdicts", lambda stage, name, path: planted_verdicts(name, right="behaviour 1 of 2")
+        _behaviour_choice, "_verdicts", lambda stage, name, path: planted_verdicts(name, right, prompts)
     )
+
+
+def test_a_verifier_decides(source, tmp_path, monkeypatch):
+    """It finds most answers of one behaviour's model right, and all of the one that is trained there."""
+    planted(monkeypatch, {"sft": 1, "behaviour 1 of 2": 3, "purified SFT": 12})
     purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
     record = record_of(tmp_path)
-    assert (record.behaviour, record.of) == (1, 2)
-    assert "behaviour 1 of 2 (greedy) is right on 1.000 of 12 validation prompts" in record.reason
-    assert [each.validation.mean for each in record.mixtures[0].behaviours] == [1.0, 0.0]
+    assert (record.behaviour, record.of, record.trained) == (1, 2, True)
+    assert "behaviour 1 of 2: its model has 0.250 on 12 validation prompts, the next 0.000" in record.reason
+    assert "purified SFT (greedy) is right on 1.000 of 12 validation prompts" in record.reason
+    assert [each.validation.mean for each in record.mixtures[0].behaviours] == [0.25, 0.0]
 
 
 def test_dft_on_all_demonstrations_is_taken_where_the_verifier_finds_it_better(source, tmp_path, monkeypatch):
     """It is judged as it would be trained: the model that is left is the one that was judged."""
-    judged = {}
+    found = {}
 
     def verdicts(stage, name, path):
-        judged[name] = load_file(path / "model.safetensors")
-        return planted_verdicts(name, right="DFT on all demonstrations")
+        found[name] = load_file(path / "model.safetensors")
+        return planted_verdicts(name, {"DFT on all demonstrations": 12, "behaviour 2 of 2": 1})
 
     monkeypatch.setattr(_behaviour_choice, "_verdicts", verdicts)
     stage = stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1, purify_dft=True)
@@ -301,43 +307,48 @@ def test_dft_on_all_demonstrations_is_taken_where_the_verifier_finds_it_better(s
     assert (record.behaviour, record.trained, record.kept, record.dropped) == (None, True, len(ROWS), 0)
     assert "DFT on all demonstrations (greedy) is right on 1.000" in record.reason
     left = load_file(tmp_path / "model/model.safetensors")
-    assert all(torch.equal(left[name], values) for name, values in judged["DFT on all demonstrations"].items())
-    assert outcome.steps == 2 * 2 + 3 + 3  # two behaviours, the candidate, and the training that is kept
+    assert all(torch.equal(left[name], values) for name, values in found["DFT on all demonstrations"].items())
+    assert not all(torch.equal(left[name], values) for name, values in found["purified SFT"].items())
+    assert outcome.steps == 2 * 2 + 3 + 3  # two behaviours, and two trainings that are judged
     assert not (tmp_path / "dft").exists()
 
 
-def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_path):
+def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_path, monkeypatch):
+    chosen_always(monkeypatch)
     purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
     record = record_of(tmp_path)
+    assert "the models of all behaviours have 0.000 on 6 validation prompts: by the reward, told to" in record.reason
     assert "found every answer wrong" in record.reason
-    assert "Without a verdict of exact_match: " in record.reason
+    assert (record.behaviour, record.trained) == (2, True)
     found = read_json(tmp_path / "validation/sft.json")["value"]
     assert found["values"] == [0.0] * len(HELD_OUT)
 
 
 @pytest.mark.parametrize(
-    ("right", "by_reward", "found", "words"),
+    ("right", "by_reward", "behaviour", "words"),
     [
-        ({"sft": 2, "behaviour 2 of 2": 8}, (1, 2), (2, 2), "it is trained on, and measured again"),
-        ({"sft": 2, "behaviour 2 of 2": 3}, (1, 2), None, "The SFT model is kept"),
-        ({"sft": 2, "behaviour 2 of 2": 3}, (2, 2), (2, 2), "The lift names the same"),
-        ({"sft": 2, "behaviour 2 of 2": 3}, None, None, "The SFT model is kept"),
-        ({"sft": 2, "behaviour 1 of 2": 1}, (1, 2), None, "No candidate is shown to beat SFT"),
+        ({"sft": 2, "behaviour 2 of 2": 1, "purified SFT": 7}, (1, 2), 2, "and it is taken"),
+        ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, (1, 2), None, "The SFT model is kept"),
+        ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, (2, 2), 2, "By the lift it is taken"),
+        ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, None, None, "The SFT model is kept"),
+        ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 1}, (2, 2), None, "No candidate is shown to beat SFT"),
+        ({"sft": 16, "behaviour 2 of 2": 16, "purified SFT": 16}, (1, 2), None, "The SFT model is kept"),
+        ({"sft": 3, "behaviour 1 of 2": 2, "behaviour 2 of 2": 2, "purified SFT": 9}, (1, 2), 1, ", shown."),
     ],
-    ids=["a-lead-before-correction", "the-lift-against-it", "the-lift-for-it", "no-lift", "none-leads"],
+    ids=["own-interval", "lift-against", "lift-for", "no-lift", "no-lead", "all-right", "as-good-as-the-other"],
 )
-def test_the_lift_never_speaks_against_verdicts(source, tmp_path, monkeypatch, right, by_reward, found, words):
-    """Verdicts on 16 prompts: too few to show a lead after correction, and more than the reward knows."""
-
-    def verdicts(stage, name, path):
-        values = (1.0,) * right.get(name, 0) + (0.0,) * (16 - right.get(name, 0))
-        return replace(planted_verdicts(name, right=""), values=values, lengths=(3,) * 16)
-
-    monkeypatch.setattr(_behaviour_choice, "_verdicts", verdicts)
-    monkeypatch.setattr(_behaviour_choice, "by_lift", lambda mixtures: (by_reward, "by the reward"))
+def test_what_is_trained_is_taken_where_verdicts_speak_for_it(
+    source, tmp_path, monkeypatch, right, by_reward, behaviour, words
+):
+    """Verdicts on 16 prompts. Where a model of a behaviour leads it is the aim, whatever the lift says."""
+    planted(monkeypatch, right, prompts=16)
+    monkeypatch.setattr(purified_sft, "by_lift", lambda mixtures: (by_reward, "by the lift"))
+    monkeypatch.setattr(_behaviour_choice, "by_lift", lambda mixtures: (by_reward, "by the lift"))
     purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
     record = record_of(tmp_path)
-    assert ((record.behaviour, record.of) if record.trained else None) == found
+    assert record.behaviour == behaviour
+    assert record.trained == (tmp_path / "model").exists() == (behaviour is not None)
+    assert (record.dropped == 0) == (behaviour is None)
     assert words in record.reason
 
 
@@ -355,7 +366,7 @@ def test_a_judge_takes_the_place_of_a_verifier(source, tmp_path, monkeypatch):
     stage = stage_of(source, tmp_path, judge="verifier:exact_match", purify_rounds=1)
     purified_sft.train(replace(stage, check=lambda held: PlantedJudge()))
     record = record_of(tmp_path)
-    assert f"greedy: 0.750 on {len(HELD_OUT) - 1} validation prompts" in record.reason
+    assert f"have 0.750 on {len(HELD_OUT) - 1} validation prompts" in record.reason
     assert [each.validation.mean for each in record.mixtures[0].behaviours] == [0.75, 0.75]
     assert {each.validation.n for each in record.mixtures[0].behaviours} == {len(HELD_OUT) - 1}
 

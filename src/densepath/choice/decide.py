@@ -88,10 +88,11 @@ def _by_answers(findings: Findings) -> Decision:
         return Decision(Answer.CANNOT_TELL, None, None, (reason,), all_warnings(findings, None))
     lead = top.against_best
     if lead.verdict is Verdict.BETTER:
+        tried = len(findings.candidates)
+        shown = "shown" if tried == 1 else f"shown after correction for {tried} candidates"
         reasons = (
             f"{_described(top)} is right on {_value(top):.3f} of {findings.prompts} validation prompts; SFT at its "
-            f"best ({best.decoding}) on {_value(best):.3f}: {_signed(lead.difference)}, shown after correction for "
-            f"{len(findings.candidates)} candidates.",
+            f"best ({best.decoding}) on {_value(best):.3f}: {_signed(lead.difference)}, {shown}.",
             *_agreement_reasons(findings, top.reference),
             *_harm_reasons(findings),
         )
@@ -106,7 +107,8 @@ def _by_answers(findings: Findings) -> Decision:
     if lead.difference.mean >= WORTH_HAVING:
         reason = (
             f"A lead of {lead.difference.mean:+.3f} would be worth having, and {findings.prompts} prompts cannot show "
-            f"it: give about {_prompts_needed(lead.difference, findings.prompts)} of them, or fewer candidates."
+            f"it: give about {_prompts_needed(lead.difference, findings.prompts)} of them"
+            f"{', or fewer candidates' if len(findings.candidates) > 1 else ''}."
         )
         return _of(Answer.CANNOT_TELL, top, (reason, *reasons), all_warnings(findings, None))
     return _of(Answer.NONE, top, reasons, all_warnings(findings, None))

@@ -1,7 +1,8 @@
-"""Which behaviour purified SFT trains on: by what judges answers and the one rule of `choice`, or by the lift.
+"""Which behaviour purified SFT trains on, and whether the model that this leaves is taken.
 
-The lift is asked only where nothing judges answers, or what does tells nothing apart. Verdicts on too few prompts are
-a weak guide, and still a better one than none: a training is not aimed at what they speak against.
+A verifier or judge is asked twice. First of the models of the behaviours, which are hardly trained: their order says
+where to go. Then of the model that was trained there, against the SFT model, by the one rule of `choice`: as a
+candidate is judged, so it is left. The lift is asked where nothing judges answers, or what does tells nothing apart.
 """
 
 from __future__ import annotations
@@ -28,65 +29,77 @@ from densepath.stats.intervals import metric_interval
 
 ONE_BEHAVIOUR = 0.99
 """Share of the demonstrations above which a behaviour is all there is: a bound of our own."""
-DFT = "DFT on all demonstrations"
+PURIFIED, DFT = "purified SFT", "DFT on all demonstrations"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class Aim:
     """What is trained on.
 
     Attributes:
         mixtures: what was found, with the verdicts of each behaviour where something judges answers.
-        behaviour: number of the behaviour, and K; None where it is none.
-        everything: all demonstrations, by the loss of DFT. With neither the SFT model is kept.
+        behaviour: its number, and K; None where it is none, and the SFT model is kept.
         reason: why.
     """
 
     mixtures: tuple[Mixture, ...]
     behaviour: tuple[int, int] | None
-    everything: bool
     reason: str
 
 
-def choose(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path]) -> Chosen:
-    """The behaviour by the verdicts of a verifier or judge; without one, or where all are the same, by the lift.
-
-    A lead that the correction for all candidates leaves open is followed where its own 95 % interval lies above zero,
-    or the lift names the same behaviour: it says where to train, and the trained model is measured again. Else SFT is
-    kept.
+def aim(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path]) -> Aim:
+    """The behaviour whose model has the best verdicts; without any, or where all have the same, by the lift.
 
     Args:
         stage: the recipe, and where verdicts are kept.
         mixtures: what was found.
-        models: folder of each candidate, by `behaviour_name` or `DFT`.
+        models: folder of each behaviour's model, by `behaviour_name`.
     """
-    if stage.check is None:
-        chosen, reason = by_lift(mixtures)
-        return Chosen(mixtures, chosen, False, reason)
+    by_reward, reason = by_lift(mixtures)
+    if stage.check is None or _one_behaviour(mixtures) is not None:
+        return Aim(mixtures, by_reward, reason)
     results = _on_common_prompts(_judged(stage, models))
-    sft = results.pop(SFT)
     mixtures = tuple(_with_verdicts(mixture, results) for mixture in mixtures)
+    share, value = {}, {}
+    for mixture in mixtures:
+        for each in mixture.behaviours:
+            assert each.validation is not None
+            place = each.number, len(mixture.behaviours)
+            share[place], value[place] = each.share, each.validation.mean
+    best, prompts = max(value.values()), len(next(iter(results.values())).values or ())
+    leaders = [place for place in value if value[place] == best]
+    if len(leaders) == len(value):
+        told = f"the models of all behaviours have {best:.3f} on {prompts} validation prompts: by the reward, {reason}"
+        return Aim(mixtures, by_reward, told)
+    place = by_reward if by_reward in leaders else max(leaders, key=lambda each: share[each])
+    second = max(each for each in value.values() if each < best)
+    told = f"{behaviour_name(*place)}: its model has {best:.3f} on {prompts} validation prompts, the next {second:.3f}"
+    return Aim(mixtures, place, told)
+
+
+def taken(stage: Stage, candidates: Mapping[str, Path], *, by_reward: bool) -> tuple[str | None, str]:
+    """Name of the candidate that is left, None for the SFT model; and why.
+
+    A lead that is not shown is followed where its 95 % interval lies above zero before the correction for several
+    candidates, or where the lift had said the same.
+
+    Args:
+        stage: the recipe, with what judges answers; where verdicts are kept.
+        candidates: folders of `PURIFIED` and perhaps of `DFT`, trained as they would be left.
+        by_reward: whether the lift names the behaviour that purified SFT was trained on.
+    """
+    results = _on_common_prompts(_judged(stage, {SFT: stage.sft.model, **candidates}))
+    sft = results.pop(SFT)
     judge = stage.arguments.judge or stage.arguments.verifier
     decision = decide(arm_findings([sft], list(results.values()), verifier=judge))
-    judged = {
-        behaviour_name(each.number, len(mixture.behaviours)): (each.number, len(mixture.behaviours))
-        for mixture in mixtures
-        for each in mixture.behaviours
-    }
-    leader = judged.get(str(decision.policy))
     if decision.answer is Answer.CANDIDATE:
-        return Chosen(mixtures, leader, decision.policy == DFT, decision.reason)
-    if decision.answer is Answer.NONE:
-        return Chosen(mixtures, None, False, decision.reason)
-    by_reward, reason = by_lift(mixtures)
-    if decision.policy is None:
-        return Chosen(mixtures, by_reward, False, f"{decision.reason} Without a verdict of {judge}: {reason}")
-    if decision.figure is not None and decision.figure.low > 0:
-        why = "Before that correction its interval lies above zero: it is trained on, and measured again"
-        return Chosen(mixtures, leader, decision.policy == DFT, f"{decision.reason} {why}")
-    if leader is not None and leader == by_reward:
-        return Chosen(mixtures, leader, False, f"{decision.reason} The lift names the same: {reason}")
-    return Chosen(mixtures, None, False, f"{decision.reason} The SFT model is kept")
+        return decision.policy, decision.reason
+    if decision.answer is Answer.CANNOT_TELL:
+        if decision.figure is not None and decision.figure.low > 0:
+            return decision.policy, f"{decision.reason} Its own interval lies above zero, and it is taken"
+        if by_reward and decision.policy in (None, PURIFIED):
+            return PURIFIED, f"{decision.reason} By the lift it is taken"
+    return None, f"{decision.reason} The SFT model is kept"
 
 
 def _on_common_prompts(results: Mapping[str, ArmResult]) -> dict[str, ArmResult]:
@@ -110,14 +123,10 @@ def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
     Of the mixture that explains the held-out demonstrations best, the largest behaviour that SFT raised by less than
     `NEW_LIFT`.
     """
-    best = max(mixtures, key=lambda mixture: -float("inf") if mixture.held_out is None else mixture.held_out)
+    if (why := _one_behaviour(mixtures)) is not None:
+        return None, why
+    best = _best_explained(mixtures)
     of = len(best.behaviours)
-    largest = max(best.behaviours, key=lambda each: each.share)
-    if largest.share > ONE_BEHAVIOUR:
-        return None, (
-            f"the demonstrations are one behaviour: {largest.share:.1%} of them are behaviour {largest.number} of "
-            f"{of}, and there is nothing to set aside. The SFT model is kept"
-        )
     raised = [each for each in best.behaviours if each.lift is not None and each.lift > 0 and not each.is_new]
     if raised:
         top = max(raised, key=lambda each: each.share)
@@ -135,15 +144,31 @@ def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
     return None, "no behaviour was raised by SFT and known before it. The SFT model is kept; give a verifier"
 
 
+def _one_behaviour(mixtures: Sequence[Mixture]) -> str | None:
+    """Why there is nothing to set aside; None where there is."""
+    best = _best_explained(mixtures)
+    largest = max(best.behaviours, key=lambda each: each.share)
+    if largest.share <= ONE_BEHAVIOUR:
+        return None
+    return (
+        f"the demonstrations are one behaviour: {largest.share:.1%} of them are behaviour {largest.number} of "
+        f"{len(best.behaviours)}, and there is nothing to set aside. The SFT model is kept"
+    )
+
+
+def _best_explained(mixtures: Sequence[Mixture]) -> Mixture:
+    return max(mixtures, key=lambda mixture: -float("inf") if mixture.held_out is None else mixture.held_out)
+
+
 def behaviour_name(number: int, of: int) -> str:
     """`behaviour 1 of 2`: its name as a candidate."""
     return f"behaviour {number} of {of}"
 
 
 def _judged(stage: Stage, models: Mapping[str, Path]) -> dict[str, ArmResult]:
-    """Name -> verdicts on answers of the SFT model and of each candidate's model to the validation prompts."""
+    """Name -> verdicts on answers of each model to the validation prompts."""
     found = {}
-    for name, path in {SFT: stage.sft.model, **models}.items():
+    for name, path in models.items():
         file = stage.folder / f"validation/{name.replace(' ', '-')}.json"
         verdicts = remembered(file, functools.partial(_verdicts_json, stage, name, path))
         found[name] = from_json(ArmResult, verdicts)

@@ -5,11 +5,12 @@
    what the reward does, `purify_score` makes them of `log pi_SFT` in its place, or at random.
 3. EM (`methods._behaviours`): `pi_k` learns what is its own, and `gamma_ik = softmax_k(log rho_k + log pi_k(y_i))`.
 4. `lift_k = log rho_k - log` share of k among answers of pi_0.
-5. A behaviour is chosen: with a verifier or judge by the one rule of `choice` on validation prompts, where DFT on all
-   demonstrations may be a candidate too (`purify_dft`); else, or where every verdict is the same, the largest with
-   `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the reward cannot judge. None: the SFT
-   model is kept.
-6. pi_SFT is trained on the demonstrations of that behaviour, with the loss of DFT or plain NLL.
+5. A behaviour is chosen: with a verifier or judge the one whose model answers validation prompts best; else, or where
+   all answer alike, the largest with `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the
+   reward cannot judge. None: the SFT model is kept.
+6. pi_SFT is trained on the demonstrations of that behaviour, with the loss of DFT or plain NLL. With a verifier or
+   judge the result is taken by the one rule of `choice` on the same prompts, perhaps with DFT on all demonstrations
+   beside it (`purify_dft`); else the SFT model is kept.
 
 Without rounds of EM (`purify_rounds: 0`) demonstrations are drawn by `max(0, 1 - exp(median R - R))`, in two forward
 passes. Cost: `K x purify_steps` SFT steps for each K and round, the final steps, and K + 2 forward passes over the
@@ -18,7 +19,9 @@ demonstrations. Source: derived in docs/purify.md.
 
 from __future__ import annotations
 
+import functools
 import gc
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +35,9 @@ from densepath.data.encode import Encoded, encode_demonstrations
 from densepath.data.kept_rows import write_kept_rows
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, generate
-from densepath.io import remembered, remove, write_json_atomic
+from densepath.io import atomic_folder, remembered, remove, write_json_atomic
 from densepath.methods import Method, Outcome, Stage
-from densepath.methods._behaviour_choice import DFT, behaviour_name, choose
+from densepath.methods._behaviour_choice import DFT, PURIFIED, aim, behaviour_name, by_lift, taken
 from densepath.methods._behaviours import Corpus, Fitted, Training, fit, scored_tokens, train_on
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
 from densepath.methods._shown import shown_rows
@@ -60,22 +63,45 @@ def train(stage: Stage) -> Outcome:
     corpus, scored = _corpus(stage)
     scores = _scores(stage, corpus)
     found = _sorted(stage, corpus, scores)
-    kept = [number for number, keeps in enumerate(found.keep.tolist()) if keeps]
-    record = _record(stage, corpus, scores, found, kept)
-    tokens, flops, steps = found.tokens, found.flops + scored, found.steps
     if found.weights is not None:
-        spent = _train_again(stage, corpus, found.weights, stage.folder, found.loss)
-        tokens, flops, steps = tokens + spent[0], flops + spent[1], steps + stage.arguments.purify_final_steps
-    write_json_atomic(stage.folder / "purification.json", to_json(record))
+        found = _trained(stage, corpus, found, found.weights)
+    kept = [number for number, keeps in enumerate(found.keep.tolist()) if keeps]
+    write_json_atomic(stage.folder / "purification.json", to_json(_record(stage, corpus, scores, found, kept)))
     _write_rows(stage, corpus, found, kept)
     for place in (*stage.folder.glob("behaviours-*/*/*/model"), stage.folder / "dft"):
         remove(place)
-    batch = stage.demonstrations_per_step
-    return Outcome(Budget(len(corpus.samples), steps * batch, tokens, flops), steps)
+    budget = Budget(
+        len(corpus.samples), found.steps * stage.demonstrations_per_step, found.tokens, found.flops + scored
+    )
+    return Outcome(budget, found.steps)
+
+
+def _trained(stage: Stage, corpus: Corpus, found: _Sorted, weights: Tensor) -> _Sorted:
+    """The final steps, and what becomes of them: `model` is what was judged, and is not there where SFT is kept."""
+    everything = torch.ones(len(corpus.train))
+    plans = {PURIFIED: (stage.folder, weights, found.loss)}
+    if stage.arguments.purify_dft and stage.check is not None:
+        plans[DFT] = stage.folder / "dft", everything, "dft"
+    for folder, drawn, loss in plans.values():
+        spent = remembered(folder / "spent.json", functools.partial(_train_again, stage, corpus, drawn, folder, loss))
+        steps = found.steps + stage.arguments.purify_final_steps
+        found = replace(found, tokens=found.tokens + spent[0], flops=found.flops + spent[1], steps=steps)
+    if stage.check is None:
+        return found
+    models = {name: folder / "model" for name, (folder, _, _) in plans.items()}
+    name, why = taken(stage, models, by_reward=found.by_reward)
+    found = replace(found, reason=f"{found.reason}. {why}")
+    if name == PURIFIED:
+        return found
+    remove(models[PURIFIED])
+    if name == DFT:
+        with atomic_folder(models[PURIFIED]) as folder:
+            shutil.copytree(models[DFT], folder, dirs_exist_ok=True)
+    return replace(found, chosen=None, keep=everything.bool(), weights=None if name is None else weights)
 
 
 def _train_again(stage: Stage, corpus: Corpus, weights: Tensor, folder: Path, loss: str) -> tuple[float, float]:
-    """The final steps on demonstrations drawn by (rows,) weights; leaves `model` there. Returns tokens and FLOPs."""
+    """The last steps on demonstrations drawn by (rows,) weights; leaves `model` there. Returns tokens and FLOPs."""
     seed, steps = stage.arguments.seed + 1, stage.arguments.purify_final_steps
     generator = torch.Generator().manual_seed(seed)
     draws = systematic_draws(weights, steps * stage.demonstrations_per_step, generator).tolist()
@@ -188,6 +214,7 @@ class _Sorted:
         evidence: (rows,) float64, how surely a row belongs to what is kept, nats.
         reasons: of each row that is set aside.
         loss: of the final steps.
+        by_reward: whether the rule without labels says so too.
         tokens, flops, steps: that it cost.
         warnings: what else a reader has to know.
     """
@@ -200,6 +227,7 @@ class _Sorted:
     evidence: Tensor
     reasons: str
     loss: str
+    by_reward: bool = True
     tokens: float = 0.0
     flops: float = 0.0
     steps: int = 0
@@ -224,22 +252,16 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     models = {
         behaviour_name(number, of): path for of, fitted in fits.items() for number, path in enumerate(fitted.models, 1)
     }
-    if arguments.purify_dft and stage.check is not None:
-        models[DFT] = stage.folder / "dft/model"
-        spent = remembered(stage.folder / "dft/spent.json", lambda: _dft(stage, corpus, everything))
-        tokens, flops = tokens + spent["tokens"], flops + spent["flops"]
-        steps += arguments.purify_final_steps
-    chosen = choose(stage, tuple(_mixture(fitted, scores) for fitted in fits.values()), models)
-    kept = replace(kept, mixtures=chosen.mixtures, reason=chosen.reason, tokens=tokens, flops=flops, steps=steps)
-    if chosen.everything:
-        return replace(kept, weights=everything.double(), loss="dft")
-    if chosen.behaviour is None:
+    aimed = aim(stage, tuple(_mixture(fitted, scores) for fitted in fits.values()), models)
+    kept = replace(kept, mixtures=aimed.mixtures, reason=aimed.reason, tokens=tokens, flops=flops, steps=steps)
+    if aimed.behaviour is None:
         return kept
-    number, of = chosen.behaviour
+    number, of = aimed.behaviour
     evidence = _log_odds(fits[of], number - 1)
     keep, weights = _better_part(stage, evidence, fits[of], number - 1, scores.kinds)
     aside = f"it is more surely of another behaviour than behaviour {number} of {of}"
-    return replace(kept, chosen=chosen.behaviour, keep=keep, weights=weights, evidence=evidence, reasons=aside)
+    kept = replace(kept, chosen=aimed.behaviour, by_reward=by_lift(aimed.mixtures)[0] == aimed.behaviour)
+    return replace(kept, keep=keep, weights=weights, evidence=evidence, reasons=aside)
 
 
 def _fitted(stage: Stage, corpus: Corpus, scores: _Scores, number: int) -> Fitted:
@@ -253,12 +275,6 @@ def _fitted(stage: Stage, corpus: Corpus, scores: _Scores, number: int) -> Fitte
             "lower purify_behaviours or purify_kinds"
         ) from None
     return fit(stage, corpus, bands, number)
-
-
-def _dft(stage: Stage, corpus: Corpus, everything: Tensor) -> dict[str, float]:
-    """The final steps on all demonstrations, as a candidate; what they cost."""
-    tokens, flops = _train_again(stage, corpus, everything.double(), stage.folder / "dft", "dft")
-    return {"tokens": tokens, "flops": flops}
 
 
 def _nothing_to_sort(scores: Tensor) -> str | None:

@@ -66,7 +66,7 @@ _FILES = {
     "train": (
         *("model/**/*", "references/**/*"),
         *("metrics.jsonl", "purification.json", "kept.jsonl", "dropped.jsonl", "samples.json", "scores.json"),
-        *("size.json", "kept.json", "log_ratios.json", "validation/*.json", "dft/*.json*"),
+        *("size.json", "kept.json", "log_ratios.json", "validation/*.json", "spent.json"),
         *("behaviours-*/*/*/*.json*", "iteration-*/*.json*", "data.json", "data/*.jsonl", INPUTS),
     ),
     "eval": ("eval/*",),
