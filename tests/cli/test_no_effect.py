@@ -63,7 +63,7 @@ def test_what_the_command_line_makes_a_recipe_lose_is_left_out(words, left, tmp_
 def test_a_recipe_by_itself_and_the_command_line_are_not_excused(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model_name_or_path: m\ndataset_name: d\narms: [sft]\npurify_behaviours: [2]\n")
-    for words in ([], ["--max_calls", "2"]):
+    for words in ([], ["--max_calls", "2"], ["--output_dir", "elsewhere"]):
         with pytest.raises(ConfigError, match="has no effect without"):
             parse(RunArguments, ["--config", str(recipe), *words], prog="run", description="")
 

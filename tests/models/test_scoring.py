@@ -186,6 +186,7 @@ def test_a_kind_of_model_is_tried_once_and_one_that_may_differ_each_time(monkeyp
 
     first, other, hooked, nan, changed = (tiny_llama(seed=seed) for seed in range(5))
     assert tried(first) == (Layout.FLAT, 1)
+    other.config._name_or_path = "elsewhere"
     assert tried(other) == (Layout.FLAT, 0)
     assert plain_head(other).weight is other.get_output_embeddings().weight
     hooked.model.layers[0].register_forward_hook(lambda module, given, output: output)
@@ -195,6 +196,10 @@ def test_a_kind_of_model_is_tried_once_and_one_that_may_differ_each_time(monkeyp
     assert tried(nan) == (Layout.ALONE, 1)
     changed.config.rope_parameters = {**changed.config.rope_parameters, "rope_type": "dynamic", "factor": 2.0}
     assert tried(changed)[1] == 1
+
+    patched = tiny_llama(seed=5)
+    patched.model.layers[0].self_attn.scaling *= 2
+    assert tried(patched)[1] == 1
 
     class Own(type(first)):
         pass

@@ -100,21 +100,27 @@ def _effective(kind: type[T], own: Mapping[str, Any], of_recipe: Collection[str]
     out, and that is said. What else has none is a mistake.
 
     Raises:
-        NoEffectError: an argument of the command line, or of a recipe that nothing was changed in.
+        NoEffectError: an argument of the command line, or one that has no effect in the recipe by itself.
     """
-    found = kind(**own)
-    if not isinstance(found, Arguments):
+    found, lost = _with_loss(kind, own)
+    if lost is None:
         return found
+    by_itself = {name: value for name, value in own.items() if name in of_recipe}
+    if lost.name not in of_recipe or _with_loss(kind, by_itself)[1] is not None:
+        raise lost
+    warnings.warn(f"{str(lost).removesuffix(': leave it out')} as the command line has it: left out", stacklevel=2)
+    return _effective(kind, {name: value for name, value in own.items() if name != lost.name}, of_recipe)
+
+
+def _with_loss(kind: type[T], own: Mapping[str, Any]) -> tuple[T, NoEffectError | None]:
+    """The arguments, and what says that one of them has no effect."""
+    found = kind(**own)
     try:
-        found.check_effect()
+        if isinstance(found, Arguments):
+            found.check_effect()
     except NoEffectError as error:
-        if error.name not in of_recipe or not own.keys() - of_recipe:
-            raise
-        warnings.warn(
-            f"{str(error).removesuffix(': leave it out')} as the command line has it: left out", stacklevel=2
-        )
-        return _effective(kind, {name: value for name, value in own.items() if name != error.name}, of_recipe)
-    return found
+        return found, error
+    return found, None
 
 
 def _parser(kind: type[Any], prog: str, description: str, passthrough: Mapping[str, str], listed: Listed) -> Parser:

@@ -14,6 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -256,13 +257,23 @@ def _kind(model: Any) -> tuple[Any, ...] | None:
     changed = ("_forward_hooks", "_forward_pre_hooks", "forward")
     if is_sharded(model) or any(vars(module).get(name) for module in modules for name in changed):
         return None
-    kinds = {type(module) for module in modules}
-    if not all(each.__module__.startswith(("torch.nn.modules.", "transformers.")) for each in kinds):
+    if not all(type(each).__module__.startswith(("torch.nn.modules.", "transformers.")) for each in modules):
         return None
     if not all(bool(weights.sum(dtype=torch.float32).isfinite()) for weights in model.parameters()):
         return None
     weights = model.get_input_embeddings().weight
-    return kinds, model.config.to_dict(), weights.dtype, weights.device
+    config = {name: value for name, value in model.config.to_dict().items() if name not in _NAMES}
+    return [(type(each), _plain_attributes(each)) for each in modules], config, weights.dtype, weights.device
+
+
+_NAMES = ("name_or_path", "_name_or_path", "transformers_version", "training")
+"""What differs between copies, and changes no logits."""
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """What was set on a module itself: numbers, switches, functions. Somebody may have changed one of them."""
+    kinds = (int, float, str, type(None), FunctionType)
+    return {name: value for name, value in vars(module).items() if isinstance(value, kinds) and name not in _NAMES}
 
 
 def _around(model: Any) -> tuple[Any, ...]:
