@@ -282,17 +282,26 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
 
 
 def remembered(path: Path, compute: Callable[[], Any]) -> Any:
-    """The JSON value that was computed before, in the file of that name with its SHA-256; else computed and written.
+    """The JSON value that was computed before, in the file of that name; else computed, and written there."""
+    value = recalled(path)
+    return remember(path, compute()) if value is None else value
 
-    A file that does not hold what was written is said, and made again.
-    """
-    if path.exists():
-        with contextlib.suppress(DamagedFileError, KeyError, TypeError):
-            record = read_json(path)
-            if record["sha256"] == _json_sha256(record["value"]):
-                return record["value"]
-        warnings.warn(f"{path} is damaged: it is made again", DamageWarning, stacklevel=2)
-    value = json.loads(json.dumps(compute(), allow_nan=False))
+
+def recalled(path: Path) -> Any:
+    """The JSON value that `remember` wrote; None where there is none, or, which is said, not what was written."""
+    if not path.exists():
+        return None
+    with contextlib.suppress(DamagedFileError, KeyError, TypeError):
+        record = read_json(path)
+        if record["sha256"] == _json_sha256(record["value"]):
+            return record["value"]
+    warnings.warn(f"{path} is damaged: it is made again", DamageWarning, stacklevel=3)
+    return None
+
+
+def remember(path: Path, value: Any) -> Any:
+    """Write a JSON value, not null, with its SHA-256, for `recalled`; returns it as that gives it back."""
+    value = json.loads(json.dumps(value, allow_nan=False))
     write_json_atomic(path, {"sha256": _json_sha256(value), "value": value})
     return value
 

@@ -16,6 +16,8 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 from densepath.io import read_jsonl
+from densepath.records.behaviours import Purification
+from densepath.records.codec import read_record
 
 pytestmark = [pytest.mark.slow, NEEDS_DEEPSPEED]
 OFFLOAD = ("--offload_optimizer_device", "cpu", "--offload_param_device", "cpu")
@@ -56,12 +58,23 @@ def sft_words(base, folder, processes: int) -> list[object]:
     ]
 
 
+def purify_words(base, sft, folder, processes: int) -> list[object]:
+    return [
+        *("purify", "--model_name_or_path", sft, "--ref_model_name_or_path", base, "--dataset_name", "text_tasks"),
+        *("--max_train_samples", 40, "--purify_behaviours", 2, "--purify_kinds", 1, "--purify_samples", 6),
+        *("--purify_steps", 3, "--purify_final_steps", 3, "--purify_learning_rate", "1e-3", "--seed", 3),
+        *("--num_validation_samples", 6, "--max_completion_length", 5, "--output_dir", folder),
+        *("--per_device_train_batch_size", 4 // processes),
+    ]
+
+
 @pytest.fixture(scope="module")
 def alone(base, tmp_path_factory):
-    """SFT by one process, and its rows scored."""
+    """SFT by one process, its rows scored, and purified SFT."""
     folder = tmp_path_factory.mktemp("alone")
     densepath(None, *sft_words(base, folder / "sft", 1))
     densepath(None, *score_words(base, folder / "sft/model", folder / "scores.jsonl"))
+    densepath(None, *purify_words(base, folder / "sft/model", folder / "purified", 1))
     return folder
 
 
@@ -92,6 +105,22 @@ def test_sft_dpr_and_score_under_the_recipe(tmp_path, base, alone, kind):
     ours, theirs = (read_jsonl(folder / "scores.jsonl") for folder in (tmp_path, alone))
     for mine, other in zip(ours, theirs, strict=True):
         assert mine["reward"] == pytest.approx(other["reward"], abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_purify_under_the_recipe(tmp_path, base, alone, kind):
+    done = densepath(kind, *purify_words(base, alone / "sft/model", tmp_path / "purified", 2))
+    assert done.stdout.count("page: ") == 1  # one process speaks
+    ours, theirs = (read_record(Purification, folder / "purified/purification.json") for folder in (tmp_path, alone))
+    assert ours.trained == theirs.trained == (tmp_path / "purified/model").exists()
+    assert (ours.behaviour, ours.kept, ours.reason) == (theirs.behaviour, theirs.kept, theirs.reason)
+    for mine, other in zip(ours.mixtures[0].behaviours, theirs.mixtures[0].behaviours, strict=True):
+        assert mine.share == pytest.approx(other.share, abs=1e-3)
+        assert mine.reward == pytest.approx(other.reward, abs=1e-3)
+    if ours.trained:
+        trained, other = (load_file(folder / "purified/model/model.safetensors") for folder in (tmp_path, alone))
+        for name, value in other.items():
+            torch.testing.assert_close(trained[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])

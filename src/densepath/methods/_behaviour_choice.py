@@ -26,6 +26,7 @@ from densepath.records.choice import Answer
 from densepath.records.codec import from_json, to_json
 from densepath.rewards.loading import load_policies
 from densepath.stats.intervals import metric_interval
+from densepath.trainers.processes import from_first
 
 ONE_BEHAVIOUR = 0.99
 """Share of the demonstrations above which a behaviour is all there is: a bound of our own."""
@@ -170,7 +171,8 @@ def _judged(stage: Stage, models: Mapping[str, Path]) -> dict[str, ArmResult]:
     found = {}
     for name, path in models.items():
         file = stage.folder / f"validation/{name.replace(' ', '-')}.json"
-        verdicts = remembered(file, functools.partial(_verdicts_json, stage, name, path))
+        answered = functools.partial(_verdicts_json, stage, name, path)
+        verdicts = from_first(functools.partial(remembered, file, answered))
         found[name] = from_json(ArmResult, verdicts)
     return found
 

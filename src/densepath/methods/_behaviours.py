@@ -21,7 +21,7 @@ from torch import Tensor
 
 from densepath.core.mixture import responsibilities, settled_shares, systematic_draws
 from densepath.errors import DamageWarning
-from densepath.io import changed_files, remembered, remove, sealed
+from densepath.io import changed_files, recalled, remember, remove, sealed
 from densepath.methods._demonstrations import Demonstrations
 from densepath.methods._stage import (
     FORWARD_FLOPS,
@@ -36,6 +36,7 @@ from densepath.models.load import load_frozen, load_trainable
 from densepath.models.quantized import parameter_count
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.callbacks import LOG
+from densepath.trainers.processes import from_first
 from densepath.trainers.sft import save_model_atomic, sft_trainer
 from densepath.trainers.trl_config import peft_config
 
@@ -150,35 +151,41 @@ class _Said:
 
 
 def _trained_and_asked(stage: Stage, corpus: Corpus, step: _Step) -> _Said:
-    record = remembered(step.folder / "said.json", lambda: _train_and_ask(stage, corpus, step))
-    if changed := changed_files(step.folder, record["files"]):
-        said_of = f"{step.folder / changed[0]} is damaged; nothing is computed from it, and it stays as it is"
-        warnings.warn(said_of, DamageWarning, stacklevel=2)
-    for checkpoint in step.folder.glob("*checkpoint-*"):
-        remove(checkpoint)
-    if not step.keep:
-        remove(step.folder / "model")
+    place, steps = step.folder / "said.json", stage.arguments.purify_steps
+    record = from_first(lambda: recalled(place))
+    if record is None:
+        generator = torch.Generator().manual_seed(step.seed)
+        draws = systematic_draws(step.weights, steps * stage.demonstrations_per_step, generator).tolist()
+        spent = train_on(stage, corpus, draws, Training(step.folder, steps, step.seed, "nll"))
+        free_models()
+        record = from_first(lambda: remember(place, _asked(stage, corpus, step.folder, spent)))
+    from_first(lambda: _tidied(step, record["files"]))
     said = {name: torch.tensor(record[name], dtype=torch.float64) for name in ("train", "validation", "samples")}
     return _Said(**said, tokens=record["tokens"], flops=record["flops"])
 
 
-def _train_and_ask(stage: Stage, corpus: Corpus, step: _Step) -> dict[str, Any]:
-    arguments = stage.arguments
-    batch = stage.demonstrations_per_step
-    draws = systematic_draws(
-        step.weights, arguments.purify_steps * batch, torch.Generator().manual_seed(step.seed)
-    ).tolist()
-    spent = train_on(stage, corpus, draws, Training(step.folder, arguments.purify_steps, step.seed, "nll"))
-    free_models()
-    policy = FrozenPolicy(load_frozen(arguments, step.folder / "model"))
+def _asked(stage: Stage, corpus: Corpus, folder: Path, spent: tuple[float, float]) -> dict[str, Any]:
+    """What the model there says of all; with what training it took."""
+    policy = FrozenPolicy(load_frozen(stage.arguments, folder / "model"))
     said = {
         name: [] if not len(part) else part.log_likelihoods(policy, stage.console, f"{stage.title}, {name}").tolist()
         for name, part in (("train", corpus.train), ("validation", corpus.validation), ("samples", corpus.samples))
     }
     scored = sum(scored_tokens(part) for part in (corpus.train, corpus.validation, corpus.samples))
     parameters = parameter_count(policy.model)
-    files = sealed(step.folder, [step.folder / LOG])
+    files = sealed(folder, [folder / LOG])
     return {**said, "files": files, "tokens": spent[0], "flops": spent[1] + FORWARD_FLOPS * scored * parameters}
+
+
+def _tidied(step: _Step, files: dict[str, Any]) -> None:
+    """Say what is damaged, and remove what nobody reads any more."""
+    if changed := changed_files(step.folder, files):
+        said_of = f"{step.folder / changed[0]} is damaged; nothing is computed from it, and it stays as it is"
+        warnings.warn(said_of, DamageWarning, stacklevel=2)
+    for checkpoint in step.folder.glob("*checkpoint-*"):
+        remove(checkpoint)
+    if not step.keep:
+        remove(step.folder / "model")
 
 
 @dataclass(frozen=True)

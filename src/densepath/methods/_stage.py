@@ -27,6 +27,7 @@ from densepath.progress import StageProgress
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.terminal import Console
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.processes import process_count
 from densepath.trainers.progress import ProgressCallback
 from densepath.trainers.sft import train_resumable
 from densepath.trainers.tracked import end_tracked_run
@@ -173,9 +174,9 @@ class Stage:
 
     @property
     def demonstrations_per_step(self) -> int:
-        """Of SFT."""
+        """Of SFT, over all processes."""
         accumulated = int(self.others.get("sft_gradient_accumulation_steps", 1))
-        return int(self.arguments.sft_per_device_train_batch_size * accumulated)
+        return int(self.arguments.sft_per_device_train_batch_size * accumulated * process_count())
 
     @property
     def continued_rate(self) -> float:

@@ -19,10 +19,9 @@ demonstrations. Source: derived in docs/purify.md.
 
 from __future__ import annotations
 
-import functools
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from densepath.data.encode import Encoded, encode_demonstrations
 from densepath.data.kept_rows import write_kept_rows
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, generate
-from densepath.io import atomic_folder, remembered, remove, write_json_atomic
+from densepath.io import atomic_folder, recalled, remember, remembered, remove, write_json_atomic
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._behaviour_choice import DFT, PURIFIED, aim, behaviour_name, by_lift, taken
 from densepath.methods._behaviours import Corpus, Fitted, Training, fit, scored_tokens, train_on
@@ -49,6 +48,7 @@ from densepath.records.arm import Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
 from densepath.records.codec import to_json
 from densepath.rewards.frozen import FrozenPolicy
+from densepath.trainers.processes import from_first
 
 NO_SIGNAL = 1e-4
 """Scores, or a standard deviation of them, nats, below which there is none up to rounding."""
@@ -65,15 +65,20 @@ def train(stage: Stage) -> Outcome:
     found = _sorted(stage, corpus, scores)
     if found.weights is not None:
         found = _trained(stage, corpus, found, found.weights)
+    from_first(lambda: _told(stage, corpus, scores, found))
+    budget = Budget(
+        len(corpus.samples), found.steps * stage.demonstrations_per_step, found.tokens, found.flops + scored
+    )
+    return Outcome(budget, found.steps)
+
+
+def _told(stage: Stage, corpus: Corpus, scores: _Scores, found: _Sorted) -> None:
+    """Write what was found, with the rows, and remove the models that are not left."""
     kept = [number for number, keeps in enumerate(found.keep.tolist()) if keeps]
     write_json_atomic(stage.folder / "purification.json", to_json(_record(stage, corpus, scores, found, kept)))
     _write_rows(stage, corpus, found, kept)
     for place in (*stage.folder.glob("behaviours-*/*/*/model"), stage.folder / "dft"):
         remove(place)
-    budget = Budget(
-        len(corpus.samples), found.steps * stage.demonstrations_per_step, found.tokens, found.flops + scored
-    )
-    return Outcome(budget, found.steps)
 
 
 def _trained(stage: Stage, corpus: Corpus, found: _Sorted, weights: Tensor) -> _Sorted:
@@ -83,7 +88,7 @@ def _trained(stage: Stage, corpus: Corpus, found: _Sorted, weights: Tensor) -> _
     if stage.arguments.purify_dft and stage.check is not None:
         plans[DFT] = stage.folder / "dft", everything, "dft"
     for folder, drawn, loss in plans.values():
-        spent = remembered(folder / "spent.json", functools.partial(_train_again, stage, corpus, drawn, folder, loss))
+        spent = _train_again(stage, corpus, drawn, folder, loss)
         steps = found.steps + stage.arguments.purify_final_steps
         found = replace(found, tokens=found.tokens + spent[0], flops=found.flops + spent[1], steps=steps)
     if stage.check is None:
@@ -93,19 +98,29 @@ def _trained(stage: Stage, corpus: Corpus, found: _Sorted, weights: Tensor) -> _
     found = replace(found, reason=f"{found.reason}. {why}")
     if name == PURIFIED:
         return found
+    from_first(lambda: _left(models, name))
+    return replace(found, chosen=None, keep=everything.bool(), weights=None if name is None else weights)
+
+
+def _left(models: Mapping[str, Path], name: str | None) -> None:
+    """Without the purified model; with a copy of DFT's in its place where that is taken."""
     remove(models[PURIFIED])
     if name == DFT:
         with atomic_folder(models[PURIFIED]) as folder:
             shutil.copytree(models[DFT], folder, dirs_exist_ok=True)
-    return replace(found, chosen=None, keep=everything.bool(), weights=None if name is None else weights)
 
 
 def _train_again(stage: Stage, corpus: Corpus, weights: Tensor, folder: Path, loss: str) -> tuple[float, float]:
     """The last steps on demonstrations drawn by (rows,) weights; leaves `model` there. Returns tokens and FLOPs."""
-    seed, steps = stage.arguments.seed + 1, stage.arguments.purify_final_steps
-    generator = torch.Generator().manual_seed(seed)
-    draws = systematic_draws(weights, steps * stage.demonstrations_per_step, generator).tolist()
-    return train_on(stage, corpus, draws, Training(folder, steps, seed, loss))
+    place = folder / "spent.json"
+    spent = from_first(lambda: recalled(place))
+    if spent is None:
+        seed, steps = stage.arguments.seed + 1, stage.arguments.purify_final_steps
+        generator = torch.Generator().manual_seed(seed)
+        draws = systematic_draws(weights, steps * stage.demonstrations_per_step, generator).tolist()
+        found = train_on(stage, corpus, draws, Training(folder, steps, seed, loss))
+        spent = from_first(lambda: remember(place, found))
+    return tuple(spent)
 
 
 METHOD = Method("purified SFT", control=False, train=train, policy=trained_or_sft)
@@ -141,12 +156,13 @@ def _corpus(stage: Stage) -> tuple[Corpus, float]:
         )
     samples = Demonstrations([], [], [])
     if arguments.purify_rounds:
-        ids = remembered(stage.folder / "samples.json", lambda: _samples_of_base(stage, train, tokenizer))
+        file = stage.folder / "samples.json"
+        ids = from_first(lambda: remembered(file, lambda: _samples_of_base(stage, train, tokenizer)))
         pairs = [(row, Encoded(prompt, answer)) for row, (prompt, answer) in enumerate(ids["pairs"])]
         samples = Demonstrations([{} for _ in pairs], range(len(pairs)), pairs)
     corpus = Corpus(train, dataset, encoded(held_out, tokenizer, limit), samples, tokenizer)
-    parameters = remembered(stage.folder / "size.json", lambda: {"parameters": _parameters(stage)})["parameters"]
-    return corpus, FORWARD_FLOPS * parameters * (2 * scored_tokens(train) + scored_tokens(samples))
+    size = from_first(lambda: remembered(stage.folder / "size.json", lambda: {"parameters": _parameters(stage)}))
+    return corpus, FORWARD_FLOPS * size["parameters"] * (2 * scored_tokens(train) + scored_tokens(samples))
 
 
 def _parameters(stage: Stage) -> int:
@@ -179,7 +195,7 @@ def _scores(stage: Stage, corpus: Corpus) -> _Scores:
             gc.collect()
         return found
 
-    record = remembered(stage.folder / "scores.json", compute)
+    record = from_first(lambda: remembered(stage.folder / "scores.json", compute))
     sft, base = (torch.tensor(record[name], dtype=torch.float64) for name in ("sft", "base"))
     ratios, root = sft - base, corpus.train.tokens.sqrt()
     generator = torch.Generator().manual_seed(stage.arguments.seed)

@@ -6,13 +6,15 @@ inside of one call of it, and every process makes the same number of them: a pas
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers.integrations import deepspeed
 from trl.models.utils import prepare_deepspeed
 
 from densepath.core.logprobs import TokenScores
@@ -28,6 +30,19 @@ def is_in_pieces(model: Any) -> bool:
     """Whether DeepSpeed ZeRO-3 loaded the model in parts, and no engine stands around it yet to join them."""
     loaded = any(hasattr(weight, "ds_id") for weight in model.parameters())
     return loaded and not hasattr(model, "ds_inflight_param_registry")  # which an engine sets
+
+
+@contextlib.contextmanager
+def loaded_whole() -> Iterator[None]:
+    """Inside, models come whole in the process that loads them, though ZeRO-3 has every process load its own part."""
+    known = deepspeed._hf_deepspeed_config_weak_ref
+    config = None if known is None else known()
+    deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if config is not None:
+            deepspeed.set_hf_deepspeed_config(config)
 
 
 def copy_of(model: Any) -> Any:

@@ -24,18 +24,18 @@ from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
-from densepath.models.quantized import check_four_bit
 from densepath.pipeline.against_sft import answer_with_sft, check_of_run
 from densepath.pipeline.data import check_answers, check_prompts
-from densepath.pipeline.inputs import data_inputs, model_inputs, places, template_inputs
-from densepath.pipeline.run_folder import RunFolder, resolved
+from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
+from densepath.pipeline.run_folder import RunFolder
+from densepath.pipeline.standalone import opened
 from densepath.records.behaviours import Purification
 from densepath.records.codec import read_record
 from densepath.report.behaviours import purification_page, purification_parts
 from densepath.report.console import print_parts
 from densepath.report.html import page_html
 from densepath.terminal import Console, say, warn
-from densepath.trainers.refusals import check_startable
+from densepath.trainers.processes import from_first
 
 BATCH, SAVE_STEPS = 16, 20
 """Of each training, unless per_device_train_batch_size and save_steps are given."""
@@ -64,31 +64,27 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
         DensepathError: data, model or configuration that cannot be used.
     """
     recipe, keys = _recipe(arguments, others)
-    folder = RunFolder(Path(arguments.output_dir))
-    try:
-        folder.open_config(resolved(arguments, others))
+    config = sft_config(recipe, keys, Path(arguments.output_dir))
+    with opened(config, arguments, others, console) as (folder, console):
         sft = SFTRun(folder.path, recipe)
-        if folder.is_done("train"):
+        if from_first(lambda: folder.is_done("train")):
             say(console, f"{folder / 'purification.json'} is there already: nothing to do")
         else:
-            _prepare(folder, sft, arguments, console)
-            if recipe.judge is not None and not folder.is_done("sft_answers"):
-                answer_with_sft(folder, sft, console, "SFT answers what the judge will see", ("validation",))
+            from_first(lambda: _prepare(folder, sft, arguments, config, console))
             started = time.monotonic()
             stage = Stage(sft, folder.path, recipe, keys, console, "purify", check=check_of_run(sft, recipe))
             train = get_method("purified_sft").train
             assert train is not None
             folder.finish("train", started, train(stage))
-        show_purification(folder.path, console)
-        say(console, f"page: {_write_page(folder.path, arguments).resolve()}")
+        if folder.writes:
+            show_purification(folder.path, console)
+            say(console, f"page: {_write_page(folder.path, arguments).resolve()}")
         model = folder / "model"
         if not model.exists():
             say(console, f"the SFT model is kept: {arguments.model_name_or_path}")
             return Path(arguments.model_name_or_path)
         say(console, f"model: {model.resolve()}")
         return model
-    finally:
-        folder.close()
 
 
 def _write_page(folder: Path, arguments: PurifyCommandArguments) -> Path:
@@ -122,17 +118,14 @@ def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tup
     save_steps = coerce(rest.pop("save_steps", SAVE_STEPS), int, "save_steps")
     recipe = arguments.recipe(batch, save_steps)
     keys = {f"sft_{key}": value for key, value in rest.items()}
-    check_startable(sft_config(recipe, keys, Path(arguments.output_dir)))
-    if recipe.load_in_4bit:
-        check_four_bit()
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
     check_judge(recipe)
     return recipe, keys
 
 
-def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, console: Console) -> None:
-    """Check models and rows, and write or compare what the work begins with."""
+def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, config: Any, console: Console) -> None:
+    """Check models and rows, and write or compare what the work begins with, SFT's answers for a judge among it."""
     tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
     check_same_tokenizer(tokenizer, load_tokenizer(sft.base), special_tokens=False)
     if not weights_differ(arguments.model_name_or_path, sft.base):
@@ -154,10 +147,8 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
         check_prompts(held_out, tokenizer, context, arguments.max_completion_length, *origin)
     models: dict[str, str | None] = {"model": arguments.model_name_or_path, "reference": sft.base}
     data = {"data": train, "held-out data": held_out}
-    doubt = folder.open_inputs(
-        {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer), **judge_inputs(arguments)},
-        places(models),
-    )
+    inputs = {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer), **machine_inputs(config)}
+    doubt = folder.open_inputs({**inputs, **judge_inputs(arguments)}, places(models))
     if doubt is not None:
         warn(console, doubt)
     record = {}
@@ -166,6 +157,8 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
         record[name] = {"rows": len(rows), "sha256": dataset_fingerprint(rows)}
     write_json_atomic(folder / "data.json", record)
     say(console, f"data: {len(train)} demonstrations to sort, {len(held_out)} rows held out")
+    if arguments.judge is not None and not folder.is_done("sft_answers"):
+        answer_with_sft(folder, sft, console, "SFT answers what the judge will see", ("validation",))
 
 
 def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows]:

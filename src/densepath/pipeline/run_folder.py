@@ -101,9 +101,8 @@ class RunFolder:
             return
         if process is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UsageError(
-                "run, experiment and purify work in one process, since their stages read and write one folder; sft, "
-                "dpr and score take several (sft also goes on with the kept.jsonl that purify leaves), and so does "
-                "DPRTrainer in a script of your own"
+                "run and experiment work in one process, since their stages read and write one folder; sft, dpr, "
+                "purify and score take several, and so does DPRTrainer in a script of your own"
             )
         if path.exists() and not path.is_dir():
             raise UsageError(f"output_dir={path} is a file; give a folder")

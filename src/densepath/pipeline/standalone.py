@@ -11,7 +11,7 @@ from typing import Any
 from trl import SFTConfig
 
 from densepath.config.options import check_reference
-from densepath.config.training import DPRArguments, SFTArguments
+from densepath.config.training import DPRArguments, PurifyCommandArguments, SFTArguments
 from densepath.data.encode import encode_demonstrations
 from densepath.data.formats import Needs
 from densepath.data.sources import load_rows
@@ -46,8 +46,11 @@ HELD_OUT_SEED = 1_000_000
 
 
 @contextlib.contextmanager
-def _opened(
-    config: Any, arguments: SFTArguments | DPRArguments, others: dict[str, Any], console: Console
+def opened(
+    config: Any,
+    arguments: SFTArguments | DPRArguments | PurifyCommandArguments,
+    others: dict[str, Any],
+    console: Console,
 ) -> Iterator[tuple[RunFolder, Console]]:
     """The run folder with its configuration, and where to print: the first of several processes, then the others."""
     check_startable(config)
@@ -132,7 +135,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
     """
     values = {**QUIET, **device_defaults(), **others, "output_dir": arguments.output_dir, "max_length": None}
     config = trl_config(SFTConfig, values)
-    with _opened(config, arguments, others, console) as (folder, console):
+    with opened(config, arguments, others, console) as (folder, console):
         if _trained_before(folder, console):
             return folder / "model"
         rows, tokenizer, context = _rows(arguments, "demonstrations", config.seed)
@@ -166,7 +169,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
     evaluation = {} if arguments.eval_dataset_name is None else EVALUATION
     values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": arguments.output_dir}
     config = trl_config(DPRConfig, values)
-    with _opened(config, arguments, others, console) as (folder, console):
+    with opened(config, arguments, others, console) as (folder, console):
         if _trained_before(folder, console):
             return folder / "model"
         if config.eval_strategy != "no" and arguments.eval_dataset_name is None:
