@@ -159,6 +159,22 @@ def test_words_say_the_difference_and_both_verdicts():
     assert comparison(setting, "dpr", "sft")["p"] == pytest.approx(0.000832, abs=2e-6)  # t = 34.641, 2 degrees
 
 
+def test_a_method_is_compared_with_the_control_at_its_compute():
+    matched = replace(CONTINUED, matches="dpr")
+    cells = both("sft", 30, 30) + both("continued_sft", 40, 45) + both("contrastive", 50, 50) + both("dpr", 60, 60)
+    [setting] = made(cells, (SFT, matched, CONTRASTIVE, DPR))["settings"]
+    found = comparison(setting, "dpr", "equal compute")
+    assert (found["against"], found["primary"], found["own_decoding"]) == ("continued_sft", True, True)
+    assert found["difference"]["mean"] == pytest.approx(0.15)
+    assert setting["compared"]["primary"] == 3  # corrected for all three
+    assert " It is better than the control at its compute (continued SFT, greedy) by 0.150" in text(setting, "dpr")
+    assert [one["method"] for one in setting["comparisons"] if one["role"] == "equal compute"] == ["dpr"]
+    # where it is the best control too, the pair counts once and is said once
+    [setting] = made([one for one in cells if one.arm.name != "contrastive"], (SFT, matched, DPR))["settings"]
+    assert setting["compared"]["primary"] == 2
+    assert "at its compute" not in text(setting, "dpr")
+
+
 def test_worse_is_said_with_a_positive_size():
     rng = np.random.default_rng(0)
     cells = drawn({"sft": 0.8, "dpr": 0.2}, seeds=4, prompts=200, rng=rng)

@@ -133,6 +133,12 @@ class SettingCells:
         decoding = self.chosen_decoding(method)
         return None if decoding is None else Place(method, decoding)
 
+    def matched_control(self, method: str) -> Place | None:
+        """The control that was trained for the compute of a method, at its own decoding; None without one."""
+        found = (info.name for info in self.methods if info.control and info.matches == method)
+        name = next(found, None)
+        return None if name is None else self.own_place(name)
+
     def best_control(self, but: str, decoding: str | None) -> Place | None:
         """The control, `but` excluded, with the highest mean on validation; test values play no part.
 

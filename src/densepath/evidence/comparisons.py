@@ -1,4 +1,4 @@
-"""Every method against SFT and against the best control, with one correction for all comparisons of a setting."""
+"""Every method against SFT, the best control and the one at equal compute; one correction for all of a setting."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from densepath.records.estimates import Difference, Interval, Verdict, verdict_o
 from densepath.records.results import ArmComparison
 from densepath.stats.comparisons import holm
 
+EQUAL_COMPUTE = "equal compute"
+"""The role of a control that was trained for the compute of the method that it is compared with."""
 LENGTH_SHARE = 0.3
 """Lengths that differ by more than this share are flagged: a difference may then be one of length. Ours."""
 
@@ -68,7 +70,10 @@ def _questions(cells: SettingCells) -> Iterator[_Question]:
             if place is None or (not own and not cells.of(place, "test")):
                 continue
             sft = cells.own_place(SFT) if own else Place(SFT, place.decoding)
-            for other, role in ((sft, "sft"), (cells.best_control(info.name, decoding), "best control")):
+            others = {"sft": sft, "best control": cells.best_control(info.name, decoding)}
+            if own:
+                others[EQUAL_COMPUTE] = cells.matched_control(info.name)
+            for role, other in others.items():
                 if other is not None:
                     yield _Question(place, other, role, own, primary=own and not info.control)
 

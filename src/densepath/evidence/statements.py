@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.evidence.cells import Place, SettingCells, verdicts
-from densepath.evidence.comparisons import LENGTH_SHARE
+from densepath.evidence.comparisons import EQUAL_COMPUTE, LENGTH_SHARE
 from densepath.records.arm import BASE, SFT
 from densepath.records.estimates import Interval, Verdict
 from densepath.records.results import ArmComparison, ArmRow, Statement
@@ -14,7 +14,7 @@ from densepath.report.words import interval_text
 
 
 def statements(cells: SettingCells, comparisons: Sequence[ArmComparison]) -> list[Statement]:
-    """One sentence for each method and decoding: against SFT, then against the best control."""
+    """Of each method and decoding: against SFT and the best control in one sentence, then against equal compute."""
     together: dict[tuple[str, bool, str], list[ArmComparison]] = {}
     for one in comparisons:
         together.setdefault((one.method, one.own_decoding, one.decoding), []).append(one)
@@ -24,6 +24,8 @@ def statements(cells: SettingCells, comparisons: Sequence[ArmComparison]) -> lis
 
 
 def _sentence(cells: SettingCells, ones: Sequence[ArmComparison]) -> str:
+    equal = next((one for one in ones if one.role == EQUAL_COMPUTE), None)
+    ones = [one for one in ones if one is not equal]
     first = ones[0]
     label = cells.info(first.method).label
     start = f"{label} ({first.decoding})" if first.own_decoding else f"At {first.decoding}, {label}"
@@ -34,6 +36,8 @@ def _sentence(cells: SettingCells, ones: Sequence[ArmComparison]) -> str:
     clauses = [_clause(cells, one, same) for one in (ones[:1] if same else ones)]
     joint = " and " if len({one.verdict for one in ones}) == 1 else " but "
     text = f"{start} {joint.join(clauses)}."
+    if equal is not None and equal.against != ones[-1].against:
+        text += f" It {_clause(cells, equal, same=False)}."
     if any(one.difference is not None and one.difference.unit == "prompts" for one in ones):
         text += " The interval is over prompts, not over seeds."
     ratio = first.length_ratio
@@ -47,8 +51,10 @@ def _clause(cells: SettingCells, one: ArmComparison, same: bool) -> str:
     decoding = f" ({one.against_decoding})" if one.own_decoding else ""
     if one.role == "sft":
         name = f"{name}{decoding}" + (", which is also the best control," if same else "")
-    else:
+    elif one.role == "best control":
         name = f"the best control ({name}{', ' + one.against_decoding if one.own_decoding else ''})"
+    else:
+        name = f"the control at its compute ({name}, {one.against_decoding})"
     if one.verdict is Verdict.INCOMPLETE:
         return f"is not compared with {name}: {_seeds(one.missing_seeds)} missing on test"
     shown = one.difference

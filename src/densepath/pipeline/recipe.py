@@ -43,7 +43,7 @@ class MethodPlan:
     """One arm of one setting.
 
     Attributes:
-        arm: its key in the recipe, and what tables call it.
+        arm: its key in the recipe, what tables call it, and whose compute it has.
         method: what it is: a module of `densepath.methods`.
         variants: one, or those that validation chooses among.
     """
@@ -51,6 +51,10 @@ class MethodPlan:
     arm: Arm
     method: str
     variants: tuple[Variant, ...]
+
+    def __post_init__(self) -> None:
+        arm = dataclasses.replace(self.arm, matches=matched_with(self, self.variants[0]))
+        object.__setattr__(self, "arm", arm)
 
     @property
     def name(self) -> str:

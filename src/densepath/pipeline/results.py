@@ -73,8 +73,7 @@ def _arms(grid: Grid) -> list[Arm]:
     """Every arm of any setting, and the settings that it belongs to."""
     arms = {plan.name: plan.arm for setting in grid.settings for plan in setting.methods.values()}
     return [
-        Arm(name, arm.label, arm.control, tuple(s.name for s in grid.settings if name in s.methods))
-        for name, arm in arms.items()
+        replace(arm, settings=tuple(s.name for s in grid.settings if name in s.methods)) for name, arm in arms.items()
     ]
 
 

@@ -29,6 +29,7 @@ class Arm:
         label: as shown to a reader.
         control: True for SFT and whatever else a method under test has to beat.
         settings: those that it is meant to be run in; None: all.
+        matches: name of the arm whose FLOPs or seconds it is trained for; None: it has a budget of its own.
 
     Raises:
         DataError: no name or label, or an SFT that is no control.
@@ -38,6 +39,7 @@ class Arm:
     label: str
     control: bool
     settings: tuple[str, ...] | None = None
+    matches: str | None = None
 
     def __post_init__(self) -> None:
         if self.settings is not None:

@@ -35,7 +35,7 @@ from densepath.report.sections import glossary_table, warnings_notice
 from densepath.report.verdict import nll_alarms
 from densepath.report.words import DASH, Run, Words, count, duration, interval, nats, number, runs, share, verdict
 
-_ROLES = {"sft": "SFT", "best control": "the best control"}
+_ROLES = {"sft": "SFT", "best control": "the best control", "equal compute": "the control at equal compute"}
 _COSTS = {"flops": "FLOPs of the training beyond SFT", "seconds": "seconds of the training beyond SFT"}
 _COMPARED = (
     "Differences in {metric} on test, mean [95 % interval]; p after Holm's correction over all comparisons of the "
@@ -198,6 +198,7 @@ def _compared(setting: SettingResults, decoding: str | None) -> list[dict[str, A
 
 
 def _comparison_table(record: Results, compared: Sequence[Mapping[str, ArmComparison]]) -> Table:
+    matched = any("equal compute" in roles for roles in compared)
     columns = (
         Column("method"),
         Column("less SFT", numeric=True),
@@ -205,6 +206,7 @@ def _comparison_table(record: Results, compared: Sequence[Mapping[str, ArmCompar
         Column("best control", "by validation"),
         Column("less it", numeric=True),
         Column("verdict", "p, corrected"),
+        *((Column("less equal compute", numeric=True), Column("verdict", "p, corrected")) if matched else ()),
         Column("length less SFT's", "tokens", numeric=True),
     )
     rows = []
@@ -214,7 +216,8 @@ def _comparison_table(record: Results, compared: Sequence[Mapping[str, ArmCompar
         if best:
             against = (best.against_label, Run(best.against_decoding, "small"))
         name = (first.label, Run(first.decoding, "small"))
-        rows.append(Row((name, *_difference(sft), against, *_difference(best), _length(sft))))
+        equal = _difference(roles.get("equal compute")) if matched else ()
+        rows.append(Row((name, *_difference(sft), against, *_difference(best), *equal, _length(sft))))
     return Table(columns, tuple(rows), caption=_COMPARED.format(metric=record.metric), style="stack")
 
 
@@ -238,7 +241,7 @@ def _arm(record: Results, method: str) -> str:
 
 
 def _forests(record: Results, compared: Sequence[Mapping[str, ArmComparison]]) -> tuple[Figure, ...]:
-    """The differences to SFT, and those to the best control."""
+    """The differences to SFT, to the best control, and to the control at equal compute."""
     drawn = []
     for role, words in _ROLES.items():
         rows = []
