@@ -14,13 +14,15 @@ from tests.pipeline.planted import planted_model
 from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
 
 from densepath.choice import measure as module
+from densepath.choice.agreement import measure_agreement
 from densepath.choice.decide import decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.evals import scored_texts
-from densepath.records.choice import Answer
+from densepath.evals.generation import Completion
+from densepath.records.choice import Answer, Criterion
 
 
 def judge(sft, references, rows, *, verifier=None, preferences=(), on_progress=None, **plan):
@@ -112,6 +114,35 @@ def test_a_verifier_that_finds_all_alike_is_no_criterion(planted):
     assert criteria(found) == {"samples"}
     with pytest.raises(ConfigError, match=r"criterion=verifier cannot be computed .*; there is samples"):
         judge(planted[0.5], {"0": planted[0.1]}, rows, criterion="verifier", **arguments)
+
+
+def answered(row, token, metric):
+    return Completion(row, [1, row], [token, 9], [0.0, 0.0], "", False, metric)
+
+
+def test_what_a_judge_could_not_say_counts_for_no_reward():
+    """Of five samples one is not judged, and each verdict stays with its own sample."""
+    texts = scored_texts.Texts()
+    texts.add_samples([answered(row, row + 10, metric) for row, metric in enumerate((0.2, None, 0.9, 0.4, 0.8))], 5)
+    rewards = {"r": [torch.full((2,), value) for value in (-1.0, 99.0, 1.0, 0.5, 0.0)]}
+    found = measure_agreement(texts, rewards, 8, 0)[Criterion.VERIFIER]
+    assert found.values["r"] == pytest.approx(0.75)  # of (1, 0) against (-1, .5) three pairs are in order
+    assert found.extras["r"]["right"] == 0.5
+    texts.add_samples([answered(row, row + 10, None) for row in range(5)], 5)
+    assert texts.verdicts == [[]] * 5
+    assert Criterion.VERIFIER not in measure_agreement(texts, rewards, 8, 0)
+
+
+def test_a_row_without_an_answer_is_compared_with_nothing(planted):
+    """Rows of prompts stand between the demonstrations, and each is compared with samples of its own prompt."""
+    rows = [dict(row) for row in ROWS[:6]]
+    asked = {"prompt": rows[1]["prompt"]}, {"messages": [{"role": "user", "content": "a"}]}
+    arguments = {"max_completion_length": 3, "num_generations": 2}
+    alone, _ = judge(planted[0.5], {"0": planted[0.1]}, [row for row in rows if row is not rows[1]], **arguments)
+    mixed, _ = judge(planted[0.5], {"0": planted[0.1]}, [rows[0], asked[0], *rows[2:]], **arguments)
+    assert candidate(mixed, "0")["samples"].value.n == candidate(alone, "0")["samples"].value.n == 5
+    texts = scored_texts.collect_texts([rows[0], *asked, rows[2]], [], TOKENIZER, 64, 0, "rows")
+    assert texts.demonstrated == [0, 3]
 
 
 def plain_logprobs(model, pair):

@@ -113,6 +113,18 @@ def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
         ({"methods": {"sft": {}, "dpr": {"settings": ["habits"]}}}, "methods.dpr.settings"),
         ({"methods": {"sft": {}, "a/b": {"method": "dpr"}}}, "becomes a folder"),
         ({"methods": {"sft": {}, "continued_sft": {"budget": "flops"}}}, "budget_of=dpr must name a trained method"),
+        (
+            {"methods": {"sft": {}, "dpr": {"tune": {"beta": [1, 2]}}, "continued_sft": {"budget": "flops"}}},
+            "methods.continued_sft: budget_of=dpr is tuned",
+        ),
+        (
+            {"methods": {"sft": {}, "rejection_sampling": {"tune": {"samples_per_prompt": [1, 2]}}}},
+            "methods.rejection_sampling: it is trained on the validation prompts",
+        ),
+        (
+            {"sft_from": "runs/mine", "methods": {"sft": {}, "dpr": {}, "continued_sft": {"budget": "seconds"}}},
+            "continued_sft: seconds cannot be matched, since SFT was not trained here",
+        ),
         ({"settings": {}}, "settings is empty"),
         ({"settings": {"habit": {"dataset": "x"}}}, "settings.habit: unknown key 'dataset'; did you mean"),
         ({"seeds": [1, 1]}, "give each seed once"),
@@ -124,7 +136,7 @@ def test_what_cannot_be_run_is_refused_with_its_place(tmp_path, changes, message
         read(tmp_path, changes)
 
 
-@pytest.mark.parametrize("name", ["regimes", "real-model", "sweeps", "text-tasks", "gsm8k"])
+@pytest.mark.parametrize("name", ["regimes", "real-model", "sweeps", "gsm8k"])
 def test_the_recipes_are_read(name):
     """Every method of a recipe takes its keys, and what its bands are made of is what its name says."""
     words = ["--config", str(RECIPES / f"{name}.yaml")]

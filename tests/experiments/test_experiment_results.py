@@ -15,7 +15,7 @@ from tests.experiments.made_up import METHODS, cell, drawn
 
 from densepath.errors import DataError
 from densepath.pipeline.results import assemble, write_results
-from densepath.records.arm import Arm
+from densepath.records.arm import SPLITS, Arm
 from densepath.records.codec import from_json, to_json
 from densepath.records.results import Results
 from densepath.report.experiment_brief import results_markdown
@@ -173,6 +173,38 @@ def test_a_method_is_compared_with_the_control_at_its_compute():
     [setting] = made([one for one in cells if one.arm.name != "contrastive"], (SFT, matched, DPR))["settings"]
     assert setting["compared"]["primary"] == 2
     assert "at its compute" not in text(setting, "dpr")
+
+
+def test_a_control_that_was_trained_on_the_validation_prompts_is_ranked_by_none_and_compared_with_all():
+    trained = Arm("rejection", "rejection sampling", True, sees_validation=True)
+    cold, warm = "greedy", "temperature 1"
+    cells = [one for d in (cold, warm) for one in both("sft", 30 + 5 * (d == warm), 30, decoding=d)]
+    cells += [one for d in (cold, warm) for one in both("dpr", 60, 60, decoding=d)]
+    cells += both("continued_sft", 50, 58, decoding=cold) + both("continued_sft", 40, 40, decoding=warm)
+    cells += both("rejection", 95, 35, decoding=cold) + both("rejection", 90, 55, decoding=warm)
+    [setting] = made(cells, (SFT, CONTINUED, trained, DPR))["settings"]
+    assert comparison(setting, "dpr", "best control")["against"] == "continued_sft"
+    assert [each["method"] for each in setting["best_controls"]] == ["continued_sft"] * 3
+    found = comparison(setting, "dpr", "trained on validation")
+    assert (found["against"], found["against_decoding"]) == ("rejection", warm)  # where SFT does best
+    assert found["primary"]
+    assert setting["compared"]["primary"] == 3
+    assert "the control that was trained on the validation prompts (rejection sampling, temperature 1)" in text(
+        setting, "dpr"
+    )
+    assert comparison(setting, "rejection", "best control")["against"] == "continued_sft"
+
+
+def test_an_arm_that_nothing_measures_is_shown_with_what_is_known_of_it():
+    """Without a verifier a decoder has no likelihood: its length is told, and it does not stop the others' table."""
+    measured = [replace(cell("sft", 0, [0.0] * 4, split=split), values=None, nll=(1.0, 2.0, 3.0)) for split in SPLITS]
+    decoder = [replace(cell("contrastive", 0, [0.0] * 4, split=split), values=None, nll=None) for split in SPLITS]
+    for cells in ([*measured, *decoder], decoder):
+        record = assemble(cells, (SFT, CONTRASTIVE), ["habit"], metric=None, info={})
+        [setting] = to_json(record)["settings"]
+        assert row(setting, "contrastive")["length"] == 10
+        assert row(setting, "contrastive")["nll"] is None
+        assert "contrastive decoding" in results_markdown(record)
 
 
 def test_worse_is_said_with_a_positive_size():

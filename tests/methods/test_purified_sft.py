@@ -435,6 +435,39 @@ def test_nothing_above_the_median_keeps_sft(source, tmp_path, monkeypatch):
     assert kept_sft(tmp_path).startswith("no demonstration has a reward above the median")
 
 
+def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(source, tmp_path, monkeypatch):
+    asked = []
+
+    def keeping(model, tokenizer, rows, *given, **named):
+        asked.extend(rows)
+        return generate(model, tokenizer, rows, *given, **named)
+
+    generate = purified_sft.generate
+    monkeypatch.setattr(purified_sft, "generate", keeping)
+    shutil.copytree(source, tmp_path / "source")
+    long = {**ROWS[0], "prompt": "x" * 120, "completion": "1"}
+    write_rows(tmp_path / "source", "train", [*ROWS, long])
+    purified_sft.train(stage_of(tmp_path / "source", tmp_path / "p", purify_samples=100, max_prompt_length=40))
+    assert long["prompt"] not in {row["prompt"] for row in asked}
+    assert len(asked) == len(ROWS)
+
+
+def test_plain_text_has_no_prompt_to_ask(source, tmp_path):
+    shutil.copytree(source, tmp_path / "source")
+    write_rows(tmp_path / "source", "train", [{"text": f"one {i}", "kind": "a"} for i in range(20)])
+    with pytest.raises(ConfigError, match=r"plain text has no prompt .* give prompt and completion, or purify_rounds"):
+        purified_sft.train(stage_of(tmp_path / "source", tmp_path / "p"))
+
+
+def test_a_behaviour_that_owns_no_row_keeps_those_that_are_nearest(source, tmp_path):
+    log_likelihoods = torch.stack([-torch.arange(20.0), -torch.arange(20.0) - 1], dim=1).double()
+    fitted = _behaviours.Fitted(log_likelihoods, torch.tensor([0.9, 0.1]).double(), None, None, (), 0.0, 0.0)
+    stage = stage_of(source, tmp_path, purify_keep=None)
+    keep, weights = purified_sft._better_part(stage, torch.arange(20.0), fitted, 1, torch.arange(20) % 2)
+    assert keep.nonzero().squeeze(1).tolist() == [18, 19]
+    assert weights.sum() == 2
+
+
 def test_fewer_demonstrations_than_bands_need_are_a_mistake(source, tmp_path):
     place = linked(source, tmp_path / "source", rows=ROWS[:2])
     with pytest.raises(ConfigError, match=r"^2 demonstrations are too few for 3 behaviours .*lower purify_behaviours"):

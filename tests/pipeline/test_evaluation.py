@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import statistics
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from densepath.config.run import RunArguments
 from densepath.io import read_json, read_jsonl
 from densepath.methods import Policy, SFTRun
-from densepath.pipeline.evaluation import Evaluation, ask
+from densepath.pipeline.evaluation import Evaluation, _Models, ask
 from densepath.pipeline.run_folder import RunFolder
 from densepath.records.arm import Arm
 from densepath.records.codec import from_json
@@ -113,6 +114,19 @@ def test_the_likelihood_of_held_out_demonstrations(run, logits_of, prompts, arm)
     (setting,) = read_json(run / "results.json")["settings"]
     for table in (row for row in setting["rows"] if row["method"] == arm):
         assert table["nll"] == pytest.approx(statistics.fmean(found), abs=1e-4)
+
+
+def test_held_out_demonstrations_end_where_the_context_does(run):
+    """What ends with a question is none, whatever was answered before it."""
+    tokenizer = AutoTokenizer.from_pretrained(run / "sft/model")
+    user, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b" * 30}
+    rows = [{"messages": [user, said]}, {"messages": [user, said, user]}, {"prompt": "a" * 50, "completion": "b"}]
+    models = SimpleNamespace(contrast=None, tokenizer=tokenizer)
+    whole = _Models.demonstrations(models, rows, 100, 1000)
+    assert len(whole) == 2
+    room = len(whole[0].prompt_ids) + 7
+    (cut,) = _Models.demonstrations(models, rows, 100, room)
+    assert cut.completion_ids == whole[0].completion_ids[:7]
 
 
 def test_dpr_measures_the_likelihood_of_validation_demonstrations_while_it_trains(run, logits_of):

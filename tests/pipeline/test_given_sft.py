@@ -36,7 +36,8 @@ def test_dpr_starts_from_the_given_model_and_the_control_has_its_compute(tmp_pat
     model = tmp_path / "mine"
     shutil.copytree(source / "sft/model", model)
     folder = tmp_path / "run"
-    words = argv(tiny_model, folder, sft_model_name_or_path=model, reference=0, dpr_learning_rate=0)
+    twice = {"sft_gradient_accumulation_steps": 2}  # a step then costs as much again
+    words = argv(tiny_model, folder, sft_model_name_or_path=model, reference=0, dpr_learning_rate=0, **twice)
     assert main(words) == 0
     ours, theirs = (load_file(path / "model.safetensors") for path in (folder / "dpr/model", model))
     assert all((ours[name] == theirs[name]).all() for name in theirs)
@@ -45,10 +46,22 @@ def test_dpr_starts_from_the_given_model_and_the_control_has_its_compute(tmp_pat
         for path in ("stages/sft.json", "dpr/stages/train.json", "continued_sft/stages/train.json")
     )
     assert one.steps == 1
+    assert one.budget.demonstrations == 8
     assert control.steps == max(1, round(dpr.budget.flops / one.budget.flops))
     # a step of the control is on average what was said of one
     assert control.budget.flops / control.steps == pytest.approx(one.budget.flops, rel=0.3)
     assert main([*words, "--sft_model_name_or_path", str(source / "sft/references/0.5")]) == 2
+
+
+def test_every_arm_of_a_given_model_trains_an_adapter_where_one_is_asked_for(tmp_path, finished, tiny_model):
+    source, _ = finished
+    names = ["continued_sft", "spin", "dpr"]
+    given = {"sft_model_name_or_path": source / "sft/model", "reference": 0, "use_peft": True, "lora_r": 2}
+    assert main(argv(tiny_model, tmp_path / "run", **given, arms=["sft", *names])) == 0
+    for name in names:
+        model = tmp_path / f"run/{name}/model"
+        assert read_json(model / "adapter_config.json")["r"] == 2, name
+        assert not (model / "model.safetensors").exists(), name
 
 
 def test_no_setting_of_an_experiment_trains_the_given_model_again(tmp_path, finished, tiny_model):

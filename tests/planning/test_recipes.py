@@ -29,7 +29,7 @@ PARAMETERS = {  # as their publishers' weights hold them; Gemma's without the im
     "gemma-3-4b": 3_880_263_168,
     "qwen3-0.6b": 596_049_920,
 }
-EXPERIMENTS = {"regimes", "sweeps", "gsm8k", "text-tasks", "formats", "real-model"}
+EXPERIMENTS = {"regimes", "sweeps", "gsm8k", "formats", "real-model"}
 
 
 def test_every_recipe_for_a_large_model_is_tested_here():

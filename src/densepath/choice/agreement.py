@@ -128,11 +128,13 @@ def _preference(texts: Texts, rewards: Rewards, seed: int) -> Measured | None:
 
 
 def _verifier(texts: Texts, rewards: Rewards, seed: int) -> Measured | None:
-    right = np.array([value for values in texts.verdicts for value in values]) >= RIGHT
+    verdicts = np.array([value for values in texts.verdicts for value in values])
+    judged = ~np.isnan(verdicts)
+    right = verdicts[judged] >= RIGHT
     if not right.any() or right.all():
         return None
-    flat = [index for indices in texts.samples for index in indices]
-    row = np.repeat(np.arange(len(texts.samples)), [len(indices) for indices in texts.samples])
+    flat = np.array([index for indices in texts.samples for index in indices])[judged]
+    row = np.repeat(np.arange(len(texts.samples)), [len(indices) for indices in texts.samples])[judged]
     scores = {name: np.array([float(of[index].mean()) for index in flat]) for name, of in rewards.items()}
     n = len(texts.samples)
     return Measured(
@@ -159,7 +161,7 @@ def _samples(texts: Texts, rewards: Rewards, limit: int, seed: int) -> Measured 
         return None
     margins = {}
     for name, of in rewards.items():
-        own = [torch.cat([of[index] for index in indices]) for indices in texts.samples]
+        own = [torch.cat([of[index] for index in texts.samples[row]]) for row in texts.demonstrated]
         margins[name] = reward_margins([of[index][:limit] for index in texts.demonstrations], own)
     return _margins(margins, seed)
 

@@ -120,6 +120,19 @@ def prompt_of(row: Row) -> str | list[dict[str, Any]]:
     return turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
 
 
+def is_answered(row: Row) -> bool:
+    """Whether a row holds the answer to what `prompt_of` gives: a completion, or `messages` that end with one.
+
+    >>> is_answered({"messages": [{"role": "user", "content": "Hi"}]}), is_answered({"prompt": "a", "completion": "b"})
+    (False, True)
+    """
+    found = detect_format(row)
+    if found is DataFormat.MESSAGES:
+        turns = normal_turns(row["messages"])
+        return bool(turns) and turns[-1]["role"] == "assistant"
+    return found is DataFormat.PROMPT_COMPLETION
+
+
 def normal_turns(turns: Turns) -> list[dict[str, Any]]:
     """Turns in the one form that everything reads: without nulls at any depth, their content a string.
 

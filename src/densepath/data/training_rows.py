@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from datasets import Dataset
 
 from densepath.data.encode import encode_pairs, encode_row_prompt
 from densepath.data.formats import as_dataset
-from densepath.data.rows import DataFormat, detect_format, normal_turns, prompt_of, template_columns
+from densepath.data.rows import DataFormat, Row, detect_format, normal_turns, prompt_of, template_columns
 
 Rows = list[dict[str, Any]]
+R = TypeVar("R", bound=Row)
 
 
 def longest_prompt(context: int, max_completion_length: int, max_prompt_length: int | None) -> int:
@@ -18,7 +20,7 @@ def longest_prompt(context: int, max_completion_length: int, max_prompt_length: 
     return min(context - max_completion_length, max_prompt_length or context)
 
 
-def fitting_rows(rows: Rows, tokenizer: Any, longest: int) -> Rows:
+def fitting_rows(rows: Sequence[R], tokenizer: Any, longest: int) -> list[R]:
     """The rows whose prompt has at most `longest` tokens."""
     return [row for row in rows if len(encode_row_prompt(row, tokenizer)) <= longest]
 
@@ -40,6 +42,6 @@ def demonstration_pairs(rows: Rows, tokenizer: Any, longest: int) -> Dataset:
     return as_dataset(found)
 
 
-def prompt_dataset(rows: Rows) -> Dataset:
+def prompt_dataset(rows: Sequence[Row]) -> Dataset:
     """The rows' prompts for a trainer, with what they give the chat template."""
     return as_dataset([{"prompt": prompt_of(row), **template_columns(row)} for row in rows])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor
 from densepath.core.rewards import baseline_relative
 from densepath.data.context import check_context
 from densepath.data.encode import Encoded, encode_pairs
-from densepath.data.rows import DataFormat, Row, detect_format
+from densepath.data.rows import DataFormat, Row, detect_format, is_answered
 from densepath.errors import DataError, ModelError
 from densepath.evals.altered_numbers import alter_answer
 from densepath.evals.generation import Completion
@@ -44,16 +45,18 @@ class Texts:
 
     Attributes:
         flat: the distinct texts.
-        demonstrations: place of each row's completion; none where the rows are prompts alone.
+        demonstrations: place of the completion of each row that holds one.
+        demonstrated: the rows that these are of, counted from 0.
         twins: place of the same with one number altered; None where there is no number.
         samples: places of the SFT policy's own completions, row by row.
-        verdicts: the verifier's of them; empty lists without a verifier.
+        verdicts: the verifier's of them, NaN where a judge could not say; empty lists without either.
         pairs: places of chosen and rejected completions.
         unused: preference rows that say nothing: equal twins, or longer than the context.
     """
 
     flat: list[Encoded] = field(default_factory=list)
     demonstrations: list[int] = field(default_factory=list)
+    demonstrated: list[int] = field(default_factory=list)
     twins: list[int | None] = field(default_factory=list)
     samples: list[list[int]] = field(default_factory=list)
     verdicts: list[list[float]] = field(default_factory=list)
@@ -72,11 +75,12 @@ class Texts:
         """Add the SFT policy's own completions of the rows, with their verdicts if they have any."""
         self.samples = [[] for _ in range(rows)]
         self.verdicts = [[] for _ in range(rows)]
+        judged = any(completion.metric is not None for completion in completions)
         for completion in completions:
             pair = Encoded(tuple(completion.prompt_ids), tuple(completion.completion_ids))
             self.samples[completion.row].append(self.add(pair))
-            if completion.metric is not None:
-                self.verdicts[completion.row].append(completion.metric)
+            if judged:
+                self.verdicts[completion.row].append(math.nan if completion.metric is None else completion.metric)
 
     def scores(
         self, policy: FrozenPolicy, token_budget: int, on_progress: Callable[[int], None] | None = None
@@ -105,7 +109,7 @@ def collect_texts(
     """
     texts = Texts()
     for index, row in enumerate(rows):
-        if detect_format(row) is DataFormat.PROMPT:
+        if detect_format(row) is not DataFormat.TEXT and not is_answered(row):
             continue
         try:
             pair = encode_pairs(row, tokenizer)[-1]
@@ -114,6 +118,7 @@ def collect_texts(
             raise type(error)(f"{source}, row {index + 1}: {error}") from error
         check_context(len(pair.prompt_ids) + len(pair.completion_ids), context, f"{source}, row {index + 1}")
         texts.demonstrations.append(texts.add(pair))
+        texts.demonstrated.append(index)
         texts.twins.append(None if isinstance(twin, str) else texts.add(twin.completions[1]))
     for index, row in enumerate(preferences):
         try:

@@ -67,7 +67,7 @@ class SettingCells:
     def _check_prompts(self) -> None:
         first: dict[tuple[int, str], ArmResult] = {}
         for (_, split), found in self._cells.items():
-            for seed, cell in found.items():
+            for seed, cell in ((seed, cell) for seed, cell in found.items() if is_measured(cell)):
                 other = first.setdefault((seed, split), cell)
                 if len(verdicts(cell)) != len(verdicts(other)):
                     raise DataError(
@@ -106,27 +106,37 @@ class SettingCells:
         return bool(self.seeds) and not self.missing(place, split)
 
     def mean(self, place: Place, split: str) -> Interval | None:
-        """The metric over the seeds that are there."""
+        """The metric over the seeds that are there; None where there are none, or nothing says how good they are."""
         found = self.of(place, split)
-        return seed_mean([verdicts(cell) for cell in found.values()]) if found else None
+        measured = found and all(map(is_measured, found.values()))
+        return seed_mean([verdicts(cell) for cell in found.values()]) if measured else None
 
     def validation_score(self, place: Place) -> float | None:
         """Mean on validation over all seeds; None where one is missing, since a mean of the others would be kind."""
-        if not self.complete(place, "validation"):
+        if not self._scored(place):
             return None
         return float(np.mean([np.mean(verdicts(cell)) for cell in self.of(place, "validation").values()]))
 
     def chosen_decoding(self, method: str) -> str | None:
-        """The decoding with the highest mean on validation, the first of equal ones; None where none is complete."""
+        """The decoding with the highest mean on validation, the first of equal ones; None where none is complete.
+
+        A method that was trained on the validation prompts has SFT's.
+        """
+        if self.info(method).sees_validation:
+            method = SFT
         places = [Place(method, decoding) for decoding in self.decodings]
         found = best_decoding(
             {
                 place.decoding: [verdicts(cell) for cell in self.of(place, "validation").values()]
                 for place in places
-                if self.complete(place, "validation")
+                if self._scored(place)
             }
         )
         return None if found is None else found[0]
+
+    def _scored(self, place: Place) -> bool:
+        """Whether every seed has its validation results, and something says how good they are."""
+        return self.complete(place, "validation") and all(map(is_measured, self.of(place, "validation").values()))
 
     def own_place(self, method: str) -> Place | None:
         """The method at its chosen decoding."""
@@ -139,14 +149,22 @@ class SettingCells:
         name = next(found, None)
         return None if name is None else self.own_place(name)
 
+    def trained_on_validation(self) -> list[Place]:
+        """The controls that no validation can rank, each at SFT's own decoding."""
+        places = (self.own_place(info.name) for info in self.methods if info.control and info.sees_validation)
+        return [place for place in places if place is not None and self.of(place, "test")]
+
     def best_control(self, but: str, decoding: str | None) -> Place | None:
         """The control, `but` excluded, with the highest mean on validation; test values play no part.
+
+        None that was trained on the validation prompts: its mean there would make it the best wherever it is not.
 
         Args:
             but: a method that is not compared with itself.
             decoding: which all use; None: each its own.
         """
-        names = [method.name for method in self.methods if method.control and method.name != but]
+        named = (method for method in self.methods if method.control and not method.sees_validation)
+        names = [method.name for method in named if method.name != but]
         places = [self.own_place(name) if decoding is None else Place(name, decoding) for name in names]
         scores = {place: self.validation_score(place) for place in places if place is not None}
         known = {place: score for place, score in scores.items() if score is not None}
@@ -165,6 +183,11 @@ class SettingCells:
             seed_mean(lengths, mean_interval),
             ratio,
         )
+
+
+def is_measured(cell: ArmResult) -> bool:
+    """Whether anything says how good it is: a decoder has no likelihood where nothing checks answers."""
+    return cell.values is not None or cell.nll is not None
 
 
 def verdicts(cell: ArmResult) -> tuple[float, ...]:

@@ -1,4 +1,4 @@
-"""Every method against SFT, the best control and the one at equal compute; one correction for all of a setting."""
+"""Every method against SFT and its controls, with one correction for all comparisons of a setting."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from densepath.records.estimates import Difference, Interval, Verdict, verdict_o
 from densepath.records.results import ArmComparison
 from densepath.stats.comparisons import holm
 
-EQUAL_COMPUTE = "equal compute"
-"""The role of a control that was trained for the compute of the method that it is compared with."""
+EQUAL_COMPUTE, SEES_VALIDATION = "equal compute", "trained on validation"
+"""The roles of a control that has the compute of the method that it is compared with, and of one that no validation
+can rank, since it was trained on those prompts: a method under test is compared with it whatever it has there."""
 LENGTH_SHARE = 0.3
 """Lengths that differ by more than this share are flagged: a difference may then be one of length. Ours."""
 
@@ -70,10 +71,12 @@ def _questions(cells: SettingCells) -> Iterator[_Question]:
             if place is None or (not own and not cells.of(place, "test")):
                 continue
             sft = cells.own_place(SFT) if own else Place(SFT, place.decoding)
-            others = {"sft": sft, "best control": cells.best_control(info.name, decoding)}
+            others = [("sft", sft), ("best control", cells.best_control(info.name, decoding))]
             if own:
-                others[EQUAL_COMPUTE] = cells.matched_control(info.name)
-            for role, other in others.items():
+                others.append((EQUAL_COMPUTE, cells.matched_control(info.name)))
+            if own and not info.control:
+                others += [(SEES_VALIDATION, each) for each in cells.trained_on_validation()]
+            for role, other in others:
                 if other is not None:
                     yield _Question(place, other, role, own, primary=own and not info.control)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from densepath.evidence.cells import Place, SettingCells, verdicts
-from densepath.evidence.comparisons import EQUAL_COMPUTE, LENGTH_SHARE
+from densepath.evidence.cells import Place, SettingCells, is_measured, verdicts
+from densepath.evidence.comparisons import EQUAL_COMPUTE, LENGTH_SHARE, SEES_VALIDATION
 from densepath.records.arm import BASE, SFT
 from densepath.records.estimates import Interval, Verdict
 from densepath.records.results import ArmComparison, ArmRow, Statement
@@ -14,7 +14,7 @@ from densepath.report.words import interval_text
 
 
 def statements(cells: SettingCells, comparisons: Sequence[ArmComparison]) -> list[Statement]:
-    """Of each method and decoding: against SFT and the best control in one sentence, then against equal compute."""
+    """Of each method and decoding: against SFT and the best control in one sentence, then against other controls."""
     together: dict[tuple[str, bool, str], list[ArmComparison]] = {}
     for one in comparisons:
         together.setdefault((one.method, one.own_decoding, one.decoding), []).append(one)
@@ -24,8 +24,8 @@ def statements(cells: SettingCells, comparisons: Sequence[ArmComparison]) -> lis
 
 
 def _sentence(cells: SettingCells, ones: Sequence[ArmComparison]) -> str:
-    equal = next((one for one in ones if one.role == EQUAL_COMPUTE), None)
-    ones = [one for one in ones if one is not equal]
+    more = [one for one in ones if one.role in (EQUAL_COMPUTE, SEES_VALIDATION)]
+    ones = [one for one in ones if one not in more]
     first = ones[0]
     label = cells.info(first.method).label
     start = f"{label} ({first.decoding})" if first.own_decoding else f"At {first.decoding}, {label}"
@@ -36,8 +36,9 @@ def _sentence(cells: SettingCells, ones: Sequence[ArmComparison]) -> str:
     clauses = [_clause(cells, one, same) for one in (ones[:1] if same else ones)]
     joint = " and " if len({one.verdict for one in ones}) == 1 else " but "
     text = f"{start} {joint.join(clauses)}."
-    if equal is not None and equal.against != ones[-1].against:
-        text += f" It {_clause(cells, equal, same=False)}."
+    for one in more:
+        if one.against != ones[-1].against:
+            text += f" It {_clause(cells, one, same=False)}."
     if any(one.difference is not None and one.difference.unit == "prompts" for one in ones):
         text += " The interval is over prompts, not over seeds."
     ratio = first.length_ratio
@@ -54,7 +55,8 @@ def _clause(cells: SettingCells, one: ArmComparison, same: bool) -> str:
     elif one.role == "best control":
         name = f"the best control ({name}{', ' + one.against_decoding if one.own_decoding else ''})"
     else:
-        name = f"the control at its compute ({name}, {one.against_decoding})"
+        what = "at its compute" if one.role == EQUAL_COMPUTE else "that was trained on the validation prompts"
+        name = f"the control {what} ({name}, {one.against_decoding})"
     if one.verdict is Verdict.INCOMPLETE:
         return f"is not compared with {name}: {_seeds(one.missing_seeds)} missing on test"
     shown = one.difference
@@ -162,6 +164,6 @@ def _is_sft(cells: SettingCells, method: str) -> bool:
     theirs = {(cell.decoding, cell.seed): cell for cell in cells.of_method(SFT) if cell.split == "test"}
     pairs = [(cell, theirs.get((cell.decoding, cell.seed))) for cell in mine]
     return bool(pairs) and all(
-        other is not None and verdicts(cell) == verdicts(other) and cell.lengths == other.lengths
+        other is not None and is_measured(cell) and verdicts(cell) == verdicts(other) and cell.lengths == other.lengths
         for cell, other in pairs
     )

@@ -35,6 +35,7 @@ class Method:
         needs_reference: whether it reads `reference`, which may be left to validation; where none helps there, the
             SFT model stands for it.
         matches: whether its compute is that of another method, which then has to be trained before it.
+        sees_validation: whether it is trained on the validation prompts, where its figures then say nothing.
     """
 
     label: str
@@ -44,6 +45,7 @@ class Method:
     arguments: type[RunArguments] = RunArguments
     needs_reference: bool = False
     matches: bool = False
+    sees_validation: bool = False
 
 
 @functools.cache

@@ -217,13 +217,8 @@ def train_on(stage: Stage, corpus: Corpus, draws: Sequence[int], training: Train
         loss_type=training.loss,
     )
     model = load_trainable(arguments, stage.sft.model)
-    trainer = sft_trainer(
-        model,
-        corpus.tokenizer,
-        corpus.dataset.select(draws),
-        config,
-        peft_config=None if hasattr(model, "peft_config") else peft_config(arguments),
-    )
+    adapter = peft_config(arguments, model)
+    trainer = sft_trainer(model, corpus.tokenizer, corpus.dataset.select(draws), config, peft_config=adapter)
     stage.train(trainer, training.folder)
     save_model_atomic(trainer, corpus.tokenizer, training.folder / "model", {"steps": training.steps})
     tokens = float(tokens_trained(training.folder))

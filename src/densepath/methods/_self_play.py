@@ -35,7 +35,7 @@ from densepath.records.codec import field_names, from_json, to_json
 from densepath.records.outcome import Outcome
 from densepath.trainers.self_play import SelfPlayConfig, SelfPlayTrainer, opponent_tokens, self_play_pairs
 from densepath.trainers.sft import save_model_atomic
-from densepath.trainers.trl_config import QUIET, device_defaults, trl_config
+from densepath.trainers.trl_config import QUIET, device_defaults, peft_config, trl_config
 
 OPTIMIZER_KEYS = (
     *("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "optim", "max_grad_norm"),
@@ -107,11 +107,13 @@ def _train_round(stage: Stage, loss: str, this: _Round) -> dict[str, Any]:
     config = _config(stage, loss, this)
     pairs = remembered(this.folder / "pairs.json", lambda: _pairs(stage, tokenizer, this))
     free_models()  # the opponent
+    model = load_trainable(stage.arguments, this.opponent)
     trainer = SelfPlayTrainer(
-        model=load_trainable(stage.arguments, this.opponent),
+        model=model,
         args=config,
         train_dataset=Dataset.from_list(pairs),
         processing_class=tokenizer,
+        peft_config=peft_config(stage.arguments, model),
     )
     stage.train(trainer, this.folder)
     save_model_atomic(trainer, tokenizer, this.model, {"iteration": this.number, "loss": loss})

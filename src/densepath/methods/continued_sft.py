@@ -19,6 +19,7 @@ from densepath.methods._stage import TRAIN_FLOPS, SFTRun, parameters_of, sft_con
 from densepath.models.load import load_tokenizer, load_trainable
 from densepath.records.arm import Budget
 from densepath.trainers.sft import save_model_atomic, sft_trainer
+from densepath.trainers.trl_config import peft_config
 
 
 @dataclass
@@ -65,7 +66,8 @@ def go_on(stage: Stage, steps: int, dataset: Dataset | None = None, **changes: A
     )
     if dataset is None:
         dataset = encoded_demonstrations(stage.sft, tokenizer)
-    trainer = sft_trainer(load_trainable(arguments, stage.sft.model), tokenizer, dataset, config)
+    model = load_trainable(arguments, stage.sft.model)
+    trainer = sft_trainer(model, tokenizer, dataset, config, peft_config=peft_config(arguments, model))
     stage.train(trainer)
     save_model_atomic(trainer, tokenizer, stage.folder / "model", {"steps": steps})
     tokens = tokens_trained(stage.folder)

@@ -21,6 +21,7 @@ from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import view_on_base
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.sft import save_model_atomic
+from densepath.trainers.trl_config import peft_config
 
 
 def train(stage: Stage) -> Outcome:
@@ -46,6 +47,7 @@ def train(stage: Stage) -> Outcome:
         train_dataset=prompt_dataset(fitting_rows(rows, tokenizer, longest)),
         eval_dataset=None if held_out is None else demonstration_pairs(held_out, tokenizer, sft.context),
         processing_class=tokenizer,
+        peft_config=peft_config(arguments, policy),
     )
     stage.train(trainer)
     save_model_atomic(trainer, tokenizer, folder / "model", {"beta": beta})

@@ -32,6 +32,8 @@ from torch import Tensor
 from densepath.core.mixture import excess_weights, lifts, rank_bands, systematic_draws
 from densepath.data.encode import Encoded, encode_demonstrations
 from densepath.data.kept_rows import write_kept_rows
+from densepath.data.rows import DataFormat, detect_format, is_answered
+from densepath.data.training_rows import fitting_rows, longest_prompt
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, generate
 from densepath.io import atomic_folder, recalled, remember, remembered, remove, write_json_atomic
@@ -55,6 +57,8 @@ NO_SIGNAL = 1e-4
 BAND_SHARE = {2: 0.3}
 OTHER_BAND_SHARE = 0.2
 """Share of the demonstrations in one band, by the number of bands."""
+LEAST_SHARE = 0.1
+"""What is kept of each kind for a behaviour that owns no demonstration, where rows are drawn by responsibility."""
 EXAMPLES, WORST = 3, 5
 
 
@@ -145,8 +149,14 @@ def _corpus(stage: Stage) -> tuple[Corpus, float]:
     sft, arguments = stage.sft, stage.arguments
     tokenizer = load_tokenizer(str(sft.model))
     limit = min(sft.arguments.max_length or sft.context, sft.context)
-    train = encoded(sft.rows("train"), tokenizer, limit)
-    held_out = [row for row in sft.rows("validation") if "completion" in row or "messages" in row]
+    rows = sft.rows("train")
+    if arguments.purify_rounds and detect_format(rows[0]) is DataFormat.TEXT:
+        raise ConfigError(
+            "plain text has no prompt that the model before SFT could answer, which the lift of a behaviour needs; "
+            "give prompt and completion, or purify_rounds: 0"
+        )
+    train = encoded(rows, tokenizer, limit)
+    held_out = list(filter(is_answered, sft.rows("validation")))
     dataset = encode_demonstrations(
         train.rows, tokenizer, limit, drop_overlong=True, source=str(sft.path / "data/train.jsonl")
     )[0]
@@ -173,10 +183,17 @@ def _samples_of_base(stage: Stage, train: Demonstrations, tokenizer: Any) -> dic
     """Answers of the model before SFT to prompts of the demonstrations, at temperature 1."""
     arguments = stage.arguments
     generator = torch.Generator().manual_seed(arguments.seed)
-    chosen = torch.randperm(len(train), generator=generator)[: arguments.purify_samples].tolist()
+    longest = longest_prompt(stage.sft.context, arguments.max_completion_length, arguments.max_prompt_length)
+    fitting = fitting_rows(train.rows, tokenizer, longest)
+    if not fitting:
+        raise ConfigError(
+            f"no prompt of the demonstrations leaves {arguments.max_completion_length} tokens of the context for an "
+            "answer; lower max_completion_length"
+        )
+    chosen = torch.randperm(len(fitting), generator=generator)[: arguments.purify_samples].tolist()
     model = load_frozen(arguments, stage.sft.base)
     decoding = Decoding(1.0, arguments.max_completion_length, seed=arguments.seed)
-    rows = [train.rows[index] for index in chosen]
+    rows = [fitting[index] for index in chosen]
     with StageProgress(stage.console, f"{stage.title}, before SFT", len(rows), "sample") as progress:
         found = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(done))
     return {"pairs": [(each.prompt_ids, each.completion_ids) for each in found]}
@@ -330,7 +347,9 @@ def _better_part(
     share = stage.arguments.purify_keep
     if share is None:
         weights = fitted.responsibilities[:, behaviour]
-        return weights > 0.5, weights
+        if bool((weights > 0.5).any()):
+            return weights > 0.5, weights
+        share = LEAST_SHARE
     keep = torch.zeros(len(evidence), dtype=torch.bool)
     for kind in torch.unique(kinds):
         members = (kinds == kind).nonzero().squeeze(1)

@@ -51,5 +51,10 @@ def train(stage: Stage) -> Outcome:
 
 
 METHOD = Method(
-    "rejection sampling", control=True, train=train, policy=trained_or_sft, arguments=RejectionSamplingArguments
+    "rejection sampling",
+    control=True,
+    train=train,
+    policy=trained_or_sft,
+    arguments=RejectionSamplingArguments,
+    sees_validation=True,
 )

@@ -13,6 +13,7 @@ from typing import Any
 
 from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
+from densepath.errors import ConfigError
 from densepath.methods import Method, Policy, SFTRun, Stage, get_method
 from densepath.methods._stage import free_models
 from densepath.models.load import load_tokenizer
@@ -106,7 +107,7 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
         if sft.given is None:
             run_sft(run, sft, job.others, console, f"{title[1]}SFT")
         else:
-            take_sft(run, sft, console, f"{title[1]}SFT")
+            take_sft(run, sft, job.others, console, f"{title[1]}SFT")
         free_models()
     if sft.arguments.judge is not None and not run.is_done("sft_answers"):
         answer_with_sft(run, sft, console, f"{title[2]}SFT answers what the judge will see")
@@ -164,6 +165,8 @@ def _matched(job: CellJob) -> int:
     like = RunFolder(job.like, read_only=True).outcome("train").budget
     sft = RunFolder(job.evaluation.sft.path, read_only=True).outcome("sft")
     each: float = getattr(sft.budget, budget) / sft.steps
+    if not each > 0:
+        raise ConfigError(f"{job.folder}: a step of SFT took no {budget} that were counted; match flops or samples")
     steps: int = round(getattr(like, budget) / each)
     return max(1, steps)
 

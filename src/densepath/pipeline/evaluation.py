@@ -18,6 +18,7 @@ import torch
 
 from densepath.config.run import RunArguments
 from densepath.data.encode import Encoded, encode_pairs
+from densepath.data.rows import is_answered
 from densepath.data.training_rows import Rows
 from densepath.errors import DamagedFileError, DamageWarning
 from densepath.evals.generation import Completion, Decoding, checked, decoding_name, generate_each
@@ -160,7 +161,9 @@ def evaluate(
         records = [[_without_prompt(completion) for completion in found] for found in answers]
         demonstrations: list[Encoded] = []
         if split == "test" or evaluation.arguments.verifier is None:
-            demonstrations = models.demonstrations(rows, evaluation.arguments.completion_tokens)
+            demonstrations = models.demonstrations(
+                rows, evaluation.arguments.completion_tokens, evaluation.sft.context
+            )
         if split == "test":
             told, graded = models.measure(told, answers, demonstrations)
             records = [
@@ -255,14 +258,16 @@ class _Models:
             with self.contrast.model.beside() as second:
                 yield replace(self.contrast, model=second)
 
-    def demonstrations(self, rows: Rows, max_completion_length: int) -> list[Encoded]:
-        """Held-out demonstrations whose likelihood is measured; none of a decoder."""
-        shown = [row for row in rows[:NLL_ROWS] if "completion" in row or "messages" in row]
+    def demonstrations(self, rows: Rows, max_completion_length: int, context: int) -> list[Encoded]:
+        """Held-out demonstrations whose likelihood is measured, cut where the context ends; none of a decoder."""
         if self.contrast is not None:
             return []
-        limit = 4 * max_completion_length
-        pairs = (encode_pairs(row, self.tokenizer)[-1] for row in shown)
-        return [Encoded(pair.prompt_ids, pair.completion_ids[:limit]) for pair in pairs]
+        found = []
+        for pair in (encode_pairs(row, self.tokenizer)[-1] for row in rows[:NLL_ROWS] if is_answered(row)):
+            limit = min(4 * max_completion_length, context - len(pair.prompt_ids))
+            if limit > 0:
+                found.append(Encoded(pair.prompt_ids, pair.completion_ids[:limit]))
+        return found
 
     def measure(
         self, results: Sequence[ArmResult], answers: Sequence[Sequence[Completion]], demonstrations: list[Encoded]

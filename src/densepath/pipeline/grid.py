@@ -12,7 +12,7 @@ from densepath.choice.arms import best_decoding, best_variant
 from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.evals.generation import decoding_name
-from densepath.evidence.cells import verdicts
+from densepath.evidence.cells import is_measured, verdicts
 from densepath.methods import SFTRun, get_method
 from densepath.pipeline.cells import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.pipeline.data import regime_of
@@ -139,7 +139,7 @@ class Grid:
         return dataclasses.replace(arguments, **changes)
 
     def _like(self, setting: Setting, plan: MethodPlan, variant: Variant) -> Variant | None:
-        """The cell whose FLOPs or seconds a variant matches: the first variant of the arm that it names."""
+        """The cell whose FLOPs or seconds a variant matches: the only variant of the arm that it names."""
         name = matched_with(plan, variant)
         return None if name is None else setting.methods[name].variants[0]
 
@@ -154,7 +154,9 @@ class Grid:
                 path = evaluation.path(self.cell(setting, seed, variant), "validation", temperature)
                 if path.exists():
                     result = read_result(path)
-                    found.setdefault(decoding_name(temperature), []).append(verdicts(result.without(result.unjudged)))
+                    if is_measured(result):
+                        known = result.without(result.unjudged)
+                        found.setdefault(decoding_name(temperature), []).append(verdicts(known))
         return found
 
     def chosen(self, setting: Setting, plan: MethodPlan) -> Variant | None:

@@ -53,8 +53,20 @@ class MethodPlan:
     variants: tuple[Variant, ...]
 
     def __post_init__(self) -> None:
-        arm = dataclasses.replace(self.arm, matches=matched_with(self, self.variants[0]))
-        object.__setattr__(self, "arm", arm)
+        matches, sees = matched_with(self, self.variants[0]), get_method(self.method).sees_validation
+        if sees and len(self.variants) > 1:
+            raise ConfigError(
+                f"methods.{self.name}: it is trained on the validation prompts, which cannot choose among the values "
+                "of tune; give one of them"
+            )
+        for variant in self.variants if matches is not None else ():
+            given = variant.arguments.sft_from or variant.arguments.sft_model_name_or_path
+            if given is not None and variant.arguments.budget == "seconds":  # type: ignore[attr-defined]
+                raise ConfigError(
+                    f"{self.name}: seconds cannot be matched, since SFT was not trained here ({given} was given) and "
+                    "nobody knows what a step of it takes; match flops or samples"
+                )
+        object.__setattr__(self, "arm", dataclasses.replace(self.arm, matches=matches, sees_validation=sees))
 
     @property
     def name(self) -> str:
@@ -199,6 +211,11 @@ def _check_budget(plan: MethodPlan, setting: Setting) -> None:
             raise ConfigError(
                 f"methods.{plan.name}: budget_of={name} must name a trained method of the recipe other than "
                 "continued_sft"
+            )
+        if other is not None and len(other.variants) > 1:
+            raise ConfigError(
+                f"methods.{plan.name}: budget_of={name} is tuned, and its variants may differ in compute; name an arm "
+                "without tune, or set budget: samples"
             )
 
 

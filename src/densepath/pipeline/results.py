@@ -13,7 +13,7 @@ import numpy as np
 
 from densepath import __version__
 from densepath.errors import DataError
-from densepath.evidence.cells import Place, SettingCells, length_ratio, mean_length, verdicts
+from densepath.evidence.cells import Place, SettingCells, is_measured, length_ratio, mean_length, verdicts
 from densepath.evidence.comparisons import differs, family_sizes, setting_comparisons
 from densepath.evidence.statements import statements, warnings
 from densepath.io import write_json_atomic, write_text_atomic
@@ -70,11 +70,17 @@ def grid_results(grid: Grid, info: Mapping[str, Any]) -> Results:
 
 
 def _arms(grid: Grid) -> list[Arm]:
-    """Every arm of any setting, and the settings that it belongs to."""
-    arms = {plan.name: plan.arm for setting in grid.settings for plan in setting.methods.values()}
-    return [
-        replace(arm, settings=tuple(s.name for s in grid.settings if name in s.methods)) for name, arm in arms.items()
-    ]
+    """Every arm of any setting, and the settings that it belongs to; matched where it is so in all of them."""
+    plans: dict[str, dict[str, Arm]] = {}
+    for setting in grid.settings:
+        for plan in setting.methods.values():
+            plans.setdefault(plan.name, {})[setting.name] = plan.arm
+    found = []
+    for arms in plans.values():
+        *_, last = arms.values()
+        matches = last.matches if len({arm.matches for arm in arms.values()}) == 1 else None
+        found.append(replace(last, settings=tuple(arms), matches=matches))
+    return found
 
 
 def assemble(
@@ -170,7 +176,7 @@ def _row(cells: SettingCells, info: Arm, decoding: str) -> ArmRow | None:
         missing_seeds=tuple(missing),
         value=value,
         validation=validated,
-        by_seed={str(seed): float(np.mean(verdicts(cell))) for seed, cell in test.items()},
+        by_seed={str(seed): float(np.mean(verdicts(cell))) for seed, cell in test.items() if is_measured(cell)},
         length=length,
         length_ratio=ratio,
         length_flag=differs(ratio),
@@ -195,10 +201,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _prompts(cells: SettingCells, split: str) -> int | None:
-    found = [
-        len(verdicts(cell)) for info in cells.methods for cell in cells.of_method(info.name) if cell.split == split
-    ]
-    return max(found, default=None)
+    known = (cell for info in cells.methods for cell in cells.of_method(info.name) if cell.split == split)
+    return max((len(verdicts(cell)) for cell in known if is_measured(cell)), default=None)
 
 
 def _best_control(cells: SettingCells, decoding: str | None) -> BestControl:

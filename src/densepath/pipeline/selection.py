@@ -18,7 +18,7 @@ from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.config.run import RunArguments
 from densepath.data.encode import encode_pairs
-from densepath.data.rows import Row, prompt_of
+from densepath.data.rows import Row, is_answered, prompt_of
 from densepath.errors import DataError
 from densepath.io import remembered, write_json_atomic
 from densepath.methods import SFTRun
@@ -80,7 +80,7 @@ def check_choice(sft: SFTRun) -> None:
         DataError: no verifier and no judge, and validation prompts without an answer to compare with.
     """
     judged = sft.arguments.verifier is not None or sft.arguments.judge is not None
-    if _given(sft) is None and not judged and not any(map(_is_answered, sft.rows("validation"))):
+    if _given(sft) is None and not judged and not any(map(is_answered, sft.rows("validation"))):
         raise DataError(
             f"{sft.path / 'data/validation.jsonl'}: reference=auto needs a verifier or a judge, or held-out rows with "
             "a completion to compare with; give one of them, or fix the reference and beta"
@@ -95,10 +95,6 @@ def _given(sft: SFTRun) -> str | None:
     if arguments.dense_reward != "baseline_relative":
         return f"the reward {arguments.dense_reward} uses no reference"
     return None
-
-
-def _is_answered(row: Row) -> bool:
-    return "completion" in row or "messages" in row
 
 
 def read_choice(path: Path) -> ReferenceChoice:
@@ -143,7 +139,7 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
 def _rows(sft: SFTRun, tokenizer: Any) -> Sequence[Row]:
     """Validation rows; prompts alone where answers are judged and a demonstration is longer than the context."""
     rows = sft.rows("validation")
-    shown = list(filter(_is_answered, rows))
+    shown = list(filter(is_answered, rows))
     judged = sft.arguments.verifier is not None or sft.arguments.judge is not None
     context = sft.context
     fitting = []

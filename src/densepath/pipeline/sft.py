@@ -45,7 +45,7 @@ def run_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Con
     run.finish("sft", started, Outcome(budget, steps))
 
 
-def take_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
+def take_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Console, title: str) -> None:
     """Take the SFT model that was given, and find what a step of SFT on these demonstrations would cost.
 
     Raises:
@@ -57,7 +57,8 @@ def take_sft(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
     for name in sft.references:
         check_same_tokenizer(tokenizer, load_tokenizer(sft.reference(name)), special_tokens=False)
     lengths = [len(ids) for ids in encoded_demonstrations(sft, tokenizer)["input_ids"]]
-    batch = arguments.sft_per_device_train_batch_size
+    config = sft_config(arguments, others, run / "sft")
+    batch = config.train_batch_size * config.gradient_accumulation_steps
     tokens = batch * sum(lengths) / len(lengths)
     parameters = parameter_count(load_frozen(arguments, sft.model))
     say(console, f"{title}: {sft.model}, given; references: {', '.join(sft.references)}")

@@ -193,7 +193,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
             train_dataset=prompts,
             eval_dataset=held_out,
             processing_class=tokenizer,
-            peft_config=None if hasattr(policy, "peft_config") else peft_config(arguments),
+            peft_config=peft_config(arguments, policy),
         )
         clock = StepClock(trainer) if arguments.profile else None
         model = _train(trainer, tokenizer, folder, console, "DPR")

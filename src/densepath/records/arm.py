@@ -30,6 +30,7 @@ class Arm:
         control: True for SFT and whatever else a method under test has to beat.
         settings: those that it is meant to be run in; None: all.
         matches: name of the arm whose FLOPs or seconds it is trained for; None: it has a budget of its own.
+        sees_validation: whether it is trained on the validation prompts, where its figures then say nothing.
 
     Raises:
         DataError: no name or label, or an SFT that is no control.
@@ -40,6 +41,7 @@ class Arm:
     control: bool
     settings: tuple[str, ...] | None = None
     matches: str | None = None
+    sees_validation: bool = False
 
     def __post_init__(self) -> None:
         if self.settings is not None:

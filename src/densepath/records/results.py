@@ -72,8 +72,9 @@ class ArmComparison:
         decoding: of the method.
         against: what it is compared with.
         against_decoding: of that.
-        role: "sft"; "best control", the control with the highest mean on validation (for a control: of the others); or
-            "equal compute", the control that was trained for the FLOPs or seconds of the method.
+        role: "sft"; "best control", the control with the highest mean on validation (for a control: of the others);
+            "equal compute", the control that was trained for the FLOPs or seconds of the method; or "trained on
+            validation", a control that validation cannot rank, since it was trained on those prompts.
         own_decoding: each is at the decoding that did best on validation; else both at the same one.
         primary: a method under test at its own decoding: the main question.
         difference: of the metric, `method` less `against`, paired seed by seed; None where no seed has both.
@@ -159,7 +160,7 @@ class SettingResults:
         warnings: what a reader has to know first.
         rows: one for each arm and decoding.
         best_controls: across own decodings, then for each decoding.
-        comparisons: against SFT, the best control, and the one at equal compute.
+        comparisons: against SFT, the best control, the one at equal compute, and those trained on validation.
         compared: how many distinct comparisons each half of the correction is over.
         statements: the comparisons in words.
     """

@@ -35,7 +35,14 @@ from densepath.report.sections import glossary_table, warnings_notice
 from densepath.report.verdict import nll_alarms
 from densepath.report.words import DASH, Run, Words, count, duration, interval, nats, number, runs, share, verdict
 
-_ROLES = {"sft": "SFT", "best control": "the best control", "equal compute": "the control at equal compute"}
+_ROLES = {
+    "sft": "SFT",
+    "best control": "the best control",
+    "equal compute": "the control at equal compute",
+    "trained on validation": "the control that was trained on the validation prompts",
+}
+_MORE = {"equal compute": "less equal compute", "trained on validation": "less trained on validation"}
+"""Columns of the comparisons that only some methods have."""
 _COSTS = {"flops": "FLOPs of the training beyond SFT", "seconds": "seconds of the training beyond SFT"}
 _COMPARED = (
     "Differences in {metric} on test, mean [95 % interval]; p after Holm's correction over all comparisons of the "
@@ -198,7 +205,7 @@ def _compared(setting: SettingResults, decoding: str | None) -> list[dict[str, A
 
 
 def _comparison_table(record: Results, compared: Sequence[Mapping[str, ArmComparison]]) -> Table:
-    matched = any("equal compute" in roles for roles in compared)
+    more = {role: name for role, name in _MORE.items() if any(role in roles for roles in compared)}
     columns = (
         Column("method"),
         Column("less SFT", numeric=True),
@@ -206,7 +213,11 @@ def _comparison_table(record: Results, compared: Sequence[Mapping[str, ArmCompar
         Column("best control", "by validation"),
         Column("less it", numeric=True),
         Column("verdict", "p, corrected"),
-        *((Column("less equal compute", numeric=True), Column("verdict", "p, corrected")) if matched else ()),
+        *(
+            column
+            for name in more.values()
+            for column in (Column(name, numeric=True), Column("verdict", "p, corrected"))
+        ),
         Column("length less SFT's", "tokens", numeric=True),
     )
     rows = []
@@ -216,8 +227,8 @@ def _comparison_table(record: Results, compared: Sequence[Mapping[str, ArmCompar
         if best:
             against = (best.against_label, Run(best.against_decoding, "small"))
         name = (first.label, Run(first.decoding, "small"))
-        equal = _difference(roles.get("equal compute")) if matched else ()
-        rows.append(Row((name, *_difference(sft), against, *_difference(best), *equal, _length(sft))))
+        others = (words for role in more for words in _difference(roles.get(role)))
+        rows.append(Row((name, *_difference(sft), against, *_difference(best), *others, _length(sft))))
     return Table(columns, tuple(rows), caption=_COMPARED.format(metric=record.metric), style="stack")
 
 
@@ -241,7 +252,7 @@ def _arm(record: Results, method: str) -> str:
 
 
 def _forests(record: Results, compared: Sequence[Mapping[str, ArmComparison]]) -> tuple[Figure, ...]:
-    """The differences to SFT, to the best control, and to the control at equal compute."""
+    """The differences to SFT, to the best control, and to other controls that there are."""
     drawn = []
     for role, words in _ROLES.items():
         rows = []

@@ -83,8 +83,9 @@ GLOSSARY: tuple[Term, ...] = (
     Term(
         "continued SFT",
         "",
-        "The control: plain fine-tuning that goes on for the FLOPs (or the samples) that DPR took.",
-        "A gain over SFT that continued SFT has too is not a gain of DPR.",
+        "The control: plain fine-tuning that goes on for the FLOPs that purified SFT took, or without it DPR (or for "
+        "DPR's samples).",
+        "A gain over SFT that continued SFT has too is not a gain of the method.",
     ),
 )
 

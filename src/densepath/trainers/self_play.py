@@ -89,6 +89,7 @@ class SelfPlayTrainer(NamedCard, DPOTrainer):  # type: ignore[misc]
         train_dataset: the columns of `COLUMNS`, such as `self_play_pairs` gives them.
         processing_class: the tokenizer.
         callbacks: further callbacks.
+        peft_config: of an adapter that is put on a plain model.
     """
 
     _tag_names: ClassVar[list[str]] = ["trl", "self-play"]
@@ -100,6 +101,7 @@ class SelfPlayTrainer(NamedCard, DPOTrainer):  # type: ignore[misc]
         train_dataset: Dataset,
         processing_class: Any,
         callbacks: Sequence[Any] = (),
+        peft_config: Any = None,
     ) -> None:
         is_spin = args.self_play_loss == SPIN
         self._name, self._paper = "SPIN" if is_spin else "GSIL", {"citation": "", **_PAPERS[is_spin]}
@@ -113,6 +115,7 @@ class SelfPlayTrainer(NamedCard, DPOTrainer):  # type: ignore[misc]
                 train_dataset=train_dataset,
                 processing_class=processing_class,
                 callbacks=list(callbacks),
+                peft_config=peft_config,
             )
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # TRL's copy of the adapter; the opponent's scores are columns

@@ -89,9 +89,9 @@ def _fitting(value: Any, hint: Any, name: str) -> Any:
     return expanded(value, name)
 
 
-def peft_config(arguments: Any) -> Any:
-    """A `LoraConfig` from the model arguments, or None for full fine-tuning."""
-    if not arguments.use_peft:
+def peft_config(arguments: Any, model: Any = None) -> Any:
+    """A `LoraConfig` from the model arguments, or None for full fine-tuning and for a model that has its adapter."""
+    if not arguments.use_peft or hasattr(model, "peft_config"):
         return None
     from peft import LoraConfig
 
