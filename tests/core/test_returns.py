@@ -82,6 +82,14 @@ def test_leave_one_out_literal():
     torch.testing.assert_close((returns - found) * mask, expected, rtol=0, atol=0)
 
 
+def test_what_is_masked_out_is_no_sibling():
+    """Two of four completions count, with a return of -10 each: neither is better than what it can expect."""
+    rewards = torch.tensor([[-10.0], [-10.0], [-3.0], [7.0], [1.0], [2.0], [3.0], [4.0]])
+    mask = torch.tensor([[True], [True], [False], [False], [True], [False], [False], [False]])
+    found = leave_one_out_baseline(returns_to_go(rewards, mask), mask, 4)
+    assert found.squeeze(1).tolist() == [-10.0, -10.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]  # the fifth one is alone
+
+
 def test_dispatch():
     returns = returns_to_go(REWARDS, MASK)
     assert not baseline(Baseline.NONE, returns, MASK, 2).any()

@@ -47,6 +47,18 @@ def test_it_stops_at_values_in_a_row_and_warns_once(caplog):
     )
 
 
+def test_what_the_configuration_asks_for_is_watched_beside_signals_of_ones_own(
+    tmp_path, make_model, tokenizer, prompts
+):
+    own = SignalCallback([Signal("completions/mean_length", 100, "x"), Signal("kl_sequence", 9.0, "mine")])
+    changes = {"early_stopping": True, "kl_sequence_threshold": 1.0, "nll_increase_threshold": 0.1}
+    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, [own], **changes)
+    assert trainer._signals() is own
+    assert own.early_stopping
+    watched = {signal.metric: signal.threshold for signal in own.signals}
+    assert watched == {"completions/mean_length": 100, "kl_sequence": 9.0, "eval_nll_increase": 0.1}
+
+
 def test_without_early_stopping_it_only_warns(caplog):
     with caplog.at_level(logging.WARNING):
         assert fed(SignalCallback([KL]), "kl_sequence", [2.0] * 5) == [False] * 5

@@ -11,12 +11,14 @@ import torch
 from tests.trainers.test_dpr import config, naive_logprobs
 from transformers import TrainerCallback
 
+from densepath.core.mixture import Cap
 from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.held_out import HeldOutDemonstrations
 from densepath.trainers.monitors import (
     EffectiveSampleSize,
+    RolloutMonitor,
     distinct_ngrams,
     held_out_reward,
     reward_correlations,
@@ -190,3 +192,58 @@ def test_an_evaluation_of_nothing_is_refused_before_the_first_step(tmp_path, mak
             eval_dataset=prompts,
             processing_class=tokenizer,
         )
+
+
+def test_what_a_step_spends_is_a_sum_over_its_generations(tmp_path, make_model, tokenizer, prompts):
+    """Four generations a step, and one whose completions two steps train on."""
+    seen = []
+    for changes in ({"gradient_accumulation_steps": 4, "steps_per_generation": 1}, {"num_iterations": 2}):
+        trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, estimator="sampled", **changes)
+        spent, monitor = [], trainer._monitor
+        trainer._monitor = lambda credited, spent=spent, monitor=monitor: spent.append(monitor(credited)) or spent[-1]
+        trainer.train()
+        rows = [row for row in trainer.state.log_history if "loss" in row]
+        for name in ("samples", "flops"):
+            assert sum(row.get(name, 0.0) for row in rows) == pytest.approx(sum(each[name] for each in spent))
+        seen.append([row.get("samples") for row in rows])
+    assert seen == [[32.0, 32.0], [8.0, None]]
+
+
+def test_completions_that_the_loss_leaves_out_do_not_dilute_the_kl():
+    mask = torch.tensor([[True, True], [False, False], [False, False], [False, False]])
+    batch = SimpleNamespace(
+        mask=mask, rewards=mask.float(), policy_logprobs=mask * 2.5, sft_logprobs=torch.zeros(mask.shape)
+    )
+    credited = SimpleNamespace(batch=batch, scored=SimpleNamespace(state_kl=(), sums=lambda: [0.0, 9.0, 9.0, 9.0]))
+    monitor = RolloutMonitor(ALONE, (), None, 64, 1, 2, 1, cap=Cap(5.0, 1.0), beta=1.0)
+    assert monitor._kl_and_reward(credited) == {"kl": 2.5, "kl_sequence": 5.0, "reward_per_token": 1.0}
+    assert monitor._capped(credited)["capped/share"] == 0.0
+    assert monitor._capped(credited)["capped/z"] == pytest.approx(math.exp(-5))
+
+
+def test_an_evaluation_of_more_than_a_generation_batch_fits_the_table(tmp_path, make_model, tokenizer, prompts):
+    changes = {"per_device_train_batch_size": 4, "per_device_eval_batch_size": 8, "log_completions": True}
+    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, **changes)
+    trainer.evaluate()
+    assert len(trainer._logs["advantages"]) <= 4
+
+
+def test_a_rollout_function_is_not_believed_what_the_policy_says(tmp_path, make_model, tokenizer, prompts):
+    """It sampled, and gives numbers of an engine of its own."""
+
+    def rollout_func(prompts, trainer):
+        ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        completions = [[20 + row % 5, 21, tokenizer.eos_token_id] for row in range(len(ids))]
+        return {"prompt_ids": ids, "completion_ids": completions, "logprobs": [[0.0] * 3 for _ in ids]}
+
+    trainer = DPRTrainer(
+        model=make_model(0),
+        ref_model=make_model(1),
+        args=config(tmp_path, estimator="sampled", max_steps=1),
+        train_dataset=prompts,
+        processing_class=tokenizer,
+        rollout_func=rollout_func,
+    )
+    trainer.train()
+    (row,) = [row for row in trainer.state.log_history if "loss" in row]
+    assert row["kl_sequence"] == pytest.approx(0, abs=1e-4)  # before the first update the policy is the SFT model

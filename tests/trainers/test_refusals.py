@@ -80,6 +80,10 @@ def test_every_argument_of_grpo_is_used_or_refused():
         ),
         ({"vllm_mode": "server"}, "vllm_mode='server' has no effect in a run without use_vllm"),
         ({"transformers_continuous_batching_config": {"a": 1}}, "a run without use_transformers_continuous_batching"),
+        (
+            {"use_transformers_continuous_batching": True, "bf16": True, "use_cpu": True},
+            "use_transformers_continuous_batching rounds the policy's own weights",
+        ),
         ({"max_completion_length": None}, "max_completion_length=None: give the most tokens"),
         ({"generation_batch_size": 7}, "generation_batch_size (7) must be divisible"),
         ({"reward_scale": float("nan")}, "reward_scale=nan must be a finite number"),

@@ -36,10 +36,11 @@ def run(tmp_path, make_model, tokenizer, monkeypatch):
     models = make_model(2), make_model(0), make_model(1)
     for model in models:
         model.config.max_position_embeddings = 2048
-    turns = []
+    turns, asked = [], []
 
     def scripted(model, prompt_ids, **kwargs):
         """The first turn of every second completion calls the tool; later turns answer."""
+        asked.append((kwargs["generator"].initial_seed(), kwargs["max_completion_length"], max(map(len, prompt_ids))))
         turns.append(len(prompt_ids))
         texts = [CALL if len(turns) == 1 and row % 2 == 0 else "It is 5.<|im_end|>" for row in range(len(prompt_ids))]
         ids = [tokenizer(text)["input_ids"] for text in texts]
@@ -55,6 +56,7 @@ def run(tmp_path, make_model, tokenizer, monkeypatch):
         return [[1.0] * len(ids) for ids in completion_ids]
 
     def make(**changes):
+        make.asked = asked
         trainer = DPRTrainer(
             model=models[0],
             ref_model=models[2],
@@ -100,3 +102,19 @@ def test_tool_results_are_state_and_no_action(run, estimator):
     assert logged["rewards/dense_reward_sum/mean"] == [pytest.approx(dense, abs=1e-3)]
     assert logged["tools/call_frequency"] == [0.5]
     assert torch.isfinite(trainer._compute_loss(trainer.model, output))
+
+
+def test_each_turn_draws_numbers_of_its_own_and_fits_the_context(run):
+    """A turn that repeated the numbers of the first would act alike in alike states."""
+    trainer, _, _ = run()
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    batch = next(iter(trainer.get_train_dataloader()))
+    trainer._generate_and_score_completions(batch)
+    (first, whole, _), (second, _, _) = run.asked
+    assert first != second
+    assert whole == 200
+    trainer.model.config.max_position_embeddings = run.asked[1][2] + 50
+    trainer._turn = 1
+    trainer._generate_single_turn([[1] * run.asked[1][2]], None, {})
+    assert run.asked[2][1] == 50

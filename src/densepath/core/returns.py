@@ -147,7 +147,7 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor, num_generations: int) 
 
     Args:
         returns: (batch, tokens) float, undiscounted; rows of one prompt are neighbours.
-        mask: (batch, tokens) bool.
+        mask: (batch, tokens) bool; a completion that is masked out as a whole is no sibling.
         num_generations: completions per prompt, at least 2; divides batch.
 
     Returns:
@@ -157,8 +157,10 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor, num_generations: int) 
     batch = returns.shape[0]
     if num_generations < 2 or batch % num_generations:
         raise ValueError(f"num_generations must be at least 2 and divide the batch {batch}, got {num_generations}")
-    totals = returns[:, 0].view(-1, num_generations)
-    siblings = (totals.sum(dim=1, keepdim=True) - totals) / (num_generations - 1)
+    there = mask.any(dim=1).view(-1, num_generations)
+    totals = torch.where(there, returns[:, 0].view(-1, num_generations), 0.0)
+    others = there.sum(dim=1, keepdim=True) - there.long()
+    siblings = (totals.sum(dim=1, keepdim=True) - totals) / others.clamp(min=1)
     collected = returns[:, :1] - returns
     return keep(siblings.reshape(-1, 1) - collected, mask)
 

@@ -170,7 +170,9 @@ class Stage:
     def samples(self) -> int:
         """Completions that DPR samples in training: the budget that others are given."""
         accumulated = int(self.others.get("dpr_gradient_accumulation_steps", 1))
-        return int(self.arguments.dpr_max_steps * self.arguments.dpr_per_device_train_batch_size * accumulated)
+        updates = int(self.others.get("dpr_num_iterations", 1))  # on one batch of completions
+        trained = self.arguments.dpr_max_steps * self.arguments.dpr_per_device_train_batch_size * accumulated
+        return max(1, int(trained) // updates)
 
     @property
     def demonstrations_per_step(self) -> int:

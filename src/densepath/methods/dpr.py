@@ -51,11 +51,9 @@ def train(stage: Stage) -> Outcome:
     )
     stage.train(trainer)
     save_model_atomic(trainer, tokenizer, folder / "model", {"beta": beta})
-    budget = Budget(
-        samples=trainer.state.global_step * trainer.args.generation_batch_size,
-        tokens=tokens_trained(folder),
-        flops=sum(row.get("flops") or 0.0 for row in read_log(folder / "metrics.jsonl")),
-    )
+    rows = read_log(folder / "metrics.jsonl")
+    samples, flops = (sum(row.get(name) or 0.0 for row in rows) for name in ("samples", "flops"))
+    budget = Budget(samples=round(samples), tokens=tokens_trained(folder), flops=flops)
     return Outcome(budget, trainer.state.global_step)
 
 

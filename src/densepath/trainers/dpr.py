@@ -59,7 +59,7 @@ from densepath.trainers.grpo import (
 )
 from densepath.trainers.held_out import HeldOutNLL
 from densepath.trainers.model_card import name_of, public_name, run_section, with_section
-from densepath.trainers.monitors import EffectiveSampleSize, RolloutMonitor, loss_metrics
+from densepath.trainers.monitors import SPENT, EffectiveSampleSize, RolloutMonitor, loss_metrics
 from densepath.trainers.policies import (
     FrozenModels,
     frozen_models,
@@ -161,6 +161,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         )
         is_peft = hasattr(model, "peft_config")
         self._samples: Samples | None = None
+        self._turn = 0  # of a conversation with tools: a completion is made of several
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
         with grpo_arguments(args, self._functions), sampler_type(args, model), adapters_kept(model):
@@ -257,8 +258,11 @@ class DPRTrainer(ResumableGRPOTrainer):
         )
         self._sample_size = EffectiveSampleSize(self.accelerator)
         self._table = TokenTable(self.args.generation_batch_size, self._tokenizer)
-        if self._signals() is None:
+        signals = self._signals()
+        if signals is None:
             self.add_callback(SignalCallback(default_signals(self.args), self.args.early_stopping))
+        else:
+            signals.watch_too(default_signals(self.args), self.args.early_stopping)
         self._held_out = HeldOutNLL(
             self.dense_reward.sft,
             self.accelerator,
@@ -278,7 +282,11 @@ class DPRTrainer(ResumableGRPOTrainer):
 
     def _record(self, mode: str, metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
-            self._metrics[mode][name].append(value)
+            values = self._metrics[mode][name]
+            if name in SPENT:  # TRL logs the mean over generation batches, of which a step may have several or none
+                values[:] = [sum(values) + value]
+            else:
+                values.append(value)
 
     def _is_sharded(self) -> bool:
         """Whether no process holds the weights whole."""
@@ -295,20 +303,28 @@ class DPRTrainer(ResumableGRPOTrainer):
         self, prompt_ids: Any, images: Any, multimodal_fields: Any, *args: Any, **kw: Any
     ) -> Any:
         """Completions and their log-probabilities; the prompt's computation is shared among its samples."""
+        turn, self._turn = self._turn, self._turn + 1
         if not self._uses_own_sampler() or images is not None or multimodal_fields:
-            return super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kw)
+            training = self.model.training
+            output = super()._generate_single_turn(prompt_ids, images, multimodal_fields, *args, **kw)
+            self.model.train(training)
+            return output
         # A stream of its own for each step and process, so that a resumed run samples what it would have sampled.
         part = self._step % max(1, self.args.gradient_accumulation_steps)
         if not self.model.training:
             part = len(self._metrics["eval"]["kl"])  # how many batches of this evaluation are done
         step = self.state.global_step * 1_000_003 + part
-        seed = hash((self.args.seed, step, self.accelerator.process_index, self.model.training)) % (2**63)
+        place = (self.args.seed, step, self.accelerator.process_index, self.model.training)
+        seed = hash((*place, turn) if turn else place) % (2**63)
+        longest = self.max_completion_length
+        if turn:  # behind a tool's answer less of the context is left; TRL cuts what passes the budget of all turns
+            longest = max(1, min(longest, context_length(self.model) - max(map(len, prompt_ids))))
         self.rollout = Sampled(prompt_ids)  # what an error in the sampler leaves to look at
         self._samples = sample(
             # A compiled one would be compiled again for each length.
             self.accelerator.unwrap_model(self.model_wrapped, keep_torch_compile=False),
             prompt_ids,
-            max_completion_length=self.max_completion_length,
+            max_completion_length=longest,
             eos_token_ids=self.eos_token_ids,
             generator=torch.Generator().manual_seed(seed),
             pad_token_id=self._tokenizer.pad_token_id,
@@ -318,6 +334,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         return self._samples.completion_ids, self._samples.logprobs
 
     def _generate(self, prompts: Any) -> Any:
+        self._turn = 0
         output = super()._generate(prompts)
         prompt_ids, completion_ids, tool_mask, _, logprobs = output[:5]
         samples, self._samples = self._samples, None
@@ -343,7 +360,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         if scored.policy_logprobs:
             return scored
         sampled, passes = scored.sampled, scored.policy_passes
-        if sampled.logprobs is not None and not self.use_vllm:
+        if sampled.logprobs is not None and self._uses_own_sampler() and self.rollout_func is None:
             logprobs = [torch.tensor(values) for values in sampled.logprobs]
         elif "old_per_token_logps" in output:
             rows = zip(output["old_per_token_logps"], sampled.completion_ids, strict=True)
@@ -440,9 +457,10 @@ class DPRTrainer(ResumableGRPOTrainer):
     def _put_first_advantages(self, advantages: Tensor) -> None:
         """In TRL's table, for GRPO's advantage: the first token's, the completion's return less its baseline."""
         first = self.accelerator.gather(advantages[:, 0].contiguous()).tolist()
-        for _ in first:
-            self._logs["advantages"].pop()
-        self._logs["advantages"].extend(first)
+        table = self._logs["advantages"]  # a deque, which holds no more than a generation batch
+        for _ in range(min(len(first), len(table))):
+            table.pop()
+        table.extend(first)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as TRL does, and add the columns per token to the table of completions."""

@@ -277,6 +277,11 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
         for switch, unused in _ONLY_WITH.items():
             if not getattr(self, switch):
                 refuse_unused(self, unused, f"a run without {switch}", {})
+        if self.use_transformers_continuous_batching and (self.bf16 or self.fp16):
+            raise ConfigError(
+                "use_transformers_continuous_batching rounds the policy's own weights to 16 bits under bf16 and fp16: "
+                "set bf16 to false, or leave it out"
+            )
         obstacle = self.all_action_obstacle()
         if EstimatorKind(self.estimator) is EstimatorKind.ALL_ACTION and obstacle:
             raise ConfigError(f"estimator=all_action is not possible: {obstacle}; use estimator=sampled")

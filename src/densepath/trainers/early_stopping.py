@@ -90,6 +90,12 @@ class SignalCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             raise ConfigError(f"signals watch a metric twice: {', '.join(names)}; one threshold for each is enough")
         self._forget()
 
+    def watch_too(self, signals: Sequence[Signal], early_stopping: bool) -> None:
+        """Watch those whose metric is not watched yet as well, and stop where either is told to."""
+        known = {signal.metric for signal in self.signals}
+        self.signals += tuple(signal for signal in signals if signal.metric not in known)
+        self.early_stopping = self.early_stopping or early_stopping
+
     def _forget(self) -> None:
         self.starts: dict[str, list[float]] = {}
         self.beyond: dict[str, int] = {}

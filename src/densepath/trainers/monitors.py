@@ -21,6 +21,8 @@ from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.nan_stop import check_finite
 from densepath.trainers.rollout import TOKEN_VALUES, Credited, pad_rows, rollout_flops
 
+SPENT = ("flops", "samples")
+"""Metrics that are sums over what a log is of, not means."""
 NGRAM = 4
 """Tokens in an n-gram of `completions/distinct_4`: Welleck et al.'s seq-rep-4."""
 
@@ -123,10 +125,13 @@ class RolloutMonitor:
             metrics |= self._capped(credited)
         flops = torch.tensor(rollout_flops(scored, self.parameters, self.frozen, self.num_iterations))
         metrics["flops"] = accelerator.reduce(flops.to(accelerator.device), reduction="sum").item()
+        metrics["samples"] = float(len(sampled.completion_ids) * accelerator.num_processes)
         rows = [torch.tensor(ids) for ids in sampled.completion_ids]
         ids = pad_sequence(rows, batch_first=True).to(credited.batch.mask.device)
         lengths = torch.tensor([len(row) for row in rows], device=ids.device)
         there = lengths_to_mask(lengths, ids.shape[1])  # truncated ones count, even where the loss leaves them out
+        own = sampled.own_tokens([torch.ones(len(row), dtype=torch.long) for row in rows])
+        there &= pad_sequence(own, batch_first=True).to(there.device).bool()  # not what a tool wrote
         metrics["completions/distinct_4"] = distinct_ngrams(ids, there, accelerator)
         if self.held_out_ref is not None:
             scores = self.held_out_ref.score(sampled.prompt_ids, sampled.completion_ids, self.token_budget)
@@ -146,19 +151,26 @@ class RolloutMonitor:
         batch, accelerator = credited.batch, self.accelerator
         ratios = torch.tensor(credited.scored.sums(), device=batch.mask.device)
         towards_sft = -kl_estimate(batch.policy_logprobs, batch.sft_logprobs, batch.mask)
-        ratios, towards_sft = accelerator.gather(ratios), accelerator.gather(towards_sft)
+        counts = batch.mask.any(dim=1)
+        ratios, towards_sft, counts = map(accelerator.gather, (ratios, towards_sft, counts))
+        ratios, towards_sft = ratios[counts], towards_sft[counts]
+        if not len(ratios):
+            return {}
         z = float(towards_sft.softmax(dim=0) @ capped_weights(ratios, *self.cap, self.beta))
         share = float((ratios >= self.cap.cap).float().mean())
         return {"capped/share": share, "capped/z": z, "capped/growth": 1 / z if z > 0 else math.nan}
 
     def _kl_and_reward(self, credited: Credited) -> dict[str, float]:
-        """KL to SFT a token and a completion, and the reward a token, nats; the KL is exact where it is known."""
+        """KL to SFT a token and a completion, and the reward a token, nats; the KL is exact where it is known.
+
+        Completions that the loss leaves out, as truncated ones may be, count for none of them.
+        """
         batch, mask = credited.batch, credited.batch.mask
         if credited.scored.state_kl:
             kl = masked_sum(pad_rows(credited.scored.state_kl, mask), mask, dim=1)
         else:
             kl = kl_estimate(batch.policy_logprobs, batch.sft_logprobs, mask)
-        counts = mask.sum().float(), torch.tensor(float(len(mask)), device=mask.device)
+        counts = mask.sum().float(), mask.any(dim=1).sum().float()
         totals = torch.stack([kl.sum(), masked_sum(batch.rewards, mask), *counts])
         kl_sum, reward_sum, tokens, rows = self.accelerator.reduce(totals, reduction="sum").tolist()
         return {
