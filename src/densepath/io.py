@@ -33,7 +33,8 @@ _SECRET = re.compile(
     re.I,
 )
 _SECRET_VALUE = re.compile(
-    r"\b(hf_|sk-|ghp_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{16,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"\bhf_[A-Za-z0-9]{16,}|\b(sk-|ghp_|github_pat_|glpat-|xox[abp]-)[A-Za-z0-9_-]{16,}"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 """Tokens of hubs and endpoints by their form, and the name and password of an address."""
 HIDDEN = "(hidden)"

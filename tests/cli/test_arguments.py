@@ -61,6 +61,7 @@ def recipe(tmp_path):
         ([0, "0.5"], list[float], [0.0, 0.5]),
         (1, list[float], [1.0]),
         ("a,b", list[str], ["a", "b"]),
+        (["a, b", "c d"], list[str], ["a", "b", "c d"]),
     ],
 )
 def test_a_value_is_read_as_its_fields_type(value, hint, read):

@@ -312,6 +312,9 @@ def test_other_unreadable_files_are_named(tmp_path: Path, name: str, content: st
 def test_unusable_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"no \.jsonl, \.json, \.csv, \.tsv, \.parquet file"):
         load_dataset_rows(tmp_path)
+    streamed = datasets.Dataset.from_list([{"prompt": "a"}]).to_iterable_dataset()
+    with pytest.raises(DataError, match=r"streamed cannot be read again; load it whole, or give list\(rows\)"):
+        load_dataset_rows(streamed)
     with pytest.raises(DataError, match="cannot be made of dict"):
         load_dataset_rows({"prompt": ["a"]})  # type: ignore[arg-type]
     with pytest.raises(DataError, match="no rows"):

@@ -102,6 +102,15 @@ def test_duplicates_are_named_with_the_row_they_repeat(reward):
     }
 
 
+def test_a_column_beside_prompt_and_completion_makes_no_duplicates(reward):
+    """Questions on one source; and text beside a prompt, of which the format reads the text alone."""
+    rows = [{"prompt": f"Say: {i}", "completion": f"{i} 2.", "text": "the source"} for i in range(2)]
+    assert not any("of" in flag for record in audit_demonstrations(reward, rows) for flag in record["flags"])
+    rows = [{"text": "1 2.", "prompt": "Say"}, {"text": "1 2!", "prompt": "Say more"}]
+    flags = {record["row"]: record["flags"] for record in audit_demonstrations(reward, rows)}
+    assert {"flag": "near_duplicate", "of": 1} in flags[2]
+
+
 def test_the_format_of_a_row_does_not_matter_to_its_normal_form():
     standard = {"prompt": "Name a prime.", "completion": "Seven"}
     chat = {

@@ -9,7 +9,7 @@ from tests.power import cut, record
 
 from densepath.io import make_folder
 from densepath.judging.cache import Asked, ReplyCache
-from densepath.judging.ledger import LEDGER, Ledger, Paid
+from densepath.judging.ledger import LEDGER, Ledger, Paid, this_process
 from densepath.judging.verdicts import Reply
 
 
@@ -33,3 +33,11 @@ def test_a_reply_is_on_disk_when_put_returns(tmp_path, monkeypatch, made_by_anot
     assert (cache.folder / LEDGER).exists()
     with Ledger(cache.folder).open() as entry:
         assert entry.paid.calls == 3
+
+
+def test_what_a_process_held_is_booked_though_the_next_one_has_its_number():
+    """In a container every process may be number 7."""
+    mine, before = f"{this_process()}:1", f"{os.getpid()}@0:1"
+    found = Paid(cost=1.0, held={mine: 0.25, before: 0.5}).without_dead
+    assert found.cost == 1.5
+    assert found.held == {mine: 0.25}

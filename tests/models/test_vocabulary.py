@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import save_file
 from tests.models.test_plain_heads import own
 from tests.support import tiny_tokenizer
 from tests.tiny_models import randomize_adapter, tiny_llama
@@ -15,6 +16,7 @@ from tests.tiny_models import randomize_adapter, tiny_llama
 from densepath.data.encode import Encoded
 from densepath.errors import ModelError
 from densepath.evals.preview import preview_logprobs
+from densepath.models import compat
 from densepath.models.compat import check_same_tokenizer, replaced_weights, warn_of_spare_ids
 from densepath.models.load import load_model, load_tokenizer
 from densepath.models.sampling import Contrast, ContrastKind, sample
@@ -161,3 +163,20 @@ def test_a_resized_adapter_without_all_its_new_rows_is_refused(tmp_path, target,
     get_peft_model(base, LoraConfig(r=2, target_modules=[target])).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ModelError, match=f"resized to 80 rows, and those of {lacks} are not in its files"):
         load_model(str(tmp_path / "adapter"))
+
+
+def test_weights_of_a_hub_id_are_fetched_where_only_its_configuration_is_there(tmp_path, monkeypatch):
+    """The tokenizer is fetched before the weights are compared."""
+    fetched = []
+
+    def snapshot_download(source, *, allow_patterns, local_files_only):
+        fetched.append(local_files_only)
+        if not local_files_only:
+            save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    assert compat._tensor_files("org/model") == {"a": tmp_path / "model.safetensors"}
+    assert fetched == [True, False]
+    compat._tensor_files("org/model")
+    assert fetched == [True, False, True]  # nobody is asked for what is there

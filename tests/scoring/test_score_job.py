@@ -28,7 +28,7 @@ from densepath.report.scored import RowQuery, ScoredFile
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.rows import RowScorer
 from densepath.scoring import shard
-from densepath.scoring.parts import PartFolder
+from densepath.scoring.parts import PartFolder, _differences
 
 WORDS = ("cat", "dog", "tree", "moon", "12, 7", "é€", "the answer is")
 
@@ -572,3 +572,11 @@ def test_scored_rows_can_be_scored_again_if_their_columns_are_left_out(score, da
     code, said = score(tmp_path / "c.parquet", tmp_path / "d.jsonl")
     assert code == 2
     assert 'c.parquet: there is a column "reward" already' in said
+
+
+def test_what_only_one_call_knows_of_a_model_is_no_difference():
+    """The first call of a hub id fetched its weights only after it had said what it is."""
+    before = {"model": {"config": "a"}, "settings": {"n": 1}}
+    assert list(_differences(before, {"model": {"config": "a", "weights": "w"}, "settings": {"n": 1}})) == []
+    found = list(_differences(before, {"model": {"config": "b", "weights": "w"}, "settings": {"n": 1, "m": 2}}))
+    assert found == ["model.config: 'a' -> 'b'", "settings.m: None -> 2"]

@@ -198,3 +198,17 @@ def test_one_unit_is_no_evidence():
     found = paired_difference([1.0], [0.0])
     assert found.interval.mean == 1.0
     assert found.verdict is Verdict.TIE
+
+
+def test_many_values_take_bounded_memory():
+    import tracemalloc
+
+    values = np.random.default_rng(0).random(30_000).tolist()
+    tracemalloc.start()
+    found = mean_interval(values)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 * 2**20
+    half = 1.96 * np.std(values) / len(values) ** 0.5
+    assert found.low == pytest.approx(found.mean - half, abs=0.1 * half)
+    assert found.high == pytest.approx(found.mean + half, abs=0.1 * half)

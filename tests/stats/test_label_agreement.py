@@ -33,3 +33,14 @@ def test_edges():
     assert cohens_kappa(NAMES, [1, 0], [0, 1]).kappa.mean == -1.0
     with pytest.raises(ValueError, match="got 1 and 2"):
         cohens_kappa(NAMES, [1], [1, 2])
+
+
+def test_items_of_one_prompt_are_one_unit():
+    """Ten copies of each item say no more than one."""
+    first, second = [0, 1, 0, 1, 1, 0, 1, 0], [0, 1, 1, 1, 0, 0, 1, 1]
+    once = cohens_kappa(NAMES, first, second)
+    units = [index for index in range(8) for _ in range(10)]
+    copied = cohens_kappa(NAMES, [first[i] for i in units], [second[i] for i in units], units)
+    assert copied.kappa == once.kappa
+    assert (copied.agreement.mean, copied.agreement.n) == (once.agreement.mean, 8)
+    assert copied.agreement.high - copied.agreement.low > 0.5

@@ -92,6 +92,17 @@ def test_the_same_answers_are_even_by_construction():
     assert equal.rate.mean == pytest.approx(0.75, abs=0.02)
 
 
+@pytest.mark.parametrize("wins", [0, 1, 3])
+def test_a_model_that_loses_hardly_wins_at_equal_lengths_and_the_mirror_image_does(wins):
+    """Rows of one label alone give liblinear the wrong sign."""
+    deltas = np.random.default_rng(wins).normal(0, 300, 60)
+    lost = np.array([1.0] * wins + [0.0] * (60 - wins))
+    found, mirrored = length_controlled(lost, deltas), length_controlled(1 - lost, -deltas)
+    assert found.rate.mean == pytest.approx(wins / 60, abs=0.06)
+    assert mirrored.rate.mean == pytest.approx(1 - wins / 60, abs=0.06)
+    assert found.rate.low < wins / 60 + 1e-3
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="needs difficulties and gamed rows"):
         length_controlled(np.ones(9), np.ones(9), np.ones(9))

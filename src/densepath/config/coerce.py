@@ -39,7 +39,7 @@ def coerce(value: Any, hint: Any, name: str) -> Any:
         return given
     if origin is list:
         if isinstance(value, list) and options[0] is str:  # words of their own, which may be paths with spaces
-            items = [part for item in value for part in (item.split(",") if isinstance(item, str) else [item])]
+            items = [part for item in value for part in (_parts(item) if isinstance(item, str) else [item])]
         else:
             given = value if isinstance(value, list) else [value]
             items = [part for item in given for part in (_words(item) if isinstance(item, str) else [item])]
@@ -93,6 +93,10 @@ def _whole(value: Any, number: float) -> int:
         return int(value)
     except ValueError:  # "8.0", "1e3"
         return int(number)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
 
 
 def _words(text: str) -> list[str]:

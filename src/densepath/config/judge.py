@@ -116,3 +116,5 @@ class JudgeArguments(EndpointArguments):
         elif not any(each.startswith("openai:") for each in judges):
             endpoint = [f.name for f in fields(EndpointArguments)]
             check_no_effect(self, endpoint, f"with judge={self.judge}, which is no endpoint")
+        if judges and not any(each.startswith(("openai:", "local:")) for each in judges):
+            check_no_effect(self, ["judge_template"], f"with judge={self.judge}, which reads no question")

@@ -193,6 +193,8 @@ def dataset_fingerprint(rows: Iterable[Row]) -> str:
 
 
 def _stream(source: Any, split: str) -> RowStream:
+    if hasattr(source, "with_format") and not hasattr(source, "__len__"):
+        raise DataError("a data set that is streamed cannot be read again; load it whole, or give list(rows)")
     kinds = isinstance(source, (str, Path, Sequence)) or hasattr(source, "with_format")
     if isinstance(source, Mapping) or not kinds:
         kind = type(source).__name__

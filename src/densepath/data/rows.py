@@ -248,8 +248,11 @@ def conversation_of(row: Row) -> tuple[list[dict[str, Any]] | None, int]:
         (turns, index): turns in their normal form; of prompt and completion only the completion's are actions, of
         `messages` every assistant turn is, whatever follows it. (None, 0) for a row of plain text.
     """
-    if detect_format(row) is DataFormat.MESSAGES:
+    found = detect_format(row)
+    if found is DataFormat.MESSAGES:
         return normal_turns(row["messages"]), 0
+    if found is DataFormat.TEXT:
+        return None, 0
     prompt, completion = row.get("prompt"), row.get("completion")
     if is_conversational(prompt) != is_conversational(completion):
         raise DataError('"prompt" and "completion" differ in kind; make both text or both lists of turns')

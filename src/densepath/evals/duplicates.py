@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from densepath.data.rows import Row, canonical_json, conversation_of, turn_text
+from densepath.data.rows import DataFormat, Row, canonical_json, conversation_of, detect_format, turn_text
 from densepath.data.splits import normalise_text
 
 # Punctuation says little beside words, and much between digits: 2.5 is not 25.
@@ -21,11 +21,10 @@ def exact_key(row: Row) -> str:
 
 def normal_key(row: Row) -> str:
     """The same for demonstrations that differ in case, spacing, punctuation, Unicode form, or in the row's format."""
-    turns, _ = conversation_of(row)
-    if turns is not None:
-        parts = [(str(turn["role"]), _words_of(turn)) for turn in turns]
-    elif "text" in row:
+    if detect_format(row) is DataFormat.TEXT:
         parts = [("text", str(row["text"]))]
+    elif (turns := conversation_of(row)[0]) is not None:
+        parts = [(str(turn["role"]), _words_of(turn)) for turn in turns]
     else:
         parts = [("user", str(row["prompt"])), ("assistant", str(row["completion"]))]
     return canonical_json([[role, normalise_words(text)] for role, text in parts])

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from densepath.errors import ConfigError
-from densepath.judging.ledger import Ledger, Paid
+from densepath.judging.ledger import Ledger, Paid, this_process
 from densepath.judging.workers import Halt
 from densepath.records.judging import Spending, Usage
 
@@ -83,7 +82,7 @@ class Budget:
 
     @property
     def _me(self) -> str:
-        return f"{os.getpid()}:{id(self)}"
+        return f"{this_process()}:{id(self)}"
 
     def spent(self, cached: int) -> Spending:
         """By this judge until now; a call of which nothing is known is taken to have cost the most that it could."""

@@ -36,7 +36,7 @@ class Paid:
     @property
     def without_dead(self) -> Paid:
         """The same with what processes that have ended were holding booked in full: nobody knows what became of it."""
-        dead = {process: cost for process, cost in self.held.items() if not _is_alive(int(process.partition(":")[0]))}
+        dead = {process: cost for process, cost in self.held.items() if not _is_alive(process.partition(":")[0])}
         alive = {process: cost for process, cost in self.held.items() if process not in dead}
         return replace(self, cost=self.cost + sum(dead.values()), held=alive) if dead else self
 
@@ -86,7 +86,24 @@ class Entry:
     paid: Paid
 
 
-def _is_alive(process: int) -> bool:
+def this_process() -> str:
+    """What tells this process from all others: in a container the next one may have its number."""
+    return f"{os.getpid()}@{_started(os.getpid())}"
+
+
+def _started(process: int) -> str:
+    """When a process began, in ticks since the machine did; nothing where the system does not tell it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _is_alive(said: str) -> bool:
+    number, _, started = said.partition("@")
+    process = int(number)
+    if started and started != _started(process):
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -290,14 +290,7 @@ def _effective(source: str) -> str:
 
 def _tensor_files(source: str) -> dict[str, Path]:
     """Tensor name -> the safetensors file that holds it."""
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-
-        try:
-            folder = Path(snapshot_download(source, allow_patterns="*.safetensors", local_files_only=True))
-        except OSError:
-            raise MissingFileError(f"no such folder, and not in the hub's cache: {source}") from None
+    folder = Path(source) if Path(source).is_dir() else _snapshot(source)
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with locate.explained(source, "model"), safe_open(path, framework="pt") as tensors:
@@ -305,6 +298,20 @@ def _tensor_files(source: str) -> dict[str, Path]:
     if not files:
         raise ModelError(f"{source}: no *.safetensors weights in it")
     return files
+
+
+def _snapshot(source: str) -> Path:
+    """Where the weights of a hub id lie in the cache; they are fetched where only their configuration is there."""
+    from huggingface_hub import snapshot_download
+
+    for cached in (True, False):
+        try:
+            folder = Path(snapshot_download(source, allow_patterns="*.safetensors", local_files_only=cached))
+        except (OSError, ValueError):
+            continue
+        if any(folder.glob("*.safetensors")):
+            return folder
+    raise MissingFileError(f"no such folder, and neither in the hub's cache nor to be had from the hub: {source}")
 
 
 def _tensor(path: Path, name: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,7 @@ def dropped_rows(
     found = {}
     for place, record in enumerate(records):
         reasons = [flag_text(flag) for flag in record["flags"] if flag["flag"] in flags]
-        if place < int(lowest * len(records)):
+        if place < math.floor(lowest * len(records) + 1e-9):  # .29 of 100 are 29
             reasons.append(f"among the lowest {100 * lowest:g} %")
         if reasons:
             found[record["row"] - 1] = {"audit_reason": ", ".join(reasons), "audit_score": record["score"]}

@@ -31,13 +31,15 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
 
     def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         by_prompt: dict[int, list[float]] = {}
+        lengths: dict[int, list[float]] = {}
         for row in rows:
             by_prompt.setdefault(row["row"], []).append(row["metric"])
+            lengths.setdefault(row["row"], []).append(float(answer_length(row)))
         return {
             "verifier": arguments.verifier,
             "temperature": arguments.temperature,
             "metric": to_json(metric_interval([sum(values) / len(values) for values in by_prompt.values()])),
-            "length": to_json(mean_interval([float(answer_length(row)) for row in rows])),
+            "length": to_json(mean_interval([sum(values) / len(values) for values in lengths.values()])),
             "truncated": sum(row["truncated"] for row in rows) / len(rows),
         }
 

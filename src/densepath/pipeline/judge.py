@@ -151,6 +151,8 @@ class _Run:
             found["template"] = asdict(template_of(self.arguments, kind, self.num_answers, self.template))
         if kind == "openai":
             return found | {"url": self.arguments.judge_base_url, "parameters": self.arguments.judge_parameters}
+        if kind != "verifier":
+            found["dtype"] = self.arguments.dtype
         return found | {"model": judge_identity(said)}
 
     def answers_file(self, who: Contestant) -> Path:
@@ -249,12 +251,12 @@ def _tell_plan(run: _Run, judges: Mapping[str | None, Judge], entered: Contest, 
 def _agreement(names: tuple[str, str], games: Sequence[Game], others: Sequence[Game]) -> tuple[Kappa, ...]:
     """Cohen's kappa of two judges over the games that both judged: which answer is better, or neither."""
     theirs = {key_of(game): game.preference_of_model for game in others}
-    both = [(game.preference_of_model, theirs.get(key_of(game))) for game in games]
-    known = [(one, other) for one, other in both if one is not None and other is not None]
+    both = [(game.preference_of_model, theirs.get(key_of(game)), game.question) for game in games]
+    known = [(one, other, of) for one, other, of in both if one is not None and other is not None]
     if not known:
         return ()
-    first, second = ([_label(value) for value in values] for values in zip(*known, strict=True))
-    return (cohens_kappa(names, first, second),)
+    first, second = [_label(one) for one, _, _ in known], [_label(other) for _, other, _ in known]
+    return (cohens_kappa(names, first, second, [of for _, _, of in known]),)
 
 
 def _label(preference: float) -> str:

@@ -341,9 +341,12 @@ class PartFolder(Parts):
 
 
 def _differences(before: Any, now: Any, key: str = "") -> Iterator[str]:
-    """`settings.window_size: 256 -> 128` for each leaf that differs."""
+    """`settings.window_size: 256 -> 128` for each leaf that differs.
+
+    Of a model only what both know is compared: the first call of a hub id may have fetched its weights.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted({*before, *now}):
+        for name in sorted({*before} & {*now} if key == "model" else {*before, *now}):
             yield from _differences(before.get(name), now.get(name), f"{key}.{name}" if key else name)
     elif before != now:
         yield f"{key}: {before!r} -> {now!r}"

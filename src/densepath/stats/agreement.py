@@ -8,11 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densepath.records.judged import Kappa
-from densepath.stats.bootstrap import bootstrap, credit_interval, replicate_interval
+from densepath.stats.bootstrap import bootstrap, credit_interval, ratio_interval, replicate_interval
 
 
 def cohens_kappa(
-    names: tuple[str, str], first: Sequence[Hashable], second: Sequence[Hashable], seed: int = 0
+    names: tuple[str, str],
+    first: Sequence[Hashable],
+    second: Sequence[Hashable],
+    units: Sequence[Hashable] | None = None,
+    seed: int = 0,
 ) -> Kappa:
     """Agreement beyond chance of two raters on the same items.
 
@@ -24,7 +28,8 @@ def cohens_kappa(
         names: of the raters.
         first: label of each item by the one.
         second: by the other, in the same order.
-        seed: of the bootstrap over items.
+        units: what each item is of, such as its prompt; those of one unit are not independent. None: each is its own.
+        seed: of the bootstrap over units.
 
     Raises:
         ValueError: no item, or a label without its other.
@@ -36,13 +41,17 @@ def cohens_kappa(
     labels = {label: index for index, label in enumerate(dict.fromkeys([*first, *second]))}
     one = np.array([labels[label] for label in first])
     other = np.array([labels[label] for label in second])
-    cells, rows = len(labels) ** 2, len(one)
-    place = one * len(labels) + other
-    hot = np.zeros((rows, cells))
-    hot[np.arange(rows), place] = 1
-    replicates = bootstrap(rows, lambda counts: _kappa(counts @ hot, len(labels)), seed=seed)
-    value = float(_kappa(hot.sum(axis=0)[None], len(labels))[0])
-    agreement = credit_interval((one == other).astype(np.float64), seed)
+    names_of_units = {unit: index for index, unit in enumerate(dict.fromkeys(units or range(len(one))))}
+    unit = np.array([names_of_units[each] for each in units or range(len(one))])
+    rows, agreed = len(names_of_units), (one == other).astype(np.float64)
+    tables = np.zeros((rows, len(labels) ** 2))
+    np.add.at(tables, (unit, one * len(labels) + other), 1)
+    replicates = bootstrap(rows, lambda counts: _kappa(counts @ tables, len(labels)), seed=seed)
+    value = float(_kappa(tables.sum(axis=0)[None], len(labels))[0])
+    if rows == len(one):
+        agreement = credit_interval(agreed, seed)
+    else:
+        agreement = ratio_interval(np.bincount(unit, agreed).astype(np.float64), tables.sum(axis=1), seed)
     return Kappa(*names, agreement, replicate_interval(value, replicates, rows))
 
 

@@ -59,6 +59,11 @@ def replicate_interval(value: float, replicates: NDArray[np.float64], n: int) ->
     return Interval(value, min(float(low), value), max(float(high), value), n)
 
 
+def value_interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
+    """Percentile interval of a mean of values of any scale: grades, lengths."""
+    return ratio_interval(values, np.ones_like(values), seed)
+
+
 def credit_interval(credits: NDArray[np.float64], seed: int = 0) -> Interval:
     """Wilson's interval where every credit is 0 or 1, else the bootstrap's, whose memory is bounded for any number."""
     if np.isin(credits, (0.0, 1.0)).all():

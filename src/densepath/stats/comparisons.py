@@ -84,14 +84,14 @@ def corrected(pairs: Sequence[tuple[str, str]], differences: Sequence[Difference
 def bootstrap_p(replicates: NDArray[np.float64], n: int) -> float:
     """Two-sided p-value of no difference: twice the smaller share of replicates on either side of 0.
 
-        p = min(1, 2 (count + 1) / (all + 1)),    1 for one unit, which has no spread to judge by
+        p = min(1, 2 (count + 1) / (all + 1)), at least 2^(1-n): what a sign-flip test of n units can say at most
 
     Args:
         replicates: (resamples,) of the difference.
         n: independent units.
     """
     share = (min((replicates <= 0).sum(), (replicates >= 0).sum()) + 1) / (replicates.size + 1)
-    return 1.0 if n < 2 else min(1.0, 2 * float(share))
+    return min(1.0, max(2 * float(share), 2.0 ** (1 - n)))
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -14,6 +14,9 @@ from densepath.records.estimates import LEVEL, Interval
 CONFIDENCE = 1 - LEVEL
 ONE_SIDED_CONFIDENCE = 0.9
 RESAMPLES = 9999
+MOST_FOR_BCA = 5000
+_BLOCK = 2_000_000
+"""Numbers resampled at once; bounds memory."""
 ROUNDING = 1e-12
 """Relative spread below which values are one value in float64: BCa's corrections would divide zero by zero."""
 
@@ -68,10 +71,15 @@ def mean_with_replicates(
 
 
 def _resampled(array: NDArray[np.float64], method: str, seed: int, confidence: float) -> Any:
-    """SciPy's bootstrap of a mean."""
+    """SciPy's bootstrap of a mean, a block of resamples at a time; beyond `MOST_FOR_BCA` values by percentiles.
+
+    The jackknife of BCa takes the square of their number in time, for a correction that so many do not need.
+    """
+    method = "percentile" if method == "BCa" and array.size > MOST_FOR_BCA else method
     return stats.bootstrap(
         (array,),
         np.mean,
+        batch=max(1, _BLOCK // array.size),
         confidence_level=confidence,
         n_resamples=RESAMPLES,
         method=method,

@@ -34,6 +34,8 @@ Floats = NDArray[np.float64]
 GAMED_SHARE = 0.1
 """Weight of a gamed row: half of AlpacaEval's 0.2, since there are two gamed baselines."""
 RESAMPLES = 1999
+LEAST = 1e-8
+"""Preferences that are fitted lie this far from 0 and 1 where no gamed rows bring both labels: ours."""
 FOLDS, PENALTIES, SEED = 5, 10, 123
 """Of AlpacaEval's choice of the penalty."""
 FEATURES = ("length", "difficulty", "model")
@@ -85,7 +87,8 @@ def length_controlled(
         others = [np.tanh(gamed.deltas), gamed.difficulties, np.zeros_like(gamed.deltas)]
     before = len(others[0]) if others else 0
     features = np.column_stack([np.concatenate([*pair]) for pair in zip(others, own, strict=True)] if others else own)
-    targets = preferences if gamed is None else np.concatenate([gamed.preferences, preferences])
+    # Without rows of both labels liblinear's sign is wrong: a model that loses everything would have one half.
+    targets = np.concatenate([gamed.preferences, preferences]) if gamed else np.clip(preferences, LEAST, 1 - LEAST)
     fitted = np.concatenate([np.isfinite(targets[:before]), known])
     shares = np.concatenate([np.full(before, GAMED_SHARE), np.ones(len(known))])
     at_zero = np.column_stack([np.zeros_like(deltas), *own[1:]])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from densepath.records.estimates import Interval
 from densepath.records.judged import AdjustedWinRate, MtBench
 from densepath.records.judging import Game
-from densepath.stats.bootstrap import credit_interval, ratio_interval
+from densepath.stats.bootstrap import ratio_interval, value_interval
 from densepath.stats.games import pair_turns
 
 Floats = NDArray[np.float64]
@@ -47,7 +47,7 @@ def mt_bench(games: Sequence[Game], model: str, categories: Mapping[str, str]) -
     return MtBench(
         model,
         _mean_over(table),
-        tuple(credit_interval(column[np.isfinite(column)]) for column in table.T if np.isfinite(column).any()),
+        tuple(value_interval(column[np.isfinite(column)]) for column in table.T if np.isfinite(column).any()),
         {str(kind): _mean_over(table[kinds == kind]) for kind in sorted(set(kinds)) if known[kinds == kind].any()},
         sum(1 for found in grades.values() if not found),
     )

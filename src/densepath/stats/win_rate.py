@@ -15,7 +15,7 @@ from scipy import stats
 
 from densepath.records.estimates import LEVEL, Comparison, Difference, verdict_of
 from densepath.records.judged import AlpacaEval, JudgeNoise, LengthControlled, PositionBias, WinRate
-from densepath.stats.bootstrap import credit_interval
+from densepath.stats.bootstrap import credit_interval, value_interval
 from densepath.stats.comparisons import corrected, holm
 from densepath.stats.games import PairGames, mean_known
 from densepath.stats.seeds import seed_difference
@@ -64,7 +64,7 @@ def win_rate(
         p_holm=against_half.p,
         verdict=against_half.verdict,
         detectable=detectable_effect(kept),
-        length=None if spans is None else credit_interval(spans),
+        length=None if spans is None else value_interval(spans),
         position=position_bias(games.by_order),
         noise=judge_noise(games.by_repeat[known]),
         invalid=games.invalid,

@@ -46,7 +46,8 @@ def device_defaults() -> dict[str, Any]:
     return {
         "bf16": cuda and torch.cuda.is_bf16_supported(),
         "gradient_checkpointing": cuda,
-        "use_cpu": not torch.accelerator.is_available(),  # accelerate joins processes on a CPU only if it is told so
+        # accelerate joins processes on a CPU only if it is told so; Apple's MPS has no float64, which sampling needs
+        "use_cpu": not torch.accelerator.is_available() or torch.backends.mps.is_available(),
     }
 
 
