@@ -59,6 +59,26 @@ def test_what_the_configuration_asks_for_is_watched_beside_signals_of_ones_own(
     assert watched == {"completions/mean_length": 100, "kl_sequence": 9.0, "eval_nll_increase": 0.1}
 
 
+def test_each_of_several_evaluation_data_sets_is_named_and_watched(tmp_path, make_model, tokenizer, prompts):
+    rows = datasets.Dataset.from_list(DEMONSTRATIONS)
+    changes = {"max_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "predict_with_generate": False}
+    trainer = DPRTrainer(
+        make_model(0),
+        make_model(1),
+        config(tmp_path, **changes, metric_for_best_model="eval_chat_nll", save_strategy="steps", save_steps=1),
+        prompts,
+        eval_dataset={"chat": rows.select([0]), "code": rows.select([1])},
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    logged = {name for row in trainer.state.log_history for name in row if "nll" in name}
+    kinds = ("nll", "nll_increase")
+    assert logged == {f"eval_{data}_{kind}" for data in ("chat", "code") for kind in kinds}
+    assert set(trainer._signals().beyond) >= {"eval_chat_nll_increase", "eval_code_nll_increase"}
+    assert trainer.state.best_metric is not None
+    assert trainer.args.greater_is_better is False
+
+
 def test_without_early_stopping_it_only_warns(caplog):
     with caplog.at_level(logging.WARNING):
         assert fed(SignalCallback([KL]), "kl_sequence", [2.0] * 5) == [False] * 5

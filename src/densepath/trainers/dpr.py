@@ -445,7 +445,9 @@ class DPRTrainer(ResumableGRPOTrainer):
         if dataset is None or isinstance(dataset, dict):  # TRL says what is missing, or comes back for each of them
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[no-any-return]
         started = time.monotonic()
-        self._record("eval", self._held_out.metrics(dataset, self.accelerator.unwrap_model(self.model)))
+        measured = self._held_out.metrics(dataset, self.accelerator.unwrap_model(self.model))
+        name = metric_key_prefix.removeprefix("eval").lstrip("_")  # of one of several data sets
+        self._record("eval", {f"{name}_{metric}" if name else metric: value for metric, value in measured.items()})
         if self.args.predict_with_generate:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)  # type: ignore[no-any-return]
         self.model.eval()  # TRL's log writes what was measured under that mode

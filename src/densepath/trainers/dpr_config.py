@@ -269,8 +269,8 @@ class DPRConfig(GRPOConfig):  # type: ignore[misc]
             )
         if self.early_stopping_patience < 1:
             raise ConfigError(f"early_stopping_patience={self.early_stopping_patience} must be at least 1")
-        best: str | None = self.metric_for_best_model
-        if getattr(self, "greater_is_better", None) is None and (best or "").removeprefix("eval_") in LOWER_IS_BETTER:
+        best = f"_{self.metric_for_best_model}"  # of several evaluation data sets the name of one stands before it
+        if getattr(self, "greater_is_better", None) is None and best.endswith(tuple(f"_{m}" for m in LOWER_IS_BETTER)):
             self.greater_is_better: bool | None = False  # transformers guesses True for what does not end in "loss"
         with refusing():
             super().__post_init__()

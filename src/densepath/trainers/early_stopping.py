@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class Signal:
     """A logged metric that is alarming beyond a threshold.
 
     Attributes:
-        metric: its name in the logs, `eval_` included where it comes from an evaluation.
+        metric: its name in the logs, `eval_` included where it comes from an evaluation; of several evaluation data
+            sets `eval_nll` watches each `eval_<data set>_nll`.
         threshold: in the unit of `measure`.
         advice: what to change, for the warning.
         measure: compare the value itself, or its change from the start of the run.
@@ -55,6 +56,17 @@ class Signal:
         except ValueError:
             allowed = ", ".join(measure.value for measure in Measure)
             raise ConfigError(f"signal {self.metric}: measure={self.measure!r}; choose one of: {allowed}") from None
+
+    def is_of(self, name: str) -> bool:
+        """Whether a logged metric of that name is watched.
+
+        >>> signal = Signal("eval_nll", 3.0, "stop")
+        >>> signal.is_of("eval_nll"), signal.is_of("eval_chat_nll"), signal.is_of("eval_nll_increase")
+        (True, True, False)
+        """
+        prefix, _, rest = self.metric.partition("_")
+        of_a_data_set = prefix == "eval" and name.startswith("eval_") and name.endswith(f"_{rest}")
+        return name == self.metric or of_a_data_set
 
 
 def default_signals(args: Any) -> tuple[Signal, ...]:
@@ -122,10 +134,13 @@ class SignalCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         """Compare each signal's metric with its threshold."""
-        for signal in self.signals:
-            value = (logs or {}).get(signal.metric)
-            if not isinstance(value, (int, float)):
-                continue
+        watched = (
+            (replace(signal, metric=name), value)
+            for signal in self.signals
+            for name, value in (logs or {}).items()
+            if signal.is_of(name) and isinstance(value, (int, float))
+        )
+        for signal, value in watched:
             measured = self._measured(signal, float(value))
             if measured is None:
                 continue
@@ -160,7 +175,8 @@ class SignalCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._keep_checkpoint(args, state)
 
     def _keep_checkpoint(self, args: Any, state: Any) -> None:
-        alarming = any(self.beyond.get(signal.metric) for signal in self.signals if signal.stops)
+        stopping = [signal for signal in self.signals if signal.stops]
+        alarming = any(count for name, count in self.beyond.items() if any(signal.is_of(name) for signal in stopping))
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if self.early_stopping and args.metric_for_best_model is None and not alarming and folder.is_dir():
             state.best_model_checkpoint = str(folder)
