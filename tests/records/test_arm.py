@@ -30,7 +30,14 @@ def test_json_gives_the_record_back():
     result = ArmResult(**FIELDS)
     written = json.loads(json.dumps(to_json(result)))
     assert from_json(ArmResult, written) == result
-    assert written["arm"] == {"name": "dpr", "label": "DPR", "control": False, "settings": None}
+    assert written["arm"] == {
+        "name": "dpr",
+        "label": "DPR",
+        "control": False,
+        "settings": None,
+        "matches": None,
+        "sees_validation": False,
+    }
     assert written["budget"] == {"samples": 2.0, "demonstrations": 0.0, "tokens": 0.0, "flops": 0.0, "seconds": 0.0}
     assert written["kl"] is None
 
