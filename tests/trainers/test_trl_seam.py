@@ -112,3 +112,25 @@ def test_orders_of_prompts_are_trls():
     for epoch in range(3):
         expected = list(theirs)
         assert list(ResumableSampler(range(10), **given, epoch=lambda now=epoch: now)) == expected
+
+
+def test_models_are_whole_inside_and_in_pieces_again_outside():
+    """The reference to ZeRO-3's configuration is private to transformers."""
+    from transformers.integrations import deepspeed
+
+    from densepath.models.sharded import loaded_whole
+
+    class Zero3:
+        def is_zero3(self) -> bool:
+            return True
+
+    config = Zero3()
+    deepspeed.set_hf_deepspeed_config(config)
+    try:
+        with loaded_whole():
+            assert not deepspeed.is_deepspeed_zero3_enabled()
+        assert deepspeed.is_deepspeed_zero3_enabled()
+    finally:
+        deepspeed.unset_hf_deepspeed_config()
+    with loaded_whole():
+        assert not deepspeed.is_deepspeed_zero3_enabled()
