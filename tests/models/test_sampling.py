@@ -16,7 +16,7 @@ from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, ti
 
 from densepath.core.products import onednn_linear
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
-from densepath.models import prepacked, sampling
+from densepath.models import kinds, prepacked, sampling
 from densepath.models.decoding import Decoder, RowBatch, cache_argument
 from densepath.models.sampling import (
     FLOOR,
@@ -68,6 +68,22 @@ def laid_out(monkeypatch):
     monkeypatch.setattr(prepacked, "onednn_linear", lambda *given: read.append(1) or onednn_linear(*given))
     yield
     assert read
+
+
+def test_how_a_kind_of_model_decodes_is_tried_once(monkeypatch):
+    """And whether it reads a common beginning apart: also inside of layers that are laid out."""
+    trials = []
+    trial = sampling._decodes
+    monkeypatch.setattr(kinds, "_found", [])
+    monkeypatch.setattr(sampling, "LEAST_STEPS", 1)
+    monkeypatch.setattr(sampling, "_decodes", lambda *given, **more: trials.append(1) or trial(*given, **more))
+    prompts = [[*range(3, 60), each] for each in range(4)]
+    first, other, changed = (tiny_llama(seed=seed) for seed in range(3))
+    changed.model.layers[0].self_attn.scaling *= 2
+    for model, more in ((first, 2), (other, 0), (other, 0), (changed, 2)):
+        before = len(trials)
+        sample(model, prompts, max_completion_length=3, eos_token_ids=[2], generator=seeded())
+        assert len(trials) - before == more
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba
 
 from densepath.errors import NumericalError
-from densepath.models import logits
+from densepath.models import kinds, logits
 from densepath.models.logits import layout_of, plain_head, supports_packing
 from densepath.models.packing import Layout
 from densepath.models.scoring import score_completions
@@ -176,7 +176,7 @@ def test_a_kind_of_model_is_tried_once_and_one_that_may_differ_each_time(monkeyp
     """Models with other weights are of one kind; another configuration, NaN, a hook or code of one's own are not."""
     trials = []
     trial = logits._try
-    monkeypatch.setattr(logits, "_of_kinds", [])
+    monkeypatch.setattr(kinds, "_found", [])
     monkeypatch.setattr(logits, "_try", lambda *given: trials.append(type(given[0])) or trial(*given))
 
     def tried(model):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from densepath.errors import MissingFileError, ModelError
@@ -93,6 +94,11 @@ def check_same_tokenizer(
             mine, yours = getattr(a, name), getattr(b, name)
             if mine != yours:
                 raise ModelError(f"the tokenizers of {names} differ: {name} is {mine} and {yours}")
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a process holds but a part of the model's weights (FSDP2, DeepSpeed ZeRO-3)."""
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 @contextlib.contextmanager

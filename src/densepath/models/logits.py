@@ -13,8 +13,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from types import FunctionType
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -25,8 +24,9 @@ from torch.distributed.tensor import DTensor
 from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.core.logprobs import TokenScores, logit_scores
 from densepath.errors import ModelError
-from densepath.models.compat import embedding_rows, in_mode, predicted_rows
+from densepath.models.compat import embedding_rows, in_mode, is_sharded, predicted_rows
 from densepath.models.flat_attention import Beginning, attending, in_one_call
+from densepath.models.kinds import once_for_kind
 from densepath.models.packing import Layout, PackedBatch, pack
 
 OWN_LOGITS = 2**26
@@ -77,11 +77,6 @@ def causal_lm(model: Any) -> Any:
         if kind == "XLORA" or getattr(config, "alora_invocation_tokens", None):
             raise ModelError(f"adapter {name!r} changes with the tokens of its input (aLoRA, X-LoRA): use LoRA")
     return model.get_base_model()
-
-
-def is_sharded(model: Any) -> bool:
-    """Whether a process holds but a part of the model's weights (FSDP2, DeepSpeed ZeRO-3)."""
-    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 @contextlib.contextmanager
@@ -225,55 +220,20 @@ def _forward(model: Any) -> Callable[..., Any]:
 
 def _tried(model: Any) -> _Tried:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    now = bare, settings, around = _is_bare(model, head), _settings(model), _around(model)
+    now = bare, settings, _ = _is_bare(model, head), _settings(model), _around(model)
     known: _Tried | None = getattr(model, "_densepath_tried", None)
     if known is not None and known.head is head and (known.bare, known.settings, known.around) == now:
         return known
-    kind = _kind(model)
-    alike = next((tried for of, tried in _of_kinds if kind is not None and of == (kind, now)), None)
-    if alike is not None:
-        tried, sure = replace(alike, head=head), True
-    else:
+
+    def find() -> tuple[Scaling | None, tuple[Layout, ...]] | None:
         with in_mode(model), torch.no_grad():
-            scaling, layouts, sure = _try(model, head, bare, settings)
-        tried = _Tried(head, bare, settings, around, scaling, layouts)
-    if sure:
-        model._densepath_tried = tried
-        if kind is not None and alike is None:
-            _of_kinds.append(((kind, now), replace(tried, head=None)))
+            return _try(model, head, bare, settings)
+
+    found = once_for_kind(model, now, find)
+    if found is None:
+        return _Tried(head, *now, None, (Layout.ALONE,))
+    model._densepath_tried = tried = _Tried(head, *now, *found)
     return tried
-
-
-_of_kinds: list[tuple[Any, _Tried]] = []
-"""What was found in this process for kinds of models: the trial is about code and configuration, and not cheap."""
-
-
-def _kind(model: Any) -> tuple[Any, ...] | None:
-    """What a trial's answers depend on beside `_Tried`'s own; None where they may depend on the weights too.
-
-    So with code that is not transformers', and with NaN among them: in a packed row it would reach its neighbours.
-    """
-    modules = list(model.modules())
-    changed = ("_forward_hooks", "_forward_pre_hooks", "forward")
-    if is_sharded(model) or any(vars(module).get(name) for module in modules for name in changed):
-        return None
-    if not all(type(each).__module__.startswith(("torch.nn.modules.", "transformers.")) for each in modules):
-        return None
-    if not all(bool(weights.sum(dtype=torch.float32).isfinite()) for weights in model.parameters()):
-        return None
-    weights = model.get_input_embeddings().weight
-    config = {name: value for name, value in model.config.to_dict().items() if name not in _NAMES}
-    return [(type(each), _plain_attributes(each)) for each in modules], config, weights.dtype, weights.device
-
-
-_NAMES = ("name_or_path", "_name_or_path", "transformers_version", "training")
-"""What differs between copies, and changes no logits."""
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """What was set on a module itself: numbers, switches, functions. Somebody may have changed one of them."""
-    kinds = (int, float, str, type(None), FunctionType)
-    return {name: value for name, value in vars(module).items() if isinstance(value, kinds) and name not in _NAMES}
 
 
 def _around(model: Any) -> tuple[Any, ...]:
@@ -327,8 +287,8 @@ def _scalings(settings: tuple[Any, ...]) -> list[Scaling]:
 
 def _try(
     model: Any, head: Any, bare: bool, settings: tuple[Any, ...]
-) -> tuple[Scaling | None, tuple[Layout, ...], bool]:
-    """What the model's own log-probabilities equal, and whether that can be kept: not with NaN among the weights.
+) -> tuple[Scaling | None, tuple[Layout, ...]] | None:
+    """What the model's own log-probabilities equal; None where they are NaN, which says nothing that can be kept.
 
     The layouts end with `ALONE`, the best comes first. On a processor none behind a flat row is tried.
     """
@@ -337,7 +297,7 @@ def _try(
     sequences = [ids[:4], ids[:4], [*ids[:2], *ids[5:7]]], [ids[4:8], ids[8:11], ids[7:11]]
     own = _try_scores(model, sequences, Layout.ALONE, None)
     if not bool(torch.isfinite(own).all()):
-        return None, (Layout.ALONE,), False
+        return None
     _check_causal(model, ids)
     scaling = _scaling(model, head, settings, ids) if bare else None
     plain = None if scaling is None else Head(head.weight, head.bias, *scaling)
@@ -353,7 +313,7 @@ def _try(
             right.append(layout)
             if layout is not Layout.FLAT or embeddings.device.type == "cpu":
                 break
-    return scaling, (*right, Layout.ALONE), True
+    return scaling, (*right, Layout.ALONE)
 
 
 def _try_scores(

@@ -26,13 +26,12 @@ from trl.trainer.utils import FusedCausalLMOutput
 from densepath.core.heads import Head
 from densepath.core.logprobs import logit_scores
 from densepath.errors import ModelError
-from densepath.models.compat import in_mode, predicted_rows
+from densepath.models.compat import in_mode, is_sharded, predicted_rows
 from densepath.models.flat_attention import attending
 from densepath.models.logits import (
     PASSED_THROUGH,
     causal_lm,
     hidden_states,
-    is_sharded,
     layout_of,
     model_inputs,
     plain_head,

@@ -11,6 +11,7 @@ and the log-probabilities of the truncated distribution are not the policy's.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from densepath.data.context import check_context
 from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
+from densepath.models.kinds import once_for_kind
 from densepath.models.logits import causal_lm, length_border
 from densepath.models.packing import common_beginning
 from densepath.models.prepacked import LEAST_STEPS, prepacked
@@ -247,9 +249,12 @@ def sample_each(
     task = _Task(draws, len(prompt_ids), sampling, on_progress)
     with inference(*models), contextlib.ExitStack() as until_sampled:
         decoders = [_decoder(each, sampling.keep_hidden) for each in models]
+        beginning = [] if borders else _beginning(decoders, models, set(prompts))
         if len(prompts) > 1 and steps >= LEAST_STEPS:
             until_sampled.enter_context(prepacked(models))
-        begun = 0 if borders else _read_beginning(decoders, models, set(prompts))
+        if beginning:
+            for decoder in decoders:
+                decoder.read_beginning(beginning)
         for rows in _batches(
             prompts,
             max_rows=(sampling.batch_size or len(prompts)) if all(d.expands for d in decoders) else 1,
@@ -263,7 +268,7 @@ def sample_each(
                 [prompts[row] for row in rows],
                 steps=steps,
                 pad_token_id=sampling.pad_token_id,
-                begun=begun,
+                begun=len(beginning),
             )
             _complete(batch, rows, task)
     return task.samples()
@@ -275,34 +280,52 @@ def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
     Some families count positions from another number than 0, or keep a cache that rows cannot share.
     """
     decoder = Decoder(model, keep_hidden=keep_hidden)
-    base = causal_lm(model)
-    way = base.__dict__.get("_densepath_decodes")
-    for number, caches in enumerate((None, True, False)):
-        if caches is not None:
-            decoder.restrict(caches=caches)
-        if way is None and (caches is False or _decodes(decoder, model)):
-            base._densepath_decodes = way = number
-        if way == number:
-            break
+
+    def find() -> int:
+        for way in (_ROWS, _ALONE):
+            _restrict(decoder, way)
+            if _decodes(decoder, model):
+                return way
+        return _WITHOUT_CACHE
+
+    _restrict(decoder, _of_model(model, "_densepath_decodes", find))
     return decoder
 
 
-def _read_beginning(
+_ROWS, _ALONE, _WITHOUT_CACHE = range(3)
+"""Ways to decode: all rows in one cache, each row alone, and each anew at every token."""
+
+
+def _restrict(decoder: Decoder, way: int) -> None:
+    if way != _ROWS:
+        decoder.restrict(caches=way == _ALONE)
+
+
+def _beginning(
     decoders: Sequence[Decoder], models: Sequence[PreTrainedModel], prompts: set[tuple[int, ...]]
-) -> int:
-    """Let the decoders read what all prompts begin with, such as a system turn; its tokens, 0 if it does not pay."""
+) -> list[int]:
+    """What all prompts begin with, such as a system turn, where it pays and is right to read it once."""
     beginning = common_beginning(prompts)
     if (len(prompts) - 1) * len(beginning) < LEAST_SAVED_POSITIONS:
-        return 0
+        return []
     for decoder, model in zip(decoders, models, strict=True):
-        base = causal_lm(model)
-        if "_densepath_begins" not in vars(base):
-            base._densepath_begins = decoder.begins and _decodes(decoder, model, begun=2)
-        if not base._densepath_begins:
-            beginning = []
-    for decoder in decoders:
-        decoder.read_beginning(beginning)
-    return len(beginning)
+        find = functools.partial(_begins, decoder, model)
+        if not _of_model(model, "_densepath_begins", find):
+            return []
+    return beginning
+
+
+def _begins(decoder: Decoder, model: PreTrainedModel) -> bool:
+    return decoder.begins and _decodes(decoder, model, begun=2)
+
+
+def _of_model(model: PreTrainedModel, question: str, find: Callable[[], int]) -> int:
+    """What was found for this model, or for another of its kind."""
+    base = causal_lm(model)
+    if question not in vars(base):
+        setattr(base, question, once_for_kind(model, question, find))
+    found: int = vars(base)[question]
+    return found
 
 
 def _decodes(decoder: Decoder, model: PreTrainedModel, begun: int = 0) -> bool:

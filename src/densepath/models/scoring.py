@@ -14,12 +14,11 @@ from torch import Tensor
 from densepath.core.heads import Head, chunked_token_logprobs
 from densepath.core.logprobs import TokenScores
 from densepath.errors import ModelError, NumericalError
-from densepath.models.compat import embedding_rows, in_mode, predicted_rows
+from densepath.models.compat import embedding_rows, in_mode, is_sharded, predicted_rows
 from densepath.models.flat_attention import Beginning
 from densepath.models.logits import (
     causal_lm,
     hidden_states,
-    is_sharded,
     layout_of,
     own_budget,
     plain_head,

@@ -10,9 +10,8 @@ from typing import Any
 
 from densepath.models import locate
 from densepath.models.adapters import add_frozen_copy
-from densepath.models.compat import check_same_tokenizer
+from densepath.models.compat import check_same_tokenizer, is_sharded
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
-from densepath.models.logits import is_sharded
 from densepath.models.quantized import quantized
 from densepath.models.sharded import copy_of, is_in_pieces, shard_frozen
 from densepath.rewards.frozen import FrozenPolicy
