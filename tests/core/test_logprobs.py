@@ -106,6 +106,13 @@ def test_kl_is_never_negative_and_contrast_with_itself_is_nothing(seed):
     torch.testing.assert_close(contrastive_logits(logits, other, 0.0), logits.log_softmax(-1), rtol=0, atol=1e-12)
 
 
+def test_what_both_models_forbid_stays_forbidden():
+    sft, ref = (torch.tensor([0.5, -torch.inf, value]) for value in (0.25, 1.0))
+    found = contrastive_logits(sft, ref, 1.0)
+    assert found[1] == -torch.inf
+    torch.testing.assert_close(found[[0, 2]], contrastive_logits(sft[[0, 2]], ref[[0, 2]], 1.0))
+
+
 def test_contrastive_literal():
     # p = (1/2, 1/2), q = (1/4, 3/4), alpha 1: p^2 / q ~ (1/4 / 1/4, 1/4 / 3/4) = (1, 1/3): normalised 3/4, 1/4
     sft, ref = torch.tensor([[0.0, 0.0], [0.0, math.log(3)]], dtype=torch.float64)

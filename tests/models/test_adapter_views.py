@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.models.test_adapters import IDS, logits, merged, saved, state_of  # noqa: F401 - a fixture
-from tests.tiny_models import tiny_llama, with_lora
+from tests.tiny_models import randomize_adapter, tiny_llama, with_lora
 
 from densepath.errors import UsageError
-from densepath.models.adapters import active_adapter, adapter_view, load_frozen_adapter
+from densepath.models.adapters import active_adapter, adapter_view, add_frozen_copy, load_frozen_adapter
 from densepath.models.sampling import Contrast, ContrastKind, sample
 from densepath.rewards.frozen import FrozenPolicy
 
@@ -57,3 +58,18 @@ def test_decoding_between_two_adapters_of_one_base_samples_what_two_models_do(sh
     for ours, theirs in zip(together.logprobs, apart.logprobs, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert state_of(shared) == before
+
+
+def test_a_view_switches_the_modules_that_an_adapter_keeps_a_copy_of():
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["lm_head", "norm"])
+    model = get_peft_model(tiny_llama(), config)
+    randomize_adapter(model, "default", seed=3)
+    add_frozen_copy(model, name="sft")
+    truth = {"sft": logits(model), None: logits(tiny_llama())}
+    randomize_adapter(model, "default", seed=4)
+    before, own = state_of(model), logits(model)
+    for name, expected in truth.items():
+        with adapter_view(model, name) as view, torch.no_grad():
+            torch.testing.assert_close(view(input_ids=IDS).logits, expected, atol=1e-6, rtol=0)
+            torch.testing.assert_close(logits(model), own, atol=0, rtol=0)
+    assert state_of(model) == before

@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from tests.tiny_models import randomize_adapter, tiny_llama, with_lora
+from peft import LoraConfig, get_peft_model
+from tests.tiny_models import randomize_adapter, tiny_gpt2, tiny_llama, with_lora
 
 from densepath.errors import MissingFileError, ModelError, UsageError
 from densepath.models.adapters import active_adapter, adapters_differ, add_frozen_copy, load_frozen_adapter
@@ -71,8 +72,6 @@ def test_a_frozen_copy_keeps_the_dtype():
 
 
 def test_trained_embeddings_are_copied_too():
-    from peft import LoraConfig, get_peft_model
-
     model = get_peft_model(
         tiny_llama(),
         LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
@@ -190,3 +189,16 @@ def _wider():
             num_key_value_heads=2,
         )
     ).eval()
+
+
+@pytest.mark.parametrize("settings", [{"bias": "lora_only"}, {"init_lora_weights": "olora"}])
+def test_no_other_adapter_stands_on_a_base_that_one_changes(tmp_path, settings):
+    model, other = (
+        get_peft_model(tiny_gpt2(), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], **each))
+        for each in (settings, {})
+    )
+    with pytest.raises(ModelError, match="adapter 'default' changes weights of its base"):
+        add_frozen_copy(model, name="sft")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="changes weights of its base"):
+        load_frozen_adapter(other, tmp_path, "ref")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tests.families import build
 from tests.tiny_models import randomize_adapter, tiny_gpt2, tiny_llama, with_lora
 
 from densepath.errors import ModelError
@@ -86,3 +87,21 @@ def test_models_of_two_architectures_are_refused(models):
     tiny_gpt2().save_pretrained(models / "other")
     with pytest.raises(ModelError, match="different weights: only models of one architecture"):
         save_extrapolated(models / "sft", models / "other", 1.0, models / "out")
+
+
+@pytest.mark.parametrize("changed", ["experts", "base"])
+def test_adapters_that_are_more_than_pairs_of_matrices_are_merged(tmp_path, changed):
+    """LoRA on the experts' own parameters is laid out for each expert; PiSSA takes a part of the base's weights."""
+    build("mixtral").save_pretrained(tmp_path / "base")
+    experts = {"target_parameters": ["mlp.experts.down_proj"]}
+    settings = experts if changed == "experts" else {"init_lora_weights": "pissa"}
+    for seed, name in enumerate(("a", "b")):
+        base = load_model(tmp_path / "base", for_training=True)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], **settings))
+        randomize_adapter(model, "default", seed=seed)
+        model.save_pretrained(tmp_path / name)
+    save_extrapolated(tmp_path / "a", tmp_path / "b", 0.5, tmp_path / "out")
+    names = ("out", "a", "b")  # PEFT takes PiSSA's part in float32
+    found, sft, other = (dict(load_model(tmp_path / name, merge=True).named_parameters()) for name in names)
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, 1.5 * sft[name] - 0.5 * other[name], atol=2e-6, rtol=2e-6)

@@ -217,7 +217,12 @@ def test_foreign_code_is_not_run(base):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"dtype": "int8"}, "dtype 'int8'"), ({"device": "gpu"}, "device 'gpu'")]
+    ("change", "message"),
+    [
+        ({"dtype": "int8"}, "dtype 'int8'"),
+        ({"device": "gpu"}, "device 'gpu'"),
+        ({"model_init_kwargs": {"torch_dtype": "bfloat16"}}, "holds torch_dtype: give dtype beside it"),
+    ],
 )
 def test_arguments_are_checked(base, change, message):
     with pytest.raises(UsageError, match=message):
@@ -360,3 +365,15 @@ def test_no_adapter_is_merged_into_a_base_in_pieces(tmp_path):
     next(pieces.parameters()).ds_id = 0  # as DeepSpeed marks what it spreads
     with pytest.raises(ModelError, match="loads in pieces: save it merged"):
         _add_adapter(pieces, str(tmp_path), trainable=False, merge=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"layer_types": ["full_attention", "of_tomorrow"]}, {"num_hidden_layers": "2"}, {"num_attention_heads": 0}],
+)
+def test_a_configuration_that_transformers_does_not_take_is_one_line(base, change):
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ModelError, match=r"cannot load the model .*base") as raised:
+        load_model(base)
+    assert "\n" not in str(raised.value)

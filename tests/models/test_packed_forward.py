@@ -8,6 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from tests.families import build
 from tests.tiny_models import tiny_gemma3, tiny_llama, tiny_mamba, with_lora
 from trl.trainer.utils import add_fused_lm_head
 
@@ -177,3 +179,18 @@ def test_a_copy_computes_with_its_own_weights():
     for kwargs in (inputs, {**inputs, "position_ids": torch.arange(ids.shape[1])[None].expand_as(ids)}):
         found, expected = (m(**kwargs, fused_lm_head=True).log_probs for m in (twin, clean))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_mixture_of_experts_keeps_its_balance_loss_where_an_adapter_lies_on_the_head():
+    """The loss is the model's own; TRL calls with `use_cache` and asks for the routers' logits."""
+    settings = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    model = get_peft_model(build("mixtral"), settings)
+    inputs = padded([([1, 2, 3, 4], [0, 0, 1, 1]), ([1, 2, 5], [0, 0, 1])], left=False)
+    asked = {"output_router_logits": True, "use_cache": False}
+    own = model(**inputs, **asked)
+    add_fused_lm_head(model.get_base_model(), outputs=OUTPUTS)
+    add_packed_forward(model)
+    found = model(**inputs, **asked, fused_lm_head=True)
+    assert own.aux_loss > 0
+    torch.testing.assert_close(found.aux_loss, own.aux_loss)
+    torch.testing.assert_close(found.loss, own.loss, atol=1e-5, rtol=1e-5)

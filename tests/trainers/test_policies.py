@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_gpt2, tiny_llama, with_lora
 from tests.trainers.test_dpr import config, trainer_of
@@ -20,6 +21,7 @@ from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers import checks
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.policies import loading_arguments
 
 
 @pytest.fixture
@@ -259,3 +261,31 @@ def test_processes_that_are_not_joined_are_refused(tmp_path, make_model, tokeniz
 def test_fewer_prompts_than_one_generation_takes_are_refused(tmp_path, make_model, tokenizer, prompts):
     with pytest.raises(DataError, match="train_dataset has 1 prompts, and one generation takes 2"):
         trainer_of(tmp_path, make_model, tokenizer, prompts.select(range(1)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_sft"),
+    [({"bias": "lora_only"}, False), ({"bias": "lora_only"}, True), ({"init_lora_weights": "pissa"}, False)],
+)
+def test_the_sft_policy_stays_what_it_was_under_an_adapter_that_changes_the_base(
+    tmp_path, tokenizer, prompts, settings, is_sft
+):
+    """Trained biases are the base's own, and PiSSA takes a part of its weights: neither is the SFT policy's."""
+    base = tiny_gpt2(vocab_size=len(tokenizer), seed=0, dropout=0.0)
+    adapter = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["c_attn"], **settings)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    model = get_peft_model(load_model(tmp_path / "base", for_training=True), adapter) if is_sft else base
+    truth = FrozenPolicy(load_model(tmp_path / "base")).score([[5, 6, 7]], [[8, 9, 2]]).logprobs[0]
+    args = config(tmp_path, learning_rate=0.5, optim="sgd", max_steps=1)
+    more = {} if is_sft else {"peft_config": adapter}
+    trainer = DPRTrainer(model, str(tmp_path / "base"), args, prompts, processing_class=tokenizer, **more)
+    trainer.train()
+    for frozen in (trainer.dense_reward.sft, *trainer.dense_reward.refs):
+        found = frozen.score([[5, 6, 7]], [[8, 9, 2]]).logprobs[0]
+        torch.testing.assert_close(found, truth, atol=1e-5, rtol=0)
+
+
+def test_the_old_name_of_dtype_is_taken(tmp_path):
+    args = DPRConfig(str(tmp_path), model_init_kwargs={"torch_dtype": "bfloat16"})
+    assert loading_arguments(args)["dtype"] == "bfloat16"

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
 from densepath.errors import ModelError, UsageError
 from densepath.models import locate
+from densepath.models.compat import changes_base
 
 
 def add_frozen_copy(peft_model: PeftModel, source: str = "default", name: str = "sft") -> None:
@@ -29,6 +31,7 @@ def add_frozen_copy(peft_model: PeftModel, source: str = "default", name: str = 
     _check_name(peft_model, name)
     _check_known(peft_model, source)
     config = _frozen(peft_model.peft_config[source])
+    _check_apart(config, source)
     weights = {key: tensor.detach().clone() for key, tensor in _state(peft_model, source).items()}
     with _unchanged(peft_model):
         # No cast to float32: the copy must be the same function, to the last bit.
@@ -53,7 +56,9 @@ def load_frozen_adapter(peft_model: PeftModel, path: str | Path, name: str) -> N
     locate.check_adapter_folder(source)
     try:
         with locate.explained(source, "adapter"), _unchanged(peft_model):
-            peft_model.add_adapter(name, _frozen(PeftConfig.from_pretrained(source)))
+            config = _frozen(PeftConfig.from_pretrained(source))
+            _check_apart(config, source)
+            peft_model.add_adapter(name, config)
             weights = load_peft_weights(source, device=str(next(peft_model.parameters()).device))
             result = set_peft_model_state_dict(peft_model, weights, adapter_name=name)
         missing = [key for key in result.missing_keys if name in key.split(".")]
@@ -135,6 +140,8 @@ def adapter_view(peft_model: PeftModel, name: str | None) -> Iterator[AdapterVie
 
 def _switch(layer: Any, names: list[str], *, disabled: bool) -> None:
     """Let a layer compute with these adapters; gradient flags are left to the caller."""
+    if isinstance(layer, ModulesToSaveWrapper):  # which knows no adapter without a copy of its own
+        names = [name for name in names if name in layer.modules_to_save]
     layer.set_adapter(names)
     if layer.disable_adapters != disabled:
         layer.enable_adapters(not disabled)
@@ -177,7 +184,8 @@ def _unchanged(peft_model: PeftModel) -> Iterator[Any]:
 
 
 def _tuner_layers(peft_model: PeftModel) -> Iterator[Any]:
-    return (module for module in peft_model.modules() if isinstance(module, BaseTunerLayer))
+    """What computes with an adapter or without one: its layers, and the modules that it keeps a copy of."""
+    return (each for each in peft_model.modules() if isinstance(each, (BaseTunerLayer, ModulesToSaveWrapper)))
 
 
 def _state(peft_model: PeftModel, name: str) -> dict[str, torch.Tensor]:
@@ -227,6 +235,14 @@ def _check_known(peft_model: PeftModel, name: str) -> None:
         raise UsageError(f"no adapter {name!r}; there are {', '.join(map(repr, peft_model.peft_config))}")
     if peft_model.peft_config[name].is_prompt_learning:
         raise ModelError(f"adapter {name!r} consists of virtual prompt tokens, which cannot share a base: use LoRA")
+
+
+def _check_apart(config: PeftConfig, name: str) -> None:
+    if changes_base(config):
+        raise ModelError(
+            f"adapter {name!r} changes weights of its base (it trains biases, or begins with a part of the weights as "
+            "PiSSA does), so no other model can stand on that base: load it on a base of its own"
+        )
 
 
 def _check_name(peft_model: PeftModel, name: str) -> None:

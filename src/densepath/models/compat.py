@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -204,6 +205,24 @@ def replaced_weights(source: str) -> tuple[str, ...]:
         for name in _tensor_files(source)
         if name.endswith((".weight", ".bias")) and not any(part.startswith(prefix) for part in name.split("."))
     )
+
+
+def changes_base(config: Any) -> bool:
+    """Whether an adapter of that PEFT configuration changes its base, so that the base without it is another model.
+
+    It trains biases of the base, or takes a part of the weights for its own beginning (PiSSA, OLoRA, CorDA, LoftQ).
+    """
+    beginning = getattr(config, "init_lora_weights", True)
+    takes = isinstance(beginning, str) and beginning not in ("gaussian", "eva", "orthogonal")
+    return takes or getattr(config, "bias", "none") != "none"
+
+
+def shares_base(source: str) -> bool:
+    """Whether a model is an adapter that leaves the weights of its base as they are."""
+    from peft import PeftConfig
+
+    apart = locate.is_adapter(source) and not replaced_weights(source)
+    return apart and not changes_base(PeftConfig.from_pretrained(source))
 
 
 def embeddings_of_adapter(source: str, model: PreTrainedModel) -> int:

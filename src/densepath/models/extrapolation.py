@@ -13,6 +13,7 @@ from torch import Tensor
 from densepath.core.extrapolation import extrapolated, extrapolated_lora
 from densepath.errors import ModelError
 from densepath.models import locate
+from densepath.models.compat import changes_base
 from densepath.models.identity import record_base
 from densepath.models.load import load_model
 
@@ -95,9 +96,11 @@ def _is_plain_lora(source: str) -> bool:
     config = PeftConfig.from_pretrained(source)
     return (
         isinstance(config, LoraConfig)
-        and not any(_get(config, name) for name in ("use_rslora", "use_dora", "modules_to_save", "lora_bias"))
-        and not any(_get(config, name) for name in ("rank_pattern", "alpha_pattern", "trainable_token_indices"))
-        and config.bias == "none"
+        and not any(_get(config, name) for name in ("use_rslora", "use_dora", "modules_to_save", "target_parameters"))
+        and not any(
+            _get(config, name) for name in ("rank_pattern", "alpha_pattern", "trainable_token_indices", "lora_bias")
+        )
+        and not changes_base(config)
         and _read(source) is not None
     )
 

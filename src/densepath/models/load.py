@@ -22,6 +22,7 @@ from densepath.models.compat import (
     embeddings_of_adapter,
     eos_token_ids,
     replaced_weights,
+    shares_base,
 )
 from densepath.models.linear import choose_library
 from densepath.models.quantized import is_quantized, quantized
@@ -81,7 +82,7 @@ def load_model(
     Raises:
         MissingFileError: a folder that was named is not there.
         ModelError: it cannot be loaded: not found, no network, no safetensors, damaged or incomplete weights.
-        UsageError: an unknown dtype or device, or two adapters at once.
+        UsageError: an unknown dtype or device, a dtype among `model_init_kwargs`, or two adapters at once.
     """
     torch_dtype = _dtype(dtype)
     source = locate.locate(name_or_path)
@@ -96,6 +97,8 @@ def load_model(
     for folder in adapters:
         locate.check_adapter_folder(folder)
 
+    if given := {"dtype", "torch_dtype"} & set(model_init_kwargs or {}):
+        raise UsageError(f"model_init_kwargs holds {', '.join(sorted(given))}: give dtype beside it")
     kwargs = quantized(model_init_kwargs or {}, torch_dtype)
     model = _load_base(source, dtype=torch_dtype, trust_remote_code=trust_remote_code, **kwargs)
     merge = merge and not is_quantized(model)
@@ -336,7 +339,7 @@ def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge:
         )
     with locate.explained(folder, "adapter"), warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would stay random
-        if replaced := bool(replaced_weights(folder)):
+        if replaced_weights(folder):
             rows = embeddings_of_adapter(folder, model)
             if rows != embedding_rows(model):  # they were resized before the adapter was trained
                 model.resize_token_embeddings(rows, mean_resizing=False)
@@ -344,5 +347,5 @@ def _add_adapter(model: PreTrainedModel, folder: str, *, trainable: bool, merge:
             peft_model = PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         except UserWarning as warning:
             raise ModelError(f"{folder}: weights of the adapter are missing: {str(warning)[:200]}") from warning
-        model._densepath_replaced = replaced
+        model._densepath_replaced = not shares_base(folder)
         return peft_model.merge_and_unload().requires_grad_(True) if merge else peft_model

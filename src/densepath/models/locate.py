@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors
 from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from densepath.errors import DensepathError, MissingFileError, ModelError
@@ -194,6 +194,9 @@ def check_adapter_folder(source: str) -> None:
         raise ModelError(f"{source}: no adapter_model.safetensors in it: save the adapter again as safetensors")
 
 
+_LOADING = (OSError, ValueError, ImportError, RuntimeError, KeyError, ArithmeticError)
+
+
 @contextlib.contextmanager
 def explained(source: str, kind: str) -> Iterator[None]:
     """Turn whatever loading `source` raises into one `ModelError` of one line.
@@ -206,7 +209,7 @@ def explained(source: str, kind: str) -> Iterator[None]:
         yield
     except DensepathError:
         raise
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, safetensors.SafetensorError) as error:
+    except (*_LOADING, safetensors.SafetensorError, StrictDataclassError) as error:
         raise ModelError(f"cannot load the {kind} {source}: {_reason(error, source)}") from error
 
 

@@ -281,7 +281,8 @@ class _Pass:
             return self.inner(*args, **{k: v for k, v in kwargs.items() if v is not None}, fused_lm_head=True)
         labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
         num_items = kwargs.pop("num_items_in_batch", None)
-        logits = self.inner(*args, **kwargs, use_cache=False).logits
+        outputs = self.inner(*args, **{**kwargs, "use_cache": False})
+        logits, aux_loss = outputs.logits, getattr(outputs, "aux_loss", None)
         if shifted is None:
             logits, shifted = logits[:, :-1], labels[:, 1:]
         mask = shifted != IGNORED_LABEL
@@ -289,12 +290,16 @@ class _Pass:
         log_probs = logits.new_zeros(mask.shape, dtype=scores.logprobs.dtype)
         log_probs = log_probs.masked_scatter(mask, scores.logprobs) + 0.0 * logits.sum()  # connected without a label
         divisor = mask.sum().clamp(min=1) if num_items is None else num_items
+        loss = -log_probs.sum() / divisor
+        if aux_loss is not None:  # of a mixture of experts, added as TRL's head adds it
+            loss = loss + getattr(model.config.get_text_config(), "router_aux_loss_coef", 0.0) * aux_loss
         return FusedCausalLMOutput(
-            loss=-log_probs.sum() / divisor,
+            loss=loss,
             log_probs=log_probs,
             entropy=torch.zeros_like(log_probs).masked_scatter(mask, scores.entropies),
             is_top1=torch.zeros_like(mask).masked_scatter(mask, scores.is_top1),
             label_mask=mask,
+            aux_loss=aux_loss,
         )
 
     def _of_trl(self, model: Any, batch: PackedBatch, where: tuple[Tensor, Tensor]) -> list[Tensor | None]:

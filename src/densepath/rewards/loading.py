@@ -11,7 +11,7 @@ import torch
 
 from densepath.models import locate
 from densepath.models.adapters import load_frozen_adapter
-from densepath.models.compat import check_same_tokenizer, embedding_rows, replaced_weights, weights_differ
+from densepath.models.compat import changes_base, check_same_tokenizer, embedding_rows, shares_base, weights_differ
 from densepath.models.load import load_model, load_tokenizer
 from densepath.rewards.frozen import FrozenPolicy
 
@@ -39,7 +39,7 @@ def load_policies(
     options: dict[str, Any] = {"dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
     options["model_init_kwargs"] = model_init_kwargs
     sources = [locate.locate(name) for name in names]
-    bases = [locate.locate(locate.adapter_base(s)) if _shares_base(s) else s for s in sources]
+    bases = [locate.locate(locate.adapter_base(s)) if shares_base(s) else s for s in sources]
     shared = {base for source, base in zip(sources, bases, strict=True) if source != base}
     models: dict[str, Any] = {}
     adapters: dict[str, str] = {}
@@ -62,11 +62,6 @@ def load_policies(
                 load_frozen_adapter(model, source, adapters[source])
             policies.append(FrozenPolicy(model, adapters[source]))
     return policies
-
-
-def _shares_base(source: str) -> bool:
-    """Whether a model is an adapter that leaves the weights of its base as they are."""
-    return locate.is_adapter(source) and not replaced_weights(source)
 
 
 def load_common_tokenizer(
@@ -104,14 +99,15 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
 
     Returns:
         The view; None where the policy is a plain model, the model is another one, or the policy's adapter or the
-        model's brings weights of the base itself (resized embeddings).
+        model's changes the base itself (resized embeddings, trained biases, PiSSA).
 
     Raises:
         MissingFileError, ModelError: an adapter of this base that cannot be loaded.
     """
     if not hasattr(policy, "peft_config"):
         return None
-    base = policy.peft_config["default"].base_model_name_or_path
+    config = policy.peft_config["default"]
+    base = None if changes_base(config) else config.base_model_name_or_path
     source = locate.locate(name_or_path)
     if not base:
         return None
@@ -120,7 +116,7 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
         return None  # an adapter of its own embeddings lies on it
     if locate.same_model(source, base):
         return FrozenPolicy(policy, None)
-    if _shares_base(source) and locate.same_model(locate.adapter_base(source), base):
+    if shares_base(source) and locate.same_model(locate.adapter_base(source), base):
         load_frozen_adapter(policy, source, adapter_name)
         return FrozenPolicy(policy, adapter_name)
     return None

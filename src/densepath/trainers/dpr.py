@@ -156,9 +156,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         check_arguments(ref_model, args)
         loading = loading_arguments(args, quantization_config)
         self._names = {"sft": name_of(model if sft_model is None else sft_model), "ref": name_of(ref_model)}
-        model, processing_class, sft_model = starting_models(
-            model, processing_class, sft_model, loading, has_new_adapter=peft_config is not None
-        )
+        model, processing_class, sft_model = starting_models(model, processing_class, sft_model, loading, peft_config)
         is_peft = hasattr(model, "peft_config")
         self._samples: Samples | None = None
         self._turn = 0  # of a conversation with tools: a completion is made of several

@@ -10,7 +10,7 @@ from typing import Any
 
 from densepath.models import locate
 from densepath.models.adapters import add_frozen_copy
-from densepath.models.compat import check_same_tokenizer, is_sharded
+from densepath.models.compat import changes_base, check_same_tokenizer, is_sharded
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
 from densepath.models.quantized import quantized
 from densepath.models.sharded import copy_of, is_in_pieces, shard_frozen
@@ -25,7 +25,8 @@ def loading_arguments(args: Any, quantization_config: Any = None) -> dict[str, A
         ConfigError, ModelError: a quantisation that cannot be had (`models.quantized`).
     """
     kwargs: dict[str, Any] = dict(args.model_init_kwargs or {})
-    dtype = kwargs.pop("dtype", None) or "float32"
+    old_name = kwargs.pop("torch_dtype", None)  # of transformers before 5, which it still takes
+    dtype = kwargs.pop("dtype", None) or old_name or "float32"
     return {
         "dtype": dtype,
         "trust_remote_code": kwargs.pop("trust_remote_code", args.trust_remote_code),
@@ -112,7 +113,7 @@ def frozen_models(
 
 
 def starting_models(
-    model: Any, processing_class: Any, sft: Any, loading: Mapping[str, Any], *, has_new_adapter: bool
+    model: Any, processing_class: Any, sft: Any, loading: Mapping[str, Any], peft_config: Any
 ) -> tuple[Any, Any, Any]:
     """The policy, its tokenizer, and the SFT policy: loaded where the model is a name, dropout off.
 
@@ -121,14 +122,15 @@ def starting_models(
         processing_class: its tokenizer; None: the one beside the model.
         sft: the SFT policy where it is another; None: a frozen copy of the policy, unless an adapter can be switched.
         loading: keyword arguments of `load_model`.
-        has_new_adapter: whether the trainer puts a new adapter on the policy.
+        peft_config: of the adapter that the trainer puts on the policy; None for none.
     """
     if isinstance(model, str):
         if processing_class is None:
             processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
         model = load_model(model, for_training=True, **loading)
     switch_off_dropout(model)
-    if sft is None and not has_new_adapter and not hasattr(model, "peft_config"):
+    adapter = model.peft_config["default"] if hasattr(model, "peft_config") else peft_config
+    if sft is None and (adapter is None or changes_base(adapter)):
         sft = freeze(copy_of(model))  # the policy as it is before training
     return model, processing_class, sft
 
