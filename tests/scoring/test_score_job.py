@@ -171,7 +171,7 @@ def test_rows_in_order_with_rewards_of_a_naive_float64_pass(score, models, data,
 def test_neither_window_nor_budget_nor_order_changes_a_row(order, budget, cuts):
     """Rows scored in any company, window by window, against each row alone."""
     tokenizer = tiny_tokenizer()
-    scorer = RowScorer(DenseReward(MODELS[0], MODELS[1], token_budget=budget), tokenizer, context=256)
+    scorer = RowScorer(DenseReward(MODELS[0], MODELS[1], token_budget=budget), tokenizer)
     bounds = [0, *sorted(cuts), len(order)]
     found = {}
     for start, stop in pairwise(bounds):
@@ -184,10 +184,7 @@ def test_neither_window_nor_budget_nor_order_changes_a_row(order, budget, cuts):
 
 
 MODELS = [tiny_llama(vocab_size=len(tiny_tokenizer()), seed=seed) for seed in range(2)]
-ALONE = [
-    RowScorer(DenseReward(*MODELS, token_budget=4096), tiny_tokenizer(), context=256).score([row])[0]
-    for row in ROWS[:14]
-]
+ALONE = [RowScorer(DenseReward(*MODELS, token_budget=4096), tiny_tokenizer()).score([row])[0] for row in ROWS[:14]]
 
 
 @pytest.mark.parametrize("changes", [{"window_size": 7}, {"token_budget": 40}, {"window_size": 100}])
@@ -360,12 +357,24 @@ def test_a_row_whose_numbers_are_not_finite_is_set_aside_alone(tmp_path):
         sft.get_input_embeddings().weight[bad] = torch.nan
     rows = [*ROWS[:3], {"prompt": "Say Q:", "completion": "x"}, *ROWS[3:6]]
     told = []
-    scorer = RowScorer(DenseReward(sft, ref), tokenizer, context=256)
+    scorer = RowScorer(DenseReward(sft, ref), tokenizer)
     found = scorer.score(rows, lambda share, tokens: told.append(share))
     assert "not finite: " in str(found[3])
     assert sum(told) == pytest.approx(1)
     for index, record in enumerate(found[:3] + found[4:]):
         assert record["turns"][0]["rewards"] == pytest.approx(ALONE[index]["turns"][0]["rewards"], abs=1e-5)
+
+
+def test_a_row_that_a_reference_does_not_hold_is_set_aside(score, data, tmp_path):
+    """Rotary positions beyond the reference's context would give numbers that it was never trained for."""
+    short = save_tiny_model(tmp_path / "short", seed=1, max_position_embeddings=40)
+    tokenizer = tiny_tokenizer()
+    lengths = [max(len(p.prompt_ids) + len(p.completion_ids) for p in encode_pairs(row, tokenizer)) for row in ROWS]
+    assert min(lengths) <= 40 < max(lengths)
+    assert score(data, tmp_path / "scores.jsonl", ref_model_name_or_path=short)[0] == 0
+    rejected = {each["row"]: each["error"] for each in read(tmp_path / "scores.rejected.jsonl")}
+    assert list(rejected) == [number for number, length in enumerate(lengths, start=1) if length > 40]
+    assert all("but the model's context holds 40; shorten" in error for error in rejected.values())
 
 
 def test_data_none_of_which_can_be_scored_is_refused_early(score, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from densepath.models.compat import check_vocabulary
 from densepath.rewards.dense import REWARD_FILE, DenseReward
 from densepath.rewards.loading import load_policies
 from densepath.rewards.rows import SCORE_COLUMNS, RowScorer
-from densepath.rewards.vllm_policy import load_vllm_policies, longest_scored
+from densepath.rewards.vllm_policy import load_vllm_policies
 from densepath.scoring.parts import PartFolder
 from densepath.terminal import Console, warn
 
@@ -142,7 +142,7 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
             warn(console, warning.message)
     model = reward.sft.model
     check_vocabulary(reward.tokenizer, model)
-    return RowScorer(reward, reward.tokenizer, context=longest_scored(reward.sft), logprobs=arguments.output_logprobs)
+    return RowScorer(reward, reward.tokenizer, logprobs=arguments.output_logprobs)
 
 
 def _loader(arguments: ScoreArguments) -> Callable[..., Any]:
