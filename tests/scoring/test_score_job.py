@@ -392,6 +392,42 @@ def test_data_none_of_which_can_be_scored_is_refused_early(score, tmp_path, monk
     assert score(path, tmp_path / "scores.jsonl")[0] == 0
 
 
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_stretch_of_bad_rows_stops_neither_a_job_that_goes_on_nor_a_share(score, tmp_path, monkeypatch, done):
+    """Four good rows, eight bad, four good, four bad: a job that is killed after some windows, and its second half."""
+    monkeypatch.setattr(shard, "GIVE_UP_AFTER", 4)
+    path, good, bad = tmp_path / "rows.jsonl", '{"prompt": "x", "completion": "y"}\n' * 4, '{"prompt": "x"}\n' * 4
+    path.write_text(good + bad + bad + good + bad)
+    assert score(path, tmp_path / "whole.jsonl")[0] == 0
+    write = PartFolder.write
+
+    def killed(self, window, *given, **others):
+        if window == done:
+            raise KeyboardInterrupt
+        write(self, window, *given, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartFolder, "write", killed)
+        assert score(path, tmp_path / "scores.jsonl")[0] == 130
+    assert score(path, tmp_path / "scores.jsonl")[0] == 0
+    for index in (1, 0):  # the second of three has windows 1 and 4: bad rows alone
+        assert score(path, tmp_path / "shares.jsonl", num_shards=3, shard_index=index)[0] == 0
+    assert score(path, tmp_path / "shares.jsonl", num_shards=3, shard_index=2)[0] == 0
+    for name in ("scores", "shares"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_job_that_was_given_up_goes_on_behind_what_it_read(score, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "GIVE_UP_AFTER", 4)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "x"}\n' * 4 + '{"prompt": "x", "completion": "y"}\n' * 4)
+    code, said = score(path, tmp_path / "scores.jsonl")
+    assert code == 2
+    assert "nor can any other of the 4 rows that were read be scored; the same command goes on" in said
+    assert score(path, tmp_path / "scores.jsonl")[0] == 0
+    assert [row["row"] for row in read(tmp_path / "scores.rejected.jsonl")] == [1, 2, 3, 4]
+
+
 # --- going on --------------------------------------------------------------------------------------------------------
 
 

@@ -147,7 +147,7 @@ class Parts:
             try:
                 self._check(begun, job, f"undo the change to go on, or remove {self.folder} to begin anew")
             except ResumeError:
-                if any(self._whole(int(path.stem))["rows"] for path in sorted(self.folder.glob("[0-9]*.json"))):
+                if self.holds_rows:
                     raise
                 remove(self.folder)  # nothing was done yet: the change may correct a mistake
         if not begun.exists():
@@ -205,6 +205,11 @@ class Parts:
         if changed:
             raise DamagedFileError(f"{self.folder / changed[0]} is not what was written: {_ANEW}")
         return found
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether a window that is done has a row."""
+        return any(self._whole(int(path.stem))["rows"] for path in sorted(self.folder.glob("[0-9]*.json")))
 
     def missing(self, windows: int) -> int:
         """How many windows are not done yet."""

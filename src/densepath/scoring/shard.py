@@ -28,7 +28,7 @@ Report: TypeAlias = Callable[[float, int], None]
 """Takes the rows (fractions too) and tokens that were finished since the last call."""
 
 GIVE_UP_AFTER = 100
-"""Rows that a process sets aside without having scored one before it takes the whole data set for unusable."""
+"""Rows that are set aside, and none of the job scored, before the whole data set is taken for unusable."""
 _REWARD_ARGUMENTS = (
     "ref_model_name_or_path",
     "dense_reward",
@@ -82,8 +82,8 @@ def score_shard(job: Job, shard: int, shards: int, report: Report, console: Cons
         console: for warnings; None keeps quiet.
 
     Raises:
-        DensepathError: models that cannot be loaded, rows none of which can be scored, a full disk; under `strict`,
-            one bad row.
+        DensepathError: models that cannot be loaded, rows none of which can be scored (said here where no other
+            shard may have some), a full disk; under `strict`, one bad row.
     """
     arguments, folder = job.arguments, job.folder
     wanted = set(job.todo(shard, shards))
@@ -91,17 +91,17 @@ def score_shard(job: Job, shard: int, shards: int, report: Report, console: Cons
         return
     scorer = _scorer(arguments, shard, console)
     stream = stream_rows(arguments.dataset_name, arguments.dataset_train_split, arguments.max_samples)
-    scored = set_aside = 0
+    scored, set_aside = shards > 1 or folder.holds_rows, 0  # another shard may have what this one lacks
     for window, rows in stream.windows(arguments.window_size, wanted.__contains__):
         kept, rejected = _score_window(job, scorer, rows, report)
-        scored, set_aside = scored + len(kept), set_aside + len(rejected)
+        folder.write(window, kept, rejected, logprobs=arguments.output_logprobs, schema=stream.schema)
+        scored, set_aside = scored or bool(kept), set_aside + len(rejected)
         if not scored and set_aside >= GIVE_UP_AFTER:
             first = rejected[0]
             raise DataError(
-                f"{first['file']}, row {first['row']}: {first['error']} (nor can any other of the first {set_aside} "
-                "rows be scored)"
+                f"{first['file']}, row {first['row']}: {first['error']} (nor can any other of the {set_aside} rows "
+                "that were read be scored; the same command goes on with the next)"
             )
-        folder.write(window, kept, rejected, logprobs=arguments.output_logprobs, schema=stream.schema)
         wanted.discard(window)
         if not wanted:
             break
