@@ -10,6 +10,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -23,6 +24,7 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 from densepath.cli.main import main
+from densepath.config.reward import ScoreArguments
 from densepath.data.encode import encode_pairs
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.rewards.dense import DenseReward
@@ -265,6 +267,47 @@ def test_a_launcher_gives_the_same_file(data, models, tmp_path):
     command = [*launcher, "densepath.cli.main", *words, str(tmp_path / "two.parquet")]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("machines", "processes", "devices", "expected"),
+    [
+        (1, 4, 4, [[0, 1, 2, 3]]),
+        (2, 2, 2, [[0, 1], [0, 1]]),
+        (3, 4, 4, [[0, 1, 2, 3]] * 3),
+        (4, 1, 4, [[0], [1], [2], [3]]),  # all on one machine, as far as is known
+        (2, 2, 8, [[0, 1], [2, 3]]),
+        (1, 3, 2, [[0, 1, 0]]),
+    ],
+)
+def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch, machines, processes, devices, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(shard, "check_vocabulary", lambda *given: None)
+    monkeypatch.setattr(shard, "RowScorer", lambda reward, *given, **named: reward.sft.model)
+    made = SimpleNamespace(from_models=lambda *given, device, **named: SimpleNamespace(
+        sft=SimpleNamespace(model=device), tokenizer=None
+    ))  # fmt: skip
+    monkeypatch.setattr(shard, "DenseReward", made)
+    for index in range(machines):
+        arguments = ScoreArguments(
+            model_name_or_path="sft", dataset_name="rows", num_shards=machines, num_processes=processes,
+            shard_index=index,
+        )  # fmt: skip
+        shards = range(index, machines * processes, machines)  # as `run_score_command` deals them out
+        assert [shard._scorer(arguments, each, None) for each in shards] == [
+            f"cuda:{device}" for device in expected[index]
+        ]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert shard._scorer(arguments, machines * 5, None) == f"cuda:{1 % devices}"
+
+
+def test_processes_that_would_share_vllms_device_are_refused(score, data, tmp_path, monkeypatch):
+    code, said = score(data, tmp_path / "scores.jsonl", use_vllm="true", num_processes=3)
+    assert (code, "and 3 processes would share it: start one call for each device" in said) == (2, True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = score(data, tmp_path / "scores.jsonl", use_vllm="true")
+    assert (code, "and 2 processes would share it: start one call for each device" in said) == (2, True)
 
 
 def test_a_shard_that_is_being_scored_is_left_alone(score, data, tmp_path, monkeypatch):

@@ -49,13 +49,19 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and arguments.num_processes > 1:
         raise ConfigError(f"num_processes={arguments.num_processes} under a launcher that started {world} processes")
+    processes = max(world, arguments.num_processes)
+    if arguments.use_vllm and processes > 1:
+        raise ConfigError(
+            f"use_vllm takes the first device that a process sees, and {processes} processes would share it: start "
+            "one call for each device, with num_shards, shard_index and CUDA_VISIBLE_DEVICES"
+        )
     job, description = _look(arguments)
     folder = job.folder
     if folder.open(description):
         say(console, f"{folder.output} is there already: nothing to do")
         return folder.output
     # A share is divided again among its processes, so that it is the same windows whoever does it.
-    shards = arguments.num_shards * max(world, arguments.num_processes)
+    shards = arguments.num_shards * processes
     first = arguments.shard_index + arguments.num_shards * rank
     mine = range(first, first + arguments.num_shards * arguments.num_processes, arguments.num_shards)
     todo = [window for shard in mine for window in job.todo(shard, shards)]

@@ -111,7 +111,10 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
     """The reward that the arguments name, on this process's device."""
     device = arguments.device
     if device == "auto" and torch.cuda.is_available() and not arguments.use_vllm:
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', shard)) % torch.cuda.device_count()}"
+        # Shards that are begun by hand on one machine take a device each too.
+        process = (shard - arguments.shard_index) // arguments.num_shards
+        place = int(os.environ.get("LOCAL_RANK", arguments.shard_index * arguments.num_processes + process))
+        device = f"cuda:{place % torch.cuda.device_count()}"
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
     places: dict[str, Any] = {
