@@ -79,7 +79,8 @@ def score(models, tmp_path, capsys, monkeypatch):
             "token_budget": 96,
             **changes,
         }
-        words = [word for key, value in values.items() for word in (f"--{key}", *str(value).split("|"))]
+        given = {key: value for key, value in values.items() if value is not None}
+        words = [word for key, value in given.items() for word in (f"--{key}", *str(value).split("|"))]
         code = main(["score", *words])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
@@ -210,16 +211,21 @@ def test_shaping_and_reading_are_those_of_dense_reward(score, models, data, tmp_
             assert changed["rewards"] == pytest.approx(expected, abs=1e-6)
     reward = DenseReward.from_models(models["sft"], [models["ref"]], scale=0.5, clip=0.75, floor=-3.0)
     reward.save_pretrained(tmp_path / "saved")
-    code, said = score(
-        data, tmp_path / "again.jsonl", model_name_or_path=tmp_path / "saved", ref_model_name_or_path=""
-    )
-    assert code == 2
-    assert "MissingFileError" not in said
-    words = ["score", "--model_name_or_path", str(tmp_path / "saved"), "--dataset_name", str(data)]
-    words += ["--output_file", str(tmp_path / "again.jsonl"), "--window_size", "4", "--token_budget", "96"]
-    assert main(words) == 0
+    saved = {"model_name_or_path": tmp_path / "saved", "ref_model_name_or_path": None}
+    assert score(data, tmp_path / "again.jsonl", **saved)[0] == 0
     assert (tmp_path / "again.jsonl").read_bytes() == shaped.read_bytes()
-    assert main([*words[:-6], "--output_file", str(tmp_path / "c.jsonl"), "--reward_clip", "1"]) == 2
+    for changes in ({"reward_clip": 1}, {"ref_model_name_or_path": models["ref"]}):
+        code, said = score(data, tmp_path / "c.jsonl", **{**saved, **changes})
+        assert code == 2
+        assert f"holds a whole reward (dense_reward.json): leave out {next(iter(changes))}" in said
+
+
+@pytest.mark.parametrize("kind", ["logprob", "inverse_bellman"])
+def test_a_reference_that_the_reading_does_without_is_refused(score, data, tmp_path, kind):
+    code, said = score(data, tmp_path / "scores.jsonl", dense_reward=kind)
+    assert code == 2
+    assert f"dense_reward={kind} reads the SFT model alone" in said
+    assert score(data, tmp_path / "scores.jsonl", dense_reward=kind, ref_model_name_or_path=None)[0] == 0
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
