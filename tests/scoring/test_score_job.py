@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -529,6 +530,34 @@ def test_changed_data_and_models_are_refused(begun, score, models, data, tmp_pat
     code, said = score(data, tmp_path / "scores.jsonl")
     assert code == 2
     assert "(data.rows.jsonl.sha256: '" in said
+
+
+def test_changed_data_of_which_the_rows_are_made_are_refused(score, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "Say a", "completion": "a"}\n')
+    assert score(f"constrained:{path}", tmp_path / "scores.jsonl")[0] == 0
+    assert "already: nothing to do" in score(f"constrained:{path}", tmp_path / "scores.jsonl")[1]
+    path.write_text('{"prompt": "Say a", "completion": "another"}\n')
+    code, said = score(f"constrained:{path}", tmp_path / "scores.jsonl")
+    assert code == 2
+    assert "is of another job (data.the data set.sha256: " in said
+
+
+def test_a_model_of_a_saved_reward_that_was_trained_on_is_refused(score, models, data, tmp_path):
+    sft = shutil.copytree(models["sft"], tmp_path / "sft")
+    DenseReward.from_models(sft, models["ref"]).save_pretrained(tmp_path / "saved")
+    named = {"model_name_or_path": tmp_path / "saved", "ref_model_name_or_path": None}
+    assert score(data, tmp_path / "scores.jsonl", **named)[0] == 0
+    assert "already: nothing to do" in score(data, tmp_path / "scores.jsonl", **named)[1]
+    save_tiny_model(sft, seed=7)
+    code, said = score(data, tmp_path / "scores.jsonl", **named)
+    assert code == 2
+    assert f"{sft} is another model than it was (weights changed): save anew" in said
+    DenseReward.from_models(sft, models["ref"]).save_pretrained(tmp_path / "saved")
+    code, said = score(data, tmp_path / "scores.jsonl", **named)
+    assert code == 2
+    assert "is of another job (models.reward.files.dense_reward.json: " in said
+    assert "models.sft.files.model.safetensors: " in said
 
 
 @pytest.mark.parametrize("beside", [True, False])

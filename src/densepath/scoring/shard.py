@@ -127,7 +127,6 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         if is_saved_reward(arguments.model_name_or_path):
-            _refuse_settings_beside_a_saved_reward(arguments)
             reward = DenseReward.from_pretrained(arguments.model_name_or_path, **places)
         else:
             reward = DenseReward.from_models(
@@ -159,7 +158,8 @@ def _loader(arguments: ScoreArguments) -> Callable[..., Any]:
     )
 
 
-def _refuse_settings_beside_a_saved_reward(arguments: ScoreArguments) -> None:
+def refuse_settings_beside_a_saved_reward(arguments: ScoreArguments) -> None:
+    """Refuse what a saved reward says itself, with a `ConfigError`."""
     for field in fields(ScoreArguments):
         default = [] if field.default is MISSING else field.default
         if field.name in _REWARD_ARGUMENTS and getattr(arguments, field.name) != default:
