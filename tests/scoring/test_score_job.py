@@ -159,11 +159,10 @@ def test_rows_in_order_with_rewards_of_a_naive_float64_pass(score, models, data,
     assert [float(x.replace("−", "-")) for x in shown.groups()[2:]] == pytest.approx(
         [mean, mean - half, mean + half], abs=2e-3
     )
-    record = json.loads((tmp_path / "scores.manifest.json").read_text())
+    manifest = PartFolder(output).manifest
+    record = json.loads(manifest.read_text())
     assert record["result"]["reward"]["mean"] == pytest.approx(mean, abs=1e-4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["rows.jsonl", output.name, "scores.manifest.json"]
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["rows.jsonl", output.name, manifest.name])
 
 
 @settings(deadline=None, max_examples=20)
@@ -247,10 +246,10 @@ def test_shards_give_the_same_file(score, data, tmp_path, monkeypatch, suffix):
         monkeypatch.setenv("RANK", str(rank))
         assert score(data, shared, num_shards=3, shard_index=1)[0] == 0
     assert shared.read_bytes() == whole.read_bytes()
-    assert (tmp_path / "shared.rejected.jsonl").read_bytes() == (tmp_path / "whole.rejected.jsonl").read_bytes()
+    assert PartFolder(shared).rejected.read_bytes() == PartFolder(whole).rejected.read_bytes()
     monkeypatch.delenv("WORLD_SIZE")
     assert "is there already: nothing to do" in score(data, shared)[1]
-    assert not (tmp_path / "shared.parts").exists()
+    assert not PartFolder(shared).folder.exists()
 
 
 @pytest.mark.slow
@@ -585,6 +584,20 @@ def test_strict_sees_what_was_set_aside_before(score, data, tmp_path, monkeypatc
     assert code == 2
     assert f"rows that could not be scored: 1; the first of them: {data}, row 1: no format of TRL's" in said
     assert score(data, tmp_path / "scores.jsonl")[0] == 0
+
+
+def test_outputs_of_one_stem_have_nothing_in_common(score, data, tmp_path):
+    data.write_text(data.read_text() + '{"prompt": "x"}\n')
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "x", "completion": "y"}\n{"completion": "y"}\n')
+    assert score(data, tmp_path / "scores.jsonl")[0] == 0
+    kept = {path: path.read_bytes() for path in tmp_path.glob("scores.*")}
+    assert len(kept) == 3
+    assert score(other, tmp_path / "scores.parquet")[0] == 0
+    assert [row["data"] for row in read(tmp_path / "scores.parquet.rejected.jsonl")] == [{"completion": "y"}]
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert "nothing to do" in score(data, tmp_path / "scores.jsonl")[1]
+    assert "nothing to do" in score(other, tmp_path / "scores.parquet")[1]
 
 
 def test_a_finished_file_is_kept(score, data, tmp_path):
