@@ -689,6 +689,22 @@ def test_typed_columns_keep_their_types_and_mixed_ones_become_json(score, tmp_pa
     assert pq.read_table(tmp_path / "d.parquet")["y"].to_pylist() == found["y"].to_pylist()
 
 
+@pytest.mark.parametrize("window", [1, 3])
+def test_numbers_that_no_type_of_a_column_holds_together_become_json(score, tmp_path, window):
+    """A float64 holds every integer up to 2**53 alone."""
+    values = [2**60 + 1, 0.5, 3]
+    rows = [
+        {"prompt": "a", "completion": "b", "x": each, "y": {"k": [each]}, "n": number}
+        for number, each in enumerate(values)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score(tmp_path / "rows.jsonl", tmp_path / "a.parquet", window_size=window)[0] == 0
+    found = pq.read_table(tmp_path / "a.parquet")
+    assert [json.loads(text) for text in found["x"].to_pylist()] == values
+    assert [json.loads(text) for text in found["y"].to_pylist()] == [{"k": [each]} for each in values]
+    assert found["n"].to_pylist() == [0, 1, 2]
+
+
 def test_numbers_that_json_cannot_hold_are_null(score, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b", "x": NaN, "y": [1, -Infinity]}\n')
     score(tmp_path / "rows.jsonl", tmp_path / "a.jsonl")
