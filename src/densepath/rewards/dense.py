@@ -315,12 +315,25 @@ class DenseReward:
     ) -> list[float]:
         """A reward function in TRL's form: the reward of each completion, summed over its tokens, nats.
 
+        A trainer of TRL tells it neither its `chat_template_kwargs` nor its `tools`: give the former to `from_models`
+        too, and train with tools by `DPRTrainer`. Else another prompt is scored than was sampled from.
+
         Args:
             prompts: text, or a list of turns, each.
             completions: the completions; read only where `completion_ids` are missing.
             completion_ids: the sampled ids, which TRL's trainers give; scored as they are.
             kwargs: the other columns and arguments that TRL passes; of these a row's template arguments are read.
+
+        Raises:
+            UsageError: a completion with a tool's turn, whose tokens are no actions; or no tokenizer was given.
+            DataError, NumericalError: as `score`.
         """
+        for index, completion in enumerate(completions):
+            if not isinstance(completion, str) and any(turn.get("role") == "tool" for turn in completion):
+                raise UsageError(
+                    f"completion {index} holds a tool's turn, whose tokens would be graded as the policy's: train "
+                    "with DPRTrainer, which leaves them out"
+                )
         own = {name: kwargs[name] for name in TEMPLATE_COLUMNS if kwargs.get(name) is not None}
         rows = [{"prompt": p, **{name: own[name][i] for name in own}} for i, p in enumerate(prompts)]
         if completion_ids is None:
