@@ -69,6 +69,9 @@ def create_app(
 ) -> FastAPI:
     """The web application of one reward; `app.state.engine` is its `ScoringEngine`.
 
+    It answers once its lifespan runs. A parent that it is mounted in has to run `app.router.lifespan_context(app)`
+    within its own, since Starlette runs none of what is mounted.
+
     Args:
         reward: with its tokenizer.
         limits: what clients may ask.
