@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from tests.pipeline.planted import planted_model
+from tests.tiny_models import tiny_llama
 from tests.tiny_sft import TOKENIZER, counting_models, counting_rows
 
 from densepath.choice import measure as module
@@ -103,6 +104,10 @@ def test_none_is_chosen_where_none_tells(planted):
     found, _ = judge(planted[0.5], {"0": planted[0.1]}, ROWS[:4], preferences=useless, num_generations=0)
     assert found.preferences_set_aside == 2
     assert candidate(found, "0")["preference"].value.n == 1
+    short = tiny_llama(len(TOKENIZER), max_position_embeddings=40)
+    beyond = [PAIRS[0], {**PAIRS[2], "prompt": "z" * 60}]  # the SFT model holds it, and the reference does not
+    found, _ = judge(planted[0.5], {"0": short}, ROWS[:4], preferences=beyond, num_generations=0)
+    assert found.preferences_set_aside == 1
     _, same = judge(planted[0.5], {"1": planted[0.5]}, ROWS[:10], max_completion_length=3)
     assert same.answer is Answer.NONE
 

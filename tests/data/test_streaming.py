@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import tracemalloc
@@ -157,6 +158,14 @@ def test_the_identity_of_a_file_is_its_content(tmp_path):
     (identity,) = RowStream(str(path)).scan()[1]
     assert identity["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert identity["rows"] == 11
+
+
+def test_the_identity_of_rows_in_memory_is_their_content():
+    rows = [{"prompt": "a", "completion": "b", "x": float("nan"), "when": datetime.date(2020, 1, 1)}, {"prompt": "é"}]
+    (identity,) = RowStream(rows).scan()[1]
+    assert RowStream([dict(row) for row in rows]).scan()[1] == [identity]
+    assert RowStream([rows[0], {"prompt": "e"}]).scan()[1] != [identity]
+    assert RowStream(rows[::-1]).scan()[1] != [identity]
 
 
 def test_what_is_not_there_or_not_data_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,14 +10,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import IM_END, tiny_tokenizer
 
+from densepath.data import spans
 from densepath.data.spans import decode_spans, read_tokens, token_offsets
 
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
 
 
+def byte_fallback_tokenizer() -> Any:
+    """As SentencePiece makes them: ASCII, and a token for each byte of everything else."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["<unk>", "</s>", *map(chr, range(32, 127)), *(f"<0x{byte:02X}>" for byte in range(256))]
+    model = models.BPE({piece: k for k, piece in enumerate(pieces)}, [], byte_fallback=True, unk_token="<unk>")
+    backend = Tokenizer(model)
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", unk_token="<unk>")
+
+
+def straddling_tokenizer() -> Any:
+    """Its last token is the second byte of "é" and its first: byte-level vocabularies hold such ones of kana."""
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    described = json.loads(TOKENIZER.backend_tokenizer.to_str())
+    first, second = TOKENIZER.convert_ids_to_tokens(ids_of("é"))
+    described["model"]["vocab"][second + first] = len(TOKENIZER)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(described)), eos_token=IM_END)
+
+
 def ids_of(text: str, tokenizer: Any = TOKENIZER) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+FALLBACK = byte_fallback_tokenizer()
 
 
 def test_characters_split_over_tokens_stay_whole() -> None:
@@ -26,11 +54,55 @@ def test_characters_split_over_tokens_stay_whole() -> None:
     assert decode_spans([], TOKENIZER) == []
 
 
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, FALLBACK], ids=["bytes", "fallback"])
+def test_a_replacement_character_of_the_text_is_a_character_like_others(tokenizer: Any) -> None:
+    """U+FFFD is what an incomplete character decodes to, and has three bytes of its own."""
+    text = "\ufffd\ufffdé\ufffdx🎉\ufffd"
+    assert [piece for piece, _ in decode_spans(ids_of(text, tokenizer), tokenizer)] == list(text)
+
+
+def test_bytes_that_no_token_can_complete_stand_alone() -> None:
+    byte = {value: ids_of(letter)[0] for value, letter in ((0xF0, "🎉"), (0xC3, "é"))}
+    ids = [byte[0xC3], byte[0xF0], *ids_of("é🎉")[:4], *ids_of("x")]
+    runs = [("\ufffd", ids[:1]), ("\ufffd", ids[1:2]), ("é", ids[2:4]), ("\ufffd", ids[4:6]), ("x", ids[6:])]
+    assert decode_spans(ids, TOKENIZER) == runs
+
+
+@pytest.mark.parametrize(
+    ("ids", "tokenizer", "runs"),
+    [
+        (ids_of("\ufffd" * 300), TOKENIZER, 300),
+        (ids_of("\ufffd" * 300, FALLBACK), FALLBACK, 300),
+        (ids_of("é")[1:] * 900, TOKENIZER, 900),
+        (ids_of("🎉")[:1] * 900, TOKENIZER, 900),
+        ([ids_of("é")[0], *[len(TOKENIZER)] * 900, ids_of("é")[1]], straddling_tokenizer(), 1),
+    ],
+    ids=["replacements", "by fallback", "continuations", "beginnings", "straddling"],
+)
+def test_the_work_grows_with_the_number_of_tokens(
+    monkeypatch: pytest.MonkeyPatch, ids: list[int], tokenizer: Any, runs: int
+) -> None:
+    """Tokens that are decoded in all are a multiple of those given: each is read with its neighbours alone."""
+    decoded = 0
+    decode = spans.decode
+
+    def counting(some: list[int], tokenizer: Any) -> str:
+        nonlocal decoded
+        decoded += len(some)
+        return decode(some, tokenizer)
+
+    monkeypatch.setattr(spans, "decode", counting)
+    assert len(decode_spans(ids, tokenizer)) == runs
+    assert decoded <= 60 * len(ids)
+
+
 def test_special_tokens_are_shown() -> None:
     assert decode_spans([*ids_of("x"), EOS], TOKENIZER) == [("x", ids_of("x")), (IM_END, [EOS])]
 
 
-@pytest.mark.parametrize("tokenizer", [TOKENIZER, tiny_tokenizer(byte_level=False)], ids=["bytes", "words"])
+@pytest.mark.parametrize(
+    "tokenizer", [TOKENIZER, tiny_tokenizer(byte_level=False), FALLBACK], ids=["bytes", "words", "fallback"]
+)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_spans_join_to_the_whole(tokenizer: Any, data: st.DataObject) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tests.pipeline.planted import planted_model
 from tests.support import tiny_tokenizer
+from tests.tiny_models import tiny_llama
 from tests.tiny_sft import TOKENIZER, corrupted, counting_models, counting_rows
 
 from densepath.data.encode import encode_pairs
@@ -212,6 +213,17 @@ def test_a_row_whose_prompt_leaves_no_room_is_told_and_left_out(reward):
     ):
         records = audit_demonstrations(reward, [long, short, long], max_length=20)
     assert [record["row"] for record in records] == [2]
+
+
+def test_the_shortest_context_of_the_models_is_the_limit():
+    models = [
+        tiny_llama(len(TOKENIZER), seed=seed, max_position_embeddings=size) for seed, size in enumerate((256, 12))
+    ]
+    row = {"prompt": "3 +1:", "completion": "4 5 6 7 8 9 10."}
+    (pair,) = encode_pairs(row, TOKENIZER)
+    (record,) = audit_demonstrations(DenseReward(*models, tokenizer=TOKENIZER), [row])
+    assert record["flags"] == [{"flag": "over_long", "tokens": len(pair.prompt_ids) + len(pair.completion_ids)}]
+    assert record["num_tokens"] == 12 - len(pair.prompt_ids)
 
 
 def test_turns_beyond_the_limit_are_left_out(reward):

@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from tests.support import CHATML, tiny_tokenizer
+from tests.tiny_models import tiny_llama
 from tests.tiny_sft import TOKENIZER, corrupted, counting_models, counting_rows
 
 from densepath.data.encode import encode_pair, encode_pairs
@@ -137,6 +138,9 @@ def test_mistakes_are_named(reward):
         rank_completions(reward, ["a"], [[[{"role": "assistant", "content": "x"}]]], places=["here"])
     with pytest.raises(DataError, match=r"prompt 0, completion 1: 3.. tokens, but .* holds 256"):
         rank_completions(reward, ["a"], [["x", "z" * 300]])
+    short = DenseReward(reward.sft, tiny_llama(len(TOKENIZER), max_position_embeddings=40), tokenizer=TOKENIZER)
+    with pytest.raises(DataError, match=r"prompt 0, completion 1: 5.* tokens, but .* holds 40"):
+        rank_completions(short, ["a"], [["x", "z" * 50]])
     with pytest.raises(ConfigError, match="aggregation=best"):
         rank_completions(reward, ["a"], [["x"]], aggregation="best")
     with pytest.raises(UsageError, match="no tokenizer"):

@@ -285,6 +285,17 @@ def test_rows_that_cannot_be_told_apart_are_set_aside_with_the_reason(planted):
         evaluated(reward, [same])
 
 
+def test_a_pair_that_any_model_does_not_hold_is_set_aside(planted):
+    sft, ref = planted
+    short = tiny_llama(len(TOKENIZER), max_position_embeddings=40)
+    long = {**PAIRS[0], "prompt": "z" * 60}
+    for models, base in (((sft, short), None), ((sft, ref), short)):
+        record = evaluated(DenseReward(*models, tokenizer=TOKENIZER), [*PAIRS[:2], long], base=base)
+        (aside,) = record["set_aside"]
+        assert aside["row"] == 3
+        assert "tokens, but the model's context holds 40; shorten" in aside["reason"]
+
+
 def test_other_mistakes(planted):
     sft, ref = planted
     reward = DenseReward(sft, ref, tokenizer=TOKENIZER)

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from tests.pipeline.runs import run_argv
+from tests.pipeline.runs import run_argv, save_tiny_model
 
+from densepath.choice.inputs import SFTModels
 from densepath.cli.main import main
+from densepath.config.run import RunArguments
 from densepath.io import read_json
+from densepath.methods import SFTRun
 from densepath.pipeline.run_folder import RunFolder
 
 QUICK = {"dpr_max_steps": 1, "eval_temperatures": [0], "dpr_eval_strategy": "no", "sft_max_steps": "none"}
@@ -62,6 +65,14 @@ def test_every_arm_of_a_given_model_trains_an_adapter_where_one_is_asked_for(tmp
         model = tmp_path / f"run/{name}/model"
         assert read_json(model / "adapter_config.json")["r"] == 2, name
         assert not (model / "model.safetensors").exists(), name
+
+
+def test_the_shortest_context_of_the_given_models_is_that_of_the_run(tmp_path, tiny_model):
+    short = save_tiny_model(tmp_path / "checkpoint-1", max_position_embeddings=40)
+    given = {"model_name_or_path": tiny_model, "sft_model_name_or_path": tiny_model}
+    alone, beside = (RunArguments(**given, ref_model_name_or_path=refs) for refs in ([], [short]))
+    assert (SFTRun(tmp_path, alone).context, SFTRun(tmp_path, beside).context) == (256, 40)
+    assert SFTModels(tiny_model, {"0": tiny_model, "1": short}, None).context == 40
 
 
 def test_no_setting_of_an_experiment_trains_the_given_model_again(tmp_path, finished, tiny_model):

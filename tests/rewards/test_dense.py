@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
+from tests.support import tiny_tokenizer
 from tests.tiny_models import randomize_adapter, tiny_gpt2, tiny_llama, tiny_mistral, with_lora
 
 from densepath.config.mixins import REWARDS
-from densepath.errors import ModelError, NumericalError, UsageError
+from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models.adapters import add_frozen_copy
 from densepath.rewards.dense import DenseReward, FrozenPolicy, RewardKind
 
@@ -151,6 +152,16 @@ def test_what_cannot_be_scored_is_refused():
         DenseReward(tiny_llama(), tiny_llama(vocab_size=65))
     with pytest.raises(ValueError, match="not a valid RewardKind"):
         DenseReward(tiny_llama(), kind="dense")
+
+
+def test_a_text_that_any_model_does_not_hold_is_refused():
+    tokenizer = tiny_tokenizer()
+    models = [tiny_llama(len(tokenizer), max_position_embeddings=size) for size in (64, 256, 32)]
+    reward = DenseReward(models[0], models[1:], tokenizer=tokenizer)
+    assert reward.context == 32
+    assert DenseReward(models[0], models[1], tokenizer=tokenizer).context == 64
+    with pytest.raises(DataError, match=r"completion 1: 4. tokens, but the model's context holds 32; shorten"):
+        reward.score(["a", "a"], ["x", "z" * 40])
 
 
 def test_progress_counts_every_sequence_of_both_models():

@@ -156,6 +156,13 @@ def test_it_is_a_reward_function_of_trl():
     assert reward.__name__ == "dense_reward"
 
 
+def test_what_a_tool_wrote_is_graded_as_nobodys_action():
+    reward = text_reward()
+    turns = [turn("red"), {"role": "tool", "content": "blue"}, turn("red")]
+    with pytest.raises(UsageError, match="completion 1 holds a tool's turn, whose tokens would be graded"):
+        reward(["Say red:"] * 2, [[turn("red")], turns], completion_ids=[[40], [40, 41, 42]])
+
+
 def test_what_cannot_be_read_is_named():
     reward = text_reward()
     with pytest.raises(DataError, match="2 prompts but 1 completions"):

@@ -9,10 +9,12 @@ import pytest
 import torch
 from scipy import stats
 from tests.launching import ENVIRONMENT, NEEDS_VLLM, ROOT
+from tests.tiny_models import tiny_llama
 
 from densepath.config.reward import ScoreArguments
 from densepath.errors import ConfigError, ModelError, UsageError
 from densepath.io import read_jsonl
+from densepath.rewards.dense import DenseReward
 from densepath.rewards.vllm_policy import VLLMPolicy, load_vllm_policies
 
 NEAR = 5e-5
@@ -77,6 +79,11 @@ def test_what_vllm_cannot_do_is_refused_in_one_line(tmp_path):
         load_vllm_policies([tmp_path], device="cpu")
     with pytest.raises(UsageError, match="no hidden states"):
         VLLMPolicy(None).hidden_states([[1]], [[2]])
+
+
+def test_vllm_needs_room_to_go_on_by_one_token():
+    sft, ref = tiny_llama(), tiny_llama(seed=1, max_position_embeddings=64)
+    assert DenseReward(VLLMPolicy(sft), VLLMPolicy(ref)).context == 63
 
 
 @pytest.mark.skipif(not NEEDS_VLLM.args[0], reason="vLLM is installed")

@@ -6,10 +6,12 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pyarrow as pa
@@ -23,6 +25,7 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 from densepath.cli.main import main
+from densepath.config.reward import ScoreArguments
 from densepath.data.encode import encode_pairs
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.rewards.dense import DenseReward
@@ -77,7 +80,8 @@ def score(models, tmp_path, capsys, monkeypatch):
             "token_budget": 96,
             **changes,
         }
-        words = [word for key, value in values.items() for word in (f"--{key}", *str(value).split("|"))]
+        given = {key: value for key, value in values.items() if value is not None}
+        words = [word for key, value in given.items() for word in (f"--{key}", *str(value).split("|"))]
         code = main(["score", *words])
         captured = capsys.readouterr()
         assert "Traceback" not in captured.err
@@ -155,11 +159,10 @@ def test_rows_in_order_with_rewards_of_a_naive_float64_pass(score, models, data,
     assert [float(x.replace("−", "-")) for x in shown.groups()[2:]] == pytest.approx(
         [mean, mean - half, mean + half], abs=2e-3
     )
-    record = json.loads((tmp_path / "scores.manifest.json").read_text())
+    manifest = PartFolder(output).manifest
+    record = json.loads(manifest.read_text())
     assert record["result"]["reward"]["mean"] == pytest.approx(mean, abs=1e-4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ["rows.jsonl", output.name, "scores.manifest.json"]
-    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["rows.jsonl", output.name, manifest.name])
 
 
 @settings(deadline=None, max_examples=20)
@@ -171,7 +174,7 @@ def test_rows_in_order_with_rewards_of_a_naive_float64_pass(score, models, data,
 def test_neither_window_nor_budget_nor_order_changes_a_row(order, budget, cuts):
     """Rows scored in any company, window by window, against each row alone."""
     tokenizer = tiny_tokenizer()
-    scorer = RowScorer(DenseReward(MODELS[0], MODELS[1], token_budget=budget), tokenizer, context=256)
+    scorer = RowScorer(DenseReward(MODELS[0], MODELS[1], token_budget=budget), tokenizer)
     bounds = [0, *sorted(cuts), len(order)]
     found = {}
     for start, stop in pairwise(bounds):
@@ -184,10 +187,7 @@ def test_neither_window_nor_budget_nor_order_changes_a_row(order, budget, cuts):
 
 
 MODELS = [tiny_llama(vocab_size=len(tiny_tokenizer()), seed=seed) for seed in range(2)]
-ALONE = [
-    RowScorer(DenseReward(*MODELS, token_budget=4096), tiny_tokenizer(), context=256).score([row])[0]
-    for row in ROWS[:14]
-]
+ALONE = [RowScorer(DenseReward(*MODELS, token_budget=4096), tiny_tokenizer()).score([row])[0] for row in ROWS[:14]]
 
 
 @pytest.mark.parametrize("changes", [{"window_size": 7}, {"token_budget": 40}, {"window_size": 100}])
@@ -211,16 +211,21 @@ def test_shaping_and_reading_are_those_of_dense_reward(score, models, data, tmp_
             assert changed["rewards"] == pytest.approx(expected, abs=1e-6)
     reward = DenseReward.from_models(models["sft"], [models["ref"]], scale=0.5, clip=0.75, floor=-3.0)
     reward.save_pretrained(tmp_path / "saved")
-    code, said = score(
-        data, tmp_path / "again.jsonl", model_name_or_path=tmp_path / "saved", ref_model_name_or_path=""
-    )
-    assert code == 2
-    assert "MissingFileError" not in said
-    words = ["score", "--model_name_or_path", str(tmp_path / "saved"), "--dataset_name", str(data)]
-    words += ["--output_file", str(tmp_path / "again.jsonl"), "--window_size", "4", "--token_budget", "96"]
-    assert main(words) == 0
+    saved = {"model_name_or_path": tmp_path / "saved", "ref_model_name_or_path": None}
+    assert score(data, tmp_path / "again.jsonl", **saved)[0] == 0
     assert (tmp_path / "again.jsonl").read_bytes() == shaped.read_bytes()
-    assert main([*words[:-6], "--output_file", str(tmp_path / "c.jsonl"), "--reward_clip", "1"]) == 2
+    for changes in ({"reward_clip": 1}, {"ref_model_name_or_path": models["ref"]}):
+        code, said = score(data, tmp_path / "c.jsonl", **{**saved, **changes})
+        assert code == 2
+        assert f"holds a whole reward (dense_reward.json): leave out {next(iter(changes))}" in said
+
+
+@pytest.mark.parametrize("kind", ["logprob", "inverse_bellman"])
+def test_a_reference_that_the_reading_does_without_is_refused(score, data, tmp_path, kind):
+    code, said = score(data, tmp_path / "scores.jsonl", dense_reward=kind)
+    assert code == 2
+    assert f"dense_reward={kind} reads the SFT model alone" in said
+    assert score(data, tmp_path / "scores.jsonl", dense_reward=kind, ref_model_name_or_path=None)[0] == 0
 
 
 # --- shards ----------------------------------------------------------------------------------------------------------
@@ -241,10 +246,10 @@ def test_shards_give_the_same_file(score, data, tmp_path, monkeypatch, suffix):
         monkeypatch.setenv("RANK", str(rank))
         assert score(data, shared, num_shards=3, shard_index=1)[0] == 0
     assert shared.read_bytes() == whole.read_bytes()
-    assert (tmp_path / "shared.rejected.jsonl").read_bytes() == (tmp_path / "whole.rejected.jsonl").read_bytes()
+    assert PartFolder(shared).rejected.read_bytes() == PartFolder(whole).rejected.read_bytes()
     monkeypatch.delenv("WORLD_SIZE")
     assert "is there already: nothing to do" in score(data, shared)[1]
-    assert not (tmp_path / "shared.parts").exists()
+    assert not PartFolder(shared).folder.exists()
 
 
 @pytest.mark.slow
@@ -268,6 +273,47 @@ def test_a_launcher_gives_the_same_file(data, models, tmp_path):
     command = [*launcher, "densepath.cli.main", *words, str(tmp_path / "two.parquet")]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("machines", "processes", "devices", "expected"),
+    [
+        (1, 4, 4, [[0, 1, 2, 3]]),
+        (2, 2, 2, [[0, 1], [0, 1]]),
+        (3, 4, 4, [[0, 1, 2, 3]] * 3),
+        (4, 1, 4, [[0], [1], [2], [3]]),  # all on one machine, as far as is known
+        (2, 2, 8, [[0, 1], [2, 3]]),
+        (1, 3, 2, [[0, 1, 0]]),
+    ],
+)
+def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch, machines, processes, devices, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setattr(shard, "check_vocabulary", lambda *given: None)
+    monkeypatch.setattr(shard, "RowScorer", lambda reward, *given, **named: reward.sft.model)
+    made = SimpleNamespace(from_models=lambda *given, device, **named: SimpleNamespace(
+        sft=SimpleNamespace(model=device), tokenizer=None
+    ))  # fmt: skip
+    monkeypatch.setattr(shard, "DenseReward", made)
+    for index in range(machines):
+        arguments = ScoreArguments(
+            model_name_or_path="sft", dataset_name="rows", num_shards=machines, num_processes=processes,
+            shard_index=index,
+        )  # fmt: skip
+        shards = range(index, machines * processes, machines)  # as `run_score_command` deals them out
+        assert [shard._scorer(arguments, each, None) for each in shards] == [
+            f"cuda:{device}" for device in expected[index]
+        ]
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert shard._scorer(arguments, machines * 5, None) == f"cuda:{1 % devices}"
+
+
+def test_processes_that_would_share_vllms_device_are_refused(score, data, tmp_path, monkeypatch):
+    code, said = score(data, tmp_path / "scores.jsonl", use_vllm="true", num_processes=3)
+    assert (code, "and 3 processes would share it: start one call for each device" in said) == (2, True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, said = score(data, tmp_path / "scores.jsonl", use_vllm="true")
+    assert (code, "and 2 processes would share it: start one call for each device" in said) == (2, True)
 
 
 def test_a_shard_that_is_being_scored_is_left_alone(score, data, tmp_path, monkeypatch):
@@ -360,12 +406,24 @@ def test_a_row_whose_numbers_are_not_finite_is_set_aside_alone(tmp_path):
         sft.get_input_embeddings().weight[bad] = torch.nan
     rows = [*ROWS[:3], {"prompt": "Say Q:", "completion": "x"}, *ROWS[3:6]]
     told = []
-    scorer = RowScorer(DenseReward(sft, ref), tokenizer, context=256)
+    scorer = RowScorer(DenseReward(sft, ref), tokenizer)
     found = scorer.score(rows, lambda share, tokens: told.append(share))
     assert "not finite: " in str(found[3])
     assert sum(told) == pytest.approx(1)
     for index, record in enumerate(found[:3] + found[4:]):
         assert record["turns"][0]["rewards"] == pytest.approx(ALONE[index]["turns"][0]["rewards"], abs=1e-5)
+
+
+def test_a_row_that_a_reference_does_not_hold_is_set_aside(score, data, tmp_path):
+    """Rotary positions beyond the reference's context would give numbers that it was never trained for."""
+    short = save_tiny_model(tmp_path / "short", seed=1, max_position_embeddings=40)
+    tokenizer = tiny_tokenizer()
+    lengths = [max(len(p.prompt_ids) + len(p.completion_ids) for p in encode_pairs(row, tokenizer)) for row in ROWS]
+    assert min(lengths) <= 40 < max(lengths)
+    assert score(data, tmp_path / "scores.jsonl", ref_model_name_or_path=short)[0] == 0
+    rejected = {each["row"]: each["error"] for each in read(tmp_path / "scores.rejected.jsonl")}
+    assert list(rejected) == [number for number, length in enumerate(lengths, start=1) if length > 40]
+    assert all("but the model's context holds 40; shorten" in error for error in rejected.values())
 
 
 def test_data_none_of_which_can_be_scored_is_refused_early(score, tmp_path, monkeypatch):
@@ -381,6 +439,42 @@ def test_data_none_of_which_can_be_scored_is_refused_early(score, tmp_path, monk
     assert "no row could be scored; the first of them: " in said
     path.write_text('{"prompt": "x", "completion": "y"}\n' * 6)
     assert score(path, tmp_path / "scores.jsonl")[0] == 0
+
+
+@pytest.mark.parametrize("done", [0, 1, 2])
+def test_a_stretch_of_bad_rows_stops_neither_a_job_that_goes_on_nor_a_share(score, tmp_path, monkeypatch, done):
+    """Four good rows, eight bad, four good, four bad: a job that is killed after some windows, and its second half."""
+    monkeypatch.setattr(shard, "GIVE_UP_AFTER", 4)
+    path, good, bad = tmp_path / "rows.jsonl", '{"prompt": "x", "completion": "y"}\n' * 4, '{"prompt": "x"}\n' * 4
+    path.write_text(good + bad + bad + good + bad)
+    assert score(path, tmp_path / "whole.jsonl")[0] == 0
+    write = PartFolder.write
+
+    def killed(self, window, *given, **others):
+        if window == done:
+            raise KeyboardInterrupt
+        write(self, window, *given, **others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartFolder, "write", killed)
+        assert score(path, tmp_path / "scores.jsonl")[0] == 130
+    assert score(path, tmp_path / "scores.jsonl")[0] == 0
+    for index in (1, 0):  # the second of three has windows 1 and 4: bad rows alone
+        assert score(path, tmp_path / "shares.jsonl", num_shards=3, shard_index=index)[0] == 0
+    assert score(path, tmp_path / "shares.jsonl", num_shards=3, shard_index=2)[0] == 0
+    for name in ("scores", "shares"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_a_job_that_was_given_up_goes_on_behind_what_it_read(score, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "GIVE_UP_AFTER", 4)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "x"}\n' * 4 + '{"prompt": "x", "completion": "y"}\n' * 4)
+    code, said = score(path, tmp_path / "scores.jsonl")
+    assert code == 2
+    assert "nor can any other of the 4 rows that were read be scored; the same command goes on" in said
+    assert score(path, tmp_path / "scores.jsonl")[0] == 0
+    assert [row["row"] for row in read(tmp_path / "scores.rejected.jsonl")] == [1, 2, 3, 4]
 
 
 # --- going on --------------------------------------------------------------------------------------------------------
@@ -437,6 +531,34 @@ def test_changed_data_and_models_are_refused(begun, score, models, data, tmp_pat
     assert "(data.rows.jsonl.sha256: '" in said
 
 
+def test_changed_data_of_which_the_rows_are_made_are_refused(score, tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "Say a", "completion": "a"}\n')
+    assert score(f"constrained:{path}", tmp_path / "scores.jsonl")[0] == 0
+    assert "already: nothing to do" in score(f"constrained:{path}", tmp_path / "scores.jsonl")[1]
+    path.write_text('{"prompt": "Say a", "completion": "another"}\n')
+    code, said = score(f"constrained:{path}", tmp_path / "scores.jsonl")
+    assert code == 2
+    assert "is of another job (data.the data set.sha256: " in said
+
+
+def test_a_model_of_a_saved_reward_that_was_trained_on_is_refused(score, models, data, tmp_path):
+    sft = shutil.copytree(models["sft"], tmp_path / "sft")
+    DenseReward.from_models(sft, models["ref"]).save_pretrained(tmp_path / "saved")
+    named = {"model_name_or_path": tmp_path / "saved", "ref_model_name_or_path": None}
+    assert score(data, tmp_path / "scores.jsonl", **named)[0] == 0
+    assert "already: nothing to do" in score(data, tmp_path / "scores.jsonl", **named)[1]
+    save_tiny_model(sft, seed=7)
+    code, said = score(data, tmp_path / "scores.jsonl", **named)
+    assert code == 2
+    assert f"{sft} is another model than it was (weights changed): save anew" in said
+    DenseReward.from_models(sft, models["ref"]).save_pretrained(tmp_path / "saved")
+    code, said = score(data, tmp_path / "scores.jsonl", **named)
+    assert code == 2
+    assert "is of another job (models.reward.files.dense_reward.json: " in said
+    assert "models.sft.files.model.safetensors: " in said
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_another_chat_template_is_refused(beside, begun, score, models, data, tmp_path):
     path = Path(models["sft"]) / "chat_template.jinja" if beside else tmp_path / "chat.jinja"
@@ -462,6 +584,20 @@ def test_strict_sees_what_was_set_aside_before(score, data, tmp_path, monkeypatc
     assert code == 2
     assert f"rows that could not be scored: 1; the first of them: {data}, row 1: no format of TRL's" in said
     assert score(data, tmp_path / "scores.jsonl")[0] == 0
+
+
+def test_outputs_of_one_stem_have_nothing_in_common(score, data, tmp_path):
+    data.write_text(data.read_text() + '{"prompt": "x"}\n')
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "x", "completion": "y"}\n{"completion": "y"}\n')
+    assert score(data, tmp_path / "scores.jsonl")[0] == 0
+    kept = {path: path.read_bytes() for path in tmp_path.glob("scores.*")}
+    assert len(kept) == 3
+    assert score(other, tmp_path / "scores.parquet")[0] == 0
+    assert [row["data"] for row in read(tmp_path / "scores.parquet.rejected.jsonl")] == [{"completion": "y"}]
+    assert {path: path.read_bytes() for path in kept} == kept
+    assert "nothing to do" in score(data, tmp_path / "scores.jsonl")[1]
+    assert "nothing to do" in score(other, tmp_path / "scores.parquet")[1]
 
 
 def test_a_finished_file_is_kept(score, data, tmp_path):
@@ -551,6 +687,22 @@ def test_typed_columns_keep_their_types_and_mixed_ones_become_json(score, tmp_pa
     assert found["z"].to_pylist() == [*[None] * 6, "{}", '{"k": 1180591620717411303424}']
     score(tmp_path / "mixed.jsonl", tmp_path / "d.parquet", window_size=100)
     assert pq.read_table(tmp_path / "d.parquet")["y"].to_pylist() == found["y"].to_pylist()
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_numbers_that_no_type_of_a_column_holds_together_become_json(score, tmp_path, window):
+    """A float64 holds every integer up to 2**53 alone."""
+    values = [2**60 + 1, 0.5, 3]
+    rows = [
+        {"prompt": "a", "completion": "b", "x": each, "y": {"k": [each]}, "n": number}
+        for number, each in enumerate(values)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score(tmp_path / "rows.jsonl", tmp_path / "a.parquet", window_size=window)[0] == 0
+    found = pq.read_table(tmp_path / "a.parquet")
+    assert [json.loads(text) for text in found["x"].to_pylist()] == values
+    assert [json.loads(text) for text in found["y"].to_pylist()] == [{"k": [each]} for each in values]
+    assert found["n"].to_pylist() == [0, 1, 2]
 
 
 def test_numbers_that_json_cannot_hold_are_null(score, tmp_path):

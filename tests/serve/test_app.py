@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.serve.conftest import KEY, tiny_reward
 
@@ -96,6 +97,22 @@ def test_the_other_readings(kind):
     expected = reward.score([item["prompt"]], [item["completion"]])
     assert result["rewards"] == pytest.approx(expected.rewards[0].tolist(), abs=1e-9)
     assert result["ref_logprobs"] is None
+
+
+@pytest.mark.parametrize("run", [True, False])
+def test_an_application_that_is_mounted_answers_while_its_lifespan_runs(reward, run):
+    app = create_app(reward, access=Access(KEY))
+    parent = FastAPI(lifespan=app.router.lifespan_context if run else None)
+    parent.mount("/reward", app)
+    sent = {"items": [{"prompt": "Say 3:", "completion": "3, 4"}]}
+    with TestClient(parent, base_url="http://localhost", headers={"Authorization": f"Bearer {KEY}"}) as client:
+        health, scored = client.get("/reward/health"), client.post("/reward/v1/score", json=sent)
+    if run:
+        (result,) = scored.json()["results"]
+        assert result["rewards"] == pytest.approx(reward.score(["Say 3:"], ["3, 4"]).rewards[0].tolist(), abs=1e-9)
+    else:
+        assert "mounted needs its lifespan run" in error(health, 503)["message"]
+        assert "mounted needs its lifespan run" in error(scored, 503)["message"]
 
 
 @pytest.mark.parametrize("aggregation", ["sum", "mean"])

@@ -80,6 +80,7 @@ def test_help_imports_no_torch():
         ({"api_key": "x" * 20}, "unknown key 'api_key'; did you mean api_key_file?"),
         ({"api_key_file": "nowhere"}, "api_key_file=nowhere: cannot be read"),
         ({"port": 0}, "needs ref_model_name_or_path"),
+        ({"port": 0, "ref_model_name_or_path": "x", "dense_reward": "logprob"}, "reads the SFT model alone"),
         ({"port": 0, "model_name_or_path": "./nowhere", "dense_reward": "logprob"}, "./nowhere"),
         ({"port": 0, "device": "tpu9", "dense_reward": "logprob"}, "tpu9"),
     ],

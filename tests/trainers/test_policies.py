@@ -203,6 +203,13 @@ def test_a_prompt_that_fills_the_context_is_named_with_its_row(tmp_path, tokeniz
         DataError, match=r"train_dataset, row 17: \d+ tokens beside .*, but the model's context holds 256"
     ):
         trainer_of(tmp_path, make_model, tokenizer, data)
+    short = tiny_llama(len(tokenizer), max_position_embeddings=48)
+    rows[17]["prompt"] = "blue " * 12
+    data_of_short = type(prompts).from_list(rows)
+    for refs in ({"ref_model": short}, {"ref_model": make_model(1), "held_out_ref_model": short}):
+        given = {"args": config(tmp_path), "train_dataset": data_of_short, "processing_class": tokenizer, **refs}
+        with pytest.raises(DataError, match=r"train_dataset, row 17: .*, but the model's context holds 48"):
+            DPRTrainer(make_model(0), **given)
     with pytest.raises(DataError, match="eval_dataset hard, row 17"):
         DPRTrainer(
             make_model(0),
@@ -245,9 +252,9 @@ def test_the_constructor_is_grpos(tmp_path, make_model, tokenizer, prompts, monk
     monkeypatch.chdir(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = make_model(0)
-        model.config._name_or_path, model.config.max_position_embeddings = "org/my-sft", 1024
-        trainer = DPRTrainer(model, make_model(1), train_dataset=prompts, processing_class=tokenizer)
+        model, ref = (tiny_llama(len(tokenizer), seed=seed, max_position_embeddings=1024) for seed in range(2))
+        model.config._name_or_path = "org/my-sft"
+        trainer = DPRTrainer(model, ref, train_dataset=prompts, processing_class=tokenizer)
     assert type(trainer.args) is DPRConfig
     assert Path(trainer.args.output_dir).name == "my-sft-DPR"
 

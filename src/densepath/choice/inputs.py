@@ -45,6 +45,19 @@ class SFTModels:
         if not self.references:
             raise ConfigError("there is no reference to preview; SFT keeps some at reference_fractions")
 
+    @property
+    def context(self) -> int:
+        """Tokens of the longest text that the SFT model and every candidate hold; none is loaded for it."""
+        from densepath.models.load import context_length, model_context
+        from densepath.rewards.frozen import FrozenPolicy
+
+        def of(model: Model) -> int:
+            if isinstance(model, (str, Path)):
+                return model_context(str(model), bool(self.model_options.get("trust_remote_code")))
+            return model.context if isinstance(model, FrozenPolicy) else context_length(model)
+
+        return min(map(of, (self.sft, *self.references.values())))
+
     def load(self, model: Model, beside: FrozenPolicy | None = None, name: str = "") -> FrozenPolicy:
         """The model frozen.
 

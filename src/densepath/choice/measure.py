@@ -28,7 +28,6 @@ from densepath.evals.preview import preview_logprobs
 from densepath.evals.scored_texts import Texts, TextScores, collect_texts
 from densepath.evals.signals import Floats
 from densepath.evals.verifiers import AnswerJudge, Verifier, get_verifier
-from densepath.models.compat import context_length
 from densepath.models.sampling import Contrast, ContrastKind
 from densepath.records.choice import Findings
 from densepath.records.codec import from_json, to_json
@@ -187,7 +186,7 @@ class _Job:
             self.rows,
             evidence.preferences,
             self.models.tokenizer,
-            context_length(self.policy.model),
+            self.models.context,
             plan.seed,
             str(evidence.source),
         )

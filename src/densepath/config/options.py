@@ -111,7 +111,7 @@ def check_html_name(name: str | None, twin: str) -> None:
 
 
 def check_reference(dense_reward: str, reference: object) -> None:
-    """Refuse a reading of two models where but one is given, with a `ConfigError`.
+    """Refuse a reading of two models where but one is given, and of one where a reference is, with a `ConfigError`.
 
     Args:
         dense_reward: the reading.
@@ -121,4 +121,9 @@ def check_reference(dense_reward: str, reference: object) -> None:
         raise ConfigError(
             "dense_reward=baseline_relative needs ref_model_name_or_path: an earlier checkpoint of the SFT run, "
             "or the model before SFT; with one model alone choose dense_reward=logprob"
+        )
+    if dense_reward != "baseline_relative" and reference:
+        raise ConfigError(
+            f"dense_reward={dense_reward} reads the SFT model alone, and ref_model_name_or_path would have no effect: "
+            "leave one of them out"
         )

@@ -105,8 +105,8 @@ class ViewArguments(HostArguments, PageArguments, DenseRewardArguments, FrozenAr
             raise UsageError(
                 "ref_model_name_or_path needs model_name_or_path: the SFT model that it is a reference of"
             )
-        if self.model_name_or_path:
-            check_reference(self.dense_reward, self.ref_model_name_or_path)
+        if self.model_name_or_path and not self.ref_model_name_or_path:  # references are choices, for any reading
+            check_reference(self.dense_reward, None)
         if self.html_file is not None:
             self._check_page(self.html_file)
 

@@ -10,14 +10,17 @@ from densepath.data.tokenizer_calls import as_ints, decode
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to
+_REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to, and a character of its own
+_FOLLOWING = 3  # bytes that complete a character after its first: no token has less than one
+_NEAR = 8  # tokens of two characters, which is as far as the end of a text depends on what stands before
 
 
 def decode_spans(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
     """Text of each shortest run of tokens that decodes to whole characters.
 
-    A character can be split over several byte-level tokens; a run is extended until its text no longer ends in an
-    incomplete character. The texts joined equal the decoding of all tokens, the runs joined equal `token_ids`.
+    A character can be split over several byte-level tokens; a run is extended until no token that follows can change
+    how its text ends. The texts joined equal the decoding of all tokens, the runs joined equal `token_ids`. The work
+    grows with the number of tokens, whatever they are.
 
     Args:
         token_ids: ids to decode, special tokens included.
@@ -31,15 +34,24 @@ def decode_spans(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -
     spans: list[tuple[str, list[int]]] = []
     context = start = 0  # the run before is decoded along, as some decoders treat the first token apart
     for end in range(1, len(ids) + 1):
-        text = decode(ids[context:end], tokenizer)
-        if text.endswith(_REPLACEMENT) and end < len(ids):
+        near = max(context, end - _NEAR)
+        text = decode(ids[near:end], tokenizer)
+        if text.endswith(_REPLACEMENT) and not _is_settled(text, ids, near, end, tokenizer):
             continue
+        text = text if near == context else decode(ids[context:end], tokenizer)
         known = decode(ids[context:start], tokenizer)
         spans.append((text[len(known) :], ids[start:end]))
         context, start = start, end
     if "".join(text for text, _ in spans) == whole:
         return spans
     return [(whole, ids)]  # a decoder that rewrites what it wrote before: no finer runs exist
+
+
+def _is_settled(text: str, ids: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether `text`, that of ids[start:end], stays as it is whatever follows: each token there adds to it."""
+    last = min(end + _FOLLOWING, len(ids))
+    more = (decode(ids[start:later], tokenizer) for later in range(end + 1, last + 1))
+    return all(len(longer) > len(text) and longer.startswith(text) for longer in more)
 
 
 def token_offsets(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:

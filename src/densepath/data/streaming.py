@@ -25,7 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from densepath.data.convert import conversion, converted
 from densepath.data.reading import FILE_SUFFIXES, file_suffix, find_source
-from densepath.data.rows import Row, short
+from densepath.data.rows import Row, jsonable, short
 from densepath.errors import DataError
 
 if TYPE_CHECKING:
@@ -505,7 +505,8 @@ class _InMemory(_Part):
         return len(self.table)
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "rows": len(self.table)}
+        digest = hashlib.sha256(json.dumps(jsonable(self.table), ensure_ascii=True).encode())
+        return {"name": self.name, "rows": len(self.table), "sha256": digest.hexdigest()}
 
     def rows(self, start: int, wanted: Wanted) -> Generator[SourceRow, None, int]:
         for index, row in enumerate(self.table, start=start):

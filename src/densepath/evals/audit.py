@@ -17,7 +17,7 @@ from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.evals.altered_numbers import answer_of
 from densepath.evals.duplicates import exact_key, first_occurrences, normal_key
 from densepath.evals.signals import Aggregation, aggregate
-from densepath.models.compat import context_length, eos_token_ids
+from densepath.models.compat import eos_token_ids
 from densepath.records.completion import Span
 from densepath.records.spans import worst_spans
 from densepath.rewards.dense import DenseReward
@@ -69,7 +69,7 @@ def audit_demonstrations(
         rows: demonstrations in any of TRL's formats; every assistant turn that is an action is scored.
         aggregation: how the tokens of a row become the number it is ranked by: `min` finds one bad token in a good
             answer, `mean` answers that are strange throughout, `sum` long ones of these.
-        max_length: longest demonstration in tokens; the model's context if None.
+        max_length: longest demonstration in tokens; the models' context if None.
         source: name of the rows in messages.
         on_progress: called with (scored, all) completions, counted once for each model.
 
@@ -90,10 +90,9 @@ def audit_demonstrations(
     if tokenizer is None:
         raise UsageError("this DenseReward has no tokenizer to read text with: give it tokenizer=")
     how = Aggregation.of(aggregation)
-    context = context_length(reward.sft.model)
     if max_length is not None and max_length < 2:
         raise ConfigError(f"max_length={max_length} must hold at least a prompt and a completion token")
-    limit = min(max_length or context, context)
+    limit = min(max_length or reward.context, reward.context)
     rows = [{key: value for key, value in dict(row).items() if value is not None} for row in rows]
     validate_rows(rows, "demonstrations", source=source)
     encoded = [_encode(row, number, tokenizer, limit, source) for number, row in enumerate(rows, start=1)]

@@ -12,7 +12,7 @@ from densepath.data.encode import Encoded, encode_pair
 from densepath.data.rows import Row, Turns, canonical_json, is_conversational, short, template_arguments
 from densepath.errors import DataError, ModelError, UsageError
 from densepath.evals.signals import Aggregation, aggregate
-from densepath.models.compat import context_length, eos_token_ids
+from densepath.models.compat import eos_token_ids
 from densepath.rewards.dense import DenseReward
 
 
@@ -144,7 +144,7 @@ def rank_completions(
         One ranking a prompt, in their order.
 
     Raises:
-        DataError: a prompt without completions, or a completion that cannot be encoded or is too long for the model.
+        DataError: a prompt without completions, or a completion that cannot be encoded or is too long for the models.
         UsageError: the reward has no tokenizer, or an aggregation that does not exist.
         NumericalError: NaN or infinity, with its place.
     """
@@ -155,14 +155,13 @@ def rank_completions(
     if len(prompts) != len(completions):
         raise DataError(f"{len(prompts)} prompts but {len(completions)} groups of completions")
     names = [f"prompt {index}" for index in range(len(prompts))] if places is None else places
-    context = context_length(reward.sft.model)
     own = [{}] * len(prompts) if chat_template_kwargs is None else chat_template_kwargs
     groups = [
         _encode(
             prompt,
             group,
             functools.partial(encode_pair, tokenizer=tokenizer, chat_template_kwargs=given),
-            context,
+            reward.context,
             name,
         )
         for prompt, group, given, name in zip(prompts, completions, own, names, strict=True)

@@ -16,7 +16,6 @@ from densepath.evals.altered_numbers import AlteredAnswer, alter_answer, altered
 from densepath.evals.first_error import SteppedSolution, check_steps, encode_steps, first_error_figures
 from densepath.evals.preferences import PreferencePair, check_preference, encode_preference, preference_figures
 from densepath.evals.signals import Aggregation, Signals, signal_passes, token_signals
-from densepath.models.compat import context_length
 from densepath.records.reward_eval import Figure, RewardEvaluation, SetAside
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
@@ -112,10 +111,11 @@ def evaluate_reward(
     def encode(index: int) -> Example | str:
         return _encode_row(rows[index], kind, tokenizer, step_separator, random.Random(f"{seed} {index}"))
 
-    most, context = min(max_samples or len(rows), len(rows)), context_length(reward.sft.model)
+    before = base if base is None or isinstance(base, FrozenPolicy) else FrozenPolicy(base)
+    most = min(max_samples or len(rows), len(rows))
+    context = reward.context if before is None else min(reward.context, before.context)
     examples, set_aside = _encode(encode, _drawn(len(rows), most, seed), most, context, source)
     completions = [completion for example in examples for completion in example.completions]
-    before = base if base is None or isinstance(base, FrozenPolicy) else FrozenPolicy(base)
     total = signal_passes(reward, before) * len(completions)
     done = 0
 

@@ -132,8 +132,6 @@ class DenseRewardJudge(JudgeHere[Encoded]):
     def __init__(self, reward: DenseReward, name: str) -> None:
         super().__init__(name)
         self._reward = reward
-        policies = (reward.sft, *reward.refs)
-        self._context = min(context_length(policy.model) for policy in policies)
         self._ends = eos_token_ids(reward.sft.model, reward.tokenizer)
 
     def prepare(self, request: JudgeRequest) -> list[Encoded]:
@@ -144,7 +142,7 @@ class DenseRewardJudge(JudgeHere[Encoded]):
             if not last["content"]:
                 raise DataError("an empty answer has no token to score")
             found.append(self._reward.encode(turns, [last], template_arguments(request.row or {})))
-            check_context(len(found[-1].prompt_ids) + len(found[-1].completion_ids), self._context)
+            check_context(len(found[-1].prompt_ids) + len(found[-1].completion_ids), self._reward.context)
         return found
 
     def score(self, pairs: Sequence[Encoded]) -> list[float]:

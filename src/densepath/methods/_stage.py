@@ -90,8 +90,9 @@ class SFTRun:
 
     @property
     def context(self) -> int:
-        """Tokens that the model reads at most, as its configuration says."""
-        return model_context(self.base, self.arguments.trust_remote_code)
+        """Tokens that every model of the run reads at most, as their configurations say."""
+        names = [self.base] if self.given is None else [self.given.sft, *self.given.references.values()]
+        return min(model_context(name, self.arguments.trust_remote_code) for name in names)
 
     def rows(self, split: str) -> Rows:
         """Rows that the data stage wrote.

@@ -23,7 +23,7 @@ from densepath.judging.against import AgainstAnswers, answers_by_prompt
 from densepath.judging.build import CACHE, make_judge_against
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.kept import KeptModels, kept_models
-from densepath.models.load import load_frozen, load_tokenizer, model_context
+from densepath.models.load import load_frozen, load_tokenizer
 from densepath.pipeline.data import check_answers, check_prompts
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
@@ -109,8 +109,7 @@ def _evidence(
     length = arguments.max_completion_length or int(recipe.get("max_completion_length") or DEFAULT_COMPLETION_LENGTH)
     source, rows = _rows(arguments, run_dir, console, recipe)
     check_answers(verifier, rows, source, split)
-    context = model_context(kept.sft, arguments.trust_remote_code)
-    check_prompts(rows, models.tokenizer, context, length, source, split)
+    check_prompts(rows, models.tokenizer, models.context, length, source, split)
     checks = verifier if asked is None else _judge(asked, arguments, models, rows, length, console)
     return Evidence(rows, checks, _preferences(arguments), source), length
 

@@ -214,7 +214,7 @@ def _held_out(arguments: DPRArguments, tokenizer: Any, context: int) -> Any:
 def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any, console: Console) -> None:
     """Refuse a missing or foreign reference, and warn of one that gives no signal."""
     check_reference(dense_reward, arguments.ref_model_name_or_path)
-    for reference in arguments.ref_model_name_or_path if dense_reward == "baseline_relative" else ():
+    for reference in arguments.ref_model_name_or_path:
         check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
         if not weights_differ(arguments.model_name_or_path, reference):
             warn(console, f"{reference} and {arguments.model_name_or_path} have the same weights: the reward is zero")

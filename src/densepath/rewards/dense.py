@@ -14,6 +14,7 @@ from torch import Tensor
 
 from densepath.core.masks import lengths_to_mask
 from densepath.core.rewards import ReferenceMean, inverse_bellman, pair_rewards, reference_logprobs
+from densepath.data.context import check_context
 from densepath.data.encode import Encoded, encode_pair, encode_row_prompt
 from densepath.data.rows import TEMPLATE_COLUMNS, Turns, template_arguments
 from densepath.data.spans import read_tokens
@@ -198,6 +199,11 @@ class DenseReward:
         """Models scored for one reward: how often each completion is counted by `on_progress`."""
         return 1 + len(self.refs)
 
+    @property
+    def context(self) -> int:
+        """Tokens of the longest prompt with its completion that every model scores."""
+        return min(policy.context for policy in (self.sft, *self.refs))
+
     def from_logprobs(self, sft_logprobs: Tensor, ref_logprobs: Sequence[Tensor], mask: Tensor) -> Tensor:
         """Rewards from log-probabilities, of sampled tokens or of whole-vocabulary rows alike.
 
@@ -277,7 +283,8 @@ class DenseReward:
             DenseScores, texts and offsets included.
 
         Raises:
-            DataError: not one completion a prompt, or one that cannot be encoded; the message names which.
+            DataError: not one completion a prompt, or one that cannot be encoded or is longer than `context`; the
+                message names which.
             UsageError: no tokenizer was given.
             NumericalError: NaN or infinity, with its place.
         """
@@ -308,12 +315,25 @@ class DenseReward:
     ) -> list[float]:
         """A reward function in TRL's form: the reward of each completion, summed over its tokens, nats.
 
+        A trainer of TRL tells it neither its `chat_template_kwargs` nor its `tools`: give the former to `from_models`
+        too, and train with tools by `DPRTrainer`. Else another prompt is scored than was sampled from.
+
         Args:
             prompts: text, or a list of turns, each.
             completions: the completions; read only where `completion_ids` are missing.
             completion_ids: the sampled ids, which TRL's trainers give; scored as they are.
             kwargs: the other columns and arguments that TRL passes; of these a row's template arguments are read.
+
+        Raises:
+            UsageError: a completion with a tool's turn, whose tokens are no actions; or no tokenizer was given.
+            DataError, NumericalError: as `score`.
         """
+        for index, completion in enumerate(completions):
+            if not isinstance(completion, str) and any(turn.get("role") == "tool" for turn in completion):
+                raise UsageError(
+                    f"completion {index} holds a tool's turn, whose tokens would be graded as the policy's: train "
+                    "with DPRTrainer, which leaves them out"
+                )
         own = {name: kwargs[name] for name in TEMPLATE_COLUMNS if kwargs.get(name) is not None}
         rows = [{"prompt": p, **{name: own[name][i] for name in own}} for i, p in enumerate(prompts)]
         if completion_ids is None:
@@ -351,9 +371,11 @@ class DenseReward:
         self, index: int, prompt: str | Turns, completion: str | Turns, chat_template_kwargs: Mapping[str, Any]
     ) -> Encoded:
         try:
-            return self.encode(prompt, completion, chat_template_kwargs)
+            pair = self.encode(prompt, completion, chat_template_kwargs)
         except (DataError, ModelError) as error:
             raise type(error)(f"completion {index}: {error}") from error
+        check_context(len(pair.prompt_ids) + len(pair.completion_ids), self.context, f"completion {index}")
+        return pair
 
     def _tokenizer(self) -> Any:
         if self.tokenizer is None:

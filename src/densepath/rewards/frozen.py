@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from densepath.models.adapters import active_adapter, adapter_view
+from densepath.models.compat import context_length
 from densepath.models.scoring import (
     DEFAULT_TOKEN_BUDGET,
     CompletionScores,
@@ -34,6 +35,11 @@ class FrozenPolicy:
     def name(self) -> str:
         """What the model was loaded from; of one that was made in memory its class."""
         return getattr(getattr(self.model, "config", None), "_name_or_path", None) or type(self.model).__name__
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest prompt with its completion that it scores."""
+        return context_length(self.model)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[Any]:

@@ -28,12 +28,11 @@ class RowScorer:
     Args:
         reward: the reward.
         tokenizer: that of its models.
-        context: most tokens of a prompt with its completion.
         logprobs: also give log pi_SFT and log pi_ref of each token.
     """
 
-    def __init__(self, reward: DenseReward, tokenizer: Any, *, context: int, logprobs: bool = False) -> None:
-        self.reward, self.tokenizer, self.context, self.logprobs = reward, tokenizer, context, logprobs
+    def __init__(self, reward: DenseReward, tokenizer: Any, *, logprobs: bool = False) -> None:
+        self.reward, self.tokenizer, self.logprobs = reward, tokenizer, logprobs
         self._ends = eos_token_ids(reward.sft.model, tokenizer)
 
     def encode(self, row: Row) -> list[Encoded]:
@@ -54,7 +53,7 @@ class RowScorer:
             if name in row:
                 raise DataError(f'there is a column "{name}" already; rename it, or leave it out with remove_columns')
         pairs = encode_pairs(row, self.tokenizer)
-        check_context(max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs), self.context)
+        check_context(max(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs), self.reward.context)
         return pairs
 
     def score(

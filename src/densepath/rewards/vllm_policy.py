@@ -19,7 +19,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from densepath.errors import ModelError, UsageError
 from densepath.models import locate
-from densepath.models.compat import context_length
 from densepath.models.load import text_part
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET, CompletionScores, check_finite, check_ids
 from densepath.rewards.frozen import FrozenPolicy
@@ -38,6 +37,11 @@ class VLLMPolicy(FrozenPolicy):
     """
 
     engine: Any = None
+
+    @property
+    def context(self) -> int:
+        """Tokens of the longest prompt with its completion that it scores: vLLM must have room to go on by one."""
+        return super().context - 1
 
     def sample(
         self,
@@ -205,8 +209,3 @@ def load_vllm_policies(
         raise UsageError(f"device={device} has no effect on vLLM, which takes the first it sees: leave it at auto")
     loaded = {name: load_vllm_policy(name, **options) for name in dict.fromkeys(map(str, names))}
     return [loaded[str(name)] for name in names]
-
-
-def longest_scored(policy: FrozenPolicy) -> int:
-    """Tokens of the longest sequence that a policy scores: vLLM must have room to go on by one."""
-    return context_length(policy.model) - isinstance(policy, VLLMPolicy)

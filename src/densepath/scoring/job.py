@@ -26,9 +26,16 @@ from densepath.models import locate
 from densepath.progress import StageProgress
 from densepath.records.estimates import Interval
 from densepath.report.words import nats_interval
+from densepath.rewards.dense import saved_reward
 from densepath.rewards.rows import SCORE_COLUMNS
 from densepath.scoring.parts import Tally
-from densepath.scoring.shard import Job, Report, is_saved_reward, score_shard
+from densepath.scoring.shard import (
+    Job,
+    Report,
+    is_saved_reward,
+    refuse_settings_beside_a_saved_reward,
+    score_shard,
+)
 from densepath.terminal import Console, say, terminal, warn
 
 _FREE = (
@@ -49,13 +56,19 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1 and arguments.num_processes > 1:
         raise ConfigError(f"num_processes={arguments.num_processes} under a launcher that started {world} processes")
+    processes = max(world, arguments.num_processes)
+    if arguments.use_vllm and processes > 1:
+        raise ConfigError(
+            f"use_vllm takes the first device that a process sees, and {processes} processes would share it: start "
+            "one call for each device, with num_shards, shard_index and CUDA_VISIBLE_DEVICES"
+        )
     job, description = _look(arguments)
     folder = job.folder
     if folder.open(description):
         say(console, f"{folder.output} is there already: nothing to do")
         return folder.output
     # A share is divided again among its processes, so that it is the same windows whoever does it.
-    shards = arguments.num_shards * max(world, arguments.num_processes)
+    shards = arguments.num_shards * processes
     first = arguments.shard_index + arguments.num_shards * rank
     mine = range(first, first + arguments.num_shards * arguments.num_processes, arguments.num_shards)
     todo = [window for shard in mine for window in job.todo(shard, shards)]
@@ -73,9 +86,7 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
 
 def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     """The job, and all that decides its result; no model is loaded for it."""
-    refs, saved = arguments.ref_model_name_or_path, is_saved_reward(arguments.model_name_or_path)
-    if not saved:
-        check_reference(arguments.dense_reward, refs)
+    named = _named(arguments)
     stream = stream_rows(arguments.dataset_name, arguments.dataset_train_split, arguments.max_samples)
     for name in SCORE_COLUMNS:
         if stream.schema is not None and name in stream.schema.names and name not in arguments.remove_columns:
@@ -83,7 +94,6 @@ def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
                 f'{arguments.dataset_name}: there is a column "{name}" already; rename it, or leave it out with '
                 "remove_columns"
             )
-    named = {"sft": arguments.model_name_or_path, **{f"ref {k}": name for k, name in enumerate(refs, start=1)}}
     models = {role: {"name": name, "files": _files(locate.locate(name))} for role, name in named.items()}
     if arguments.chat_template_path is not None:
         template = arguments.chat_template_path
@@ -96,6 +106,19 @@ def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     settings = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in (*_FREE, *_MODELS)}
     settings["output_format"] = Path(arguments.output_file).suffix
     return Job(arguments, rows), {"settings": settings, "models": models, "data": data, "rows": rows}
+
+
+def _named(arguments: ScoreArguments) -> dict[str, str]:
+    """What the reward is made of, by its part in it: a saved one's file, and the models."""
+    name, refs = arguments.model_name_or_path, arguments.ref_model_name_or_path
+    if is_saved_reward(name):
+        refuse_settings_beside_a_saved_reward(arguments)
+        _, (sft, *refs) = saved_reward(name)
+        whole = {"reward": name}
+    else:
+        check_reference(arguments.dense_reward, refs)
+        sft, whole = name, {}
+    return {**whole, "sft": sft, **{f"ref {k}": ref for k, ref in enumerate(refs, start=1)}}
 
 
 def _files(source: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ Beside `scores.jsonl` a job of `densepath score` keeps
     scores.parts/00000012.json       numbers about it and what its files hold; written last: the window is done
 
 and, when all windows are done, `scores.jsonl`, `scores.rejected.jsonl` (if there are any) and `scores.manifest.json`.
+Beside `scores.parquet` they are `scores.parquet.parts` and so on, so that outputs of one stem do not share them.
 A window's rows and numbers do not depend on who scored it or when, so neither do the joined files.
 """
 
@@ -101,9 +102,9 @@ class Parts:
     """
 
     def __init__(self, output: Path) -> None:
-        self.output = output
-        self.folder = output.with_name(f"{output.stem}.parts")
-        self.manifest = output.with_name(f"{output.stem}.manifest.json")
+        self.output, self._name = output, output.name.removesuffix(".jsonl")
+        self.folder = output.with_name(f"{self._name}.parts")
+        self.manifest = output.with_name(f"{self._name}.manifest.json")
         self.beside: tuple[Path, ...] = ()
 
     @property
@@ -147,7 +148,7 @@ class Parts:
             try:
                 self._check(begun, job, f"undo the change to go on, or remove {self.folder} to begin anew")
             except ResumeError:
-                if any(self._whole(int(path.stem))["rows"] for path in sorted(self.folder.glob("[0-9]*.json"))):
+                if self.holds_rows:
                     raise
                 remove(self.folder)  # nothing was done yet: the change may correct a mistake
         if not begun.exists():
@@ -205,6 +206,11 @@ class Parts:
         if changed:
             raise DamagedFileError(f"{self.folder / changed[0]} is not what was written: {_ANEW}")
         return found
+
+    @property
+    def holds_rows(self) -> bool:
+        """Whether a window that is done has a row."""
+        return any(self._whole(int(path.stem))["rows"] for path in sorted(self.folder.glob("[0-9]*.json")))
 
     def missing(self, windows: int) -> int:
         """How many windows are not done yet."""
@@ -275,7 +281,7 @@ class PartFolder(Parts):
 
     def __init__(self, output: Path) -> None:
         super().__init__(output)
-        self.rejected = output.with_name(f"{output.stem}.rejected.jsonl")
+        self.rejected = output.with_name(f"{self._name}.rejected.jsonl")
         self.beside = (self.rejected,)
         self._parquet = output.suffix == ".parquet"
 

@@ -20,7 +20,7 @@ from densepath.models.compat import check_vocabulary
 from densepath.rewards.dense import REWARD_FILE, DenseReward
 from densepath.rewards.loading import load_policies
 from densepath.rewards.rows import SCORE_COLUMNS, RowScorer
-from densepath.rewards.vllm_policy import load_vllm_policies, longest_scored
+from densepath.rewards.vllm_policy import load_vllm_policies
 from densepath.scoring.parts import PartFolder
 from densepath.terminal import Console, warn
 
@@ -28,7 +28,7 @@ Report: TypeAlias = Callable[[float, int], None]
 """Takes the rows (fractions too) and tokens that were finished since the last call."""
 
 GIVE_UP_AFTER = 100
-"""Rows that a process sets aside without having scored one before it takes the whole data set for unusable."""
+"""Rows that are set aside, and none of the job scored, before the whole data set is taken for unusable."""
 _REWARD_ARGUMENTS = (
     "ref_model_name_or_path",
     "dense_reward",
@@ -82,8 +82,8 @@ def score_shard(job: Job, shard: int, shards: int, report: Report, console: Cons
         console: for warnings; None keeps quiet.
 
     Raises:
-        DensepathError: models that cannot be loaded, rows none of which can be scored, a full disk; under `strict`,
-            one bad row.
+        DensepathError: models that cannot be loaded, rows none of which can be scored (said here where no other
+            shard may have some), a full disk; under `strict`, one bad row.
     """
     arguments, folder = job.arguments, job.folder
     wanted = set(job.todo(shard, shards))
@@ -91,17 +91,17 @@ def score_shard(job: Job, shard: int, shards: int, report: Report, console: Cons
         return
     scorer = _scorer(arguments, shard, console)
     stream = stream_rows(arguments.dataset_name, arguments.dataset_train_split, arguments.max_samples)
-    scored = set_aside = 0
+    scored, set_aside = shards > 1 or folder.holds_rows, 0  # another shard may have what this one lacks
     for window, rows in stream.windows(arguments.window_size, wanted.__contains__):
         kept, rejected = _score_window(job, scorer, rows, report)
-        scored, set_aside = scored + len(kept), set_aside + len(rejected)
+        folder.write(window, kept, rejected, logprobs=arguments.output_logprobs, schema=stream.schema)
+        scored, set_aside = scored or bool(kept), set_aside + len(rejected)
         if not scored and set_aside >= GIVE_UP_AFTER:
             first = rejected[0]
             raise DataError(
-                f"{first['file']}, row {first['row']}: {first['error']} (nor can any other of the first {set_aside} "
-                "rows be scored)"
+                f"{first['file']}, row {first['row']}: {first['error']} (nor can any other of the {set_aside} rows "
+                "that were read be scored; the same command goes on with the next)"
             )
-        folder.write(window, kept, rejected, logprobs=arguments.output_logprobs, schema=stream.schema)
         wanted.discard(window)
         if not wanted:
             break
@@ -111,7 +111,10 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
     """The reward that the arguments name, on this process's device."""
     device = arguments.device
     if device == "auto" and torch.cuda.is_available() and not arguments.use_vllm:
-        device = f"cuda:{int(os.environ.get('LOCAL_RANK', shard)) % torch.cuda.device_count()}"
+        # Shards that are begun by hand on one machine take a device each too.
+        process = (shard - arguments.shard_index) // arguments.num_shards
+        place = int(os.environ.get("LOCAL_RANK", arguments.shard_index * arguments.num_processes + process))
+        device = f"cuda:{place % torch.cuda.device_count()}"
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
     places: dict[str, Any] = {
@@ -124,7 +127,6 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         if is_saved_reward(arguments.model_name_or_path):
-            _refuse_settings_beside_a_saved_reward(arguments)
             reward = DenseReward.from_pretrained(arguments.model_name_or_path, **places)
         else:
             reward = DenseReward.from_models(
@@ -142,7 +144,7 @@ def _scorer(arguments: ScoreArguments, shard: int, console: Console | None) -> R
             warn(console, warning.message)
     model = reward.sft.model
     check_vocabulary(reward.tokenizer, model)
-    return RowScorer(reward, reward.tokenizer, context=longest_scored(reward.sft), logprobs=arguments.output_logprobs)
+    return RowScorer(reward, reward.tokenizer, logprobs=arguments.output_logprobs)
 
 
 def _loader(arguments: ScoreArguments) -> Callable[..., Any]:
@@ -156,7 +158,8 @@ def _loader(arguments: ScoreArguments) -> Callable[..., Any]:
     )
 
 
-def _refuse_settings_beside_a_saved_reward(arguments: ScoreArguments) -> None:
+def refuse_settings_beside_a_saved_reward(arguments: ScoreArguments) -> None:
+    """Refuse what a saved reward says itself, with a `ConfigError`."""
     for field in fields(ScoreArguments):
         default = [] if field.default is MISSING else field.default
         if field.name in _REWARD_ARGUMENTS and getattr(arguments, field.name) != default:

@@ -64,7 +64,7 @@ def join_parts(parts: Iterable[Path], target: Path, *, parquet: bool) -> None:
                     shutil.copyfileobj(rows, file, 1 << 20)
         return
     parts = list(parts)
-    schema = _common_schema(pq.read_schema(part) for part in parts)
+    schema = _common_schema(parts)
     with pq.ParquetWriter(target, schema) as writer:
         waiting: list[Any] = []
         for part in parts:
@@ -119,7 +119,7 @@ def _column(name: str, values: list[Any], source: Any | None) -> tuple[Any, Any]
             return column, pa.field(name, column.type)
     except (pa.ArrowException, ValueError, TypeError, OverflowError):
         pass
-    return pa.array(_json_texts(values), pa.string()), pa.field(name, pa.string(), metadata=_AS_JSON)
+    return pa.array(_json_texts(values), pa.string()), _json_field(name)
 
 
 def _json_texts(values: Iterable[Any]) -> list[str | None]:
@@ -133,28 +133,46 @@ def _has_empty_struct(kind: Any) -> bool:
     return any(_has_empty_struct(kind.field(index).type) for index in range(kind.num_fields))
 
 
-def _common_schema(schemas: Iterable[Any]) -> Any:
+def _common_schema(parts: Sequence[Path]) -> Any:
     """One schema for all parts: missing columns are null, types widened; JSON text where nothing else holds all."""
     fields: dict[str, Any] = {}
-    for schema in schemas:
+    schemas = {part: pq.read_schema(part) for part in parts}
+    for schema in schemas.values():
         for field in schema:
             known = fields.get(field.name)
             if known is None:
                 fields[field.name] = field
             elif not known.equals(field, check_metadata=True):
                 fields[field.name] = _common_field(known, field)
+    for part, schema in schemas.items():
+        for name in schema.names:
+            field = fields[name]
+            if field.metadata != _AS_JSON and field.type != schema.field(name).type and not _widens(part, field):
+                fields[name] = _json_field(name)
     ordered = [name for name in fields if name not in SCORE_COLUMNS]
     return pa.schema([fields[name] for name in (*ordered, *SCORE_COLUMNS)])
 
 
+def _json_field(name: str) -> Any:
+    return pa.field(name, pa.string(), metadata=_AS_JSON)
+
+
 def _common_field(one: Any, other: Any) -> Any:
-    as_json = pa.field(one.name, pa.string(), metadata=_AS_JSON)
     if one.metadata == _AS_JSON or other.metadata == _AS_JSON:
-        return as_json
+        return _json_field(one.name)
     try:
         return pa.unify_schemas([pa.schema([one]), pa.schema([other])], promote_options="permissive").field(0)
     except pa.ArrowException:
-        return as_json
+        return _json_field(one.name)
+
+
+def _widens(part: Path, field: Any) -> bool:
+    """Whether the common type holds what the part has: a float none of the integers above 2**53, for example."""
+    try:
+        _widened(pq.ParquetFile(part).read([field.name]).column(field.name), field.type)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 def _conform(table: Any, schema: Any) -> Any:

@@ -16,7 +16,7 @@ from starlette.responses import PlainTextResponse
 
 from densepath import __version__
 from densepath.errors import UsageError
-from densepath.models.compat import context_length, eos_token_ids
+from densepath.models.compat import eos_token_ids
 from densepath.rewards.dense import DenseReward
 from densepath.serve.docs_page import DOCS_PATHS, add_docs_page
 from densepath.serve.engine import ScoringEngine
@@ -69,6 +69,9 @@ def create_app(
 ) -> FastAPI:
     """The web application of one reward; `app.state.engine` is its `ScoringEngine`.
 
+    It answers once its lifespan runs. A parent that it is mounted in has to run `app.router.lifespan_context(app)`
+    within its own, since Starlette runs none of what is mounted.
+
     Args:
         reward: with its tokenizer.
         limits: what clients may ask.
@@ -78,9 +81,8 @@ def create_app(
     tokenizer = reward.tokenizer
     if tokenizer is None:
         raise UsageError("this DenseReward has no tokenizer to read requests with: give it tokenizer=")
-    context = min(context_length(policy.model) for policy in (reward.sft, *reward.refs))
     given = limits or Limits()
-    limits = replace(given, max_length=min(given.max_length or context, context))
+    limits = replace(given, max_length=min(given.max_length or reward.context, reward.context))
     access = access or Access()
     metrics = Metrics()
     engine = ScoringEngine(

@@ -27,7 +27,9 @@ class RequestQueue:
         self.request_timeout = request_timeout
         self.accepted = 0
         """Requests accepted and not answered yet."""
-        self.refusing: str | None = "the server is starting; try again"
+        self.refusing: str | None = (
+            "the server is starting (one that is mounted needs its lifespan run: docs/serve.md); try again"
+        )
         """Why nothing new is accepted; None while it is."""
         self._idle = asyncio.Event()
         self._idle.set()

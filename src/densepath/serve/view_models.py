@@ -8,7 +8,6 @@ from typing import Any
 from densepath.data.context import check_context
 from densepath.data.rows import Turns
 from densepath.errors import UsageError
-from densepath.models.compat import context_length
 from densepath.report.view import ScoreView, view_scores
 from densepath.rewards.dense import DenseReward, RewardKind
 from densepath.rewards.loading import load_common_tokenizer, load_policies
@@ -48,7 +47,6 @@ class RewardChoices:
         self._token_budget = token_budget
         kinds = [kind.value for kind in RewardKind if self.ref or kind is not RewardKind.BASELINE_RELATIVE]
         self.dense_rewards = [first, *(kind for kind in kinds if kind != first)]
-        self.context = min(context_length(policy.model) for policy in self._policies.values())
 
     @property
     def has_chat_template(self) -> bool:
@@ -95,7 +93,7 @@ class RewardChoices:
         names = ["A", "B"] if len(completions) > 1 else ["answer"]
         for name, completion in zip(names, completions, strict=True):
             pair = reward.encode(state, completion)
-            check_context(len(pair.prompt_ids) + len(pair.completion_ids), self.context, name)
+            check_context(len(pair.prompt_ids) + len(pair.completion_ids), reward.context, name)
         scores = reward.score([state] * len(completions), list(completions))
         pair_shown = (0, 1) if len(completions) > 1 else None
         found = view_scores(

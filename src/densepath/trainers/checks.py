@@ -12,7 +12,6 @@ from torch import nn
 from densepath.data.context import check_context, room_for_prompts
 from densepath.data.rows import template_columns
 from densepath.errors import ConfigError, DataError, ModelError
-from densepath.models.compat import context_length
 from densepath.rewards.dense import RewardKind
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.trainers.dpr_config import DPRConfig
@@ -88,15 +87,19 @@ def check_number_of_prompts(trainer: Any) -> None:
         )
 
 
-def check_prompt_lengths(trainer: Any, policy: Any) -> None:
+def check_prompt_lengths(trainer: Any, context: int) -> None:
     """Refuse a prompt that leaves no room for a completion in the context, in any data set with rows.
 
     A prompt has no more tokens than bytes, so few need to be tokenised. Streamed rows are checked as they are sampled.
 
+    Args:
+        trainer: whose data sets are looked at.
+        context: that the policy and every model of the reward hold, tokens.
+
     Raises:
         DataError: the first such row.
     """
-    context, budget = context_length(policy), trainer.max_completion_length
+    budget = trainer.max_completion_length
     room = room_for_prompts(context, budget)
     for name, dataset in _datasets(trainer):
         for row, example in enumerate(dataset):

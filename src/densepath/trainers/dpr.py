@@ -204,6 +204,8 @@ class DPRTrainer(ResumableGRPOTrainer):
             floor=self.args.reward_floor,
             token_budget=self.args.score_token_budget,
         )
+        watched = [] if frozen.held_out is None else [frozen.held_out.context]
+        self._context = min(context_length(policy), self.dense_reward.context, *watched)
         add_packed_forward(policy)
         if not self._is_sharded():
             check_deterministic(policy)
@@ -211,7 +213,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         check_processes(self)
         if not has_environment:
             check_number_of_prompts(self)
-            check_prompt_lengths(self, policy)
+            check_prompt_lengths(self, self._context)
         self.estimation = self._estimation(policy)
         self._watch(policy, frozen)
 
@@ -268,7 +270,7 @@ class DPRTrainer(ResumableGRPOTrainer):
             alone=not self.args.predict_with_generate,
             tokenizer=self._tokenizer,
             chat_template_kwargs=self.chat_template_kwargs,
-            max_length=context_length(self.model),
+            max_length=min(context_length(self.model), self.dense_reward.sft.context),
         )
         datasets = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
         for dataset in datasets.values():
@@ -316,7 +318,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         seed = hash((*place, turn) if turn else place) % (2**63)
         longest = self.max_completion_length
         if turn:  # behind a tool's answer less of the context is left; TRL cuts what passes the budget of all turns
-            longest = max(1, min(longest, context_length(self.model) - max(map(len, prompt_ids))))
+            longest = max(1, min(longest, self._context - max(map(len, prompt_ids))))
         self.rollout = Sampled(prompt_ids)  # what an error in the sampler leaves to look at
         self._samples = sample(
             # A compiled one would be compiled again for each length.
