@@ -129,6 +129,25 @@ def test_plain_text_has_no_prompts_to_sample_from(refused, write_jsonl):
     assert "give prompts of their own with rl_prompts" in refused(dataset_name=text, eval_dataset_name=good)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": CHAT[0]["prompt"] + CHAT[0]["completion"]}, "the prompt ends with an assistant turn"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": "z", "completion": CHAT[0]["completion"]}, 'differ in kind; make both text or both lists'),
+        ({"prompt": CHAT[0]["prompt"], "completion": CHAT[0]["prompt"]}, '"completion" has no assistant turn'),
+        ({"prompt": CHAT[0]["prompt"]}, "format is conversational prompt, where row 1 is standard prompt"),
+        ({"text": "z"}, 'a "text" row has no prompt'),
+    ],
+)  # fmt: skip
+def test_held_out_rows_are_checked_before_training(refused, write_jsonl, row, message):
+    held = [{"prompt": f"Repeat {i}:"} for i in range(60)]
+    file = write_jsonl("held.jsonl", [*held, row])
+    err = refused(dataset_name=write_jsonl("rows.jsonl", GOOD), eval_dataset_name=file)
+    assert f"{file}, row 61: " in err
+    assert message in err
+
+
 def test_a_choice_without_anything_to_judge_by_is_refused_before_sft(refused, write_jsonl, tmp_path):
     prompts = write_jsonl("prompts.jsonl", [{"prompt": f"Say {n}:"} for n in range(1000, 1200)])
     given = {"dataset_name": write_jsonl("good.jsonl", GOOD), "eval_dataset_name": prompts, "verifier": "none"}
@@ -309,6 +328,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
             "run --model_name_or_path SFT --dataset_name good --sft_max_steps 2 --sft_num_train_epochs 1",
             "give one of them",
         ),
+        ("dpr --model_name_or_path SFT --dataset_name good --dataset_test_split x", "without eval_dataset_name"),
         ("score ON --dense_reward x", "dense_reward='x' does not exist; choose one of: baseline_relative, logprob"),
         ("score ON --datasetname x", "unknown key 'datasetname'; did you mean dataset_name?"),
         ("score --dataset_name good --model_name_or_path SFT", "baseline_relative needs ref_model_name_or_path"),
