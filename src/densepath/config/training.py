@@ -37,7 +37,8 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
     )
     max_train_samples: int | None = option(None, "Prompts used; all if None.", least=1)
     eval_dataset_name: str | None = option(None, "Held-out demonstrations, whose NLL is logged every eval_steps.")
-    max_eval_samples: int | None = option(100, "Held-out demonstrations scored; all if None.")
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.", needs="eval_dataset_name")
+    max_eval_samples: int | None = option(100, "Held-out demonstrations scored; all if None.", least=1)
     held_out_ref_model_name_or_path: str | None = option(
         None, "A second reference: the reward under it is logged and never optimised."
     )
