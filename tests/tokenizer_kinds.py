@@ -48,8 +48,14 @@ ROLES = (  # no special token at all
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+LAST = (  # Phi 3: turns end in a token of their own, and EOS stands behind the conversation alone
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|turn|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% else %}{{ eos_token }}{% endif %}"
+)
+TWICE = LAST.replace("{{ m['content'] }}<|turn|>", "{{ m['content'] }}</s>")  # the same where that token is EOS
 TEMPLATES = {
     "chatml": CHATML, "inst": INST, "headers": HEADERS, "marked": MARKED, "stripped": STRIPPED, "roles": ROLES,
+    "last": LAST, "twice": TWICE,
 }  # fmt: skip
 
 

@@ -307,7 +307,8 @@ def test_dpr_watches_held_out_demonstrations_and_stops_early(models, tmp_path, w
     pairs = [{"prompt": f"{i}?", "completion": " yes"} for i in range(6)]
     words = ["dpr", "--model_name_or_path", models["sft"], "--ref_model_name_or_path", models["ref"]]
     words += ["--held_out_ref_model_name_or_path", models["ref"], "--dataset_name", write_jsonl("pairs.jsonl", pairs)]
-    words += ["--eval_dataset_name", write_jsonl("pairs.jsonl", pairs), "--eval_steps", "2", "--max_eval_samples", "4"]
+    held = [{**pair, "prompt": f"held {pair['prompt']}"} for pair in pairs]
+    words += ["--eval_dataset_name", write_jsonl("held.jsonl", held), "--eval_steps", "2", "--max_eval_samples", "4"]
     words += ["--nll_increase_threshold", "-100", "--early_stopping", "True", "--output_dir", str(tmp_path / "dpr")]
     words += ["--max_steps", "5", "--per_device_train_batch_size", "4", "--max_completion_length", "4"]
     assert main(words) == 0
@@ -317,6 +318,29 @@ def test_dpr_watches_held_out_demonstrations_and_stops_early(models, tmp_path, w
     assert [row["step"] for row in train] == [1, 2]
     assert train[0]["reward_held_out_ref"] == pytest.approx(train[0]["reward"], abs=1e-4)
     assert [row["step"] for row in rows if "eval_nll" in row] == [2]
+
+
+def test_dpr_takes_held_out_rows_of_another_split_and_none_that_it_trains_on(models, tmp_path, write_jsonl, capsys):
+    pairs = [{"prompt": f"{i}?", "completion": " yes"} for i in range(6)]
+    (tmp_path / "both").mkdir()
+    write_jsonl("both/train.jsonl", pairs)
+    write_jsonl("both/test.jsonl", [{**pair, "prompt": f"held {pair['prompt']}"} for pair in pairs])
+    words = ["dpr", "--model_name_or_path", models["sft"], "--ref_model_name_or_path", models["ref"]]
+    words += ["--dataset_name", str(tmp_path / "both"), "--output_dir", str(tmp_path / "dpr"), "--max_steps", "1"]
+    words += ["--per_device_train_batch_size", "4", "--max_completion_length", "4", "--eval_steps", "1"]
+    leaks = {
+        write_jsonl("leak.jsonl", pairs[:1]): r"train row \d and held-out row 1 have the same prompt \('0\?'\)",
+        write_jsonl("text.jsonl", [{"text": "a"}]): r"text.jsonl, row 1: plain text has no prompt and answer",
+        write_jsonl("long.jsonl", [{"prompt": "z" * 300, "completion": "y"}]): "no held-out demonstration fits",
+    }
+    for file, message in leaks.items():
+        assert main([*words, "--eval_dataset_name", file]) == 2
+        assert re.search(message, capsys.readouterr().err)
+    both = [*words, "--eval_dataset_name", str(tmp_path / "both")]
+    assert main([*both, "--dataset_test_split", "train"]) == 2
+    assert "have the same prompt" in capsys.readouterr().err
+    assert main(both) == 0
+    assert "eval_nll" in (tmp_path / "dpr/metrics.jsonl").read_text()
 
 
 def test_dpr_evaluates_nothing_without_held_out_demonstrations(models, tmp_path, capsys):

@@ -202,3 +202,10 @@ def test_validation_rows_and_never_the_test_s(run_dir, capsys):
     assert "8 of 8 prompts are test prompts of this run" in capsys.readouterr().err
     assert main([*words, "--dataset_name", str(run_dir / "data/train.jsonl"), "--betas", "1"]) == 0
     assert "8 of 8 prompts were trained on" in capsys.readouterr().out.replace("\n", " ")
+    row = json.loads((run_dir / "data/train.jsonl").read_text().splitlines()[0])
+    turns = [("user", row["prompt"]), ("assistant", "x"), ("user", "Go on."), ("assistant", "y")]
+    row["messages"] = [{"role": role, "content": content} for role, content in turns]
+    write_jsonl_atomic(run_dir / "data/train.jsonl", [{"messages": row["messages"]}])
+    write_jsonl_atomic(run_dir / "asked.jsonl", [{"prompt": row["prompt"], "answer": "x"}])
+    assert main([*words, "--dataset_name", str(run_dir / "asked.jsonl"), "--betas", "1"]) == 0
+    assert "1 of 1 prompts were trained on" in capsys.readouterr().out.replace("\n", " ")

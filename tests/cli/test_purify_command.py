@@ -169,3 +169,12 @@ def test_a_mistake_is_one_line(argv, tmp_path, capsys, changes, message):
 def test_one_model_twice_is_a_mistake(argv, source, capsys):
     assert main(argv(ref_model_name_or_path=source / "sft/model")) == 2
     assert "have the same weights: the reward is zero; give the model before SFT" in capsys.readouterr().err
+
+
+def test_what_is_held_out_answers_nothing_that_is_sorted(argv, tmp_path, capsys):
+    """The held-out likelihood is one of every turn, so an earlier one may not be trained on either."""
+    turns = [("user", ROWS[0]["prompt"]), ("assistant", "x"), ("user", "y"), ("assistant", "z")]
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    (tmp_path / "held-out.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(argv()) == 2
+    assert "train row 1 and validation row 1 have the same prompt" in capsys.readouterr().err

@@ -129,6 +129,25 @@ def test_plain_text_has_no_prompts_to_sample_from(refused, write_jsonl):
     assert "give prompts of their own with rl_prompts" in refused(dataset_name=text, eval_dataset_name=good)
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": CHAT[0]["prompt"] + CHAT[0]["completion"]}, "the prompt ends with an assistant turn"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": "z", "completion": CHAT[0]["completion"]}, 'differ in kind; make both text or both lists'),
+        ({"prompt": CHAT[0]["prompt"], "completion": CHAT[0]["prompt"]}, '"completion" has no assistant turn'),
+        ({"prompt": CHAT[0]["prompt"]}, "format is conversational prompt, where row 1 is standard prompt"),
+        ({"text": "z"}, 'a "text" row has no prompt'),
+    ],
+)  # fmt: skip
+def test_held_out_rows_are_checked_before_training(refused, write_jsonl, row, message):
+    held = [{"prompt": f"Repeat {i}:"} for i in range(60)]
+    file = write_jsonl("held.jsonl", [*held, row])
+    err = refused(dataset_name=write_jsonl("rows.jsonl", GOOD), eval_dataset_name=file)
+    assert f"{file}, row 61: " in err
+    assert message in err
+
+
 def test_a_choice_without_anything_to_judge_by_is_refused_before_sft(refused, write_jsonl, tmp_path):
     prompts = write_jsonl("prompts.jsonl", [{"prompt": f"Say {n}:"} for n in range(1000, 1200)])
     given = {"dataset_name": write_jsonl("good.jsonl", GOOD), "eval_dataset_name": prompts, "verifier": "none"}
@@ -234,6 +253,12 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
             "verifier 'exactmatch' does not exist; choose exact_match, final_number, instruction_format, or give",
         ),
         ({"verifier": "nowhere:f"}, "'nowhere' cannot be imported (ModuleNotFoundError"),
+        ({"num_threads": 0}, "num_threads=0 must be at least 1"),
+        ({"max_length": 0}, "max_length=0 must be at least 2"),
+        ({"seed": -1}, "seed=-1 must be at least 0"),
+        ({"lora_r": 0, "use_peft": True}, "lora_r=0 must be at least 1"),
+        ({"num_report_samples": -1}, "num_report_samples=-1 must be at least 0"),
+        ({"dpr_per_device_train_batch_size": -4}, "dpr_per_device_train_batch_size=-4 must be at least 1"),
         ({"reference": 0.3}, "reference=0.3 is not among reference_fractions (0, 0.25, 0.5, 0.75)"),
     ],
 )
@@ -309,6 +334,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
             "run --model_name_or_path SFT --dataset_name good --sft_max_steps 2 --sft_num_train_epochs 1",
             "give one of them",
         ),
+        ("dpr --model_name_or_path SFT --dataset_name good --dataset_test_split x", "without eval_dataset_name"),
         ("score ON --dense_reward x", "dense_reward='x' does not exist; choose one of: baseline_relative, logprob"),
         ("score ON --datasetname x", "unknown key 'datasetname'; did you mean dataset_name?"),
         ("score --dataset_name good --model_name_or_path SFT", "baseline_relative needs ref_model_name_or_path"),
@@ -319,6 +345,8 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("score --dataset_name empty --model_name_or_path SFT --dense_reward logprob", "empty.jsonl: no rows"),
         ("eval --model_name_or_path SFT --dataset_name good --verifier x", "verifier 'x' does not exist; choose"),
         ("eval ON --temperature -1", "temperature=-1.0 must be at least 0; 0 is greedy"),
+        ("eval ON --seed -1", "seed=-1 must be at least 0"),
+        ("sft --model_name_or_path SFT --dataset_name good --max_length 1", "max_length=1 must be at least 2"),
         ("eval ON --num_generations 0", "num_generations=0 must be at least 1"),
         ("eval --dataset_name chat --model_name_or_path SFT", 'the row has no "answer" to compare with'),
         ("eval --dataset_name long --model_name_or_path SFT", "long.jsonl, row 61: 300 tokens beside max_"),

@@ -151,8 +151,15 @@ def test_published_answers_of_each_layout(tmp_path):
         ("a1", "m", ("Two",), ("Sort a list.",)),
         ("81", "m", ("Three", "Four"), None),
         ("p", "m", ("Five",), ("Q",)),
-        ("p", "my", ("Six",), None),
+        ("p", "my.model", ("Six",), None),
     ]
+    # Versions and sizes of models have dots: two of them are two generators.
+    for name in ("gpt-4.1-mini.jsonl", "qwen2.5-7b.json", "qwen2.5-72b.csv"):
+        (tmp_path / name).write_text("id,text\np,Six\n" if name.endswith("csv") else json.dumps(bare))
+        assert generators(read_answers(str(tmp_path / name))) == (name.rpartition(".")[0],)
+    (tmp_path / "gpt-4.1").mkdir()
+    put(tmp_path / "gpt-4.1/part.jsonl", [bare])
+    assert generators(read_answers(str(tmp_path / "gpt-4.1"))) == ("gpt-4.1",)
 
 
 def test_the_models_text_counts_before_what_else_a_row_holds(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokenizer_kinds import BOS, EOS, KINDS, TEMPLATES, tokenizer_of
+from tests.tokenizer_kinds import BOS, EOS, KINDS, LAST, TEMPLATES, tokenizer_of
 from tokenizers import AddedToken
 
 from densepath.data.encode import Encoded, encode_demonstration, encode_demonstrations, encode_pairs, encode_prompt
@@ -157,7 +157,7 @@ def test_no_border_is_crossed_by_ordinary_answers(kind: str, template: str, text
     assert not any("also holds" in line for line in said)
     for pair, index in zip(pairs, range(1, len(turns), 2), strict=True):
         ids, end = list(pair.completion_ids), tokenizer.eos_token_id
-        assert ids.count(end) == (1 if template != "roles" or index == len(turns) - 1 else 0)
+        assert ids.count(end) == (1 if template not in ("roles", "last") or index == len(turns) - 1 else 0)
         words = tokenizer.decode(ids, skip_special_tokens=True)
         if not kind.startswith("word"):
             assert words.strip().endswith(texts[index])
@@ -206,6 +206,33 @@ def test_a_template_that_strips_reasoning_is_read_as_it_renders_and_it_is_said()
     _, counts = encode_demonstrations([{"messages": turns}] * 3, tokenizer)
     assert (counts.rewritten, counts.left_out, counts.merged) == (3, 0, 0)
     assert counts.notes[0].startswith("3 assistant turns")
+
+
+def test_an_eos_behind_the_last_turn_alone_leaves_the_others_actions() -> None:
+    """As TRL's training templates of Phi-3 mark them: with the token that ends the turn, and the line."""
+    tokenizer = tokenizer_of("byte level", "last")
+    row = {"messages": turns_of(["name a colour please", "blue", "what is two", "five"])}
+    marked = LAST.replace(
+        "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|turn|>\n{% endfor %}",
+        "{% for m in messages %}<|turn|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+        "{{ m['content'] }}<|turn|>\n{% endgeneration %}{% else %}{{ m['content'] }}<|turn|>\n{% endif %}{% endfor %}",
+    ).replace("{{ eos_token }}", "{% generation %}{{ eos_token }}{% endgeneration %}")
+    options = {"return_dict": True, "return_assistant_tokens_mask": True}
+    found = tokenizer.apply_chat_template(row["messages"], chat_template=marked, **options)
+    encoded = encode_demonstration(row, tokenizer)
+    assert encoded["input_ids"] == found["input_ids"]
+    assert encoded["completion_mask"] == found["assistant_masks"]
+    pairs, said = quietly(row, tokenizer)
+    assert [tokenizer.decode(pair.completion_ids) for pair in pairs] == ["blue<|turn|>\n", "five<|turn|>\n</s>"]
+    assert said == []
+
+
+def test_an_action_ends_at_the_first_of_two_eos_between_which_there_is_nothing() -> None:
+    """Sampling stops there: no completion holds what stands behind it."""
+    tokenizer = tokenizer_of("byte level", "twice")
+    pairs, said = quietly({"messages": turns_of(["name a colour please", "blue", "what is two", "five"])}, tokenizer)
+    assert [tokenizer.decode(pair.completion_ids) for pair in pairs] == ["blue</s>", "five</s>"]
+    assert said == []
 
 
 def test_a_turn_whose_state_is_never_asked_for_again_is_no_action() -> None:

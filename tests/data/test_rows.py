@@ -13,7 +13,15 @@ from tests.support import tiny_tokenizer
 
 from densepath.data.encode import encode_demonstration
 from densepath.data.formats import dataset_fingerprint, validate_rows
-from densepath.data.rows import conversation_of, normal_turns, prompt_of, split_turns, template_arguments, turn_text
+from densepath.data.rows import (
+    DataFormat,
+    conversation_of,
+    normal_turns,
+    prompt_of,
+    split_turns,
+    template_arguments,
+    turn_text,
+)
 from densepath.data.splits import content_hash
 from densepath.data.training_rows import demonstration_pairs
 from densepath.errors import DataError
@@ -163,6 +171,14 @@ def test_messages_ask_for_the_turn_that_comes_next_or_last(turns: list[dict[str,
     validate_rows([row], "prompts")
     assert prompt_of(row) == turns[:asked]
     assert content_hash(row) == content_hash({"prompt": turns[:asked]})
+
+
+def test_a_prompt_beside_a_text_is_what_is_asked_and_the_text_what_is_imitated() -> None:
+    row = {"prompt": [USER], "text": "Below. Sunny."}
+    assert prompt_of(row) == [USER]
+    assert content_hash(row) == content_hash({"messages": [USER, ANSWER]})
+    assert validate_rows([row, {"prompt": [USER]}], "prompts") is DataFormat.PROMPT
+    assert validate_rows([row, {"text": "a"}], "demonstrations") is DataFormat.TEXT
 
 
 def test_what_ends_with_the_user_is_imitated_where_the_assistant_speaks_and_asked_at_its_end() -> None:

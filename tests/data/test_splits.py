@@ -106,3 +106,31 @@ def test_a_shared_prompt_is_named_with_both_rows() -> None:
     check_disjoint({"train": train, "test": test[:2]})
     with pytest.raises(DataError, match=r"train row 2 and test row 3 have the same prompt \('What is it\?'\)"):
         check_disjoint({"train": train, "test": test})
+
+
+def conversation(*answered: str) -> dict[str, Any]:
+    """`messages` in which each of these questions is answered."""
+    return {"messages": [each for text in answered for each in (turn("user", text), turn("assistant", f"{text}!"))]}
+
+
+def test_what_an_earlier_turn_answers_is_trained_on_and_may_not_be_held_out() -> None:
+    train, held_out = [conversation("a"), conversation("b", "c")], [conversation("d"), conversation("b")]
+    check_disjoint({"train": train, "test": held_out})  # prompts alone: of b, c no more than [b, b!, c] is asked
+    for splits in ({"train": train, "test": held_out}, {"test": held_out, "train": train}):
+        with pytest.raises(DataError, match=r"row 2 and t.* row 2 have the same prompt \('b'\)"):
+            check_disjoint(splits, every_turn=["train"])
+    check_disjoint({"train": held_out, "test": train[1:]}, every_turn=["train"])  # [b, b!, c] was not trained on
+    several = {"prompt": [turn("user", "e")], "completion": conversation("f", "b")["messages"][1:]}
+    asked = [{"prompt": [turn("user", "e"), turn("assistant", "f!"), turn("user", "b")]}]
+    with pytest.raises(DataError, match="same prompt"):
+        check_disjoint({"train": [several], "test": asked}, every_turn=["train"])
+
+
+def test_conversations_that_begin_alike_are_in_one_split() -> None:
+    begun, gone_on = ([conversation(f"q{i}", *more) for i in range(300)] for more in ((), ("Go on.",)))
+    splits = split_by_content([*begun, *gone_on])
+    check_disjoint(splits, every_turn=list(splits))
+    assert all(begun[i] in part for part in splits.values() for i in range(300) if gone_on[i] in part)
+    # A greeting behind a common system turn tells no rows apart.
+    greeted = [{"messages": [turn("system", "s"), turn("assistant", "Hello!"), *row["messages"]]} for row in begun]
+    assert 30 < len(split_by_content(greeted, {"a": 0.5, "b": 0.5})["a"]) < 270

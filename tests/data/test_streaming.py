@@ -206,3 +206,20 @@ def test_memory_does_not_grow_with_the_file(kind, tmp_path):
         return found
 
     assert peak(8_000) < peak(3_000) + 1_000_000  # the longer file holds 5 MB more
+
+
+def test_rows_of_a_table_with_a_transform_are_what_it_makes_of_them():
+    shouted = [{"said": row["prompt"] + "!", "id": row["id"]} for row in ROWS]
+
+    def shout(batch):
+        return {"said": [text + "!" for text in batch["prompt"]], "id": batch["id"]}
+
+    stream = RowStream(datasets.Dataset.from_list(ROWS).with_transform(shout))
+    assert [row.row for row in stream] == shouted
+    assert stream.schema is None  # Arrow's is that of what the transform is given
+    assert [(row.number, row.row) for _, window in stream.windows(4, [0, 2].__contains__) for row in window] == [
+        (row["id"] + 1, row) for row in (*shouted[:4], *shouted[8:])
+    ]
+    assert load_dataset_rows(datasets.Dataset.from_list(ROWS).with_transform(shout), limit=2).to_list() == shouted[:2]
+    odd = [{"prompt": "a", "x": 1}, {"prompt": "b", "x": {"y": [2.5]}}]  # what Arrow has no one type for
+    assert [row.row for row in RowStream(load_dataset_rows(odd))] == odd

@@ -130,6 +130,22 @@ def test_a_planted_leak_is_refused(prepare, write):
         )
 
 
+def test_a_prompt_of_an_earlier_turn_that_sft_imitates_is_not_held_out(prepare, write):
+    """Every second conversation is the beginning of the one before it."""
+    rows = []
+    for i in range(150):
+        turns = [("user", f"Say {i}."), ("assistant", f"{i}"), ("user", "Go on."), ("assistant", "x")]
+        messages = [{"role": role, "content": content} for role, content in turns]
+        rows += [{"messages": messages}, {"messages": messages[:2]}]
+    found = prepare(dataset_name=write("rows.jsonl", rows), max_train_samples=None)
+    first = {name: {row["messages"][0]["content"] for row in part} for name, part in found.items()}
+    assert not first["train"] & (first["validation"] | first["test"])
+    held = [{"prompt": [{"role": "user", "content": text}]} for text in ("Say 7.", *map(str, range(40)))]
+    limits = {"num_validation_samples": 30, "num_test_samples": 30, "max_train_samples": None}
+    with pytest.raises(DataError, match=r"have the same prompt \('Say 7\.'\)"):
+        prepare(dataset_name=write("whole.jsonl", rows[::2]), eval_dataset_name=write("eval.jsonl", held), **limits)
+
+
 def test_rl_prompts_are_kept_apart_from_what_is_held_out(prepare, write):
     rows = [{"prompt": f"Say {i}:", "completion": f"{i}"} for i in range(200)]
     prompts = [{"prompt": f"Repeat {i}:"} for i in range(20)]
@@ -218,6 +234,16 @@ def test_rows_that_no_split_takes_are_counted(prepare, write, tmp_path):
     assert unused == 60 - sum(map(len, found.values())) > 0
 
 
+def test_prompts_beside_a_text_are_asked(prepare, write):
+    """The column `text` of Alpaca's rows, and of many others, is prompt and answer once more."""
+    rows = [{"prompt": f"Say {i}:", "completion": f"{i}", "text": f"Below: Say {i}: {i}"} for i in range(30)]
+    held = [{"prompt": f"Repeat {i}:", "text": "Below."} for i in range(60)]
+    found = prepare(dataset_name=write("rows.jsonl", rows), eval_dataset_name=write("held.jsonl", held))
+    assert said(found["validation"]) | said(found["test"]) < said(held)
+    with pytest.raises(DataError, match="have the same prompt"):
+        prepare(dataset_name=write("rows.jsonl", rows), eval_dataset_name=write("leak.jsonl", rows))
+
+
 def test_answers_may_be_as_long_as_99_of_100_demonstrations(write, tmp_path):
     model = save_tiny_model(tmp_path / "model")
     one = {"prompt": "a:", "completion": "b"}
@@ -233,3 +259,8 @@ def test_answers_may_be_as_long_as_99_of_100_demonstrations(write, tmp_path):
     assert budget(*["b"] * 49, "b" * 20) == 16 * -(-lengths[0] // 16)
     assert budget(*["b"] * 5, "b" * 90) == 16 * -(-lengths[1] // 16)
     assert budget("b" * 3000, "b") == model_context(model) // 2
+    # A column `text` beside prompt and completion (Alpaca's) is no plain text, which has no answer to measure.
+    rows = [{"prompt": f"{number}:", "completion": "b", "text": "Below."} for number in range(9)]
+    assert answer_budget(RunArguments(model_name_or_path=model, dataset_name=write("beside.jsonl", rows))) == 16
+    plain = write("plain.jsonl", [{"text": "b"}])
+    assert answer_budget(RunArguments(model_name_or_path=model, dataset_name=plain)) == 64

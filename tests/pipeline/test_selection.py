@@ -45,7 +45,7 @@ def models(tmp_path_factory):
 def select(models, tmp_path):
     """Run the stage with a reference at each fraction, given by its probability of the right answer."""
 
-    def run(references: dict[str, float], prompts: int = PROMPTS, **changes) -> tuple[dict, str]:
+    def run(references: dict[str, float], prompts: int = PROMPTS, beside: dict | None = None, **changes):
         folder = RunFolder(tmp_path / "run")
         kept = [float(name) for name in references]
         arguments = RunArguments(
@@ -64,7 +64,7 @@ def select(models, tmp_path):
         for name, right in references.items():
             if name != "0":
                 (folder / f"sft/references/{name}").symlink_to(models[right])
-        rows = [{"prompt": f"Q{i}:", "completion": "A", "answer": "A"} for i in range(prompts)]
+        rows = [{"prompt": f"Q{i}:", "completion": "A", "answer": "A", **(beside or {})} for i in range(prompts)]
         write_jsonl_atomic(folder / "data/validation.jsonl", rows)
         output = io.StringIO()
         run_selection(folder, SFTRun(folder.path, arguments), Console(file=output, width=200), "3/6")
@@ -235,6 +235,11 @@ def test_without_a_verifier_none_may_help_either(select):
 def test_a_fixed_reference_is_obeyed_without_a_verifier(select):
     found, _ = select({"0": 0.1, "0.25": 0.9}, verifier=None, reference="0.25")
     assert found["chosen"] == {"reference": "0.25", "beta": 1.0, "capped": False}
+
+
+def test_demonstrations_beyond_the_context_leave_their_prompts_whatever_stands_beside(select):
+    found, _ = select({"0": 0.9, "0.5": 0.1}, prompts=20, beside={"completion": "A" * 3000, "text": "Below."})
+    assert "on 20 validation prompts" in found["criterion"]
 
 
 def test_where_the_capped_reward_looks_best_it_is_what_dpr_is_run_with(select):

@@ -80,7 +80,9 @@ class EvalArguments(AnswerArguments):
     verifier: str = option("exact_match", "exact_match, final_number, instruction_format or package.module:function.")
     max_samples: int = option(100, "Prompts drawn with the seed.", least=1)
     temperature: float = option(0.0, "0 is greedy.")
-    seed: int = option(1_000_000, "Seed of the draw, of sampling, and of text_tasks: not one that a run trained on.")
+    seed: int = option(
+        1_000_000, "Seed of the draw, of sampling, and of text_tasks: not one that a run trained on.", least=0
+    )
     output_file: str | None = option(
         None, "Write the answers here as densepath generate does, each with its metric, and the figures beside them."
     )

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from densepath.config.options import option
+from densepath.config.options import check_at_least, option
 from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
 
@@ -36,6 +36,7 @@ class ExperimentArguments(RunArguments):
             raise ConfigError("arms is a key of densepath run; the arms of an experiment are its methods")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds={self.seeds}: give each seed once, and at least one")
+        check_at_least("seeds", min(self.seeds), 0)
         for name in ("settings", "methods"):
             if not isinstance(getattr(self, name), dict) or not getattr(self, name):
                 raise ConfigError(f"{name} is empty or no mapping; a recipe (--config) has to name them: see recipes/")

@@ -18,7 +18,7 @@ class JudgeEvalArguments(JudgeArguments, RowsArguments, FrozenArguments):
         "", "Preference pairs: rows with prompt, chosen, rejected, and perhaps category.", required=True
     )
     max_samples: int | None = option(None, "Pairs drawn; all if None.", least=1)
-    seed: int = option(0, "Seed of the draw and of the bootstrap.")
+    seed: int = option(0, "Seed of the draw and of the bootstrap.", least=0)
     output_file: str = option("judge_eval.json", "All figures as JSON; an endpoint's replies are kept beside it.")
     html_file: str | None = option(None, "Also write a page.")
     dry_run: bool = option(False, "Tell calls, tokens and cost, and ask nobody.")

@@ -35,7 +35,7 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
     max_samples: int | None = option(None, "Questions asked, the first ones; all if None.", least=1)
     temperature: float | None = option(None, "Of the answers; 0 is greedy. None: the benchmark's own.")
     max_completion_length: int = option(1024, "Longest answer to a turn in tokens, EOS included.", least=1)
-    seed: int = option(0, "Seed of the answers.")
+    seed: int = option(0, "Seed of the answers.", least=0)
     gamed_file: str | None = option(
         None, "AlpacaEval's df_gamed.csv, for its length-controlled win rate as it is published."
     )

@@ -54,8 +54,8 @@ class TrainableArguments(LoadArguments):
         False, "With use_peft: hold the base in 4 bits (NF4; needs bitsandbytes). docs/reward.md has the noise."
     )
     use_peft: bool = option(False, "Train a LoRA adapter instead of all weights.")
-    lora_r: int = option(16, "Rank of the adapter.", needs="use_peft")
-    lora_alpha: int = option(32, "Scale of the adapter.", needs="use_peft")
+    lora_r: int = option(16, "Rank of the adapter.", least=1, needs="use_peft")
+    lora_alpha: int = option(32, "Scale of the adapter.", least=1, needs="use_peft")
     lora_target_modules: str = option(
         "all-linear", "Modules that get an adapter; a comma-separated list, or all-linear.", needs="use_peft"
     )
@@ -143,7 +143,9 @@ class ReferencesArguments(Arguments):
     reference_ema_decay: float | None = option(
         None, "Also keep an exponential moving average of the SFT weights as reference ema; lags by 1/(1-decay) steps."
     )
-    max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
+    max_length: int | None = option(
+        None, "Longest demonstration in tokens; longer ones are cut. None: the context.", least=2
+    )
 
 
 @dataclass
@@ -152,7 +154,7 @@ class SamplingArguments(Arguments):
 
     num_generations: int = option(1, "Completions of each prompt.", least=1)
     max_completion_length: int = option(64, "Longest sampled completion in tokens, EOS included.", least=1)
-    seed: int = option(0, "Seed of the draw, of sampling and of the bootstrap.")
+    seed: int = option(0, "Seed of the draw, of sampling and of the bootstrap.", least=0)
 
 
 @dataclass

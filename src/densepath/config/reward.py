@@ -177,5 +177,5 @@ class RewardEvalArguments(PairArguments):
     )
     step_separator: str = option("\\n", "What stands between two steps (first_error); \\n is a new line.")
     max_samples: int | None = option(None, "Rows drawn; all if None.", least=1)
-    seed: int = option(0, "Seed of the draw, the altered digits and the bootstrap.")
+    seed: int = option(0, "Seed of the draw, the altered digits and the bootstrap.", least=0)
     output_file: str | None = option(None, "Write all figures here as JSON.")

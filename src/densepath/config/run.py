@@ -105,7 +105,7 @@ class EvaluationArguments(Arguments):
         "None if there is none.",
     )
     eval_temperatures: list[float] = option([0.0, 1.0], "Temperatures of the final evaluation; 0 is greedy.")
-    num_report_samples: int = option(12, "Completions shown token by token in the report.")
+    num_report_samples: int = option(12, "Completions shown token by token in the report.", least=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,14 +124,14 @@ class StageArguments(Arguments):
     sft_num_train_epochs: float | None = option(
         None, "Passes of SFT over the demonstrations; 1 where neither is given."
     )
-    sft_per_device_train_batch_size: int = option(16, "Demonstrations in one SFT step and device.")
+    sft_per_device_train_batch_size: int = option(16, "Demonstrations in one SFT step and device.", least=1)
     save_steps: int = option(20, "Optimizer steps between checkpoints for resuming, in every training stage.", least=1)
     report_to: list[str] = option(
         ["none"], "Trackers of every training stage, each a run of its own there: tensorboard, wandb, trackio, mlflow."
     )
     dpr_learning_rate: float = option(5e-6, "Peak learning rate of DPR.")
     dpr_max_steps: int = option(25, "Optimizer steps of DPR.", least=1)
-    dpr_per_device_train_batch_size: int = option(32, "Completions in one DPR step and device.")
+    dpr_per_device_train_batch_size: int = option(32, "Completions in one DPR step and device.", least=1)
     arms: list[str] = option(
         ["base", "sft", "continued_sft", "dft", "dpr", "purified_sft"],
         "What the table compares, in its order; sft is always there. base: the model before SFT; sft; controls: "
@@ -278,7 +278,7 @@ class ChoiceArguments(GivenSFTArguments, ReferencesArguments, DenseRewardArgumen
 class MachineArguments(Arguments):
     """What the job runs on."""
 
-    num_threads: int | None = option(None, "CPU threads; torch's default if None.")
+    num_threads: int | None = option(None, "CPU threads; torch's default if None.", least=1)
     accelerate_config: str | None = option(
         None, "accelerate file that the recipe is launched with: the memory plan reads processes and sharding from it."
     )
@@ -317,7 +317,7 @@ class RunArguments(
         "the context.",
         least=1,
     )
-    seed: int = option(0, "Seed of data, training and sampling.")
+    seed: int = option(0, "Seed of data, training and sampling.", least=0)
 
     @property
     def completion_tokens(self) -> int:

@@ -37,7 +37,8 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
     )
     max_train_samples: int | None = option(None, "Prompts used; all if None.", least=1)
     eval_dataset_name: str | None = option(None, "Held-out demonstrations, whose NLL is logged every eval_steps.")
-    max_eval_samples: int | None = option(100, "Held-out demonstrations scored; all if None.")
+    dataset_test_split: str = option("test", "Split of eval_dataset_name.", needs="eval_dataset_name")
+    max_eval_samples: int | None = option(100, "Held-out demonstrations scored; all if None.", least=1)
     held_out_ref_model_name_or_path: str | None = option(
         None, "A second reference: the reward under it is logged and never optimised."
     )
@@ -63,14 +64,16 @@ class PurifyCommandArguments(JudgeArguments, PurifyArguments, TrainingRowsArgume
     )
     dataset_test_split: str = option("test", "Split of eval_dataset_name.", needs="eval_dataset_name")
     num_validation_samples: int = option(200, "Held-out rows used.", least=1)
-    max_length: int | None = option(None, "Longest demonstration in tokens; longer ones are cut. None: the context.")
+    max_length: int | None = option(
+        None, "Longest demonstration in tokens; longer ones are cut. None: the context.", least=2
+    )
     max_completion_length: int = option(64, "Longest sampled answer in tokens, EOS included.", least=1)
     temperature: float = option(0.0, "Of the answers that are judged; 0 is greedy.")
     purify_dft: bool = option(
         True,
         "With a verifier or judge: try DFT on all demonstrations too, and take it where it is better.",
     )
-    seed: int = option(0, "Seed of draws, training and sampling.")
+    seed: int = option(0, "Seed of draws, training and sampling.", least=0)
     output_dir: str = option("purified", "Where model, kept.jsonl, dropped.jsonl, purification.json and its page go.")
 
     def __post_init__(self) -> None:

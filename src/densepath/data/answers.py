@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.data.benchmarks import is_texts, parsed, prompt_to_answer, question_id, texts_of
+from densepath.data.reading import file_suffix, is_readable
 from densepath.data.rows import Row, short, turn_text
 from densepath.data.splits import normalise_text
 from densepath.data.streaming import SourceRow
@@ -30,13 +31,14 @@ def read_answers(source: str) -> tuple[Answer, ...]:
     An answer whose row names no question has the id "" and a prompt; `answers_to` finds its question.
 
     Args:
-        source: a file, folder or hub id; its stem names the generator where rows do not.
+        source: a file, folder or hub id; its name without a file's suffix is the generator's where rows do not say it.
 
     Raises:
         MissingFileError: there is none.
         DataError: a row that holds no answer; file and row are named.
     """
-    name = Path(source).name.partition(".")[0]
+    path = Path(source)
+    name = path.name[: -len(file_suffix(path))] if is_readable(path) else path.name
     return tuple(answer for own in parsed(source, lambda row, at: list(_answers(row, at, name))) for answer in own)
 
 

@@ -427,7 +427,8 @@ def _conversation(
         state = tokenise(before, tokenizer)
         start = _common_prefix(state, ids)
         through = whole if index == last else rendered(index + 1, False)
-        kept = whole.startswith(through.rstrip())
+        # Some templates write EOS behind the last turn alone (Phi-3, gpt-oss).
+        kept = whole.startswith(through.rstrip().removesuffix(eos(tokenizer)[0]).rstrip())
         if index == last:
             stop = len(ids)
         elif kept:
@@ -492,13 +493,20 @@ def _end_of_action(
 ) -> int:
     """End of the action in [start, limit): behind its last EOS (or first), where only white space follows that one.
 
-    Without one it ends at the limit, or behind the EOS that stands there.
+    Of several with nothing but white space between them the first counts: sampling stops there. Without one the action
+    ends at the limit, or behind the EOS that stands there.
     """
     eos_id = eos(tokenizer)[1]
     ends = [place + 1 for place in range(start, limit) if ids[place] == eos_id]
     if first:
         return ends[0] if ends else start
-    if ends and not decode(ids[ends[-1] : limit], tokenizer).strip():
+
+    def blank(begin: int, end: int) -> bool:
+        return not decode(ids[begin:end], tokenizer).strip()
+
+    if ends and blank(ends[-1], limit):
+        while len(ends) > 1 and blank(ends[-2], ends[-1] - 1):
+            ends.pop()
         return ends[-1]
     # Some templates end a turn only once another one follows.
     return limit + (ids[limit : limit + 1] == [eos_id])

@@ -25,10 +25,12 @@ from densepath.data.rows import (
     canonical_json,
     check_unicode,
     detect_format,
+    is_answered,
     is_conversational,
     jsonable,
     prompt_of,
     short,
+    split_turns,
     template_arguments,
     turn_text,
 )
@@ -261,7 +263,9 @@ def check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
 
 def _check_prompt_row(row: Row, found: DataFormat) -> tuple[DataFormat, bool]:
     prompt = prompt_of(row)
-    if found is DataFormat.PROMPT and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+    if found is DataFormat.PROMPT_COMPLETION and not split_turns(row):
+        raise DataError('"completion" has no assistant turn; add the demonstrated answer, or leave "completion" out')
+    if not is_answered(row) and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
         raise DataError(
             "the prompt ends with an assistant turn, and a turn that was begun cannot be gone on with; end it with "
             'the turn to answer, or give that turn as "completion"'

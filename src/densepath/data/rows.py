@@ -99,25 +99,35 @@ def prompt_of(row: Row) -> str | list[dict[str, Any]]:
 
     Args:
         row: a validated example; of `messages` that end with the assistant's turn, the turns before it are the prompt;
-            `messages` that end with another turn (the user's, a tool's) are a prompt as a whole.
+            `messages` that end with another turn (the user's, a tool's) are a prompt as a whole. `text` has none but
+            a `prompt` beside it.
 
     Returns:
         Plain text, or a list of turns in their normal form.
 
     Raises:
-        DataError: a `text` row, which has no prompt, or a row in no known format.
+        DataError: a `text` row without a prompt, or a row in no known format.
 
     >>> prompt_of({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]})
     [{'role': 'user', 'content': 'Hi'}]
     """
     found = detect_format(row)
-    if found is DataFormat.TEXT:
+    if not has_prompt(row):
         raise DataError('a "text" row has no prompt; give the part to answer as "prompt"')
     if found is not DataFormat.MESSAGES:
         prompt = row["prompt"]
         return normal_turns(prompt) if is_conversational(prompt) else str(prompt)
     turns = normal_turns(row["messages"])
     return turns[:-1] if turns and turns[-1]["role"] == "assistant" else turns
+
+
+def has_prompt(row: Row) -> bool:
+    """Whether there is something to answer: all but plain text without a `prompt` beside it.
+
+    >>> has_prompt({"text": "Hi"}), has_prompt({"text": "Hi", "prompt": "H"})
+    (False, True)
+    """
+    return detect_format(row) is not DataFormat.TEXT or row.get("prompt") is not None
 
 
 def is_answered(row: Row) -> bool:

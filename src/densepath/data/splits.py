@@ -1,14 +1,25 @@
-"""Splits by content: the prompt alone decides where a row goes, so no prompt is ever in two splits."""
+"""Splits by content: a prompt alone decides where a row goes, so no prompt that is trained on is ever held out."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from densepath.data.rows import DataFormat, Row, Turns, canonical_json, detect_format, prompt_of, short, turn_text
+from densepath.data.rows import (
+    DataFormat,
+    Row,
+    Turns,
+    canonical_json,
+    detect_format,
+    has_prompt,
+    prompt_of,
+    short,
+    split_turns,
+    turn_text,
+)
 from densepath.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,7 +35,7 @@ def content_hash(row: Row) -> str:
     hash = sha256(JSON([[role, text], ...])), text in Unicode's NFKC form with every run of whitespace as one space.
     A turn that calls tools enters as [role, text, calls]; `tools` do not enter, so that one question is one content.
     Plain text counts as one user turn, so the same question in standard and in conversational form is one content.
-    The prompt is that of `prompt_of`; a `text` row is hashed whole.
+    The prompt is that of `prompt_of`; `text` without one is hashed whole.
 
     Args:
         row: an example in any format.
@@ -38,7 +49,7 @@ def content_hash(row: Row) -> str:
     >>> content_hash({"prompt": "A  b\\n"}) == content_hash({"prompt": [{"role": "user", "content": "A b"}]})
     True
     """
-    prompt = str(row["text"]) if detect_format(row) is DataFormat.TEXT else prompt_of(row)
+    prompt = prompt_of(row) if has_prompt(row) else str(row["text"])
     turns: Turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     canonical = [
         [turn["role"], normalise_text(turn_text(turn)), *([turn["tool_calls"]] if turn.get("tool_calls") else [])]
@@ -56,12 +67,32 @@ def normalise_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
+def answered_hashes(row: Row) -> dict[str, Row]:
+    """Content hashes of a row's prompt and of every prompt that is answered in it.
+
+    SFT imitates each assistant turn of `messages` and of a completion of several turns: what stands before it is its
+    prompt.
+
+    Args:
+        row: an example in any format.
+
+    Returns:
+        Hash to a row of that prompt.
+
+    Raises:
+        DataError: the row is in no known format.
+    """
+    answers = [] if detect_format(row) is DataFormat.PROMPT else split_turns(row)
+    return {content_hash(each): each for each in (row, *answers)}
+
+
 def split_by_content(rows: Dataset | Sequence[Row], shares: Mapping[str, float] = DEFAULT_SHARES) -> dict[str, Any]:
-    """Splits of a data set by the hash of each row's prompt.
+    """Splits of a data set by the hash of each row's prompt; of `messages`, of the first that answers a user.
 
     u = hash / 2^64 in [0, 1); a row is in the split whose stretch of the cumulated shares holds u. So a row's split
-    depends on its prompt and the shares alone, not on the order or the other rows, and duplicates stay together. The
-    shares are met on average: a small data set can leave a small split empty.
+    depends on its prompt and the shares alone, not on the order or the other rows, and duplicates stay together, as do
+    conversations that begin alike: SFT imitates their earlier turns too. The shares are met on average: a small data
+    set can leave a small split empty.
 
     Args:
         rows: a `datasets.Dataset`, or a sequence of examples.
@@ -83,11 +114,12 @@ def split_by_content(rows: Dataset | Sequence[Row], shares: Mapping[str, float] 
     return {name: rows.select(indices) for name, indices in members.items()}
 
 
-def check_disjoint(splits: Mapping[str, Dataset | Sequence[Row]]) -> None:
+def check_disjoint(splits: Mapping[str, Dataset | Sequence[Row]], every_turn: Collection[str] = ()) -> None:
     """Raise when two splits share a prompt; duplicates within one split are allowed.
 
     Args:
         splits: name to rows, for example the training and the evaluation prompts.
+        every_turn: names of the splits of which the prompts of earlier answers count too, as where SFT trains on them.
 
     Raises:
         DataError: names the two rows (1-based) and the prompt's beginning.
@@ -95,16 +127,17 @@ def check_disjoint(splits: Mapping[str, Dataset | Sequence[Row]]) -> None:
     seen: dict[str, tuple[str, int]] = {}
     for name, rows in splits.items():
         for number, row in enumerate(rows, start=1):
-            first_name, first_number = seen.setdefault(content_hash(row), (name, number))
-            if first_name != name:
-                raise DataError(
-                    f"{first_name} row {first_number} and {name} row {number} have the same prompt "
-                    f"({_preview(row)}); remove one, or split with split_by_content"
-                )
+            for digest, each in (answered_hashes(row) if name in every_turn else {content_hash(row): row}).items():
+                first_name, first_number = seen.setdefault(digest, (name, number))
+                if first_name != name:
+                    raise DataError(
+                        f"{first_name} row {first_number} and {name} row {number} have the same prompt "
+                        f"({_preview(each)}); remove one, or split with split_by_content"
+                    )
 
 
 def _split_of(row: Row, shares: Mapping[str, float]) -> str:
-    place = int(content_hash(row)[: _HASH_BITS // 4], 16) / 2**_HASH_BITS
+    place = int(content_hash(_opening(row))[: _HASH_BITS // 4], 16) / 2**_HASH_BITS
     upper = 0.0
     for name, share in shares.items():
         upper += share
@@ -113,6 +146,12 @@ def _split_of(row: Row, shares: Mapping[str, float]) -> str:
     return name  # the sum of the shares fell short of 1 by rounding
 
 
+def _opening(row: Row) -> Row:
+    """The row of the first turn that answers a user: a greeting behind a common system turn tells no rows apart."""
+    answers = split_turns(row) if detect_format(row) is DataFormat.MESSAGES else []
+    return next((each for each in answers if any(turn["role"] == "user" for turn in each["prompt"])), row)
+
+
 def _preview(row: Row) -> str:
-    prompt = row["text"] if detect_format(row) is DataFormat.TEXT else prompt_of(row)
+    prompt = prompt_of(row) if has_prompt(row) else str(row["text"])
     return repr(short(prompt if isinstance(prompt, str) else turn_text(prompt[-1])))

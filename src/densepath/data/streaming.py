@@ -430,11 +430,12 @@ class _Parquet(_Part):
 
 
 class _Table(_Part):
-    """A `datasets.Dataset`, memory-mapped from disk."""
+    """A `datasets.Dataset`, memory-mapped from disk; where it has a transform, rows are what that makes of them."""
 
     def __init__(self, name: str, table: Dataset) -> None:
         self.name, self.dataset, self.table = name, table, table.with_format("arrow")
-        self.schema = table.features.arrow_schema.remove_metadata()
+        self._transformed = table.format["type"] == "custom"
+        self.schema = None if self._transformed else table.features.arrow_schema.remove_metadata()
         self._fingerprint = table._fingerprint
 
     def count(self) -> int:
@@ -446,7 +447,15 @@ class _Table(_Part):
     def rows(self, start: int, wanted: Wanted) -> Generator[SourceRow, None, int]:
         for at in range(0, len(self.table), _BATCH_ROWS):
             stop = min(at + _BATCH_ROWS, len(self.table))
-            if any(map(wanted, range(start + at, start + stop))):
+            if not any(map(wanted, range(start + at, start + stop))):
+                continue
+            if self._transformed:
+                columns = self.dataset[at:stop]
+                for number in range(at, stop):
+                    if wanted(start + number):
+                        row = {name: values[number - at] for name, values in columns.items()}
+                        yield SourceRow(start + number, self.name, number + 1, row)
+            else:
                 yield from _arrow_rows(self.table[at:stop], start + at, start, self.name, wanted)
         return start + len(self.table)
 

@@ -12,7 +12,7 @@ from densepath.data.context import check_context, room_for_prompts
 from densepath.data.encode import encode_demonstrations, encode_pairs, encode_row_prompt
 from densepath.data.formats import dataset_fingerprint
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.data.rows import DataFormat, detect_format, jsonable
+from densepath.data.rows import DataFormat, detect_format, has_prompt, jsonable
 from densepath.data.sources import load_rows
 from densepath.data.splits import check_disjoint, split_by_content
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
@@ -42,7 +42,7 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
     started = time.monotonic()
     splits, unused = _splits(arguments)
     _check_prompts_exist(arguments, splits)
-    check_disjoint({name: splits[name] for name in ("train", "validation", "test")})
+    check_disjoint({name: splits[name] for name in ("train", "validation", "test")}, every_turn=["train"])
     if arguments.rl_prompts is not None:
         check_disjoint({name: splits[name] for name in ("rl", "validation", "test")})
     for name in ("validation", "test"):
@@ -85,8 +85,9 @@ def answer_budget(arguments: RunArguments) -> int:
         DensepathError: data or tokenizer that cannot be used.
     """
     tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
-    rows = _demonstrations(arguments, BUDGET_ROWS)
-    lengths = [len(p.completion_ids) for row in rows for p in encode_pairs(row, tokenizer)[-1:] if "text" not in row]
+    found = _demonstrations(arguments, BUDGET_ROWS)
+    rows = [row for row in found if detect_format(row) is not DataFormat.TEXT]
+    lengths = [len(p.completion_ids) for row in rows for p in encode_pairs(row, tokenizer)[-1:]]
     if not lengths:
         return SamplingArguments().max_completion_length
     needed = sorted(lengths)[max(0, math.ceil(0.99 * len(lengths)) - 1)]
@@ -166,7 +167,7 @@ def _splits(arguments: RunArguments) -> tuple[dict[str, Rows], int]:
         given = len(rows)
     else:
         found = load_rows(
-            arguments.eval_dataset_name or "", arguments.dataset_test_split, None, limit=None, seed=arguments.seed
+            arguments.eval_dataset_name or "", arguments.dataset_test_split, "prompts", limit=None, seed=arguments.seed
         )
         total = sum(held_out.values())
         parts = split_by_content(found, {name: count / total for name, count in held_out.items()})
@@ -227,7 +228,7 @@ def _check_prompts_exist(arguments: RunArguments, splits: dict[str, Rows]) -> No
     """Plain text can be imitated and not be answered: prompts must then come from elsewhere."""
     for name, key in (("test", "eval_dataset_name"), ("train", "rl_prompts")):
         prompts = splits.get("rl", splits["train"]) if name == "train" else splits[name]
-        if detect_format(prompts[0]) is DataFormat.TEXT:
+        if not has_prompt(prompts[0]):
             raise DataError(
                 f"{_origin(arguments, name)[0]}, row 1: plain text has no prompt to sample from; "
                 f"give prompts of their own with {key}"

@@ -13,7 +13,7 @@ from densepath.choice.measure import measure
 from densepath.config.choice import DiagnoseArguments
 from densepath.config.judge import JudgeArguments
 from densepath.data.sources import load_rows
-from densepath.data.splits import content_hash
+from densepath.data.splits import answered_hashes, content_hash
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.generation import Decoding
@@ -156,9 +156,9 @@ def _rows(arguments: DiagnoseArguments, run_dir: Path, console: Console, recipe:
     if recipe.get("dataset_name") == source:
         warn(console, f"{source} is what SFT was trained on: the diagnosis is only honest on other rows")
     hashes = [content_hash(row) for row in rows]
-    for name in ("test", "train"):
+    for name, hashes_of in (("test", lambda row: [content_hash(row)]), ("train", answered_hashes)):
         file = run_dir / f"data/{name}.jsonl"
-        taken = {content_hash(row) for row in read_jsonl(file)} if file.is_file() else set()
+        taken = {one for row in read_jsonl(file) for one in hashes_of(row)} if file.is_file() else set()
         shared = sum(one in taken for one in hashes)
         if shared and name == "test":
             raise DataError(

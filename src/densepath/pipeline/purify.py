@@ -12,7 +12,7 @@ from densepath.config.mixins import TEXT_TASKS
 from densepath.config.run import RunArguments
 from densepath.config.training import PurifyCommandArguments
 from densepath.data.formats import dataset_fingerprint
-from densepath.data.rows import DataFormat, detect_format
+from densepath.data.rows import has_prompt
 from densepath.data.sources import load_rows
 from densepath.data.splits import check_disjoint, split_by_content
 from densepath.data.training_rows import Rows
@@ -134,12 +134,12 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
             "model before SFT as ref_model_name_or_path"
         )
     train, held_out = _rows(arguments)
-    check_disjoint({"train": train, "validation": held_out})
+    check_disjoint({"train": train, "validation": held_out}, every_turn=["train", "validation"])
     if arguments.verifier is not None or arguments.judge is not None:
         given = arguments.eval_dataset_name is not None
         source = arguments.eval_dataset_name if given else arguments.dataset_name
         origin = str(source), arguments.dataset_test_split if given else arguments.dataset_train_split
-        if detect_format(held_out[0]) is DataFormat.TEXT:
+        if not has_prompt(held_out[0]):
             raise DataError(f"{origin[0]}: plain text has no prompt to answer; give eval_dataset_name")
         if arguments.verifier is not None:
             check_answers(arguments.verifier, held_out, *origin)
@@ -173,8 +173,13 @@ def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows]:
     )
     count = arguments.num_validation_samples
     if arguments.eval_dataset_name is not None:
+        answered = arguments.verifier is None and arguments.judge is None
         held_out = load_rows(
-            arguments.eval_dataset_name, arguments.dataset_test_split, None, limit=count, seed=arguments.seed
+            arguments.eval_dataset_name,
+            arguments.dataset_test_split,
+            "demonstrations" if answered else "prompts",
+            limit=count,
+            seed=arguments.seed,
         )
     else:
         share = min(0.1, 1.2 * count / len(rows) + 0.01)

@@ -14,9 +14,11 @@ from densepath.config.options import check_reference
 from densepath.config.training import DPRArguments, PurifyCommandArguments, SFTArguments
 from densepath.data.encode import encode_demonstrations
 from densepath.data.formats import Needs
+from densepath.data.rows import DataFormat, detect_format
 from densepath.data.sources import load_rows
+from densepath.data.splits import check_disjoint
 from densepath.data.training_rows import Rows, demonstration_pairs, prompt_dataset
-from densepath.errors import ConfigError
+from densepath.errors import ConfigError, DataError
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
@@ -178,7 +180,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
         origin = arguments.dataset_name, arguments.dataset_train_split
         check_prompts(rows, tokenizer, context, config.max_completion_length or 0, *origin)
         _check_reference(arguments, config.dense_reward, tokenizer, console)
-        prompts, held_out = prompt_dataset(rows), _held_out(arguments, tokenizer, context)
+        prompts, held_out = prompt_dataset(rows), _held_out(arguments, rows, tokenizer, context)
         references, second = arguments.ref_model_name_or_path, arguments.held_out_ref_model_name_or_path
         models = {"model": arguments.model_name_or_path, "held-out reference": second}
         models |= {f"reference {number}" if number else "reference": name for number, name in enumerate(references)}
@@ -202,13 +204,19 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
         return model
 
 
-def _held_out(arguments: DPRArguments, tokenizer: Any, context: int) -> Any:
+def _held_out(arguments: DPRArguments, train: Rows, tokenizer: Any, context: int) -> Any:
     """Demonstrations whose NLL is watched, or None."""
-    name, split = arguments.eval_dataset_name, arguments.dataset_train_split
+    name, split = arguments.eval_dataset_name, arguments.dataset_test_split
     if name is None:
         return None
     rows = load_rows(name, split, "demonstrations", limit=arguments.max_eval_samples, seed=HELD_OUT_SEED)
-    return demonstration_pairs(rows, tokenizer, context)
+    if detect_format(rows[0]) is DataFormat.TEXT:
+        raise DataError(f"{name}, row 1: plain text has no prompt and answer to measure; give prompt and completion")
+    check_disjoint({"train": train, "held-out": rows})
+    pairs = demonstration_pairs(rows, tokenizer, context)
+    if not len(pairs):
+        raise DataError(f"{name}: no held-out demonstration fits into the model's context of {context}; shorten them")
+    return pairs
 
 
 def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any, console: Console) -> None:
