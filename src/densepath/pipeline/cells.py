@@ -135,7 +135,7 @@ def run_cell(job: CellJob, console: Console | None = None, title: str | None = N
             method = get_method(job.method)
             stage = _stage(job, method, out, title or job.arm.label)
             if not run.is_done("train"):
-                started = time.monotonic()
+                started = run.begin("train")
                 run.finish("train", started, method.train(stage) if stage and method.train else None)
                 free_models()
             # Where no reference helps, the SFT model stands for what it would have been.
