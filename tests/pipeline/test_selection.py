@@ -142,9 +142,12 @@ def test_a_diagnosis_asks_the_judge_of_the_recipe(select, models, tmp_path, monk
     checked, _ = select({"0": 0.1, "0.5": 0.7}, candidate_betas=[0.5])
     recipe = {"model_name_or_path": models[0.1], "judge": "verifier:exact_match", "max_completion_length": 3}
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = DiagnoseArguments(run_dir="run", betas=[0.5], max_samples=PROMPTS, ensemble=False)
+    arguments = DiagnoseArguments(
+        run_dir="run", betas=[0.5], max_samples=PROMPTS, ensemble=False, html_file="page.html"
+    )
     record = run_diagnose_command(arguments, Console(file=io.StringIO(), width=200))
     assert record["verifier"] == "verifier:exact_match"
+    assert "--judge verifier:exact_match" in (tmp_path / "page.html").read_text()  # what to type next
     assert record["decision"]["answer"] == checked["decision"]["answer"] == "candidate"
     assert record["decision"]["reference"] == checked["decision"]["reference"] == "0"
     assert [one["verdicts"] for one in record["sft"]] == [
