@@ -123,6 +123,13 @@ def machine() -> dict[str, str]:
     return {"cpu": environment()["cpu"], **speed(), "torch": f"torch {torch.__version__}"}
 
 
+def commit() -> str:
+    """What is measured: the commit of the code, and whether it was changed since; empty outside of a repository."""
+    asked = ["git", "describe", "--always", "--dirty"]
+    done = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
 def peaks(module: str, arms: Iterable[str]) -> dict[str, int]:
     """Bytes at most of a fresh process for each arm, which runs `module` with `--only`; printed with ratios."""
     found = {}

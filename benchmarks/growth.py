@@ -107,9 +107,11 @@ def main() -> None:
     given.add_argument("--plot", type=Path, help="draw into this file")
     options = given.parse_args()
     torch.set_num_threads(options.threads)
-    found = {}
+    found, most = {}, math.inf if options.most is None else options.most
+    if few := [axis for axis in options.axes if AXES[axis][1] > most]:
+        given.error(f"--most {options.most} leaves less than two sizes of {few[0]}, and no exponent: give more")
     for axis in options.axes:
-        sizes = [size for size in AXES[axis] if options.most is None or size <= options.most]
+        sizes = [size for size in AXES[axis] if size <= most]
         seconds = measured(axis, sizes, options.rounds)
         found[axis] = {"sizes": sizes, "cpu_s": seconds}
         found[axis]["exponents"] = {part: exponent(sizes, each) for part, each in seconds.items()}

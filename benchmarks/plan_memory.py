@@ -3,7 +3,7 @@
 Each case trains two steps of SFT, or of DPR, in a process of its own (`densepath sft`, `densepath dpr`) and reads the
 peak from the kernel. The plan is what `densepath plan --json` says of a recipe with the same numbers.
 
-    python -m benchmarks.plan_memory [--case NAME ...] [--tokens 128]
+    python -m benchmarks.plan_memory [--case NAME ...] [--smollm2 FOLDER]
 """
 
 from __future__ import annotations

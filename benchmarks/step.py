@@ -10,7 +10,8 @@ KL reads a copy of its own.
 
 Each arm lives in a process of its own, whose peak is its memory (VmHWM, libraries and weights included); the arms
 take turns, a step each, after one that is not counted. A file of `--json` that is there already is gone on with:
-`--pairs 5` measures what is missing of five. The floor is computed: 2 FLOPs a weight and distinct token forward, 4
+`--pairs 5` measures what is missing of five; turns of another model, machine, commit or number of threads are refused.
+The floor is computed: 2 FLOPs a weight and distinct token forward, 4
 backward, at the measured rate of torch's BLAS, heads at completion tokens alone; a decoding step reads all weights at
 the measured bandwidth if that takes longer; AdamW reads four numbers a weight and writes three.
 """
@@ -36,7 +37,7 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import selective_log_softmax
 
-from benchmarks.common import keep, load, machine, parser
+from benchmarks.common import commit, keep, load, machine, parser
 from densepath.models.linear import measure_rates, memory_bandwidth
 from densepath.pipeline.environment import resident_bytes
 from densepath.trainers.dpr import DPRTrainer
@@ -277,6 +278,11 @@ def main() -> None:
 def compare(options: argparse.Namespace) -> None:
     """All settings, one after the other; what is measured is kept at once."""
     known = json.loads(options.json.read_text()) if options.json is not None and options.json.exists() else {}
+    alike = {"model": options.model, "threads": options.threads, "cpu": machine()["cpu"], "torch": torch.__version__}
+    alike["commit"] = commit()
+    other = [key for key, value in alike.items() if known and known.get("alike", {}).get(key) != value]
+    if other:
+        raise SystemExit(f"{options.json}: its turns were taken with another {', '.join(other)}: give another file")
     tables: dict[str, dict] = known.get("tables", {})
     model, tokenizer = load(options.model)
     prompts = [[{"role": "user", "content": text}] for text in problems(tokenizer, 64)]
@@ -289,12 +295,12 @@ def compare(options: argparse.Namespace) -> None:
 
         def done(turns: list[dict], entry: dict = entry) -> None:
             entry["turns"] = turns
-            keep(options, tables=tables)
+            keep(options, alike=alike, tables=tables)
 
         turns = measured(name, options.arms, entry["turns"], options, done)
         shown = [{arm: turn[arm] for arm in options.arms} for turn in turns[: options.pairs]]
         entry |= {"floor": floors[name], "arms": table(Setting.of(name), shown, floors[name])}
-        keep(options, tables=tables)
+        keep(options, alike=alike, tables=tables)
     if options.plot is not None:
         plot(options.plot, {name: tables[name] for name in options.settings})
 

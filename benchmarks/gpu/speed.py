@@ -1,4 +1,4 @@
-"""Part (c): a step of DPR beside one of TRL's GRPO on equal work, scoring with and without padding, and memory."""
+"""Part (c): a step of DPR beside one of TRL's GRPO, scoring with and without padding, and memory."""
 
 from __future__ import annotations
 
@@ -185,7 +185,10 @@ def dpr_step(name: str, settings: Settings, work: Work, *, checkpointing: bool =
 
 
 def grpo_step(name: str, settings: Settings, work: Work) -> dict[str, Any]:
-    """A step of GRPO with TRL's own generation, and the KL to its start, for which it scores one frozen model."""
+    """A step of GRPO with TRL's own generation, and the KL to its start, for which it scores one frozen model.
+
+    Its reward costs nothing: DPR's scoring of the reference is work that it does not have.
+    """
     model = random_model(name, settings.device)
     tokenizer = word_tokenizer(model.config.vocab_size)
     policy = with_adapters(model)

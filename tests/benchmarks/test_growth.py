@@ -18,6 +18,14 @@ def test_a_known_power_is_found(power):
     assert growth.exponent(sizes, values) == pytest.approx(power, abs=1e-9)
 
 
+def test_one_size_has_no_exponent_and_is_refused_before_it_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(growth, "measured", lambda *args: pytest.fail("nothing is to be measured"))
+    monkeypatch.setattr(sys, "argv", ["x", "--axes", "prompts", "--most", "3", "--threads", "1"])
+    with pytest.raises(SystemExit):
+        growth.main()
+    assert "--most 3 leaves less than two sizes of prompts" in capsys.readouterr().err
+
+
 def test_it_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "PROMPT", 4)
     monkeypatch.setattr(growth, "WIDTHS", {**growth.WIDTHS, "hidden_size": 32, "intermediate_size": 32})

@@ -73,3 +73,13 @@ def test_it_measures_what_is_missing(rates, tmp_path, monkeypatch, capsys):
     assert "0.33 (0.33-0.33)" in out
     assert "made up" in out
     assert drawn.read_text().lstrip().startswith("<?xml")
+    for changes in (["--model", "another"], ["--threads", "7"]):  # before anything is measured
+        monkeypatch.setattr(step.torch, "set_num_threads", lambda threads: None)
+        monkeypatch.setattr(sys, "argv", ["x", *options, "--pairs", "9", *changes])
+        with pytest.raises(SystemExit, match=f"its turns were taken with another {changes[0][2:]}: give another file"):
+            step.main()
+    monkeypatch.setattr(step, "commit", lambda: "another")
+    monkeypatch.setattr(sys, "argv", ["x", *options, "--pairs", "9"])
+    with pytest.raises(SystemExit, match="another commit"):
+        step.main()
+    assert len(json.loads(written.read_text())["tables"]["2x4x64"]["turns"]) == 3

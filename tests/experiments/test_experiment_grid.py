@@ -11,11 +11,15 @@ from rich.console import Console
 
 from densepath.cli.main import main
 from densepath.config.experiment import ExperimentArguments
+from densepath.config.run import RunArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.errors import DensepathError
-from densepath.io import hold_lock
+from densepath.io import hold_lock, write_json_atomic
 from densepath.pipeline.experiment import run_experiment
 from densepath.pipeline.run_folder import RunFolder
+from densepath.pipeline.selection import settled
+from densepath.records.choice import ChosenReference, ReferenceChoice
+from densepath.records.codec import to_json
 
 SMALL = {
     "verifier": "exact_match",
@@ -216,3 +220,45 @@ def test_one_process_alone_works_in_an_experiment(tmp_path):
         experiment(tmp_path / "grid")
     lock.release()
     assert not (tmp_path / "grid/experiment.yaml").exists()
+
+
+# -- what validation chooses, and for whom -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("found", [None, ("0.75", 0.5, False), ("0.75", 1.0, True)])
+def test_the_choice_fills_in_what_an_arm_leaves_open_and_nothing_else(tmp_path, found):
+    choice = ReferenceChoice("auto", "", "", None if found is None else ChosenReference(*found))
+    write_json_atomic(tmp_path / "selection.json", to_json(choice))
+    of_choice = found or (None, 2.0)  # where none helps the first candidate is left for beta
+    for reference in ("auto", "0.25"):
+        for beta in ("auto", "0.1"):
+            recipe = RunArguments(
+                reference=reference, beta=beta, candidate_betas=[2.0, 1.0] if beta == "auto" else [1.0]
+            )
+            arm = settled(recipe, tmp_path)
+            if reference == "auto" and found is None:
+                assert arm is None
+                continue
+            assert arm.reference == (of_choice[0] if reference == "auto" else "0.25")
+            assert float(arm.beta) == (of_choice[1] if beta == "auto" else 0.1)
+
+
+def test_arms_of_one_choice_are_trained_with_what_each_was_given(tmp_path):
+    """The setting gives both keys, and one arm alone leaves its reference open: it may have any that SFT kept."""
+    methods = {
+        "sft": {},
+        "open": {"method": "dpr", "reference": "auto"},
+        "half": {"method": "dpr", "reference": "0.5", "beta": "auto"},
+        "dpr": {"tune": {"beta": [0.25, 4]}},
+    }
+    folder = tmp_path / "grid"
+    experiment(folder, methods=methods, seeds=[0], candidate_betas=[3.0])
+    choice = json.loads((folder / "novel/seed-0/selection.json").read_text())
+    assert choice["mode"] == "auto"
+    assert {row["reference"] for row in choice["rows"]} == {"0", "0.5"}
+    assert not any(row["capped"] for row in choice["rows"])  # dpr_capped is an arm of its own
+    beta = {
+        path.parts[-3]: json.loads(path.read_text())["beta"] for path in cells(folder).glob("*/model/densepath.json")
+    }
+    open_one = {} if choice["chosen"] is None else {"open": 1.0}  # else SFT stands for it
+    assert beta == {"dpr,beta=0.25": 0.25, "dpr,beta=4": 4.0, "half": 3.0, **open_one}

@@ -204,7 +204,12 @@ def test_an_arm_that_nothing_measures_is_shown_with_what_is_known_of_it():
         [setting] = to_json(record)["settings"]
         assert row(setting, "contrastive")["length"] == 10
         assert row(setting, "contrastive")["nll"] is None
-        assert "contrastive decoding" in results_markdown(record)
+        assert setting["prompts"] == {"validation": 4, "test": 4}  # answered, though three have a demonstration
+        shown = results_markdown(replace(record, info={"commit": "abc"}))
+        assert "contrastive decoding" in shown
+        assert ".." not in shown
+        assert ".;" not in shown
+        assert ".." not in results_markdown(record)
 
 
 def test_worse_is_said_with_a_positive_size():

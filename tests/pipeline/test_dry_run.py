@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -27,6 +28,21 @@ def test_it_shows_and_tries_and_leaves_nothing(tmp_path, tiny_model, capsys):
         assert re.search(rf"^{label}: tried, [\d.]+ s$", out, flags=re.MULTILINE), out
     assert f"nothing was left behind, and {output} is as it was" in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_with_a_judge_and_prompts_alone_is_tried_without_asking_the_judge(tmp_path, tiny_model, capsys):
+    """Nothing but the judge says which answers are better there, and the real run takes the recipe."""
+    rows = [{"prompt": f"Say {number}:", "completion": str(number)} for number in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = [{"prompt": f"Tell {number}:"} for number in range(8)]
+    (tmp_path / "held_out.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_out))
+    data = {"dataset_name": tmp_path / "rows.jsonl", "eval_dataset_name": tmp_path / "held_out.jsonl"}
+    changes = {"dataset_test_split": "train", "reference": "auto", "beta": 0.3, "dpr_eval_strategy": "no"}
+    judge = {"judge": "openai:nobody", "judge_base_url": "http://localhost:9/v1"}
+    words = run_argv(tiny_model, tmp_path / "run", **data, **changes, arms=["dpr"], **judge)
+    place = words.index("--verifier")
+    assert main([*words[:place], *words[place + 2 :], "--dry_run"]) == 0, capsys.readouterr().err
+    assert re.search(r"^DPR: tried", capsys.readouterr().out, flags=re.MULTILINE)
 
 
 def test_what_would_stop_the_run_stops_the_look_and_leaves_nothing(tmp_path, tiny_model, capsys):

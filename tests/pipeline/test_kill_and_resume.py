@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import time
+
 import pytest
 import torch
 from tests.pipeline.runs import assert_same_run, checkpoint_steps, leftovers, run_argv, steps, weights
 from tests.power import cut
+
+from densepath.pipeline.run_folder import RunFolder
 
 STEP = "transformers.trainer:Trainer.training_step"
 OPTIMIZER = "transformers.trainer:Trainer._save_optimizer_and_scheduler"
@@ -83,6 +88,24 @@ def test_killed_in_every_stage_equals_uninterrupted(tmp_path, tiny_model, forks,
     assert_same_run(killed, whole)
     assert leftovers(killed) == []
     assert (killed / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("stage", "log"), [("sft", "sft"), ("train", "."), ("train", "behaviours-2/0/1")])
+def test_the_seconds_of_a_training_are_those_of_all_its_processes(tmp_path, monkeypatch, stage, log):
+    """Killed 40 s and 7 s after their begin by the clock of their logs, and once before a line; hours lie between."""
+    path = tmp_path / log / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for begin, lines in ((0.0, [5.0, 40.0]), (9000.0, [1.0, 7.0]), (20000.0, []), (30000.0, [])):
+        monkeypatch.setattr(time, "time", lambda begin=begin: begin)
+        run = RunFolder(tmp_path)
+        started = run.begin(stage)
+        with path.open("a") as file:
+            file.write("".join(json.dumps({"step": 1, "time": begin + seconds}) + "\n" for seconds in lines))
+        if begin == 30000.0:
+            run.finish(stage, started)
+        run.close()
+    assert RunFolder(tmp_path, read_only=True).outcome(stage).budget.seconds == pytest.approx(47, abs=1)
+    assert not list((tmp_path / "stages").glob("*.clock"))
 
 
 @pytest.mark.slow

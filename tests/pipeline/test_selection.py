@@ -45,7 +45,7 @@ def models(tmp_path_factory):
 def select(models, tmp_path):
     """Run the stage with a reference at each fraction, given by its probability of the right answer."""
 
-    def run(references: dict[str, float], prompts: int = PROMPTS, beside: dict | None = None, **changes):
+    def run(references: dict[str, float], prompts: int = PROMPTS, beside: dict | None = None, capped=True, **changes):
         folder = RunFolder(tmp_path / "run")
         kept = [float(name) for name in references]
         arguments = RunArguments(
@@ -67,7 +67,7 @@ def select(models, tmp_path):
         rows = [{"prompt": f"Q{i}:", "completion": "A", "answer": "A", **(beside or {})} for i in range(prompts)]
         write_jsonl_atomic(folder / "data/validation.jsonl", rows)
         output = io.StringIO()
-        run_selection(folder, SFTRun(folder.path, arguments), Console(file=output, width=200), "3/6")
+        run_selection(folder, SFTRun(folder.path, arguments), Console(file=output, width=200), "3/6", capped=capped)
         found = read_json(folder / "selection.json")
         assert found["chosen"] == (chosen(folder.path) and to_json(chosen(folder.path)))
         folder.close()
@@ -142,9 +142,12 @@ def test_a_diagnosis_asks_the_judge_of_the_recipe(select, models, tmp_path, monk
     checked, _ = select({"0": 0.1, "0.5": 0.7}, candidate_betas=[0.5])
     recipe = {"model_name_or_path": models[0.1], "judge": "verifier:exact_match", "max_completion_length": 3}
     (tmp_path / "run/config.yaml").write_text(yaml.safe_dump(recipe))
-    arguments = DiagnoseArguments(run_dir="run", betas=[0.5], max_samples=PROMPTS, ensemble=False)
+    arguments = DiagnoseArguments(
+        run_dir="run", betas=[0.5], max_samples=PROMPTS, ensemble=False, html_file="page.html"
+    )
     record = run_diagnose_command(arguments, Console(file=io.StringIO(), width=200))
     assert record["verifier"] == "verifier:exact_match"
+    assert "--judge verifier:exact_match" in (tmp_path / "page.html").read_text()  # what to type next
     assert record["decision"]["answer"] == checked["decision"]["answer"] == "candidate"
     assert record["decision"]["reference"] == checked["decision"]["reference"] == "0"
     assert [one["verdicts"] for one in record["sft"]] == [
@@ -247,3 +250,14 @@ def test_where_the_capped_reward_looks_best_it_is_what_dpr_is_run_with(select):
     found, _ = select({"0": 0.1, "0.5": 0.7}, candidate_betas=[20.0])  # too weak a contrast to help
     assert found["chosen"] == {"reference": "0", "beta": 1.0, "capped": True}
     assert "Subtractive decoding against reference 0" in found["reason"]
+
+
+def test_a_given_beta_stays_where_the_capped_reward_is_chosen(select):
+    """Its preview is the same whatever beta is, so the one that was given is what DPR is run with."""
+    found, _ = select({"0": 0.1, "0.5": 0.7}, beta="20")
+    assert found["chosen"] == {"reference": "0", "beta": 20.0, "capped": True}
+
+
+def test_an_experiment_asks_for_no_capped_candidate(select):
+    found, _ = select({"0": 0.1, "0.5": 0.7}, capped=False, candidate_betas=[20.0])
+    assert [row["capped"] for row in found["rows"]] == [False, False]

@@ -11,7 +11,7 @@ import pytest
 from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError, MissingFileError
 from densepath.pipeline.environment import resident_bytes
-from densepath.pipeline.plan import machine_of, plan_recipe, require_fit
+from densepath.pipeline.plan import machine_memory, machine_of, plan_recipe, require_fit
 from densepath.planning.plan import GIB, LOSS_COPIES, TERMS, peak
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -48,6 +48,49 @@ def test_with_lora_one_base_serves_policy_sft_model_and_reference():
     assert ends["frozen models"] == 2 * 4 * adapter
     foreign = plan(use_peft=True, reference="some/other-model")
     assert terms(foreign, "DPR", "backward ends")["frozen models"] == 4 * (adapter + PARAMETERS)
+
+
+def test_a_target_is_every_module_whose_name_ends_so():
+    """As PEFT finds them; a plan for all weights is not one for an adapter on nothing."""
+    q, v, head = 4096 + 4096, 4096 + 1024, 4096 + 128_256
+    for targets, each in (
+        ("q_proj,v_proj", 32 * (q + v)),
+        ("self_attn.q_proj, self_attn.v_proj", 32 * (q + v)),
+        ("q_proj lm_head", 32 * q + head),
+    ):
+        assert plan(use_peft=True, lora_r=16, lora_target_modules=targets).trained == 16 * each
+    with pytest.raises(ConfigError, match=r"lora_target_modules=query: no module of .* some of q_proj, .*all-linear"):
+        plan(use_peft=True, lora_target_modules="query")
+
+
+def test_every_reference_counts_and_the_average_is_an_adapter():
+    kept = {"use_peft": True, "reference_ema_decay": 0.9}
+
+    def frozen(reference: str, **changes):
+        return terms(plan(reference=reference, **changes), "DPR", "backward ends")["frozen models"]
+
+    adapter = 4 * plan(use_peft=True).trained
+    assert frozen("ema", **kept) == frozen("0.5", **kept) == 2 * adapter
+    assert frozen("0.25,0.5,0.75", **kept) == 4 * adapter
+    assert frozen("0.25,0.5,0.75") == 4 * 4 * PARAMETERS
+    choosing = terms(plan(reference="auto", **kept), "selection", "sampling")["frozen models"]
+    assert choosing == 4 * PARAMETERS + 5 * adapter  # SFT, 0.25, 0.5, 0.75, and the average
+    assert frozen("some/model,with-a-comma", use_peft=True) == 4 * PARAMETERS + adapter  # a path
+
+
+def test_processes_on_cpus_share_the_memory_of_their_machine(tmp_path):
+    path = tmp_path / "cpus.yaml"
+    for said, processes, machines in (
+        ("distributed_type: MULTI_CPU\nnum_processes: 4\n", 4, 1),
+        ("distributed_type: MULTI_CPU\nnum_processes: 4\nnum_machines: 2\n", 4, 2),
+        ("distributed_type: 'NO'\nuse_cpu: true\n", 1, 1),
+    ):
+        path.write_text(said)
+        found = machine_of(RunArguments(accelerate_config=str(path)), 0.0)
+        assert (found.cuda, found.processes) == (False, processes)
+        assert found.memory == machine_memory() * machines / processes
+        with pytest.raises(ConfigError, match="trains on CPUs"):
+            machine_of(RunArguments(accelerate_config=str(path), gpu_memory=24))
 
 
 @pytest.mark.parametrize(

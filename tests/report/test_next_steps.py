@@ -25,19 +25,20 @@ from densepath.report.html import part_html
 from densepath.report.markdown import part_markdown
 from densepath.report.records import Report
 
-RECIPE = {"model_name_or_path": "base", "dataset_name": "rows of mine.jsonl", "verifier": "exact_match", "sft": "s/m"}
+RECIPE = {"model_name_or_path": "base", "dataset_name": "rows of mine.jsonl", "use_peft": True, "sft": "s/m"}
+ASKED = {"dataset_name": "held out.jsonl", "verifier": "exact_match"}
 FACTS = {"SFT model": "sft", "before SFT": "base", "demonstrations": "rows.jsonl", "verifier": "exact_match"}
 
 
-def run(kind, **fields):
-    config = {"output_dir": "runs/mine", "seed": 3}
+def run(kind, given=None, **fields):
+    config = {"output_dir": "runs/mine", "seed": 3, "verifier": "exact_match", **(given or {})}
     report = Report(run="mine", model=None, date=None, version=None, made_by="0", config=config, **fields)
     return next_step.after_run(report, kind)
 
 
 def diagnosis(answer, **fields):
     found = Decision(answer, fields.pop("reference", None), fields.pop("beta", None), (), **fields)
-    return next_step.after_diagnosis(found, "runs/sft", RECIPE, 64)
+    return next_step.after_diagnosis(found, "runs/sft", RECIPE, ASKED, 64)
 
 
 def judged(**fields):
@@ -57,7 +58,13 @@ STEPS = {
     "diagnosis, candidate": diagnosis(Answer.CANDIDATE, reference="0.5", beta=0.5),
     "diagnosis, capped": diagnosis(Answer.CANDIDATE, reference="0", beta=1.0, capped=True),
     **{f"diagnosis, {each.value}": diagnosis(each) for each in Answer if each is not Answer.CANDIDATE},
-    "diagnosis, unchecked": next_step.after_diagnosis(Decision(Answer.CANNOT_TELL, None, None, ()), "s", {}, 8),
+    "diagnosis, unchecked": next_step.after_diagnosis(Decision(Answer.CANNOT_TELL, None, None, ()), "s", {}, {}, 8),
+    "run, tie, SFT of another run": run("tie", {"sft_from": "runs/sft"}),
+    "run, tie, given SFT": run("tie", {"sft_model_name_or_path": "org/sft"}),
+    "run, unchecked, SFT of another run": run("unchecked", {"sft_from": "s"}, results=from_json(Results, RESULTS)),
+    "run, unchecked, given SFT": run(
+        "unchecked", {"sft_model_name_or_path": "org/sft"}, results=from_json(Results, RESULTS)
+    ),
     "purification": purification(),
     "purification, judged": purification({**FACTS, "verifier": "none"}),
     "purification, kept": purification(trained=False),
@@ -92,10 +99,21 @@ def test_names_that_the_page_knows_are_in_the_command():
         "densepath run --config runs/mine/config.yaml --seed 4 --output_dir runs/mine-seed-4"
     )
     assert "--models runs/mine/dpr/model --baseline runs/mine/sft/model" in STEPS["run, unchecked"].command
-    assert "--dataset_name 'rows of mine.jsonl' --verifier exact_match" in STEPS["diagnosis, candidate"].command
+    assert "--dataset_name 'rows of mine.jsonl' --eval_dataset_name" in STEPS["diagnosis, candidate"].command
     assert "--reference 0.5 --beta 0.5" in STEPS["diagnosis, candidate"].command
     assert "dpr_capped" in STEPS["diagnosis, capped"].command
-    assert "--max_samples 256" in STEPS["diagnosis, cannot_tell"].command
+    more = "--run_dir runs/sft --dataset_name 'held out.jsonl' --verifier exact_match --max_samples 256"
+    assert STEPS["diagnosis, cannot_tell"].command == f"densepath diagnose {more}"
+    assert "--eval_dataset_name 'held out.jsonl' --verifier" in STEPS["diagnosis, candidate"].command
+    for answer in ("candidate", "none", "train_on"):
+        assert "--use_peft true" in STEPS[f"diagnosis, {answer}"].command
+    assert "--verifier exact_match" in STEPS["diagnosis, none"].command
+    assert STEPS["run, tie, SFT of another run"].command == (
+        "densepath diagnose --run_dir runs/sft --dataset_name runs/mine/data/validation.jsonl --verifier exact_match"
+    )
+    assert "diagnose" not in STEPS["run, tie, given SFT"].command  # it asks a folder that SFT left
+    assert "--baseline s/model" in STEPS["run, unchecked, SFT of another run"].command
+    assert "--baseline org/sft" in STEPS["run, unchecked, given SFT"].command
     assert "--judge local:JUDGE" in STEPS["diagnosis, unchecked"].command
     assert "--ref_model_name_or_path a b --dataset_name 'my rows.jsonl' --drop" in STEPS["audit"].command
     assert "--judge local:a/judge" in STEPS["judge, tie"].command

@@ -175,3 +175,30 @@ def test_importing_the_report_imports_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_arm_that_was_trained_has_its_curves_and_no_other_is_missing(run_dir):
+    """The capped reward was chosen: there is no DPR, and no control was asked for."""
+    (run_dir / "dpr").rename(run_dir / "dpr_capped")
+
+    def capped(value):
+        rows = rows_of(value)
+        rows[:] = [row for row in rows if row["method"] != "continued_sft"]
+        for row in rows:
+            if row["method"] == "dpr":
+                row.update(method="dpr_capped", label="capped DPR")
+
+    edit(run_dir / "results.json", capped)
+    report = build_report(run_dir)
+    assert report.missing == ()
+    assert {curve.stage for curve in report.curves} == {"sft", "dpr_capped"}
+    page = page_html(run_page(report))
+    assert "last: dpr capped 5.5" in page  # its reward
+    assert "Loss: DPR" in page
+
+
+def test_the_log_of_a_given_sft_model_is_not_missing(run_dir):
+    shutil.rmtree(run_dir / "sft")
+    assert any("sft/metrics.jsonl" in line for line in build_report(run_dir).missing)
+    (run_dir / "config.yaml").write_text("model: tiny/model\nsft_from: runs/sft\n")
+    assert not any("the training log of SFT" in line for line in build_report(run_dir).missing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from densepath.records.choice import Decision, Findings
+from densepath.records.choice import Answer, Decision, Findings
 from densepath.records.codec import from_json
 from densepath.report.console import parts_text
 from densepath.report.diagnosis import diagnosis_page, diagnosis_parts, headline
@@ -82,6 +83,20 @@ def printed(value):
 def test_the_advice_comes_first_in_words(advice, words):
     assert headline(record(advice=advice)[1]) == words
     assert f"<h2>{words}</h2>" in page_of(record(advice=advice))
+
+
+@pytest.mark.parametrize(
+    ("beta", "capped", "words"),
+    [
+        (1.0, True, "Run DPR: reference 0.5, with the capped reward."),
+        (None, False, "Run DPR: reference 0.5."),  # by preferences, where no beta was asked for
+    ],
+)
+def test_the_advice_names_the_reward_that_was_previewed(beta, capped, words):
+    decision = dataclasses.replace(record()[1], beta=beta, capped=capped)
+    assert headline(decision) == words
+    tried = dataclasses.replace(decision, answer=Answer.CANNOT_TELL)
+    assert ("capped" in headline(tried)) == capped
 
 
 def test_the_terminal_shows_a_row_for_sft_and_for_each_preview():

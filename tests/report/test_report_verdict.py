@@ -121,3 +121,9 @@ def test_without_a_check_there_is_no_verdict_and_the_nll_stands_once(tmp_path):
     assert not re.search(r"\b(better than|worse|tie)\b", console.file.getvalue())
     assert "No verdict" not in results_markdown(found)
     assert "2.050" in results_markdown(found)
+
+
+@pytest.mark.parametrize("arm", ["dpr_capped", "purified_sft"])
+def test_the_kl_of_every_arm_is_watched(run_dir, arm):
+    write(run_dir / arm / "metrics.jsonl", [{"step": step, "kl_sequence": float(step)} for step in (1, 2)])
+    assert any(line.startswith(f"{arm}: KL to SFT ended at 2.00") for line in build_report(run_dir).warnings)

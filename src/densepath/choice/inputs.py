@@ -107,6 +107,7 @@ class MeasurePlan:
         max_completion_length: longest of them, tokens; demonstrations are compared over the same stretch.
         criterion: what decides; None: the answers with a verifier, else the reward's agreement with preferences, with
             altered numbers or, last, its margin of demonstrations over samples: the first that there is.
+        capped: preview DPR with the capped reward too, at the references that further betas are tried at.
         ensemble: with two or more references, the reward of the mean of their probabilities is judged too, as "all".
         seed: of sampling, altered digits and bootstrap; every policy draws with the same random numbers.
         token_budget: tokens in one forward pass.
@@ -120,6 +121,7 @@ class MeasurePlan:
     num_generations: int = 1
     max_completion_length: int = 128
     criterion: Criterion | None = None
+    capped: bool = True
     ensemble: bool = True
     seed: int = 0
     token_budget: int = 2048

@@ -142,9 +142,9 @@ class _Job:
 
     @property
     def contrasts(self) -> tuple[tuple[ContrastKind, float], ...]:
-        """Of previews: one for each beta, and one for the capped reward."""
+        """Of previews: one for each beta, and one for the capped reward if it is asked for."""
         plain = tuple((ContrastKind.CONTRASTIVE, 1 / beta) for beta in self.betas)
-        return (*plain, (ContrastKind.SUBTRACTIVE, TAKEN)) if plain else ()
+        return (*plain, (ContrastKind.SUBTRACTIVE, TAKEN)) if plain and self.plan.capped else plain
 
     @property
     def temperatures(self) -> tuple[float, ...]:

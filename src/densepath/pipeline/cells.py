@@ -7,7 +7,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
 from densepath.pipeline.regimes import before_sft
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.selection import check_choice, chosen, run_selection
+from densepath.pipeline.selection import check_choice, run_selection, settled
 from densepath.pipeline.sft import run_sft, take_sft
 from densepath.records.arm import Arm
 from densepath.terminal import Console, terminal
@@ -37,11 +37,14 @@ class SFTJob:
         sft: its folder and recipe, seed included.
         others: its `sft_*` and `dpr_*` keys.
         choose: choose the reference too, for arms that leave it to validation.
+        capped: the capped reward may be chosen: by a run, where the arm is then called so. In an experiment what an
+            arm is must not change from seed to seed.
     """
 
     sft: SFTRun
     others: Mapping[str, Any]
     choose: bool
+    capped: bool
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
     if sft.arguments.judge is not None and not run.is_done("sft_answers"):
         answer_with_sft(run, sft, console, f"{title[2]}SFT answers what the judge will see")
     if job.choose and not run.is_done("selection"):
-        run_selection(run, sft, console, f"{title[2]}choose the reference")
+        run_selection(run, sft, console, f"{title[2]}choose the reference", capped=job.capped)
 
 
 def run_cell(job: CellJob, console: Console | None = None, title: str | None = None) -> None:
@@ -132,7 +135,7 @@ def run_cell(job: CellJob, console: Console | None = None, title: str | None = N
             method = get_method(job.method)
             stage = _stage(job, method, out, title or job.arm.label)
             if not run.is_done("train"):
-                started = time.monotonic()
+                started = run.begin("train")
                 run.finish("train", started, method.train(stage) if stage and method.train else None)
                 free_models()
             # Where no reference helps, the SFT model stands for what it would have been.
@@ -146,13 +149,11 @@ def run_cell(job: CellJob, console: Console | None = None, title: str | None = N
 
 
 def _stage(job: CellJob, method: Method, console: Console, title: str) -> Stage | None:
-    """The stage with its reference settled; None where validation found that none helps."""
-    arguments, sft = job.arguments, job.evaluation.sft
-    if method.needs_reference and "auto" in (arguments.reference, arguments.beta):
-        found = chosen(sft.path)
-        if found is None:
-            return None
-        arguments = replace(arguments, reference=found.reference, beta=str(found.beta))
+    """The stage with reference and beta settled; None where it needs a reference and validation found none."""
+    sft = job.evaluation.sft
+    arguments = settled(job.arguments, sft.path) if method.needs_reference else job.arguments
+    if arguments is None:
+        return None
     matched = None if job.like is None else _matched(job)
     check = check_of_run(sft, job.evaluation.arguments)
     return Stage(sft, job.folder, arguments, job.others, console, title, matched, check)

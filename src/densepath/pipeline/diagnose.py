@@ -78,7 +78,8 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
     print_parts(console, *diagnosis_parts(found, decision))
     write_json_atomic(Path(arguments.output_file), record)
     if arguments.html_file is not None:
-        page = diagnosis_page(found, decision, arguments.run_dir, evidence.source, {**kept.recipe, "sft": kept.sft})
+        recipe, asked = {**kept.recipe, "sft": kept.sft}, _asked(arguments, kept.recipe)
+        page = diagnosis_page(found, decision, arguments.run_dir, evidence.source, recipe, asked)
         write_text_atomic(Path(arguments.html_file), page_html(page))
         say(console, f"page: {Path(arguments.html_file).resolve()}")
     say(console, f"figures: {Path(arguments.output_file).resolve()}")
@@ -121,6 +122,18 @@ def _judge_arguments(arguments: DiagnoseArguments, recipe: dict[str, Any]) -> Ju
     if recipe.get("judge") is None or arguments.verifier is not None:
         return None
     return JudgeArguments(**{f.name: recipe[f.name] for f in fields(JudgeArguments) if f.name in recipe})
+
+
+def _asked(arguments: DiagnoseArguments, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The check and the rows of this command, as they are typed: what says more than the defaults do."""
+    judge = _judge_arguments(arguments, recipe)
+    if judge is None:
+        checks = {"verifier": arguments.verifier or recipe.get("verifier")}
+    else:
+        plain = JudgeArguments()
+        said = {f.name: getattr(judge, f.name) for f in fields(JudgeArguments)}
+        checks = {name: value for name, value in said.items() if value != getattr(plain, name)}
+    return {"dataset_name": arguments.dataset_name, **checks}
 
 
 def _judge(

@@ -22,9 +22,8 @@ from densepath.pipeline.grid import Grid
 from densepath.pipeline.plan import plan_recipe
 from densepath.pipeline.run import begin, prepared, run_pipeline, run_setting, train_and_ask
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.selection import candidate_references, read_choice
+from densepath.pipeline.selection import candidate_betas, candidate_references, settled
 from densepath.planning.table import headline, plan_table, verdict
-from densepath.records.choice import ChosenReference
 from densepath.report.text import visible
 from densepath.terminal import Console, say, show, terminal
 
@@ -143,8 +142,8 @@ def _try_stages(arguments: RunArguments, others: dict[str, Any], folder: Path, c
         prepared(run, grid, quiet)
         say(console, f"SFT and the choice of the reference: tried, {time.monotonic() - started:.1f} s")
         sft = grid.sft(grid.settings[0], short.seed)
-        found = read_choice(run.path).chosen or ChosenReference(candidate_references(sft)[0], 1.0)
-        fixed = replace(short, reference=found.reference, beta=str(found.beta))
+        first = candidate_references(sft)[0], candidate_betas(short)[0]
+        fixed = settled(short, run.path) or replace(short, reference=first[0], beta=str(first[1]))
         for name, plan in run_setting(fixed, others).methods.items():
             started = time.monotonic()
             alone = replace(fixed, arms=[name])
@@ -156,8 +155,16 @@ def _try_stages(arguments: RunArguments, others: dict[str, Any], folder: Path, c
         run.close()
 
 
+def accepted(completion: str, row: Mapping[str, Any]) -> float:
+    """A verifier that accepts every answer: what a look has in the place of a judge."""
+    return 1.0
+
+
 def _shortened(arguments: RunArguments, folder: Path) -> RunArguments:
-    """The recipe with one step of each stage on a few rows; without a judge, a tracker, and a memory limit."""
+    """The recipe with one step of each stage on a few rows; without a tracker and a memory limit.
+
+    A judge is not asked: a program that accepts all answers says in its place that something does.
+    """
     given = arguments.sft_from is not None or arguments.sft_model_name_or_path is not None
     rows = max(FEWEST, SFT_BATCHES * arguments.sft_per_device_train_batch_size)
     return replace(
@@ -177,6 +184,7 @@ def _shortened(arguments: RunArguments, folder: Path) -> RunArguments:
         eval_temperatures=arguments.eval_temperatures[:1],
         num_report_samples=1,
         judge=None,
+        verifier=arguments.verifier if arguments.judge is None else f"{__name__}:{accepted.__name__}",
         report_to=["none"],
         gpu_memory=None,
     )

@@ -13,23 +13,17 @@ from densepath.config.run import RunArguments
 from densepath.data.regimes import Regime
 from densepath.evals.generation import decoding_name
 from densepath.evidence.cells import is_measured, verdicts
-from densepath.methods import SFTRun, get_method
+from densepath.methods import SFTRun
 from densepath.pipeline.cells import CellJob, SFTJob, run_before_sft, run_cell, run_sft_job
 from densepath.pipeline.data import regime_of
 from densepath.pipeline.evaluation import Evaluation, read_result
-from densepath.pipeline.recipe import MethodPlan, Setting, Variant, matched_with
+from densepath.pipeline.recipe import MethodPlan, Setting, Variant, left_open, matched_with
 from densepath.pipeline.regimes import STEPS, before_sft_path
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.scheduler import Task
 from densepath.records.arm import ArmResult
 from densepath.records.results import Sweep
 from densepath.stats.seeds import seed_mean
-
-
-def leaves_reference_open(plan: MethodPlan) -> bool:
-    """Whether validation has to say which reference and beta an arm takes."""
-    open_ones = ("auto" in (v.arguments.reference, v.arguments.beta) for v in plan.variants)
-    return get_method(plan.method).needs_reference and any(open_ones)
 
 
 @dataclass(frozen=True)
@@ -111,8 +105,8 @@ class Grid:
 
     def sft_job(self, setting: Setting, seed: int) -> SFTJob:
         """An SFT run, with all that its process has to know."""
-        choose = self.flat or any(leaves_reference_open(plan) for plan in setting.methods.values())
-        return SFTJob(self.sft(setting, seed), setting.others, choose)
+        choose = self.flat or any(left_open(plan) for plan in setting.methods.values())
+        return SFTJob(self.sft(setting, seed), setting.others, choose, capped=self.flat)
 
     def job(self, setting: Setting, plan: MethodPlan, variant: Variant, seed: int, splits: Sequence[str]) -> CellJob:
         """A cell, with all that its process has to know."""

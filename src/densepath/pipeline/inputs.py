@@ -77,7 +77,7 @@ def open_run_inputs(run: RunFolder, sft: SFTRun, console: Console) -> None:
     models: dict[str, str | None] = {"model": sft.base, "SFT model": sft.given.sft if sft.given else None}
     checkpoints = {} if sft.given is None else sft.given.references
     models |= {f"reference {name}": path for name, path in checkpoints.items() if name != BASE}
-    if not _is_kept(arguments.reference) and arguments.reference not in checkpoints:
+    if not is_kept(arguments.reference) and arguments.reference not in checkpoints:
         models["reference"] = arguments.reference
     inputs = {**model_inputs(models), **_given_template(arguments), **judge_inputs(arguments), **_precision()}
     doubt = run.open_inputs(inputs, places(models))
@@ -103,7 +103,7 @@ def open_run_inputs(run: RunFolder, sft: SFTRun, console: Console) -> None:
         )
 
 
-def _is_kept(reference: str) -> bool:
+def is_kept(reference: str) -> bool:
     """Whether a run keeps the reference itself: `auto`, `ema` and fractions, alone or with commas between them."""
     names = [name.strip() for name in reference.split(",")]
     return all(name in ("auto", "ema") or name.replace(".", "", 1).isdigit() for name in names)

@@ -16,7 +16,9 @@ from densepath.config.recipe_yaml import load_mapping, settled
 from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
 from densepath.methods._stage import dpr_config, sft_config
+from densepath.methods.dpr import reference_names
 from densepath.pipeline.environment import resident_bytes
+from densepath.pipeline.inputs import is_kept
 from densepath.planning.architecture import Architecture, architecture_of
 from densepath.planning.plan import (
     DIVIDED,
@@ -138,14 +140,12 @@ def _training(
     weights = BYTES.get(arguments.dtype, 4)
     half = any(others.get(f"{prefix}_{name}", machine.cuda and name == "bf16") for name in HALF)
     names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
-    targets = arguments.lora_target_modules
-    chosen = None if targets == "all-linear" else targets.replace(",", " ").split()
     return Training(
         model=model,
         machine=machine,
         weights=weights,
         compute=min(weights, 2) if half else weights,
-        adapter=model.adapter(arguments.lora_r, chosen) if arguments.use_peft else 0,
+        adapter=_adapter(arguments, model) if arguments.use_peft else 0,
         four_bit=arguments.load_in_4bit,
         rows=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
@@ -154,14 +154,27 @@ def _training(
     )
 
 
+def _adapter(arguments: RunArguments, model: Architecture) -> int:
+    """Parameters of the recipe's adapter."""
+    targets = arguments.lora_target_modules
+    found = model.adapter(arguments.lora_r, None if targets == "all-linear" else targets.replace(",", " ").split())
+    if not found:
+        raise ConfigError(
+            f"lora_target_modules={targets}: no module of {model.name} is called so; name some of "
+            f"{', '.join(model.linears)}, or all-linear"
+        )
+    return found
+
+
 def _stages(
     arguments: RunArguments, config: DPRConfig, sft: Training, dpr: Training, vllm: float
 ) -> dict[str, Moments]:
     """What is alive at each moment of each stage; `vllm` is the share of a colocated one, bytes."""
     machine, whole = dpr.machine, weight_bytes(dpr.model, dpr.weights, four_bit=dpr.four_bit)
-    references = int(arguments.dense_reward == "baseline_relative")
-    # Under LoRA the SFT model and the reference are adapters on the policy's base, a reference of its own excepted.
-    shared = arguments.reference == "auto" or arguments.reference.replace(".", "", 1).isdigit()
+    relative = arguments.dense_reward == "baseline_relative"
+    references = len(reference_names(arguments.reference)) if relative else 0
+    # Under LoRA the SFT model and the references are adapters on the policy's base, one of the user's own excepted.
+    shared = is_kept(arguments.reference)
     apart = 1 + references if not dpr.adapter else 0 if shared else references
     adapters = (1 + references - apart) * dpr.adapter * FLOAT32
     # They are spread where the policy is; ZeRO-3 keeps them as it keeps the policy.
@@ -187,6 +200,7 @@ def _stages(
     if references and "auto" in (arguments.reference, arguments.beta):
         # With LoRA the SFT model and every candidate but the model before it are adapters on one base.
         candidates = 1 + sum(fraction != 0 for fraction in arguments.reference_fractions)
+        candidates += arguments.reference_ema_decay is not None
         models = whole + candidates * dpr.adapter * FLOAT32 if dpr.adapter and shared else 2 * whole
         held = {"process": machine.process, "frozen models": models}
         sampled = sampling_terms(alone, arguments.num_validation_samples, models=2)
@@ -225,11 +239,15 @@ def machine_of(arguments: RunArguments, process: float | None = None) -> Machine
         )
     zero = f"zero{(values.get('deepspeed_config') or {}).get('zero_stage', 0)}"
     sharding = zero if kind == "DEEPSPEED" and zero in DIVIDED else LAUNCHES[kind]
-    if kind == "MULTI_GPU" and processes == 1:
+    if kind != "DEEPSPEED" and sharding == "ddp" and processes == 1:
         sharding = "none"
-    if arguments.gpu_memory is None and processes == 1 and not torch.cuda.is_available():
+    on_cpu = kind == "MULTI_CPU" or bool(values.get("use_cpu"))
+    if on_cpu and arguments.gpu_memory is not None:
+        raise ConfigError(f"gpu_memory={arguments.gpu_memory}, and {path} trains on CPUs: leave one of them out")
+    if on_cpu or (arguments.gpu_memory is None and processes == 1 and not torch.cuda.is_available()):
         before = resident_bytes() + CPU_RESERVE if process is None else process
-        return Machine(False, machine_memory(), before)
+        together = processes / coerce(values.get("num_machines", 1), int, f"{path}: num_machines")
+        return Machine(False, machine_memory() / together, before, processes, sharding)
     memory = arguments.gpu_memory * GIB if arguments.gpu_memory is not None else None
     if memory is None and torch.cuda.is_available():
         memory = float(torch.cuda.get_device_properties(0).total_memory)

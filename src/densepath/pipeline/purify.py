@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
             say(console, f"{folder / 'purification.json'} is there already: nothing to do")
         else:
             from_first(lambda: _prepare(folder, sft, arguments, config, console))
-            started = time.monotonic()
+            started = from_first(lambda: folder.begin("train"))
             stage = Stage(sft, folder.path, recipe, keys, console, "purify", check=check_of_run(sft, recipe))
             train = get_method("purified_sft").train
             assert train is not None

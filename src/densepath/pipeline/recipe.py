@@ -8,7 +8,7 @@ import functools
 import itertools
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from densepath.config.coerce import coerce
@@ -111,7 +111,6 @@ def read_recipe(arguments: ExperimentArguments, others: Mapping[str, Any]) -> li
         values, passed = _parse(f"settings.{name}", run_keys, RunArguments)
         try:
             setting = Setting(str(name), RunArguments(**values), passed)
-            setting.arguments.check_effect()
         except ConfigError as error:
             raise ConfigError(f"settings.{name}: {error}") from None
         for method, entry in arguments.methods.items():
@@ -123,7 +122,7 @@ def read_recipe(arguments: ExperimentArguments, others: Mapping[str, Any]) -> li
             raise ConfigError("methods: add `sft: {}`, which every other method is compared with")
         for plan in setting.methods.values():
             _check_budget(plan, setting)
-        found.append(setting)
+        found.append(_choosing(setting))
     return found
 
 
@@ -196,6 +195,24 @@ def matched_with(plan: MethodPlan, variant: Variant) -> str | None:
     if not get_method(plan.method).matches or variant.arguments.budget == "samples":  # type: ignore[attr-defined]
         return None
     return str(variant.arguments.budget_of)  # type: ignore[attr-defined]
+
+
+def left_open(plan: MethodPlan) -> set[str]:
+    """What of `reference` and `beta` validation has to say for an arm."""
+    if not get_method(plan.method).needs_reference:
+        return set()
+    return {key for key in ("reference", "beta") for each in plan.variants if getattr(each.arguments, key) == "auto"}
+
+
+def _choosing(setting: Setting) -> Setting:
+    """The setting whose SFT run chooses what any of its arms leaves open, though others are given it."""
+    keys: dict[str, Any] = {key: "auto" for plan in setting.methods.values() for key in left_open(plan)}
+    try:
+        arguments = replace(setting.arguments, **keys)
+        arguments.check_effect()
+    except ConfigError as error:
+        raise ConfigError(f"settings.{setting.name}: {error}") from None
+    return replace(setting, arguments=arguments)
 
 
 def _check_budget(plan: MethodPlan, setting: Setting) -> None:

@@ -13,7 +13,15 @@ import numpy as np
 
 from densepath import __version__
 from densepath.errors import DataError
-from densepath.evidence.cells import Place, SettingCells, is_measured, length_ratio, mean_length, verdicts
+from densepath.evidence.cells import (
+    Place,
+    SettingCells,
+    is_measured,
+    length_ratio,
+    mean_length,
+    prompt_lengths,
+    verdicts,
+)
 from densepath.evidence.comparisons import differs, family_sizes, setting_comparisons
 from densepath.evidence.statements import statements, warnings
 from densepath.io import write_json_atomic, write_text_atomic
@@ -201,8 +209,9 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _prompts(cells: SettingCells, split: str) -> int | None:
+    """How many were answered, whether anything checks the answers or not; None where none was."""
     known = (cell for info in cells.methods for cell in cells.of_method(info.name) if cell.split == split)
-    return max((len(verdicts(cell)) for cell in known if is_measured(cell)), default=None)
+    return max((len(prompt_lengths(cell)) for cell in known), default=None)
 
 
 def _best_control(cells: SettingCells, decoding: str | None) -> BestControl:

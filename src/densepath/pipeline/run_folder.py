@@ -22,6 +22,7 @@ from densepath.io import (
     hold_lock,
     make_folder,
     read_json,
+    read_log,
     read_text,
     remove,
     sealed,
@@ -257,12 +258,41 @@ class RunFolder:
     def _marker(self, stage: str) -> Path:
         return self.path / "stages" / f"{stage}.json"
 
+    def _place(self, stage: str) -> Path:
+        """Where a stage lies: one called `train` in a folder of its own."""
+        return self.path if stage == "train" else self.path / stage
+
+    def begin(self, stage: str) -> float:
+        """`time.monotonic()` at which a training would have begun, had it been killed never.
+
+        A process that was killed counts until the last line that it logged: the time between two of them does not.
+
+        Raises:
+            DamagedFileError: the file that says so, or a log, is damaged.
+        """
+        now = time.monotonic()
+        if not self.writes:
+            return now
+        clock, before = self.path / "stages" / f"{stage}.clock", 0.0
+        if clock.exists():
+            remedy = "remove it: what earlier processes took is then not counted"
+            try:
+                said = read_json(clock, remedy)
+                before, since = float(said["before"]), float(said["since"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise DamagedFileError(f"{clock} is damaged ({error}): {remedy}") from None
+            rows = (row for path in self._place(stage).glob("**/metrics.jsonl") for row in read_log(path))
+            times = [row["time"] - since for row in rows if isinstance(row.get("time"), float)]
+            before += max([0.0, *times])  # none where that process logged nothing
+        write_json_atomic(clock, {"before": before, "since": time.time()})
+        return now - before
+
     def finish(self, stage: str, started: float, outcome: Outcome | None = None) -> None:
         """Record that a stage is done, with what its files hold, and tidy.
 
         Args:
             stage: its name.
-            started: `time.monotonic()` at its begin. Seconds are this process's: a resumed stage counts its rest.
+            started: `time.monotonic()` at its begin; of a training, what `begin` said.
             outcome: of a training.
 
         Raises:
@@ -288,9 +318,11 @@ class RunFolder:
         if not self.writes:
             return
         for stage in (self.path / "stages").glob("*.json"):
-            folder = self.path if stage.stem == "train" else self.path / stage.stem  # a training in its own folder
+            folder = self._place(stage.stem)
             for checkpoint in sorted([*folder.glob("checkpoint-*"), *folder.glob(f"{ASIDE}checkpoint-*")]):
                 remove(checkpoint)
+            if (clock := stage.with_suffix(".clock")).exists():
+                remove(clock)
         for pattern in HALF_WRITTEN:
             for half in self.path.glob(pattern):
                 remove(half)

@@ -52,8 +52,16 @@ def candidate_betas(arguments: RunArguments) -> list[float]:
     return list(arguments.candidate_betas) if arguments.beta == "auto" else [float(arguments.beta)]
 
 
-def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> None:
-    """Write `selection.json`: the candidates, what was found, and what was chosen and why."""
+def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str, *, capped: bool) -> None:
+    """Write `selection.json`: the candidates, what was found, and what was chosen and why.
+
+    Args:
+        run: the folder of the SFT run, open.
+        sft: the SFT run.
+        console: where progress goes.
+        title: of the progress.
+        capped: the capped reward is a candidate too.
+    """
     started, arguments = time.monotonic(), sft.arguments
     references, betas = candidate_references(sft), candidate_betas(arguments)
     warnings = tuple(
@@ -65,7 +73,7 @@ def run_selection(run: RunFolder, sft: SFTRun, console: Console, title: str) -> 
     if given is not None:
         choice = ReferenceChoice("fixed", "none", given, ChosenReference(references[0], betas[0]))
     else:
-        choice = _choose(arguments, _measure(run, sft, console, title))
+        choice = _choose(arguments, _measure(run, sft, console, title, capped))
     choice = dataclasses.replace(choice, warnings=(*choice.warnings, *warnings))
     for warning in choice.warnings:
         warn(console, warning)
@@ -107,7 +115,25 @@ def chosen(path: Path) -> ChosenReference | None:
     return read_choice(path).chosen if (path / "selection.json").exists() else None
 
 
-def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findings:
+def settled(arguments: RunArguments, path: Path) -> RunArguments | None:
+    """The recipe of an arm with what it leaves open taken from the choice in the folder of its SFT run.
+
+    What the arm gives holds. Where none helps, an arm that gives its reference takes the first candidate for beta.
+
+    Returns:
+        The recipe; None where the arm leaves its reference open and none helps.
+    """
+    found = chosen(path)
+    if found is None:
+        if arguments.reference == "auto":
+            return None
+        found = ChosenReference(arguments.reference, candidate_betas(arguments)[0])
+    reference = found.reference if arguments.reference == "auto" else arguments.reference
+    beta = str(found.beta) if arguments.beta == "auto" else arguments.beta
+    return dataclasses.replace(arguments, reference=reference, beta=beta)
+
+
+def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str, capped: bool) -> Findings:
     arguments = sft.arguments
     tokenizer = load_tokenizer(str(sft.model))
     (policy,) = load_policies([sft.model], **arguments.model_options(), device="auto")
@@ -121,6 +147,7 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str) -> Findi
         betas=tuple(candidate_betas(arguments)),
         every_beta=False,
         max_completion_length=arguments.completion_tokens,
+        capped=capped,
         ensemble=False,  # DPR is run with one of them
         seed=arguments.seed,
     )
@@ -166,6 +193,8 @@ def _choose(arguments: RunArguments, findings: Findings) -> ReferenceChoice:
     if found is None and arguments.reference != "auto":
         reason = f"the reference was given. {reason}"
         found = _obeyed(arguments, findings)
+    if found is not None and arguments.beta != "auto":  # the preview of the capped reward is the same at every beta
+        found = dataclasses.replace(found, beta=float(arguments.beta))
     judged = bool(findings.sft) and findings.sft[0].value is not None
     return ReferenceChoice(
         mode="auto",

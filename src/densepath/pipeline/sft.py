@@ -22,7 +22,7 @@ from densepath.trainers.trl_config import peft_config
 
 def run_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Console, title: str) -> None:
     """SFT from the given model; leaves `sft/model` and `sft/references/<fraction>`, and goes on after a kill."""
-    started = time.monotonic()
+    started = run.begin("sft")
     arguments, folder = sft.arguments, run / "sft"
     # Later stages load the tokenizer that SFT saves, which keeps these options.
     tokenizer = load_tokenizer(sft.base, **arguments.tokenizer_options())

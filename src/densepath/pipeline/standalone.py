@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from densepath.report.profile import profile_page, profile_parts
 from densepath.terminal import Console, say, terminal, warn
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
+from densepath.trainers.processes import from_first
 from densepath.trainers.refusals import check_startable
 from densepath.trainers.sft import save_model_atomic, sft_trainer
 from densepath.trainers.step_clock import StepClock
@@ -89,7 +89,7 @@ def _trained_before(folder: RunFolder, console: Console) -> bool:
     done = (folder / "model").exists()
     if done:
         if not folder.is_done("train"):  # killed between the two
-            folder.finish("train", time.monotonic())
+            folder.finish("train", folder.begin("train"))
         say(console, f"{folder / 'model'} is there already: nothing to do")
     return done
 
@@ -121,7 +121,7 @@ def _profiled(clock: StepClock, folder: RunFolder, arguments: DPRArguments, cons
 
 def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, title: str) -> Path:
     """Train in a run folder of its own and leave the model in `model`."""
-    started = time.monotonic()
+    started = from_first(lambda: folder.begin("train"))
     train_shown(trainer, folder.path, console, title)
     save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
     folder.finish("train", started)

@@ -69,10 +69,15 @@ class Architecture:
     def adapter(self, rank: int, targets: Collection[str] | None = None) -> int:
         """Parameters of a LoRA adapter on all linear maps of the layers, or those named: `L sum_m r (in_m + out_m)`.
 
-        Source: Hu et al. 2021, LoRA, section 4.1; `all-linear` of PEFT leaves the head out.
+        A target means every module whose name ends so, as for PEFT: `self_attn.q_proj` is `q_proj`. The head and the
+        embedding stand outside of the layers and are meant by name alone: `all-linear` of PEFT leaves the head out.
+
+        Source: Hu et al. 2021, LoRA, section 4.1.
         """
-        chosen = [sum(widths) for name, widths in self.linears.items() if targets is None or name in targets]
-        return self.layers * rank * sum(chosen)
+        names = None if targets is None else {target.rpartition(".")[2] for target in targets}
+        inside = [sum(widths) for name, widths in self.linears.items() if names is None or name in names]
+        outside = len({"lm_head", "embed_tokens"} & (names or set())) * (self.hidden + self.vocabulary)
+        return rank * (self.layers * sum(inside) + outside)
 
 
 @lru_cache(maxsize=1)

@@ -61,7 +61,7 @@ class Budget:
         demonstrations: seen, with repetition.
         tokens: trained on.
         flops: of the training.
-        seconds: of the training.
+        seconds: of the training, of all its processes where it was killed.
 
     Raises:
         NumericalError: NaN or infinity.

@@ -16,7 +16,7 @@ from densepath.records.results import Results
 from densepath.report import parse
 from densepath.report.glossary import GLOSSARY
 from densepath.report.html import page_html
-from densepath.report.load import load_run
+from densepath.report.load import LOG, RunParts, load_run
 from densepath.report.records import Report
 from densepath.report.run import run_page
 from densepath.report.verdict import curve_alarms
@@ -75,9 +75,22 @@ def build_report(run_dir: Path) -> Report:
         environment=parts.environment,
         data=parts.data,
         warnings=tuple(dict.fromkeys(warnings)),
-        missing=tuple(parts.missing),
+        missing=(*parts.missing, *_unlogged(parts, results, purification)),
         glossary=GLOSSARY,
     )
+
+
+def _unlogged(parts: RunParts, results: Results | None, purification: Purification | None) -> list[str]:
+    """The logs that trainings of this run left and that are not there: of SFT, and of arms that saw tokens."""
+    given = any(parts.config.get(key) is not None for key in ("sft_from", "sft_model_name_or_path"))
+    trained = {} if given else {"sft": "SFT"}
+    rows = [row for setting in (results.settings if results else ()) for row in setting.rows]
+    trained |= {row.method: row.label for row in rows if row.budget.get("tokens")}
+    if purification is not None and not purification.trained:
+        trained.pop("purified_sft", None)  # its tokens are those of the behaviours: the SFT model was kept
+    return [
+        f"the training log of {label} ({name}/{LOG})" for name, label in trained.items() if name not in parts.logged
+    ]
 
 
 def _record(cls: type[T], value: Any, name: str, warnings: list[str]) -> T | None:

@@ -28,7 +28,7 @@ from densepath.report.parse import clean
 from densepath.report.words import Run, Words, interval, interval_text, nats, number, share, short, verdict
 
 HEADLINES = {
-    Answer.CANDIDATE: "Run DPR: reference {reference}, beta {beta:g}.",
+    Answer.CANDIDATE: "Run DPR: reference {reference}{strength}.",
     Answer.NONE: "Keep the SFT model: do not run DPR on this.",
     Answer.CANNOT_TELL: "It cannot be told.",
     Answer.TRAIN_ON: "Train on first: SFT is not finished.",
@@ -49,14 +49,21 @@ _OWN_SAMPLES = "dense reward of SFT's own samples, nats: mean ± standard deviat
 
 def headline(decision: Decision) -> str:
     """The decision in one sentence."""
-    text = HEADLINES[decision.answer].format(reference=decision.reference, beta=decision.beta)
+    capped = ", with the capped reward" if decision.capped else ""
+    strength = capped or ("" if decision.beta is None else f", beta {decision.beta:g}")
+    text = HEADLINES[decision.answer].format(reference=decision.reference, strength=strength)
     if decision.answer in (Answer.CANNOT_TELL, Answer.TRAIN_ON) and decision.reference is not None:
-        text += f" The reference to try is {decision.reference}."
+        text += f" The reference to try is {decision.reference}{capped}."
     return text
 
 
 def diagnosis_page(
-    found: Findings, decision: Decision, run_dir: str, rows: str | Path, recipe: Mapping[str, Any] | None = None
+    found: Findings,
+    decision: Decision,
+    run_dir: str,
+    rows: str | Path,
+    recipe: Mapping[str, Any] | None = None,
+    asked: Mapping[str, Any] | None = None,
 ) -> Document:
     """The page.
 
@@ -66,6 +73,7 @@ def diagnosis_page(
         run_dir: folder of the SFT run.
         rows: name of the validation rows.
         recipe: what SFT was made with, and its model as `sft`, for the command to type.
+        asked: what `after_diagnosis` is told of the check and the rows, for the same.
     """
     facts = {"run": run_dir, "rows": rows, "prompts": found.prompts, "verifier": found.verifier or "none"}
     sections = [Section("recommendation", "", _advice(decision), link="Advice")]
@@ -86,7 +94,7 @@ def diagnosis_page(
         facts=tuple((name, clean(str(value))) for name, value in facts.items()),
         sections=tuple(sections),
         footer=f"Written by densepath {__version__}. No model was trained for this page.",
-        next=after_diagnosis(decision, run_dir, recipe or {}, found.prompts),
+        next=after_diagnosis(decision, run_dir, recipe or {}, asked or {}, found.prompts),
     )
 
 

@@ -103,7 +103,7 @@ def _setting(record: Results, setting: SettingResults) -> Section:
     words: list[str | Run] = [
         f"{seeds} seed{'' if seeds == 1 else 's'}, {setting.prompts['test'] or 'no'} test prompts; "
     ]
-    words.append(record.metric or UNCHECKED)
+    words.append(record.metric or UNCHECKED.removesuffix("."))
     words += ["; made by "] if info.get("command") or info.get("commit") else []
     words += [Run(info["command"], "code"), " "] if info.get("command") else []
     words.append(f"at commit {info['commit']}." if info.get("commit") else ".")

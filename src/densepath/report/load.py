@@ -15,8 +15,8 @@ from densepath.records.completion import Sample
 from densepath.report import parse
 from densepath.report.records import Curve
 
-STAGES = {"sft": "SFT", "continued_sft": "continued SFT", "dpr": "DPR"}
-"""Training stages by folder name, with the name a reader sees."""
+LOG = "metrics.jsonl"
+"""Of every training, in the folder of its stage: `sft`, and each arm that was trained."""
 
 MAX_SAMPLES = 24
 MAX_SAMPLE_TOKENS = 12_000
@@ -29,7 +29,7 @@ _PARTS = {
     "selection.json": "the choice of reference",
     "results.json": "the evaluation",
     "samples.jsonl": "sample completions",
-} | {f"{stage}/metrics.jsonl": f"the training log of {name}" for stage, name in STAGES.items()}
+}
 
 
 @dataclass
@@ -45,6 +45,7 @@ class RunParts:
     samples: list[Sample] = field(default_factory=list)
     samples_total: int = 0
     curves: list[Curve] = field(default_factory=list)
+    logged: set[str] = field(default_factory=set)
     missing: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -59,10 +60,12 @@ def load_run(run_dir: Path) -> RunParts:
     if not run_dir.is_dir():
         raise MissingFileError(f"{run_dir}: no such run folder")
     parts = RunParts()
-    found = {name: (run_dir / name).is_file() for name in _PARTS}
+    logs = sorted(run_dir.glob(f"*/{LOG}"), key=lambda path: (path.parent.name != "sft", path))
+    found = {name: (run_dir / name).is_file() for name in _PARTS} | {f"{log.parent.name}/{LOG}": True for log in logs}
     if not any(found.values()):
-        raise MissingFileError(f"{run_dir} is not a run folder: it holds none of {', '.join(_PARTS)}")
+        raise MissingFileError(f"{run_dir} is not a run folder: it holds none of {', '.join(_PARTS)}, STAGE/{LOG}")
     parts.missing = [f"{meaning} ({name})" for name, meaning in _PARTS.items() if not found[name]]
+    parts.logged = {log.parent.name for log in logs}
 
     def read(name: str) -> Any:
         if not found[name]:
@@ -72,7 +75,7 @@ def load_run(run_dir: Path) -> RunParts:
             if name.endswith(".yaml"):
                 return parse.clean(yaml.safe_load(path.read_text(encoding="utf-8")))
             if name.endswith(".jsonl"):
-                return read_log(path) if path.name == "metrics.jsonl" else read_jsonl(path)
+                return read_log(path) if path.name == LOG else read_jsonl(path)
             return parse.clean(read_json(path))
         except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             reason = str(error).replace(str(path), name).split("\n")[0]
@@ -91,10 +94,10 @@ def load_run(run_dir: Path) -> RunParts:
         name = path.relative_to(run_dir).as_posix()
         found[name] = True
         parts.purification = read(name)
-    for stage in STAGES:
-        rows = read(f"{stage}/metrics.jsonl")
+    for log in logs:
+        rows = read(f"{log.parent.name}/{LOG}")
         if rows:
-            _add_curves(parts, stage, rows)
+            _add_curves(parts, log.parent.name, rows)
     _add_samples(parts, read("samples.jsonl") or [])
     return parts
 
@@ -116,7 +119,7 @@ def _add_curves(parts: RunParts, stage: str, rows: list[dict[str, Any]]) -> None
                 broken.setdefault(parse.clean(name), []).append(step)
     for name, steps in broken.items():
         parts.warnings.append(
-            f"{stage}/metrics.jsonl: {name} is not finite at {len(steps)} step(s), first at step {min(steps):g}"
+            f"{stage}/{LOG}: {name} is not finite at {len(steps)} step(s), first at step {min(steps):g}"
         )
     for name in sorted(points):
         order = sorted(points[name])

@@ -5,9 +5,11 @@ A name in capitals is one that the reader has to put in.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from densepath.records.behaviours import Purification
@@ -22,6 +24,7 @@ from densepath.report.records import Report
 JUDGE, PROMPTS, PAIRS, ROWS = "local:JUDGE", "PROMPTS.jsonl", "PAIRS.jsonl", "DEMONSTRATIONS.jsonl"
 SFT, BEFORE, OWN = "SFT-MODEL", "MODEL-BEFORE-SFT", "MODEL"
 _MORE_SEEDS, _MORE_PROMPTS = 2, 4
+_OTHER_BETAS = (0.25, 2.0)
 _JUDGE_NAME = re.compile(r"([a-z_]+:\S+)(?: \(.*\))?")
 """What a judge was called by, and its template."""
 
@@ -35,10 +38,15 @@ def typed(command: str, **arguments: Any) -> str:
     words = ["densepath", command]
     for name, value in arguments.items():
         given = value if isinstance(value, (list, tuple)) else [] if value is None else [value]
-        words += (
-            [f"--{name}", *(f"{each:g}" if isinstance(each, float) else str(each) for each in given)] if given else []
-        )
+        words += [f"--{name}", *map(_word, given)] if given else []
     return shlex.join(words)
+
+
+def _word(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return json.dumps(value) if isinstance(value, (bool, dict)) else str(value)
 
 
 def after_run(report: Report, kind: str) -> Next:
@@ -57,7 +65,28 @@ def after_run(report: Report, kind: str) -> Next:
         words = "try references and betas that were not tried; where none helps, keep the SFT model."
     else:
         words = "keep the SFT model; this says, before any training, whether another reference or beta helps."
-    return Next(words, typed("diagnose", run_dir=folder))
+    return Next(words, _diagnose(report.config, folder))
+
+
+def _diagnose(config: Mapping[str, Any], folder: str) -> str:
+    """Of the SFT run on the run's validation rows; of an SFT model without its run, whose choice a run alone makes."""
+    if config.get("sft_model_name_or_path"):
+        tried = {"reference": "auto", "beta": "auto", "candidate_betas": _OTHER_BETAS}
+        return typed("run", config=f"{folder}/config.yaml", **tried, output_dir=f"{folder}-chosen")
+    if config.get("sft_from") is None:
+        return typed("diagnose", run_dir=folder)
+    rows = f"{folder}/data/validation.jsonl"
+    checks = {name: config.get(name) for name in ("verifier", "judge", "max_completion_length")}
+    return typed("diagnose", run_dir=config["sft_from"], dataset_name=rows, **checks)
+
+
+def _sft_model(config: Mapping[str, Any], folder: str) -> str:
+    """Where the SFT model of a run lies: its own, or the one that was given."""
+    if config.get("sft_model_name_or_path"):
+        return str(config["sft_model_name_or_path"])
+    given = config.get("sft_from")
+    own = f"{given or folder}/sft/model"
+    return own if given is None or Path(own).is_dir() else f"{given}/model"
 
 
 def _judge_arms(report: Report, folder: str) -> str:
@@ -65,9 +94,8 @@ def _judge_arms(report: Report, folder: str) -> str:
     names = [arm.name for arm in report.results.methods if not arm.control] if report.results else []
     names = [name for name in names if not (kept and name == "purified_sft")]
     models = [f"{folder}/{name}/model" for name in names] or [OWN]
-    return typed(
-        "judge", benchmark=f"{folder}/data/test.jsonl", models=models, baseline=f"{folder}/sft/model", judge=JUDGE
-    )
+    baseline = _sft_model(report.config, folder)
+    return typed("judge", benchmark=f"{folder}/data/test.jsonl", models=models, baseline=baseline, judge=JUDGE)
 
 
 def after_experiment(record: Results) -> Next:
@@ -85,33 +113,41 @@ def after_experiment(record: Results) -> Next:
     return Next(words, f"{command} --seeds {' '.join(map(str, more))}")
 
 
-def after_diagnosis(decision: Decision, run_dir: str, recipe: Mapping[str, Any], prompts: int) -> Next:
+def after_diagnosis(
+    decision: Decision, run_dir: str, recipe: Mapping[str, Any], asked: Mapping[str, Any], prompts: int
+) -> Next:
     """Of a diagnosis.
 
     Args:
         decision: what was advised.
         run_dir: folder of the SFT run.
         recipe: what SFT was made with, and its model as `sft`.
-        prompts: that were asked.
+        asked: what says which answers are right: `verifier`, or `judge` and how it is asked; and the rows that were
+            asked as `dataset_name`, where they are not the run's own.
+        prompts: how many of them were asked.
     """
     base, rows = recipe.get("model_name_or_path") or BEFORE, recipe.get("dataset_name") or ROWS
-    sft, checks = recipe.get("sft") or SFT, {name: recipe.get(name) for name in ("verifier", "judge")}
+    sft, held_out = recipe.get("sft") or SFT, asked.get("dataset_name")
+    checks = {name: value for name, value in asked.items() if name != "dataset_name"}
+    adapter = {"use_peft": True if recipe.get("use_peft") else None}
     if decision.answer is Answer.CANDIDATE:
         arms = ["base", "sft", "continued_sft", "dpr_capped"] if decision.capped else None
-        names = {"sft_from": run_dir, "model_name_or_path": base, "dataset_name": rows, **checks, "arms": arms}
+        names = {"sft_from": run_dir, "model_name_or_path": base, "dataset_name": rows, "eval_dataset_name": held_out}
+        names |= {**checks, **adapter, "arms": arms}
         found = {"reference": decision.reference, "beta": decision.beta, "output_dir": f"{run_dir}-dpr"}
         return Next("does DPR beat its control?", typed("run", **names, **found))
     if decision.answer is Answer.NONE:
-        names = {"model_name_or_path": sft, "ref_model_name_or_path": base, "dataset_name": rows}
+        names = {"model_name_or_path": sft, "ref_model_name_or_path": base, "dataset_name": rows, **checks, **adapter}
         words = "other demonstrations, or the better part of these: the reward sorts them, and SFT goes on with it."
         return Next(words, typed("purify", **names, output_dir=f"{run_dir}-purified"))
     if decision.answer is Answer.TRAIN_ON:
-        longer = typed("sft", model_name_or_path=sft, dataset_name=rows, output_dir=f"{run_dir}-longer")
+        longer = typed("sft", model_name_or_path=sft, dataset_name=rows, **adapter, output_dir=f"{run_dir}-longer")
         return Next("let SFT go on, then diagnose again.", longer)
+    again = {"run_dir": run_dir, "dataset_name": held_out}
     if not any(checks.values()):
         words = "let a judge, or a program (--verifier), say which answers are right."
-        return Next(words, typed("diagnose", run_dir=run_dir, judge=JUDGE))
-    return Next("ask more prompts.", typed("diagnose", run_dir=run_dir, max_samples=_MORE_PROMPTS * prompts))
+        return Next(words, typed("diagnose", **again, judge=JUDGE))
+    return Next("ask more prompts.", typed("diagnose", **again, **checks, max_samples=_MORE_PROMPTS * prompts))
 
 
 def after_purification(record: Purification, folder: str, facts: Mapping[str, str]) -> Next:

@@ -25,9 +25,14 @@ _FONT = 8.0
 """Size of the letters; a drawing's units are points."""
 
 
+def color_name(arm: str) -> str:
+    """What the style sheet calls the colour of an arm; arms without one of their own share three."""
+    return arm if arm in _ARMS else str(sum(map(ord, arm)) % 3)
+
+
 def arm_color(arm: str) -> str:
-    """The colour of an arm as CSS; arms without one of their own share three."""
-    return f"var(--arm-{arm if arm in _ARMS else sum(map(ord, arm)) % 3})"
+    """The colour of an arm as CSS."""
+    return f"var(--arm-{color_name(arm)})"
 
 
 @functools.singledispatch

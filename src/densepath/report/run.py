@@ -6,7 +6,6 @@ from densepath.report import experiment, sections
 from densepath.report.behaviours import purification_section
 from densepath.report.document import Document, Notice, Paragraph, Section, Tiles, present
 from densepath.report.glossary import EXPERIMENT_GLOSSARY
-from densepath.report.load import STAGES
 from densepath.report.next_step import after_run
 from densepath.report.records import Report
 from densepath.report.words import Run
@@ -32,7 +31,7 @@ def run_page(report: Report) -> Document:
         purification_section(report.purification) if report.purification else None,
         _results(report),
         sections.choice_section(report.selection) if report.selection else None,
-        sections.training_section(report.curves),
+        sections.training_section(report.curves, _labels(report)),
         _samples(report),
         sections.setup_section(report.data, settings, report.missing),
         _glossary(report),
@@ -92,10 +91,18 @@ def _results(report: Report) -> Section | None:
 def _samples(report: Report) -> Section | None:
     if not report.samples:
         return None
-    results = report.results
-    labels = STAGES | {method.name: method.label for method in (results.methods if results else ())}
-    judged = results is not None and results.metric == "exact_match"
-    return sections.samples_section(report.samples, report.samples_total, labels, judged=judged)
+    judged = report.results is not None and report.results.metric == "exact_match"
+    return sections.samples_section(report.samples, report.samples_total, _labels(report), judged=judged)
+
+
+def _labels(report: Report) -> dict[str, str]:
+    """What a reader calls the stages and arms; before there are results, by their folders' names."""
+    folders = {curve.stage: curve.stage.replace("_", " ") for curve in report.curves}
+    return (
+        folders
+        | {"sft": "SFT", "dpr": "DPR"}
+        | {method.name: method.label for method in (report.results.methods if report.results else ())}
+    )
 
 
 def _glossary(report: Report) -> Section:

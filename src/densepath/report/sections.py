@@ -24,7 +24,7 @@ from densepath.report.document import (
     present,
 )
 from densepath.report.drawings import Curves, Whisker, Whiskers
-from densepath.report.load import STAGES
+from densepath.report.plots import color_name
 from densepath.report.records import Curve, Term
 from densepath.report.verdict import KL_WATCH
 from densepath.report.words import DASH, Run, interval, number
@@ -67,11 +67,9 @@ def _chosen(selection: ReferenceChoice) -> str:
 
 def _is_chosen(selection: ReferenceChoice, row: CandidateRow) -> bool:
     chosen = selection.chosen
-    return chosen is not None and (row.reference, row.beta, row.capped) == (
-        chosen.reference,
-        chosen.beta,
-        chosen.capped,
-    )
+    if chosen is None or (row.reference, row.capped) != (chosen.reference, chosen.capped):
+        return False
+    return row.capped or row.beta == chosen.beta  # there is one capped candidate, whatever beta is
 
 
 def _candidates(selection: ReferenceChoice) -> Table:
@@ -110,13 +108,13 @@ def _candidates_plot(selection: ReferenceChoice) -> Figure:
 
 
 class Panel(NamedTuple):
-    """A training curve on the page: which metric of which stages, and how its axis is called."""
+    """A training curve on the page: which metric, of which stages if not of all, and how its axis is called."""
 
     metric: str
     title: str
     unit: str
     note: str = ""
-    stages: tuple[str, ...] = tuple(STAGES)
+    stages: tuple[str, ...] | None = None
     watch: float | None = None
 
 
@@ -133,19 +131,24 @@ PANELS = (
     Panel("completions/clipped_ratio", "Share truncated", "share of completions", "Cut off at the length limit."),
     Panel("entropy", "Entropy", "nats per token"),
     Panel("loss", "Loss: SFT", "nats per token", "", ("sft", "continued_sft")),
-    Panel("loss", "Loss: DPR", "surrogate", "Only its gradient has a meaning.", ("dpr",)),
+    Panel("loss", "Loss: DPR", "surrogate", "Only its gradient has a meaning.", ("dpr", "dpr_capped")),
     Panel("grad_norm", "Gradient norm", "before clipping"),
 )
 
 
-def training_section(curves: Sequence[Curve]) -> Section | None:
-    """A drawing for each panel that was logged; None where none was."""
+def training_section(curves: Sequence[Curve], labels: Mapping[str, str]) -> Section | None:
+    """A drawing for each panel that was logged; None where none was.
+
+    Args:
+        curves: of every stage.
+        labels: what a reader calls each stage.
+    """
     panels = [(panel, _panel_curves(curves, panel)) for panel in PANELS]
-    drawn = [_panel_figure(panel, found) for panel, found in panels if found]
+    drawn = [_panel_figure(panel, found, labels) for panel, found in panels if found]
     if not drawn:
         return None
-    stages = {curve.stage for curve in curves}
-    keys = tuple(Run(label, f"k-{stage}") for stage, label in STAGES.items() if stage in stages)
+    stages = dict.fromkeys(curve.stage for curve in curves)
+    keys = tuple(Run(labels[stage], f"k-{color_name(stage)}") for stage in stages)
     words = "Long curves are drawn faintly under their running mean. Each stage counts its own steps."
     missing = [panel.title for panel, found in panels if not found]
     words += f" Not logged: {', '.join(missing)}." if missing else ""
@@ -158,13 +161,13 @@ def _panel_curves(curves: Sequence[Curve], panel: Panel) -> list[Curve]:
         curve
         for curve in curves
         if curve.metric == panel.metric
-        and curve.stage in panel.stages
+        and (panel.stages is None or curve.stage in panel.stages)
         and any(value is not None for value in curve.values)
     ]
 
 
-def _panel_figure(panel: Panel, curves: Sequence[Curve]) -> Figure:
-    last = ", ".join(f"{STAGES[curve.stage]} {number(curve.values[-1], '.3g')}" for curve in curves)
+def _panel_figure(panel: Panel, curves: Sequence[Curve], labels: Mapping[str, str]) -> Figure:
+    last = ", ".join(f"{labels[curve.stage]} {number(curve.values[-1], '.3g')}" for curve in curves)
     return Figure(panel.title, Curves(tuple(curves), panel.unit, panel.watch), panel.note, f"last: {last}")
 
 
