@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from densepath.cli.main import main
 from densepath.errors import ConfigError, ModelError, StorageError
 from densepath.models.kept import kept_models
-from densepath.pipeline.inputs import _is_kept
+from densepath.pipeline.inputs import is_kept
 
 COMMON = ["--max_steps", "3", "--save_steps", "1", "--per_device_train_batch_size", "2", "--learning_rate", "1e-2"]
 
@@ -208,7 +208,7 @@ def test_the_model_before_sft_is_found_from_elsewhere_or_refused(place: Path, mo
     ("reference", "kept"), [("auto", True), ("0.25,0.5", True), ("ema", True), ("models/a", False)]
 )
 def test_references_that_a_run_keeps_itself(reference: str, kept: bool) -> None:
-    assert _is_kept(reference) is kept
+    assert is_kept(reference) is kept
 
 
 def test_transformers_still_counts_processes() -> None:

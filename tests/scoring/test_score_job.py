@@ -553,6 +553,7 @@ def test_a_model_of_a_saved_reward_that_was_trained_on_is_refused(score, models,
     assert code == 2
     assert f"{sft} is another model than it was (weights changed): save anew" in said
     DenseReward.from_models(sft, models["ref"]).save_pretrained(tmp_path / "saved")
+    os.utime(tmp_path / "saved/dense_reward.json", (1e9, 1e9))  # a file is told by its size and its second
     code, said = score(data, tmp_path / "scores.jsonl", **named)
     assert code == 2
     assert "is of another job (models.reward.files.dense_reward.json: " in said

@@ -114,7 +114,7 @@ def test_each_turn_draws_numbers_of_its_own_and_fits_the_context(run):
     (first, whole, _), (second, _, _) = run.asked
     assert first != second
     assert whole == 200
-    trainer.model.config.max_position_embeddings = run.asked[1][2] + 50
+    trainer._context = run.asked[1][2] + 50
     trainer._turn = 1
     trainer._generate_single_turn([[1] * run.asked[1][2]], None, {})
     assert run.asked[2][1] == 50

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
 import os
 import time
 import warnings
@@ -22,7 +24,6 @@ from densepath.io import (
     hold_lock,
     make_folder,
     read_json,
-    read_log,
     read_text,
     remove,
     sealed,
@@ -268,7 +269,7 @@ class RunFolder:
         A process that was killed counts until the last line that it logged: the time between two of them does not.
 
         Raises:
-            DamagedFileError: the file that says so, or a log, is damaged.
+            DamagedFileError: the file that says so is damaged.
         """
         now = time.monotonic()
         if not self.writes:
@@ -281,9 +282,8 @@ class RunFolder:
                 before, since = float(said["before"]), float(said["since"])
             except (KeyError, TypeError, ValueError) as error:
                 raise DamagedFileError(f"{clock} is damaged ({error}): {remedy}") from None
-            rows = (row for path in self._place(stage).glob("**/metrics.jsonl") for row in read_log(path))
-            times = [row["time"] - since for row in rows if isinstance(row.get("time"), float)]
-            before += max([0.0, *times])  # none where that process logged nothing
+            logged = map(_last_time, self._place(stage).glob("**/metrics.jsonl"))
+            before += max([0.0, *(time - since for time in logged)])  # none where that process logged nothing
         write_json_atomic(clock, {"before": before, "since": time.time()})
         return now - before
 
@@ -344,3 +344,11 @@ def resolved(arguments: Any, others: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("judge") is None:  # how a judge is asked decides nothing where there is none
         config = {key: value for key, value in config.items() if key not in _OF_JUDGE}
     return config
+
+
+def _last_time(log: Path) -> float:
+    """The clock's reading in a log's last whole line, seconds; 0 for none. The training says what is damaged in it."""
+    for line in reversed(log.read_bytes().split(b"\n")):
+        with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
+            return float(json.loads(line)["time"])
+    return 0.0
