@@ -185,16 +185,23 @@ def dpr_step(name: str, settings: Settings, work: Work, *, checkpointing: bool =
 
 
 def grpo_step(name: str, settings: Settings, work: Work) -> dict[str, Any]:
-    """A step of GRPO with TRL's own generation, and the KL to its start, for which it scores one frozen model.
+    """A step of GRPO with TRL's own generation.
 
-    Its reward costs nothing: DPR's scoring of the reference is work that it does not have.
+    Its reward is the sum of DPR's log-ratio, from padded passes, as it is usually written; its KL to its start, which
+    TRL keeps as adapter "ref", is its own.
     """
     model = random_model(name, settings.device)
     tokenizer = word_tokenizer(model.config.vocab_size)
-    policy = with_adapters(model)
+    policy = with_adapters(model, "earlier")
 
-    def reward(completions: list[str], **columns: Any) -> list[float]:
-        return [float(index % 3) for index in range(len(completions))]
+    def reward(prompts: list[str], completion_ids: list[list[int]], **columns: Any) -> list[float]:
+        given, lengths = tokenizer(prompts).input_ids, [len(ids) for ids in completion_ids]
+        sums = []
+        for adapter in ("ref", "earlier"):
+            with FrozenPolicy(policy, adapter).active() as frozen:
+                found = _padded(frozen, given, completion_ids)
+            sums.append([float(each.sum()) for each in found.split(lengths)])
+        return [sft - ref for sft, ref in zip(*sums, strict=True)]
 
     trainer = GRPOTrainer(
         policy,
@@ -203,7 +210,8 @@ def grpo_step(name: str, settings: Settings, work: Work) -> dict[str, Any]:
         prompts(tokenizer, work),
         processing_class=tokenizer,
     )
-    return measured(trainer, settings.device, {"_generate_single_turn": "sampling"}, work)
+    phases = {"_generate_single_turn": "sampling", "_calculate_rewards": "scoring"}
+    return measured(trainer, settings.device, phases, work)
 
 
 def _planned(name: str, folder: Path, work: Work, checkpointing: bool) -> float:
