@@ -11,6 +11,7 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.families import build
 from tests.positions import counted_positions
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba, tiny_mistral, with_lora
 
@@ -68,6 +69,18 @@ def laid_out(monkeypatch):
     monkeypatch.setattr(prepacked, "onednn_linear", lambda *given: read.append(1) or onednn_linear(*given))
     yield
     assert read
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_positions_that_do_not_count_from_zero_are_seen_in_half_precision_too(dtype):
+    """RoBERTa's begin behind its padding id, which it finds in ids that it is given whole."""
+    model = build("roberta").to(dtype).eval()
+    prompts = [[*range(3, 30 + 2 * each), 40 + each] for each in range(3)]
+    found = sample(model, prompts, max_completion_length=4, eos_token_ids=[2], generator=seeded())
+    for prompt, completion, logprobs in zip(prompts, found.completion_ids, found.logprobs, strict=True):
+        assert logprobs == pytest.approx(
+            oracle_of_row(model, prompt, completion), abs=2e-3 if dtype.itemsize > 2 else 0.1
+        )
 
 
 def test_how_a_kind_of_model_decodes_is_tried_once(monkeypatch):
