@@ -116,7 +116,7 @@ def test_what_goes_wrong_is_said_and_can_be_mended(page):
     assert len(find(page, "#prompt").get_property("value")) == 400
     find(page, "#score").click()
     until(page, lambda: find(page, "#error").is_displayed())
-    assert "but the model's context holds 256; shorten or leave it out" in find(page, "#error").text
+    assert "but the models' context holds 256; shorten or leave it out" in find(page, "#error").text
     find(page, "#prompt").clear()
     find(page, "#answer-a").clear()
     type_text(page, "Say 3:", "3")

@@ -227,5 +227,5 @@ def test_mistakes_are_named(planted):
     bad = [{"prompt": "a", "chosen": "b"}]
     with pytest.raises(DataError, match='the preference rows, row 1: no "rejected"'):
         judge(planted[0.5], {"0": planted[0.1]}, ROWS[:2], preferences=bad, **arguments)
-    with pytest.raises(DataError, match=r"row 1: 1.. tokens, but the model's context holds 128"):
+    with pytest.raises(DataError, match=r"row 1: 1.. tokens, but the models' context holds 128"):
         judge(planted[0.5], {"0": planted[0.1]}, [{"prompt": "z" * 130, "completion": "A"}], **arguments)

@@ -262,6 +262,16 @@ def test_sft_learns_any_format_and_keeps_references(models, tmp_path, write_json
     assert "(max_steps: 6 -> 7)" in capsys.readouterr().err
 
 
+def test_sft_goes_on_with_the_adapter_that_it_is_given(models, tmp_path, write_jsonl):
+    """`use_peft` beside it is what a page repeats: TRL refuses a second adapter."""
+    words = ["sft", "--dataset_name", write_jsonl("rows.jsonl", STANDARD), "--max_steps", "1", "--use_peft"]
+    words += ["--per_device_train_batch_size", "2"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main([*words, "--model_name_or_path", models["sft"], "--output_dir", str(first)]) == 0
+    assert main([*words, "--model_name_or_path", str(first / "model"), "--output_dir", str(second)]) == 0
+    assert (second / "model/adapter_model.safetensors").is_file()
+
+
 def test_a_turn_may_end_with_another_token_than_the_tokenizers_eos(models, tmp_path, write_jsonl):
     output, rows = tmp_path / "sft", write_jsonl("rows.jsonl", STANDARD)
     words = ["--model_name_or_path", models["sft"], "--dataset_name", rows, "--output_dir", str(output)]

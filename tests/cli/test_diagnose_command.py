@@ -175,7 +175,7 @@ def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
         ({"num_generations": "-1"}, "num_generations=-1 must be at least 0"),
         ({"verifier": "luck"}, "verifier 'luck' does not exist"),
         ({"html_file": "page.txt"}, "html_file=page.txt must end in .html"),
-        ({"max_completion_length": "9999"}, "max_completion_length=9999 fills the model's context of"),
+        ({"max_completion_length": "9999"}, "max_completion_length=9999 fills the models' context of"),
         ({"preference_dataset_name": "rows"}, 'row 1: no "chosen"; a preference row has'),
         ({"dataset_name": "unanswered"}, 'no "answer"'),
     ],

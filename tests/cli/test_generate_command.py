@@ -197,7 +197,7 @@ def test_eval_is_generate_with_a_check(models, answer, write_jsonl, tmp_path):
         ),
         (["--benchmark", "mt_bench:ROWS"], "row 1: 1 turns where mt_bench has 2"),
         (["--dataset_name", "LONG", "--max_completion_length", "5"], "row 2: "),
-        (["--dataset_name", "ROWS", "--max_completion_length", "9999"], "fills the model's context"),
+        (["--dataset_name", "ROWS", "--max_completion_length", "9999"], "fills the models' context"),
         (["--dataset_name", "ROWS", "--temperature", "-1"], "temperature=-1.0 must be at least 0"),
         (["--dataset_name", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--dataset_name", "ROWS", "--output_file", "x.csv"], "output_file=x.csv must end in .jsonl"),

@@ -95,7 +95,7 @@ def test_a_prompt_longer_than_the_context_names_its_row_in_its_file(refused, wri
     changes[key] = write_jsonl("long.jsonl", [*rows[:7], LONG, *rows[7:]])
     err = refused(**changes, num_validation_samples=20, num_test_samples=20)
     assert (
-        f"{changes[key]}, row 8: 300 tokens beside max_completion_length=6, but the model's context holds 256" in err
+        f"{changes[key]}, row 8: 300 tokens beside max_completion_length=6, but the models' context holds 256" in err
     )
     assert "; shorten or leave it out, or lower max_completion_length" in err
 
@@ -118,7 +118,7 @@ def test_training_prompts_longer_than_the_context_are_left_out_and_counted(model
 
 
 def test_a_completion_budget_that_fills_the_context(refused):
-    assert "max_completion_length=256 fills the model's context of 256 tokens" in refused(max_completion_length=256)
+    assert "max_completion_length=256 fills the models' context of 256 tokens" in refused(max_completion_length=256)
 
 
 def test_plain_text_has_no_prompts_to_sample_from(refused, write_jsonl):

@@ -106,11 +106,17 @@ def test_kl_is_never_negative_and_contrast_with_itself_is_nothing(seed):
     torch.testing.assert_close(contrastive_logits(logits, other, 0.0), logits.log_softmax(-1), rtol=0, atol=1e-12)
 
 
-def test_what_both_models_forbid_stays_forbidden():
-    sft, ref = (torch.tensor([0.5, -torch.inf, value]) for value in (0.25, 1.0))
+@pytest.mark.parametrize("forbids", ["both", "sft", "ref"])
+def test_what_a_model_forbids_stays_out(forbids):
+    """And of the rest nothing changes; without contrast it is pi_SFT, whatever the reference forbids."""
+    sft, ref = torch.tensor([0.5, 2.0, 0.25]), torch.tensor([0.5, 2.0, 1.0])
+    for logits in {"both": (sft, ref), "sft": (sft,), "ref": (ref,)}[forbids]:
+        logits[1] = -torch.inf
     found = contrastive_logits(sft, ref, 1.0)
     assert found[1] == -torch.inf
-    torch.testing.assert_close(found[[0, 2]], contrastive_logits(sft[[0, 2]], ref[[0, 2]], 1.0))
+    rest = contrastive_logits(sft[[0, 2]], ref[[0, 2]], 1.0)
+    torch.testing.assert_close(found[[0, 2]].log_softmax(-1), rest.log_softmax(-1))
+    torch.testing.assert_close(contrastive_logits(sft, ref, 0.0), sft.log_softmax(-1))
 
 
 def test_contrastive_literal():

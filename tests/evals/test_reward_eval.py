@@ -280,7 +280,7 @@ def test_rows_that_cannot_be_told_apart_are_set_aside_with_the_reason(planted):
     assert record["rows"] == 2
     reasons = {item["row"]: item["reason"] for item in record["set_aside"]}
     assert reasons[2] == "chosen and rejected are the same tokens"
-    assert "tokens, but the model's context holds 128; shorten" in reasons[3]
+    assert "tokens, but the models' context holds 128; shorten" in reasons[3]
     with pytest.raises(DataError, match="no row can be used; of row 1: chosen and rejected are the same tokens"):
         evaluated(reward, [same])
 
@@ -293,7 +293,7 @@ def test_a_pair_that_any_model_does_not_hold_is_set_aside(planted):
         record = evaluated(DenseReward(*models, tokenizer=TOKENIZER), [*PAIRS[:2], long], base=base)
         (aside,) = record["set_aside"]
         assert aside["row"] == 3
-        assert "tokens, but the model's context holds 40; shorten" in aside["reason"]
+        assert "tokens, but the models' context holds 40; shorten" in aside["reason"]
 
 
 def test_other_mistakes(planted):

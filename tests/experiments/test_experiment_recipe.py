@@ -125,6 +125,7 @@ def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
             {"sft_from": "runs/mine", "methods": {"sft": {}, "dpr": {}, "continued_sft": {"budget": "seconds"}}},
             "continued_sft: seconds cannot be matched, since SFT was not trained here",
         ),
+        ({"methods": {"sft": {}, "cap": {"method": "dpr_capped"}}}, "methods.cap: give its reference"),
         ({"settings": {}}, "settings is empty"),
         ({"settings": {"habit": {"dataset": "x"}}}, "settings.habit: unknown key 'dataset'; did you mean"),
         ({"seeds": [1, 1]}, "give each seed once"),

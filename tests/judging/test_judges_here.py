@@ -67,7 +67,7 @@ def test_a_request_longer_than_the_context_is_invalid_and_the_others_are_judged(
     judge._context = 400
     found = list(judge.judge([request(), request(answers=(("x " * 300,), ("b",))), request()]))
     assert [each.invalid is None for each in found] == [True, False, True]
-    assert "the model's context holds 400" in found[1].invalid
+    assert "the models' context holds 400" in found[1].invalid
 
 
 def test_a_local_model_takes_letters_alone_and_such_as_differ():

@@ -193,7 +193,7 @@ def test_rows_keep_their_order_without_a_seed(write):
 
 
 def test_a_budget_beyond_the_context_is_refused(prepare, tmp_path):
-    with pytest.raises(ConfigError, match="max_completion_length=256 fills the model's context of 256 tokens"):
+    with pytest.raises(ConfigError, match="max_completion_length=256 fills the models' context of 256 tokens"):
         prepare(max_completion_length=CONTEXT)
     assert not (Path(tmp_path) / "run-1/stages").exists()
 

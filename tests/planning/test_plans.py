@@ -59,8 +59,9 @@ def test_a_target_is_every_module_whose_name_ends_so():
         ("q_proj lm_head", 32 * q + head),
     ):
         assert plan(use_peft=True, lora_r=16, lora_target_modules=targets).trained == 16 * each
-    with pytest.raises(ConfigError, match=r"lora_target_modules=query: no module of .* some of q_proj, .*all-linear"):
-        plan(use_peft=True, lora_target_modules="query")
+    for targets in ("query", "q_proj query"):
+        with pytest.raises(ConfigError, match=r"no module of .* is called query; name some of q_proj, .*all-linear"):
+            plan(use_peft=True, lora_target_modules=targets)
 
 
 def test_every_reference_counts_and_the_average_is_an_adapter():

@@ -26,7 +26,7 @@ from densepath.report.markdown import part_markdown
 from densepath.report.records import Report
 
 RECIPE = {"model_name_or_path": "base", "dataset_name": "rows of mine.jsonl", "use_peft": True, "sft": "s/m"}
-ASKED = {"dataset_name": "held out.jsonl", "verifier": "exact_match"}
+ASKED = {"dataset_name": "held out.jsonl", "dataset_train_split": "validation", "verifier": "exact_match"}
 FACTS = {"SFT model": "sft", "before SFT": "base", "demonstrations": "rows.jsonl", "verifier": "exact_match"}
 
 
@@ -102,9 +102,11 @@ def test_names_that_the_page_knows_are_in_the_command():
     assert "--dataset_name 'rows of mine.jsonl' --eval_dataset_name" in STEPS["diagnosis, candidate"].command
     assert "--reference 0.5 --beta 0.5" in STEPS["diagnosis, candidate"].command
     assert "dpr_capped" in STEPS["diagnosis, capped"].command
-    more = "--run_dir runs/sft --dataset_name 'held out.jsonl' --verifier exact_match --max_samples 256"
+    asked = "--dataset_name 'held out.jsonl' --dataset_train_split validation"
+    more = f"--run_dir runs/sft {asked} --verifier exact_match --max_samples 256"
     assert STEPS["diagnosis, cannot_tell"].command == f"densepath diagnose {more}"
-    assert "--eval_dataset_name 'held out.jsonl' --verifier" in STEPS["diagnosis, candidate"].command
+    # prompts that chose the reference are no test of it
+    assert "--eval_dataset_name OTHER-PROMPTS.jsonl --verifier" in STEPS["diagnosis, candidate"].command
     for answer in ("candidate", "none", "train_on"):
         assert "--use_peft true" in STEPS[f"diagnosis, {answer}"].command
     assert "--verifier exact_match" in STEPS["diagnosis, none"].command

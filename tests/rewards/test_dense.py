@@ -160,7 +160,7 @@ def test_a_text_that_any_model_does_not_hold_is_refused():
     reward = DenseReward(models[0], models[1:], tokenizer=tokenizer)
     assert reward.context == 32
     assert DenseReward(models[0], models[1], tokenizer=tokenizer).context == 64
-    with pytest.raises(DataError, match=r"completion 1: 4. tokens, but the model's context holds 32; shorten"):
+    with pytest.raises(DataError, match=r"completion 1: 4. tokens, but the models' context holds 32; shorten"):
         reward.score(["a", "a"], ["x", "z" * 40])
 
 

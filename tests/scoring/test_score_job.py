@@ -340,7 +340,7 @@ BAD = [
     ('{"prompt": "x", "completion": NaN}', '"completion" is nan, not a string'),
     ('{"prompt": "x", ', "not valid JSON"),
     ("[1, 2]", "[1, 2] is not an object"),
-    ('{"prompt": "x", "completion": "' + "z" * 300 + '"}', "tokens, but the model's context holds 256"),
+    ('{"prompt": "x", "completion": "' + "z" * 300 + '"}', "tokens, but the models' context holds 256"),
     ('{"prompt": "x", "completion": "\\ud800"}', "half of a surrogate pair stands behind"),
     ('{"messages": [{"role": "robot", "content": "x"}]}', "turn 1 has the role 'robot'"),
     ('{"prompt": "x", "completion": "y", "turns": 3}', 'there is a column "turns" already'),
@@ -423,7 +423,7 @@ def test_a_row_that_a_reference_does_not_hold_is_set_aside(score, data, tmp_path
     assert score(data, tmp_path / "scores.jsonl", ref_model_name_or_path=short)[0] == 0
     rejected = {each["row"]: each["error"] for each in read(tmp_path / "scores.rejected.jsonl")}
     assert list(rejected) == [number for number, length in enumerate(lengths, start=1) if length > 40]
-    assert all("but the model's context holds 40; shorten" in error for error in rejected.values())
+    assert all("but the models' context holds 40; shorten" in error for error in rejected.values())
 
 
 def test_data_none_of_which_can_be_scored_is_refused_early(score, tmp_path, monkeypatch):

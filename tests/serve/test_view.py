@@ -206,7 +206,7 @@ def test_one_answer_is_shown_alone(view, choices):
         ({"prompt": 3}, 422, "prompt: Input should be a valid string"),
         ({"prompt": "z" * 301}, 413, "prompt has 301 characters, at most 300 (max_characters) are read"),
         ({"completions": ["a", "z" * 301]}, 413, "completions[1] has 301 characters"),
-        ({"completions": ["z" * 290]}, 422, "the model's context holds 256; shorten or leave it out"),
+        ({"completions": ["z" * 290]}, 422, "the models' context holds 256; shorten or leave it out"),
         ({"model": "x"}, 422, "model: Extra inputs are not permitted"),
         ({"completions": ["a", "b\ud83d"]}, 422, "completions[1]: no text: character 1 is half of a surrogate pair"),
     ],

@@ -88,7 +88,7 @@ def test_effective_sample_size_is_that_of_all_micro_batches_of_a_step():
     ("row", "message"),
     [
         ({"prompt": "x", "completion": [{"role": "assistant", "content": "a"}]}, "row 2: .*differ in kind"),
-        ({"prompt": "x" * 60, "completion": "a"}, "row 2: 6[0-9] tokens, but the model's context holds 50"),
+        ({"prompt": "x" * 60, "completion": "a"}, "row 2: 6[0-9] tokens, but the models' context holds 50"),
     ],
 )
 def test_a_demonstration_that_cannot_be_used_is_named(tokenizer, row, message):

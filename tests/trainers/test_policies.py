@@ -200,7 +200,7 @@ def test_a_prompt_that_fills_the_context_is_named_with_its_row(tmp_path, tokeniz
     rows[17]["prompt"] = "blue " * 120
     data = type(prompts).from_list(rows)
     with pytest.raises(
-        DataError, match=r"train_dataset, row 17: \d+ tokens beside .*, but the model's context holds 256"
+        DataError, match=r"train_dataset, row 17: \d+ tokens beside .*, but the models' context holds 256"
     ):
         trainer_of(tmp_path, make_model, tokenizer, data)
     short = tiny_llama(len(tokenizer), max_position_embeddings=48)
@@ -208,7 +208,7 @@ def test_a_prompt_that_fills_the_context_is_named_with_its_row(tmp_path, tokeniz
     data_of_short = type(prompts).from_list(rows)
     for refs in ({"ref_model": short}, {"ref_model": make_model(1), "held_out_ref_model": short}):
         given = {"args": config(tmp_path), "train_dataset": data_of_short, "processing_class": tokenizer, **refs}
-        with pytest.raises(DataError, match=r"train_dataset, row 17: .*, but the model's context holds 48"):
+        with pytest.raises(DataError, match=r"train_dataset, row 17: .*, but the models' context holds 48"):
             DPRTrainer(make_model(0), **given)
     with pytest.raises(DataError, match="eval_dataset hard, row 17"):
         DPRTrainer(
@@ -219,7 +219,7 @@ def test_a_prompt_that_fills_the_context_is_named_with_its_row(tmp_path, tokeniz
             {"hard": data},
             tokenizer,
         )
-    with pytest.raises(ConfigError, match="max_completion_length=256 fills the model's context of 256 tokens"):
+    with pytest.raises(ConfigError, match="max_completion_length=256 fills the models' context of 256 tokens"):
         trainer_of(tmp_path, make_model, tokenizer, prompts, max_completion_length=256)
 
 
@@ -296,3 +296,11 @@ def test_the_sft_policy_stays_what_it_was_under_an_adapter_that_changes_the_base
 def test_the_old_name_of_dtype_is_taken(tmp_path):
     args = DPRConfig(str(tmp_path), model_init_kwargs={"torch_dtype": "bfloat16"})
     assert loading_arguments(args)["dtype"] == "bfloat16"
+
+
+def test_an_adapter_may_have_any_name_where_the_sft_policy_is_given(tmp_path, tokenizer, prompts, make_model):
+    settings = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    policy = get_peft_model(make_model(0), settings, adapter_name="policy")
+    args, models = config(tmp_path), {"ref_model": make_model(1), "sft_model": make_model(0)}
+    trainer = DPRTrainer(policy, args=args, train_dataset=prompts, processing_class=tokenizer, **models)
+    assert trainer.dense_reward.sft.model is models["sft_model"]

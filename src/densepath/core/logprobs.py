@@ -116,8 +116,9 @@ def contrastive_logits(sft_logits: Tensor, ref_logits: Tensor, alpha: float) -> 
         raise ValueError(f"alpha must be at least 0, got {alpha}")
     sft = torch.log_softmax(lift(sft_logits), dim=-1)
     ref = torch.log_softmax(lift(ref_logits), dim=-1)
-    # an id that both models forbid stays forbidden, where the difference of two infinities is none
-    return torch.where(sft == -torch.inf, sft, (1 + alpha) * sft - alpha * ref)
+    # An id that either model forbids has no contrast, which would be NaN, or infinite.
+    forbidden = (sft == -torch.inf) | (ref == -torch.inf)
+    return sft if alpha == 0 else torch.where(forbidden, -torch.inf, (1 + alpha) * sft - alpha * ref)
 
 
 def logit_scores(logits: Tensor, ids: Tensor, *, chunk_tokens: int = DEFAULT_CHUNK_TOKENS) -> TokenScores:

@@ -133,7 +133,8 @@ def _asked(arguments: DiagnoseArguments, recipe: dict[str, Any]) -> dict[str, An
         plain = JudgeArguments()
         said = {f.name: getattr(judge, f.name) for f in fields(JudgeArguments)}
         checks = {name: value for name, value in said.items() if value != getattr(plain, name)}
-    return {"dataset_name": arguments.dataset_name, **checks}
+    split = {} if arguments.dataset_name is None else {"dataset_train_split": arguments.dataset_train_split}
+    return {"dataset_name": arguments.dataset_name, **split, **checks}
 
 
 def _judge(

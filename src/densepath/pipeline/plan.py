@@ -157,13 +157,16 @@ def _training(
 def _adapter(arguments: RunArguments, model: Architecture) -> int:
     """Parameters of the recipe's adapter."""
     targets = arguments.lora_target_modules
-    found = model.adapter(arguments.lora_r, None if targets == "all-linear" else targets.replace(",", " ").split())
-    if not found:
+    if targets == "all-linear":
+        return model.adapter(arguments.lora_r)
+    names = targets.replace(",", " ").split()
+    unknown = {name.rpartition(".")[2] for name in names} - {*model.linears, "lm_head", "embed_tokens"}
+    if unknown or not names:
         raise ConfigError(
-            f"lora_target_modules={targets}: no module of {model.name} is called so; name some of "
-            f"{', '.join(model.linears)}, or all-linear"
+            f"lora_target_modules={targets}: no module of {model.name} is called {', '.join(sorted(unknown))}; name "
+            f"some of {', '.join(model.linears)}, or all-linear"
         )
-    return found
+    return model.adapter(arguments.lora_r, names)
 
 
 def _stages(

@@ -206,6 +206,12 @@ def left_open(plan: MethodPlan) -> set[str]:
 
 def _choosing(setting: Setting) -> Setting:
     """The setting whose SFT run chooses what any of its arms leaves open, though others are given it."""
+    for plan in setting.methods.values():
+        if plan.method == "dpr_capped" and "reference" in left_open(plan):
+            raise ConfigError(
+                f"methods.{plan.name}: give its reference (0: the model before SFT); the choice of a setting previews "
+                "the plain reward alone"
+            )
     keys: dict[str, Any] = {key: "auto" for plan in setting.methods.values() for key in left_open(plan)}
     try:
         arguments = replace(setting.arguments, **keys)

@@ -27,12 +27,13 @@ def run_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Con
     # Later stages load the tokenizer that SFT saves, which keeps these options.
     tokenizer = load_tokenizer(sft.base, **arguments.tokenizer_options())
     config = sft_config(arguments, others, folder)
+    model = load_trainable(arguments, sft.base)
     trainer = sft_trainer(
-        load_trainable(arguments, sft.base),
+        model,
         tokenizer,
         encoded_demonstrations(sft, tokenizer),
         config,
-        peft_config=peft_config(arguments),
+        peft_config=peft_config(arguments, model),
         reference_folder=folder / "references",
         fractions=arguments.reference_fractions,
         ema_decay=arguments.reference_ema_decay,

@@ -149,12 +149,13 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         say(console, f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut")
         for note in counts.notes:
             warn(console, note)
+        model = load_trainable(arguments, arguments.model_name_or_path)
         trainer = sft_trainer(
-            load_trainable(arguments, arguments.model_name_or_path),
+            model,
             tokenizer,
             encoded,
             config,
-            peft_config=peft_config(arguments),
+            peft_config=peft_config(arguments, model),
             reference_folder=folder / "references",
             fractions=arguments.reference_fractions,
             ema_decay=arguments.reference_ema_decay,
@@ -215,7 +216,7 @@ def _held_out(arguments: DPRArguments, train: Rows, tokenizer: Any, context: int
     check_disjoint({"train": train, "held-out": rows})
     pairs = demonstration_pairs(rows, tokenizer, context)
     if not len(pairs):
-        raise DataError(f"{name}: no held-out demonstration fits into the model's context of {context}; shorten them")
+        raise DataError(f"{name}: no held-out demonstration fits into the context of {context} tokens; shorten them")
     return pairs
 
 

@@ -22,6 +22,7 @@ from densepath.report.document import Next
 from densepath.report.records import Report
 
 JUDGE, PROMPTS, PAIRS, ROWS = "local:JUDGE", "PROMPTS.jsonl", "PAIRS.jsonl", "DEMONSTRATIONS.jsonl"
+OTHER = "OTHER-PROMPTS.jsonl"
 SFT, BEFORE, OWN = "SFT-MODEL", "MODEL-BEFORE-SFT", "MODEL"
 _MORE_SEEDS, _MORE_PROMPTS = 2, 4
 _OTHER_BETAS = (0.25, 2.0)
@@ -123,15 +124,17 @@ def after_diagnosis(
         run_dir: folder of the SFT run.
         recipe: what SFT was made with, and its model as `sft`.
         asked: what says which answers are right: `verifier`, or `judge` and how it is asked; and the rows that were
-            asked as `dataset_name`, where they are not the run's own.
+            asked as `dataset_name` and its split, where they are not the run's own.
         prompts: how many of them were asked.
     """
     base, rows = recipe.get("model_name_or_path") or BEFORE, recipe.get("dataset_name") or ROWS
-    sft, held_out = recipe.get("sft") or SFT, asked.get("dataset_name")
-    checks = {name: value for name, value in asked.items() if name != "dataset_name"}
+    sft, own = recipe.get("sft") or SFT, ("dataset_name", "dataset_train_split")
+    prompted = {name: asked[name] for name in own if asked.get(name) not in (None, "train")}
+    checks = {name: value for name, value in asked.items() if name not in own}
     adapter = {"use_peft": True if recipe.get("use_peft") else None}
     if decision.answer is Answer.CANDIDATE:
         arms = ["base", "sft", "continued_sft", "dpr_capped"] if decision.capped else None
+        held_out = OTHER if prompted else None  # the rows that chose the reference are no test of it
         names = {"sft_from": run_dir, "model_name_or_path": base, "dataset_name": rows, "eval_dataset_name": held_out}
         names |= {**checks, **adapter, "arms": arms}
         found = {"reference": decision.reference, "beta": decision.beta, "output_dir": f"{run_dir}-dpr"}
@@ -143,7 +146,7 @@ def after_diagnosis(
     if decision.answer is Answer.TRAIN_ON:
         longer = typed("sft", model_name_or_path=sft, dataset_name=rows, **adapter, output_dir=f"{run_dir}-longer")
         return Next("let SFT go on, then diagnose again.", longer)
-    again = {"run_dir": run_dir, "dataset_name": held_out}
+    again = {"run_dir": run_dir, **prompted}
     if not any(checks.values()):
         words = "let a judge, or a program (--verifier), say which answers are right."
         return Next(words, typed("diagnose", **again, judge=JUDGE))

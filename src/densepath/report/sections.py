@@ -130,7 +130,8 @@ PANELS = (
     Panel("completions/mean_length", "Completion length", "tokens"),
     Panel("completions/clipped_ratio", "Share truncated", "share of completions", "Cut off at the length limit."),
     Panel("entropy", "Entropy", "nats per token"),
-    Panel("loss", "Loss: SFT", "nats per token", "", ("sft", "continued_sft")),
+    Panel("loss", "Loss: SFT", "nats per token", "", ("sft", "continued_sft", "rejection_sampling", "filtered_sft")),
+    Panel("loss", "Loss: DFT, purification", "of each its own", "Not to be compared.", ("dft", "purified_sft")),
     Panel("loss", "Loss: DPR", "surrogate", "Only its gradient has a meaning.", ("dpr", "dpr_capped")),
     Panel("grad_norm", "Gradient norm", "before clipping"),
 )

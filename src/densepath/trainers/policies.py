@@ -129,8 +129,8 @@ def starting_models(
             processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
         model = load_model(model, for_training=True, **loading)
     switch_off_dropout(model)
-    adapter = model.peft_config["default"] if hasattr(model, "peft_config") else peft_config
-    if sft is None and (adapter is None or changes_base(adapter)):
+    adapters = list(model.peft_config.values()) if hasattr(model, "peft_config") else [peft_config]
+    if sft is None and any(each is None or changes_base(each) for each in adapters):
         sft = freeze(copy_of(model))  # the policy as it is before training
     return model, processing_class, sft
 
