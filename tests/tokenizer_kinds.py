@@ -53,9 +53,14 @@ LAST = (  # Phi 3: turns end in a token of their own, and EOS stands behind the 
     "{% if add_generation_prompt %}<|turn|>assistant\n{% else %}{{ eos_token }}{% endif %}"
 )
 TWICE = LAST.replace("{{ m['content'] }}<|turn|>", "{{ m['content'] }}</s>")  # the same where that token is EOS
+REPLACED = (  # gpt-oss: EOS behind the last answer, and a token of its own in its place behind every other
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}"
+    "{% if loop.last and m['role'] == 'assistant' and not add_generation_prompt %}{{ eos_token }}"
+    "{% else %}<|turn|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
 TEMPLATES = {
     "chatml": CHATML, "inst": INST, "headers": HEADERS, "marked": MARKED, "stripped": STRIPPED, "roles": ROLES,
-    "last": LAST, "twice": TWICE,
+    "last": LAST, "twice": TWICE, "replaced": REPLACED,
 }  # fmt: skip
 
 

@@ -185,8 +185,10 @@ def test_mistakes_are_named(planted):
     for betas in ([0.0], [1.0, 1.0]):
         with pytest.raises(ConfigError, match=r"betas=\[.*\] must be different positive numbers"):
             diagnose(planted[0.5], {"0": planted[0.1]}, ROWS, betas=betas, **SETTINGS)
-    with pytest.raises(DataError, match="row 1: "):
-        diagnose(planted[0.5], {"0": planted[0.1]}, [{"text": "a"}], **SETTINGS)
+    of_two_kinds = {"prompt": "a", "completion": [{"role": "assistant", "content": "b"}]}
+    for row in ({"text": "a"}, of_two_kinds):
+        with pytest.raises(DataError, match="row 1: "):
+            diagnose(planted[0.5], {"0": planted[0.1]}, [row], **SETTINGS)
     with pytest.raises(
         ConfigError, match="reference 0 is the SFT model itself, so a preview would be SFT; give another"
     ):

@@ -177,4 +177,4 @@ def test_what_is_held_out_answers_nothing_that_is_sorted(argv, tmp_path, capsys)
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
     (tmp_path / "held-out.jsonl").write_text(json.dumps(row) + "\n")
     assert main(argv()) == 2
-    assert "train row 1 and validation row 1 have the same prompt" in capsys.readouterr().err
+    assert "validation row 1 and train row 1 have the same prompt" in capsys.readouterr().err

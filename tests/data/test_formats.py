@@ -142,6 +142,15 @@ def test_prompts_need_no_completion_and_may_have_one() -> None:
     assert validate_rows(rows, "prompts") is DataFormat.PROMPT
 
 
+@pytest.mark.parametrize("completion", ["Hello", [USER]], ids=["another kind", "no assistant turn"])
+def test_a_completion_is_checked_only_where_its_likelihood_is_measured(completion: Any) -> None:
+    rows = [{"prompt": [USER], "completion": completion}]
+    assert validate_rows(rows, "prompts") is DataFormat.PROMPT
+    with pytest.raises(DataError, match=r'row 1: .*"completion"'):
+        validate_rows(rows, "held-out prompts")
+    assert validate_rows([{"prompt": [USER]}], "held-out prompts") is DataFormat.PROMPT
+
+
 def test_mixed_formats_are_refused() -> None:
     rows = [{"prompt": "Hi", "completion": "Hello"}, {"text": "Hi"}]
     with pytest.raises(DataError, match="row 2: format is standard text, where row 1"):

@@ -157,7 +157,7 @@ def test_no_border_is_crossed_by_ordinary_answers(kind: str, template: str, text
     assert not any("also holds" in line for line in said)
     for pair, index in zip(pairs, range(1, len(turns), 2), strict=True):
         ids, end = list(pair.completion_ids), tokenizer.eos_token_id
-        assert ids.count(end) == (1 if template not in ("roles", "last") or index == len(turns) - 1 else 0)
+        assert ids.count(end) == (1 if template not in ("roles", "last", "replaced") or index == len(turns) - 1 else 0)
         words = tokenizer.decode(ids, skip_special_tokens=True)
         if not kind.startswith("word"):
             assert words.strip().endswith(texts[index])
@@ -208,23 +208,47 @@ def test_a_template_that_strips_reasoning_is_read_as_it_renders_and_it_is_said()
     assert counts.notes[0].startswith("3 assistant turns")
 
 
-def test_an_eos_behind_the_last_turn_alone_leaves_the_others_actions() -> None:
-    """As TRL's training templates of Phi-3 mark them: with the token that ends the turn, and the line."""
-    tokenizer = tokenizer_of("byte level", "last")
+MARKED_LAST = LAST.replace(
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|turn|>\n{% endfor %}",
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}<|turn|>\n{% endgeneration %}{% else %}{{ m['content'] }}<|turn|>\n{% endif %}{% endfor %}",
+).replace("{{ eos_token }}", "{% generation %}{{ eos_token }}{% endgeneration %}")
+MARKED_REPLACED = (
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
+    "{{ m['content'] }}{% if loop.last %}{{ eos_token }}{% else %}<|turn|>{% endif %}{% endgeneration %}"
+    "{% else %}{{ m['content'] }}<|turn|>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "marked", "ends"),
+    [("last", MARKED_LAST, ("<|turn|>\n", "<|turn|>\n</s>")), ("replaced", MARKED_REPLACED, ("<|turn|>", "</s>"))],
+)
+def test_an_eos_behind_the_last_turn_alone_leaves_the_others_actions(
+    template: str, marked: str, ends: tuple[str, str]
+) -> None:
+    """As TRL's training templates of Phi-3 and gpt-oss mark them: with the token that ends the turn, and the line."""
+    tokenizer = tokenizer_of("byte level", template)
     row = {"messages": turns_of(["name a colour please", "blue", "what is two", "five"])}
-    marked = LAST.replace(
-        "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'] }}<|turn|>\n{% endfor %}",
-        "{% for m in messages %}<|turn|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}{% generation %}"
-        "{{ m['content'] }}<|turn|>\n{% endgeneration %}{% else %}{{ m['content'] }}<|turn|>\n{% endif %}{% endfor %}",
-    ).replace("{{ eos_token }}", "{% generation %}{{ eos_token }}{% endgeneration %}")
     options = {"return_dict": True, "return_assistant_tokens_mask": True}
     found = tokenizer.apply_chat_template(row["messages"], chat_template=marked, **options)
     encoded = encode_demonstration(row, tokenizer)
     assert encoded["input_ids"] == found["input_ids"]
     assert encoded["completion_mask"] == found["assistant_masks"]
     pairs, said = quietly(row, tokenizer)
-    assert [tokenizer.decode(pair.completion_ids) for pair in pairs] == ["blue<|turn|>\n", "five<|turn|>\n</s>"]
+    assert [tokenizer.decode(pair.completion_ids) for pair in pairs] == [f"blue{ends[0]}", f"five{ends[1]}"]
     assert said == []
+
+
+def test_a_special_token_that_begins_the_next_turn_ends_no_action() -> None:
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|turn|>' if m['role'] == 'assistant' else '<unk>' }}{{ m['content'] }}"
+        "{% if loop.last and m['role'] == 'assistant' and not add_generation_prompt %}{{ eos_token }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}<|turn|>{% endif %}"
+    )
+    pairs, _ = quietly({"messages": turns_of(["name a colour please", "blue", "what is two", "five"])}, tokenizer)
+    assert [tokenizer.decode(pair.completion_ids) for pair in pairs] == ["blue", "five</s>"]
 
 
 def test_an_action_ends_at_the_first_of_two_eos_between_which_there_is_nothing() -> None:

@@ -131,6 +131,26 @@ def test_conversations_that_begin_alike_are_in_one_split() -> None:
     splits = split_by_content([*begun, *gone_on])
     check_disjoint(splits, every_turn=list(splits))
     assert all(begun[i] in part for part in splits.values() for i in range(300) if gone_on[i] in part)
-    # A greeting behind a common system turn tells no rows apart.
-    greeted = [{"messages": [turn("system", "s"), turn("assistant", "Hello!"), *row["messages"]]} for row in begun]
-    assert 30 < len(split_by_content(greeted, {"a": 0.5, "b": 0.5})["a"]) < 270
+    # So too where the earlier turns stand in the prompt, or the later ones in the completion.
+    cut = [{"prompt": row["messages"][:3], "completion": row["messages"][3:]} for row in gone_on]
+    whole = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in gone_on]
+    splits = split_by_content([*cut, *whole, *begun])
+    check_disjoint(splits, every_turn=list(splits))
+    assert all(splits.values())
+
+
+@pytest.mark.parametrize(
+    "opening",
+    [[turn("user", "Hi"), turn("assistant", "Hello!")], [turn("system", "s"), turn("assistant", "Hello!")]],
+    ids=["user", "greeting"],
+)
+def test_turns_that_all_conversations_begin_with_tell_no_rows_apart(opening: list[dict[str, str]]) -> None:
+    rows = [{"messages": [*opening, *conversation(f"q{i}", "Go on.")["messages"]]} for i in range(300)]
+    splits = split_by_content(rows, {"a": 0.5, "b": 0.5})
+    assert 100 < len(splits["a"]) < 200  # five standard deviations are 43 rows
+    check_disjoint(splits, every_turn=["a", "b"])
+    # With a row that asks no more than the opening all of them answer it, and stand in its split.
+    together = split_by_content([*rows, {"messages": opening}], {"a": 0.5, "b": 0.5})
+    assert sorted(map(len, together.values())) == [0, 301]
+    with pytest.raises(DataError, match="same prompt"):
+        check_disjoint({"a": rows[:1], "b": [{"messages": opening}]}, every_turn=["a"])

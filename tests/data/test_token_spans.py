@@ -68,6 +68,47 @@ def test_bytes_that_no_token_can_complete_stand_alone() -> None:
     assert decode_spans(ids, TOKENIZER) == runs
 
 
+def count_decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Number of tokens of each call that decodes some."""
+    decoded: list[int] = []
+    decode = spans.decode
+
+    def counting(some: list[int], tokenizer: Any) -> str:
+        decoded.append(len(some))
+        return decode(some, tokenizer)
+
+    monkeypatch.setattr(spans, "decode", counting)
+    return decoded
+
+
+CUT = ids_of("🎉", FALLBACK)[:3]
+
+
+@pytest.mark.parametrize(
+    ("odd", "runs"),
+    [
+        ([*CUT, *ids_of("🎉", FALLBACK)], [("\ufffd", 1)] * 7),  # bytes that are no UTF-8 as a whole
+        ([*CUT, FALLBACK.convert_tokens_to_ids("<0x0A>")], [("\ufffd", 1)] * 4),  # a line's end is a byte of them
+        (ids_of("🎉\ufffd🎉", FALLBACK), [("🎉", 4), ("\ufffd", 3), ("🎉", 4)]),
+    ],
+    ids=["cut", "cut at a line's end", "replacement"],
+)
+def test_a_fault_stays_in_its_own_stretch_of_bytes(
+    monkeypatch: pytest.MonkeyPatch, odd: list[int], runs: list[tuple[str, int]]
+) -> None:
+    decoded = count_decoded(monkeypatch)
+    before, behind = ids_of("x" * 1000, FALLBACK), ids_of("y" * 1000, FALLBACK)
+    ids = [*before, *odd, *behind]
+    found = decode_spans(ids, FALLBACK)
+    assert [(text, len(run)) for text, run in found] == [("x", 1)] * 1000 + runs + [("y", 1)] * 1000
+    assert sum(decoded) <= 60 * len(ids)
+    assert sum(map(len, read_tokens(ids, FALLBACK).tokens)) <= 2 * len(ids)
+    # As many odd spots as there may be.
+    assert len(decode_spans(ids_of("x", FALLBACK) + [*odd, *ids_of("y", FALLBACK)] * 50, FALLBACK)) == (
+        1 + 50 * (len(runs) + 1)
+    )
+
+
 @pytest.mark.parametrize(
     ("ids", "tokenizer", "runs"),
     [
@@ -83,17 +124,9 @@ def test_the_work_grows_with_the_number_of_tokens(
     monkeypatch: pytest.MonkeyPatch, ids: list[int], tokenizer: Any, runs: int
 ) -> None:
     """Tokens that are decoded in all are a multiple of those given: each is read with its neighbours alone."""
-    decoded = 0
-    decode = spans.decode
-
-    def counting(some: list[int], tokenizer: Any) -> str:
-        nonlocal decoded
-        decoded += len(some)
-        return decode(some, tokenizer)
-
-    monkeypatch.setattr(spans, "decode", counting)
+    decoded = count_decoded(monkeypatch)
     assert len(decode_spans(ids, tokenizer)) == runs
-    assert decoded <= 60 * len(ids)
+    assert sum(decoded) <= 60 * len(ids)
 
 
 def test_special_tokens_are_shown() -> None:

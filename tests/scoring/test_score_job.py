@@ -310,10 +310,24 @@ def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch, machines
 
 def test_processes_that_would_share_vllms_device_are_refused(score, data, tmp_path, monkeypatch):
     code, said = score(data, tmp_path / "scores.jsonl", use_vllm="true", num_processes=3)
-    assert (code, "and 3 processes would share it: start one call for each device" in said) == (2, True)
+    assert (code, "and 3 processes of this machine would share it: start one call for each" in said) == (2, True)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    for here in ("4", "2"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here)
+        code, said = score(data, tmp_path / "scores.jsonl", use_vllm="true")
+        assert (code, f"and {here} processes of this machine would share it: start one call" in said) == (2, True)
+
+
+def test_processes_of_machines_of_their_own_have_vllms_device_to_themselves(score, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "_loader", lambda arguments: "vllm" if arguments.use_vllm else None)
+    own = shard.DenseReward.from_models
+    monkeypatch.setattr(shard.DenseReward, "from_models", lambda *given, load, **others: own(*given, **others))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, said = score(data, tmp_path / "scores.jsonl", use_vllm="true")
-    assert (code, "and 2 processes would share it: start one call for each device" in said) == (2, True)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        assert score(data, tmp_path / "scores.jsonl", use_vllm="true")[0] == 0
+    assert (tmp_path / "scores.jsonl").is_file()
 
 
 def test_a_shard_that_is_being_scored_is_left_alone(score, data, tmp_path, monkeypatch):
@@ -462,8 +476,23 @@ def test_a_stretch_of_bad_rows_stops_neither_a_job_that_goes_on_nor_a_share(scor
     for index in (1, 0):  # the second of three has windows 1 and 4: bad rows alone
         assert score(path, tmp_path / "shares.jsonl", num_shards=3, shard_index=index)[0] == 0
     assert score(path, tmp_path / "shares.jsonl", num_shards=3, shard_index=2)[0] == 0
-    for name in ("scores", "shares"):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for rank in (0, 1, 2):  # the second process reads bad rows alone, behind good ones of the first
+        monkeypatch.setenv("RANK", str(rank))
+        assert score(path, tmp_path / "processes.jsonl")[0] == 0
+    for name in ("scores", "shares", "processes"):
         assert (tmp_path / f"{name}.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_processes_give_up_on_data_none_of_which_can_be_scored(score, tmp_path, monkeypatch):
+    monkeypatch.setattr(shard, "GIVE_UP_AFTER", 4)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "x"}\n' * 40)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        code, said = score(path, tmp_path / "scores.jsonl")
+        assert (code, "nor can any other of the 4 rows that were read be scored" in said) == (2, True)
 
 
 def test_a_job_that_was_given_up_goes_on_behind_what_it_read(score, tmp_path, monkeypatch):

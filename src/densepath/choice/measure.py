@@ -119,7 +119,7 @@ class _Job:
         rows: list[Row] = [
             {key: value for key, value in dict(row).items() if value is not None} for row in evidence.rows
         ]
-        validate_rows(rows, "prompts", source=str(evidence.source))
+        validate_rows(rows, "held-out prompts", source=str(evidence.source))
         return cls(models, evidence, plan, models.load(models.sft), rows, check, progress, keep)
 
     @property

@@ -427,12 +427,15 @@ def _conversation(
         state = tokenise(before, tokenizer)
         start = _common_prefix(state, ids)
         through = whole if index == last else rendered(index + 1, False)
-        # Some templates write EOS behind the last turn alone (Phi-3, gpt-oss).
+        # Some templates write EOS behind the last turn alone (Phi-3), or have another token there before (gpt-oss).
         kept = whole.startswith(through.rstrip().removesuffix(eos(tokenizer)[0]).rstrip())
         if index == last:
             stop = len(ids)
         elif kept:
-            stop = _end_of_action(ids, start, _common_prefix(tokenise(through, tokenizer), ids), tokenizer)
+            alone = tokenise(through, tokenizer)
+            stop = _end_of_action(ids, start, _common_prefix(alone, ids), tokenizer)
+            if alone[stop : stop + 1] == [eos(tokenizer)[1]]:
+                stop += _ends_turn(ids, start, stop, tokenise(rendered(index + 1, True), tokenizer), tokenizer)
         else:  # rendered otherwise than alone: it ends where the model would end it
             following = rendered(answers[place + 1], True)
             limit = len(tokenise(following, tokenizer)) if whole.startswith(following) else len(ids)
@@ -510,6 +513,23 @@ def _end_of_action(
         return ends[-1]
     # Some templates end a turn only once another one follows.
     return limit + (ids[limit : limit + 1] == [eos_id])
+
+
+def _ends_turn(
+    ids: Sequence[int], start: int, stop: int, asked: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> bool:
+    """Whether the action that has no EOS ends with the special token at `stop`.
+
+    Not where it ends in one before, nor where that one begins the next turn: a prompt of the model's (`asked`) behind
+    the action then goes on otherwise.
+    """
+
+    def special(token: int) -> bool:
+        return not tokenizer.decode([token], skip_special_tokens=True)
+
+    following = ids[stop : stop + 1]
+    written = [token for token in ids[start:stop] if decode([token], tokenizer).strip()]
+    return following == asked[stop : stop + 1] and any(map(special, following)) and not any(map(special, written[-1:]))
 
 
 def _common_prefix(a: Sequence[object], b: Sequence[object]) -> int:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -40,8 +40,9 @@ from densepath.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Needs: TypeAlias = Literal["demonstrations", "prompts"]
-"""What the rows are for: with something to imitate, or only something to answer."""
+Needs: TypeAlias = Literal["demonstrations", "prompts", "held-out prompts"]
+"""What the rows are for: with something to imitate, only something to answer, or this and the likelihood of an answer
+where they have one."""
 
 
 def load_dataset_rows(
@@ -154,7 +155,8 @@ def validate_rows(rows: Iterable[Row], needs: Needs, *, source: str = "the data 
 
     Args:
         rows: a `datasets.Dataset` or any iterable of mappings.
-        needs: "demonstrations" (something to imitate in every row) or "prompts" (something to answer).
+        needs: "demonstrations" (something to imitate in every row), "prompts" (something to answer; nobody reads a
+            completion) or "held-out prompts" (a completion, where there is one, can be encoded).
         source: the name to use in messages, usually the file.
 
     Returns:
@@ -210,8 +212,8 @@ def _name(source: Any) -> str:
 
 def _checked(rows: Iterable[SourceRow], needs: Needs | None, source: str) -> Iterator[Row]:
     """The rows, each checked: completely where `needs` says what for, else for well-formed types; at least one."""
-    if needs not in ("demonstrations", "prompts", None):
-        raise ConfigError(f'needs is {needs!r}; it must be "demonstrations" or "prompts"')
+    if needs not in (*get_args(Needs), None):
+        raise ConfigError(f"needs is {needs!r}; it must be one of {', '.join(get_args(Needs))}")
     first: tuple[SourceRow, DataFormat, bool] | None = None
     empty = True
     for row in rows:
@@ -243,7 +245,11 @@ def check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
     """Raise for a row that cannot serve `needs`; else its format (of prompts, without the completion) and kind."""
     _check_types(row)
     found = detect_format(row)
-    if needs == "prompts":
+    if needs != "demonstrations":
+        if needs == "held-out prompts" and found is DataFormat.PROMPT_COMPLETION and not split_turns(row):
+            raise DataError(
+                '"completion" has no assistant turn; add the demonstrated answer, or leave "completion" out'
+            )
         return _check_prompt_row(row, found)
     if found is DataFormat.PROMPT:
         raise DataError('a prompt without "completion"; add the demonstrated answer, or use the rows as prompts only')
@@ -263,8 +269,6 @@ def check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
 
 def _check_prompt_row(row: Row, found: DataFormat) -> tuple[DataFormat, bool]:
     prompt = prompt_of(row)
-    if found is DataFormat.PROMPT_COMPLETION and not split_turns(row):
-        raise DataError('"completion" has no assistant turn; add the demonstrated answer, or leave "completion" out')
     if not is_answered(row) and not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
         raise DataError(
             "the prompt ends with an assistant turn, and a turn that was begun cannot be gone on with; end it with "

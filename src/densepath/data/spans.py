@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import groupby, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from densepath.data.tokenizer_calls import as_ints, decode
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
 _REPLACEMENT = "\ufffd"  # what an incomplete UTF-8 sequence decodes to, and a character of its own
 _FOLLOWING = 3  # bytes that complete a character after its first: no token has less than one
 _NEAR = 8  # tokens of two characters, which is as far as the end of a text depends on what stands before
+_BYTE = re.compile("<0x[0-9A-Fa-f]{2}>")  # name of a token for one byte of what has no token (SentencePiece)
 
 
 def decode_spans(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
@@ -42,9 +45,27 @@ def decode_spans(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -
         known = decode(ids[context:start], tokenizer)
         spans.append((text[len(known) :], ids[start:end]))
         context, start = start, end
-    if "".join(text for text, _ in spans) == whole:
-        return spans
+    for found in (spans, _spans_of_bytes(ids, tokenizer)):
+        if "".join(text for text, _ in found) == whole:
+            return found
     return [(whole, ids)]  # a decoder that rewrites what it wrote before: no finer runs exist
+
+
+def _spans_of_bytes(ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, list[int]]]:
+    """Runs where each token stands alone, but a stretch of byte tokens is UTF-8, or U+FFFD for each of its bytes."""
+    names = enumerate(map(str, tokenizer.convert_ids_to_tokens(ids)))
+    spans: list[tuple[str, list[int]]] = []
+    context: list[int] = []
+    for _, stretch in groupby(names, lambda item: -1 if _BYTE.fullmatch(item[1]) else item[0]):
+        run = [ids[place] for place, _ in stretch]
+        text = decode([*context, *run], tokenizer)[len(decode(context, tokenizer)) :]
+        utf8, single, one = [len(character.encode()) for character in text], [1] * len(text), [len(run)]
+        sizes = next(each for each in (utf8, single, one) if sum(each) == len(run))
+        rest = iter(run)
+        pieces = [text] if sizes is one else text
+        spans += [(piece, list(islice(rest, size))) for piece, size in zip(pieces, sizes, strict=True)]
+        context = run
+    return spans
 
 
 def _is_settled(text: str, ids: list[int], start: int, end: int, tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -1,4 +1,4 @@
-"""Splits by content: a prompt alone decides where a row goes, so no prompt that is trained on is ever held out."""
+"""Splits by content: prompts alone decide where a row goes, so no prompt that is trained on is ever held out."""
 
 from __future__ import annotations
 
@@ -87,12 +87,13 @@ def answered_hashes(row: Row) -> dict[str, Row]:
 
 
 def split_by_content(rows: Dataset | Sequence[Row], shares: Mapping[str, float] = DEFAULT_SHARES) -> dict[str, Any]:
-    """Splits of a data set by the hash of each row's prompt; of `messages`, of the first that answers a user.
+    """Splits of a data set by the hash of each row's prompt; of a conversation, of the first that some row asks.
 
     u = hash / 2^64 in [0, 1); a row is in the split whose stretch of the cumulated shares holds u. So a row's split
-    depends on its prompt and the shares alone, not on the order or the other rows, and duplicates stay together, as do
-    conversations that begin alike: SFT imitates their earlier turns too. The shares are met on average: a small data
-    set can leave a small split empty.
+    depends on its prompt and the shares alone, not on the order or the other rows, and duplicates stay together. SFT
+    imitates the earlier turns of a conversation too: one in which the prompt of another row is answered goes where
+    that row goes, and only there do the other rows matter. The shares are met on average: a small data set can leave a
+    small split empty.
 
     Args:
         rows: a `datasets.Dataset`, or a sequence of examples.
@@ -107,37 +108,42 @@ def split_by_content(rows: Dataset | Sequence[Row], shares: Mapping[str, float] 
     if not shares or min(shares.values()) <= 0 or not math.isclose(sum(shares.values()), 1.0, abs_tol=1e-9):
         raise ConfigError(f"shares are {dict(shares)}; they must be positive and sum to 1")
     members: dict[str, list[int]] = {name: [] for name in shares}
+    asked = {content_hash(row) for row in rows}
     for index, row in enumerate(rows):
-        members[_split_of(row, shares)].append(index)
+        members[_split_of(_opening(row, asked), shares)].append(index)
     if isinstance(rows, Sequence):
         return {name: [rows[index] for index in indices] for name, indices in members.items()}
     return {name: rows.select(indices) for name, indices in members.items()}
 
 
 def check_disjoint(splits: Mapping[str, Dataset | Sequence[Row]], every_turn: Collection[str] = ()) -> None:
-    """Raise when two splits share a prompt; duplicates within one split are allowed.
+    """Raise when the prompt of a row is answered in another split; duplicates within one split are allowed.
 
     Args:
         splits: name to rows, for example the training and the evaluation prompts.
-        every_turn: names of the splits of which the prompts of earlier answers count too, as where SFT trains on them.
+        every_turn: names of the splits of which the prompts of earlier answers count too, as where SFT trains on them;
+            that two conversations have no more than earlier prompts in common is allowed.
 
     Raises:
         DataError: names the two rows (1-based) and the prompt's beginning.
     """
-    seen: dict[str, tuple[str, int]] = {}
+    asked: dict[str, dict[str, int]] = {}
+    for name, rows in splits.items():
+        for number, row in enumerate(rows, start=1):
+            asked.setdefault(content_hash(row), {}).setdefault(name, number)
     for name, rows in splits.items():
         for number, row in enumerate(rows, start=1):
             for digest, each in (answered_hashes(row) if name in every_turn else {content_hash(row): row}).items():
-                first_name, first_number = seen.setdefault(digest, (name, number))
-                if first_name != name:
-                    raise DataError(
-                        f"{first_name} row {first_number} and {name} row {number} have the same prompt "
-                        f"({_preview(each)}); remove one, or split with split_by_content"
-                    )
+                for other, its in asked.get(digest, {}).items():
+                    if other != name:
+                        raise DataError(
+                            f"{name} row {number} and {other} row {its} have the same prompt ({_preview(each)}); "
+                            "remove one, or split with split_by_content"
+                        )
 
 
-def _split_of(row: Row, shares: Mapping[str, float]) -> str:
-    place = int(content_hash(_opening(row))[: _HASH_BITS // 4], 16) / 2**_HASH_BITS
+def _split_of(digest: str, shares: Mapping[str, float]) -> str:
+    place = int(digest[: _HASH_BITS // 4], 16) / 2**_HASH_BITS
     upper = 0.0
     for name, share in shares.items():
         upper += share
@@ -146,10 +152,12 @@ def _split_of(row: Row, shares: Mapping[str, float]) -> str:
     return name  # the sum of the shares fell short of 1 by rounding
 
 
-def _opening(row: Row) -> Row:
-    """The row of the first turn that answers a user: a greeting behind a common system turn tells no rows apart."""
-    answers = split_turns(row) if detect_format(row) is DataFormat.MESSAGES else []
-    return next((each for each in answers if any(turn["role"] == "user" for turn in each["prompt"])), row)
+def _opening(row: Row, asked: Collection[str]) -> str:
+    """Hash of the first prompt in a row's own that some row asks: conversations that share one share this one."""
+    prompt = prompt_of(row) if has_prompt(row) else ""
+    turns: Turns = [] if isinstance(prompt, str) else prompt
+    hashes = (content_hash({"prompt": turns[:k]}) for k, turn in enumerate(turns) if turn["role"] == "assistant")
+    return next((each for each in hashes if each in asked), content_hash(row))
 
 
 def _preview(row: Row) -> str:

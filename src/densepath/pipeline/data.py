@@ -167,7 +167,11 @@ def _splits(arguments: RunArguments) -> tuple[dict[str, Rows], int]:
         given = len(rows)
     else:
         found = load_rows(
-            arguments.eval_dataset_name or "", arguments.dataset_test_split, "prompts", limit=None, seed=arguments.seed
+            arguments.eval_dataset_name or "",
+            arguments.dataset_test_split,
+            "held-out prompts",
+            limit=None,
+            seed=arguments.seed,
         )
         total = sum(held_out.values())
         parts = split_by_content(found, {name: count / total for name, count in held_out.items()})

@@ -176,7 +176,7 @@ def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows]:
         held_out = load_rows(
             arguments.eval_dataset_name,
             arguments.dataset_test_split,
-            "demonstrations" if answered else "prompts",
+            "demonstrations" if answered else "held-out prompts",
             limit=count,
             seed=arguments.seed,
         )

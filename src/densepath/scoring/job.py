@@ -57,10 +57,11 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
     if world > 1 and arguments.num_processes > 1:
         raise ConfigError(f"num_processes={arguments.num_processes} under a launcher that started {world} processes")
     processes = max(world, arguments.num_processes)
-    if arguments.use_vllm and processes > 1:
+    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", world)), arguments.num_processes)
+    if arguments.use_vllm and here > 1:
         raise ConfigError(
-            f"use_vllm takes the first device that a process sees, and {processes} processes would share it: start "
-            "one call for each device, with num_shards, shard_index and CUDA_VISIBLE_DEVICES"
+            f"use_vllm takes the first device that a process sees, and {here} processes of this machine would share "
+            "it: start one call for each device, with num_shards, shard_index and CUDA_VISIBLE_DEVICES"
         )
     job, description = _look(arguments)
     folder = job.folder

@@ -83,7 +83,7 @@ def score_shard(job: Job, shard: int, shards: int, report: Report, console: Cons
 
     Raises:
         DensepathError: models that cannot be loaded, rows none of which can be scored (said here where no other
-            shard may have some), a full disk; under `strict`, one bad row.
+            share may have some), a full disk; under `strict`, one bad row.
     """
     arguments, folder = job.arguments, job.folder
     wanted = set(job.todo(shard, shards))
@@ -91,12 +91,13 @@ def score_shard(job: Job, shard: int, shards: int, report: Report, console: Cons
         return
     scorer = _scorer(arguments, shard, console)
     stream = stream_rows(arguments.dataset_name, arguments.dataset_train_split, arguments.max_samples)
-    scored, set_aside = shards > 1 or folder.holds_rows, 0  # another shard may have what this one lacks
+    scored, set_aside = arguments.num_shards > 1, 0  # another share may have what this one lacks, elsewhere
     for window, rows in stream.windows(arguments.window_size, wanted.__contains__):
         kept, rejected = _score_window(job, scorer, rows, report)
         folder.write(window, kept, rejected, logprobs=arguments.output_logprobs, schema=stream.schema)
         scored, set_aside = scored or bool(kept), set_aside + len(rejected)
-        if not scored and set_aside >= GIVE_UP_AFTER:
+        # Other processes write there too.
+        if not scored and set_aside >= GIVE_UP_AFTER and not (scored := folder.holds_rows):
             first = rejected[0]
             raise DataError(
                 f"{first['file']}, row {first['row']}: {first['error']} (nor can any other of the {set_aside} rows "
