@@ -113,13 +113,14 @@ def test_the_stages_on_their_own_go_on_as_well(tmp_path, tiny_model, forks):
     """`densepath sft`, then `densepath dpr` from its model and one of its references."""
 
     def sft(folder):
-        words = ["sft", "--model_name_or_path", tiny_model, "--max_train_samples", "10", "--max_steps", "5"]
+        words = ["sft", "--model_name_or_path", tiny_model, "--dataset_name", "text_tasks", "--max_steps", "5"]
         words += ["--output_dir", folder, "--per_device_train_batch_size", "3", "--reference_fractions", "0.4"]
-        return [*words, "--save_steps", "2", "--learning_rate", "1e-3"]
+        return [*words, "--max_train_samples", "10", "--save_steps", "2", "--learning_rate", "1e-3"]
 
     def dpr(folder, start):
         words = ["dpr", "--model_name_or_path", start / "model", "--ref_model_name_or_path", start / "references/0.4"]
-        words += ["--output_dir", folder, "--max_train_samples", "9", "--max_steps", "5", "--save_steps", "2"]
+        words += ["--dataset_name", "text_tasks", "--output_dir", folder, "--max_train_samples", "9"]
+        words += ["--max_steps", "5", "--save_steps", "2"]
         words += ["--per_device_train_batch_size", "4", "--num_generations", "2", "--max_completion_length", "5"]
         return [*words, "--learning_rate", "1e-3"]
 

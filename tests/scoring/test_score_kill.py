@@ -69,13 +69,13 @@ def test_killed_anywhere_equals_uninterrupted(tmp_path, tiny_model, forks, suffi
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     assert forks.run([*words, tmp_path / "whole" / f"s.{suffix}"]) == 0, forks.stderr
-    argv = [*words, tmp_path / "killed" / f"s.{suffix}"]
+    argv, name = [*words, tmp_path / "killed" / f"s.{suffix}"], "s" if suffix == "jsonl" else "s.parquet"
     for what, hook, done in KILLS:
         assert forks.run(argv, hook=hook) == -9, f"{what}: not reached\n{forks.stdout}\n{forks.stderr}"
-        assert len(list((tmp_path / "killed" / "s.parts").glob("[0-9]*.json"))) == done, what
+        assert len(list((tmp_path / "killed" / f"{name}.parts").glob("[0-9]*.json"))) == done, what
     assert forks.run(argv) == 0, forks.stderr
     assert "nothing to do" in forks.stdout  # the last kill came when all was there
     assert outputs(tmp_path / "killed") == outputs(tmp_path / "whole")
     assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == sorted(
-        [f"s.{suffix}", "s.manifest.json", "s.rejected.jsonl"]
+        [f"s.{suffix}", f"{name}.manifest.json", f"{name}.rejected.jsonl"]
     )

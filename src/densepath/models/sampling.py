@@ -326,9 +326,11 @@ def _begins(decoder: Decoder, model: PreTrainedModel) -> bool:
 def _of_model(model: PreTrainedModel, question: str, find: Callable[[], int]) -> int:
     """What was found for this model, or for another of its kind."""
     base = causal_lm(model)
-    if question not in vars(base):
-        setattr(base, question, once_for_kind(model, question, find))
-    found: int = vars(base)[question]
+    found: int | None = getattr(base, question, None)  # a compiled model keeps it on the model inside
+    if found is None:
+        found = once_for_kind(model, question, find)
+        setattr(base, question, found)
+    assert found is not None
     return found
 
 
