@@ -325,11 +325,10 @@ def _begins(decoder: Decoder, model: PreTrainedModel) -> bool:
 
 def _of_model(model: PreTrainedModel, question: str, find: Callable[[], int]) -> int:
     """What was found for this model, or for another of its kind."""
-    base = causal_lm(model)
-    found: int | None = getattr(base, question, None)  # a compiled model keeps it on the model inside
+    kept = vars(causal_lm(model))  # a compiled model would set it on the plain one inside, which decodes otherwise
+    found: int | None = kept.get(question)
     if found is None:
-        found = once_for_kind(model, question, find)
-        setattr(base, question, found)
+        kept[question] = found = once_for_kind(model, question, find)
     assert found is not None
     return found
 

@@ -122,6 +122,7 @@ def read_recipe(arguments: ExperimentArguments, others: Mapping[str, Any]) -> li
             raise ConfigError("methods: add `sft: {}`, which every other method is compared with")
         for plan in setting.methods.values():
             _check_budget(plan, setting)
+            _check_reference(plan)
         found.append(_choosing(setting))
     return found
 
@@ -206,12 +207,6 @@ def left_open(plan: MethodPlan) -> set[str]:
 
 def _choosing(setting: Setting) -> Setting:
     """The setting whose SFT run chooses what any of its arms leaves open, though others are given it."""
-    for plan in setting.methods.values():
-        if plan.method == "dpr_capped" and "reference" in left_open(plan):
-            raise ConfigError(
-                f"methods.{plan.name}: give its reference (0: the model before SFT); the choice of a setting previews "
-                "the plain reward alone"
-            )
     keys: dict[str, Any] = {key: "auto" for plan in setting.methods.values() for key in left_open(plan)}
     try:
         arguments = replace(setting.arguments, **keys)
@@ -219,6 +214,15 @@ def _choosing(setting: Setting) -> Setting:
     except ConfigError as error:
         raise ConfigError(f"settings.{setting.name}: {error}") from None
     return replace(setting, arguments=arguments)
+
+
+def _check_reference(plan: MethodPlan) -> None:
+    """What the choice of a setting does not ask cannot be left to it."""
+    if plan.method == "dpr_capped" and "reference" in left_open(plan):
+        raise ConfigError(
+            f"methods.{plan.name}: give its reference (0: the model before SFT); the choice of a setting previews the "
+            "plain reward alone"
+        )
 
 
 def _check_budget(plan: MethodPlan, setting: Setting) -> None:
