@@ -1,6 +1,6 @@
-"""`accelerate launch --config_file recipes/accelerate/zero*.yaml`: the commands on two CPU processes.
+"""`accelerate launch --config_file recipes/accelerate/{single_gpu,zero*}.yaml`: the commands on this CPU.
 
-Here accelerate starts as many processes as it is asked for, since it takes DeepSpeed for the accelerator.
+With DeepSpeed accelerate starts as many processes as it is asked for, since it takes DeepSpeed for the accelerator.
 """
 
 from __future__ import annotations
@@ -19,22 +19,29 @@ from densepath.io import read_jsonl
 from densepath.records.behaviours import Purification
 from densepath.records.codec import read_record
 
-pytestmark = [pytest.mark.slow, NEEDS_DEEPSPEED]
+pytestmark = pytest.mark.slow
 OFFLOAD = ("--offload_optimizer_device", "cpu", "--offload_param_device", "cpu")
 KINDS = {"zero2": (), "zero3": (), "zero3 offloaded": OFFLOAD}
 
 
+def by_recipe(name: str, *options: str) -> list[str]:
+    """The launcher's words with that file of `recipes/accelerate/`."""
+    recipe = ROOT / f"recipes/accelerate/{name}.yaml"
+    return ["-m", "accelerate.commands.launch", "--config_file", str(recipe), *options]
+
+
 def densepath(kind: str | None, *words: object, mixed_precision: str = "no") -> subprocess.CompletedProcess:
-    """The command in one process, or in two by that recipe."""
+    """The command in one process, or in two by that recipe of DeepSpeed."""
     launch: list[str] = []
     if kind is not None:
-        recipe = ROOT / f"recipes/accelerate/{kind.split()[0]}.yaml"
-        launch = ["-m", "accelerate.commands.launch", "--config_file", str(recipe), "--num_processes", "2"]
-        launch += ["--main_process_port", "0", "--mixed_precision", mixed_precision, *KINDS[kind]]
-    command = [sys.executable, *launch, "-m", "densepath.cli.main", *map(str, words)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=1200, check=False
-    )
+        options = ["--num_processes", "2", "--main_process_port", "0", "--mixed_precision", mixed_precision]
+        launch = by_recipe(kind.split()[0], *options, *KINDS[kind])
+    return command(launch, *words)
+
+
+def command(launch: list[str], *words: object) -> subprocess.CompletedProcess:
+    whole = [sys.executable, *launch, "-m", "densepath.cli.main", *map(str, words)]
+    done = subprocess.run(whole, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=1200, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -85,6 +92,7 @@ def score_words(base, model, file) -> list[object]:
     ]
 
 
+@NEEDS_DEEPSPEED
 @pytest.mark.parametrize("kind", KINDS)
 def test_sft_dpr_and_score_under_the_recipe(tmp_path, base, alone, kind):
     done = densepath(kind, *sft_words(base, tmp_path / "sft", 2))
@@ -107,6 +115,7 @@ def test_sft_dpr_and_score_under_the_recipe(tmp_path, base, alone, kind):
         assert mine["reward"] == pytest.approx(other["reward"], abs=1e-5)
 
 
+@NEEDS_DEEPSPEED
 @pytest.mark.parametrize("kind", KINDS)
 def test_purify_under_the_recipe(tmp_path, base, alone, kind):
     done = densepath(kind, *purify_words(base, alone / "sft/model", tmp_path / "purified", 2))
@@ -123,9 +132,19 @@ def test_purify_under_the_recipe(tmp_path, base, alone, kind):
             torch.testing.assert_close(trained[name], value, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@NEEDS_DEEPSPEED
 @pytest.mark.parametrize("kind", ["zero2", "zero3"])
 def test_as_the_recipe_stands_in_bfloat16(tmp_path, base, alone, kind):
     densepath(kind, *sft_words(base, tmp_path / "sft", 2), "--bf16", "True", mixed_precision="bf16")
     ours, theirs = (load_file(folder / "sft/model/model.safetensors") for folder in (tmp_path, alone))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name].float(), value, atol=2e-2, rtol=2e-2, msg=name)
+
+
+def test_the_recipe_of_one_gpu_gives_the_bits_of_bf16(tmp_path, base):
+    """On a CPU, as the file stands: the launcher's mixed precision is the argument's."""
+    command(by_recipe("single_gpu"), *sft_words(base, tmp_path / "launched", 1))
+    command([], *sft_words(base, tmp_path / "alone", 1), "--bf16", "True")
+    ours, theirs = (load_file(tmp_path / folder / "model/model.safetensors") for folder in ("launched", "alone"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=0, rtol=0, msg=name)
