@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tests.tiny_models import tiny_gpt2
 from transformers import TrainerCallback
@@ -309,3 +309,19 @@ def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path, make_model, tok
         train_resumable(trainer, tmp_path)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row["loss"] is None
+
+
+def test_an_adapter_of_any_name_is_saved_as_the_one_that_is_loaded(tmp_path, make_model, tokenizer):
+    model = get_peft_model(make_model(0), LORA, adapter_name="mine")
+    model.add_adapter("default", LORA)
+    trainer = trainer_of(model, tokenizer, tmp_path, fractions=(0.5,), max_steps=2)
+    trainer.train()
+    save_model(trainer, tokenizer, tmp_path / "model")
+    loaded = PeftModel.from_pretrained(make_model(0), tmp_path / "model")
+    trained = {name.replace(".mine.", ".default."): p for name, p in model.named_parameters() if ".mine." in name}
+    assert any(p.any() for name, p in trained.items() if "lora_B" in name)
+    assert_close({name: p for name, p in loaded.named_parameters() if ".default." in name}, trained)
+    assert (tmp_path / "references" / "0.5" / "adapter_model.safetensors").is_file()
+    model.base_model.set_adapter(["mine", "default"])
+    with pytest.raises(ConfigError, match="adapters mine, default are active at once"):
+        trainer_of(model, tokenizer, tmp_path)

@@ -26,6 +26,7 @@ from densepath.data.encode import encode_prompt
 from densepath.data.rows import template_arguments
 from densepath.errors import ResumeError
 from densepath.io import atomic_path
+from densepath.models.adapters import save_own_adapter
 from densepath.models.identity import record_base
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.model_card import NamedCard
@@ -204,12 +205,12 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the policy. Frozen adapters beside it are not part of the model."""
+        """Save the policy. Adapters beside its own are not part of the model."""
         model = self.accelerator.unwrap_model(self.model)
         if not hasattr(model, "peft_config"):
             super()._save(output_dir, state_dict)
             return
-        model.save_pretrained = functools.partial(type(model).save_pretrained, model, selected_adapters=["default"])
+        model.save_pretrained = functools.partial(save_own_adapter, model)
         try:
             super()._save(output_dir, state_dict)
         finally:

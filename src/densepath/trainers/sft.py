@@ -13,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from densepath.errors import ConfigError
 from densepath.io import make_folder, sync_name
+from densepath.models.adapters import own_adapter, save_own_adapter
 from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
@@ -104,7 +105,8 @@ def sft_trainer(
         callbacks: further callbacks.
 
     Raises:
-        ConfigError: a fraction or decay outside (0, 1), or a configuration that TRL or PEFT refuses.
+        ConfigError: a fraction or decay outside (0, 1), several active adapters, or a configuration that TRL or PEFT
+            refuses.
     """
     names: Mapping[str, float] = {reference_name(fraction): fraction for fraction in fractions if fraction != 0}
     for fraction in fractions:
@@ -113,6 +115,8 @@ def sft_trainer(
     check_sft_arguments(args)
     check_token(args)
     check_optimization(args)
+    if hasattr(model, "peft_config"):
+        own_adapter(model)
     args.completion_only_loss = True
     disable_dropout(model)
     with refusing("SFT cannot begin"), adapters_kept(model):
@@ -141,7 +145,7 @@ def sft_trainer(
 
 
 def save_model(trainer: Any, tokenizer: Any, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
-    """Write a trainer's current weights (the adapter alone under PEFT) and the tokenizer as safetensors.
+    """Write a trainer's current weights (the active adapter alone under PEFT) and the tokenizer as safetensors.
 
     Args:
         trainer: any trainer of TRL.
@@ -150,8 +154,8 @@ def save_model(trainer: Any, tokenizer: Any, folder: Path, state_dict: dict[str,
         state_dict: the weights, where the model does not hold them whole.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    adapters = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
-    model.save_pretrained(str(folder), state_dict=state_dict, **adapters)
+    save = functools.partial(save_own_adapter, model) if hasattr(model, "peft_config") else model.save_pretrained
+    save(str(folder), state_dict=state_dict)
     tokenizer.save_pretrained(str(folder))
     record_base(folder)
 
