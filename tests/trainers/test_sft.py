@@ -284,9 +284,19 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, toke
     assert len(logged(folder)) == 9
 
 
+def test_tokens_of_a_resumed_training_are_counted_however_seldom_it_logs(tmp_path, make_model, tokenizer):
+    changes = {**ADAM, "save_strategy": "steps", "save_steps": 2, "logging_steps": 7}
+    cut = trainer_of(make_model(0), tokenizer, tmp_path, MANY, callbacks=[StopAt(5, KeyboardInterrupt)], **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train_resumable(cut, tmp_path)
+    train_resumable(trainer_of(make_model(0), tokenizer, tmp_path, MANY, **changes), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["num_tokens"] for row in rows if "num_tokens" in row][-1] == 5 * 23  # as in the test above
+
+
 def test_a_checkpoint_that_was_cut_short_is_removed_and_not_used(tmp_path):
     nothing = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
-    marker = json.dumps({"files": {}, "log": nothing, "references": {}})
+    marker = json.dumps({"files": {}, "log": nothing, "references": {}, "tokens": 0})
     for step, whole in ((2, True), (4, True), (6, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -229,6 +230,7 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
             "step": str(self._step),
             "processes": str(self.accelerator.num_processes),
             "shape": json.dumps(shape),
+            "metrics": json.dumps(self._metrics["train"]),  # since the last log
         }
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self._rollout_file(folder)) as temporary:
@@ -239,6 +241,11 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self._rollout_file(Path(checkpoint)).exists():
             return
+        if self.state.epoch >= 1 and isinstance(self.train_dataset, IterableDataset):
+            raise ResumeError(
+                f"{checkpoint} is of a later pass over a train_dataset that is streamed, where transformers does not "
+                "find its place again: train anew, with a Dataset if it may be interrupted"
+            )
         with safe_open(self._rollout_file(Path(checkpoint)), framework="pt") as file:
             metadata = file.metadata()
             if int(metadata["processes"]) != self.accelerator.num_processes:
@@ -247,6 +254,7 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
                     f"{self.accelerator.num_processes}: the batches would be others; start as many as before"
                 )
             self._step = int(metadata["step"])
+            self._metrics["train"].update(json.loads(metadata.get("metrics", "{}")))
             shape = json.loads(metadata["shape"])
             buffered = _restore(shape, lambda name: file.get_tensor(name).to(self.accelerator.device))
         self._buffered_inputs = buffered or None
