@@ -225,6 +225,21 @@ def test_flops_are_those_of_the_policys_own_weights_and_of_all_its_passes(tmp_pa
         assert row["flops"] == pytest.approx(own * tokens * passes)
 
 
+def test_a_demonstration_that_is_not_sampled_for_needs_no_room(tmp_path, make_model, tokenizer, prompts):
+    """A context of 256, and a prompt with its completion that fits: room for 64 more tokens is not asked for."""
+    rows = datasets.Dataset.from_list([{"prompt": "Say red: " + "x" * 220, "completion": " ."}])
+    (pair,) = encode_pairs(rows[0], tokenizer)
+    assert 256 - 64 < len(pair.prompt_ids) < 256 - len(pair.completion_ids)
+
+    def made(**changes):
+        args = config(tmp_path, max_completion_length=64, **changes)
+        return DPRTrainer(make_model(0), make_model(1), args, prompts, eval_dataset=rows, processing_class=tokenizer)
+
+    assert made(predict_with_generate=False).evaluate()["eval_runtime"] > 0
+    with pytest.raises(DataError, match=r"eval_dataset, row 0: .* tokens beside max_completion_length=64"):
+        made()
+
+
 def test_completions_that_the_loss_leaves_out_do_not_dilute_the_kl():
     mask = torch.tensor([[True, True], [False, False], [False, False], [False, False]])
     batch = SimpleNamespace(

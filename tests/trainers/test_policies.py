@@ -205,6 +205,9 @@ def test_a_prompt_that_fills_the_context_is_named_with_its_row(tmp_path, tokeniz
         DataError, match=r"train_dataset, row 17: \d+ tokens beside .*, but the models' context holds 256"
     ):
         trainer_of(tmp_path, make_model, tokenizer, data)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "blue " * 120}]}]  # text that is no string
+    with pytest.raises(DataError, match=r"train_dataset, row 0: \d+ tokens beside"):
+        trainer_of(tmp_path, make_model, tokenizer, type(prompts).from_list([{"prompt": parts}] * 8))
     short = tiny_llama(len(tokenizer), max_position_embeddings=48)
     rows[17]["prompt"] = "blue " * 12
     data_of_short = type(prompts).from_list(rows)

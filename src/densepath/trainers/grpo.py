@@ -28,6 +28,7 @@ from densepath.data.rows import template_arguments
 from densepath.errors import ResumeError
 from densepath.io import atomic_path
 from densepath.models.adapters import save_own_adapter
+from densepath.models.compat import eos_token_ids
 from densepath.models.identity import record_base
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.model_card import NamedCard
@@ -139,6 +140,8 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
         self.rollout: Rollout = Sampled()
         self._rows: Sequence[Mapping[str, Any]] = ()
         super().__init__(*args, **kwargs)
+        # In place: TRL's generation config holds the same list, with None in it where the tokenizer names no EOS.
+        self.eos_token_ids[:] = eos_token_ids(self.accelerator.unwrap_model(self.model), self._tokenizer)
         self._nan_stop = NaNStop(self.args.output_dir, self.accelerator, lambda: self.rollout)
         self.add_callback(self._nan_stop)
 
