@@ -358,6 +358,9 @@ def test_the_policy_itself_is_no_frozen_model(tmp_path, tokenizer, prompts, make
             policy = wrapped(make_model(0))
             with pytest.raises(ModelError, match="is the policy itself, which training changes: give a copy, a path"):
                 trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, ref=given(policy))
+    policy = with_lora(make_model(0))
+    with pytest.raises(ModelError, match="is the policy itself"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, ref=FrozenPolicy(policy, "default"))
 
 
 def test_several_active_adapters_are_refused(tmp_path, tokenizer, prompts, make_model):

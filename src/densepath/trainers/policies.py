@@ -54,7 +54,7 @@ def shared_or_loaded(
     """
     is_peft = hasattr(policy, "peft_config")
     if isinstance(given, FrozenPolicy):
-        if given.adapter == "":
+        if given.adapter in ("", own_adapter(policy) if is_peft else ""):
             _check_apart(policy, given.model)
         return given
     if is_peft and given is policy.get_base_model() and not any(map(changes_base, policy.peft_config.values())):
