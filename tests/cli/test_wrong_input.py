@@ -249,6 +249,10 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
         ({"dpr_beta": 0.5}, "dpr_beta is not taken from a recipe; set beta"),
         ({"sft_output_dir": "x"}, "sft_output_dir is not taken from a recipe; set output_dir"),
         (
+            {"dpr_logging_strategy": "epoch"},
+            "dpr_logging_strategy is not taken from a recipe; set nothing: every step",
+        ),
+        (
             {"verifier": "exactmatch"},
             "verifier 'exactmatch' does not exist; choose exact_match, final_number, instruction_format, or give",
         ),

@@ -82,6 +82,14 @@ def test_leave_one_out_literal():
     torch.testing.assert_close((returns - found) * mask, expected, rtol=0, atol=0)
 
 
+def test_a_completion_that_begins_with_a_tools_tokens_has_its_whole_return():
+    rewards = torch.tensor([[9.0, 1.0, 2.0], [9.0, 3.0, 4.0]])
+    mask = torch.tensor([[False, True, True], [False, True, True]])
+    found = leave_one_out_baseline(returns_to_go(rewards, mask), mask, 2)
+    # totals 1 + 2 and 3 + 4: the other's, less what the row had before the token
+    assert found.tolist() == [[0.0, 7.0, 6.0], [0.0, 3.0, 0.0]]
+
+
 def test_what_is_masked_out_is_no_sibling():
     """Two of four completions count, with a return of -10 each: neither is better than what it can expect."""
     rewards = torch.tensor([[-10.0], [-10.0], [-3.0], [7.0], [1.0], [2.0], [3.0], [4.0]])

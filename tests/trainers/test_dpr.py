@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.core.test_control import naive as naive_weight
 from tests.live_memory import WidestRows
+from tests.support import tiny_tokenizer
 from tests.tiny_models import with_lora
 
 from densepath.errors import ConfigError, ModelError
@@ -501,3 +502,19 @@ def test_sharded_weights_are_left_to_sampling(tmp_path, make_model, tokenizer, p
 def test_an_evaluation_at_the_start_needs_rows(tmp_path, make_model, tokenizer, prompts):
     with pytest.raises(ConfigError, match="eval_on_start=True needs held-out rows"):
         trainer_of(tmp_path, make_model, tokenizer, prompts, eval_on_start=True, eval_strategy="no")
+
+
+def test_a_completion_ends_where_the_model_says_if_its_tokenizer_does_not(tmp_path, make_model, prompts):
+    tokenizer = tiny_tokenizer(pad_is_eos=False)
+    tokenizer.eos_token = None
+    policy = make_model(0)
+    policy.generation_config.eos_token_id = list(range(200))  # about half of the ids, so that some are sampled
+    trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, max_steps=1)
+    trainer.train()
+    assert trainer.eos_token_ids == trainer.generation_config.eos_token_id == list(range(200))
+    ids = trainer.rollout.scored.sampled.completion_ids
+    assert any(len(row) < 6 for row in ids)
+    assert all(all(token >= 200 for token in row[:-1]) and (row[-1] < 200 or len(row) == 6) for row in ids)
+    policy.generation_config.eos_token_id = None
+    with pytest.raises(ModelError, match="neither the generation config nor the tokenizer has an eos_token_id"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy)

@@ -16,6 +16,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl,
 from densepath.errors import ConfigError
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.early_stopping import Signal, SignalCallback
+from densepath.trainers.sft import train_resumable
 
 KL = Signal("kl_sequence", 1.5, "raise beta", stops=True, patience=2)
 
@@ -208,6 +209,26 @@ def test_transformers_choice_of_the_best_and_its_patience_work_on_the_held_out_n
     assert trainer.state.global_step == min(lowest + 2, 8)
     assert trainer.state.best_model_checkpoint == str(tmp_path / "dpr" / f"checkpoint-{lowest}")
     assert torch.equal(trainer.model.lm_head.weight, weights.after[lowest])
+
+
+class KilledAtTheEnd(TrainerCallback):
+    def on_train_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+
+def test_a_training_killed_behind_its_last_step_ends_with_the_best_model_too(tmp_path, make_model, tokenizer, prompts):
+    evaluation = {"eval_strategy": "steps", "eval_steps": 1, "predict_with_generate": False, "max_steps": 2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "nll", "nll_increase_threshold": None}
+    killed, weights = KilledAtTheEnd(), Weights()
+    settings = {**evaluation, **best, "learning_rate": 1e-2, "beta": 0.3}
+    cut = trainer_of(tmp_path, make_model, tokenizer, prompts, [killed, weights], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        train_resumable(cut, tmp_path / "dpr")
+    nll = [row["eval_nll"] for row in cut.state.log_history if "eval_nll" in row]
+    assert min(nll) < nll[-1]  # the last is not the best
+    resumed = trainer_of(tmp_path, make_model, tokenizer, prompts, **settings)
+    train_resumable(resumed, tmp_path / "dpr")
+    assert torch.equal(resumed.model.lm_head.weight, weights.after[1 + nll.index(min(nll))])
 
 
 def test_a_rising_nll_stops_too(tmp_path, make_model, tokenizer, prompts, caplog):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
+from tests.tiny_models import with_lora
 from tests.trainers.test_dpr import config, naive_logprobs
 from transformers import TrainerCallback
 
@@ -207,6 +209,35 @@ def test_what_a_step_spends_is_a_sum_over_its_generations(tmp_path, make_model, 
             assert sum(row.get(name, 0.0) for row in rows) == pytest.approx(sum(each[name] for each in spent))
         seen.append([row.get("samples") for row in rows])
     assert seen == [[32.0, 32.0], [8.0, None]]
+
+
+def test_flops_are_those_of_the_policys_own_weights_and_of_all_its_passes(tmp_path, make_model, tokenizer, prompts):
+    """Frozen adapters beside its own are no part of it; with two updates on a batch TRL scores it once before."""
+    policy = with_lora(make_model(0))
+    own = sum(weight.numel() for weight in policy.parameters())
+    for changes, passes in (({}, 2 + 2 + 2 + 6), ({"num_iterations": 2}, 2 + 2 + 2 + 2 + 2 * 6)):
+        given = {"args": config(tmp_path, estimator="sampled", max_steps=1, **changes), "train_dataset": prompts}
+        trainer = DPRTrainer(copy.deepcopy(policy), make_model(1), processing_class=tokenizer, **given)
+        trainer.train()
+        (row,) = [row for row in trainer.state.log_history if "loss" in row]
+        sampled = trainer.rollout.scored.sampled
+        tokens = sum(map(len, {tuple(ids) for ids in sampled.prompt_ids})) + sum(map(len, sampled.completion_ids))
+        assert row["flops"] == pytest.approx(own * tokens * passes)
+
+
+def test_a_demonstration_that_is_not_sampled_for_needs_no_room(tmp_path, make_model, tokenizer, prompts):
+    """A context of 256, and a prompt with its completion that fits: room for 64 more tokens is not asked for."""
+    rows = datasets.Dataset.from_list([{"prompt": "Say red: " + "x" * 220, "completion": " ."}])
+    (pair,) = encode_pairs(rows[0], tokenizer)
+    assert 256 - 64 < len(pair.prompt_ids) < 256 - len(pair.completion_ids)
+
+    def made(**changes):
+        args = config(tmp_path, max_completion_length=64, **changes)
+        return DPRTrainer(make_model(0), make_model(1), args, prompts, eval_dataset=rows, processing_class=tokenizer)
+
+    assert made(predict_with_generate=False).evaluate()["eval_runtime"] > 0
+    with pytest.raises(DataError, match=r"eval_dataset, row 0: .* tokens beside max_completion_length=64"):
+        made()
 
 
 def test_completions_that_the_loss_leaves_out_do_not_dilute_the_kl():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tests.support import tiny_tokenizer
-from tests.tiny_models import tiny_gpt2, tiny_llama, with_lora
+from tests.tiny_models import randomize_adapter, tiny_gpt2, tiny_llama, with_lora
 from tests.trainers.test_dpr import config, trainer_of
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_bitsandbytes_available
@@ -22,6 +23,7 @@ from densepath.trainers import checks
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.policies import loading_arguments
+from densepath.trainers.sft import save_model
 
 
 @pytest.fixture
@@ -203,6 +205,9 @@ def test_a_prompt_that_fills_the_context_is_named_with_its_row(tmp_path, tokeniz
         DataError, match=r"train_dataset, row 17: \d+ tokens beside .*, but the models' context holds 256"
     ):
         trainer_of(tmp_path, make_model, tokenizer, data)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "blue " * 120}]}]  # text that is no string
+    with pytest.raises(DataError, match=r"train_dataset, row 0: \d+ tokens beside"):
+        trainer_of(tmp_path, make_model, tokenizer, type(prompts).from_list([{"prompt": parts}] * 8))
     short = tiny_llama(len(tokenizer), max_position_embeddings=48)
     rows[17]["prompt"] = "blue " * 12
     data_of_short = type(prompts).from_list(rows)
@@ -298,9 +303,69 @@ def test_the_old_name_of_dtype_is_taken(tmp_path):
     assert loading_arguments(args)["dtype"] == "bfloat16"
 
 
-def test_an_adapter_may_have_any_name_where_the_sft_policy_is_given(tmp_path, tokenizer, prompts, make_model):
+@pytest.mark.parametrize("others", [(), ("default",)])
+@pytest.mark.parametrize("is_sft", [True, False])
+def test_the_active_adapter_is_trained_and_saved_whatever_it_is_called(
+    tmp_path, tokenizer, prompts, make_model, folders, others, is_sft
+):
     settings = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
-    policy = get_peft_model(make_model(0), settings, adapter_name="policy")
-    args, models = config(tmp_path), {"ref_model": make_model(1), "sft_model": make_model(0)}
-    trainer = DPRTrainer(policy, args=args, train_dataset=prompts, processing_class=tokenizer, **models)
-    assert trainer.dense_reward.sft.model is models["sft_model"]
+    policy = get_peft_model(load_model(folders["base"], for_training=True), settings, adapter_name="policy")
+    randomize_adapter(policy, "policy", seed=3)
+    for name in others:
+        policy.add_adapter(name, settings)
+    ids = [[5, 6, 7]], [[8, 9, 2]]
+    sft = FrozenPolicy(policy).score(*ids).logprobs[0]
+    args = config(tmp_path, learning_rate=0.5, optim="sgd", max_steps=3, save_strategy="steps", save_steps=2)
+    given = {} if is_sft else {"sft_model": copy.deepcopy(policy)}
+    trainer = DPRTrainer(policy, folders["base"], args, prompts, processing_class=tokenizer, **given)
+    assert trainer.dense_reward.refs == (FrozenPolicy(policy, None),)
+    trainer.train()
+    torch.testing.assert_close(trainer.dense_reward.sft.score(*ids).logprobs[0], sft, atol=1e-5, rtol=0)
+    trained = FrozenPolicy(policy).score(*ids).logprobs[0]
+    assert (trained - sft).abs().max() > 0.01
+    trainer.save_model()
+    save_model(trainer, tokenizer, tmp_path / "saved")
+    for folder in (Path(args.output_dir), tmp_path / "saved"):  # as a user loads it, whatever else is there
+        loaded = load_model(folder)
+        assert list(loaded.peft_config) == ["default"]
+        torch.testing.assert_close(FrozenPolicy(loaded).score(*ids).logprobs[0], trained, atol=1e-5, rtol=0)
+        assert not [
+            path for path in folder.glob("*/adapter_model.safetensors") if "checkpoint" not in path.parent.name
+        ]
+    randomize_adapter(policy, "policy", seed=4)
+    trainer.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(FrozenPolicy(policy).score(*ids).logprobs[0], trained, atol=1e-5, rtol=0)
+
+
+def test_the_policy_itself_is_no_frozen_model(tmp_path, tokenizer, prompts, make_model):
+    """As the SFT model it is what it was before training; under an adapter the base is a view; else it is refused."""
+    ids = [[5, 6, 7]], [[8, 9, 2]]
+    truth = FrozenPolicy(make_model(0)).score(*ids).logprobs[0]
+    model, args = make_model(0), config(tmp_path, learning_rate=0.5, optim="sgd", max_steps=1)
+    trainer = DPRTrainer(model, make_model(1), args, prompts, processing_class=tokenizer, sft_model=model)
+    trainer.train()
+    assert torch.equal(trainer.dense_reward.sft.score(*ids).logprobs[0], truth)
+    assert not torch.equal(FrozenPolicy(model).score(*ids).logprobs[0], truth)
+    for settings in ({}, {"peft_config": LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])}):
+        base = make_model(0)
+        policy = base if settings else with_lora(base)
+        trainer = DPRTrainer(policy, base, args, prompts, processing_class=tokenizer, **settings)
+        trainer.train()
+        assert trainer.dense_reward.refs == (FrozenPolicy(trainer.model, None),)
+        torch.testing.assert_close(trainer.dense_reward.refs[0].score(*ids).logprobs[0], truth, atol=1e-5, rtol=0)
+    for wrapped in (lambda model: model, with_lora):
+        for given in (lambda policy: policy, FrozenPolicy):
+            policy = wrapped(make_model(0))
+            with pytest.raises(ModelError, match="is the policy itself, which training changes: give a copy, a path"):
+                trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, ref=given(policy))
+    policy = with_lora(make_model(0))
+    with pytest.raises(ModelError, match="is the policy itself"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, ref=FrozenPolicy(policy, "default"))
+
+
+def test_several_active_adapters_are_refused(tmp_path, tokenizer, prompts, make_model):
+    policy = with_lora(make_model(0))
+    policy.add_adapter("other", policy.peft_config["default"])
+    policy.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ConfigError, match=r"adapters default, other are active at once: .*set_adapter\(NAME\)"):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy)

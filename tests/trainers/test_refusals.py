@@ -130,6 +130,12 @@ def test_self_play_refuses_each_argument_that_it_does_not_use(name):
         SelfPlayConfig("out", report_to="none", bf16=False, **{name: _another(self_play.WITHOUT_EFFECT[name])})
 
 
+def test_self_play_refuses_what_would_change_a_loss_that_is_its_own():
+    for changes in ({"router_aux_loss_coef": 0.1}, {"label_smoothing_factor": 0.1}, {"disable_dropout": False}):
+        with pytest.raises(ConfigError, match="has no effect in self-play, whose loss and data are its own"):
+            SelfPlayConfig("out", report_to="none", bf16=False, **changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -73,6 +73,50 @@ def test_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, prompts, 
     assert logs[0] == logs[1]
 
 
+def test_what_was_not_logged_yet_is_logged_after_a_resume(tmp_path, make_model, tokenizer, prompts):
+    values = {**COMMON, "logging_steps": 5}
+    whole = trainer_of(tmp_path / "whole", make_model, tokenizer, prompts, **values)
+    whole.train()
+    first = trainer_of(tmp_path / "cut", make_model, tokenizer, prompts, **values)
+    first.add_callback(Interrupt(3))
+    first.train()
+    second = trainer_of(tmp_path / "cut", make_model, tokenizer, prompts, **values)
+    second.train(resume_from_checkpoint=True)
+    names = ("samples", "flops", "num_tokens", "reward", "kl_sequence", "entropy")
+    logs = [
+        [
+            {name: row[name] for name in names}
+            for row in trainer.state.log_history
+            if row["step"] == STEPS and "loss" in row
+        ]
+        for trainer in (whole, second)
+    ]
+    assert logs[0][0]["samples"] == 4 * STEPS
+    assert logs[0] == logs[1]
+
+
+def test_a_later_pass_over_streamed_rows_is_not_resumed(tmp_path, make_model, tokenizer, prompts):
+    """transformers would begin it with its first prompts again. In the first pass it finds the place."""
+    seen = {}
+
+    def made(folder):
+        streamed = prompts.select(range(3)).to_iterable_dataset()
+        trainer = trainer_of(tmp_path / folder, make_model, tokenizer, streamed, **COMMON)
+        inner, asked = trainer._generate, seen.setdefault(folder, [])
+        trainer._generate = lambda texts: asked.extend(sorted(set(texts))) or inner(texts)
+        return trainer
+
+    made("whole").train()
+    assert len(seen["whole"]) == STEPS  # one prompt a step
+    cut = made("cut")
+    cut.add_callback(Interrupt(2))
+    cut.train()
+    made("cut").train(resume_from_checkpoint=True)
+    assert seen["cut"] == seen["whole"]
+    with pytest.raises(ResumeError, match="is of a later pass over a train_dataset that is streamed"):
+        made("cut").train(resume_from_checkpoint=str(tmp_path / "cut/dpr/checkpoint-4"))
+
+
 def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, make_model, tokenizer, prompts):
     values = {**COMMON, "max_steps": 2}
     trainer = trainer_of(tmp_path, make_model, tokenizer, prompts, **values)

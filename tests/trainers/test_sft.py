@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from tests.tiny_models import tiny_gpt2
 from transformers import TrainerCallback
@@ -284,9 +284,19 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, toke
     assert len(logged(folder)) == 9
 
 
+def test_tokens_of_a_resumed_training_are_counted_however_seldom_it_logs(tmp_path, make_model, tokenizer):
+    changes = {**ADAM, "save_strategy": "steps", "save_steps": 2, "logging_steps": 7}
+    cut = trainer_of(make_model(0), tokenizer, tmp_path, MANY, callbacks=[StopAt(5, KeyboardInterrupt)], **changes)
+    with pytest.raises(KeyboardInterrupt):
+        train_resumable(cut, tmp_path)
+    train_resumable(trainer_of(make_model(0), tokenizer, tmp_path, MANY, **changes), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["num_tokens"] for row in rows if "num_tokens" in row][-1] == 5 * 23  # as in the test above
+
+
 def test_a_checkpoint_that_was_cut_short_is_removed_and_not_used(tmp_path):
     nothing = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
-    marker = json.dumps({"files": {}, "log": nothing, "references": {}})
+    marker = json.dumps({"files": {}, "log": nothing, "references": {}, "tokens": 0})
     for step, whole in ((2, True), (4, True), (6, False)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if whole:
@@ -309,3 +319,19 @@ def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path, make_model, tok
         train_resumable(trainer, tmp_path)
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert row["loss"] is None
+
+
+def test_an_adapter_of_any_name_is_saved_as_the_one_that_is_loaded(tmp_path, make_model, tokenizer):
+    model = get_peft_model(make_model(0), LORA, adapter_name="mine")
+    model.add_adapter("default", LORA)
+    trainer = trainer_of(model, tokenizer, tmp_path, fractions=(0.5,), max_steps=2)
+    trainer.train()
+    save_model(trainer, tokenizer, tmp_path / "model")
+    loaded = PeftModel.from_pretrained(make_model(0), tmp_path / "model")
+    trained = {name.replace(".mine.", ".default."): p for name, p in model.named_parameters() if ".mine." in name}
+    assert any(p.any() for name, p in trained.items() if "lora_B" in name)
+    assert_close({name: p for name, p in loaded.named_parameters() if ".default." in name}, trained)
+    assert (tmp_path / "references" / "0.5" / "adapter_model.safetensors").is_file()
+    model.base_model.set_adapter(["mine", "default"])
+    with pytest.raises(ConfigError, match="adapters mine, default are active at once"):
+        trainer_of(model, tokenizer, tmp_path)

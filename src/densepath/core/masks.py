@@ -37,6 +37,20 @@ def lengths_to_mask(lengths: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=lengths.device) < lengths.unsqueeze(1)
 
 
+def at_first(values: Tensor, mask: Tensor) -> Tensor:
+    """Each row's value at its first token that counts, which is not the first column where a tool wrote that one.
+
+    Args:
+        values: (batch, tokens).
+        mask: (batch, tokens) bool.
+
+    Returns:
+        (batch, 1); the first column's where no token of the row counts.
+    """
+    check_mask(mask, values)
+    return values.gather(1, mask.int().argmax(dim=1, keepdim=True))
+
+
 def keep(values: Tensor, mask: Tensor) -> Tensor:
     """The values that count, and 0 elsewhere: not even a NaN behind the mask reaches a sum or a gradient.
 

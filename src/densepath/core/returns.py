@@ -11,7 +11,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from densepath.core.masks import check_mask, keep, masked_mean, masked_sum
+from densepath.core.masks import at_first, check_mask, keep, masked_mean, masked_sum
 
 
 class Baseline(str, Enum):
@@ -142,8 +142,9 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor, num_generations: int) 
     """Mean whole-sequence return of the other completions of the same prompt, minus the rewards already had.
 
     The state value that a completion at position t can expect is estimated as
-    `mean_{j != i, same prompt} G[j, 0] - (G[i, 0] - G[i, t])`: the siblings' return from the start, less what
-    completion i collected before t. Both parts are independent of the action at t, so it is unbiased.
+    `mean_{j != i, same prompt} G[j, 0] - (G[i, 0] - G[i, t])`, where 0 is a completion's first token that counts: the
+    siblings' return from the start, less what completion i collected before t. Both parts are independent of the
+    action at t, so it is unbiased.
 
     Args:
         returns: (batch, tokens) float, undiscounted; rows of one prompt are neighbours.
@@ -158,10 +159,11 @@ def leave_one_out_baseline(returns: Tensor, mask: Tensor, num_generations: int) 
     if num_generations < 2 or batch % num_generations:
         raise ValueError(f"num_generations must be at least 2 and divide the batch {batch}, got {num_generations}")
     there = mask.any(dim=1).view(-1, num_generations)
-    totals = torch.where(there, returns[:, 0].view(-1, num_generations), 0.0)
+    whole = at_first(returns, mask)
+    totals = torch.where(there, whole.view(-1, num_generations), 0.0)
     others = there.sum(dim=1, keepdim=True) - there.long()
     siblings = (totals.sum(dim=1, keepdim=True) - totals) / others.clamp(min=1)
-    collected = returns[:, :1] - returns
+    collected = whole - returns
     return keep(siblings.reshape(-1, 1) - collected, mask)
 
 

@@ -14,9 +14,44 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import ModulesToSaveWrapper
 from torch import nn
 
-from densepath.errors import ModelError, UsageError
+from densepath.errors import ConfigError, ModelError, UsageError
 from densepath.models import locate
 from densepath.models.compat import changes_base
+
+
+def own_adapter(peft_model: PeftModel) -> str:
+    """Name of the adapter that a PEFT model computes with: the one that is trained and saved.
+
+    Raises:
+        ConfigError: several are active at once.
+    """
+    names: list[str] = peft_model.active_adapters
+    if len(names) != 1:
+        raise ConfigError(
+            f"the adapters {', '.join(names)} are active at once: choose one with model.set_adapter(NAME)"
+        )
+    return names[0]
+
+
+def save_own_adapter(peft_model: PeftModel, folder: str | Path, **keywords: Any) -> None:
+    """Save the active adapter alone, at the top of the folder, where it is loaded from whatever it is called here.
+
+    Args:
+        peft_model: the model.
+        folder: where to.
+        keywords: of PEFT's `save_pretrained`.
+
+    Raises:
+        ConfigError: several adapters are active at once.
+    """
+    name = own_adapter(peft_model)
+    # By the class: a trainer may have put this function in the model's own attribute.
+    PeftModel.save_pretrained(peft_model, str(folder), selected_adapters=[name], **keywords)
+    below = Path(folder) / name  # where PEFT puts an adapter that is not called "default"
+    if name != "default":
+        for path in below.iterdir():
+            path.replace(Path(folder) / path.name)
+        below.rmdir()
 
 
 def add_frozen_copy(peft_model: PeftModel, source: str = "default", name: str = "sft") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from densepath.models import locate
-from densepath.models.adapters import load_frozen_adapter
+from densepath.models.adapters import load_frozen_adapter, own_adapter
 from densepath.models.compat import changes_base, check_same_tokenizer, embedding_rows, shares_base, weights_differ
 from densepath.models.load import load_model, load_tokenizer
 from densepath.rewards.frozen import FrozenPolicy
@@ -93,7 +93,7 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
     """A model as a view of a PEFT policy's base in memory: the base itself, or an adapter of it.
 
     Args:
-        policy: PEFT model with an adapter "default", or a plain model.
+        policy: PEFT model with one active adapter, or a plain model.
         name_or_path: what `load_model` takes.
         adapter_name: what the adapter is called on the base.
 
@@ -106,7 +106,7 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
     """
     if not hasattr(policy, "peft_config"):
         return None
-    config = policy.peft_config["default"]
+    config = policy.peft_config[own_adapter(policy)]
     base = None if changes_base(config) else config.base_model_name_or_path
     source = locate.locate(name_or_path)
     if not base:

@@ -52,11 +52,6 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def last(self, name: str, step: int) -> Any:
-        """The newest value of a metric up to a step, or None."""
-        rows = read_log(self.path)
-        return next((row[name] for row in reversed(rows) if row["step"] <= step and name in row), None)
-
     def go_on_from(self, checkpoint: str | None) -> None:
         """Forget what was logged after a checkpoint, or all of it: a power cut may have left anything there."""
         kept = 0 if checkpoint is None else int(read_json(Path(checkpoint) / COMPLETE_MARKER)["log"]["bytes"])
@@ -101,10 +96,15 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
     """Marks each checkpoint as whole once all processes have written it, durably; an adapter in it knows its base.
 
-    The mark also says what was logged until then, and what the references hold that were kept.
+    The mark also says what was logged until then, what the references hold that were kept, and the tokens trained on,
+    which `SFTTrainer` and `DPOTrainer` forget when they resume.
+
+    Args:
+        tokens: gives their present count.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: Callable[[], int] = lambda: 0) -> None:
+        self._tokens = tokens
         self._references: dict[str, str] = {}
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -123,8 +123,8 @@ class CompleteCheckpointCallback(TrainerCallback):  # type: ignore[misc]
         self._references |= sealed(folder.parent, new)
         sync(folder.parent)
         logged = {"bytes": log.stat().st_size, "sha256": file_sha256(log)}
-        marker = {"step": state.global_step, "files": files, "log": logged, "references": self._references}
-        write_json_atomic(folder / COMPLETE_MARKER, marker)
+        beside = {"log": logged, "references": self._references, "tokens": self._tokens()}
+        write_json_atomic(folder / COMPLETE_MARKER, {"step": state.global_step, "files": files, **beside})
 
 
 class NoLastCheckpoint(TrainerCallback):  # type: ignore[misc]
@@ -203,7 +203,7 @@ def checkpoint_damage(folder: Path) -> str | None:
     try:
         marker = read_json(folder / COMPLETE_MARKER)
         changed = changed_files(folder, marker["files"])
-        if not {"log", "references"} <= marker.keys():
+        if not {"log", "references", "tokens"} <= marker.keys():
             return f"{COMPLETE_MARKER} does not say what lay beside it"
     except (DamagedFileError, AttributeError, KeyError, TypeError):
         return f"{COMPLETE_MARKER} cannot be read"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -88,7 +89,7 @@ def check_number_of_prompts(trainer: Any) -> None:
 
 
 def check_prompt_lengths(trainer: Any, context: int) -> None:
-    """Refuse a prompt that leaves no room for a completion in the context, in any data set with rows.
+    """Refuse a prompt that leaves no room for a completion in the context, in any data set that is sampled for.
 
     A prompt has no more tokens than bytes, so few need to be tokenised. Streamed rows are checked as they are sampled.
 
@@ -103,14 +104,14 @@ def check_prompt_lengths(trainer: Any, context: int) -> None:
     room = room_for_prompts(context, budget)
     for name, dataset in _datasets(trainer):
         for row, example in enumerate(dataset):
-            if not template_columns(example) and _bytes(example["prompt"]) + _TEMPLATE_TOKENS <= room:
+            if not template_columns(example) and not trainer.tools and _most_tokens(example["prompt"]) <= room:
                 continue
             tokens = len(trainer.prompt_ids(example))
             check_context(tokens, context, f"{name}, row {row}", max_completion_length=budget)
 
 
 def _datasets(trainer: Any) -> Iterator[tuple[str, Any]]:
-    given = trainer.eval_dataset
+    given = trainer.eval_dataset if trainer.args.predict_with_generate else None
     evals = given if isinstance(given, dict) else {"": given}
     found = {"train_dataset": trainer.train_dataset}
     found |= {f"eval_dataset {name}".rstrip(): dataset for name, dataset in evals.items()}
@@ -119,8 +120,17 @@ def _datasets(trainer: Any) -> Iterator[tuple[str, Any]]:
             yield name, dataset
 
 
-def _bytes(prompt: Any) -> int:
-    """UTF-8 bytes of a prompt's text. Parts that are not text (images) count nothing: their tokens are the model's."""
+def _most_tokens(prompt: Any) -> float:
+    """No fewer tokens than a prompt has: infinity where a turn holds more than its text, which must be tokenised.
+
+    With pictures 0: their tokens are the model's.
+    """
     if isinstance(prompt, str):
-        return len(prompt.encode())
-    return sum(len(turn["content"].encode()) for turn in prompt if isinstance(turn.get("content"), str))
+        return len(prompt.encode()) + _TEMPLATE_TOKENS
+    contents = [turn.get("content") for turn in prompt]
+    if any(part.get("type") != "text" for content in contents if isinstance(content, list) for part in content):
+        return 0
+    more = any(value is not None for turn in prompt for name, value in turn.items() if name not in ("role", "content"))
+    if more or not all(isinstance(content, str) for content in contents):
+        return math.inf
+    return sum(len(content.encode()) for content in contents) + _TEMPLATE_TOKENS

@@ -30,12 +30,13 @@ from huggingface_hub import ModelCard
 from torch import Tensor
 
 from densepath.core.estimator import Estimator
+from densepath.core.masks import at_first
 from densepath.core.objective import Normalizer, loss_divisor
 from densepath.data.tokenizer_calls import keep_template_defaults
 from densepath.io import write_text_atomic
 from densepath.models.compat import check_deterministic, context_length, warn_of_spare_ids
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
-from densepath.models.quantized import adapters_in_float32, adapters_kept
+from densepath.models.quantized import adapters_in_float32, adapters_kept, parameter_count
 from densepath.models.sampling import Samples, sample
 from densepath.models.scoring import score_completions
 from densepath.rewards.dense import DenseReward, RewardKind
@@ -185,6 +186,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         self.reward_weights[1 + len(self._functions) :] *= 1 - args.dense_reward_weight  # an environment's own reward
         switch_off_dropout(self.model)  # that of a new adapter too
         policy = self.accelerator.unwrap_model(self.model)
+        self._parameters = parameter_count(policy)  # before frozen adapters lie beside its own
         load = functools.partial(shared_or_loaded, policy, loading=loading, tokenizer=self._tokenizer)
         place = functools.partial(placed, policy=policy, accelerator=self.accelerator, sharded=self._is_sharded())
         needed = ref_model if RewardKind(args.dense_reward) is RewardKind.BASELINE_RELATIVE else None
@@ -250,7 +252,7 @@ class DPRTrainer(ResumableGRPOTrainer):
             self.reward_func_names,
             held_out_ref,
             self.args.score_token_budget,
-            parameters=sum(p.numel() for p in policy.parameters()),
+            parameters=self._parameters,
             frozen=self.dense_reward.passes,
             num_iterations=self.num_iterations,
             cap=self.args.cap,
@@ -357,10 +359,10 @@ class DPRTrainer(ResumableGRPOTrainer):
 
     def _with_policy_logprobs(self, scored: Scored, output: dict[str, Any]) -> Scored:
         """The trainer's own log-probabilities of the tokens: what the KL is about, whoever sampled."""
+        sampled, passes = scored.sampled, scored.policy_passes + ("old_per_token_logps" in output)  # TRL's own pass
         if scored.policy_logprobs:
-            return scored
-        sampled, passes = scored.sampled, scored.policy_passes
-        if sampled.logprobs is not None and self._uses_own_sampler() and self.rollout_func is None:
+            logprobs = list(scored.policy_logprobs)
+        elif sampled.logprobs is not None and self._uses_own_sampler() and self.rollout_func is None:
             logprobs = [torch.tensor(values) for values in sampled.logprobs]
         elif "old_per_token_logps" in output:
             rows = zip(output["old_per_token_logps"], sampled.completion_ids, strict=True)
@@ -387,7 +389,7 @@ class DPRTrainer(ResumableGRPOTrainer):
         self._record(mode, self._monitor(self.rollout))
         if self.log_completions:
             self._table.observe(self.rollout)
-            self._put_first_advantages(credit.advantages)
+            self._put_first_advantages(at_first(credit.advantages, mask))
         output["advantages"] = credit.advantages
         if scored.frozen_hidden:
             output["frozen_hidden"] = scored.frozen_hidden
@@ -458,7 +460,7 @@ class DPRTrainer(ResumableGRPOTrainer):
 
     def _put_first_advantages(self, advantages: Tensor) -> None:
         """In TRL's table, for GRPO's advantage: the first token's, the completion's return less its baseline."""
-        first = self.accelerator.gather(advantages[:, 0].contiguous()).tolist()
+        first = self.accelerator.gather(advantages.squeeze(1)).tolist()
         table = self._logs["advantages"]  # a deque, which holds no more than a generation batch
         for _ in range(min(len(first), len(table))):
             table.pop()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -26,6 +27,8 @@ from densepath.data.encode import encode_prompt
 from densepath.data.rows import template_arguments
 from densepath.errors import ResumeError
 from densepath.io import atomic_path
+from densepath.models.adapters import save_own_adapter
+from densepath.models.compat import eos_token_ids
 from densepath.models.identity import record_base
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.model_card import NamedCard
@@ -137,6 +140,8 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
         self.rollout: Rollout = Sampled()
         self._rows: Sequence[Mapping[str, Any]] = ()
         super().__init__(*args, **kwargs)
+        # In place: TRL's generation config holds the same list, with None in it where the tokenizer names no EOS.
+        self.eos_token_ids[:] = eos_token_ids(self.accelerator.unwrap_model(self.model), self._tokenizer)
         self._nan_stop = NaNStop(self.args.output_dir, self.accelerator, lambda: self.rollout)
         self.add_callback(self._nan_stop)
 
@@ -204,12 +209,12 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
     # -- checkpoints -------------------------------------------------------------------------------------------
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the policy. Frozen adapters beside it are not part of the model."""
+        """Save the policy. Adapters beside its own are not part of the model."""
         model = self.accelerator.unwrap_model(self.model)
         if not hasattr(model, "peft_config"):
             super()._save(output_dir, state_dict)
             return
-        model.save_pretrained = functools.partial(type(model).save_pretrained, model, selected_adapters=["default"])
+        model.save_pretrained = functools.partial(save_own_adapter, model)
         try:
             super()._save(output_dir, state_dict)
         finally:
@@ -228,6 +233,7 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
             "step": str(self._step),
             "processes": str(self.accelerator.num_processes),
             "shape": json.dumps(shape),
+            "metrics": json.dumps(self._metrics["train"]),  # since the last log
         }
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(self._rollout_file(folder)) as temporary:
@@ -238,6 +244,11 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self._rollout_file(Path(checkpoint)).exists():
             return
+        if self.state.epoch >= 1 and isinstance(self.train_dataset, IterableDataset):
+            raise ResumeError(
+                f"{checkpoint} is of a later pass over a train_dataset that is streamed, where transformers does not "
+                "find its place again: train anew, with a Dataset if it may be interrupted"
+            )
         with safe_open(self._rollout_file(Path(checkpoint)), framework="pt") as file:
             metadata = file.metadata()
             if int(metadata["processes"]) != self.accelerator.num_processes:
@@ -246,6 +257,7 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
                     f"{self.accelerator.num_processes}: the batches would be others; start as many as before"
                 )
             self._step = int(metadata["step"])
+            self._metrics["train"].update(json.loads(metadata.get("metrics", "{}")))
             shape = json.loads(metadata["shape"])
             buffered = _restore(shape, lambda name: file.get_tensor(name).to(self.accelerator.device))
         self._buffered_inputs = buffered or None

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from densepath.errors import ModelError
 from densepath.models import locate
-from densepath.models.adapters import add_frozen_copy
+from densepath.models.adapters import add_frozen_copy, own_adapter
 from densepath.models.compat import changes_base, check_same_tokenizer, is_sharded
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
 from densepath.models.quantized import quantized
@@ -48,10 +49,16 @@ def shared_or_loaded(
         tokenizer: the policy's; a model given by name must have one of the same ids.
 
     Raises:
-        ModelError: a model that cannot be loaded, or whose tokenizer gives an id another meaning.
+        ModelError: a model that cannot be loaded, whose tokenizer gives an id another meaning, or that training the
+            policy would change.
     """
+    is_peft = hasattr(policy, "peft_config")
     if isinstance(given, FrozenPolicy):
+        if given.adapter in ("", own_adapter(policy) if is_peft else ""):
+            _check_apart(policy, given.model)
         return given
+    if is_peft and given is policy.get_base_model() and not any(map(changes_base, policy.peft_config.values())):
+        return FrozenPolicy(policy, None)
     if isinstance(given, str):
         source = locate.locate(given)
         if tokenizer is not None and (not Path(source).is_dir() or locate.has_tokenizer(source)):
@@ -62,8 +69,18 @@ def shared_or_loaded(
             return shared
         init = {k: v for k, v in loading["model_init_kwargs"].items() if k not in ("quantization_config", "revision")}
         given = load_model(given, **{**loading, "model_init_kwargs": init})
+    _check_apart(policy, given)
     disable_dropout(given)
     return FrozenPolicy(freeze(given))
+
+
+def _check_apart(policy: Any, given: Any) -> None:
+    """Refuse a model that holds weights of the policy: freezing it would end the training, which would change it."""
+    if not {id(weight) for weight in policy.parameters()}.isdisjoint(map(id, given.parameters())):
+        raise ModelError(
+            "a reference or SFT model is the policy itself, which training changes: give a copy, a path, or "
+            "FrozenPolicy(model, adapter)"
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,7 @@ def frozen_models(
     if sft is not None:
         frozen_sft = load(sft, adapter_name="sft")
     elif is_sft_adapter:
-        add_frozen_copy(policy, source="default", name="sft")
+        add_frozen_copy(policy, source=own_adapter(policy), name="sft")
         frozen_sft = FrozenPolicy(policy, "sft")
     else:
         frozen_sft = FrozenPolicy(policy, None)
@@ -120,15 +137,22 @@ def starting_models(
     Args:
         model: the policy or its name.
         processing_class: its tokenizer; None: the one beside the model.
-        sft: the SFT policy where it is another; None: a frozen copy of the policy, unless an adapter can be switched.
+        sft: the SFT policy where it is another; None, or the policy itself: a frozen copy of the policy, unless an
+            adapter can be switched.
         loading: keyword arguments of `load_model`.
         peft_config: of the adapter that the trainer puts on the policy; None for none.
+
+    Raises:
+        ConfigError: several adapters of the policy are active at once.
     """
+    sft = None if sft is model else sft
     if isinstance(model, str):
         if processing_class is None:
             processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
         model = load_model(model, for_training=True, **loading)
     switch_off_dropout(model)
+    if hasattr(model, "peft_config"):
+        own_adapter(model)  # refused before anything is made of the model
     adapters = list(model.peft_config.values()) if hasattr(model, "peft_config") else [peft_config]
     if sft is None and any(each is None or changes_base(each) for each in adapters):
         sft = freeze(copy_of(model))  # the policy as it is before training

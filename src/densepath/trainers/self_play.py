@@ -49,13 +49,13 @@ _PAPERS = {
 
 _USED = frozenset(
     {
-        *("beta", "disable_dropout", "activation_offloading", "router_aux_loss_coef", "pad_token"),
-        *("max_length", "pad_to_multiple_of", "precompute_ref_log_probs", "trust_remote_code"),
+        *("beta", "activation_offloading", "pad_token", "max_length", "pad_to_multiple_of"),
+        *("precompute_ref_log_probs", "trust_remote_code"),
     }
 )
 """What `DPOConfig` adds to transformers' arguments and self-play uses."""
-_INSTEAD = {"loss_type": "self_play_loss says which loss it is"}
-WITHOUT_EFFECT = without_effect(DPOConfig, _USED)
+_INSTEAD = {"loss_type": "self_play_loss says which loss it is", "disable_dropout": "dropout is always off"}
+WITHOUT_EFFECT = without_effect(DPOConfig, _USED, also=("label_smoothing_factor",))
 """Arguments that self-play refuses with any value but their default, which is given here."""
 
 

@@ -12,13 +12,15 @@ from transformers.trainer_utils import align_special_tokens
 from trl import SFTConfig, SFTTrainer
 
 from densepath.errors import ConfigError
-from densepath.io import make_folder, sync_name
+from densepath.io import make_folder, read_json, sync_name
+from densepath.models.adapters import own_adapter, save_own_adapter
 from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.models.quantized import adapters_in_float32, adapters_kept
 from densepath.models.references import reference_name
 from densepath.trainers.callbacks import (
+    COMPLETE_MARKER,
     LOG,
     CompleteCheckpointCallback,
     MetricsCallback,
@@ -104,7 +106,8 @@ def sft_trainer(
         callbacks: further callbacks.
 
     Raises:
-        ConfigError: a fraction or decay outside (0, 1), or a configuration that TRL or PEFT refuses.
+        ConfigError: a fraction or decay outside (0, 1), several active adapters, or a configuration that TRL or PEFT
+            refuses.
     """
     names: Mapping[str, float] = {reference_name(fraction): fraction for fraction in fractions if fraction != 0}
     for fraction in fractions:
@@ -113,6 +116,8 @@ def sft_trainer(
     check_sft_arguments(args)
     check_token(args)
     check_optimization(args)
+    if hasattr(model, "peft_config"):
+        own_adapter(model)
     args.completion_only_loss = True
     disable_dropout(model)
     with refusing("SFT cannot begin"), adapters_kept(model):
@@ -141,7 +146,7 @@ def sft_trainer(
 
 
 def save_model(trainer: Any, tokenizer: Any, folder: Path, state_dict: dict[str, Any] | None = None) -> None:
-    """Write a trainer's current weights (the adapter alone under PEFT) and the tokenizer as safetensors.
+    """Write a trainer's current weights (the active adapter alone under PEFT) and the tokenizer as safetensors.
 
     Args:
         trainer: any trainer of TRL.
@@ -150,8 +155,8 @@ def save_model(trainer: Any, tokenizer: Any, folder: Path, state_dict: dict[str,
         state_dict: the weights, where the model does not hold them whole.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    adapters = {"selected_adapters": ["default"]} if hasattr(model, "peft_config") else {}
-    model.save_pretrained(str(folder), state_dict=state_dict, **adapters)
+    save = functools.partial(save_own_adapter, model) if hasattr(model, "peft_config") else model.save_pretrained
+    save(str(folder), state_dict=state_dict)
     tokenizer.save_pretrained(str(folder))
     record_base(folder)
 
@@ -187,7 +192,7 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
     sync_name(output_dir)  # the trainer may have made it
     metrics = MetricsCallback(output_dir / LOG)
     trainer.add_callback(metrics)
-    trainer.add_callback(CompleteCheckpointCallback())
+    trainer.add_callback(CompleteCheckpointCallback(lambda: trainer._total_train_tokens))
     trainer.add_callback(NoLastCheckpoint())
     with trainer.args.main_process_first(local=False):  # it removes what a kill cut short
         checkpoint = last_complete_checkpoint(output_dir)
@@ -195,12 +200,13 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
             metrics.go_on_from(checkpoint)
     if checkpoint is not None:
         state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
-        if hasattr(trainer, "_total_train_tokens"):  # SFTTrainer forgets them on resume
-            trainer._total_train_tokens = int(metrics.last("num_tokens", state.global_step) or 0)
+        trainer._total_train_tokens = read_json(Path(checkpoint) / COMPLETE_MARKER)["tokens"]
         if state.global_step >= state.max_steps:  # the Trainer would take one step more
             trainer.state = state
             align_special_tokens(trainer.model, trainer.processing_class)
             trainer._load_from_checkpoint(checkpoint)
+            if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+                trainer._load_best_model()
             metrics.on_resumed_at_end(state)
             return
     trainer.train(resume_from_checkpoint=checkpoint)
