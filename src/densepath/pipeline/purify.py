@@ -19,6 +19,7 @@ from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic, write_jsonl_atomic, write_text_atomic
 from densepath.judging.build import check_judge, judge_inputs
+from densepath.judging.identity import verifier_inputs
 from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
@@ -147,7 +148,8 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
     models: dict[str, str | None] = {"model": arguments.model_name_or_path, "reference": sft.base}
     data = {"data": train, "held-out data": held_out}
     inputs = {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer), **machine_inputs(config)}
-    doubt = folder.open_inputs({**inputs, **judge_inputs(arguments)}, places(models))
+    checks = {**verifier_inputs(arguments.verifier), **judge_inputs(arguments)}
+    doubt = folder.open_inputs({**inputs, **checks}, places(models))
     if doubt is not None:
         warn(console, doubt)
     record = {}
