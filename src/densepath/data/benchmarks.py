@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +76,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             table="mt_bench",
             templates={"single": "mt_bench", "pair": "mt_bench_pair"},
             temperatures=_MT_BENCH_TEMPERATURES,
+            referenced=("math", "reasoning", "coding"),
             hub=("HuggingFaceH4/mt_bench_prompts", "raw/question.jsonl"),
         ),
         Benchmark(
@@ -110,6 +112,8 @@ def read_benchmark(name: str) -> BenchmarkRows:
         if key in _NUMBERED and len(question.turns) == BENCHMARKS[key].turns and not question_id(row):
             raise DataError(f"no id, by which answers to {key} are found; give its question_id or uid")
         _check_id(question.id, place, places)
+        if preset is not None and not preset.shows_reference(question):
+            question = replace(question, references=None)
         return question, list(_own_answers(row, question))
 
     found = parsed(source, parse)

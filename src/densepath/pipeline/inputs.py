@@ -72,7 +72,8 @@ def open_run_inputs(run: RunFolder, sft: SFTRun, console: Console) -> None:
     """Write or compare what decides a run's result beside its recipe; stored rows are compared with their source.
 
     Raises:
-        ResumeError: another model, verifier, judge, or other rows, than what was trained on; the message shows each difference.
+        ResumeError: another model, verifier or judge, or other rows, than what was trained on; the message shows
+            each difference.
     """
     arguments = sft.arguments
     models: dict[str, str | None] = {"model": sft.base, "SFT model": sft.given.sft if sft.given else None}

@@ -16,6 +16,7 @@ from typing import Any
 
 from densepath.config.judge import parse_judge
 from densepath.config.judging import JudgeCommandArguments
+from densepath.data.answers import answers_to, read_answers, with_references
 from densepath.data.benchmarks import read_benchmark
 from densepath.data.gamed import in_published_order, is_published, read_gamed
 from densepath.errors import ConfigError, DensepathError
@@ -61,7 +62,7 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     check_colours(arguments)
     found = read_benchmark(arguments.benchmark)
     everything = found.questions
-    found = replace(found, questions=everything[: arguments.max_samples])
+    found = _referenced(replace(found, questions=everything[: arguments.max_samples]), arguments.reference_answers)
     for note in found.notes:
         warn(console, note)
     entered = contest(arguments.models, arguments.baseline, found)
@@ -104,6 +105,20 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         return folder
     finally:
         lock.release()
+
+
+def _referenced(found: BenchmarkRows, file: str | None) -> BenchmarkRows:
+    """The benchmark with the right answers of a file, or with a note that its own stand beside the questions."""
+    shown = [each for each in found.questions if found.benchmark.shows_reference(each)]
+    if file is not None:
+        return replace(found, questions=with_references(found.questions, answers_to(shown, read_answers(file), file)))
+    if not (shown and found.benchmark.referenced):
+        return found
+    note = (
+        f"right answers are the notes that stand beside {found.benchmark.name}'s questions, where they do, and not "
+        "the published ones: give reference_answers"
+    )
+    return replace(found, notes=(*found.notes, note))
 
 
 @dataclass(frozen=True)
