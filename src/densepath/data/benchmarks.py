@@ -179,7 +179,7 @@ def _question(row: Row, place: SourceRow, prefix: str) -> Question:
         str(category),
         turns,
         place.number,
-        _references(row, turns),
+        references_of(row, len(turns)),
         context,
         place.index,
     )
@@ -241,15 +241,26 @@ def texts_of(turns: Any, column: str) -> tuple[str, ...]:
     return texts
 
 
-def _references(row: Row, turns: tuple[str, ...]) -> tuple[str | None, ...] | None:
-    """The right answers that a row gives, by turn; a reference for the first turn alone is none for the others."""
+def references_of(row: Row, turns: int) -> tuple[str | None, ...] | None:
+    """The right answers that a row gives, by turn; a reference for the first turn alone is none for the others.
+
+    Args:
+        row: of a benchmark, of prompts or of preferences: they stand in `reference_turns`, or in `reference`.
+        turns: number of turns that are answered.
+
+    Returns:
+        A text, or None, for each turn; None where the row has none at all.
+
+    Raises:
+        DataError: they are no texts, or more than there are turns.
+    """
     given = next((row[key] for key in ("reference_turns", "reference") if row.get(key) is not None), None)
     if given is None or given in ("", [], ()):
         return None
     said = list(given) if isinstance(given, (list, tuple)) else [given]
-    if len(said) > len(turns) or not all(isinstance(each, (str, type(None))) for each in said):
-        raise DataError(f"the reference is {short(repr(given))}; give a text for each of its {len(turns)} turns")
-    return tuple([each or None for each in said] + [None] * (len(turns) - len(said)))
+    if len(said) > turns or not all(isinstance(each, (str, type(None))) for each in said):
+        raise DataError(f"the reference is {short(repr(given))}; give a text for each of its {turns} turns")
+    return tuple([each or None for each in said] + [None] * (turns - len(said)))
 
 
 def _own_answers(row: Row, question: Question) -> Iterator[Answer]:

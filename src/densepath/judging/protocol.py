@@ -60,6 +60,16 @@ class JudgeRequest:
         return turns
 
 
+def right_answers(references: Sequence[str | None] | None, turns: int) -> tuple[str, ...] | None:
+    """The right answers up to a turn, as a request holds them; None where one is missing.
+
+    >>> right_answers(("yes", None), 1), right_answers(("yes", None), 2), right_answers(None, 1)
+    (('yes',), None, None)
+    """
+    known = [text for text in (references or ())[:turns] if text is not None]
+    return tuple(known) if len(known) == turns else None
+
+
 class Judge(Protocol):
     """Whatever says that one answer is better than another, or grades an answer."""
 
