@@ -259,6 +259,15 @@ def test_mt_bench_is_judged_beside_the_published_right_answers_where_the_benchma
     assert "no answer of gpt-4 to 123" in capsys.readouterr().err
 
 
+def test_a_parameter_that_is_taken_away_is_another_judge(judge, endpoint):
+    served, words = endpoint
+    assert judge(*words)[0] == 0
+    first = len(served.calls)
+    assert judge(*words, "--judge_parameters", '{"temperature": null}')[0] == 0
+    assert len(served.calls) == 2 * first
+    assert ["temperature" in call for call in served.calls] == [True] * first + [False] * first
+
+
 def test_a_second_judge_tells_its_cost_and_is_looked_at_before_the_first_is_paid(judge, endpoint, tmp_path, capsys):
     served, words = endpoint
     for second, says in ((f"local:{tmp_path}/none", "no such model folder"), ("verifier:nothing", "does not exist")):

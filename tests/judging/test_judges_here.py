@@ -110,6 +110,34 @@ def test_a_reward_model_without_padding_token_or_template_is_read_too():
     assert [each.grade for each in judge.judge([request(answers=(("1, 3",),))])] == pytest.approx([expected])
 
 
+@pytest.mark.parametrize("token_budget", [1, 4096])
+def test_a_reward_model_is_told_which_text_is_the_answer(tmp_path, token_budget):
+    """BERT marks the second text by its token types."""
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *(start + chr(c) for start in ("", "##") for c in range(33, 127)),
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    torch.manual_seed(0)
+    widths = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=len(words), num_labels=1, initializer_range=0.5, **widths)
+    ).eval()
+    answers = ("1, 3", "3, 1 it is")
+    with torch.no_grad():
+        own = [float(model(**tokenizer("Sort: 3, 1", each, return_tensors="pt")).logits) for each in answers]
+    judge = RewardModelJudge(model, tokenizer, "bert", token_budget)
+    found = judge.judge([request(answers=((each,),)) for each in answers])
+    assert [each.grade for each in found] == pytest.approx(own, abs=1e-5)
+
+
 def test_a_reward_model_that_is_none_is_refused():
     with pytest.raises(ModelError, match="tells 3 classes apart"):
         RewardModelJudge(reward_model(num_labels=3), tiny_tokenizer(), "rm")

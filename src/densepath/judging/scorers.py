@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def load_reward_model(name_or_path: str, *, dtype: str, device: str, trust_remot
     return model.eval().to(device_of(device)), tokenizer
 
 
-class RewardModelJudge(JudgeHere[Sequence[int]]):
+class RewardModelJudge(JudgeHere[Mapping[str, list[int]]]):
     """A model with one number at its end, as TRL's RewardTrainer makes it: it grades, or prefers the higher score.
 
     Args:
@@ -75,33 +75,34 @@ class RewardModelJudge(JudgeHere[Sequence[int]]):
         self._model, self._tokenizer, self._token_budget = model, tokenizer, token_budget
         self._context = context_length(model)
 
-    def prepare(self, request: JudgeRequest) -> list[list[int]]:
-        """Ids of the conversation with each answer."""
-        rows = [self._ids(request, answer) for answer in range(len(request.answers))]
-        for ids in rows:
-            check_context(len(ids), self._context)
+    def prepare(self, request: JudgeRequest) -> list[Mapping[str, list[int]]]:
+        """Ids of the conversation with each answer, and what else the tokenizer says of each, token by token."""
+        rows = [self._inputs(request, answer) for answer in range(len(request.answers))]
+        for row in rows:
+            check_context(len(row["input_ids"]), self._context)
         return rows
 
-    def _ids(self, request: JudgeRequest, answer: int) -> list[int]:
+    def _inputs(self, request: JudgeRequest, answer: int) -> Mapping[str, list[int]]:
         turns = request.conversation(answer)
         if self._tokenizer.chat_template:
-            return tokenise(render(turns, self._tokenizer, template_arguments(request.row or {})), self._tokenizer)
-        return as_ints(self._tokenizer(prompt_text(turns[:-1]), turns[-1]["content"])["input_ids"])
+            text = render(turns, self._tokenizer, template_arguments(request.row or {}))
+            return {"input_ids": tokenise(text, self._tokenizer)}
+        pair = self._tokenizer(prompt_text(turns[:-1]), turns[-1]["content"])
+        return {name: as_ints(pair[name]) for name in ("input_ids", "token_type_ids") if name in pair}
 
     @torch.no_grad()
-    def score(self, rows: Sequence[Sequence[int]]) -> list[float]:
+    def score(self, rows: Sequence[Mapping[str, list[int]]]) -> list[float]:
         """The model's number for each row; rows of like length share a pass, padded on the right."""
         scores = [0.0] * len(rows)
         pad = self._model.config.get_text_config().pad_token_id
-        for batch in _batches(rows, self._token_budget if pad is not None else 0):
-            longest = max(len(rows[index]) for index in batch)
-            ids = torch.full((len(batch), longest), pad or 0)
-            mask = torch.zeros_like(ids)
-            for place, index in enumerate(batch):
-                ids[place, : len(rows[index])] = torch.tensor(rows[index])
-                mask[place, : len(rows[index])] = 1
+        lengths = [len(row["input_ids"]) for row in rows]
+        for batch in _batches(lengths, self._token_budget if pad is not None else 0):
+            inputs = {name: _padded([rows[index][name] for index in batch]) for name in rows[batch[0]]}
+            mask = _padded([[1] * lengths[index] for index in batch])
+            inputs["input_ids"][mask == 0] = pad or 0
             device = self._model.device
-            logits = self._model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits
+            inputs = {name: each.to(device) for name, each in inputs.items()}
+            logits = self._model(**inputs, attention_mask=mask.to(device)).logits
             for index, score in zip(batch, logits.float().reshape(-1).tolist(), strict=True):
                 scores[index] = score
         if not all(map(math.isfinite, scores)):
@@ -109,11 +110,16 @@ class RewardModelJudge(JudgeHere[Sequence[int]]):
         return scores
 
 
-def _batches(rows: Sequence[Sequence[int]], token_budget: int) -> Iterator[list[int]]:
+def _padded(rows: Sequence[list[int]]) -> torch.Tensor:
+    """(rows, tokens) of rows of several lengths, 0 behind each."""
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+
+def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
     """Indices of rows that fit a pass together, the longest rows first; a row alone always does."""
     batch: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda each: -len(rows[each])):
-        if batch and (len(batch) + 1) * len(rows[batch[0]]) > token_budget:
+    for index in sorted(range(len(lengths)), key=lambda each: -lengths[each]):
+        if batch and (len(batch) + 1) * lengths[batch[0]] > token_budget:
             yield batch
             batch = []
         batch.append(index)

@@ -22,6 +22,7 @@ from densepath.data.gamed import in_published_order, is_published, read_gamed
 from densepath.errors import ConfigError, DensepathError
 from densepath.io import hold_lock, read_jsonl, remove, write_json_atomic
 from densepath.judging.build import check_judge, make_judge, template_of
+from densepath.judging.endpoint import call_parameters
 from densepath.judging.game_log import GameLog
 from densepath.judging.games import Match, PlannedGame, key_of, plan_games
 from densepath.judging.identity import judge_identity
@@ -163,9 +164,11 @@ class _Run:
         kind, _ = parse_judge(said)
         found: dict[str, Any] = {"judge": said}
         if kind in ("openai", "local"):
-            found["template"] = asdict(template_of(self.arguments, kind, self.num_answers, self.template))
-        if kind == "openai":
-            return found | {"url": self.arguments.judge_base_url, "parameters": self.arguments.judge_parameters}
+            template = template_of(self.arguments, kind, self.num_answers, self.template)
+            found["template"] = asdict(template)
+        if kind == "openai":  # what is sent: a parameter that is taken away by null is in no JSON of the given ones
+            parameters = call_parameters(template, self.arguments.judge_parameters)
+            return found | {"url": self.arguments.judge_base_url, "parameters": parameters}
         if kind != "verifier":
             found["dtype"] = self.arguments.dtype
         return found | {"model": judge_identity(said)}
