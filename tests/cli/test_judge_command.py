@@ -259,6 +259,17 @@ def test_mt_bench_is_judged_beside_the_published_right_answers_where_the_benchma
     assert "no answer of gpt-4 to 123" in capsys.readouterr().err
 
 
+def test_a_template_without_a_form_is_refused_before_anyone_answers(
+    judge, endpoint, models, write_jsonl, tmp_path, capsys
+):
+    _, words = endpoint
+    two = write_jsonl("two.jsonl", [{"id": f"q{i}", "turns": ["one", "two"]} for i in range(N)])
+    write_jsonl("wrong.jsonl", answers("wrong", [["a", "b"]] * N))
+    assert judge(*words, "--benchmark", two, models=(models["sft"],))[0] == 2
+    assert "judge template pair has no form for 2 turns without a reference; choose" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_parameter_that_is_taken_away_is_another_judge(judge, endpoint):
     served, words = endpoint
     assert judge(*words)[0] == 0

@@ -68,7 +68,8 @@ class AgainstAnswers:
         if key not in self.fixed:
             raise DataError(f"prompt {number}: the SFT model has no answer to compare with; begin in a new folder")
         right = right_answers(references_of(row, 1), 1)
-        request = JudgeRequest(turns_of(row), ((text,), (self.fixed[key],)), reference=right, row=row)
+        answers, plain = ((text,), (self.fixed[key],)), isinstance(prompt_of(row), str)
+        request = JudgeRequest(turns_of(row), answers, reference=right, row=row, plain=plain)
         return Match(str(number), "answer", "fixed", request)
 
 

@@ -94,12 +94,12 @@ def labelled_pairs(
 
 def _pair(row: Row, number: int) -> LabelledPair:
     row = explicit_prompt(row)
-    prompt = row["prompt"]
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else normal_turns(prompt)
+    prompt, plain = row["prompt"], isinstance(row["prompt"], str)
+    turns = [{"role": "user", "content": prompt}] if plain else normal_turns(prompt)
     answers = tuple((_text(row[name]),) for name in (CHOSEN, REJECTED))
     others = {key: value for key, value in row.items() if key not in (CHOSEN, REJECTED)}  # a judge sees no label
     right = right_answers(references_of(row, 1), 1)
-    request = JudgeRequest(tuple(turns), answers, reference=right, row=others)
+    request = JudgeRequest(tuple(turns), answers, reference=right, row=others, plain=plain)
     return LabelledPair(number, str(row.get("category") or "all"), Match(str(number), CHOSEN, REJECTED, request))
 
 

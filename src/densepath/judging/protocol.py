@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from densepath.errors import DataError
@@ -21,6 +21,7 @@ class JudgeRequest:
         reference: a right answer for each turn; None where there is none.
         row: the question's row, which programs and templates read; None where there is none.
         repeat: which of the repeated judgements, from 0: the same request with another number is asked anew.
+        plain: whether prompt and answers are plain text, which the model that answered read without a template.
 
     Raises:
         DataError: no turn, no answer or more than two, or numbers of texts that do not fit.
@@ -32,6 +33,7 @@ class JudgeRequest:
     reference: tuple[str, ...] | None = None
     row: Mapping[str, Any] | None = None
     repeat: int = 0
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -48,7 +50,7 @@ class JudgeRequest:
     @property
     def switched(self) -> JudgeRequest:
         """The same request with the answers in the other order."""
-        return JudgeRequest(self.prompt, self.answers[::-1], self.follow_ups, self.reference, self.row, self.repeat)
+        return replace(self, answers=self.answers[::-1])
 
     def conversation(self, answer: int) -> list[dict[str, Any]]:
         """The whole conversation with one of the answers, from 0; its last turn is the answer's last text."""

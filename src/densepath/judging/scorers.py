@@ -17,7 +17,7 @@ from densepath.judging.here import JudgeHere
 from densepath.judging.protocol import JudgeRequest
 from densepath.models.compat import context_length, eos_token_ids
 from densepath.models.load import DTYPES, device_of
-from densepath.models.locate import explained, locate
+from densepath.models.locate import adapter_base, explained, is_adapter, locate
 from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.records.completion import prompt_text
 from densepath.rewards.dense import DenseReward
@@ -37,6 +37,7 @@ def load_reward_model(name_or_path: str, *, dtype: str, device: str, trust_remot
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    check_reward_model(name_or_path, trust_remote_code=trust_remote_code)
     source = locate(name_or_path)
     with explained(source, "reward model"):
         model, found = AutoModelForSequenceClassification.from_pretrained(
@@ -55,6 +56,38 @@ def load_reward_model(name_or_path: str, *, dtype: str, device: str, trust_remot
     return model.eval().to(device_of(device)), tokenizer
 
 
+def check_reward_model(name_or_path: str, *, trust_remote_code: bool) -> None:
+    """Refuse from its configuration alone what is no reward model.
+
+    Args:
+        name_or_path: hub id or folder.
+        trust_remote_code: run Python code that comes with it.
+
+    Raises:
+        MissingFileError: there is none.
+        ModelError: a language model, an adapter of one, or another number of labels than one.
+    """
+    from transformers import AutoConfig
+
+    source = locate(name_or_path)
+    base = adapter_base(source) if is_adapter(source) else source
+    with explained(base, "reward model"):
+        config = AutoConfig.from_pretrained(base, trust_remote_code=trust_remote_code)
+    if any(each.endswith(("ForCausalLM", "LMHeadModel")) for each in config.architectures or ()):
+        if base != source:
+            raise ModelError(
+                f"{source} is an adapter of the language model {base}, which has no head for a reward: load it by "
+                "PEFT with num_labels=1, merge_and_unload, and give the folder of the whole model"
+            )
+        raise ModelError(f"{source} is a language model: it is no reward model; write local: before it")
+    _check_labels(config, name_or_path)
+
+
+def _check_labels(config: Any, name: str) -> None:
+    if config.num_labels != 1:
+        raise ModelError(f"{name} tells {config.num_labels} classes apart; a reward model has one label")
+
+
 class RewardModelJudge(JudgeHere[Mapping[str, list[int]]]):
     """A model with one number at its end, as TRL's RewardTrainer makes it: it grades, or prefers the higher score.
 
@@ -69,8 +102,7 @@ class RewardModelJudge(JudgeHere[Mapping[str, list[int]]]):
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, token_budget: int = DEFAULT_TOKEN_BUDGET) -> None:
-        if model.config.num_labels != 1:
-            raise ModelError(f"{name} tells {model.config.num_labels} classes apart; a reward model has one label")
+        _check_labels(model.config, name)
         super().__init__(name)
         self._model, self._tokenizer, self._token_budget = model, tokenizer, token_budget
         self._context = context_length(model)
@@ -130,6 +162,8 @@ def _batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
 class DenseRewardJudge(JudgeHere[Encoded]):
     """A dense reward: an answer's score is the sum of its tokens' rewards, in nats; of several turns, the last one's.
 
+    Plain text is read as plain text, as the reward reads such a row.
+
     Args:
         reward: with a tokenizer.
         name: what records call the judge.
@@ -147,7 +181,8 @@ class DenseRewardJudge(JudgeHere[Encoded]):
             *turns, last = request.conversation(answer)
             if not last["content"]:
                 raise DataError("an empty answer has no token to score")
-            found.append(self._reward.encode(turns, [last], template_arguments(request.row or {})))
+            prompt = turns[0]["content"] if request.plain else turns
+            found.append(self._reward.encode(prompt, last["content"], template_arguments(request.row or {})))
             check_context(len(found[-1].prompt_ids) + len(found[-1].completion_ids), self._reward.context)
         return found
 

@@ -72,6 +72,7 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     gamed = None if arguments.gamed_file is None else read_gamed(arguments.gamed_file)
     run = _Run(arguments, found, folder)
     early = run.early_judges()
+    run.check_forms(matches_of(entered.answered(lambda who: _made_up(found, who, WORD)), found))
     if arguments.dry_run:
         _tell_plan(run, early, entered, console)
         return folder
@@ -158,6 +159,22 @@ class _Run:
         for each in said:
             check_judge(self.arguments, each, self.num_answers, self.template)
         return {each: self.judge(each) for each in said if parse_judge(each)[0] in ("openai", "verifier")}
+
+    def check_forms(self, matches: Sequence[Match]) -> None:
+        """Refuse before anyone answers a question that a judge's template has no form for.
+
+        Args:
+            matches: with any answers.
+
+        Raises:
+            DataError: the first such question, or one without what the template names.
+        """
+        asked = {(match.question, match.request.follow_ups): match.request for match in matches}
+        for said in filter(None, (self.arguments.judge, self.arguments.second_judge)):
+            if (kind := parse_judge(said)[0]) in ("openai", "local"):
+                template = template_of(self.arguments, kind, self.num_answers, self.template)
+                for request in asked.values():
+                    template.messages(request)
 
     def identity(self, said: str) -> dict[str, Any]:
         """All that decides what a judge says of a request."""
@@ -256,7 +273,7 @@ def _tell_plan(run: _Run, judges: Mapping[str | None, Judge], entered: Contest, 
     def made_up(who: Contestant) -> Mapping[str, Answer]:
         turns = sum(len(each.turns) for each in questions)
         say(console, f"{who.name}: {turns} answers to generate, taken as {run.arguments.max_completion_length} tokens")
-        return {each.id: Answer(each.id, who.name, (longest,) * len(each.turns), each.row) for each in questions}
+        return _made_up(run.found, who, longest)
 
     arguments = run.arguments
     matches = matches_of(entered.answered(made_up), run.found)
@@ -264,6 +281,11 @@ def _tell_plan(run: _Run, judges: Mapping[str | None, Judge], entered: Contest, 
     for said in (arguments.judge, *([arguments.second_judge] if arguments.second_judge else [])):
         what = _estimate(judges[said], planned) if said in judges else "they cost nothing"
         say(console, f"{said}: {len(planned)} games of {len(questions)} questions; {what}")
+
+
+def _made_up(found: BenchmarkRows, who: Contestant, text: str) -> Mapping[str, Answer]:
+    """The same answer of a model to every turn."""
+    return {each.id: Answer(each.id, who.name, (text,) * len(each.turns), each.row) for each in found.questions}
 
 
 def _agreement(names: tuple[str, str], games: Sequence[Game], others: Sequence[Game]) -> tuple[Kappa, ...]:
