@@ -184,6 +184,20 @@ def test_eval_is_generate_with_a_check(models, answer, write_jsonl, tmp_path):
     assert said == [(row["id"], (row["text"],)) for row in rows]
 
 
+def test_eval_by_an_edited_verifier_is_another_job(models, write_jsonl, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    program = tmp_path / "checks_that_are_edited.py"
+    program.write_text("def check(completion, row):\n    return 1.0\n")
+    output = tmp_path / "eval.jsonl"
+    argv = ["eval", "--model_name_or_path", models["sft"], "--dataset_name", write_jsonl("prompts.jsonl", PROMPTS)]
+    argv += ["--verifier", "checks_that_are_edited:check", "--max_completion_length", "5"]
+    assert main([*argv, "--output_file", str(output)]) == 0
+    assert main([*argv, "--output_file", str(output)]) == 0
+    program.write_text("def check(completion, row):\n    return 0.0\n")
+    assert main([*argv, "--output_file", str(output)]) == 2
+    assert "is of another job (verifier source: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

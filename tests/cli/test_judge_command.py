@@ -218,6 +218,67 @@ def test_a_dry_run_prints_calls_tokens_and_cost_and_asks_nobody(judge, endpoint,
     assert not (folder / "answers").exists()
 
 
+def test_mt_bench_is_judged_beside_the_published_right_answers_where_the_benchmark_has_it_so(
+    judge, endpoint, write_jsonl, tmp_path, capsys
+):
+    """FastChat's NEED_REF_CATS, whose right answers are in reference_answer/gpt-4.jsonl and not in question.jsonl."""
+    served, words = endpoint
+    served.reply = lambda body: "Rating: [[7]]"
+    notes = {134: ("extraction", ["a note", "a note"]), 111: ("math", ["a note", "a note"]), 123: ("coding", None)}
+    rows = [
+        {"question_id": key, "category": category, "turns": [f"{category} 1", f"{category} 2"], "reference": said}
+        for key, (category, said) in notes.items()
+    ]
+    said = [{"question_id": key, "model_id": "m", "choices": [{"turns": ["one", "two"]}]} for key in notes]
+    right = [
+        {"question_id": key, "model_id": "gpt-4", "choices": [{"index": 0, "turns": ["published 1", "published 2"]}]}
+        for key in (111, 123)
+    ]
+    words += ["--benchmark", f"mt_bench:{write_jsonl('mt.jsonl', rows)}"]
+    models = (write_jsonl("m.jsonl", said),)
+    told = "right answers are the notes that stand beside mt_bench's questions"
+
+    def shown() -> dict[str, bool]:
+        asked = ["\n".join(turn["content"] for turn in call["messages"]) for call in served.calls]
+        served.calls.clear()
+        return {f"{kind} {word}": any(f"{kind} 1" in each and word in each for each in asked) for kind, word in checks}
+
+    checks = [(kind, word) for kind, _ in notes.values() for word in ("a note", "published 1", "published 2")]
+    assert judge(*words, models=models, baseline="")[0] == 0
+    assert [name for name, is_shown in shown().items() if is_shown] == ["math a note"]
+    assert told in " ".join(capsys.readouterr().out.split())
+    words += ["--reference_answers", write_jsonl("gpt-4.jsonl", right)]
+    code, folder = judge(*words, models=models, baseline="")
+    assert code == 0
+    assert [name for name, is_shown in shown().items() if is_shown] == [
+        f"{kind} published {turn}" for kind in ("math", "coding") for turn in (1, 2)
+    ]
+    assert told not in " ".join(figures(folder).notes)
+    write_jsonl("gpt-4.jsonl", right[:1])
+    assert judge(*words, models=models, baseline="")[0] == 2
+    assert "no answer of gpt-4 to 123" in capsys.readouterr().err
+
+
+def test_a_template_without_a_form_is_refused_before_anyone_answers(
+    judge, endpoint, models, write_jsonl, tmp_path, capsys
+):
+    _, words = endpoint
+    two = write_jsonl("two.jsonl", [{"id": f"q{i}", "turns": ["one", "two"]} for i in range(N)])
+    write_jsonl("wrong.jsonl", answers("wrong", [["a", "b"]] * N))
+    assert judge(*words, "--benchmark", two, models=(models["sft"],))[0] == 2
+    assert "judge template pair has no form for 2 turns without a reference; choose" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_parameter_that_is_taken_away_is_another_judge(judge, endpoint):
+    served, words = endpoint
+    assert judge(*words)[0] == 0
+    first = len(served.calls)
+    assert judge(*words, "--judge_parameters", '{"temperature": null}')[0] == 0
+    assert len(served.calls) == 2 * first
+    assert ["temperature" in call for call in served.calls] == [True] * first + [False] * first
+
+
 def test_a_second_judge_tells_its_cost_and_is_looked_at_before_the_first_is_paid(judge, endpoint, tmp_path, capsys):
     served, words = endpoint
     for second, says in ((f"local:{tmp_path}/none", "no such model folder"), ("verifier:nothing", "does not exist")):
@@ -317,6 +378,10 @@ def test_a_judge_that_keeps_failing_ends_with_1_and_keeps_what_was_paid_for(judg
         (["--judge", "verifier:exact_match", "--models", "WRONG"], "are both called wrong"),
         (["--judge", "verifier:exact_match", "--benchmark", "mt_bench:QUESTIONS"], "1 turns where mt_bench has 2"),
         (["--judge", "verifier:exact_match", "--model_name_or_path", "sft"], "needs ref_model_name_or_path"),
+        (
+            ["--judge", "verifier:exact_match", "--reference_answers", "RIGHT"],
+            "right.jsonl' has no effect with judge=verifier:exact_match",
+        ),
         (
             ["--judge", "verifier:exact_match", "--gamed_file", "g.csv"],
             "gamed_file is of AlpacaEval's prompts, and has",

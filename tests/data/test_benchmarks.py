@@ -36,6 +36,12 @@ OLD_ARENA = [
 MT_BENCH = [
     {"question_id": 81, "category": "writing", "turns": ["Write.", "Shorter."]},
     {"question_id": 111, "category": "math", "turns": ["1 + 1?", "And doubled?"], "reference": ["2", "4"]},
+    {
+        "question_id": 142,
+        "category": "stem",
+        "turns": ["A satellite slows.", "And then?"],
+        "reference": ["It sinks", ""],
+    },
 ]
 LIMA = [{"conversations": ["Why is the sky blue?"], "source": "test"}]
 
@@ -52,7 +58,7 @@ def put(path, rows):
         ("alpaca_eval", "q.json", ALPACA, ["alpaca_eval-0", "alpaca_eval-1"], ["koala", "oasst"], ("Name a bird.",)),
         ("arena_hard", "q.jsonl", ARENA, ["a1", "b2"], ["hard_prompt", "creative_writing"], ("Sort a list.",)),
         ("arena_hard", "q.jsonl", OLD_ARENA, ["x"], ["Sorting"], ("Sort a list.",)),
-        ("mt_bench", "q.jsonl", MT_BENCH, ["81", "111"], ["writing", "math"], ("Write.", "Shorter.")),
+        ("mt_bench", "q.jsonl", MT_BENCH, ["81", "111", "142"], ["writing", "math", "stem"], ("Write.", "Shorter.")),
         ("lima", "q.jsonl", LIMA, ["lima-0"], [""], ("Why is the sky blue?",)),
     ],
     ids=["alpaca_eval", "arena_hard", "arena_hard_old", "mt_bench", "lima"],
@@ -87,13 +93,13 @@ def test_the_two_versions_of_arena_hard_have_baselines_of_their_own(tmp_path):
 
 def test_references_of_mt_bench_and_its_temperatures(tmp_path):
     found = read_benchmark(f"mt_bench:{put(tmp_path / 'q.jsonl', MT_BENCH)}")
-    assert [each.references for each in found.questions] == [None, ("2", "4")]
+    assert [each.references for each in found.questions] == [None, ("2", "4"), None]  # as FastChat's NEED_REF_CATS
     heats = {name: found.benchmark.temperature(name) for name in ("writing", "math", "stem", "humanities", "roleplay")}
     assert heats == {"writing": 0.7, "math": 0.0, "stem": 0.1, "humanities": 0.1, "roleplay": 0.7}
     other = put(tmp_path / "hub.jsonl", [{"prompt": ["a", "b"], "reference": [], "category": "math", "prompt_id": 5}])
     (question,) = read_benchmark(f"mt_bench:{other}").questions
     assert (question.id, question.turns, question.references) == ("5", ("a", "b"), None)
-    (first, _) = with_references(found.questions, [Answer("81", "gpt-4", ("right", "still"), 1)])
+    first, *_ = with_references(found.questions, [Answer("81", "gpt-4", ("right", "still"), 1)])
     assert first.references == ("right", "still")
 
 

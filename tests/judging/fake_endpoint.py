@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import json
 import re
 import socket
@@ -45,7 +46,7 @@ def completion(text: str, top: Mapping[str, float] | None = None, **usage: int) 
                 "logprobs": logprobs,
             }
         ],
-        "usage": {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110} | usage,
+        "usage": {"prompt_tokens": 100, "completion_tokens": 10} | usage,
     }
 
 
@@ -169,6 +170,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def busy_for_hours(self, whole: bytes) -> None:
         self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": "7200"})
+
+    def busy_for_no_time(self, whole: bytes) -> None:
+        self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
+
+    def busy_until_yesterday(self, whole: bytes) -> None:
+        yesterday = email.utils.formatdate(time.time() - 86400, usegmt=True)
+        self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": yesterday})
+
+    def moderated(self, whole: bytes) -> None:
+        self.send(403, {"error": {"message": "your input was flagged", "code": 403}})
+
+    def filtered(self, whole: bytes) -> None:
+        self.send(200, {"choices": [{"index": 0, "finish_reason": "content_filter", "message": None}]})
 
     def used_up(self, whole: bytes) -> None:
         self.send(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -10,6 +11,8 @@ from densepath.errors import DataError, JudgeError
 from densepath.evals.generation import Completion, checked
 from densepath.judging.against import AgainstAnswers, prompt_key, turns_of
 from densepath.judging.protocol import JudgeRequest
+from densepath.judging.templates import load_template
+from densepath.pipeline.data import check_right_answers
 from densepath.records.judging import Judgement, Spending
 
 ROWS = [{"prompt": "one"}, {"prompt": [{"role": "user", "content": "two"}]}, {"prompt": "three"}]
@@ -44,6 +47,27 @@ def test_both_orders_ties_without_asking_and_nothing_where_nothing_was_said():
         AgainstAnswers(judge, FIXED, max_invalid=0.4).judged(["a", "?", "?"], ROWS)
     with pytest.raises(DataError, match="has no answer to compare with"):
         against.judged(["a"], [{"prompt": "four"}])
+
+
+def test_the_right_answer_of_a_row_is_shown(tmp_path):
+    """The template promises it, and the command `judge` shows it: the last columns are a verifier's, or are none."""
+    asked = []
+
+    class Listens(First):
+        def judge(self, requests):
+            asked.extend(load_template("pair").messages(request)[-1]["content"] for request in requests)
+            return super().judge(requests)
+
+    given = [{"reference": "RIGHT"}, {"reference": ["RIGHT"]}, {"reference_turns": ["RIGHT"]}, {"answer": "RIGHT"}]
+    for columns in given:
+        AgainstAnswers(Listens(), FIXED).judged(["other"], [{**ROWS[0], **columns}])
+    assert ["<right_answer>\nRIGHT\n" in each for each in asked] == [True] * 6 + [False] * 2
+    odd = {**ROWS[0], "reference": 5}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(odd))
+    with pytest.raises(
+        DataError, match="row 1: the reference is 5; give a text for each of its 1 turns, which a judge"
+    ):
+        check_right_answers([odd], str(tmp_path / "rows.jsonl"), "train")
 
 
 def test_completions_get_its_preferences():

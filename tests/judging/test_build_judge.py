@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
+from transformers import AutoModelForSequenceClassification
 
 from densepath.config.coerce import coerce
 from densepath.config.judge import JudgeArguments
@@ -175,3 +176,32 @@ def test_a_folder_that_is_no_judge_is_refused_before_anything_is_loaded(tmp_path
         with pytest.raises((MissingFileError, ModelError), match=name) as caught:
             check_judge(JudgeArguments(judge=f"{kind}:{tmp_path / name}"))
         assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_judge_is_refused_from_its_tokenizer_and_configuration(models, tmp_path):
+    """What `make_judge` would say after an hour of training."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig
+
+    widths = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    two = LlamaConfig(num_labels=2, vocab_size=384, architectures=["LlamaForSequenceClassification"], **widths)
+    for name in ("sft", "rm"):
+        shutil.copytree(models / name, tmp_path / name)
+    shutil.copytree(models / "rm", tmp_path / "two")
+    two.save_pretrained(tmp_path / "two")
+    shutil.copytree(models / "sft", tmp_path / "mute")
+    (tmp_path / "mute/chat_template.jinja").unlink()
+    get_peft_model(
+        AutoModelForSequenceClassification.from_pretrained(models / "sft", num_labels=1),
+        LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], modules_to_save=["score"]),
+    ).save_pretrained(tmp_path / "adapter")
+    for judge in ("local:{}/sft", "reward:{}/rm"):
+        check_judge(JudgeArguments(judge=judge.format(tmp_path)))
+    for judge, says in {
+        "local:{}/mute": "chat template",
+        "reward:{}/two": "tells 2 classes apart",
+        "reward:{}/sft": "is a language model: it is no reward model; write local: before it",
+        "reward:{}/adapter": "is an adapter of the language model",
+    }.items():
+        with pytest.raises(ModelError, match=says):
+            check_judge(JudgeArguments(judge=judge.format(tmp_path)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -88,6 +89,16 @@ def test_retry_after_is_kept_by_all(tmp_path):
     assert served.times[1] - served.times[0] >= 0.29
 
 
+@pytest.mark.parametrize("fault", ["busy_for_no_time", "busy_until_yesterday"])
+def test_one_that_asks_for_no_wait_is_still_left_ever_longer_pauses(tmp_path, fault):
+    with FakeEndpoint() as served:
+        served.faults = dict.fromkeys(range(4), fault)
+        (found,) = judge_of(served, tmp_path, backoff=0.1).judge([request(0)])
+    assert found.invalid is None
+    pauses = [later - earlier for earlier, later in itertools.pairwise(served.times)]
+    assert all(pause >= 0.05 * 2**tried for tried, pause in enumerate(pauses))  # half of the longest is the least
+
+
 def test_one_that_asks_to_wait_for_hours_is_left(tmp_path):
     with FakeEndpoint() as served:
         served.always = "busy_for_hours"
@@ -120,6 +131,36 @@ def test_what_an_endpoint_says_of_a_request_is_passed_on(tmp_path, fault, says):
         served.always = fault
         (found,) = judge_of(served, tmp_path).judge([request(0)])
     assert found.invalid == says
+
+
+@pytest.mark.parametrize(("fault", "says"), [("moderated", "status 403: your input"), ("filtered", "content_filter")])
+def test_what_is_held_back_of_one_request_ends_no_other(tmp_path, fault, says):
+    """Nor does it where nothing else is left to ask, as in the next command."""
+    with FakeEndpoint() as served:
+        served.by_text = {"Question 1?": [fault, fault]}
+        found = list(judge_of(served, tmp_path, concurrency=1).judge([request(n) for n in range(3)]))
+        (again,) = judge_of(served, tmp_path).judge([request(1)])
+    assert [each.invalid is None for each in found] == [True, False, True]
+    assert says in found[1].invalid
+    assert again.invalid == found[1].invalid
+
+
+def test_a_key_that_lets_nobody_in_is_given_up(tmp_path):
+    with FakeEndpoint() as served:
+        served.always = "moderated"
+        with pytest.raises(
+            JudgeError, match=r"8 requests in a row, at last: status 403: .* is TEST_KEY the right key"
+        ):
+            list(judge_of(served, tmp_path).judge([request(n) for n in range(50)]))
+
+
+def test_thoughts_that_are_counted_in_the_total_alone_are_booked(tmp_path):
+    reply = completion("[[A]]", prompt_tokens=100, completion_tokens=10, total_tokens=1110)
+    with FakeEndpoint(lambda body: reply) as served:
+        judge = judge_of(served, tmp_path, prices=Prices(0.0, 1e6))
+        (found,) = judge.judge([request(0)])
+    assert found.usage == Usage(100, 1010)
+    assert judge.spent.cost == 1010
 
 
 def test_one_that_only_fails_is_given_up(tmp_path):

@@ -59,6 +59,13 @@ def measure(found, figure, name):
     return next(each.value.mean for each in own.measures if each.name == name)
 
 
+def test_the_right_answer_of_a_row_is_shown():
+    pairs, _ = labelled_pairs([{**rows(1)[0], "reference": "RIGHT"}, *rows(1, seed=1)], "pairs.jsonl")
+    assert [pair.match.request.reference for pair in pairs] == [("RIGHT",), None]
+    with pytest.raises(DataError, match=r"pairs\.jsonl, row 1: the reference is 5; give a text"):
+        labelled_pairs([{**rows(1)[0], "reference": 5}], "pairs.jsonl")
+
+
 def test_a_judge_that_knows_the_answer():
     found = evaluated(right)
     assert measure(found, "accuracy", "judge") == 1.0

@@ -13,6 +13,8 @@ from tests.tiny_models import tiny_llama
 
 from densepath.errors import ConfigError, DataError, ModelError, NumericalError
 from densepath.evals.verifiers import exact_match
+from densepath.judging.against import AgainstAnswers, prompt_key
+from densepath.judging.evaluation import labelled_pairs
 from densepath.judging.here import judgement_of_scores
 from densepath.judging.local import LocalJudge
 from densepath.judging.program import ProgramJudge
@@ -60,6 +62,22 @@ def test_a_local_model_is_read_by_its_own_forward_pass_on_the_letters():
         assert (each.verdict, each.reply, each.usage, each.invalid) == (None, "", None, None)
     assert judge.name == "tiny (letters)"
     assert judge.spent.calls == judge.estimate(REQUESTS).calls == 0
+
+
+def test_what_a_chat_template_writes_before_every_answer_is_part_of_the_question():
+    """Qwen3's writes empty thoughts before the last answer, and none where it only asks for one."""
+    tokenizer, model, template = tiny_tokenizer(), tiny_llama(384, **LONG), load_template("letters")
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m.role }}]\n{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+        "{{ m.content }}" + tokenizer.eos_token + "{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    )
+    (found,) = LocalJudge(model, tokenizer, template, "thinks").judge([request()])
+    asked = tokenizer.apply_chat_template(template.messages(request()), tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(asked + "<think>\n\n</think>\n\nA", return_tensors="pt", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        logits = model(ids).logits[0, -2]
+    letters = [tokenizer("A")["input_ids"][0], tokenizer("B")["input_ids"][0]]
+    assert found.preference == pytest.approx(float(logits[letters].double().softmax(0)[0]), abs=1e-5)
 
 
 def test_a_request_longer_than_the_context_is_invalid_and_the_others_are_judged():
@@ -110,6 +128,34 @@ def test_a_reward_model_without_padding_token_or_template_is_read_too():
     assert [each.grade for each in judge.judge([request(answers=(("1, 3",),))])] == pytest.approx([expected])
 
 
+@pytest.mark.parametrize("token_budget", [1, 4096])
+def test_a_reward_model_is_told_which_text_is_the_answer(tmp_path, token_budget):
+    """BERT marks the second text by its token types."""
+    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        *(start + chr(c) for start in ("", "##") for c in range(33, 127)),
+    ]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    tokenizer = BertTokenizerFast(str(tmp_path / "vocab.txt"))
+    torch.manual_seed(0)
+    widths = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BertForSequenceClassification(
+        BertConfig(vocab_size=len(words), num_labels=1, initializer_range=0.5, **widths)
+    ).eval()
+    answers = ("1, 3", "3, 1 it is")
+    with torch.no_grad():
+        own = [float(model(**tokenizer("Sort: 3, 1", each, return_tensors="pt")).logits) for each in answers]
+    judge = RewardModelJudge(model, tokenizer, "bert", token_budget)
+    found = judge.judge([request(answers=((each,),)) for each in answers])
+    assert [each.grade for each in found] == pytest.approx(own, abs=1e-5)
+
+
 def test_a_reward_model_that_is_none_is_refused():
     with pytest.raises(ModelError, match="tells 3 classes apart"):
         RewardModelJudge(reward_model(num_labels=3), tiny_tokenizer(), "rm")
@@ -130,6 +176,27 @@ def test_a_dense_reward_prefers_by_its_sums():
         assert each.preference == pytest.approx(1 / (1 + math.exp(second - first)), abs=1e-5)
     (empty,) = judge.judge([request(answers=(("",), ("b",)))])
     assert empty.invalid == "an empty answer has no token to score"
+
+
+def test_a_dense_reward_reads_a_plain_row_as_plain_text():
+    tokenizer = tiny_tokenizer()
+    reward = DenseReward(tiny_llama(384, seed=0, **LONG), tiny_llama(384, seed=1, **LONG), tokenizer=tokenizer)
+    row = {"prompt": "Sort: 3, 1", "chosen": "1, 3", "rejected": "3, 1 it is"}
+    (pair,), _ = labelled_pairs([row], "pairs.jsonl")
+    asked = [pair.match.request]
+
+    class Hears(DenseRewardJudge):
+        def judge(self, requests):
+            asked.extend(requests)
+            return super().judge(requests)
+
+    tokenizer.chat_template = None  # a model of plain text has none
+    first, second = map(float, reward.score([row["prompt"]] * 2, [row["chosen"], row["rejected"]]).sums)
+    against = AgainstAnswers(Hears(reward, "dense"), {prompt_key(row): row["rejected"]})
+    assert against.judged([row["chosen"]], [row]) == [pytest.approx(1 / (1 + math.exp(second - first)), abs=1e-5)]
+    apart = [second - first, second - first, first - second]
+    for each, difference in zip(DenseRewardJudge(reward, "dense").judge(asked), apart, strict=True):
+        assert each.preference == pytest.approx(1 / (1 + math.exp(difference)), abs=1e-5)
 
 
 def test_a_program_prefers_what_it_grades_higher():

@@ -120,6 +120,13 @@ def test_a_users_own_template_is_read(tmp_path: Path):
     assert template.parameters == {"temperature": 0.5}
 
 
+def test_a_mark_that_is_never_read_is_named(tmp_path: Path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN.replace("{x: ", "{Answer X: "))
+    with pytest.raises(ConfigError, match=r"mine\.yaml: the mark 'Answer X' is never read; write up to 12 of"):
+        load_template(str(path))
+
+
 def test_the_template_of_the_document_is_one(tmp_path: Path):
     document = (Path(__file__).parents[2] / "docs/judges.md").read_text(encoding="utf-8")
     (tmp_path / "terse.yaml").write_text(re.search(r"```jinja\n(.*?)```", document, re.S)[1])

@@ -102,3 +102,9 @@ def test_a_preference_stays_between_its_letters_whatever_the_probabilities(logpr
 def test_a_reading_that_says_nothing_is_refused(make):
     with pytest.raises(DataError):
         make()
+
+
+@pytest.mark.parametrize("mark", ["Answer A", "ASSISTANT_B", "Antwort-B-besser", "süß", ""])
+def test_a_mark_that_no_reply_can_say_is_refused(mark):
+    with pytest.raises(DataError, match="is never read; write up to 12 of the letters"):
+        Marks({mark: ">", "B": "<"})

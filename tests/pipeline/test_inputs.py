@@ -167,11 +167,14 @@ def test_before_the_first_checkpoint_other_data_replace_the_first(place: Path) -
     assert json.loads(Path("cut/inputs.json").read_text())["inputs"]["data"].startswith("7 rows")
 
 
-def test_a_run_does_not_go_on_beside_other_rows_or_another_model(
-    place: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_does_not_go_on_beside_other_rows_another_verifier_or_model(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("many.jsonl").write_text(rows("cat", 80))
-    changes = {"dataset_name": "many.jsonl", "num_validation_samples": 4, "num_test_samples": 4, "verifier": "none"}
+    changes = {"dataset_name": "many.jsonl", "num_validation_samples": 4, "num_test_samples": 4}
+    monkeypatch.syspath_prepend(str(place))
+    Path("checks_of_a_run.py").write_text("def check(completion, row):\n    return 1.0\n")
+    changes["verifier"] = "checks_of_a_run:check"
     argv = run_argv("base", Path("run"), **changes)
     assert main(argv) == 0
     capsys.readouterr()
@@ -183,6 +186,9 @@ def test_a_run_does_not_go_on_beside_other_rows_or_another_model(
     assert main(argv) == 0
     assert "goes on with the rows that it stored; their source cannot be compared" in capsys.readouterr().out
     Path("many.jsonl").write_text(rows("cat", 80))
+    Path("checks_of_a_run.py").write_text("def check(completion, row):\n    return 0.0\n")
+    assert main(argv) == 2
+    assert "(verifier source: " in capsys.readouterr().err
     change_model("base")
     assert main(argv) == 2
     assert "(model weights: " in capsys.readouterr().err

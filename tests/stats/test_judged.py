@@ -116,8 +116,8 @@ def test_a_model_without_a_verdict_is_named():
 
 def test_what_cannot_be_told_of_the_repeats_that_are_there_is_a_note():
     """The first repeat has no verdict in both orders, and each prompt of Arena-Hard has a game that cannot be read."""
-    first = [game(f"q{i}", ">") for i in range(3)]
-    games = [*first, *(game(f"q{i}", ">", repeat=1, switched=True) for i in range(3))]
+    first = [game(f"q{i}", said, switched=said is None) for i in range(3) for said in (">", None)]
+    games = [*first, *both_orders([1.0, 1.0, 1.0], repeat=1)]
     found = figures("mt_bench", games)
     assert found.mt_bench_pairs == ()
     assert "in the first repeat" in found.notes[-1]

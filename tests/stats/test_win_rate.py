@@ -77,6 +77,19 @@ def test_a_judge_that_prefers_the_first_place():
     assert (fair.position.follows_place.mean, fair.position.first_place.mean) == (0.0, pytest.approx(0.5))
 
 
+def test_turns_and_repeats_in_one_order_each_tell_nothing_of_a_place():
+    """A fair judge of a model that wins each first turn and loses each second one, and wins every other repeat."""
+    turns = [game(f"q{i}", 1.0, turn=turn, switched=turn == 2) for i in range(40) for turn in (1, 2)]
+    repeats = [game(f"q{i}", 1.0, repeat=repeat, switched=repeat == 1) for i in range(40) for repeat in (0, 1)]
+    for found in map(rate_of, (turns, repeats)):
+        assert (found.rate.mean, found.position) == (0.5, None)
+
+
+def test_each_turn_weighs_the_same_in_whichever_order_it_was_shown():
+    won = [game("q0", 1.0), game("q0", 1.0, turn=2), game("q0", 1.0, turn=3, switched=True)]  # this one is lost
+    assert rate_of(won).rate.mean == pytest.approx(2 / 3)
+
+
 def test_categories_and_lengths():
     kinds = {"q0": "math", "q1": "code", "q2": "math"}
     spans = {"q0": 10.0, "q1": -4.0, "q2": 3.0}

@@ -117,4 +117,6 @@ class JudgeArguments(EndpointArguments):
             endpoint = [f.name for f in fields(EndpointArguments)]
             check_no_effect(self, endpoint, f"with judge={self.judge}, which is no endpoint")
         if judges and not any(each.startswith(("openai:", "local:")) for each in judges):
-            check_no_effect(self, ["judge_template"], f"with judge={self.judge}, which reads no question")
+            check_no_effect(
+                self, ["judge_template", "reference_answers"], f"with judge={self.judge}, which reads no question"
+            )

@@ -39,6 +39,11 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
     gamed_file: str | None = option(
         None, "AlpacaEval's df_gamed.csv, for its length-controlled win rate as it is published."
     )
+    reference_answers: str | None = option(
+        None,
+        "File of right answers that the judge is shown, as MT-Bench's reference_answer/gpt-4.jsonl. None: those that "
+        "stand beside the questions.",
+    )
     model_name_or_path: str | None = option(
         None, "Colours the answers on the page: the SFT model of a dense reward, or the folder of a saved one."
     )

@@ -73,7 +73,7 @@ def answers_to(
 
 
 def with_references(questions: Sequence[Question], answers: Sequence[Answer]) -> tuple[Question, ...]:
-    """The questions with a model's answers as their right ones, as MT-Bench keeps them in `reference_answer/`."""
+    """The questions with answers as their right ones; those without one keep their own."""
     right = {answer.id: answer.turns for answer in answers}
     return tuple(replace(each, references=right.get(each.id, each.references)) for each in questions)
 

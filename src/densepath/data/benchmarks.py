@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +76,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
             table="mt_bench",
             templates={"single": "mt_bench", "pair": "mt_bench_pair"},
             temperatures=_MT_BENCH_TEMPERATURES,
+            referenced=("math", "reasoning", "coding"),
             hub=("HuggingFaceH4/mt_bench_prompts", "raw/question.jsonl"),
         ),
         Benchmark(
@@ -110,6 +112,8 @@ def read_benchmark(name: str) -> BenchmarkRows:
         if key in _NUMBERED and len(question.turns) == BENCHMARKS[key].turns and not question_id(row):
             raise DataError(f"no id, by which answers to {key} are found; give its question_id or uid")
         _check_id(question.id, place, places)
+        if preset is not None and not preset.shows_reference(question):
+            question = replace(question, references=None)
         return question, list(_own_answers(row, question))
 
     found = parsed(source, parse)
@@ -175,7 +179,7 @@ def _question(row: Row, place: SourceRow, prefix: str) -> Question:
         str(category),
         turns,
         place.number,
-        _references(row, turns),
+        references_of(row, len(turns)),
         context,
         place.index,
     )
@@ -237,15 +241,26 @@ def texts_of(turns: Any, column: str) -> tuple[str, ...]:
     return texts
 
 
-def _references(row: Row, turns: tuple[str, ...]) -> tuple[str | None, ...] | None:
-    """The right answers that a row gives, by turn; a reference for the first turn alone is none for the others."""
+def references_of(row: Row, turns: int) -> tuple[str | None, ...] | None:
+    """The right answers that a row gives, by turn; a reference for the first turn alone is none for the others.
+
+    Args:
+        row: of a benchmark, of prompts or of preferences: they stand in `reference_turns`, or in `reference`.
+        turns: number of turns that are answered.
+
+    Returns:
+        A text, or None, for each turn; None where the row has none at all.
+
+    Raises:
+        DataError: they are no texts, or more than there are turns.
+    """
     given = next((row[key] for key in ("reference_turns", "reference") if row.get(key) is not None), None)
     if given is None or given in ("", [], ()):
         return None
     said = list(given) if isinstance(given, (list, tuple)) else [given]
-    if len(said) > len(turns) or not all(isinstance(each, (str, type(None))) for each in said):
-        raise DataError(f"the reference is {short(repr(given))}; give a text for each of its {len(turns)} turns")
-    return tuple([each or None for each in said] + [None] * (len(turns) - len(said)))
+    if len(said) > turns or not all(isinstance(each, (str, type(None))) for each in said):
+        raise DataError(f"the reference is {short(repr(given))}; give a text for each of its {turns} turns")
+    return tuple([each or None for each in said] + [None] * (turns - len(said)))
 
 
 def _own_answers(row: Row, question: Question) -> Iterator[Answer]:

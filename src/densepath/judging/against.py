@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from densepath.data.benchmarks import references_of
 from densepath.data.rows import Row, prompt_of
 from densepath.errors import DataError
 from densepath.evals.generation import Decoding, generate
 from densepath.judging.games import Match, plan_games, play, preference_of_pair
-from densepath.judging.protocol import Judge, JudgeRequest
+from densepath.judging.protocol import Judge, JudgeRequest, right_answers
 from densepath.records.judging import Game
 
 
@@ -48,7 +49,7 @@ class AgainstAnswers:
 
         Raises:
             JudgeError: too many invalid judgements, or the judge's own.
-            DataError: a prompt without a fixed answer.
+            DataError: a prompt without a fixed answer, or with a `reference` that is no text.
         """
         found: list[float | None] = [0.5] * len(answers)
         pairs = enumerate(zip(answers, rows, strict=True))
@@ -66,7 +67,9 @@ class AgainstAnswers:
         key = prompt_key(row)
         if key not in self.fixed:
             raise DataError(f"prompt {number}: the SFT model has no answer to compare with; begin in a new folder")
-        request = JudgeRequest(turns_of(row), ((text,), (self.fixed[key],)), row=row)
+        right = right_answers(references_of(row, 1), 1)
+        answers, plain = ((text,), (self.fixed[key],)), isinstance(prompt_of(row), str)
+        request = JudgeRequest(turns_of(row), answers, reference=right, row=row, plain=plain)
         return Match(str(number), "answer", "fixed", request)
 
 

@@ -142,7 +142,7 @@ def make_judge_against(
 def check_judge(
     arguments: JudgeArguments, judge: str | None = None, num_answers: int = 2, benchmark: str | None = None
 ) -> None:
-    """Refuse before the first stage what `make_judge` would refuse after an hour of training; loads no model.
+    """Refuse before the first stage what `make_judge` would refuse after an hour of training; loads no weights.
 
     Args:
         arguments: who judges, if anyone, and how an endpoint is asked.
@@ -152,20 +152,40 @@ def check_judge(
 
     Raises:
         ConfigError: no key, no such template or verifier, or limits that cannot be kept.
-        MissingFileError, ModelError: a model or reward that is not there, or that cannot be one.
+        MissingFileError, ModelError: a model or reward that is not there, that cannot be one, or a tokenizer that
+            has no chat template or cannot tell the letters apart.
     """
     said = judge or arguments.judge
     if said is None:
         return
     kind, name = parse_judge(said)
-    judge_identity(said)
+    is_here = bool(judge_identity(said))  # a hub id that is not in the cache is not fetched yet
+    trust = bool(getattr(arguments, "trust_remote_code", False))
+    if kind == "reward" and is_here:
+        _check_reward_model(name, trust)
     if kind in ("openai", "local"):
         template = template_of(arguments, kind, num_answers, benchmark)
         if kind == "openai":
             EndpointJudge(template, endpoint_settings(arguments, name), ReplyCache(Path()))
             package()
         else:
-            letters_of(template)
+            letters = letters_of(template)
+            if is_here:
+                _check_letters(name, letters, trust)
+
+
+def _check_reward_model(name: str, trust_remote_code: bool) -> None:
+    from densepath.judging.scorers import check_reward_model
+
+    check_reward_model(name, trust_remote_code=trust_remote_code)
+
+
+def _check_letters(name: str, letters: Letters, trust_remote_code: bool) -> None:
+    from densepath.judging.local import letter_pairs
+    from densepath.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    letter_pairs([{"role": "user", "content": "Which?"}], letters.letters, tokenizer, f"local:{name}")
 
 
 def judge_inputs(arguments: JudgeArguments) -> dict[str, str]:

@@ -183,7 +183,9 @@ class Client:
         """What a status of 400 and more means."""
         status, said = int(error.status_code), self._said(error)
         code = str(getattr(error, "code", None) or "")
-        if status in (401, 403):
+        if status == 403:  # of a key, or of what one request holds: a moderated one must not end all others
+            return Refused(f"status 403: {said} (where all are refused so: is {self.access.key_name} the right key?)")
+        if status == 401:
             has = f"the key in {self.access.key_name} is refused" if self.access.key else "a key is needed"
             return UsageError(
                 f"{self.access.base_url}: {has} ({status}: {said}); put a valid key into an environment variable, and "
@@ -255,7 +257,7 @@ def _reply_of(value: Mapping[str, Any]) -> Reply:
     if not choices:
         return Reply("", None, charged, "no choice")
     choice = choices[0]
-    message = choice["message"]
+    message = choice["message"] or {}  # null where a filter held it back
     first = None
     told = (choice.get("logprobs") or {}).get("content")
     if told:
@@ -268,11 +270,12 @@ def _reply_of(value: Mapping[str, Any]) -> Reply:
 
 
 def _usage_of(told: Any) -> Usage | None:
-    """What a call was charged for; None where numbers of tokens are missing, or are none."""
+    """What a call was charged for, thoughts that stand in the total alone among it; None where numbers are missing."""
     if not isinstance(told, Mapping) or told.get("prompt_tokens") is None:
         return None
     try:
-        return Usage(int(told["prompt_tokens"]), int(told.get("completion_tokens") or 0))
+        read, total = int(told["prompt_tokens"]), int(told.get("total_tokens") or 0)
+        return Usage(read, max(int(told.get("completion_tokens") or 0), total - read))
     except (TypeError, ValueError, OverflowError, DataError):
         return None
 

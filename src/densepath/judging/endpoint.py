@@ -81,7 +81,7 @@ class EndpointJudge:
 
     def __init__(self, template: Template, settings: EndpointSettings, cache: ReplyCache) -> None:
         self.template, self.settings, self.cache = template, settings, cache
-        self.parameters = _parameters(template, settings.parameters)
+        self.parameters = call_parameters(template, settings.parameters)
         ledger = Ledger(cache.folder)
         self._budget = Budget(ledger, settings.max_calls, settings.max_cost, settings.prices)
         self._most = self._longest_reply()
@@ -218,7 +218,7 @@ class EndpointJudge:
             self._budget.settle(most, charged=charged, usage=None if reply is None else reply.usage)
 
     def _pause(self, error: Unwell, tries: int) -> float:
-        """Seconds until the next try: what the endpoint asks for, else twice as long each time, drawn apart.
+        """Seconds until the next try: twice as long each time, drawn apart, and what the endpoint asks for at least.
 
         Raises:
             JudgeError: it asks for too long.
@@ -232,7 +232,7 @@ class EndpointJudge:
                 "again after that"
             )
         self._pace.pause(error.wait)
-        return error.wait
+        return max(error.wait, drawn)
 
     def _failure(self, reason: str) -> str:
         """The reason, counted.
@@ -275,8 +275,8 @@ def _is_text(asked: Asked) -> bool:
     return not any(_HALF.search(turn["content"]) for turn in asked.messages)
 
 
-def _parameters(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The template's parameters with the user's on top.
+def call_parameters(template: Template, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of each call: the template's with the user's on top, without those that are None.
 
     Raises:
         ConfigError: one that is not the user's to choose, or a length that is no number.

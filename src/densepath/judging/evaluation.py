@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from densepath.data.benchmarks import references_of
 from densepath.data.rows import Row, normal_turns
 from densepath.errors import DataError
 from densepath.evals.figures import credit_figure
 from densepath.evals.preferences import check_preference, explicit_prompt
 from densepath.judging.games import Match
-from densepath.judging.protocol import JudgeRequest
+from densepath.judging.protocol import JudgeRequest, right_answers
 from densepath.records.estimates import Comparison, Verdict
 from densepath.records.judge_eval import JudgeEvaluation
 from densepath.records.judging import Game
@@ -69,7 +70,8 @@ def labelled_pairs(
         seed: of the draw.
 
     Raises:
-        DataError: a row that is no preference pair, with its number; or none that can be used.
+        DataError: a row that is no preference pair, or whose `reference` is no text, with its number; or none that can
+            be used.
     """
     pairs, set_aside = [], []
     for number, row in enumerate(rows, start=1):
@@ -92,11 +94,12 @@ def labelled_pairs(
 
 def _pair(row: Row, number: int) -> LabelledPair:
     row = explicit_prompt(row)
-    prompt = row["prompt"]
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else normal_turns(prompt)
+    prompt, plain = row["prompt"], isinstance(row["prompt"], str)
+    turns = [{"role": "user", "content": prompt}] if plain else normal_turns(prompt)
     answers = tuple((_text(row[name]),) for name in (CHOSEN, REJECTED))
     others = {key: value for key, value in row.items() if key not in (CHOSEN, REJECTED)}  # a judge sees no label
-    request = JudgeRequest(tuple(turns), answers, row=others)
+    right = right_answers(references_of(row, 1), 1)
+    request = JudgeRequest(tuple(turns), answers, reference=right, row=others, plain=plain)
     return LabelledPair(number, str(row.get("category") or "all"), Match(str(number), CHOSEN, REJECTED, request))
 
 

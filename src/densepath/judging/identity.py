@@ -38,6 +38,16 @@ def judge_identity(judge: str) -> dict[str, str]:
     return _reward(name) if kind == "dense" else _model(name)
 
 
+def verifier_inputs(verifier: str | None) -> dict[str, str]:
+    """`verifier source` -> digest of the program that checks answers; none without one, and of ours.
+
+    Raises:
+        ConfigError: no such verifier.
+    """
+    found = {} if verifier is None else judge_identity(f"verifier:{verifier}")
+    return {f"verifier {part}": digest for part, digest in found.items()}
+
+
 def template_digest(template: Template) -> str:
     """Of all that a template says, wherever its file lies."""
     return _digest(asdict(template))

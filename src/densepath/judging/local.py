@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from densepath.data.context import check_context
@@ -44,17 +45,7 @@ class LocalJudge(JudgeHere[Encoded]):
 
     def prepare(self, request: JudgeRequest) -> list[Encoded]:
         """The request's ids with the first token of each letter."""
-        messages = self.template.messages(request)
-        pairs = [
-            encode_pair(messages, [{"role": "assistant", "content": letter}], self._tokenizer)
-            for letter in self._letters.letters
-        ]
-        firsts = [Encoded(pair.prompt_ids, pair.completion_ids[:1]) for pair in pairs]
-        if len({pair.completion_ids for pair in firsts}) < len(firsts):
-            raise ModelError(
-                f"{self.name}: the letters {', '.join(self._letters.letters)} begin with the same token for this "
-                "tokenizer; choose other letters in a judge_template"
-            )
+        firsts = letter_pairs(self.template.messages(request), self._letters.letters, self._tokenizer, self.name)
         check_context(max(len(pair.prompt_ids) + 1 for pair in firsts), self._context)
         return firsts
 
@@ -67,3 +58,31 @@ class LocalJudge(JudgeHere[Encoded]):
         """What the letters are worth by their log-probabilities, nats."""
         told = dict(zip(self._letters.letters, logprobs, strict=True))
         return judgement_of(self._letters.worth(told), self.template.num_answers)
+
+
+def letter_pairs(
+    messages: Sequence[Mapping[str, str]], letters: Iterable[str], tokenizer: Any, name: str
+) -> list[Encoded]:
+    """The ids of what is asked, with the first token of each letter behind them.
+
+    What the chat template writes before every answer (thoughts that are empty, a channel) belongs to what is asked.
+
+    Args:
+        messages: turns that the judge is shown.
+        letters: that it may say.
+        tokenizer: with a chat template.
+        name: of the judge, for messages.
+
+    Raises:
+        ModelError: no chat template, or two letters with the same first token.
+    """
+    said = [encode_pair(messages, [{"role": "assistant", "content": each}], tokenizer) for each in letters]
+    columns = zip(*(pair.completion_ids for pair in said), strict=False)
+    before = [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+    firsts = [pair.completion_ids[len(before) : len(before) + 1] for pair in said]
+    if len(set(firsts)) < len(firsts):
+        raise ModelError(
+            f"{name}: the letters {', '.join(letters)} begin with the same token for this tokenizer; choose other "
+            "letters in a judge_template"
+        )
+    return [Encoded((*pair.prompt_ids, *before), first) for pair, first in zip(said, firsts, strict=True)]

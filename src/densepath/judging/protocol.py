@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from densepath.errors import DataError
@@ -21,6 +21,7 @@ class JudgeRequest:
         reference: a right answer for each turn; None where there is none.
         row: the question's row, which programs and templates read; None where there is none.
         repeat: which of the repeated judgements, from 0: the same request with another number is asked anew.
+        plain: whether prompt and answers are plain text, which the model that answered read without a template.
 
     Raises:
         DataError: no turn, no answer or more than two, or numbers of texts that do not fit.
@@ -32,6 +33,7 @@ class JudgeRequest:
     reference: tuple[str, ...] | None = None
     row: Mapping[str, Any] | None = None
     repeat: int = 0
+    plain: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -48,7 +50,7 @@ class JudgeRequest:
     @property
     def switched(self) -> JudgeRequest:
         """The same request with the answers in the other order."""
-        return JudgeRequest(self.prompt, self.answers[::-1], self.follow_ups, self.reference, self.row, self.repeat)
+        return replace(self, answers=self.answers[::-1])
 
     def conversation(self, answer: int) -> list[dict[str, Any]]:
         """The whole conversation with one of the answers, from 0; its last turn is the answer's last text."""
@@ -58,6 +60,16 @@ class JudgeRequest:
         for asked, answered in zip(self.follow_ups, later, strict=True):
             turns += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
         return turns
+
+
+def right_answers(references: Sequence[str | None] | None, turns: int) -> tuple[str, ...] | None:
+    """The right answers up to a turn, as a request holds them; None where one is missing.
+
+    >>> right_answers(("yes", None), 1), right_answers(("yes", None), 2), right_answers(None, 1)
+    (('yes',), None, None)
+    """
+    known = [text for text in (references or ())[:turns] if text is not None]
+    return tuple(known) if len(known) == turns else None
 
 
 class Judge(Protocol):

@@ -43,7 +43,7 @@ class Marks:
         marks: `A>B` and so on -> what it says of the first answer against the second: `>>`, `>`, `=`, `<`, `<<`.
 
     Raises:
-        DataError: a meaning that is none of these, or an empty menu.
+        DataError: a meaning that is none of these, an empty menu, or a mark that is not read in brackets.
     """
 
     marks: Mapping[str, str]
@@ -51,6 +51,10 @@ class Marks:
     def __post_init__(self) -> None:
         if not self.marks or not set(self.marks.values()) <= set(TURNED):
             raise DataError(f"marks are {dict(self.marks)}; give each mark one of {' '.join(TURNED)}")
+        if unread := [mark for mark in self.marks if not _DOUBLE.fullmatch(f"[[{mark}]]")]:
+            raise DataError(
+                f"the mark {unread[0]!r} is never read; write up to 12 of the letters A-Z, digits, and <>=.-"
+            )
 
     def read(self, reply: Reply) -> Judgement:
         """The judgement of two answers that a reply says, or why it says none."""

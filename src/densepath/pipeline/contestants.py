@@ -12,7 +12,7 @@ from densepath.data.answers import answers_to, generators, read_answers
 from densepath.data.benchmarks import parsed
 from densepath.errors import ConfigError, DataError, UsageError
 from densepath.judging.games import Match
-from densepath.judging.protocol import JudgeRequest
+from densepath.judging.protocol import JudgeRequest, right_answers
 from densepath.pipeline.generate import generator_name
 from densepath.records.benchmark import Answer, BenchmarkRows, Question
 
@@ -168,7 +168,7 @@ def matches_of(contest: Contest, found: BenchmarkRows) -> list[Match]:
                     prompt=tuple(question.conversation()),
                     answers=tuple(each[:turn] for each in texts),
                     follow_ups=question.turns[1:turn],
-                    reference=_reference(question, turn),
+                    reference=right_answers(question.references, turn),
                     row={**rows.get(question.index, {}), "id": question.id, "category": question.category},
                 )
                 matches.append(Match(question.id, model.name, None if other is None else other.name, request))
@@ -178,12 +178,6 @@ def matches_of(contest: Contest, found: BenchmarkRows) -> list[Match]:
 def _texts(contestant: Contestant, question: Question) -> tuple[str, ...]:
     assert contestant.answers is not None
     return contestant.answers[question.id].turns
-
-
-def _reference(question: Question, turn: int) -> tuple[str, ...] | None:
-    """The right answers up to a turn; None where one is missing."""
-    known = [] if question.references is None else [text for text in question.references[:turn] if text is not None]
-    return tuple(known) if len(known) == turn else None
 
 
 def _rows(found: BenchmarkRows) -> dict[int, dict[str, Any]]:

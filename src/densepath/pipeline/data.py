@@ -8,6 +8,7 @@ from typing import Any
 
 from densepath.config.mixins import TEXT_TASKS, SamplingArguments
 from densepath.config.run import RunArguments
+from densepath.data.benchmarks import references_of
 from densepath.data.context import check_context, room_for_prompts
 from densepath.data.encode import encode_demonstrations, encode_pairs, encode_row_prompt
 from densepath.data.formats import dataset_fingerprint
@@ -47,6 +48,8 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         check_disjoint({name: splits[name] for name in ("rl", "validation", "test")})
     for name in ("validation", "test"):
         check_answers(arguments.verifier, splits[name], *_origin(arguments, name))
+        if arguments.judge is not None:
+            check_right_answers(splits[name], *_origin(arguments, name))
     record = {}
     for name, rows in splits.items():
         if name != "train":
@@ -254,6 +257,19 @@ def check_answers(verifier: str | None, rows: Rows, source: str, split: str) -> 
             raise DataError(
                 f"{place(source, split, row)}: {error} (verifier={verifier} needs it), or leave the verifier out"
             ) from error
+
+
+def check_right_answers(rows: Rows, source: str, split: str) -> None:
+    """Refuse rows with a right answer that a judge could not be shown.
+
+    Raises:
+        DataError: a row with a `reference` that is no text.
+    """
+    for row in rows:
+        try:
+            references_of(row, 1)
+        except DataError as error:
+            raise DataError(f"{place(source, split, row)}: {error}, which a judge is shown") from error
 
 
 def check_prompts(

@@ -24,7 +24,7 @@ from densepath.judging.build import CACHE, make_judge_against
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.kept import KeptModels, kept_models
 from densepath.models.load import load_frozen, load_tokenizer
-from densepath.pipeline.data import check_answers, check_prompts
+from densepath.pipeline.data import check_answers, check_prompts, check_right_answers
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
 from densepath.records.codec import to_json
@@ -110,6 +110,8 @@ def _evidence(
     length = arguments.max_completion_length or int(recipe.get("max_completion_length") or DEFAULT_COMPLETION_LENGTH)
     source, rows = _rows(arguments, run_dir, console, recipe)
     check_answers(verifier, rows, source, split)
+    if asked is not None:
+        check_right_answers(rows, source, split)
     check_prompts(rows, models.tokenizer, models.context, length, source, split)
     checks = verifier if asked is None else _judge(asked, arguments, models, rows, length, console)
     return Evidence(rows, checks, _preferences(arguments), source), length

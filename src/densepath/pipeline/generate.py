@@ -23,6 +23,7 @@ from densepath.errors import ConfigError, DataError
 from densepath.evals.answering import Answerer, Asked, asked_of, check_room
 from densepath.evals.generation import Decoding, decoding_name
 from densepath.evals.verifiers import get_verifier
+from densepath.judging.identity import verifier_inputs
 from densepath.models.identity import model_identity
 from densepath.models.load import load_frozen, load_tokenizer, model_context
 from densepath.progress import StageProgress
@@ -83,6 +84,7 @@ class AnswerJob:
             "chat template": _digest(canonical_json(chat_template or "")),
             "prompts": f"{len(self.asked)} prompts, {_digest(asked)}",
             "layout": self.layout,
+            **verifier_inputs(self.verifier),
         }
 
 

@@ -17,6 +17,7 @@ from densepath.data.rows import canonical_json
 from densepath.errors import DensepathError, ResumeError
 from densepath.io import read_json
 from densepath.judging.build import judge_inputs
+from densepath.judging.identity import verifier_inputs
 from densepath.methods import SFTRun
 from densepath.models import locate, smollm2
 from densepath.models.identity import model_identity
@@ -71,7 +72,8 @@ def open_run_inputs(run: RunFolder, sft: SFTRun, console: Console) -> None:
     """Write or compare what decides a run's result beside its recipe; stored rows are compared with their source.
 
     Raises:
-        ResumeError: another model, judge, or other rows, than what was trained on; the message shows each difference.
+        ResumeError: another model, verifier or judge, or other rows, than what was trained on; the message shows
+            each difference.
     """
     arguments = sft.arguments
     models: dict[str, str | None] = {"model": sft.base, "SFT model": sft.given.sft if sft.given else None}
@@ -79,7 +81,8 @@ def open_run_inputs(run: RunFolder, sft: SFTRun, console: Console) -> None:
     models |= {f"reference {name}": path for name, path in checkpoints.items() if name != BASE}
     if not is_kept(arguments.reference) and arguments.reference not in checkpoints:
         models["reference"] = arguments.reference
-    inputs = {**model_inputs(models), **_given_template(arguments), **judge_inputs(arguments), **_precision()}
+    checks = {**verifier_inputs(arguments.verifier), **judge_inputs(arguments)}
+    inputs = {**model_inputs(models), **_given_template(arguments), **checks, **_precision()}
     doubt = run.open_inputs(inputs, places(models))
     if doubt is not None:
         warn(console, doubt)

@@ -16,11 +16,13 @@ from typing import Any
 
 from densepath.config.judge import parse_judge
 from densepath.config.judging import JudgeCommandArguments
+from densepath.data.answers import answers_to, read_answers, with_references
 from densepath.data.benchmarks import read_benchmark
 from densepath.data.gamed import in_published_order, is_published, read_gamed
 from densepath.errors import ConfigError, DensepathError
 from densepath.io import hold_lock, read_jsonl, remove, write_json_atomic
 from densepath.judging.build import check_judge, make_judge, template_of
+from densepath.judging.endpoint import call_parameters
 from densepath.judging.game_log import GameLog
 from densepath.judging.games import Match, PlannedGame, key_of, plan_games
 from densepath.judging.identity import judge_identity
@@ -61,7 +63,7 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     check_colours(arguments)
     found = read_benchmark(arguments.benchmark)
     everything = found.questions
-    found = replace(found, questions=everything[: arguments.max_samples])
+    found = _referenced(replace(found, questions=everything[: arguments.max_samples]), arguments.reference_answers)
     for note in found.notes:
         warn(console, note)
     entered = contest(arguments.models, arguments.baseline, found)
@@ -70,6 +72,7 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     gamed = None if arguments.gamed_file is None else read_gamed(arguments.gamed_file)
     run = _Run(arguments, found, folder)
     early = run.early_judges()
+    run.check_forms(matches_of(entered.answered(lambda who: _made_up(found, who, WORD)), found))
     if arguments.dry_run:
         _tell_plan(run, early, entered, console)
         return folder
@@ -104,6 +107,20 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         return folder
     finally:
         lock.release()
+
+
+def _referenced(found: BenchmarkRows, file: str | None) -> BenchmarkRows:
+    """The benchmark with the right answers of a file, or with a note that its own stand beside the questions."""
+    shown = [each for each in found.questions if found.benchmark.shows_reference(each)]
+    if file is not None:
+        return replace(found, questions=with_references(found.questions, answers_to(shown, read_answers(file), file)))
+    if not (shown and found.benchmark.referenced):
+        return found
+    note = (
+        f"right answers are the notes that stand beside {found.benchmark.name}'s questions, where they do, and not "
+        "the published ones: give reference_answers"
+    )
+    return replace(found, notes=(*found.notes, note))
 
 
 @dataclass(frozen=True)
@@ -143,14 +160,32 @@ class _Run:
             check_judge(self.arguments, each, self.num_answers, self.template)
         return {each: self.judge(each) for each in said if parse_judge(each)[0] in ("openai", "verifier")}
 
+    def check_forms(self, matches: Sequence[Match]) -> None:
+        """Refuse before anyone answers a question that a judge's template has no form for.
+
+        Args:
+            matches: with any answers.
+
+        Raises:
+            DataError: the first such question, or one without what the template names.
+        """
+        asked = {(match.question, match.request.follow_ups): match.request for match in matches}
+        for said in filter(None, (self.arguments.judge, self.arguments.second_judge)):
+            if (kind := parse_judge(said)[0]) in ("openai", "local"):
+                template = template_of(self.arguments, kind, self.num_answers, self.template)
+                for request in asked.values():
+                    template.messages(request)
+
     def identity(self, said: str) -> dict[str, Any]:
         """All that decides what a judge says of a request."""
         kind, _ = parse_judge(said)
         found: dict[str, Any] = {"judge": said}
         if kind in ("openai", "local"):
-            found["template"] = asdict(template_of(self.arguments, kind, self.num_answers, self.template))
-        if kind == "openai":
-            return found | {"url": self.arguments.judge_base_url, "parameters": self.arguments.judge_parameters}
+            template = template_of(self.arguments, kind, self.num_answers, self.template)
+            found["template"] = asdict(template)
+        if kind == "openai":  # what is sent: a parameter that is taken away by null is in no JSON of the given ones
+            parameters = call_parameters(template, self.arguments.judge_parameters)
+            return found | {"url": self.arguments.judge_base_url, "parameters": parameters}
         if kind != "verifier":
             found["dtype"] = self.arguments.dtype
         return found | {"model": judge_identity(said)}
@@ -238,7 +273,7 @@ def _tell_plan(run: _Run, judges: Mapping[str | None, Judge], entered: Contest, 
     def made_up(who: Contestant) -> Mapping[str, Answer]:
         turns = sum(len(each.turns) for each in questions)
         say(console, f"{who.name}: {turns} answers to generate, taken as {run.arguments.max_completion_length} tokens")
-        return {each.id: Answer(each.id, who.name, (longest,) * len(each.turns), each.row) for each in questions}
+        return _made_up(run.found, who, longest)
 
     arguments = run.arguments
     matches = matches_of(entered.answered(made_up), run.found)
@@ -246,6 +281,11 @@ def _tell_plan(run: _Run, judges: Mapping[str | None, Judge], entered: Contest, 
     for said in (arguments.judge, *([arguments.second_judge] if arguments.second_judge else [])):
         what = _estimate(judges[said], planned) if said in judges else "they cost nothing"
         say(console, f"{said}: {len(planned)} games of {len(questions)} questions; {what}")
+
+
+def _made_up(found: BenchmarkRows, who: Contestant, text: str) -> Mapping[str, Answer]:
+    """The same answer of a model to every turn."""
+    return {each.id: Answer(each.id, who.name, (text,) * len(each.turns), each.row) for each in found.questions}
 
 
 def _agreement(names: tuple[str, str], games: Sequence[Game], others: Sequence[Game]) -> tuple[Kappa, ...]:

@@ -19,12 +19,13 @@ from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import get_verifier
 from densepath.io import write_json_atomic, write_jsonl_atomic, write_text_atomic
 from densepath.judging.build import check_judge, judge_inputs
+from densepath.judging.identity import verifier_inputs
 from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.against_sft import answer_with_sft, check_of_run
-from densepath.pipeline.data import check_answers, check_prompts
+from densepath.pipeline.data import check_answers, check_prompts, check_right_answers
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.standalone import opened
@@ -142,12 +143,15 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
             raise DataError(f"{origin[0]}: plain text has no prompt to answer; give eval_dataset_name")
         if arguments.verifier is not None:
             check_answers(arguments.verifier, held_out, *origin)
+        else:
+            check_right_answers(held_out, *origin)
         context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
         check_prompts(held_out, tokenizer, context, arguments.max_completion_length, *origin)
     models: dict[str, str | None] = {"model": arguments.model_name_or_path, "reference": sft.base}
     data = {"data": train, "held-out data": held_out}
     inputs = {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer), **machine_inputs(config)}
-    doubt = folder.open_inputs({**inputs, **judge_inputs(arguments)}, places(models))
+    checks = {**verifier_inputs(arguments.verifier), **judge_inputs(arguments)}
+    doubt = folder.open_inputs({**inputs, **checks}, places(models))
     if doubt is not None:
         warn(console, doubt)
     record = {}

@@ -81,6 +81,7 @@ class Benchmark:
         baselines: category -> generator that the others are compared with; empty where it has none.
         temperatures: category -> temperature of the answers; empty where the benchmark leaves it to each model.
         hub: repository and file of its questions on the hub; None where there is none.
+        referenced: categories whose answers are judged beside a right one; empty for all that have one.
         left_out: content hashes of prompts that are passed over, since models were trained on them.
     """
 
@@ -93,9 +94,14 @@ class Benchmark:
     baselines: Mapping[str, str] = field(default_factory=dict)
     temperatures: Mapping[str, float] = field(default_factory=dict)
     hub: tuple[str, str] | None = None
+    referenced: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
     __repr__ = brief
+
+    def shows_reference(self, question: Question) -> bool:
+        """Whether a right answer to that question is shown to the judge."""
+        return not self.referenced or question.category in self.referenced
 
     def baseline(self, category: str) -> str | None:
         """The generator to compare with; None where the benchmark has none."""

@@ -133,16 +133,22 @@ def _decode(kind: Any, value: Json, where: str) -> Any:
 
 
 def _decode_union(kinds: tuple[Any, ...], value: Json, where: str) -> Any:
-    """None where that is allowed, else the first kind that fits."""
+    """None where that is allowed, else the first kind that fits; what is wrong is said of the one that is meant."""
     if value is None and type(None) in kinds:
         return None
-    rest = [kind for kind in kinds if kind is not type(None)]
-    for kind in rest[:-1]:
+    failures = []
+    for kind in (each for each in kinds if each is not type(None)):
         try:
             return _decode(kind, value, where)
-        except DataError:
-            continue
-    return _decode(rest[-1], value, where)
+        except DataError as error:
+            failures.append((_has_fields(kind, value), error))
+    raise next((error for meant, error in failures if meant), failures[-1][1])
+
+
+def _has_fields(kind: Any, value: Json) -> bool:
+    """Whether an object has fields of a record, and no others."""
+    names = {f.name for f in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else set()
+    return isinstance(value, Mapping) and bool(value) and set(value) <= names
 
 
 def _decode_tuple(kinds: tuple[Any, ...], value: Json, where: str) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Games of a model against its baseline as an array: prompts, the two orders, repeats."""
+"""Games of a model against its baseline as an array: prompts, the two orders, repeats, turns."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class PairGames:
         model: whose answers they are.
         baseline: what they are compared with.
         prompts: ids of the questions, in the order in which they came.
-        preferences: (prompts, 2, repeats) for the model: shown first, shown second; the mean over the turns of a
-            question that count. NaN where nothing was asked, and where none counts.
+        preferences: (prompts, 2, repeats, turns) for the model: shown first, shown second. NaN where nothing was
+            asked, and what does not count.
         invalid: games without a verdict.
     """
 
@@ -37,8 +37,8 @@ class PairGames:
 
     @property
     def by_repeat(self) -> Floats:
-        """(prompts, repeats) mean over the orders; NaN where there is none."""
-        return mean_known(self.preferences.swapaxes(1, 2))
+        """(prompts, repeats) mean over the turns, of each the mean of its orders; NaN where there is none."""
+        return mean_known(mean_known(np.moveaxis(self.preferences, 1, -1)))
 
     @property
     def by_prompt(self) -> Floats:
@@ -47,8 +47,9 @@ class PairGames:
 
     @property
     def by_order(self) -> Floats:
-        """(prompts, 2) mean over the repeats, of each order; NaN where there is none."""
-        return mean_known(self.preferences)
+        """(prompts, 2) mean of each order over turns and repeats that were shown in both; NaN where there is none."""
+        both = np.isfinite(self.preferences).all(axis=1, keepdims=True)
+        return mean_known(mean_known(np.where(both, self.preferences, np.nan)))
 
 
 def mean_known(values: Floats) -> Floats:
@@ -80,7 +81,7 @@ def pair_games(games: Sequence[Game], model: str, baseline: str) -> PairGames:
     invalid = int((seen & ~np.isfinite(values)).sum())
     whole = (~seen | np.isfinite(values)).all(axis=1, keepdims=True)  # (prompts, 1, repeats, turns)
     prompts = tuple(dict.fromkeys(game.question for game in mine))
-    return PairGames(model, baseline, prompts, mean_known(np.where(whole, values, np.nan)), invalid)
+    return PairGames(model, baseline, prompts, np.where(whole, values, np.nan), invalid)
 
 
 def pair_turns(games: Sequence[Game], model: str, baseline: str) -> tuple[Floats, NDArray[np.bool_]]:
