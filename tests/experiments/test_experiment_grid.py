@@ -173,9 +173,32 @@ def test_a_cell_of_another_recipe_is_not_mixed_in(finished, tmp_path):
     shutil.copytree(finished[0], copy)
     for path in copy.rglob("config.yaml"):
         path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    shutil.rmtree(cells(copy, seed=1) / "dpr")  # trained anew, and seed 0 is there with the rate of before
     with pytest.raises(DensepathError, match="tasks failed"):
-        experiment(copy, dpr_max_steps=2)
-    assert "dpr_max_steps: 1 -> 2" in experiment.printed
+        experiment(copy, methods={**METHODS, "dpr": {"dpr_learning_rate": 1e-3}})
+    assert "novel/seed-0/dpr: failed" in experiment.printed
+    assert "dpr_learning_rate: 5e-06 -> 0.001" in experiment.printed
+    rows = json.loads((copy / "results.json").read_text())["settings"][0]["rows"]
+    missing = {row["method"]: row["missing_seeds"] for row in rows}
+    assert missing == {**{name: [] for name in METHODS}, "dpr": [0], "continued_flops": [0]}
+    (dpr, _) = (row for row in rows if row["method"] == "dpr")
+    assert (dpr["status"], list(dpr["by_seed"])) == ("incomplete", ["1"])
+
+
+def test_a_variant_of_another_recipe_is_not_chosen(finished, tmp_path):
+    copy = tmp_path / "grid"
+    shutil.copytree(finished[0], copy)
+    for path in copy.rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    (chosen,) = (sweep["variant"] for sweep in finished[1]["sweeps"] if sweep["chosen"])
+    config = cells(copy) / f"continued_sft,{chosen}" / "config.yaml"
+    config.write_text(config.read_text().replace("num_generations: 4", "num_generations: 8"))
+    with pytest.raises(DensepathError, match="1 of"):
+        experiment(copy)
+    sweeps = json.loads((copy / "results.json").read_text())["sweeps"]
+    assert {sweep["variant"]: (sweep["chosen"], sweep["seeds"]) for sweep in sweeps} == {
+        sweep["variant"]: (False, 1) if sweep["variant"] == chosen else (True, 2) for sweep in sweeps
+    }
 
 
 def test_a_test_prompt_among_the_demonstrations_is_refused(tmp_path):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ def _run_grid(
             run_tasks, num_workers=num_workers, threads=threads, on_finished=finished, preload=(cells.__name__,)
         )
         run(training)
+        grid = replace(grid, failed=frozenset(key for key, result in ended.items() if result.error is not None))
         keys = list(training)
         keys += (testing := grid.test_tasks())
         run(testing)
