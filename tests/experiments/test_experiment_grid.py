@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from rich.console import Console
+from transformers import GPT2Config
 
 from densepath.cli.main import main
 from densepath.config.experiment import ExperimentArguments
@@ -15,7 +16,8 @@ from densepath.config.run import RunArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.errors import DensepathError
 from densepath.io import hold_lock, write_json_atomic
-from densepath.pipeline.experiment import run_experiment
+from densepath.pipeline.experiment import processes, run_experiment
+from densepath.pipeline.recipe import read_recipe
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import settled
 from densepath.records.choice import ChosenReference, ReferenceChoice
@@ -235,6 +237,16 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
 def test_an_experiment_without_a_verifier_is_refused(tmp_path):
     with pytest.raises(DensepathError, match=r"settings\.novel: an experiment needs a verifier"):
         experiment(tmp_path / "grid", verifier=None)
+
+
+def test_of_a_model_that_no_plan_can_be_made_of_one_cell_is_run_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    GPT2Config(n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path / "gpt2")
+    given = {"settings": {"a": {"dataset_name": "rows.jsonl"}}, "model_name_or_path": str(tmp_path / "gpt2")}
+    arguments = ExperimentArguments(**given, methods={"sft": {}}, verifier="exact_match")
+    console = Console(file=io.StringIO(), width=1000)
+    assert processes(arguments, read_recipe(arguments, {}), console)[0] == 1
+    assert "one cell at once, since there is no memory plan: " in console.file.getvalue()
 
 
 def test_one_process_alone_works_in_an_experiment(tmp_path):
