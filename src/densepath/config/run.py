@@ -111,6 +111,10 @@ class EvaluationArguments(Arguments):
         super().__post_init__()
         for temperature in self.eval_temperatures:
             check_temperature("eval_temperatures: ", temperature)
+        if len({f"{temperature:g}" for temperature in self.eval_temperatures}) < len(self.eval_temperatures):
+            raise ConfigError(
+                f"eval_temperatures={self.eval_temperatures}: give each once; six digits tell them apart"
+            )
         if not self.eval_temperatures:
             raise ConfigError("eval_temperatures is empty; 0 is greedy, 1 the policy as it is")
 
@@ -239,11 +243,13 @@ class ChoiceArguments(GivenSFTArguments, ReferencesArguments, DenseRewardArgumen
         for fraction in self.reference_fractions:
             if not 0 <= fraction < 1:
                 raise ConfigError(f"reference_fractions: {fraction} must lie in [0, 1); 1 is the SFT model itself")
-        if self.beta != "auto" and not _number(self.beta) > 0:
+        if self.beta != "auto" and not 0 < _number(self.beta) < float("inf"):
             raise ConfigError(f"beta={self.beta} must be auto or a number above 0")
         for beta in self.candidate_betas:
-            if not beta > 0:
-                raise ConfigError(f"candidate_betas: {beta} must be above 0")
+            if not 0 < beta < float("inf"):
+                raise ConfigError(f"candidate_betas: {beta} must be a number above 0")
+        if len({f"{beta:g}" for beta in self.candidate_betas}) < len(self.candidate_betas):
+            raise ConfigError(f"candidate_betas={self.candidate_betas}: give each once")
         if self.beta == "auto" and not self.candidate_betas:
             raise ConfigError("candidate_betas is empty; give the values among which beta=auto chooses")
         if not self.gives_sft:
