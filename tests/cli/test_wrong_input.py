@@ -247,6 +247,7 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
             "dpr_model_init_kwargs is not taken here: a command loads its",
         ),
         ({"dpr_beta": 0.5}, "dpr_beta is not taken from a recipe; set beta"),
+        ({"dpr_push_to_hub": True}, "dpr_push_to_hub is not taken from a recipe; set nothing: of the models that"),
         ({"sft_output_dir": "x"}, "sft_output_dir is not taken from a recipe; set output_dir"),
         (
             {"verifier": "exactmatch"},

@@ -44,6 +44,7 @@ from densepath.terminal import Console, say, terminal
 from densepath.trainers.model_card import with_comparison
 from densepath.trainers.refusals import check_startable
 
+_PUSHED = "nothing: of the models that are trained, the one that you choose is uploaded with `hf upload`"
 OWN_KEYS = {
     "sft_output_dir": "output_dir",
     "dpr_output_dir": "output_dir",
@@ -52,6 +53,8 @@ OWN_KEYS = {
     "dpr_report_to": "report_to, which holds for every stage",
     "dpr_beta": "beta",
     "dpr_dense_reward": "dense_reward",
+    "sft_push_to_hub": _PUSHED,
+    "dpr_push_to_hub": _PUSHED,
     "sft_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
     "dpr_num_train_epochs": "dpr_max_steps: prompts are drawn for as many steps",
     "dpr_logging_steps": "nothing: every step is logged, and FLOPs are summed over the log",
