@@ -67,7 +67,7 @@ def run_experiment(
     quiet_libraries()
     settings = read_recipe(arguments, others)
     for setting in settings:
-        _check(setting)
+        check_setting(setting)
     grid = Grid(Path(arguments.output_dir), settings, arguments.seeds, pretraining_steps=pretraining_steps)
     busy = f"{grid.folder}: another densepath process works in this experiment; wait for it"
     lock = hold_lock(grid.folder / ".lock", busy)
@@ -177,8 +177,12 @@ def _memory(setting: Setting) -> float:
     return plan.need(plan.largest)
 
 
-def _check(setting: Setting) -> None:
-    """Refuse before the first cell what one would refuse after an hour."""
+def check_setting(setting: Setting) -> None:
+    """Refuse before the first cell what one would refuse after an hour.
+
+    Raises:
+        ConfigError: a key that is missing, nothing that says what is better, or what `check_configuration` refuses.
+    """
     known = set() if regime_of(setting.arguments.dataset_name) is None else {"model_name_or_path"}
     for name in ("dataset_name", "model_name_or_path", "max_completion_length"):
         if not getattr(setting.arguments, name) and name not in known:
