@@ -164,8 +164,9 @@ def test_what_cannot_be_run_is_refused_with_its_place(tmp_path, changes, message
         read(tmp_path, changes)
 
 
-def test_a_template_that_was_given_for_one_stage_is_that_of_the_setting_and_all_its_methods(tmp_path):
-    settings = {"habit": {"dataset_name": "regime:habit", "dpr_chat_template_kwargs": {"enable_thinking": False}}}
+@pytest.mark.parametrize("closed", [{"enable_thinking": False}, '{"enable_thinking": false}'])
+def test_a_template_that_was_given_for_one_stage_is_that_of_the_setting_and_all_its_methods(tmp_path, closed):
+    settings = {"habit": {"dataset_name": "regime:habit", "dpr_chat_template_kwargs": closed}}
     methods = {"sft": {}, "dpr": {"tune": {"beta": [1, 2]}}}
     setting = read(tmp_path, {"settings": settings, "methods": methods, "sft_eos_token": "<|end|>"})["habit"]
     for each in (setting, *setting.methods["sft"].variants, *setting.methods["dpr"].variants):

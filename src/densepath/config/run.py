@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
+from densepath.config.coerce import coerce
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import (
     TEMPLATE_SETTINGS,
@@ -385,7 +386,10 @@ def with_one_template(
     """
     rest = dict(others or {})
     for key in [key for key in rest if key.startswith(("sft_", "dpr_")) and key[4:] in TEMPLATE_SETTINGS]:
-        name, value = key[4:], rest.pop(key)
+        name = key[4:]
+        value = coerce(
+            rest.pop(key), get_type_hints(RunArguments)[name], key
+        )  # text, in a recipe or on the command line
         present = getattr(arguments, name)
         if present not in (None, value):
             raise ConfigError(f"{key}={value!r}, but {name}={present!r}: it is one setting for every stage; give one")
