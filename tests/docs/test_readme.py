@@ -26,6 +26,7 @@ from densepath.config.reward import ScoreArguments
 from densepath.config.run import PlanArguments, PurifyArguments, RunArguments, RunCommandArguments
 from densepath.config.training import DPRArguments, PurifyCommandArguments, SFTArguments
 from densepath.methods import get_method, method_names
+from densepath.pipeline.experiment import check_setting
 from densepath.pipeline.recipe import read_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -247,10 +248,18 @@ def check_recipe(path: Path) -> None:
     words = ["--config", str(path)]
     if "\nmethods:" in path.read_text(encoding="utf-8"):
         settings = read_recipe(*parse(ExperimentArguments, words, prog="", description="", passthrough=PASSTHROUGH))
+        for setting in settings:
+            check_setting(setting)
         others = {key for s in settings for plan in s.methods.values() for v in plan.variants for key in v.others}
     else:
         others = set(parse(RunArguments, words, prog="", description="", passthrough=PASSTHROUGH)[1])
     assert others <= known_flags("run")
+
+
+def test_models_of_a_run_in_the_documents_are_of_arms_that_leave_one():
+    for name, text in TEXTS.items():
+        for arm in re.findall(r"runs/mine/(\w+)/model", text):
+            assert arm == "sft" or get_method(arm).train is not None, (name, arm)
 
 
 @pytest.mark.parametrize(("place", "code"), blocks("yaml"))

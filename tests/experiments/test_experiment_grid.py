@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from rich.console import Console
+from transformers import GPT2Config
 
 from densepath.cli.main import main
 from densepath.config.experiment import ExperimentArguments
@@ -15,7 +16,8 @@ from densepath.config.run import RunArguments
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.errors import DensepathError
 from densepath.io import hold_lock, write_json_atomic
-from densepath.pipeline.experiment import run_experiment
+from densepath.pipeline.experiment import processes, run_experiment
+from densepath.pipeline.recipe import read_recipe
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.selection import settled
 from densepath.records.choice import ChosenReference, ReferenceChoice
@@ -173,9 +175,32 @@ def test_a_cell_of_another_recipe_is_not_mixed_in(finished, tmp_path):
     shutil.copytree(finished[0], copy)
     for path in copy.rglob("config.yaml"):
         path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    shutil.rmtree(cells(copy, seed=1) / "dpr")  # trained anew, and seed 0 is there with the rate of before
     with pytest.raises(DensepathError, match="tasks failed"):
-        experiment(copy, dpr_max_steps=2)
-    assert "dpr_max_steps: 1 -> 2" in experiment.printed
+        experiment(copy, methods={**METHODS, "dpr": {"dpr_learning_rate": 1e-3}})
+    assert "novel/seed-0/dpr: failed" in experiment.printed
+    assert "dpr_learning_rate: 5e-06 -> 0.001" in experiment.printed
+    rows = json.loads((copy / "results.json").read_text())["settings"][0]["rows"]
+    missing = {row["method"]: row["missing_seeds"] for row in rows}
+    assert missing == {**{name: [] for name in METHODS}, "dpr": [0], "continued_flops": [0]}
+    (dpr, _) = (row for row in rows if row["method"] == "dpr")
+    assert (dpr["status"], list(dpr["by_seed"])) == ("incomplete", ["1"])
+
+
+def test_a_variant_of_another_recipe_is_not_chosen(finished, tmp_path):
+    copy = tmp_path / "grid"
+    shutil.copytree(finished[0], copy)
+    for path in copy.rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    (chosen,) = (sweep["variant"] for sweep in finished[1]["sweeps"] if sweep["chosen"])
+    config = cells(copy) / f"continued_sft,{chosen}" / "config.yaml"
+    config.write_text(config.read_text().replace("num_generations: 4", "num_generations: 8"))
+    with pytest.raises(DensepathError, match="1 of"):
+        experiment(copy)
+    sweeps = json.loads((copy / "results.json").read_text())["sweeps"]
+    assert {sweep["variant"]: (sweep["chosen"], sweep["seeds"]) for sweep in sweeps} == {
+        sweep["variant"]: (False, 1) if sweep["variant"] == chosen else (True, 2) for sweep in sweeps
+    }
 
 
 def test_a_test_prompt_among_the_demonstrations_is_refused(tmp_path):
@@ -212,6 +237,16 @@ def test_the_command_says_what_is_missing(tmp_path, capsys):
 def test_an_experiment_without_a_verifier_is_refused(tmp_path):
     with pytest.raises(DensepathError, match=r"settings\.novel: an experiment needs a verifier"):
         experiment(tmp_path / "grid", verifier=None)
+
+
+def test_of_a_model_that_no_plan_can_be_made_of_one_cell_is_run_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    GPT2Config(n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path / "gpt2")
+    given = {"settings": {"a": {"dataset_name": "rows.jsonl"}}, "model_name_or_path": str(tmp_path / "gpt2")}
+    arguments = ExperimentArguments(**given, methods={"sft": {}}, verifier="exact_match")
+    console = Console(file=io.StringIO(), width=1000)
+    assert processes(arguments, read_recipe(arguments, {}), console)[0] == 1
+    assert "one cell at once, since there is no memory plan: " in console.file.getvalue()
 
 
 def test_one_process_alone_works_in_an_experiment(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from densepath.cli.arguments import parse
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper, Word, read_yaml
 from densepath.errors import ConfigError
+from densepath.pipeline.grid import Grid
 from densepath.pipeline.recipe import read_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -126,6 +128,31 @@ def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
             "continued_sft: seconds cannot be matched, since SFT was not trained here",
         ),
         ({"methods": {"sft": {}, "cap": {"method": "dpr_capped"}}}, "methods.cap: give its reference"),
+        (
+            {"methods": {"sft": {}, "dpr": {"sft_max_steps": 3}}},
+            "methods.dpr: sft_max_steps is decided by the setting",
+        ),
+        (
+            {"methods": {"sft": {}, "dpr": {"reference": 0.7, "reference_fractions": [0.7]}}},
+            "methods.dpr: reference_fractions is decided by the setting",
+        ),
+        ({"methods": {"sft": {}, "dpr": {"verifier": "final_number"}}}, "methods.dpr: verifier is decided by"),
+        (
+            {"methods": {"sft": {}, "dpr": {"dpr_chat_template_kwargs": {"a": True}}}},
+            "methods.dpr: dpr_chat_template_kwargs is decided by the setting",
+        ),
+        (
+            {"methods": {"sft": {}, "dpr": {"tune": {"seed": [0, 1]}}}},
+            "methods.dpr: seed is decided by the experiment",
+        ),
+        (
+            {"methods": {"sft": {}, "dpr": {"tune": {"dpr_learning_rate": []}}}},
+            "methods.dpr.tune: dpr_learning_rate=[]",
+        ),
+        ({"methods": {"sft": {}, "dpr": {"tune": {"beta": [1, 1.0]}}}}, "give each value once"),
+        ({"settings": {"habit": {"arms": ["sft"]}}}, "settings.habit: arms is decided by the experiment"),
+        ({"settings": {"habit": {"seed": 1}}}, "settings.habit: seed is decided by the experiment"),
+        ({"seed": 1}, "seed is a key of densepath run"),
         ({"settings": {}}, "settings is empty"),
         ({"settings": {"habit": {"dataset": "x"}}}, "settings.habit: unknown key 'dataset'; did you mean"),
         ({"seeds": [1, 1]}, "give each seed once"),
@@ -133,8 +160,27 @@ def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
     ],
 )
 def test_what_cannot_be_run_is_refused_with_its_place(tmp_path, changes, message):
-    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         read(tmp_path, changes)
+
+
+@pytest.mark.parametrize("closed", [{"enable_thinking": False}, '{"enable_thinking": false}'])
+def test_a_template_that_was_given_for_one_stage_is_that_of_the_setting_and_all_its_methods(tmp_path, closed):
+    settings = {"habit": {"dataset_name": "regime:habit", "dpr_chat_template_kwargs": closed}}
+    methods = {"sft": {}, "dpr": {"tune": {"beta": [1, 2]}}}
+    setting = read(tmp_path, {"settings": settings, "methods": methods, "sft_eos_token": "<|end|>"})["habit"]
+    for each in (setting, *setting.methods["sft"].variants, *setting.methods["dpr"].variants):
+        assert each.arguments.eos_token == "<|end|>"
+        assert each.arguments.chat_template_kwargs == {"enable_thinking": False}
+        assert each.others == {"sft_warmup_steps": 3}
+
+
+def test_a_method_may_be_called_as_tables_call_the_sft_run(tmp_path):
+    settings = read(tmp_path, {"methods": {"sft": {}, "SFT": {"method": "dpr"}}})
+    grid = Grid(tmp_path, list(settings.values()), [0])
+    tasks = grid.training_tasks()
+    assert len(tasks) == 1 + 2 * (1 + 2)  # one model before SFT, and for each setting an SFT run and two cells
+    assert [key for key, task in tasks.items() if key in task.needs] == []
 
 
 @pytest.mark.parametrize("name", ["regimes", "real-model", "sweeps", "gsm8k"])

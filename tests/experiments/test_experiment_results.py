@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.experiments.made_up import METHODS, cell, drawn
 
+from densepath.config.experiment import ExperimentArguments
 from densepath.errors import DataError
-from densepath.pipeline.results import assemble, write_results
+from densepath.pipeline.grid import Grid
+from densepath.pipeline.recipe import read_recipe
+from densepath.pipeline.results import assemble, grid_results, write_results
 from densepath.records.arm import SPLITS, Arm
 from densepath.records.codec import from_json, to_json
 from densepath.records.results import Results
@@ -407,3 +410,11 @@ def test_truncation_is_warned_of_once_for_all_arms():
     assert line == (
         "Completions cut off at the length limit: SFT 50% greedy; DPR 50% greedy. Raise max_completion_length."
     )
+
+
+def test_a_metric_that_is_not_that_of_all_settings_is_named_with_its_own(tmp_path):
+    judges = {"a": "exact_match", "b": "final_number", "c": "exact_match"}
+    for names, expected in (("ac", "exact_match"), ("abc", "exact_match (a, c), final_number (b)")):
+        recipe = {name: {"verifier": judges[name], "dataset_name": "regime:habit"} for name in names}
+        found = read_recipe(ExperimentArguments(settings=recipe, methods={"sft": {}}), {})
+        assert grid_results(Grid(tmp_path, found, [0]), {}).metric == expected

@@ -127,3 +127,12 @@ def test_workers_end_with_a_program_that_was_ended(tmp_path, signals):
     while Path(f"/proc/{noted.read_text()}").exists():
         assert time.time() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("needs", [("a",), ("b",), ("elsewhere",)])
+def test_what_would_wait_for_ever_is_refused_before_anything_runs(tmp_path, needs):
+    tasks = {"c": Task(write, (tmp_path / "c",)), "a": Task(write, (tmp_path / "a",), needs)}
+    tasks |= {"b": Task(write, (tmp_path / "b",), ("a",))}
+    with pytest.raises(ValueError, match=r"cycle|no such task: elsewhere"):
+        run_tasks(tasks, num_workers=1, threads=1, on_finished=print)
+    assert not list(tmp_path.iterdir())

@@ -8,6 +8,7 @@ import re
 import pytest
 from tests.pipeline.runs import run_argv
 from tests.support import tiny_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from densepath.cli.main import main
 from densepath.data.encode import encode_demonstration
@@ -43,6 +44,19 @@ def test_a_recipe_with_a_judge_and_prompts_alone_is_tried_without_asking_the_jud
     place = words.index("--verifier")
     assert main([*words[:place], *words[place + 2 :], "--dry_run"]) == 0, capsys.readouterr().err
     assert re.search(r"^DPR: tried", capsys.readouterr().out, flags=re.MULTILINE)
+
+
+def test_a_model_that_no_plan_can_be_made_of_is_tried_all_the_same(tmp_path, capsys):
+    tokenizer = tiny_tokenizer()
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=512)
+    ).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    words = run_argv(tmp_path / "gpt2", tmp_path / "run", arms=["dpr"])
+    assert main([*words, "--dry_run"]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "no memory plan: " in out
+    assert re.search(r"^DPR: tried", out, flags=re.MULTILINE)
 
 
 def test_what_would_stop_the_run_stops_the_look_and_leaves_nothing(tmp_path, tiny_model, capsys):

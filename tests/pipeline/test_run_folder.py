@@ -14,6 +14,8 @@ from tests.pipeline.fork_server import NO_MOUNT
 from tests.pipeline.runs import assert_same_run, leftovers, run_argv, wait_for
 
 from densepath.cli.main import main
+from densepath.errors import ResumeError
+from densepath.pipeline.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -62,6 +64,18 @@ def test_another_configuration_is_refused_with_the_difference(again, capsys, wor
     assert f"{folder} holds a run with another configuration {difference}: undo the change" in err
     assert "another output_dir" in err
     assert times(folder) == before
+
+
+def test_a_number_written_in_another_way_is_the_same_configuration(tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "model").mkdir()
+    run.open_config({"reference": "0.50", "beta": "1.0"})
+    for reference, beta in (("0.5", "1"), ("0.50", "1e0"), (".5", "1.00")):
+        run.open_config({"reference": reference, "beta": beta})
+    for reference, beta in (("0.5", "auto"), ("ema", "1"), ("0.25", "1")):
+        with pytest.raises(ResumeError, match="another configuration"):
+            run.open_config({"reference": reference, "beta": beta})
+    run.close()
 
 
 def test_a_finished_run_is_shown_again_without_work(again, capsys):

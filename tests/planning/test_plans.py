@@ -12,6 +12,7 @@ from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError, MissingFileError
 from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.plan import machine_memory, machine_of, plan_recipe, require_fit
+from densepath.planning.architecture import architecture_of
 from densepath.planning.plan import GIB, LOSS_COPIES, TERMS, peak
 
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -197,6 +198,26 @@ def test_gradient_checkpointing_keeps_less():
     assert without["activations"] > 5 * with_it
 
 
+@pytest.mark.parametrize("key", ["bf16", "gradient_checkpointing"])
+@pytest.mark.parametrize(("word", "said"), [("no", False), ("off", False), ("false", False), ("on", True)])
+def test_a_word_of_a_recipe_is_the_truth_value_that_training_reads_in_it(key, word, said):
+    given = {f"{stage}_{key}": word for stage in ("sft", "dpr")}
+    meant = {f"{stage}_{key}": said for stage in ("sft", "dpr")}
+    assert plan(others=given).stages == plan(others=meant).stages
+
+
+def test_what_is_not_trained_is_not_counted():
+    found = {"dpr_per_device_train_batch_size": 4096}
+    assert list(plan(arms=["base", "sft", "continued_sft"], **found).stages) == ["SFT", "evaluation"]
+    assert list(plan(arms=["dpr_capped"]).stages) == ["SFT", "DPR", "evaluation"]
+    given = {"sft_model_name_or_path": LLAMA}
+    assert list(plan(arms=["base", "dpr"], **given).stages) == ["DPR", "evaluation"]
+    assert list(plan(arms=["sft", "dft"], **given).stages) == ["SFT", "evaluation"]  # with SFT's batch
+    assert list(plan(arms=["sft", "contrastive"], **given).stages) == ["evaluation"]
+    colocated = {"dpr_use_vllm": True, "dpr_vllm_mode": "colocate", "dpr_vllm_gpu_memory_utilization": 0.1}
+    assert plan(others=colocated).vllm_needs > plan(others=colocated, arms=["sft"]).vllm_needs == 0
+
+
 def test_half_precision_weights_take_half():
     assert terms(plan(dtype="bfloat16"), "SFT", "backward ends")["policy"] == 2 * PARAMETERS
 
@@ -217,11 +238,18 @@ def test_a_choice_holds_two_models_where_all_weights_are_trained():
     assert frozen == 2 * 4 * PARAMETERS
 
 
-def test_a_prompt_of_unknown_length_is_counted_with_1024_tokens():
+def test_lengths_that_are_unknown_are_counted_with_1024_and_512_tokens_or_what_the_context_holds(monkeypatch):
     def cache(**lengths):
         return terms(plan("smollm2-135m-instruct", **lengths), "DPR", "sampling")["KV cache"]
 
     assert cache(max_prompt_length=None) == cache(max_prompt_length=1024) > cache(max_prompt_length=512)
+    short = architecture_of("smollm2-135m-instruct", trust_remote_code=False)
+    monkeypatch.setattr(
+        "densepath.pipeline.plan.architecture_of", lambda *_, **__: dataclasses.replace(short, context=256)
+    )
+    unknown = {"max_prompt_length": None, "max_length": None}
+    assert cache(max_completion_length=None, **unknown) == cache(max_completion_length=128, **unknown)
+    monkeypatch.undo()
     long = {"max_completion_length": 8000}  # of a context of 8,192
     assert cache(max_prompt_length=None, **long) == cache(max_prompt_length=192, **long)
 

@@ -6,16 +6,19 @@ import copy
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from tests.pipeline.runs import save_tiny_model
 from tests.tiny_models import tiny_gpt2
 from transformers import TrainerCallback
 from trl import SFTConfig
 
+from densepath.cli.main import main
 from densepath.errors import ConfigError, NumericalError
 from densepath.models.references import reference_name
 from densepath.trainers.callbacks import COMPLETE_MARKER, last_complete_checkpoint
@@ -335,3 +338,42 @@ def test_an_adapter_of_any_name_is_saved_as_the_one_that_is_loaded(tmp_path, mak
     model.base_model.set_adapter(["mine", "default"])
     with pytest.raises(ConfigError, match="adapters mine, default are active at once"):
         trainer_of(model, tokenizer, tmp_path)
+
+
+class Hub:
+    """What was uploaded: of each commit its message, and the files of the folder."""
+
+    def __init__(self):
+        self.commits, self.down = [], False
+
+    def create_repo(self, name, **kwargs):
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, **kwargs):
+        if self.down:
+            raise ConnectionError("the hub is\nnot reached")
+        self.commits.append((repo_id, commit_message, Path(folder_path)))
+        return SimpleNamespace(done=lambda: True)
+
+
+@pytest.mark.parametrize(("strategy", "saved"), [("end", []), ("every_save", ["Training in progress, step 2"])])
+def test_the_trained_model_is_what_the_hub_has_in_the_end(tmp_path, tokenizer, monkeypatch, capsys, strategy, saved):
+    hub = Hub()
+    monkeypatch.setattr("transformers.trainer.hf_api", lambda: hub)
+    monkeypatch.setattr("densepath.pipeline.standalone.HfApi", lambda: hub)
+    rows = [{"prompt": f"{i} plus 1:", "completion": f"{i + 1}"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["sft", "--model_name_or_path", save_tiny_model(tmp_path / "base"), "--output_dir", str(tmp_path / "mine")]
+    words += ["--dataset_name", str(tmp_path / "rows.jsonl"), "--max_steps", "4", "--save_steps", "2"]
+    words += ["--per_device_train_batch_size", "2", "--reference_fractions", "0.5"]
+    words += ["--push_to_hub", "--hub_strategy", strategy]
+    assert main(words) == 0, capsys.readouterr().err
+    assert [message for _, message, _ in hub.commits] == [*saved, "End of training"]
+    repo, _, folder = hub.commits[-1]
+    assert (repo, folder) == ("me/mine", tmp_path / "mine/model")
+    assert {"README.md", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    hub.down = bool(capsys.readouterr())
+    assert main(words) == 1
+    err = capsys.readouterr().err
+    assert "could not be pushed to mine (the hub is not reached): the same command tries it again" in err
+    assert err.count("\n") == 1

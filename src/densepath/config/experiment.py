@@ -34,6 +34,8 @@ class ExperimentArguments(RunArguments):
         super().__post_init__()
         if self.arms != RunArguments().arms:
             raise ConfigError("arms is a key of densepath run; the arms of an experiment are its methods")
+        if self.seed != RunArguments().seed:
+            raise ConfigError("seed is a key of densepath run; an experiment is run with each of its seeds")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ConfigError(f"seeds={self.seeds}: give each seed once, and at least one")
         check_at_least("seeds", min(self.seeds), 0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, get_type_hints
 
+from densepath.config.coerce import coerce
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import (
     TEMPLATE_SETTINGS,
@@ -111,6 +112,10 @@ class EvaluationArguments(Arguments):
         super().__post_init__()
         for temperature in self.eval_temperatures:
             check_temperature("eval_temperatures: ", temperature)
+        if len({f"{temperature:g}" for temperature in self.eval_temperatures}) < len(self.eval_temperatures):
+            raise ConfigError(
+                f"eval_temperatures={self.eval_temperatures}: give each once; six digits tell them apart"
+            )
         if not self.eval_temperatures:
             raise ConfigError("eval_temperatures is empty; 0 is greedy, 1 the policy as it is")
 
@@ -239,11 +244,13 @@ class ChoiceArguments(GivenSFTArguments, ReferencesArguments, DenseRewardArgumen
         for fraction in self.reference_fractions:
             if not 0 <= fraction < 1:
                 raise ConfigError(f"reference_fractions: {fraction} must lie in [0, 1); 1 is the SFT model itself")
-        if self.beta != "auto" and not _number(self.beta) > 0:
+        if self.beta != "auto" and not 0 < _number(self.beta) < float("inf"):
             raise ConfigError(f"beta={self.beta} must be auto or a number above 0")
         for beta in self.candidate_betas:
-            if not beta > 0:
-                raise ConfigError(f"candidate_betas: {beta} must be above 0")
+            if not 0 < beta < float("inf"):
+                raise ConfigError(f"candidate_betas: {beta} must be a number above 0")
+        if len({f"{beta:g}" for beta in self.candidate_betas}) < len(self.candidate_betas):
+            raise ConfigError(f"candidate_betas={self.candidate_betas}: give each once")
         if self.beta == "auto" and not self.candidate_betas:
             raise ConfigError("candidate_betas is empty; give the values among which beta=auto chooses")
         if not self.gives_sft:
@@ -379,7 +386,10 @@ def with_one_template(
     """
     rest = dict(others or {})
     for key in [key for key in rest if key.startswith(("sft_", "dpr_")) and key[4:] in TEMPLATE_SETTINGS]:
-        name, value = key[4:], rest.pop(key)
+        name = key[4:]
+        value = coerce(
+            rest.pop(key), get_type_hints(RunArguments)[name], key
+        )  # text, in a recipe or on the command line
         present = getattr(arguments, name)
         if present not in (None, value):
             raise ConfigError(f"{key}={value!r}, but {name}={present!r}: it is one setting for every stage; give one")

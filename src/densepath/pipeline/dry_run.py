@@ -15,6 +15,7 @@ from rich.text import Text
 from densepath.config.run import RunArguments, RunCommandArguments
 from densepath.data.encode import encode_demonstration
 from densepath.data.spans import decode_spans
+from densepath.errors import ModelError
 from densepath.methods import SFTRun
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import prepare_data, tell_data
@@ -63,10 +64,14 @@ def dry_run(arguments: RunArguments, others: Mapping[str, Any], console: Console
     _show_configuration(arguments, others, console)
     with _scratch(Path(arguments.output_dir)) as folder:
         _show_data(arguments, folder / "data", console)
-        plan = plan_recipe(arguments, others)
-        say(console, headline(plan))
-        show(console, plan_table(plan))
-        say(console, verdict(plan))
+        try:
+            plan = plan_recipe(arguments, others)
+        except ModelError as error:  # a run trains models that there are no formulas for
+            say(console, f"no memory plan: {error}")
+        else:
+            say(console, headline(plan))
+            show(console, plan_table(plan))
+            say(console, verdict(plan))
         _try_stages(arguments, dict(others), folder / "stages", console)
     say(console, f"every stage works; nothing was left behind, and {arguments.output_dir} is as it was")
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import yaml
 
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper
-from densepath.errors import ConfigError, ExperimentError
+from densepath.errors import ConfigError, ExperimentError, ModelError
 from densepath.io import hold_lock, without_secrets, write_text_atomic
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline import cells
@@ -66,7 +67,7 @@ def run_experiment(
     quiet_libraries()
     settings = read_recipe(arguments, others)
     for setting in settings:
-        _check(setting)
+        check_setting(setting)
     grid = Grid(Path(arguments.output_dir), settings, arguments.seeds, pretraining_steps=pretraining_steps)
     busy = f"{grid.folder}: another densepath process works in this experiment; wait for it"
     lock = hold_lock(grid.folder / ".lock", busy)
@@ -87,7 +88,7 @@ def _run_grid(
             without_secrets(resolved(arguments, others)), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True
         ),
     )
-    num_workers, threads = processes(arguments, settings)
+    num_workers, threads = processes(arguments, settings, console)
     training = grid.training_tasks()
     tuned = sum(len(plan.variants) > 1 for s in settings for plan in s.methods.values()) * len(arguments.seeds)
     say(
@@ -114,6 +115,7 @@ def _run_grid(
             run_tasks, num_workers=num_workers, threads=threads, on_finished=finished, preload=(cells.__name__,)
         )
         run(training)
+        grid = replace(grid, failed=frozenset(key for key, result in ended.items() if result.error is not None))
         keys = list(training)
         keys += (testing := grid.test_tasks())
         run(testing)
@@ -146,16 +148,23 @@ def _kind(key: Hashable) -> Hashable:
     return (key[0], *key[2:]) if isinstance(key, tuple) else "model before SFT"
 
 
-def processes(arguments: ExperimentArguments, settings: Sequence[Setting]) -> tuple[int, int]:
-    """How many cells run at once, and the threads of each: what cores, memory and the one GPU allow."""
+def processes(arguments: ExperimentArguments, settings: Sequence[Setting], console: Console) -> tuple[int, int]:
+    """How many cells run at once, and the threads of each: what cores, memory and the one GPU allow.
+
+    One where nobody knows what memory a model takes, which is said.
+    """
     cores = len(os.sched_getaffinity(0))
     if arguments.num_workers is not None:
         workers = arguments.num_workers
     elif torch.accelerator.is_available():
         workers = 1
     else:
-        peak = max(_memory(setting) for setting in settings)
-        workers = max(1, min(cores, int(MEMORY_SHARE * machine_memory() / peak)))
+        try:
+            peak = max(_memory(setting) for setting in settings)
+            workers = max(1, min(cores, int(MEMORY_SHARE * machine_memory() / peak)))
+        except ModelError as error:  # there are cells for models that there are no formulas for
+            say(console, f"one cell at once, since there is no memory plan: {error}; give num_workers for more")
+            workers = 1
     return workers, arguments.num_threads or max(1, cores // workers)
 
 
@@ -163,12 +172,17 @@ def _memory(setting: Setting) -> float:
     """Bytes that one process needs."""
     if regime_of(setting.arguments.dataset_name) is not None:
         return REGIME_MEMORY
-    plan = plan_recipe(setting.arguments, setting.others)
+    arms = sorted({plan.method for plan in setting.methods.values()})
+    plan = plan_recipe(replace(setting.arguments, arms=arms), setting.others)
     return plan.need(plan.largest)
 
 
-def _check(setting: Setting) -> None:
-    """Refuse before the first cell what one would refuse after an hour."""
+def check_setting(setting: Setting) -> None:
+    """Refuse before the first cell what one would refuse after an hour.
+
+    Raises:
+        ConfigError: a key that is missing, nothing that says what is better, or what `check_configuration` refuses.
+    """
     known = set() if regime_of(setting.arguments.dataset_name) is None else {"model_name_or_path"}
     for name in ("dataset_name", "model_name_or_path", "max_completion_length"):
         if not getattr(setting.arguments, name) and name not in known:

@@ -36,6 +36,7 @@ class Grid:
         seeds: every arm of every setting is run with each.
         flat: one setting with one seed, whose folder is the grid's own: `densepath run`.
         pretraining_steps: of the digit regimes' model before SFT.
+        failed: keys of training tasks that failed. What lies in their cells, of another recipe perhaps, is not read.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class Grid:
     seeds: Sequence[int]
     flat: bool = False
     pretraining_steps: int = STEPS
+    failed: frozenset[Hashable] = frozenset()
 
     # -- places ------------------------------------------------------------------------------------------------
 
@@ -78,15 +80,15 @@ class Grid:
                     needs = (str(path.relative_to(self.folder)),)
                     arguments = (self.folder / "before_sft", regime, seed, self.pretraining_steps)
                     tasks.setdefault(needs[0], Task(run_before_sft, arguments))
-                tasks[setting.name, f"seed-{seed}", "SFT"] = Task(run_sft_job, (self.sft_job(setting, seed),), needs)
+                tasks[_sft_key(setting, seed)] = Task(run_sft_job, (self.sft_job(setting, seed),), needs)
         for setting, plan, variant, seed in self.cells():
             splits = ("validation", "test") if len(plan.variants) == 1 else ("validation",)
-            needs = ((setting.name, f"seed-{seed}", "SFT"),)
+            needs = (_sft_key(setting, seed),)
             like = self._like(setting, plan, variant)
             if like is not None:
-                needs = (*needs, (setting.name, f"seed-{seed}", like.name))
+                needs = (*needs, _cell_key(setting, seed, like))
             job = self.job(setting, plan, variant, seed, splits)
-            tasks[setting.name, f"seed-{seed}", variant.name] = Task(run_cell, (job,), needs)
+            tasks[_cell_key(setting, seed, variant)] = Task(run_cell, (job,), needs)
         return tasks
 
     def test_tasks(self) -> dict[Hashable, Task]:
@@ -98,9 +100,10 @@ class Grid:
                 if len(plan.variants) == 1 or variant is None:
                     continue
                 for seed in self.seeds:
-                    if self._is_trained(self.cell(setting, seed, variant)):
+                    if self._is_trained(setting, seed, variant):
                         job = self.job(setting, plan, variant, seed, ("test",))
-                        tasks[setting.name, f"seed-{seed}", variant.name, "test"] = Task(run_cell, (job,))
+                        key: Hashable = (*_cell_key(setting, seed, variant), "test")
+                        tasks[key] = Task(run_cell, (job,))
         return tasks
 
     def sft_job(self, setting: Setting, seed: int) -> SFTJob:
@@ -143,6 +146,8 @@ class Grid:
         """Decoding -> the metric of the validation prompts, for each seed that has finished."""
         found: dict[str, list[tuple[float, ...]]] = {}
         for seed in self.seeds:
+            if not self._is_trained(setting, seed, variant):
+                continue
             evaluation = self._evaluation(setting, variant, seed)
             for temperature in evaluation.arguments.eval_temperatures:
                 path = evaluation.path(self.cell(setting, seed, variant), "validation", temperature)
@@ -172,7 +177,7 @@ class Grid:
                     continue
                 for seed in self.seeds:
                     folder = self.cell(setting, seed, variant)
-                    if self._is_trained(folder):
+                    if self._is_trained(setting, seed, variant):
                         budget = RunFolder(folder, read_only=True).outcome("train").budget
                         results = self._evaluation(setting, variant, seed).results(folder, plan.arm)
                         found += [dataclasses.replace(result, budget=budget) for result in results]
@@ -201,6 +206,15 @@ class Grid:
                     )
         return found
 
-    @staticmethod
-    def _is_trained(folder: Path) -> bool:
-        return RunFolder(folder, read_only=True).is_done("train")
+    def _is_trained(self, setting: Setting, seed: int, variant: Variant) -> bool:
+        """Whether a cell holds what this recipe trained."""
+        failed = _cell_key(setting, seed, variant) in self.failed
+        return not failed and RunFolder(self.cell(setting, seed, variant), read_only=True).is_done("train")
+
+
+def _sft_key(setting: Setting, seed: int) -> Hashable:
+    return setting.name, f"seed-{seed}"
+
+
+def _cell_key(setting: Setting, seed: int, variant: Variant) -> tuple[str, str, str]:
+    return setting.name, f"seed-{seed}", variant.name

@@ -15,6 +15,7 @@ from densepath.config.coerce import coerce
 from densepath.config.recipe_yaml import load_mapping, settled
 from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
+from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.methods.dpr import reference_names
 from densepath.pipeline.environment import resident_bytes
@@ -48,6 +49,8 @@ UNKNOWN_COMPLETION = 512
 """Tokens of a completion that are counted with where the recipe gives no `max_completion_length`: ours."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 HALF = ("bf16", "fp16")
+DPR_ARMS = ("dpr", "dpr_capped")
+"""Arms that are trained by DPR, with its batches."""
 LAUNCHES = {"NO": "none", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp2", "DEEPSPEED": "ddp"}
 """`distributed_type` of an accelerate file -> sharding; DeepSpeed by its stage."""
 
@@ -66,10 +69,11 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
         ModelError: a model whose configuration cannot be had, or that there are no formulas for.
         MissingFileError: an accelerate file that is not there.
     """
-    if arguments.max_completion_length is None:
-        arguments = replace(arguments, max_completion_length=UNKNOWN_COMPLETION)
     machine = machine_of(arguments, process)
     model = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
+    if arguments.max_completion_length is None:
+        at_most = max(1, model.context // 2)  # as a run does
+        arguments = replace(arguments, max_completion_length=min(UNKNOWN_COMPLETION, at_most))
     safe = {key: value for key, value in others.items() if key.partition("_")[2] not in HALF}
     folder = Path(arguments.output_dir)
     config = dpr_config(arguments, {**safe, "dpr_bf16": False}, folder / "dpr", beta=1.0)
@@ -85,7 +89,8 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
         group=config.num_generations if config.steps_per_generation == 1 else 1,
         whole_vocabulary=not config.kl_in_return or (all_action and not spread),
     )
-    share = float(config.vllm_gpu_memory_utilization) if config.use_vllm and config.vllm_mode == "colocate" else 0.0
+    colocated = _trains_dpr(arguments) and config.use_vllm and config.vllm_mode == "colocate"
+    share = float(config.vllm_gpu_memory_utilization) if colocated else 0.0
     sequence = cache_bytes(model, 2, 1, config.vllm_max_model_length or prompt + completion)
     done = {
         "set use_peft: true": arguments.use_peft,
@@ -138,8 +143,10 @@ def _training(
     """A training stage of the recipe; its lengths are still to come."""
     prefix = "dpr" if isinstance(config, DPRConfig) else "sft"
     weights = BYTES.get(arguments.dtype, 4)
-    half = any(others.get(f"{prefix}_{name}", machine.cuda and name == "bf16") for name in HALF)
+    bf16, fp16 = (_said(others, f"{prefix}_{name}") for name in HALF)
+    half = fp16 or (machine.cuda if bf16 is None else bf16)
     names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
+    checkpointing = [said for name in names if (said := _said(others, name)) is not None]
     return Training(
         model=model,
         machine=machine,
@@ -150,8 +157,14 @@ def _training(
         rows=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
         optimizer=str(getattr(config.optim, "value", config.optim)),
-        checkpointing=bool(next((others[name] for name in names if name in others), machine.cuda)),
+        checkpointing=any(checkpointing) if checkpointing else machine.cuda,
     )
+
+
+def _said(others: Mapping[str, Any], key: str) -> bool | None:
+    """The truth value that a recipe gives a key, read as TRL's configs read it; None where it gives none."""
+    value: bool | None = coerce(others.get(key), bool | None, key)
+    return value
 
 
 def _adapter(arguments: RunArguments, model: Architecture) -> int:
@@ -167,6 +180,10 @@ def _adapter(arguments: RunArguments, model: Architecture) -> int:
             f"some of {', '.join(model.linears)}, or all-linear"
         )
     return model.adapter(arguments.lora_r, names)
+
+
+def _trains_dpr(arguments: RunArguments) -> bool:
+    return bool({*DPR_ARMS} & {*arguments.arms})
 
 
 def _stages(
@@ -199,7 +216,10 @@ def _stages(
         sampling |= sampling_terms(dpr, rollouts, own=own)
         if machine.sharding == "zero3" and config.ds3_gather_for_generation:
             sampling["policy"] *= machine.processes
-    stages, alone = {"SFT": training_moments(sft)}, replace(dpr, compute=dpr.weights)
+    stages, alone = {}, replace(dpr, compute=dpr.weights)
+    # Arms that go on with SFT have its batch.
+    if not arguments.gives_sft or any(get_method(arm).train and arm not in DPR_ARMS for arm in arguments.arms):
+        stages["SFT"] = training_moments(sft)
     if references and "auto" in (arguments.reference, arguments.beta):
         # With LoRA the SFT model and every candidate but the model before it are adapters on one base.
         candidates = 1 + sum(fraction != 0 for fraction in arguments.reference_fractions)
@@ -208,7 +228,8 @@ def _stages(
         held = {"process": machine.process, "frozen models": models}
         sampled = sampling_terms(alone, arguments.num_validation_samples, models=2)
         stages["selection"] = {"sampling": {**held, **sampled}}
-    stages["DPR"] = {**moments, "sampling": sampling}
+    if _trains_dpr(arguments):
+        stages["DPR"] = {**moments, "sampling": sampling}
     # The policy and SFT continued come after it; all weights of one arm at a time.
     held = {"process": machine.process, "frozen models": (1 + apart) * whole + adapters + 2 * dpr.adapter * FLOAT32}
     stages["evaluation"] = {"sampling": {**held, **sampling_terms(alone, arguments.num_test_samples)}}
@@ -244,7 +265,7 @@ def machine_of(arguments: RunArguments, process: float | None = None) -> Machine
     sharding = zero if kind == "DEEPSPEED" and zero in DIVIDED else LAUNCHES[kind]
     if kind != "DEEPSPEED" and sharding == "ddp" and processes == 1:
         sharding = "none"
-    on_cpu = kind == "MULTI_CPU" or bool(values.get("use_cpu"))
+    on_cpu = kind == "MULTI_CPU" or coerce(values.get("use_cpu", False), bool, f"{path}: use_cpu")
     if on_cpu and arguments.gpu_memory is not None:
         raise ConfigError(f"gpu_memory={arguments.gpu_memory}, and {path} trains on CPUs: leave one of them out")
     if on_cpu or (arguments.gpu_memory is None and processes == 1 and not torch.cuda.is_available()):

@@ -28,7 +28,7 @@ from densepath.pipeline.against_sft import answer_with_sft, check_of_run
 from densepath.pipeline.data import check_answers, check_prompts, check_right_answers
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder
-from densepath.pipeline.standalone import opened
+from densepath.pipeline.standalone import opened, push_model
 from densepath.records.behaviours import Purification
 from densepath.records.codec import read_record
 from densepath.report.behaviours import purification_page, purification_parts
@@ -72,7 +72,8 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
         else:
             from_first(lambda: _prepare(folder, sft, arguments, config, console))
             started = from_first(lambda: folder.begin("train"))
-            stage = Stage(sft, folder.path, recipe, keys, console, "purify", check=check_of_run(sft, recipe))
+            quiet = {**keys, "sft_push_to_hub": False}  # it trains several models, of which the last is pushed
+            stage = Stage(sft, folder.path, recipe, quiet, console, "purify", check=check_of_run(sft, recipe))
             train = get_method("purified_sft").train
             assert train is not None
             folder.finish("train", started, train(stage))
@@ -84,6 +85,7 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
             say(console, f"the SFT model is kept: {arguments.model_name_or_path}")
             return Path(arguments.model_name_or_path)
         say(console, f"model: {model.resolve()}")
+        push_model(config, folder, console)
         return model
 
 

@@ -7,14 +7,16 @@ import difflib
 import functools
 import itertools
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from densepath.config.coerce import coerce
 from densepath.config.experiment import ExperimentArguments
+from densepath.config.judge import JudgeArguments
+from densepath.config.mixins import TEMPLATE_SETTINGS
 from densepath.config.recipe_yaml import settled
-from densepath.config.run import RunArguments
+from densepath.config.run import GivenSFTArguments, RecipeRowsArguments, RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.methods import get_method, method_names
 from densepath.records.arm import Arm
@@ -101,18 +103,16 @@ def read_recipe(arguments: ExperimentArguments, others: Mapping[str, Any]) -> li
     Raises:
         ConfigError: an unknown key or method, a value that does not fit, or no method `sft` to compare with.
     """
-    own = {f.name for f in dataclasses.fields(ExperimentArguments)} - _names(RunArguments) | {"output_dir"}
+    own = _names(ExperimentArguments) - _names(RunArguments) | {"output_dir"}
     shared = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in own}
     found = []
     for name, given in arguments.settings.items():
         _check_name("settings", name)
-        keys = {**shared, **others, **_mapping(f"settings.{name}", given)}
+        own_keys = _mapping(f"settings.{name}", given)
+        _check_taken(f"settings.{name}", own_keys, _OF_EXPERIMENT, "the experiment, for all cells")
+        keys = {**shared, **others, **own_keys}
         run_keys = {key: value for key, value in keys.items() if key not in _keys_of_methods()}
-        values, passed = _parse(f"settings.{name}", run_keys, RunArguments)
-        try:
-            setting = Setting(str(name), RunArguments(**values), passed)
-        except ConfigError as error:
-            raise ConfigError(f"settings.{name}: {error}") from None
+        setting = Setting(str(name), *_arguments(f"settings.{name}", run_keys, RunArguments))
         for method, entry in arguments.methods.items():
             _check_name("methods", method)
             plan, where = _method(str(method), _mapping(f"methods.{method}", entry), keys, arguments.settings)
@@ -132,6 +132,27 @@ _ENTRY_KEYS = ("method", "label", "control", "tune", "settings")
 
 def _names(kind: type) -> set[str]:
     return {f.name for f in dataclasses.fields(kind)}
+
+
+_OF_EXPERIMENT = {"arms", "num_threads", "output_dir", "seed"}
+"""Keys of a run that an experiment decides on: by `methods`, `seeds` and its own."""
+_OF_SETTING = (
+    (_names(RecipeRowsArguments) - {"max_length", "max_prompt_length"})
+    | _names(GivenSFTArguments)
+    | _names(JudgeArguments)
+    | {"model_name_or_path", "eval_dataset_name", "dataset_test_split", "verifier"}
+    | {"num_validation_samples", "num_test_samples", "sft_max_steps", "sft_num_train_epochs"}
+    | {"reference_fractions", "reference_ema_decay"}
+    | {prefix + name for prefix in ("", *PREFIXES) for name in TEMPLATE_SETTINGS}
+)
+"""Keys that all arms of a setting share: its rows, its SFT model, and what says which answer is better."""
+
+
+def _check_taken(place: str, keys: Iterable[str], elsewhere: Set[str], owner: str) -> None:
+    """Refuse keys that would have no effect here, since something else decides on them."""
+    for key in keys:
+        if key in elsewhere:
+            raise ConfigError(f"{place}: {key} is decided by {owner}; leave it out here, and give it there")
 
 
 @functools.cache
@@ -156,21 +177,31 @@ def _method(
         raise ConfigError(f"{place}: {error}; set method") from None
     tune = _mapping(f"{place}.tune", entry.get("tune") or {})
     own = {key: value for key, value in entry.items() if key not in _ENTRY_KEYS}
+    _check_taken(place, [*own, *tune], _OF_EXPERIMENT, "the experiment, for all cells")
+    _check_taken(place, [*own, *tune], _OF_SETTING, "the setting, for all its methods")
     foreign = _keys_of_methods() - _names(method.arguments)
     taken = {key: value for key, value in keys.items() if key not in foreign}
     variants = []
     choices = [value if isinstance(value, list) else [value] for value in tune.values()]
+    for key, among in zip(tune, choices, strict=True):
+        if not among or len(set(map(_short, among))) < len(among):
+            raise ConfigError(f"{place}.tune: {key}={among}: give each value once, and at least one")
     for chosen in itertools.product(*choices):
         tuned = dict(zip(tune, chosen, strict=True))
         suffix = "".join(f",{key}={_short(value)}" for key, value in tuned.items())
-        values, passed = _parse(place, {**taken, **own, **tuned}, method.arguments)
-        try:
-            variants.append(Variant(name + suffix, method.arguments(**values), passed))
-        except ConfigError as error:
-            raise ConfigError(f"{place}: {error}") from None
+        variants.append(Variant(name + suffix, *_arguments(place, {**taken, **own, **tuned}, method.arguments)))
     label = str(entry.get("label", method.label if name == kind else name.replace("_", " ")))
     control = coerce(entry.get("control", method.control), bool, f"{place}.control")
     return MethodPlan(Arm(name, label, control), kind, tuple(variants)), where
+
+
+def _arguments(place: str, keys: Mapping[str, Any], kind: type[RunArguments]) -> tuple[RunArguments, dict[str, Any]]:
+    """Keys as the arguments that they make, with one template for every stage, and those for TRL's configs."""
+    values, passed = _parse(place, keys, kind)
+    try:
+        return with_one_template(kind(**values), passed)
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from None
 
 
 def _parse(place: str, keys: Mapping[str, Any], kind: type) -> tuple[dict[str, Any], dict[str, Any]]:

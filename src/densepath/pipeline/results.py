@@ -26,6 +26,7 @@ from densepath.evidence.comparisons import differs, family_sizes, setting_compar
 from densepath.evidence.statements import statements, warnings
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.pipeline.grid import Grid
+from densepath.pipeline.recipe import Setting
 from densepath.records.arm import SFT, SPLITS, Arm, ArmResult, Budget, mean_of
 from densepath.records.codec import field_names, to_json
 from densepath.records.results import ArmRow, BestControl, Results, SettingResults
@@ -70,11 +71,21 @@ def grid_results(grid: Grid, info: Mapping[str, Any]) -> Results:
         grid: its cells are read from disk.
         info: what is told beside the figures: date, versions, command.
     """
-    arguments = grid.settings[0].arguments
-    metric = WIN_RATE if arguments.judge is not None else arguments.verifier
     names = [setting.name for setting in grid.settings]
-    found = assemble(grid.results(), _arms(grid), names, metric=metric, info={**info, "seeds": list(grid.seeds)})
+    known = {**info, "seeds": list(grid.seeds)}
+    found = assemble(grid.results(), _arms(grid), names, metric=_metric(grid.settings), info=known)
     return replace(found, sweeps=tuple(grid.sweeps()))
+
+
+def _metric(settings: Sequence[Setting]) -> str | None:
+    """Its name; of several, each with the settings that it belongs to."""
+    found: dict[str | None, list[str]] = {}
+    for setting in settings:
+        name = WIN_RATE if setting.arguments.judge is not None else setting.arguments.verifier
+        found.setdefault(name, []).append(setting.name)
+    if len(found) == 1:
+        return next(iter(found))
+    return ", ".join(f"{name} ({', '.join(of)})" for name, of in found.items())
 
 
 def _arms(grid: Grid) -> list[Arm]:

@@ -44,7 +44,8 @@ from densepath.terminal import Console, say, terminal
 from densepath.trainers.model_card import with_comparison
 from densepath.trainers.refusals import check_startable
 
-EVERY_STEP = "nothing: every step is logged, and FLOPs are summed over the log"
+_EVERY_STEP = "nothing: every step is logged, and FLOPs are summed over the log"
+_PUSHED = "nothing: of the models that are trained, the one that you choose is uploaded with `hf upload`"
 OWN_KEYS = {
     "sft_output_dir": "output_dir",
     "dpr_output_dir": "output_dir",
@@ -53,11 +54,13 @@ OWN_KEYS = {
     "dpr_report_to": "report_to, which holds for every stage",
     "dpr_beta": "beta",
     "dpr_dense_reward": "dense_reward",
-    "sft_logging_steps": EVERY_STEP,
-    "sft_logging_strategy": EVERY_STEP,
+    "sft_logging_steps": _EVERY_STEP,
+    "sft_logging_strategy": _EVERY_STEP,
+    "sft_push_to_hub": _PUSHED,
+    "dpr_push_to_hub": _PUSHED,
     "dpr_num_train_epochs": "dpr_max_steps: prompts are drawn for as many steps",
-    "dpr_logging_steps": EVERY_STEP,
-    "dpr_logging_strategy": EVERY_STEP,
+    "dpr_logging_steps": _EVERY_STEP,
+    "dpr_logging_strategy": _EVERY_STEP,
 }
 """Arguments of TRL's configs that a run decides on, and what decides."""
 

@@ -139,7 +139,7 @@ class RunFolder:
         differences = [
             f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
             for key in sorted({*before, *config})
-            if key not in MACHINE_KEYS and expanded(before.get(key), key) != expanded(config.get(key), key)
+            if key not in MACHINE_KEYS and _meant(before.get(key), key) != _meant(config.get(key), key)
         ]
         if differences and self._has_work():
             raise ResumeError(
@@ -326,6 +326,14 @@ class RunFolder:
         for pattern in HALF_WRITTEN:
             for half in self.path.glob(pattern):
                 remove(half)
+
+
+def _meant(value: Any, key: str) -> Any:
+    """What decides the result of a value: the folder that `~` names, and of a number not how it is written."""
+    if key in ("reference", "beta"):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(value)
+    return expanded(value, key)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import graphlib
 import importlib
 import multiprocessing
 import os
@@ -79,7 +80,11 @@ def run_tasks(
 
     Raises:
         StorageError: a process died, as when the memory is used up.
+        ValueError: tasks that wait for one another, or for one that is not there, and would do so for ever.
     """
+    if missing := {need for task in tasks.values() for need in task.needs} - set(tasks):
+        raise ValueError(f"no such task: {', '.join(map(_name, missing))}")
+    graphlib.TopologicalSorter({key: task.needs for key, task in tasks.items()}).prepare()
     done: dict[Hashable, Finished] = {}
     waiting = dict(tasks)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from trl import SFTConfig
 
 from densepath.config.options import check_reference
@@ -17,7 +18,7 @@ from densepath.data.rows import DataFormat, detect_format
 from densepath.data.sources import load_rows
 from densepath.data.splits import check_disjoint
 from densepath.data.training_rows import Rows, demonstration_pairs, prompt_dataset
-from densepath.errors import ConfigError, DataError
+from densepath.errors import ConfigError, DataError, StorageError
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
@@ -85,12 +86,37 @@ def _open_inputs(
         warn(console, doubt)
 
 
-def _trained_before(folder: RunFolder, console: Console) -> bool:
+def push_model(config: Any, folder: RunFolder, console: Console) -> None:
+    """Upload `model`, its card and tokenizer to the hub if `push_to_hub` says so; the first process does.
+
+    transformers pushes what a checkpoint holds (`hub_strategy`), and after the last step there is none.
+
+    Raises:
+        StorageError: the hub does not take it.
+    """
+    if not config.push_to_hub or not folder.writes:
+        return
+    model, name = folder / "model", config.hub_model_id or folder.path.absolute().name
+    try:
+        repo = HfApi().create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
+        HfApi().upload_folder(
+            repo_id=repo, folder_path=model, commit_message="End of training", revision=config.hub_revision
+        )
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise StorageError(
+            f"{model} is there, and could not be pushed to {name} ({reason}): the same command tries it again"
+        ) from error
+    say(console, f"pushed to {repo}")
+
+
+def _trained_before(config: Any, folder: RunFolder, console: Console) -> bool:
     done = (folder / "model").exists()
     if done:
         if not folder.is_done("train"):  # killed between the two
             folder.finish("train", folder.begin("train"))
         say(console, f"{folder / 'model'} is there already: nothing to do")
+        push_model(config, folder, console)
     return done
 
 
@@ -126,6 +152,7 @@ def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, ti
     save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
     folder.finish("train", started)
     say(console, f"model: {(folder / 'model').resolve()}")
+    push_model(trainer.args, folder, console)
     return folder / "model"
 
 
@@ -138,7 +165,7 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
     values = {**QUIET, **device_defaults(), **others, "output_dir": arguments.output_dir, "max_length": None}
     config = trl_config(SFTConfig, values)
     with opened(config, arguments, others, console) as (folder, console):
-        if _trained_before(folder, console):
+        if _trained_before(config, folder, console):
             return folder / "model"
         rows, tokenizer, context = _rows(arguments, "demonstrations", config.seed)
         limit = min(arguments.max_length or context, context)
@@ -173,7 +200,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
     values = {**QUIET, **device_defaults(), **evaluation, **others, "output_dir": arguments.output_dir}
     config = trl_config(DPRConfig, values)
     with opened(config, arguments, others, console) as (folder, console):
-        if _trained_before(folder, console):
+        if _trained_before(config, folder, console):
             return folder / "model"
         if config.eval_strategy != "no" and arguments.eval_dataset_name is None:
             raise ConfigError("eval_strategy needs eval_dataset_name: held-out demonstrations")

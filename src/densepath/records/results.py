@@ -207,8 +207,9 @@ class Results:
     """What was found out.
 
     Attributes:
-        metric: name of what the verifier or the judge says, higher is better; None where nothing checked the answers.
-            Then nothing is compared: the likelihood of held-out demonstrations is a health check, no verdict.
+        metric: name of what the verifier or the judge says, higher is better; of several, each with its settings. None
+            where nothing checked the answers. Then nothing is compared: the likelihood of held-out demonstrations is a
+            health check, no verdict.
         interval: how intervals and verdicts are made.
         made_by: version of densepath.
         info: what made it: command, commit, date, versions.
