@@ -43,7 +43,7 @@ from densepath.methods._behaviours import Corpus, Fitted, Training, fit, scored_
 from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
 from densepath.methods._shown import shown_rows
 from densepath.methods._stage import FORWARD_FLOPS, trained_or_sft
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.load import load_frozen
 from densepath.models.quantized import parameter_count
 from densepath.progress import StageProgress
 from densepath.records.arm import Budget
@@ -147,7 +147,7 @@ class _Scores:
 def _corpus(stage: Stage) -> tuple[Corpus, float]:
     """The demonstrations and answers of the model before SFT; the FLOPs of sampling these and of scoring all twice."""
     sft, arguments = stage.sft, stage.arguments
-    tokenizer = load_tokenizer(str(sft.model))
+    tokenizer = sft.tokenizer()
     limit = min(sft.arguments.max_length or sft.context, sft.context)
     rows = sft.rows("train")
     if arguments.purify_rounds and detect_format(rows[0]) is DataFormat.TEXT:

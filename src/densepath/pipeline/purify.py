@@ -125,8 +125,9 @@ def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tup
 
 def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, config: Any, console: Console) -> None:
     """Check models and rows, and write or compare what the work begins with, SFT's answers for a judge among it."""
-    tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
-    check_same_tokenizer(tokenizer, load_tokenizer(sft.base), special_tokens=False)
+    tokenizer = sft.tokenizer()
+    before = load_tokenizer(sft.base, trust_remote_code=arguments.trust_remote_code)
+    check_same_tokenizer(tokenizer, before, special_tokens=False)
     if not weights_differ(arguments.model_name_or_path, sft.base):
         raise ConfigError(
             f"{sft.base} and {arguments.model_name_or_path} have the same weights: the reward is zero; give the "

@@ -23,7 +23,6 @@ from densepath.errors import DataError
 from densepath.io import remembered, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
-from densepath.models.load import load_tokenizer
 from densepath.pipeline.against_sft import judge_of_run
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
@@ -135,7 +134,7 @@ def settled(arguments: RunArguments, path: Path) -> RunArguments | None:
 
 def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str, capped: bool) -> Findings:
     arguments = sft.arguments
-    tokenizer = load_tokenizer(str(sft.model))
+    tokenizer = sft.tokenizer()
     (policy,) = load_policies([sft.model], **arguments.model_options(), device="auto")
     models = SFTModels(
         policy,
