@@ -244,6 +244,8 @@ class ChoiceArguments(GivenSFTArguments, ReferencesArguments, DenseRewardArgumen
         for beta in self.candidate_betas:
             if not beta > 0:
                 raise ConfigError(f"candidate_betas: {beta} must be above 0")
+        if len(set(self.candidate_betas)) < len(self.candidate_betas):
+            raise ConfigError(f"candidate_betas={self.candidate_betas}: give each once")
         if self.beta == "auto" and not self.candidate_betas:
             raise ConfigError("candidate_betas is empty; give the values among which beta=auto chooses")
         if not self.gives_sft:
