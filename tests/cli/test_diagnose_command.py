@@ -193,6 +193,18 @@ def test_mistakes_are_one_line(run_dir, write_jsonl, capsys, words, message):
     assert message in err
 
 
+def test_demonstrations_beyond_the_context_are_no_obstacle_as_they_are_none_for_a_run(run_dir, write_jsonl, capsys):
+    """With a verifier all prompts are asked; by the reward alone the other rows count."""
+    rows = checked(41)
+    rows[3]["completion"] = "1 " * 600
+    judged = (run_dir / "data").exists()  # the recipe of a run has a verifier
+    words = ["diagnose", "--run_dir", str(run_dir), "--betas", "1", "--max_completion_length", "6"]
+    assert main([*words, "--dataset_name", write_jsonl("long.jsonl", rows)]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert ("all are asked as prompts alone" if judged else "1 of 8 left out") in out
+    assert json.loads(Path("diagnosis.json").read_text())["prompts"] == (8 if judged else 7)
+
+
 def test_validation_rows_and_never_the_test_s(run_dir, capsys):
     words = ["diagnose", "--run_dir", str(run_dir)]
     if not (run_dir / "data").exists():

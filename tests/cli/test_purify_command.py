@@ -10,8 +10,10 @@ from tests.methods.test_purified_sft import source as source  # a fixture
 from tests.trainers.test_sft import StopAt
 
 from densepath.cli.main import main
+from densepath.config.training import PurifyCommandArguments
 from densepath.io import read_json, read_jsonl
 from densepath.methods import _behaviours
+from densepath.pipeline.purify import _rows
 
 
 @pytest.fixture
@@ -124,9 +126,24 @@ def test_a_verifier_needs_no_held_out_rows_of_their_own(argv, tmp_path, capsys):
     assert len(kept) + len(dropped) + len(held) == len(ROWS)
 
 
+def test_every_row_is_sorted_or_held_out_but_twins_of_what_is_held_out(tmp_path):
+    """A split by content is larger than what is asked for; of a prompt that is held out no row is sorted."""
+    rows = [{"prompt": f"q {i}?", "completion": f"a {i}"} for i in range(600)]
+    again = [{**row, "completion": "b"} for row in rows]
+    for given, none in ((rows, 0), (rows + again, 6)):
+        (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+        asked = {"dataset_name": str(tmp_path / "rows.jsonl"), "num_validation_samples": 6}
+        to_sort, held_out, unused = _rows(PurifyCommandArguments("sft", ref_model_name_or_path="base", **asked))
+        assert (len(held_out), unused) == (6, none)
+        assert len(to_sort) == len(given) - 6 - none
+        assert to_sort == [row for row in given if row in to_sort]  # in the source's order
+        assert not {row["prompt"] for row in to_sort} & {row["prompt"] for row in held_out}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"purify_kind_column": "knd"}, "purify_kind_column=knd: training row 1 has no such column"),
         ({"ref_model_name_or_path": None}, "ref_model_name_or_path is missing: The model before SFT"),
         ({"model_name_or_path": None}, "model_name_or_path is missing: The SFT model"),
         ({"purify_behaviours": 1}, "give numbers of 2 or more"),
@@ -141,6 +158,7 @@ def test_a_verifier_needs_no_held_out_rows_of_their_own(argv, tmp_path, capsys):
         ({"eval_dataset_name": "rows"}, "prompt"),
     ],
     ids=[
+        "kind",
         "no-base",
         "no-sft",
         "one",

@@ -9,6 +9,7 @@ import pytest
 
 from densepath import DenseReward, audit_demonstrations, rank_completions
 from densepath.cli.main import main
+from densepath.pipeline.audit import dropped_rows
 from densepath.report.scored import ScoredFile
 
 GROUPS = [
@@ -172,6 +173,29 @@ def test_audit_parts_the_rows_and_leaves_them_as_they_were(run, write_jsonl, tmp
         assert row["audit_score"] == scores[number]
     assert f"{14 - len(gone)} rows kept: {clean}" in out
     assert f"{len(gone)} rows dropped: {dropped}" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"),
+    [
+        ({1: ["cut_off"], 2: [("near_duplicate", 1)], 3: []}, {2, 3}),
+        ({1: ["cut_off"], 2: [("near_duplicate", 1), "cut_off"], 3: [("near_duplicate", 1)]}, {3}),
+        ({1: ["cut_off"], 2: [("near_duplicate", 1)], 3: [("near_duplicate", 1)], 4: [("duplicate", 3)]}, {2}),
+        ({1: [], 2: [("near_duplicate", 1)], 3: [("duplicate", 2)]}, {1}),
+    ],
+    ids=["twin-of-what-goes", "the-second-twin", "one-twin-alone", "twin-of-a-twin"],
+)
+def test_of_rows_that_repeat_one_another_the_first_good_one_stays(flags, kept):
+    """Worst first, as an audit gives them: the last row is the worst here."""
+    told = {
+        row: [{"flag": each} if isinstance(each, str) else {"flag": each[0], "of": each[1]} for each in found]
+        for row, found in flags.items()
+    }
+    records = [{"row": row, "score": -row, "flags": told[row]} for row in sorted(told, reverse=True)]
+    dropped = dropped_rows(records, ["duplicate", "near_duplicate", "cut_off"], 0.0)
+    assert {row - 1 for row in told} - set(dropped) == {row - 1 for row in kept}
+    for row in dropped.values():  # what a row is said to repeat is there
+        assert all(int(number) in kept for number in re.findall(r"duplicate of row (\d+)", row["audit_reason"]))
 
 
 def test_the_worst_span_is_shown_in_its_line(reward, write_jsonl, run):

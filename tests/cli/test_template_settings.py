@@ -7,6 +7,7 @@ import json
 import pytest
 from tests.pipeline.runs import save_tiny_model
 from tests.support import CHATML, IM_END, PAD, tiny_tokenizer
+from transformers import AutoTokenizer
 
 from densepath.cli.main import main
 from densepath.config.answers import EvalArguments, GenerateArguments
@@ -15,7 +16,7 @@ from densepath.config.mixins import TEMPLATE_SETTINGS
 from densepath.config.pages import ServeArguments, ViewArguments
 from densepath.config.reward import AuditArguments, RankArguments, RewardEvalArguments, ScoreArguments
 from densepath.config.run import RunArguments, with_one_template
-from densepath.config.training import DPRArguments, SFTArguments
+from densepath.config.training import DPRArguments, PurifyCommandArguments, SFTArguments
 from densepath.data.encode import encode_prompt
 from densepath.errors import ConfigError
 from densepath.models.load import load_tokenizer
@@ -41,6 +42,7 @@ ROWS = [
     [
         RunArguments, SFTArguments, DPRArguments, EvalArguments, ScoreArguments, ServeArguments, ViewArguments,
         GenerateArguments, AuditArguments, RankArguments, RewardEvalArguments, DiagnoseArguments,
+        PurifyCommandArguments,
     ],
 )  # fmt: skip
 def test_every_command_that_reads_text_has_the_three_settings(kind: type) -> None:
@@ -77,6 +79,34 @@ def test_a_template_that_ends_turns_otherwise_is_scored_audited_and_improved(
     capsys.readouterr()
     assert main(["score", *common, "--output_file", str(tmp_path / "other.jsonl")]) == 2
     assert f"set eos_token to {PAD!r}" in capsys.readouterr().err
+
+
+def test_purification_reads_and_saves_what_it_was_told(pad_models, write_jsonl, tmp_path, monkeypatch) -> None:
+    told = CHATML.replace(IM_END, PAD).replace("You help.", "Reply with the answer only.")
+    (tmp_path / "told.jinja").write_text(told, encoding="utf-8")
+    trusted, load = set(), AutoTokenizer.from_pretrained
+    monkeypatch.setattr(
+        AutoTokenizer, "from_pretrained", lambda *a, **k: trusted.add(k["trust_remote_code"]) or load(*a, **k)
+    )
+    rows = [{**row, "completion": [{"role": "assistant", "content": "the " * (1 + i % 3)}]} for i, row in many(ROWS)]
+    words = ["--model_name_or_path", pad_models["sft"], "--ref_model_name_or_path", pad_models["ref"]]
+    words += ["--dataset_name", write_jsonl("rows.jsonl", rows), "--output_dir", str(tmp_path / "out")]
+    words += ["--purify_rounds", "0", "--purify_final_steps", "1", "--per_device_train_batch_size", "4"]
+    words += ["--chat_template_path", str(tmp_path / "told.jinja"), "--eos_token", PAD, "--trust_remote_code", "true"]
+    assert main(["purify", *words]) == 0
+    assert trusted == {True}
+    saved = load_tokenizer(tmp_path / "out/model")
+    assert (saved.eos_token, saved.chat_template) == (PAD, told)
+    shown = json.loads((tmp_path / "out/purification.json").read_text())["rows"]
+    assert shown
+    for row in shown:  # scored with the token that ends turns
+        assert row["turns"][0]["token_ids"][-1] == saved.eos_token_id
+
+
+def many(rows, times=10):
+    """(number, row), the number a part of the row's prompt, so that none is another."""
+    found = (row for _ in range(times) for row in rows)
+    return ((i, {**row, "prompt": [{"role": "user", "content": f"{i}?"}]}) for i, row in enumerate(found))
 
 
 def test_what_sft_was_told_is_kept_by_its_model(write_jsonl, tmp_path) -> None:

@@ -7,11 +7,13 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
+from tests.live_memory import LiveBytes, WidestRows
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 from tests.trainers.test_sft import StopAt
@@ -21,6 +23,7 @@ from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DamageWarning
 from densepath.io import read_json, read_jsonl
 from densepath.methods import SFTRun, Stage, _behaviour_choice, _behaviours, get_method, purified_sft
+from densepath.methods._demonstrations import _mean_states
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
 from densepath.pipeline.against_sft import check_of_run
@@ -105,6 +108,19 @@ def test_kept_and_dropped_rows_are_the_source_rows(purified):
     # The half of each kind: the mix stays.
     assert collections.Counter(row["kind"] for row in kept) == {"count": 8, "name": 4}
     assert record.kinds == (("count", 16 / 24, 8 / 12), ("name", 8 / 24, 4 / 12))
+
+
+def test_a_row_beyond_the_share_is_not_said_to_be_of_another_behaviour(source, tmp_path, monkeypatch):
+    chosen_always(monkeypatch)
+    purified_sft.train(stage_of(source, tmp_path, purify_rounds=1, purify_keep=0.1))
+    told = [(row["purify_evidence"], row["purify_reason"]) for row in read_jsonl(tmp_path / "dropped.jsonl")]
+    for evidence, reason in told:
+        other = "it is more surely of another behaviour than behaviour 2 of 2"
+        assert reason == ("those that are kept are more surely of behaviour 2 of 2" if evidence > 0 else other)
+    beyond = sum(evidence > 0 for evidence, _ in told)
+    assert 0 < beyond < len(told), "there are both"
+    said = f"{beyond} of the rows set aside may be of behaviour 2 of 2 too, less surely than those that are kept"
+    assert record_of(tmp_path).reason == f"told to. {said}"
 
 
 def test_the_record_shows_rows_with_the_reward_of_each_token(purified, source):
@@ -313,6 +329,17 @@ def test_dft_on_all_demonstrations_is_taken_where_the_verifier_finds_it_better(s
     assert not (tmp_path / "dft").exists()
 
 
+def test_the_adapter_of_dft_names_its_base_from_where_it_is_left(source, tmp_path, monkeypatch):
+    """It is trained a folder deeper; what a tree that is moved with its base goes by is the relative path."""
+    planted(monkeypatch, {"DFT on all demonstrations": 12, "behaviour 2 of 2": 1})
+    adapters = {"use_peft": True, "lora_r": 2}
+    purified_sft.train(
+        stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1, purify_dft=True, **adapters)
+    )
+    record = read_json(tmp_path / "model/densepath_base.json")
+    assert (tmp_path / "model" / record["relative"]).resolve() == (source / "sft/model").resolve()
+
+
 def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_path, monkeypatch):
     chosen_always(monkeypatch)
     purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
@@ -463,9 +490,65 @@ def test_a_behaviour_that_owns_no_row_keeps_those_that_are_nearest(source, tmp_p
     log_likelihoods = torch.stack([-torch.arange(20.0), -torch.arange(20.0) - 1], dim=1).double()
     fitted = _behaviours.Fitted(log_likelihoods, torch.tensor([0.9, 0.1]).double(), None, None, (), 0.0, 0.0)
     stage = stage_of(source, tmp_path, purify_keep=None)
-    keep, weights = purified_sft._better_part(stage, torch.arange(20.0), fitted, 1, torch.arange(20) % 2)
+    keep, weights, told = purified_sft._better_part(stage, torch.arange(20.0), fitted, 1, torch.arange(20) % 2)
     assert keep.nonzero().squeeze(1).tolist() == [18, 19]
     assert weights.sum() == 2
+    assert told == ()
+
+
+def test_what_is_set_aside_is_never_drawn(source, tmp_path):
+    """Of three behaviours that overlap, rows are kept whose most likely behaviour is the chosen one."""
+    log_likelihoods = 0.6 * torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).double()
+    fitted = _behaviours.Fitted(log_likelihoods, torch.full((3,), 1 / 3).double(), None, None, (), 0.0, 0.0)
+    stage = stage_of(source, tmp_path, purify_keep=None)
+    keep, weights, _ = purified_sft._better_part(stage, torch.zeros(100), fitted, 0, torch.zeros(100))
+    likeliest = [max(range(3), key=row.__getitem__) == 0 for row in log_likelihoods.tolist()]
+    assert keep.tolist() == likeliest
+    assert (weights > 0).tolist() == likeliest
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kept", "pooled"),
+    [(list(range(12)), range(6), 12), ([0] * 8 + [1, 2, 3, 4], [0, 1, 2, 3, 8, 9], 4)],
+    ids=["all-alone", "some-alone"],
+)
+def test_kinds_of_one_row_are_halved_together(source, tmp_path, kinds, kept, pooled):
+    stage = stage_of(source, tmp_path, purify_keep=0.5)
+    keep, _, told = purified_sft._better_part(stage, -torch.arange(12.0), None, 0, torch.tensor(kinds))
+    assert keep.nonzero().squeeze(1).tolist() == list(kept)
+    assert told == (
+        f"{pooled} kinds of prompt have too few rows to keep 0.5 of each: taken together, their mix may shift",
+    )
+
+
+def test_prompts_are_clustered_without_logits_and_by_a_budget_of_tokens():
+    model = tiny_llama(vocab_size=1009)
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(1009, (length,), generator=generator).tolist() for length in (3, 200, 1, 77, 200, 60)]
+    with WidestRows(1009) as wide:
+        states = _mean_states(model, prompts * 2)
+    assert wide.rows == 0
+    for prompt, state in zip(prompts * 2, torch.from_numpy(states), strict=True):
+        naive = model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[1].double().mean(dim=1)[0]
+        assert torch.allclose(state, naive, atol=1e-6)
+    peaks = []
+    for count in (10, 80):
+        with LiveBytes() as live:
+            _mean_states(model, [prompts[1]] * count)
+        peaks.append(live.peak)
+    assert peaks[1] < 1.5 * peaks[0]
+
+
+def test_lifts_begin_with_no_share_of_the_demonstrations(source, tmp_path, monkeypatch):
+    """Nine in ten answers of the model before SFT are behaviour 1, and no demonstration is."""
+    far = torch.tensor([[0.0, -30.0]] * 9 + [[-30.0, 0.0]]).double()
+    demonstrations = torch.tensor([[-900.0, 0.0]] * 20).double()
+    said = [_behaviours._Said(demonstrations[:, k], torch.empty(0), far[:, k], 0.0, 0.0) for k in (0, 1)]
+    monkeypatch.setattr(_behaviours, "_trained_and_asked", lambda *given: said.pop(0))
+    corpus = SimpleNamespace(samples=range(10), validation=())
+    fitted = _behaviours.fit(stage_of(source, tmp_path, purify_rounds=1), corpus, torch.tensor([0, 1] * 10), 2)
+    assert fitted.shares.tolist() == pytest.approx([0, 1], abs=1e-6)
+    assert fitted.reference_shares.tolist() == pytest.approx([0.9, 0.1], abs=1e-4)
 
 
 def test_fewer_demonstrations_than_bands_need_are_a_mistake(source, tmp_path):
@@ -475,8 +558,9 @@ def test_fewer_demonstrations_than_bands_need_are_a_mistake(source, tmp_path):
 
 
 def test_a_row_without_the_kind_is_a_mistake(source, tmp_path):
-    place = linked(source, tmp_path / "source", rows=[*ROWS, {"prompt": "a", "completion": "b"}])
-    with pytest.raises(ConfigError, match="purify_kind_column=kind: training row 25 has no such column"):
+    long = {**ROWS[0], "prompt": "x " * 200}  # left out, and counted
+    place = linked(source, tmp_path / "source", rows=[long, *ROWS, {"prompt": "a", "completion": "b"}])
+    with pytest.raises(ConfigError, match="purify_kind_column=kind: training row 26 has no such column"):
         purified_sft.train(stage_of(place, tmp_path / "cell"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 
 import pytest
@@ -71,6 +72,31 @@ def test_a_run_with_arms_of_every_sort(tiny_model, tmp_path):
     assert (run / "dpr_capped/model").is_dir()
     shown = read_jsonl(run / "samples.jsonl")[0]["completions"]
     assert set(shown) == {"sft", "dpr", "dpr_capped", "purified_sft"}  # SFT and what is no control
+
+
+@pytest.mark.parametrize(
+    ("columns", "changes", "message"),
+    [
+        ("text", {}, "plain text has no prompt that the model before SFT could answer"),
+        ("prompt completion", {"purify_kind_column": "tsak"}, "purify_kind_column=tsak: training row 1 has no such"),
+    ],
+    ids=["text", "kind"],
+)
+def test_rows_that_an_arm_cannot_use_are_refused_before_sft(tiny_model, tmp_path, capsys, columns, changes, message):
+    prompts = [{"prompt": f"q {i}?", "answer": f"{i}"} for i in range(40)]
+    texts = [{name: f"{name} {i}" for name in columns.split()} for i in range(60)]
+    given = {
+        "dataset_name": texts,
+        "eval_dataset_name": prompts,
+        "rl_prompts": [{"prompt": f"r {i}?"} for i in range(9)],
+    }
+    for name, rows in given.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: tmp_path / f"{name}.jsonl" for name in given}
+    words = run_argv(tiny_model, tmp_path / "run", arms=["sft", "dpr", "purified_sft"], **files, **changes)
+    assert main(words) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run/sft").exists()
 
 
 def test_sft_goes_over_the_demonstrations_once_unless_it_is_told_otherwise(tmp_path):

@@ -9,12 +9,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 from tests.pipeline.runs import run_argv, save_tiny_model
+from tests.support import CHATML
 
+import densepath
 from densepath.choice.inputs import SFTModels
 from densepath.cli.main import main
 from densepath.config.run import RunArguments
 from densepath.io import read_json
 from densepath.methods import SFTRun
+from densepath.models.load import load_tokenizer
 from densepath.pipeline.run_folder import RunFolder
 
 QUICK = {"dpr_max_steps": 1, "eval_temperatures": [0], "dpr_eval_strategy": "no", "sft_max_steps": "none"}
@@ -65,6 +68,43 @@ def test_every_arm_of_a_given_model_trains_an_adapter_where_one_is_asked_for(tmp
         model = tmp_path / f"run/{name}/model"
         assert read_json(model / "adapter_config.json")["r"] == 2, name
         assert not (model / "model.safetensors").exists(), name
+
+
+def test_every_stage_after_a_given_model_reads_as_the_recipe_says(tmp_path, tiny_model):
+    """Its folder was told nothing of the template: what is counted, trained on, sampled and saved is the recipe's."""
+    told = CHATML.replace("You help.", "Reply with the answer only. " * 5)
+    (tmp_path / "told.jinja").write_text(told, encoding="utf-8")
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"{chr(97 + i % 26)}{chr(97 + i // 26)}"}],
+            "completion": [{"role": "assistant", "content": "the answer"}],
+            "answer": "x",
+        }
+        for i in range(60)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    names = ["continued_sft", "spin", "extrapolation", "dpr"]
+    assert main(argv(
+        *(tiny_model, tmp_path / "run"),
+        sft_model_name_or_path=save_tiny_model(tmp_path / "mine", seed=1),
+        **{"dataset_name": tmp_path / "rows.jsonl", "chat_template_path": tmp_path / "told.jinja"},
+        **{"reference": 0, "beta": 1, "arms": ["sft", *names]},
+    )) == 0  # fmt: skip
+    for name in names:
+        assert load_tokenizer(tmp_path / f"run/{name}/model").chat_template == told, name
+    data = read_json(tmp_path / "run/data.json")["train"]
+    budget = RunFolder(tmp_path / "run/continued_sft", read_only=True).outcome("train").budget
+    # every row has as many tokens as the data stage counted, and so has what continued SFT was trained on
+    assert budget.tokens / budget.demonstrations == data["tokens"] / data["rows"]
+
+
+def test_a_stage_after_sft_has_one_way_to_its_tokenizer():
+    """`SFTRun.tokenizer`: one that is loaded from the model's folder alone forgets what the recipe says."""
+    source = Path(densepath.__file__).parent
+    loading = {str(path.relative_to(source)) for path in source.rglob("*.py") if "load_tokenizer" in path.read_text()}
+    assert {name for name in loading if name.startswith("methods/")} == {"methods/_stage.py"}
+    after = {f"pipeline/{name}.py" for name in ("evaluation", "selection", "against_sft", "samples")}
+    assert not after & loading
 
 
 def test_the_shortest_context_of_the_given_models_is_that_of_the_run(tmp_path, tiny_model):

@@ -443,21 +443,22 @@ def systematic_draws(weights: Tensor, count: int, generator: torch.Generator) ->
     return found[torch.randperm(count, generator=generator)]
 
 
-def settled_shares(log_likelihoods: Tensor, log_shares: Tensor, *, tolerance: float = 1e-6, most: int = 500) -> Tensor:
+def settled_shares(log_likelihoods: Tensor, *, tolerance: float = 1e-6, most: int = 500) -> Tensor:
     """Shares of the behaviours in a set of answers: E steps and their means, repeated until the shares stay.
 
-    The behaviours are not trained again: the shares alone are EM's unknowns, and the likelihood is concave in them.
+    The behaviours are not trained again: the shares alone are EM's unknowns, and the likelihood is concave in them. It
+    begins with equal shares: one that is nearly 0 grows by a factor in each step, which looks like a share that stays.
 
     Args:
         log_likelihoods: (answers, behaviours) float, nats.
-        log_shares: (behaviours,) float, where to begin, nats.
         tolerance: the largest change of a share that counts as none.
         most: steps.
 
     Returns:
         (behaviours,) float64.
     """
-    shares = log_shares.double().exp()
+    number = log_likelihoods.shape[1]
+    shares = torch.full((number,), 1 / number, dtype=torch.float64)
     for _ in range(most):
         fresh = mean_shares(responsibilities(log_likelihoods.double(), shares.log()))
         settled = float((fresh - shares).abs().max()) < tolerance

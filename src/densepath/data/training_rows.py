@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from densepath.data.encode import encode_pairs, encode_row_prompt
 from densepath.data.formats import as_dataset
-from densepath.data.rows import DataFormat, Row, detect_format, normal_turns, prompt_of, template_columns
+from densepath.data.rows import DataFormat, Row, detect_format, is_answered, normal_turns, prompt_of, template_columns
 
 Rows = list[dict[str, Any]]
 R = TypeVar("R", bound=Row)
@@ -40,6 +40,20 @@ def demonstration_pairs(rows: Rows, tokenizer: Any, longest: int) -> Dataset:
         if all(len(each.prompt_ids) + len(each.completion_ids) <= longest for each in encoded):
             found.append(pair)
     return as_dataset(found)
+
+
+def measured_rows(rows: Rows, tokenizer: Any, context: int, *, judged: bool) -> Rows:
+    """Rows without demonstrations that are longer than the context: prompts alone of all where answers are judged."""
+
+    def fits(row: Row) -> bool:
+        pair = encode_pairs(row, tokenizer)[-1]
+        return len(pair.prompt_ids) + len(pair.completion_ids) <= context
+
+    fitting = [row for row in rows if not is_answered(row) or fits(row)]
+    if not judged or len(fitting) == len(rows):
+        return fitting
+    prompts = ({k: v for k, v in row.items() if k not in ("completion", "messages")} for row in rows)
+    return [{**rest, "prompt": prompt_of(row)} for rest, row in zip(prompts, rows, strict=True)]
 
 
 def prompt_dataset(rows: Sequence[Row]) -> Dataset:

@@ -11,10 +11,11 @@ import difflib
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from densepath.config.run import RunArguments
+from densepath.data.rows import Row
 from densepath.errors import ConfigError
 from densepath.methods._stage import Policy, SFTRun, Stage, trained
 from densepath.records.outcome import Outcome
@@ -35,6 +36,7 @@ class Method:
         needs_reference: whether it reads `reference`, which may be left to validation; where none helps there, the
             SFT model stands for it.
         matches: whether its compute is that of another method, which then has to be trained before it.
+        check_rows: refuses training rows that it could not use, before anything is trained; None where it takes all.
         sees_validation: whether it is trained on the validation prompts, where its figures then say nothing.
     """
 
@@ -45,6 +47,7 @@ class Method:
     arguments: type[RunArguments] = RunArguments
     needs_reference: bool = False
     matches: bool = False
+    check_rows: Callable[[RunArguments, Sequence[Row]], None] | None = None
     sees_validation: bool = False
 
 

@@ -18,7 +18,6 @@ from densepath.choice.decide import decide
 from densepath.evals.generation import Decoding, checked, generate
 from densepath.io import remembered
 from densepath.methods import Stage
-from densepath.models.load import load_tokenizer
 from densepath.progress import StageProgress
 from densepath.records.arm import SFT, UNJUDGED, Arm, ArmResult
 from densepath.records.behaviours import NEW_LIFT, Mixture
@@ -186,7 +185,7 @@ def _verdicts(stage: Stage, name: str, path: Path) -> ArmResult:
     rows = stage.sft.rows("validation")
     decoding = Decoding(arguments.eval_temperatures[0], arguments.max_completion_length, seed=2 * arguments.seed)
     (policy,) = load_policies([path], device="auto", **arguments.model_options())
-    tokenizer = load_tokenizer(str(stage.sft.model))
+    tokenizer = stage.sft.tokenizer()
     title = f"{stage.title}, {name}"
     with StageProgress(stage.console, title, len(rows), "completion") as progress, policy.active() as model:
         found = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(done))

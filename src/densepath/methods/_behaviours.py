@@ -109,14 +109,14 @@ def fit(stage: Stage, corpus: Corpus, bands: Tensor, number: int) -> Fitted:
             step = _Step(place / f"round-{turn}/{behaviour + 1}", gamma[:, behaviour], seed, last)
             found.append(_trained_and_asked(stage, corpus, step))
         log_likelihoods = torch.stack([said.train for said in found], dim=1)
-        shares = settled_shares(log_likelihoods, torch.full((number,), 1 / number, dtype=torch.float64).log())
+        shares = settled_shares(log_likelihoods)
         gamma = _with_all_alive(responsibilities(log_likelihoods, shares.log()), gamma)
         tokens += sum(said.tokens for said in found)
         flops += sum(said.flops for said in found)
     return Fitted(
         log_likelihoods,
         shares,
-        None if not len(corpus.samples) else settled_shares(_stacked(found, "samples"), shares.log()),
+        None if not len(corpus.samples) else settled_shares(_stacked(found, "samples")),
         None if not len(corpus.validation) else _mixture_likelihood(_stacked(found, "validation"), shares),
         tuple(place / f"round-{stage.arguments.purify_rounds}/{k + 1}/model" for k in range(number)),
         tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ from torch import Tensor
 from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.rows import Row
 from densepath.errors import ConfigError
+from densepath.models.logits import causal_lm
+from densepath.models.scoring import DEFAULT_TOKEN_BUDGET
 from densepath.progress import StageProgress
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.terminal import Console
-
-PROMPTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,22 @@ def encoded(rows: Sequence[Row], tokenizer: Any, limit: int) -> Demonstrations:
     return Demonstrations(kept, numbers, pairs)
 
 
-def kinds_by_column(rows: Sequence[Row], column: str) -> tuple[Tensor, list[str]]:
-    """(rows,) int64 kind of each row, and the kinds' names, by what stands in a column.
+def check_kinds(rows: Sequence[Row], column: str | None) -> None:
+    """Refuse training rows of which one does not say its kind.
 
     Raises:
-        ConfigError: a row without that column.
+        ConfigError: it names the first one.
     """
-    missing = [number for number, row in enumerate(rows, 1) if row.get(column) is None]
+    missing = [number for number, row in enumerate(rows, 1) if column is not None and row.get(column) is None]
     if missing:
-        raise ConfigError(f"purify_kind_column={column}: training row {missing[0]} has no such column")
+        raise ConfigError(
+            f"purify_kind_column={column}: training row {missing[0]} has no such column; give it one, or leave the "
+            "kinds to clusters of the prompts"
+        )
+
+
+def kinds_by_column(rows: Sequence[Row], column: str) -> tuple[Tensor, list[str]]:
+    """(rows,) int64 kind of each row, and the kinds' names, by what stands in a column that every row has."""
     names = sorted({str(row[column]) for row in rows})
     return torch.tensor([names.index(str(row[column])) for row in rows]), names
 
@@ -115,9 +122,8 @@ def _mean_states(model: Any, prompts: Sequence[Sequence[int]]) -> np.ndarray[Any
     """(prompts, width): hidden state of the middle layer, mean over the prompt's tokens."""
     device = next(model.parameters()).device
     found = np.empty((len(prompts), 0))
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(order), PROMPTS_AT_ONCE):
-        chosen = order[start : start + PROMPTS_AT_ONCE]
+    body = causal_lm(model).base_model  # without the head: nobody reads (tokens, vocabulary) logits
+    for chosen in _batches([len(prompt) for prompt in prompts]):
         longest = max(len(prompts[index]) for index in chosen)
         ids = torch.zeros(len(chosen), longest, dtype=torch.long, device=device)
         mask = torch.zeros_like(ids)
@@ -125,12 +131,22 @@ def _mean_states(model: Any, prompts: Sequence[Sequence[int]]) -> np.ndarray[Any
             ids[place, : len(prompts[index])] = torch.tensor(prompts[index], device=device)
             mask[place, : len(prompts[index])] = 1
         with torch.no_grad():
-            states = model(
-                input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
-            ).hidden_states
+            states = body(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False).hidden_states
         middle = states[len(states) // 2].double() * mask.unsqueeze(-1)
         means = (middle.sum(dim=1) / mask.sum(dim=1, keepdim=True)).cpu().numpy()
         if not found.shape[1]:
             found = np.empty((len(prompts), means.shape[1]))
         found[chosen] = means
     return found
+
+
+def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Indices, short before long, in batches that have at most `DEFAULT_TOKEN_BUDGET` tokens, or one prompt."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if batch and (len(batch) + 1) * lengths[index] > DEFAULT_TOKEN_BUDGET:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch

@@ -15,7 +15,7 @@ from densepath.io import remembered, write_json_atomic
 from densepath.methods import Outcome, Stage
 from densepath.methods._stage import FORWARD_FLOPS, free_models
 from densepath.methods.continued_sft import go_on
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.load import load_frozen
 from densepath.models.quantized import parameter_count
 from densepath.progress import StageProgress
 from densepath.records.arm import Budget
@@ -32,7 +32,7 @@ def own_samples(stage: Stage, rows: Sequence[Row], per_prompt: int) -> list[Comp
         with StageProgress(stage.console, title, len(rows) * per_prompt, "sample") as progress:
             found = generate(
                 load_frozen(arguments, stage.sft.model),
-                load_tokenizer(str(stage.sft.model)),
+                stage.sft.tokenizer(),
                 rows,
                 decoding,
                 on_progress=lambda done, _: progress.update(done),

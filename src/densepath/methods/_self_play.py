@@ -28,7 +28,7 @@ from densepath.methods._stage import (
     tracking,
 )
 from densepath.models.compat import eos_token_ids
-from densepath.models.load import load_frozen, load_tokenizer, load_trainable
+from densepath.models.load import load_frozen, load_trainable
 from densepath.progress import StageProgress
 from densepath.records.arm import Budget
 from densepath.records.codec import field_names, from_json, to_json
@@ -103,7 +103,7 @@ def self_play(stage: Stage, loss: str) -> Outcome:
 
 def _train_round(stage: Stage, loss: str, this: _Round) -> dict[str, Any]:
     free_models()  # of the round before
-    tokenizer = load_tokenizer(this.opponent)
+    tokenizer = stage.sft.tokenizer()
     config = _config(stage, loss, this)
     pairs = remembered(this.folder / "pairs.json", lambda: _pairs(stage, tokenizer, this))
     free_models()  # the opponent

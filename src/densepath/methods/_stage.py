@@ -19,7 +19,7 @@ from densepath.errors import ConfigError, DamagedFileError
 from densepath.evals.verifiers import AnswerJudge, Verifier
 from densepath.io import read_json, read_jsonl, read_log
 from densepath.models.kept import BASE, KeptModels, kept_models
-from densepath.models.load import model_context
+from densepath.models.load import load_tokenizer, model_context
 from densepath.models.quantized import parameter_count
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.models.sampling import Contrast
@@ -93,6 +93,19 @@ class SFTRun:
         """Tokens that every model of the run reads at most, as their configurations say."""
         names = [self.base] if self.given is None else [self.given.sft, *self.given.references.values()]
         return min(model_context(name, self.arguments.trust_remote_code) for name in names)
+
+    def tokenizer(self) -> Any:
+        """A fresh copy of the tokenizer of every stage after SFT: with the recipe's EOS and chat template.
+
+        The recipe's SFT saved it so, and the file of its template may be gone since; a given model was told nothing.
+
+        Raises:
+            MissingFileError, ModelError: there is none, or it cannot take what the recipe says.
+        """
+        options = self.arguments.tokenizer_options()
+        if self.given is None:
+            options = {"trust_remote_code": options["trust_remote_code"]}
+        return load_tokenizer(self.model, **options)
 
     def rows(self, split: str) -> Rows:
         """Rows that the data stage wrote.

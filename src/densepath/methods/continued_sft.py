@@ -16,7 +16,7 @@ from densepath.config.run import RunArguments
 from densepath.data.encode import encode_demonstrations
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._stage import TRAIN_FLOPS, SFTRun, parameters_of, sft_config, tokens_trained
-from densepath.models.load import load_tokenizer, load_trainable
+from densepath.models.load import load_trainable
 from densepath.records.arm import Budget
 from densepath.trainers.sft import save_model_atomic, sft_trainer
 from densepath.trainers.trl_config import peft_config
@@ -53,7 +53,7 @@ def go_on(stage: Stage, steps: int, dataset: Dataset | None = None, **changes: A
         changes: further arguments of TRL's `SFTConfig`.
     """
     arguments = stage.arguments
-    tokenizer = load_tokenizer(str(stage.sft.model))
+    tokenizer = stage.sft.tokenizer()
     config = sft_config(
         arguments,
         stage.others,

@@ -14,7 +14,7 @@ from densepath.data.training_rows import demonstration_pairs, fitting_rows, long
 from densepath.io import read_log
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._stage import dpr_config, tokens_trained
-from densepath.models.load import load_frozen, load_tokenizer, load_trainable
+from densepath.models.load import load_frozen, load_trainable
 from densepath.models.references import EMA_NAME, reference_name
 from densepath.records.arm import Budget
 from densepath.rewards.frozen import FrozenPolicy
@@ -31,7 +31,7 @@ def train(stage: Stage) -> Outcome:
     """
     sft, folder, arguments = stage.sft, stage.folder, stage.arguments
     beta = float(arguments.beta)
-    tokenizer = load_tokenizer(str(sft.model))
+    tokenizer = sft.tokenizer()
     config = dpr_config(arguments, stage.others, folder, beta)
     rows = sft.rows("rl" if arguments.rl_prompts is not None else "train")
     longest = longest_prompt(sft.context, config.max_completion_length or 0, arguments.max_prompt_length)

@@ -10,7 +10,6 @@ from pathlib import Path
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods.contrastive import AlphaArguments
 from densepath.models.extrapolation import save_extrapolated
-from densepath.models.load import load_tokenizer
 from densepath.records.arm import Budget
 from densepath.trainers.callbacks import save_folder_atomic
 
@@ -31,7 +30,7 @@ def train(stage: Stage) -> Outcome:
             folder,
             trust_remote_code=arguments.trust_remote_code,
         )
-        load_tokenizer(sft).save_pretrained(str(folder))
+        stage.sft.tokenizer().save_pretrained(str(folder))
 
     record = {"alpha": arguments.alpha, "reference": arguments.reference}
     save_folder_atomic(stage.folder / "model", save, record)

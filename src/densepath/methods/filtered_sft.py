@@ -15,7 +15,7 @@ from densepath.io import remembered
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._own_samples import own_samples, train_on_own
 from densepath.methods._stage import trained_or_sft
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.load import load_frozen
 from densepath.rewards.frozen import FrozenPolicy
 
 PASSES = 2
@@ -42,7 +42,7 @@ def _prompts(stage: Stage) -> Rows:
     arguments, context = stage.arguments, stage.sft.context
     longest = longest_prompt(context, arguments.max_completion_length, arguments.max_prompt_length)
     rows = stage.sft.rows("rl" if arguments.rl_prompts is not None else "train")
-    rows = fitting_rows(rows, load_tokenizer(str(stage.sft.model)), longest)
+    rows = fitting_rows(rows, stage.sft.tokenizer(), longest)
     if not rows:
         raise DataError("no prompt leaves room for an answer; raise max_prompt_length or lower max_completion_length")
     rng, count = random.Random(arguments.seed), -(-stage.samples // arguments.num_generations)

@@ -29,10 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from densepath.config.run import RunArguments
 from densepath.core.mixture import excess_weights, lifts, rank_bands, systematic_draws
 from densepath.data.encode import Encoded, encode_demonstrations
 from densepath.data.kept_rows import write_kept_rows
-from densepath.data.rows import DataFormat, detect_format, is_answered
+from densepath.data.rows import DataFormat, Row, detect_format, is_answered
 from densepath.data.training_rows import fitting_rows, longest_prompt
 from densepath.errors import ConfigError
 from densepath.evals.generation import Decoding, generate
@@ -40,10 +41,11 @@ from densepath.io import atomic_folder, recalled, remember, remembered, remove, 
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._behaviour_choice import DFT, PURIFIED, aim, behaviour_name, by_lift, taken
 from densepath.methods._behaviours import Corpus, Fitted, Training, fit, scored_tokens, train_on
-from densepath.methods._demonstrations import Demonstrations, encoded, kinds_by_column, kinds_by_prompt
+from densepath.methods._demonstrations import Demonstrations, check_kinds, encoded, kinds_by_column, kinds_by_prompt
 from densepath.methods._shown import shown_rows
 from densepath.methods._stage import FORWARD_FLOPS, trained_or_sft
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.identity import record_base
+from densepath.models.load import load_frozen
 from densepath.models.quantized import parameter_count
 from densepath.progress import StageProgress
 from densepath.records.arm import Budget
@@ -112,6 +114,7 @@ def _left(models: Mapping[str, Path], name: str | None) -> None:
     if name == DFT:
         with atomic_folder(models[PURIFIED]) as folder:
             shutil.copytree(models[DFT], folder, dirs_exist_ok=True)
+            record_base(folder)  # an adapter's base lies elsewhere as seen from here
 
 
 def _train_again(stage: Stage, corpus: Corpus, weights: Tensor, folder: Path, loss: str) -> tuple[float, float]:
@@ -127,7 +130,21 @@ def _train_again(stage: Stage, corpus: Corpus, weights: Tensor, folder: Path, lo
     return tuple(spent)
 
 
-METHOD = Method("purified SFT", control=False, train=train, policy=trained_or_sft)
+def check_rows(arguments: RunArguments, rows: Sequence[Row]) -> None:
+    """Refuse training rows that cannot be sorted.
+
+    Raises:
+        ConfigError: plain text where behaviours are looked for, or a row without its kind.
+    """
+    if arguments.purify_rounds and detect_format(rows[0]) is DataFormat.TEXT:
+        raise ConfigError(
+            "plain text has no prompt that the model before SFT could answer, which the lift of a behaviour needs; "
+            "give prompt and completion, or purify_rounds: 0, or leave purified_sft out of the arms"
+        )
+    check_kinds(rows, arguments.purify_kind_column)
+
+
+METHOD = Method("purified SFT", control=False, train=train, policy=trained_or_sft, check_rows=check_rows)
 
 
 # --- the demonstrations and their scores -----------------------------------------------------------------------------
@@ -147,14 +164,10 @@ class _Scores:
 def _corpus(stage: Stage) -> tuple[Corpus, float]:
     """The demonstrations and answers of the model before SFT; the FLOPs of sampling these and of scoring all twice."""
     sft, arguments = stage.sft, stage.arguments
-    tokenizer = load_tokenizer(str(sft.model))
+    tokenizer = sft.tokenizer()
     limit = min(sft.arguments.max_length or sft.context, sft.context)
     rows = sft.rows("train")
-    if arguments.purify_rounds and detect_format(rows[0]) is DataFormat.TEXT:
-        raise ConfigError(
-            "plain text has no prompt that the model before SFT could answer, which the lift of a behaviour needs; "
-            "give prompt and completion, or purify_rounds: 0"
-        )
+    check_rows(arguments, rows)
     train = encoded(rows, tokenizer, limit)
     held_out = list(filter(is_answered, sft.rows("validation")))
     dataset = encode_demonstrations(
@@ -245,7 +258,7 @@ class _Sorted:
         keep: (rows,) bool, what is trained on.
         weights: (rows,) float64 of the draw; None where the SFT model is kept.
         evidence: (rows,) float64, how surely a row belongs to what is kept, nats.
-        reasons: of each row that is set aside.
+        reasons: of rows that are set aside: where the evidence is at most 0, and where it is above.
         loss: of the final steps.
         by_reward: whether the rule without labels says so too.
         tokens, flops, steps: that it cost.
@@ -258,7 +271,7 @@ class _Sorted:
     keep: Tensor
     weights: Tensor | None
     evidence: Tensor
-    reasons: str
+    reasons: tuple[str, str]
     loss: str
     by_reward: bool = True
     tokens: float = 0.0
@@ -269,7 +282,7 @@ class _Sorted:
 
 def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     arguments, everything = stage.arguments, torch.ones(len(corpus.train), dtype=torch.bool)
-    kept = _Sorted((), None, "", everything, None, scores.log_ratios, "", arguments.purify_final_loss)
+    kept = _Sorted((), None, "", everything, None, scores.log_ratios, ("", ""), arguments.purify_final_loss)
     if (why := _nothing_to_sort(scores.scores)) is not None:
         return replace(kept, reason=why)
     if not arguments.purify_rounds:
@@ -278,7 +291,7 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
             return replace(kept, reason="no demonstration has a reward above the median. The SFT model is kept")
         reason = "drawn by max(0, 1 - exp(median R - R)); no behaviours were looked for"
         aside = "its reward is at most the median"
-        return replace(kept, reason=reason, keep=weights > 0, weights=weights, reasons=aside)
+        return replace(kept, reason=reason, keep=weights > 0, weights=weights, reasons=(aside, aside))
     fits = {number: _fitted(stage, corpus, scores, number) for number in arguments.purify_behaviours}
     tokens, flops = (sum(getattr(each, name) for each in fits.values()) for name in ("tokens", "flops"))
     steps = sum(fits) * arguments.purify_rounds * arguments.purify_steps
@@ -291,10 +304,11 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
         return kept
     number, of = aimed.behaviour
     evidence = _log_odds(fits[of], number - 1)
-    keep, weights = _better_part(stage, evidence, fits[of], number - 1, scores.kinds)
-    aside = f"it is more surely of another behaviour than behaviour {number} of {of}"
+    keep, weights, told = _better_part(stage, evidence, fits[of], number - 1, scores.kinds)
+    name = behaviour_name(number, of)
+    asides = f"it is more surely of another behaviour than {name}", f"those that are kept are more surely of {name}"
     kept = replace(kept, chosen=aimed.behaviour, by_reward=by_lift(aimed.mixtures)[0] == aimed.behaviour)
-    return replace(kept, keep=keep, weights=weights, evidence=evidence, reasons=aside)
+    return replace(kept, keep=keep, weights=weights, evidence=evidence, reasons=asides, warnings=told)
 
 
 def _fitted(stage: Stage, corpus: Corpus, scores: _Scores, number: int) -> Fitted:
@@ -342,20 +356,26 @@ def _log_odds(fitted: Fitted, behaviour: int) -> Tensor:
 
 def _better_part(
     stage: Stage, evidence: Tensor, fitted: Fitted, behaviour: int, kinds: Tensor
-) -> tuple[Tensor, Tensor]:
-    """(rows,) which demonstrations are kept, and (rows,) weights of the draw."""
+) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+    """(rows,) which demonstrations are kept, (rows,) weights of the draw, 0 for all others, and what is warned of."""
     share = stage.arguments.purify_keep
     if share is None:
-        weights = fitted.responsibilities[:, behaviour]
-        if bool((weights > 0.5).any()):
-            return weights > 0.5, weights
+        gamma = fitted.responsibilities
+        keep = gamma.argmax(dim=1) == behaviour
+        if bool(keep.any()):
+            return keep, gamma[:, behaviour] * keep, ()
         share = LEAST_SHARE
     keep = torch.zeros(len(evidence), dtype=torch.bool)
-    for kind in torch.unique(kinds):
-        members = (kinds == kind).nonzero().squeeze(1)
+    pooled = _large_kinds(kinds, 2, share)  # of a kind of one row no share can be set aside
+    for kind in torch.unique(pooled):
+        members = (pooled == kind).nonzero().squeeze(1)
         best = evidence[members].argsort(descending=True, stable=True)[: max(1, round(share * len(members)))]
         keep[members[best]] = True
-    return keep, keep.double()
+    together = len(torch.unique(kinds[pooled != kinds]))
+    told = (
+        f"{together} kinds of prompt have too few rows to keep {share:g} of each: taken together, their mix may shift"
+    )
+    return keep, keep.double(), (told,) if together else ()
 
 
 def _mixture(fitted: Fitted, scores: _Scores) -> Mixture:
@@ -400,12 +420,16 @@ def _record(stage: Stage, corpus: Corpus, scores: _Scores, found: _Sorted, kept:
         for index, name in enumerate(scores.names)
     )
     dropped = [index for index in found.evidence.argsort().tolist() if not bool(chosen[index])]
+    reason, beyond = found.reason, int((found.evidence[dropped] > 0).sum())
+    if found.chosen is not None and beyond:
+        name = behaviour_name(*found.chosen)
+        reason += f". {beyond} of the rows set aside may be of {name} too, less surely than those that are kept"
     told = {index for mixture in found.mixtures for each in mixture.behaviours for index in each.examples}
     return Purification(
         mixtures=mixtures,
         behaviour=None if found.chosen is None else found.chosen[0],
         of=None if found.chosen is None else found.chosen[1],
-        reason=found.reason,
+        reason=reason,
         kept=len(kept),
         dropped=len(stage.sft.rows("train")) - len(kept),
         worst=tuple(numbers[index] for index in dropped[:WORST]),
@@ -424,7 +448,8 @@ def _write_rows(stage: Stage, corpus: Corpus, found: _Sorted, kept: Sequence[int
     dropped: dict[int, dict[str, Any]] = {}
     for number in set(range(len(rows))) - keeps:
         if number in scored:
-            dropped[number] = {"purify_reason": found.reasons, "purify_evidence": round(scored[number], 4)}
+            reason = found.reasons[scored[number] > 0]
+            dropped[number] = {"purify_reason": reason, "purify_evidence": round(scored[number], 4)}
         else:
             dropped[number] = {"purify_reason": "its prompt leaves no token to learn", "purify_evidence": None}
     write_kept_rows(rows, dropped, stage.folder / "kept.jsonl", stage.folder / "dropped.jsonl")

@@ -19,7 +19,6 @@ from densepath.evals.verifiers import get_verifier
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._own_samples import own_samples, train_on_own
 from densepath.methods._stage import trained_or_sft
-from densepath.models.load import load_tokenizer
 
 RIGHT = 0.5
 """Verdicts from here on count as right."""
@@ -41,7 +40,7 @@ def train(stage: Stage) -> Outcome:
     """Sample, keep what is right, and train."""
     arguments, context = stage.arguments, stage.sft.context
     longest = longest_prompt(context, arguments.max_completion_length, None)
-    rows = fitting_rows(stage.sft.rows("validation"), load_tokenizer(str(stage.sft.model)), longest)
+    rows = fitting_rows(stage.sft.rows("validation"), stage.sft.tokenizer(), longest)
     verifier = get_verifier(arguments.verifier)
 
     def accepted(answer: Completion, place: int) -> bool:

@@ -13,7 +13,7 @@ from densepath.io import read_json, write_json_atomic
 from densepath.judging.against import AgainstAnswers, answers_by_prompt
 from densepath.judging.build import CACHE, make_judge_against
 from densepath.methods import SFTRun
-from densepath.models.load import load_frozen, load_tokenizer
+from densepath.models.load import load_frozen
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
 from densepath.records.arm import SPLITS
@@ -33,7 +33,7 @@ def split_decoding(arguments: RunArguments, split: str, temperature: float) -> D
 def answer_with_sft(run: RunFolder, sft: SFTRun, console: Console, title: str, splits: Sequence[str] = SPLITS) -> None:
     """Write what the SFT model answers to all held-out prompts: what the judge compares every arm with."""
     started, arguments = time.monotonic(), sft.arguments
-    tokenizer, model = load_tokenizer(str(sft.model)), load_frozen(arguments, sft.model)
+    tokenizer, model = sft.tokenizer(), load_frozen(arguments, sft.model)
     found: dict[str, str] = {}
     with StageProgress(console, title, sum(len(sft.rows(split)) for split in splits), "completion") as progress:
         for split in splits:

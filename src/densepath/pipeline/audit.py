@@ -79,15 +79,28 @@ def dropped_rows(
         lowest: share of all rows, in [0, 1), that is dropped for the lowest score; rounded down to whole rows.
 
     Returns:
-        Index of each dropped row, from 0, with all its reasons as `audit_reason` and its `audit_score`.
+        Index of each dropped row, from 0, with all its reasons as `audit_reason` and its `audit_score`. Of rows
+        that repeat one another the first stays that nothing else drops.
     """
-    found = {}
-    for place, record in enumerate(records):
-        reasons = [flag_text(flag) for flag in record["flags"] if flag["flag"] in flags]
+    found: dict[int, dict[str, Any]] = {}
+    first: dict[int, int] = {}  # row -> the first that it repeats, or itself
+    stays: dict[int, int] = {}  # such a first row -> the one of its kind that is kept
+    for place, record in sorted(enumerate(records), key=lambda each: int(each[1]["row"])):
+        number, reasons = record["row"], []
+        first[number] = number
+        for flag in record["flags"]:
+            if flag["flag"] in flags and "of" in flag:
+                first[number] = first.get(flag["of"], flag["of"])
+                if first[number] in stays:
+                    reasons.append(flag_text({**flag, "of": stays[first[number]]}))
+            elif flag["flag"] in flags:
+                reasons.append(flag_text(flag))
         if place < math.floor(lowest * len(records) + 1e-9):  # .29 of 100 are 29
             reasons.append(f"among the lowest {100 * lowest:g} %")
         if reasons:
-            found[record["row"] - 1] = {"audit_reason": ", ".join(reasons), "audit_score": record["score"]}
+            found[number - 1] = {"audit_reason": ", ".join(reasons), "audit_score": record["score"]}
+        else:
+            stays[first[number]] = number
     return found
 
 

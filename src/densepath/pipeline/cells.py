@@ -36,6 +36,7 @@ class SFTJob:
     Attributes:
         sft: its folder and recipe, seed included.
         others: its `sft_*` and `dpr_*` keys.
+        arms: method and recipe of every arm that goes on from it.
         choose: choose the reference too, for arms that leave it to validation.
         capped: the capped reward may be chosen: by a run, where the arm is then called so. In an experiment what an
             arm is must not change from seed to seed.
@@ -43,6 +44,7 @@ class SFTJob:
 
     sft: SFTRun
     others: Mapping[str, Any]
+    arms: tuple[tuple[str, RunArguments], ...]
     choose: bool
     capped: bool
 
@@ -104,6 +106,9 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
         source = sft.base if sft.given is None else sft.given.sft
         prepare_data(run, sft.arguments, load_tokenizer(source, **sft.arguments.tokenizer_options()), sft.context)
     tell_data(run, console, title[0])
+    for name, arguments in job.arms:
+        if (check_rows := get_method(name).check_rows) is not None:
+            check_rows(arguments, sft.rows("train"))
     if job.choose and not run.is_done("selection"):
         check_choice(sft)
     if not run.is_done("sft"):

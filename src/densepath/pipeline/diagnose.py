@@ -14,7 +14,7 @@ from densepath.config.choice import DiagnoseArguments
 from densepath.config.judge import JudgeArguments
 from densepath.data.sources import load_rows
 from densepath.data.splits import answered_hashes, content_hash
-from densepath.data.training_rows import Rows
+from densepath.data.training_rows import Rows, measured_rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.generation import Decoding
 from densepath.evals.reward_eval import RewardTask, check_rows
@@ -113,6 +113,12 @@ def _evidence(
     if asked is not None:
         check_right_answers(rows, source, split)
     check_prompts(rows, models.tokenizer, models.context, length, source, split)
+    judged = asked is not None or verifier is not None
+    measured = measured_rows(rows, models.tokenizer, models.context, judged=judged)
+    if measured != rows:
+        what = "all are asked as prompts alone" if judged else f"{len(rows) - len(measured)} of {len(rows)} left out"
+        warn(console, f"{source}: demonstrations are longer than the context of {models.context} tokens: {what}")
+    rows = measured
     checks = verifier if asked is None else _judge(asked, arguments, models, rows, length, console)
     return Evidence(rows, checks, _preferences(arguments), source), length
 

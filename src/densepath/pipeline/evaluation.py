@@ -25,7 +25,6 @@ from densepath.evals.generation import Completion, Decoding, checked, decoding_n
 from densepath.io import changed_files, read_json, remove, sealed, write_json_atomic, write_jsonl_atomic
 from densepath.methods import Policy, SFTRun
 from densepath.models.compat import eos_token_ids
-from densepath.models.load import load_tokenizer
 from densepath.models.references import fraction_of, reference_name
 from densepath.models.sampling import Contrast
 from densepath.pipeline.against_sft import SEEDS, check_of_run, split_decoding
@@ -233,7 +232,7 @@ class _Models:
         frozen = models[1 + len(second) :]
         reward = DenseReward(frozen[0], frozen[1:] or None, kind=arguments.dense_reward) if frozen else None
         contrast = policy.contrast and replace(policy.contrast, model=models[1])
-        return cls(models[0], contrast, reward, load_tokenizer(str(sft.model)))
+        return cls(models[0], contrast, reward, sft.tokenizer())
 
     def answer(self, rows: Rows, decodings: Sequence[Decoding], progress: StageProgress) -> list[list[Completion]]:
         before = progress.done

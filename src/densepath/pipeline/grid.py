@@ -109,7 +109,8 @@ class Grid:
     def sft_job(self, setting: Setting, seed: int) -> SFTJob:
         """An SFT run, with all that its process has to know."""
         choose = self.flat or any(left_open(plan) for plan in setting.methods.values())
-        return SFTJob(self.sft(setting, seed), setting.others, choose, capped=self.flat)
+        arms = tuple((plan.method, each.arguments) for plan in setting.methods.values() for each in plan.variants)
+        return SFTJob(self.sft(setting, seed), setting.others, arms, choose, capped=self.flat)
 
     def job(self, setting: Setting, plan: MethodPlan, variant: Variant, seed: int, splits: Sequence[str]) -> CellJob:
         """A cell, with all that its process has to know."""

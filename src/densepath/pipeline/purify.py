@@ -13,7 +13,7 @@ from densepath.config.training import PurifyCommandArguments
 from densepath.data.formats import dataset_fingerprint
 from densepath.data.rows import has_prompt
 from densepath.data.sources import load_rows
-from densepath.data.splits import check_disjoint, split_by_content
+from densepath.data.splits import answered_hashes, check_disjoint, content_hash, split_by_content
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import get_verifier
@@ -22,6 +22,7 @@ from densepath.judging.build import check_judge, judge_inputs
 from densepath.judging.identity import verifier_inputs
 from densepath.methods import SFTRun, Stage, get_method
 from densepath.methods._stage import sft_config
+from densepath.methods.purified_sft import check_rows
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.against_sft import answer_with_sft, check_of_run
@@ -128,14 +129,16 @@ def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tup
 
 def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, config: Any, console: Console) -> None:
     """Check models and rows, and write or compare what the work begins with, SFT's answers for a judge among it."""
-    tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
-    check_same_tokenizer(tokenizer, load_tokenizer(sft.base), special_tokens=False)
+    tokenizer = sft.tokenizer()
+    before = load_tokenizer(sft.base, trust_remote_code=arguments.trust_remote_code)
+    check_same_tokenizer(tokenizer, before, special_tokens=False)
     if not weights_differ(arguments.model_name_or_path, sft.base):
         raise ConfigError(
             f"{sft.base} and {arguments.model_name_or_path} have the same weights: the reward is zero; give the "
             "model before SFT as ref_model_name_or_path"
         )
-    train, held_out = _rows(arguments)
+    train, held_out, unused = _rows(arguments)
+    check_rows(sft.arguments, train)
     check_disjoint({"train": train, "validation": held_out}, every_turn=["train", "validation"])
     if arguments.verifier is not None or arguments.judge is not None:
         given = arguments.eval_dataset_name is not None
@@ -161,13 +164,18 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
         write_jsonl_atomic(folder / f"data/{name}.jsonl", rows)
         record[name] = {"rows": len(rows), "sha256": dataset_fingerprint(rows)}
     write_json_atomic(folder / "data.json", record)
-    say(console, f"data: {len(train)} demonstrations to sort, {len(held_out)} rows held out")
+    told = f" ({unused} used nowhere: they share a prompt with these)" if unused else ""
+    say(console, f"data: {len(train)} demonstrations to sort, {len(held_out)} rows held out{told}")
     if arguments.judge is not None and not folder.is_done("sft_answers"):
         answer_with_sft(folder, sft, console, "SFT answers what the judge will see", ("validation",))
 
 
-def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows]:
-    """Demonstrations that are sorted, in the order of their source unless some are drawn; and rows held out."""
+def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows, int]:
+    """Demonstrations to sort, in the order of their source unless some are drawn; rows held out; number of the others.
+
+    A split by content meets its share on average alone, and is made larger: what is beyond the count asked for is
+    sorted too, unless it shares a prompt with what is held out.
+    """
     drawn = arguments.max_train_samples is not None or arguments.dataset_name.endswith(TEXT_TASKS)
     rows = load_rows(
         arguments.dataset_name,
@@ -176,7 +184,7 @@ def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows]:
         limit=arguments.max_train_samples,
         seed=arguments.seed if drawn else None,
     )
-    count = arguments.num_validation_samples
+    count, unused = arguments.num_validation_samples, 0
     if arguments.eval_dataset_name is not None:
         answered = arguments.verifier is None and arguments.judge is None
         held_out = load_rows(
@@ -189,8 +197,12 @@ def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows]:
     else:
         share = min(0.1, 1.2 * count / len(rows) + 0.01)
         parts = split_by_content(rows, {"train": 1 - share, "validation": share})
-        rows, held_out = parts["train"], parts["validation"]
+        held_out, beyond = parts["validation"][:count], parts["validation"][count:]
+        taken, asked = {one for row in held_out for one in answered_hashes(row)}, set(map(content_hash, held_out))
+        shared = [row for row in beyond if content_hash(row) in taken or not asked.isdisjoint(answered_hashes(row))]
+        aside = {id(row) for row in (*held_out, *shared)}
+        rows, unused = [row for row in rows if id(row) not in aside], len(shared)
     for name, part in (("to sort", rows), ("to hold out", held_out)):
         if not part:
             raise DataError(f"{arguments.dataset_name}: no row is left {name}; give more, or eval_dataset_name")
-    return rows, held_out[:count]
+    return rows, held_out, unused

@@ -270,4 +270,5 @@ def _check_reference_tokenizer(sft: SFTRun) -> None:
     except ValueError:
         if arguments.reference not in ("auto", "ema", *sft.references):
             tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
-            check_same_tokenizer(tokenizer, load_tokenizer(arguments.reference), special_tokens=False)
+            other = load_tokenizer(arguments.reference, trust_remote_code=arguments.trust_remote_code)
+            check_same_tokenizer(tokenizer, other, special_tokens=False)

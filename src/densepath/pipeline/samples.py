@@ -8,7 +8,6 @@ from typing import Any
 from densepath.data.rows import is_conversational, prompt_of, turn_text
 from densepath.data.spans import read_tokens
 from densepath.io import read_jsonl
-from densepath.models.load import load_tokenizer
 from densepath.pipeline.grid import Grid
 from densepath.pipeline.recipe import MethodPlan, Setting
 from densepath.records.arm import SFT
@@ -18,7 +17,7 @@ from densepath.records.completion import Sample, ScoredCompletion, completion_of
 def grid_samples(grid: Grid, setting: Setting, seed: int) -> list[dict[str, Any]]:
     """Each arm's completions of the first test prompts at the first temperature, by prompt."""
     sft = grid.sft(setting, seed)
-    tokenizer = load_tokenizer(str(sft.model))
+    tokenizer = sft.tokenizer()
     # the page compares SFT with what was made of it: no other control is laid out token by token
     shown = [plan for plan in setting.methods.values() if plan.name == SFT or not plan.arm.control]
     answers = {plan.name: _completions(grid, setting, plan, seed) for plan in shown}

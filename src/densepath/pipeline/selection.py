@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from densepath.choice.decide import best_candidate, best_of_sft, decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.config.run import RunArguments
-from densepath.data.encode import encode_pairs
-from densepath.data.rows import Row, is_answered, prompt_of
+from densepath.data.rows import is_answered
+from densepath.data.training_rows import measured_rows
 from densepath.errors import DataError
 from densepath.io import remembered, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
-from densepath.models.load import load_tokenizer
 from densepath.pipeline.against_sft import judge_of_run
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
@@ -135,7 +132,7 @@ def settled(arguments: RunArguments, path: Path) -> RunArguments | None:
 
 def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str, capped: bool) -> Findings:
     arguments = sft.arguments
-    tokenizer = load_tokenizer(str(sft.model))
+    tokenizer = sft.tokenizer()
     (policy,) = load_policies([sft.model], **arguments.model_options(), device="auto")
     models = SFTModels(
         policy,
@@ -151,7 +148,9 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str, capped: 
         ensemble=False,  # DPR is run with one of them
         seed=arguments.seed,
     )
-    rows = _rows(sft, tokenizer)
+    judged = arguments.verifier is not None or arguments.judge is not None
+    rows = sft.rows("validation")
+    rows = measured_rows(rows if judged else list(filter(is_answered, rows)), tokenizer, sft.context, judged=judged)
     checks = arguments.verifier if arguments.judge is None else judge_of_run(sft, arguments, policy)
     with StageProgress(console, title, None, "completion") as progress:
         return measure(
@@ -161,23 +160,6 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str, capped: 
             on_progress=lambda done, total: progress.update(done, total),
             keep=lambda name, compute: remembered(run / f"selection/{name}.json", compute),
         )
-
-
-def _rows(sft: SFTRun, tokenizer: Any) -> Sequence[Row]:
-    """Validation rows; prompts alone where answers are judged and a demonstration is longer than the context."""
-    rows = sft.rows("validation")
-    shown = list(filter(is_answered, rows))
-    judged = sft.arguments.verifier is not None or sft.arguments.judge is not None
-    context = sft.context
-    fitting = []
-    for row in shown:
-        pair = encode_pairs(row, tokenizer)[-1]
-        if len(pair.prompt_ids) + len(pair.completion_ids) <= context:
-            fitting.append(row)
-    if not judged or len(fitting) == len(rows):
-        return fitting
-    prompts = ({k: v for k, v in row.items() if k not in ("completion", "messages")} for row in rows)
-    return [{**rest, "prompt": prompt_of(row)} for rest, row in zip(prompts, rows, strict=True)]
 
 
 def _choose(arguments: RunArguments, findings: Findings) -> ReferenceChoice:

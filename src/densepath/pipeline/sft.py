@@ -24,7 +24,7 @@ def run_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Con
     """SFT from the given model; leaves `sft/model` and `sft/references/<fraction>`, and goes on after a kill."""
     started = run.begin("sft")
     arguments, folder = sft.arguments, run / "sft"
-    # Later stages load the tokenizer that SFT saves, which keeps these options.
+    # Later stages load the tokenizer that SFT saves, which keeps these options (`SFTRun.tokenizer`).
     tokenizer = load_tokenizer(sft.base, **arguments.tokenizer_options())
     config = sft_config(arguments, others, folder)
     model = load_trainable(arguments, sft.base)
@@ -54,9 +54,10 @@ def take_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Co
     """
     started = time.monotonic()
     arguments = sft.arguments
-    tokenizer = load_tokenizer(str(sft.model), **arguments.tokenizer_options())
+    tokenizer = sft.tokenizer()
     for name in sft.references:
-        check_same_tokenizer(tokenizer, load_tokenizer(sft.reference(name)), special_tokens=False)
+        other = load_tokenizer(sft.reference(name), trust_remote_code=arguments.trust_remote_code)
+        check_same_tokenizer(tokenizer, other, special_tokens=False)
     lengths = [len(ids) for ids in encoded_demonstrations(sft, tokenizer)["input_ids"]]
     config = sft_config(arguments, others, run / "sft")
     batch = config.train_batch_size * config.gradient_accumulation_steps

@@ -251,6 +251,7 @@ def _check_reference(arguments: DPRArguments, dense_reward: str, tokenizer: Any,
     """Refuse a missing or foreign reference, and warn of one that gives no signal."""
     check_reference(dense_reward, arguments.ref_model_name_or_path)
     for reference in arguments.ref_model_name_or_path:
-        check_same_tokenizer(tokenizer, load_tokenizer(reference), special_tokens=False)
+        other = load_tokenizer(reference, trust_remote_code=arguments.trust_remote_code)
+        check_same_tokenizer(tokenizer, other, special_tokens=False)
         if not weights_differ(arguments.model_name_or_path, reference):
             warn(console, f"{reference} and {arguments.model_name_or_path} have the same weights: the reward is zero")
