@@ -205,6 +205,13 @@ def test_demonstrations_beyond_the_context_are_no_obstacle_as_they_are_none_for_
     assert json.loads(Path("diagnosis.json").read_text())["prompts"] == (8 if judged else 7)
 
 
+def test_a_held_out_row_of_two_kinds_is_named_with_its_place(run_dir, write_jsonl, capsys):
+    rows = [*checked(41), {"prompt": "z", "answer": "1", "completion": [{"role": "assistant", "content": "a"}]}]
+    path = write_jsonl("mixed.jsonl", rows)
+    assert main(["diagnose", "--run_dir", str(run_dir), "--dataset_name", path]) == 2
+    assert f"{path}, row {len(rows)}: " in capsys.readouterr().err
+
+
 def test_validation_rows_and_never_the_test_s(run_dir, capsys):
     words = ["diagnose", "--run_dir", str(run_dir)]
     if not (run_dir / "data").exists():

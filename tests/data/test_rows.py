@@ -23,7 +23,7 @@ from densepath.data.rows import (
     turn_text,
 )
 from densepath.data.splits import content_hash
-from densepath.data.training_rows import demonstration_pairs
+from densepath.data.training_rows import demonstration_pairs, measured_rows
 from densepath.errors import DataError
 
 USER = {"role": "user", "content": "Weather in Lima?"}
@@ -204,3 +204,16 @@ def test_calls_tell_prompts_apart_and_tools_do_not() -> None:
     assert content_hash({"prompt": one}) != content_hash({"prompt": other})
     assert content_hash({"prompt": one}) == content_hash({"prompt": one, "tools": [{"name": "w"}]})
     assert dataset_fingerprint([{"prompt": one}]) != dataset_fingerprint([{"prompt": one, "tools": [{"name": "w"}]}])
+
+
+@pytest.mark.parametrize("long", [{"completion": "red " * 60}, {"text": "Say it. " + "red " * 60}])
+def test_of_rows_longer_than_the_context_the_prompts_are_left_where_answers_are_judged(long):
+    rows = [
+        {"prompt": "Say it.", "completion": "red"},
+        {"prompt": "Say it. ", "answer": "r", **long},
+        {"prompt": "Go."},
+    ]
+    assert measured_rows(rows, tiny_tokenizer(), 40, judged=False) == [rows[0], rows[2]]
+    asked = [{"prompt": "Say it."}, {"prompt": "Say it. ", "answer": "r"}, {"prompt": "Go."}]
+    assert measured_rows(rows, tiny_tokenizer(), 40, judged=True) == asked
+    assert measured_rows(rows, tiny_tokenizer(), 4000, judged=True) == rows

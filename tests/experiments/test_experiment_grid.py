@@ -203,6 +203,21 @@ def test_a_variant_of_another_recipe_is_not_chosen(finished, tmp_path):
     }
 
 
+def test_a_new_method_that_refuses_the_rows_takes_nothing_out_of_a_finished_table(finished, tmp_path):
+    copy = tmp_path / "grid"
+    shutil.copytree(finished[0], copy)
+    for path in copy.rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    with pytest.raises(DensepathError, match="2 of"):  # a cell for each seed
+        experiment(copy, methods={**METHODS, "purified_sft": {"purify_kind_column": "tsak"}})
+    assert "training row 1 has no such column" in experiment.printed
+    rows = json.loads((copy / "results.json").read_text())["settings"][0]["rows"]
+    assert {row["method"]: row["missing_seeds"] for row in rows} == {
+        **{name: [] for name in METHODS},
+        "purified_sft": [0, 1],
+    }
+
+
 def test_a_test_prompt_among_the_demonstrations_is_refused(tmp_path):
     train = regime_rows(SFT[Regime.HABIT], 40, seed=0)
     held_out = regime_rows(SFT[Regime.HABIT], 30, seed=0, held_out=True)

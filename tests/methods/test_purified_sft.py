@@ -115,11 +115,12 @@ def test_a_row_beyond_the_share_is_not_said_to_be_of_another_behaviour(source, t
     purified_sft.train(stage_of(source, tmp_path, purify_rounds=1, purify_keep=0.1))
     told = [(row["purify_evidence"], row["purify_reason"]) for row in read_jsonl(tmp_path / "dropped.jsonl")]
     for evidence, reason in told:
+        kept = "of its kind of prompt those that are kept are more surely of behaviour 2 of 2"
         other = "it is more surely of another behaviour than behaviour 2 of 2"
-        assert reason == ("those that are kept are more surely of behaviour 2 of 2" if evidence > 0 else other)
+        assert reason == (kept if evidence > 0 else other)
     beyond = sum(evidence > 0 for evidence, _ in told)
     assert 0 < beyond < len(told), "there are both"
-    said = f"{beyond} of the rows set aside may be of behaviour 2 of 2 too, less surely than those that are kept"
+    said = f"{beyond} of the rows set aside may be of behaviour 2 of 2 too"
     assert record_of(tmp_path).reason == f"told to. {said}"
 
 
@@ -516,9 +517,7 @@ def test_kinds_of_one_row_are_halved_together(source, tmp_path, kinds, kept, poo
     stage = stage_of(source, tmp_path, purify_keep=0.5)
     keep, _, told = purified_sft._better_part(stage, -torch.arange(12.0), None, 0, torch.tensor(kinds))
     assert keep.nonzero().squeeze(1).tolist() == list(kept)
-    assert told == (
-        f"{pooled} kinds of prompt have too few rows to keep 0.5 of each: taken together, their mix may shift",
-    )
+    assert told == (f"kinds of prompt with too few rows to keep 0.5 of each: {pooled}; with others the mix may shift",)
 
 
 def test_prompts_are_clustered_without_logits_and_by_a_budget_of_tokens():

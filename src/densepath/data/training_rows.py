@@ -49,10 +49,11 @@ def measured_rows(rows: Rows, tokenizer: Any, context: int, *, judged: bool) -> 
         pair = encode_pairs(row, tokenizer)[-1]
         return len(pair.prompt_ids) + len(pair.completion_ids) <= context
 
-    fitting = [row for row in rows if not is_answered(row) or fits(row)]
+    shown = [is_answered(row) or detect_format(row) is DataFormat.TEXT for row in rows]
+    fitting = [row for row, is_shown in zip(rows, shown, strict=True) if not is_shown or fits(row)]
     if not judged or len(fitting) == len(rows):
         return fitting
-    prompts = ({k: v for k, v in row.items() if k not in ("completion", "messages")} for row in rows)
+    prompts = ({k: v for k, v in row.items() if k not in ("completion", "messages", "text")} for row in rows)
     return [{**rest, "prompt": prompt_of(row)} for rest, row in zip(prompts, rows, strict=True)]
 
 

@@ -139,7 +139,7 @@ def check_rows(arguments: RunArguments, rows: Sequence[Row]) -> None:
     if arguments.purify_rounds and detect_format(rows[0]) is DataFormat.TEXT:
         raise ConfigError(
             "plain text has no prompt that the model before SFT could answer, which the lift of a behaviour needs; "
-            "give prompt and completion, or purify_rounds: 0, or leave purified_sft out of the arms"
+            "give prompt and completion, or purify_rounds: 0, or leave purified_sft out (in an experiment: settings)"
         )
     check_kinds(rows, arguments.purify_kind_column)
 
@@ -306,7 +306,10 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     evidence = _log_odds(fits[of], number - 1)
     keep, weights, told = _better_part(stage, evidence, fits[of], number - 1, scores.kinds)
     name = behaviour_name(number, of)
-    asides = f"it is more surely of another behaviour than {name}", f"those that are kept are more surely of {name}"
+    beyond = "of its kind of prompt those that are kept are more surely"
+    if arguments.purify_keep is None:
+        beyond = "another behaviour is more likely, by the shares, than that it is"
+    asides = f"it is more surely of another behaviour than {name}", f"{beyond} of {name}"
     kept = replace(kept, chosen=aimed.behaviour, by_reward=by_lift(aimed.mixtures)[0] == aimed.behaviour)
     return replace(kept, keep=keep, weights=weights, evidence=evidence, reasons=asides, warnings=told)
 
@@ -372,9 +375,7 @@ def _better_part(
         best = evidence[members].argsort(descending=True, stable=True)[: max(1, round(share * len(members)))]
         keep[members[best]] = True
     together = len(torch.unique(kinds[pooled != kinds]))
-    told = (
-        f"{together} kinds of prompt have too few rows to keep {share:g} of each: taken together, their mix may shift"
-    )
+    told = f"kinds of prompt with too few rows to keep {share:g} of each: {together}; with others the mix may shift"
     return keep, keep.double(), (told,) if together else ()
 
 
@@ -423,7 +424,7 @@ def _record(stage: Stage, corpus: Corpus, scores: _Scores, found: _Sorted, kept:
     reason, beyond = found.reason, int((found.evidence[dropped] > 0).sum())
     if found.chosen is not None and beyond:
         name = behaviour_name(*found.chosen)
-        reason += f". {beyond} of the rows set aside may be of {name} too, less surely than those that are kept"
+        reason += f". {beyond} of the rows set aside may be of {name} too"
     told = {index for mixture in found.mixtures for each in mixture.behaviours for index in each.examples}
     return Purification(
         mixtures=mixtures,

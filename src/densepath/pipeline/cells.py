@@ -106,9 +106,11 @@ def prepare(run: RunFolder, job: SFTJob, console: Console, steps: str = "") -> N
         source = sft.base if sft.given is None else sft.given.sft
         prepare_data(run, sft.arguments, load_tokenizer(source, **sft.arguments.tokenizer_options()), sft.context)
     tell_data(run, console, title[0])
-    for name, arguments in job.arms:
-        if (check_rows := get_method(name).check_rows) is not None:
-            check_rows(arguments, sft.rows("train"))
+    checks = [(check, each) for name, each in job.arms if (check := get_method(name).check_rows) is not None]
+    if checks and not run.is_done("sft"):  # behind it the arm alone fails, and not what is trained already
+        rows = sft.rows("train")
+        for check, each in checks:
+            check(each, rows)
     if job.choose and not run.is_done("selection"):
         check_choice(sft)
     if not run.is_done("sft"):

@@ -172,9 +172,8 @@ def _rows(arguments: DiagnoseArguments, run_dir: Path, console: Console, recipe:
     if arguments.dataset_name is None and not own.is_file():
         raise ConfigError(f"dataset_name is missing: validation rows; {run_dir} holds no data/validation.jsonl")
     source = str(own) if arguments.dataset_name is None else arguments.dataset_name
-    rows = load_rows(
-        source, arguments.dataset_train_split, "prompts", limit=arguments.max_samples, seed=arguments.seed
-    )
+    split = arguments.dataset_train_split
+    rows = load_rows(source, split, "held-out prompts", limit=arguments.max_samples, seed=arguments.seed)
     if recipe.get("dataset_name") == source:
         warn(console, f"{source} is what SFT was trained on: the diagnosis is only honest on other rows")
     hashes = [content_hash(row) for row in rows]
