@@ -297,7 +297,7 @@ def test_what_a_command_decides_itself_is_refused(key):
         (("--reference", "0.3"), "reference=0.3 is not among reference_fractions (0, 0.25, 0.5, 0.75)"),
         (("--beta", "0"), "beta=0 must be auto or a number above 0"),
         (("--beta", "soft"), "beta=soft must be auto or a number above 0"),
-        (("--candidate_betas", "1,-1"), "candidate_betas: -1.0 must be above 0"),
+        (("--candidate_betas", "1,-1"), "candidate_betas: -1.0 must be a number above 0"),
         (("--candidate_betas", "1,1.0"), "candidate_betas=[1.0, 1.0]: give each once"),
         (("--eval_temperatures", "-1"), "eval_temperatures: -1.0 must be at least 0"),
         (("--sft_learning_rate", "-1"), "sft_learning_rate=-1.0 must be a number, at least 0"),
