@@ -136,13 +136,13 @@ def _decode_union(kinds: tuple[Any, ...], value: Json, where: str) -> Any:
     """None where that is allowed, else the first kind that fits; what is wrong is said of the one that is meant."""
     if value is None and type(None) in kinds:
         return None
-    failures = []
-    for kind in (each for each in kinds if each is not type(None)):
+    rest = [kind for kind in kinds if kind is not type(None)]
+    for kind in rest:
         try:
             return _decode(kind, value, where)
-        except DataError as error:
-            failures.append((_has_fields(kind, value), error))
-    raise next((error for meant, error in failures if meant), failures[-1][1])
+        except DataError:
+            continue  # an error that is kept would keep the frames below it alive, and the models in them
+    return _decode(next((kind for kind in rest if _has_fields(kind, value)), rest[-1]), value, where)
 
 
 def _has_fields(kind: Any, value: Json) -> bool:
