@@ -265,7 +265,7 @@ def _check_budget(plan: MethodPlan, setting: Setting) -> None:
         other = setting.methods.get(name)
         method = None if other is None else get_method(other.method)
         # what is not trained by steps has no compute to match, and what matches itself would wait for its shadow
-        if method is None or method.train is None or method.matches or other.method == "extrapolation":  # type: ignore[union-attr]
+        if method is None or method.stage is None or method.matches:
             raise ConfigError(
                 f"methods.{plan.name}: budget_of={name} must name a trained method of the recipe other than "
                 "continued_sft"
