@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 from tests.pipeline.runs import leftovers, run_argv
 
 from densepath.cli.main import main
+from densepath.config.run import RunArguments
 from densepath.errors import DensepathError
+from densepath.pipeline.run import check_configuration
 
 GOOD = [{"prompt": f"Say {i}:", "completion": f"{i}", "answer": f"{i}"} for i in range(60)]
 CHAT = [
@@ -274,6 +276,11 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
 def test_a_recipe_is_refused_before_anything_is_written(refused, tmp_path, changes, message):
     assert message in refused(**changes)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("said", [False, "no"])
+def test_a_recipe_may_say_that_nothing_is_pushed(said):
+    check_configuration(RunArguments(), {"sft_push_to_hub": said, "dpr_push_to_hub": said})
 
 
 def test_a_dtype_that_does_not_exist(refused):

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from rich.console import Console
 from transformers import GPT2Config
 
@@ -79,6 +80,14 @@ def read_outcome(path):
 
 def cells(folder, seed=0):
     return folder / "novel" / f"seed-{seed}" / "cells"
+
+
+def moved(finished, tmp_path):
+    copy = tmp_path / "grid"
+    shutil.copytree(finished[0], copy)
+    for path in copy.rglob("config.yaml"):
+        path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    return copy
 
 
 def test_every_method_and_seed_is_in_the_table(finished):
@@ -171,10 +180,7 @@ def test_the_same_command_does_nothing_twice_and_finishes_what_is_missing(finish
 
 
 def test_a_cell_of_another_recipe_is_not_mixed_in(finished, tmp_path):
-    copy = tmp_path / "grid"
-    shutil.copytree(finished[0], copy)
-    for path in copy.rglob("config.yaml"):
-        path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    copy = moved(finished, tmp_path)
     shutil.rmtree(cells(copy, seed=1) / "dpr")  # trained anew, and seed 0 is there with the rate of before
     with pytest.raises(DensepathError, match="tasks failed"):
         experiment(copy, methods={**METHODS, "dpr": {"dpr_learning_rate": 1e-3}})
@@ -188,10 +194,7 @@ def test_a_cell_of_another_recipe_is_not_mixed_in(finished, tmp_path):
 
 
 def test_a_variant_of_another_recipe_is_not_chosen(finished, tmp_path):
-    copy = tmp_path / "grid"
-    shutil.copytree(finished[0], copy)
-    for path in copy.rglob("config.yaml"):
-        path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    copy = moved(finished, tmp_path)
     (chosen,) = (sweep["variant"] for sweep in finished[1]["sweeps"] if sweep["chosen"])
     config = cells(copy) / f"continued_sft,{chosen}" / "config.yaml"
     config.write_text(config.read_text().replace("num_generations: 4", "num_generations: 8"))
@@ -204,10 +207,7 @@ def test_a_variant_of_another_recipe_is_not_chosen(finished, tmp_path):
 
 
 def test_a_new_method_that_refuses_the_rows_takes_nothing_out_of_a_finished_table(finished, tmp_path):
-    copy = tmp_path / "grid"
-    shutil.copytree(finished[0], copy)
-    for path in copy.rglob("config.yaml"):
-        path.write_text(path.read_text().replace(str(finished[0]), str(copy)))
+    copy = moved(finished, tmp_path)
     with pytest.raises(DensepathError, match="2 of"):  # a cell for each seed
         experiment(copy, methods={**METHODS, "purified_sft": {"purify_kind_column": "tsak"}})
     assert "training row 1 has no such column" in experiment.printed
@@ -216,6 +216,36 @@ def test_a_new_method_that_refuses_the_rows_takes_nothing_out_of_a_finished_tabl
         **{name: [] for name in METHODS},
         "purified_sft": [0, 1],
     }
+
+
+def test_a_cell_that_was_given_what_its_setting_decides_goes_on_without(finished, tmp_path):
+    copy = moved(finished, tmp_path)
+    for path in cells(copy).glob("*/config.yaml"):
+        given = {**yaml.safe_load(path.read_text()), "arms": ["dft"], "sft_max_steps": 9, "dpr_push_to_hub": False}
+        path.write_text(yaml.safe_dump(given))
+    before = {path: path.stat().st_mtime_ns for path in copy.rglob("model.safetensors")}
+    assert experiment(copy)["settings"] == finished[1]["settings"]
+    assert {path: path.stat().st_mtime_ns for path in copy.rglob("model.safetensors")} == before
+
+
+def test_of_a_cell_that_failed_when_it_was_asked_what_was_found_counts_and_no_test_begins(
+    finished, tmp_path, monkeypatch
+):
+    copy = moved(finished, tmp_path)
+    (chosen,) = (sweep["variant"] for sweep in finished[1]["sweeps"] if sweep["chosen"])
+    for seed in (0, 1):
+        asked = cells(copy, seed) / f"continued_sft,{chosen}" / "eval"
+        (asked / "validation-0.json").unlink()
+        (asked / "test-1.json").unlink()
+
+    def unreached(*_):
+        raise ConnectionError("the judge is not reached")
+
+    monkeypatch.setattr("densepath.pipeline.cells.ask", unreached)
+    with pytest.raises(DensepathError, match=r"^2 of \d+ tasks failed"):  # neither of the two tests
+        experiment(copy)
+    (sweep,) = (one for one in json.loads((copy / "results.json").read_text())["sweeps"] if one["variant"] == chosen)
+    assert (sweep["decoding"], sweep["seeds"]) == ("temperature 1", 2)
 
 
 def test_a_test_prompt_among_the_demonstrations_is_refused(tmp_path):

@@ -138,6 +138,14 @@ def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
         ),
         ({"methods": {"sft": {}, "dpr": {"verifier": "final_number"}}}, "methods.dpr: verifier is decided by"),
         (
+            {"rl_prompts": "a.jsonl", "methods": {"sft": {}, "dpr": {"tune": {"rl_prompts": [None, "b.jsonl"]}}}},
+            "methods.dpr: rl_prompts=b.jsonl are not those of settings.",
+        ),
+        (
+            {"settings": {"habit": {"sft_eos_token": "a", "dpr_eos_token": "b"}}},
+            "settings.habit: sft_eos_token='a', but eos_token='b': it is one setting",
+        ),
+        (
             {"methods": {"sft": {}, "dpr": {"dpr_chat_template_kwargs": {"a": True}}}},
             "methods.dpr: dpr_chat_template_kwargs is decided by the setting",
         ),
@@ -173,6 +181,22 @@ def test_a_template_that_was_given_for_one_stage_is_that_of_the_setting_and_all_
         assert each.arguments.eos_token == "<|end|>"
         assert each.arguments.chat_template_kwargs == {"enable_thinking": False}
         assert each.others == {"sft_warmup_steps": 3}
+
+
+@pytest.mark.parametrize("outer", ["eos_token", "sft_eos_token", "dpr_eos_token"])
+@pytest.mark.parametrize("inner", ["eos_token", "sft_eos_token", "dpr_eos_token"])
+def test_a_template_of_a_setting_wins_over_the_top_whatever_their_prefixes(tmp_path, outer, inner):
+    given = {"habit": {"dataset_name": "regime:habit", inner: "b"}, "error": {"dataset_name": "regime:error"}}
+    found = read(tmp_path, {"settings": given, "methods": {"sft": {}}, outer: "a"})
+    assert {name: setting.arguments.eos_token for name, setting in found.items()} == {"habit": "b", "error": "a"}
+
+
+def test_a_method_may_do_without_the_prompts_of_its_setting_and_bound_its_judge(tmp_path):
+    methods = {"sft": {}, "dpr": {"rl_prompts": None, "max_invalid": 0.5}}
+    setting = read(tmp_path, {"methods": methods, "rl_prompts": "a.jsonl"})["habit"]
+    own = setting.methods["dpr"].variants[0].arguments
+    assert (setting.arguments.rl_prompts, setting.methods["sft"].variants[0].arguments.rl_prompts) == ("a.jsonl",) * 2
+    assert (own.rl_prompts, own.max_invalid) == (None, 0.5)
 
 
 def test_a_method_may_be_called_as_tables_call_the_sft_run(tmp_path):

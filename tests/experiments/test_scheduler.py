@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from densepath.errors import DataError, StorageError
+from densepath.errors import ConfigError, DataError, ResumeError, StorageError
 from densepath.pipeline.scheduler import Finished, Task, run_tasks, seconds_left
 
 
@@ -136,3 +136,12 @@ def test_what_would_wait_for_ever_is_refused_before_anything_runs(tmp_path, need
     with pytest.raises(ValueError, match=r"cycle|no such task: elsewhere"):
         run_tasks(tasks, num_workers=1, threads=1, on_finished=print)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_needs_a_refused_task_is_refused_and_what_needs_a_failed_one_is_not():
+    ends = {"a": ResumeError("another configuration"), "c": ConfigError("no such prompt")}
+    tasks = {key: Task(fail, (error,)) for key, error in ends.items()}
+    tasks |= {"b": Task(fail, (None,), ("a",)), "d": Task(fail, (None,), ("c",))}
+    done = run_tasks(tasks, num_workers=1, threads=1, on_finished=lambda _: None)
+    assert {key for key, result in done.items() if result.error is not None} == {*"abcd"}
+    assert {key for key, result in done.items() if result.refused} == {*"ab"}

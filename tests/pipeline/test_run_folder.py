@@ -78,6 +78,16 @@ def test_a_number_written_in_another_way_is_the_same_configuration(tmp_path):
     run.close()
 
 
+def test_a_key_that_decides_nothing_in_a_folder_may_change(tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "model").mkdir()
+    run.open_config({"seed": 1, "sft_push_to_hub": False, "arms": ["sft"]})
+    run.open_config({"seed": 1, "push_to_hub": True, "hub_model_id": "mine", "dpr_push_to_hub": True}, {"arms"})
+    with pytest.raises(ResumeError, match=r"arms: .* -> None"):
+        run.open_config({"seed": 1})
+    run.close()
+
+
 def test_a_finished_run_is_shown_again_without_work(again, capsys):
     folder, command = again
     before = times(folder)

@@ -213,9 +213,24 @@ def test_what_is_not_trained_is_not_counted():
     given = {"sft_model_name_or_path": LLAMA}
     assert list(plan(arms=["base", "dpr"], **given).stages) == ["DPR", "evaluation"]
     assert list(plan(arms=["sft", "dft"], **given).stages) == ["SFT", "evaluation"]  # with SFT's batch
-    assert list(plan(arms=["sft", "contrastive"], **given).stages) == ["evaluation"]
+    assert list(plan(arms=["sft", "contrastive", "extrapolation"], **given).stages) == ["evaluation"]
     colocated = {"dpr_use_vllm": True, "dpr_vllm_mode": "colocate", "dpr_vllm_gpu_memory_utilization": 0.1}
     assert plan(others=colocated).vllm_needs > plan(others=colocated, arms=["sft"]).vllm_needs == 0
+
+
+@pytest.mark.parametrize("arm", ["spin", "gsil"])
+def test_self_play_trains_on_two_completions_for_each_prompt_of_a_batch_and_holds_nothing_frozen(arm):
+    lengths = {"max_prompt_length": 300, "max_completion_length": 50}
+    given = {"sft_model_name_or_path": LLAMA, "arms": ["sft", arm], **lengths}
+    found = plan(dpr_per_device_train_batch_size=8, **given)
+    assert list(found.stages) == ["self-play", "evaluation"]
+    # 8 prompts that both completions share, beside 16 completions; SFT's rows are as long as what is packed into them
+    tokens = 8 * 300 + 16 * 50
+    same = plan(sft_per_device_train_batch_size=1, max_length=tokens, **{**given, "arms": ["dft"]})
+    begins = terms(found, "self-play", "backward begins")
+    assert begins["activations"] == pytest.approx(terms(same, "SFT", "backward begins")["activations"], rel=0.01)
+    assert "frozen models" not in begins
+    assert begins["policy"] == 4 * PARAMETERS
 
 
 def test_half_precision_weights_take_half():
@@ -248,7 +263,9 @@ def test_lengths_that_are_unknown_are_counted_with_1024_and_512_tokens_or_what_t
         "densepath.pipeline.plan.architecture_of", lambda *_, **__: dataclasses.replace(short, context=256)
     )
     unknown = {"max_prompt_length": None, "max_length": None}
-    assert cache(max_completion_length=None, **unknown) == cache(max_completion_length=128, **unknown)
+    for prompt in (None, 200):  # beside an answer of half the context, 128 are left
+        found = cache(max_completion_length=None, **{**unknown, "max_prompt_length": prompt})
+        assert found == cache(max_completion_length=128, **unknown)
     monkeypatch.undo()
     long = {"max_completion_length": 8000}  # of a context of 8,192
     assert cache(max_prompt_length=None, **long) == cache(max_prompt_length=192, **long)
@@ -323,12 +340,15 @@ def test_what_the_parent_holds_is_not_counted():
 # -- what can be wrong -------------------------------------------------------------------------------------------
 
 
-def test_an_accelerate_file_is_read():
+def test_an_accelerate_file_is_read(tmp_path):
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("distributed_type: 'NO'\nuse_cpu:\nnum_processes:\nnum_machines:\n")
     arguments = RunArguments(accelerate_config=f"{ACCELERATE}/zero3.yaml")
     for given, launch in (
         (arguments, ("zero3", 8)),
         (RunArguments(num_processes=2), ("ddp", 2)),
         (RunArguments(), ("none", 1)),
+        (RunArguments(accelerate_config=str(empty)), ("none", 1)),
     ):
         found = machine_of(given)
         assert (found.sharding, found.processes) == launch

@@ -340,6 +340,10 @@ def test_an_adapter_of_any_name_is_saved_as_the_one_that_is_loaded(tmp_path, mak
         trainer_of(model, tokenizer, tmp_path)
 
 
+class Unreached(Exception):
+    """As httpx has them, on which the hub's client is built: no OSError."""
+
+
 class Hub:
     """What was uploaded: of each commit its message, and the files of the folder."""
 
@@ -351,7 +355,7 @@ class Hub:
 
     def upload_folder(self, *, repo_id, folder_path, commit_message, **kwargs):
         if self.down:
-            raise ConnectionError("the hub is\nnot reached")
+            raise Unreached("the hub is\nnot reached")
         self.commits.append((repo_id, commit_message, Path(folder_path)))
         return SimpleNamespace(done=lambda: True)
 
@@ -373,7 +377,13 @@ def test_the_trained_model_is_what_the_hub_has_in_the_end(tmp_path, tokenizer, m
     assert (repo, folder) == ("me/mine", tmp_path / "mine/model")
     assert {"README.md", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     hub.down = bool(capsys.readouterr())
+    assert main(words) == 0  # it is there already
+    assert "pushed to mine before" in capsys.readouterr().out
+    words += ["--hub_model_id", "other"]
     assert main(words) == 1
     err = capsys.readouterr().err
-    assert "could not be pushed to mine (the hub is not reached): the same command tries it again" in err
+    assert "could not be pushed to other (the hub is not reached): the same command tries it again" in err
     assert err.count("\n") == 1
+    hub.down = False
+    assert main(words) == 0, capsys.readouterr().err
+    assert [repo for repo, *_ in hub.commits][-2:] == ["me/mine", "me/other"]

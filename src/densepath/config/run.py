@@ -384,17 +384,32 @@ def with_one_template(
     Raises:
         ConfigError: two different values for one setting.
     """
-    rest = dict(others or {})
-    for key in [key for key in rest if key.startswith(("sft_", "dpr_")) and key[4:] in TEMPLATE_SETTINGS]:
+    given = {name: getattr(arguments, name) for name in TEMPLATE_SETTINGS}
+    rest = one_template({**given, **(others or {})})
+    return replace(arguments, **{name: rest.pop(name) for name in TEMPLATE_SETTINGS}), rest
+
+
+def one_template(keys: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """Keys of a recipe, or of a part of it, with each template setting under its own name whatever prefix it had.
+
+    Args:
+        keys: name -> value; text is read as a recipe's.
+        place: before a key in messages.
+
+    Raises:
+        ConfigError: two different values for one setting.
+    """
+    found, hints = dict(keys), get_type_hints(RunArguments)
+    for key in [key for key in found if key.startswith(("sft_", "dpr_")) and key[4:] in TEMPLATE_SETTINGS]:
         name = key[4:]
-        value = coerce(
-            rest.pop(key), get_type_hints(RunArguments)[name], key
-        )  # text, in a recipe or on the command line
-        present = getattr(arguments, name)
+        value = coerce(found.pop(key), hints[name], f"{place}{key}")
+        present = coerce(found.get(name), hints[name], f"{place}{name}")
         if present not in (None, value):
-            raise ConfigError(f"{key}={value!r}, but {name}={present!r}: it is one setting for every stage; give one")
-        arguments = replace(arguments, **{name: value})
-    return arguments, rest
+            raise ConfigError(
+                f"{place}{key}={value!r}, but {name}={present!r}: it is one setting for every stage; give one"
+            )
+        found[name] = value
+    return found
 
 
 def _number(text: str) -> float:

@@ -38,6 +38,8 @@ class Method:
         matches: whether its compute is that of another method, which then has to be trained before it.
         check_rows: refuses training rows that it could not use, before anything is trained; None where it takes all.
         sees_validation: whether it is trained on the validation prompts, where its figures then say nothing.
+        stage: of the memory plan, in which its training is counted: "SFT", "DPR" or "self-play"; None where no step is
+            trained.
     """
 
     label: str
@@ -49,6 +51,7 @@ class Method:
     matches: bool = False
     check_rows: Callable[[RunArguments, Sequence[Row]], None] | None = None
     sees_validation: bool = False
+    stage: str | None = None
 
 
 @functools.cache

@@ -83,4 +83,4 @@ def encoded_demonstrations(sft: SFTRun, tokenizer: Any) -> Dataset:
     return encode_demonstrations(sft.rows("train"), tokenizer, limit, drop_overlong=True, source=source)[0]
 
 
-METHOD = Method("continued SFT", control=True, train=train, arguments=BudgetArguments, matches=True)
+METHOD = Method("continued SFT", control=True, train=train, arguments=BudgetArguments, matches=True, stage="SFT")

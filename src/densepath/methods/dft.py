@@ -15,4 +15,4 @@ def train(stage: Stage) -> Outcome:
     return go_on(stage, max(1, round(stage.samples / stage.demonstrations_per_step)), loss_type="dft")
 
 
-METHOD = Method("DFT", control=True, train=train)
+METHOD = Method("DFT", control=True, train=train, stage="SFT")

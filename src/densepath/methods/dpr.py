@@ -75,4 +75,4 @@ def frozen_reference(policy: Any, path: str, arguments: TrainableArguments, name
     return view_on_base(policy, path, name) or load_frozen(arguments, path)
 
 
-METHOD = Method("DPR", control=False, train=train, needs_reference=True)
+METHOD = Method("DPR", control=False, train=train, needs_reference=True, stage="DPR")

@@ -20,4 +20,4 @@ def train(stage: Stage) -> Outcome:
     return dpr.train(replace(stage, others={**CAP, **stage.others}))
 
 
-METHOD = Method("capped DPR", control=False, train=train, needs_reference=True)
+METHOD = Method("capped DPR", control=False, train=train, needs_reference=True, stage="DPR")

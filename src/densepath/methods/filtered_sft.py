@@ -52,4 +52,4 @@ def _prompts(stage: Stage) -> Rows:
     return found[:count]
 
 
-METHOD = Method("filtered SFT", control=True, train=train, policy=trained_or_sft, needs_reference=True)
+METHOD = Method("filtered SFT", control=True, train=train, policy=trained_or_sft, needs_reference=True, stage="SFT")

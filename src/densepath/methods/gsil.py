@@ -24,4 +24,4 @@ def train(stage: Stage) -> Outcome:
     return self_play(stage, stage.arguments.gsil_loss)
 
 
-METHOD = Method("GSIL", control=True, train=train, arguments=GSILArguments)
+METHOD = Method("GSIL", control=True, train=train, arguments=GSILArguments, stage="self-play")

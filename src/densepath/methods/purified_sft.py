@@ -144,7 +144,7 @@ def check_rows(arguments: RunArguments, rows: Sequence[Row]) -> None:
     check_kinds(rows, arguments.purify_kind_column)
 
 
-METHOD = Method("purified SFT", control=False, train=train, policy=trained_or_sft, check_rows=check_rows)
+METHOD = Method("purified SFT", control=False, train=train, policy=trained_or_sft, check_rows=check_rows, stage="SFT")
 
 
 # --- the demonstrations and their scores -----------------------------------------------------------------------------

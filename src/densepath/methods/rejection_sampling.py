@@ -56,4 +56,5 @@ METHOD = Method(
     policy=trained_or_sft,
     arguments=RejectionSamplingArguments,
     sees_validation=True,
+    stage="SFT",
 )

@@ -16,4 +16,4 @@ def train(stage: Stage) -> Outcome:
     return self_play(stage, SPIN)
 
 
-METHOD = Method("SPIN", control=True, train=train, arguments=SelfPlayArguments)
+METHOD = Method("SPIN", control=True, train=train, arguments=SelfPlayArguments, stage="self-play")

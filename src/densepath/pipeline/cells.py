@@ -21,6 +21,7 @@ from densepath.pipeline.against_sft import answer_with_sft, check_of_run
 from densepath.pipeline.data import prepare_data, tell_data
 from densepath.pipeline.evaluation import Evaluation, ask
 from densepath.pipeline.inputs import model_inputs, open_run_inputs
+from densepath.pipeline.recipe import UNREAD_BY_CELLS
 from densepath.pipeline.regimes import before_sft
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.selection import check_choice, run_selection, settled
@@ -136,7 +137,7 @@ def run_cell(job: CellJob, console: Console | None = None, title: str | None = N
     run = RunFolder(job.folder)
     evaluation = job.evaluation
     try:
-        run.open_config({"method": job.method, **resolved(job.arguments, job.others)})
+        run.open_config({"method": job.method, **resolved(job.arguments, job.others)}, UNREAD_BY_CELLS)
         run.open_inputs(model_inputs({"SFT model": str(evaluation.sft.model)}))
         with _log(job.folder / "log.txt") if console is None else contextlib.nullcontext(console) as out:
             method = get_method(job.method)

@@ -115,9 +115,9 @@ def _run_grid(
             run_tasks, num_workers=num_workers, threads=threads, on_finished=finished, preload=(cells.__name__,)
         )
         run(training)
-        grid = replace(grid, failed=frozenset(key for key, result in ended.items() if result.error is not None))
+        grid = replace(grid, refused=frozenset(key for key, result in ended.items() if result.refused))
         keys = list(training)
-        keys += (testing := grid.test_tasks())
+        keys += (testing := grid.test_tasks({key for key, result in ended.items() if result.error is not None}))
         run(testing)
     info = {
         "name": grid.folder.name,

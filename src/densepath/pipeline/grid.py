@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class Grid:
         seeds: every arm of every setting is run with each.
         flat: one setting with one seed, whose folder is the grid's own: `densepath run`.
         pretraining_steps: of the digit regimes' model before SFT.
-        failed: keys of training tasks that failed. What lies in their cells, of another recipe perhaps, is not read.
+        refused: keys of training tasks that were refused. What lies in their cells, of another recipe, is not read.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class Grid:
     seeds: Sequence[int]
     flat: bool = False
     pretraining_steps: int = STEPS
-    failed: frozenset[Hashable] = frozenset()
+    refused: frozenset[Hashable] = frozenset()
 
     # -- places ------------------------------------------------------------------------------------------------
 
@@ -91,13 +91,18 @@ class Grid:
             tasks[_cell_key(setting, seed, variant)] = Task(run_cell, (job,), needs)
         return tasks
 
-    def test_tasks(self) -> dict[Hashable, Task]:
-        """The chosen variants of tuned methods on the test prompts."""
+    def test_tasks(self, failed: Set[Hashable]) -> dict[Hashable, Task]:
+        """The chosen variants of tuned methods on the test prompts; none before every variant is trained.
+
+        Args:
+            failed: keys of training tasks that failed. A variant that is still to come may be the chosen one.
+        """
         tasks: dict[Hashable, Task] = {}
         for setting in self.settings:
             for plan in setting.methods.values():
                 variant = self.chosen(setting, plan)
-                if len(plan.variants) == 1 or variant is None:
+                whole = failed.isdisjoint(_cell_key(setting, s, each) for s in self.seeds for each in plan.variants)
+                if len(plan.variants) == 1 or variant is None or not whole:
                     continue
                 for seed in self.seeds:
                     if self._is_trained(setting, seed, variant):
@@ -209,8 +214,8 @@ class Grid:
 
     def _is_trained(self, setting: Setting, seed: int, variant: Variant) -> bool:
         """Whether a cell holds what this recipe trained."""
-        failed = _cell_key(setting, seed, variant) in self.failed
-        return not failed and RunFolder(self.cell(setting, seed, variant), read_only=True).is_done("train")
+        refused = _cell_key(setting, seed, variant) in self.refused
+        return not refused and RunFolder(self.cell(setting, seed, variant), read_only=True).is_done("train")
 
 
 def _sft_key(setting: Setting, seed: int) -> Hashable:

@@ -49,8 +49,6 @@ UNKNOWN_COMPLETION = 512
 """Tokens of a completion that are counted with where the recipe gives no `max_completion_length`: ours."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 HALF = ("bf16", "fp16")
-DPR_ARMS = ("dpr", "dpr_capped")
-"""Arms that are trained by DPR, with its batches."""
 LAUNCHES = {"NO": "none", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp2", "DEEPSPEED": "ddp"}
 """`distributed_type` of an accelerate file -> sharding; DeepSpeed by its stage."""
 
@@ -73,7 +71,9 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
     model = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     if arguments.max_completion_length is None:
         at_most = max(1, model.context // 2)  # as a run does
-        arguments = replace(arguments, max_completion_length=min(UNKNOWN_COMPLETION, at_most))
+        completion = min(UNKNOWN_COMPLETION, at_most)
+        prompt = min(arguments.max_prompt_length or UNKNOWN_PROMPT, max(1, model.context - completion))
+        arguments = replace(arguments, max_completion_length=completion, max_prompt_length=prompt)
     safe = {key: value for key, value in others.items() if key.partition("_")[2] not in HALF}
     folder = Path(arguments.output_dir)
     config = dpr_config(arguments, {**safe, "dpr_bf16": False}, folder / "dpr", beta=1.0)
@@ -89,7 +89,7 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
         group=config.num_generations if config.steps_per_generation == 1 else 1,
         whole_vocabulary=not config.kl_in_return or (all_action and not spread),
     )
-    colocated = _trains_dpr(arguments) and config.use_vllm and config.vllm_mode == "colocate"
+    colocated = "DPR" in _trained(arguments) and config.use_vllm and config.vllm_mode == "colocate"
     share = float(config.vllm_gpu_memory_utilization) if colocated else 0.0
     sequence = cache_bytes(model, 2, 1, config.vllm_max_model_length or prompt + completion)
     done = {
@@ -182,8 +182,9 @@ def _adapter(arguments: RunArguments, model: Architecture) -> int:
     return model.adapter(arguments.lora_r, names)
 
 
-def _trains_dpr(arguments: RunArguments) -> bool:
-    return bool({*DPR_ARMS} & {*arguments.arms})
+def _trained(arguments: RunArguments) -> set[str | None]:
+    """Stages in which anything is trained."""
+    return {None if arguments.gives_sft else "SFT", *(get_method(arm).stage for arm in arguments.arms)}
 
 
 def _stages(
@@ -216,9 +217,8 @@ def _stages(
         sampling |= sampling_terms(dpr, rollouts, own=own)
         if machine.sharding == "zero3" and config.ds3_gather_for_generation:
             sampling["policy"] *= machine.processes
-    stages, alone = {}, replace(dpr, compute=dpr.weights)
-    # Arms that go on with SFT have its batch.
-    if not arguments.gives_sft or any(get_method(arm).train and arm not in DPR_ARMS for arm in arguments.arms):
+    stages, alone, trained = {}, replace(dpr, compute=dpr.weights), _trained(arguments)
+    if "SFT" in trained:
         stages["SFT"] = training_moments(sft)
     if references and "auto" in (arguments.reference, arguments.beta):
         # With LoRA the SFT model and every candidate but the model before it are adapters on one base.
@@ -228,8 +228,11 @@ def _stages(
         held = {"process": machine.process, "frozen models": models}
         sampled = sampling_terms(alone, arguments.num_validation_samples, models=2)
         stages["selection"] = {"sampling": {**held, **sampled}}
-    if _trains_dpr(arguments):
+    if "DPR" in trained:
         stages["DPR"] = {**moments, "sampling": sampling}
+    if "self-play" in trained:
+        # A demonstration and a sample for each prompt; the opponent, which samples and scores before, is gone.
+        stages["self-play"] = training_moments(replace(dpr, rows=2 * dpr.rows, group=2, whole_vocabulary=False))
     # The policy and SFT continued come after it; all weights of one arm at a time.
     held = {"process": machine.process, "frozen models": (1 + apart) * whole + adapters + 2 * dpr.adapter * FLOAT32}
     stages["evaluation"] = {"sampling": {**held, **sampling_terms(alone, arguments.num_test_samples)}}
@@ -252,7 +255,8 @@ def machine_of(arguments: RunArguments, process: float | None = None) -> Machine
     """
     path, values, kind = arguments.accelerate_config, {}, "MULTI_GPU"
     if path is not None:
-        values = settled(load_mapping(path, f"accelerate_config={path}"))
+        given = settled(load_mapping(path, f"accelerate_config={path}"))
+        values = {key: value for key, value in given.items() if value is not None}  # a key without a value is none
         kind = str(values.get("distributed_type", "")).upper()
     if kind not in LAUNCHES:
         raise ConfigError(f"{path}: no accelerate configuration: distributed_type is none of {', '.join(LAUNCHES)}")

@@ -16,9 +16,10 @@ from densepath.config.experiment import ExperimentArguments
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import TEMPLATE_SETTINGS
 from densepath.config.recipe_yaml import settled
-from densepath.config.run import GivenSFTArguments, RecipeRowsArguments, RunArguments, with_one_template
+from densepath.config.run import GivenSFTArguments, RecipeRowsArguments, RunArguments, one_template
 from densepath.errors import ConfigError
 from densepath.methods import get_method, method_names
+from densepath.pipeline.run_folder import MACHINE_KEYS
 from densepath.records.arm import Arm
 
 PREFIXES = ("sft_", "dpr_")
@@ -110,7 +111,8 @@ def read_recipe(arguments: ExperimentArguments, others: Mapping[str, Any]) -> li
         _check_name("settings", name)
         own_keys = _mapping(f"settings.{name}", given)
         _check_taken(f"settings.{name}", own_keys, _OF_EXPERIMENT, "the experiment, for all cells")
-        keys = {**shared, **others, **own_keys}
+        place = f"settings.{name}: "
+        keys = {**one_template({**shared, **others}), **one_template(own_keys, place)}  # of the innermost, any prefix
         run_keys = {key: value for key, value in keys.items() if key not in _keys_of_methods()}
         setting = Setting(str(name), *_arguments(f"settings.{name}", run_keys, RunArguments))
         for method, entry in arguments.methods.items():
@@ -123,6 +125,7 @@ def read_recipe(arguments: ExperimentArguments, others: Mapping[str, Any]) -> li
         for plan in setting.methods.values():
             _check_budget(plan, setting)
             _check_reference(plan)
+            _check_prompts(plan, setting)
         found.append(_choosing(setting))
     return found
 
@@ -136,20 +139,27 @@ def _names(kind: type) -> set[str]:
 
 _OF_EXPERIMENT = {"arms", "num_threads", "output_dir", "seed"}
 """Keys of a run that an experiment decides on: by `methods`, `seeds` and its own."""
-_OF_SETTING = (
-    (_names(RecipeRowsArguments) - {"max_length", "max_prompt_length"})
+_UNREAD = (
+    (_names(RecipeRowsArguments) - {"max_length", "max_prompt_length", "rl_prompts"})
     | _names(GivenSFTArguments)
-    | _names(JudgeArguments)
-    | {"model_name_or_path", "eval_dataset_name", "dataset_test_split", "verifier"}
+    | {"model_name_or_path", "eval_dataset_name", "dataset_test_split"}
     | {"num_validation_samples", "num_test_samples", "sft_max_steps", "sft_num_train_epochs"}
-    | {"reference_fractions", "reference_ema_decay"}
-    | {prefix + name for prefix in ("", *PREFIXES) for name in TEMPLATE_SETTINGS}
+    | {"reference_fractions", "reference_ema_decay", *TEMPLATE_SETTINGS}
 )
-"""Keys that all arms of a setting share: its rows, its SFT model, and what says which answer is better."""
+"""Keys that a setting's rows and SFT model are made by: a method's own would have no effect."""
+UNREAD_BY_CELLS = frozenset(_UNREAD | {"arms"})
+"""Keys that decide nothing in a cell. What an SFT run is made by is compared in its own folder."""
+_OF_SETTING = (
+    _UNREAD
+    | (_names(JudgeArguments) - {*MACHINE_KEYS})
+    | {"verifier", *(prefix + name for prefix in PREFIXES for name in TEMPLATE_SETTINGS)}
+)
+"""Keys that all arms of a setting share, or they could not be compared: its rows, its SFT model, and what says which
+answer is better."""
 
 
 def _check_taken(place: str, keys: Iterable[str], elsewhere: Set[str], owner: str) -> None:
-    """Refuse keys that would have no effect here, since something else decides on them."""
+    """Refuse keys that something else decides on."""
     for key in keys:
         if key in elsewhere:
             raise ConfigError(f"{place}: {key} is decided by {owner}; leave it out here, and give it there")
@@ -196,10 +206,10 @@ def _method(
 
 
 def _arguments(place: str, keys: Mapping[str, Any], kind: type[RunArguments]) -> tuple[RunArguments, dict[str, Any]]:
-    """Keys as the arguments that they make, with one template for every stage, and those for TRL's configs."""
+    """Keys as the arguments that they make, and those for TRL's configs."""
     values, passed = _parse(place, keys, kind)
     try:
-        return with_one_template(kind(**values), passed)
+        return kind(**values), passed
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
 
@@ -256,6 +266,17 @@ def _check_reference(plan: MethodPlan) -> None:
         )
 
 
+def _check_prompts(plan: MethodPlan, setting: Setting) -> None:
+    """The setting reads one set of prompts for DPR, and a method may do without them."""
+    for variant in plan.variants:
+        prompts = variant.arguments.rl_prompts
+        if prompts not in (None, setting.arguments.rl_prompts):
+            raise ConfigError(
+                f"methods.{plan.name}: rl_prompts={prompts} are not those of settings.{setting.name}: give them "
+                "there; null here stands for the prompts of the demonstrations"
+            )
+
+
 def _check_budget(plan: MethodPlan, setting: Setting) -> None:
     """Who is to be matched must be there, and must not wait for its own shadow."""
     for variant in plan.variants:
@@ -265,7 +286,7 @@ def _check_budget(plan: MethodPlan, setting: Setting) -> None:
         other = setting.methods.get(name)
         method = None if other is None else get_method(other.method)
         # what is not trained by steps has no compute to match, and what matches itself would wait for its shadow
-        if method is None or method.train is None or method.matches or other.method == "extrapolation":  # type: ignore[union-attr]
+        if method is None or method.stage is None or method.matches:
             raise ConfigError(
                 f"methods.{plan.name}: budget_of={name} must name a trained method of the recipe other than "
                 "continued_sft"

@@ -45,7 +45,6 @@ from densepath.trainers.model_card import with_comparison
 from densepath.trainers.refusals import check_startable
 
 _EVERY_STEP = "nothing: every step is logged, and FLOPs are summed over the log"
-_PUSHED = "nothing: of the models that are trained, the one that you choose is uploaded with `hf upload`"
 OWN_KEYS = {
     "sft_output_dir": "output_dir",
     "dpr_output_dir": "output_dir",
@@ -56,8 +55,6 @@ OWN_KEYS = {
     "dpr_dense_reward": "dense_reward",
     "sft_logging_steps": _EVERY_STEP,
     "sft_logging_strategy": _EVERY_STEP,
-    "sft_push_to_hub": _PUSHED,
-    "dpr_push_to_hub": _PUSHED,
     "dpr_num_train_epochs": "dpr_max_steps: prompts are drawn for as many steps",
     "dpr_logging_steps": _EVERY_STEP,
     "dpr_logging_strategy": _EVERY_STEP,
@@ -254,10 +251,16 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     check_judge(arguments)
     if arguments.load_in_4bit:
         check_four_bit()
-    check_startable(sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft"))
+    sft = sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft")
     budget = arguments.max_completion_length or UNKNOWN_COMPLETION  # what the data ask for is not known yet
     dpr = dpr_config(replace(arguments, max_completion_length=budget), dict(others), Path("dpr"), beta=1.0)
-    check_startable(dpr)
+    for prefix, config in (("sft", sft), ("dpr", dpr)):
+        check_startable(config)
+        if config.push_to_hub:
+            raise ConfigError(
+                f"{prefix}_push_to_hub is not taken from a recipe; set nothing: of the models that are trained, the "
+                "one that you choose is uploaded with `hf upload`"
+            )
     if arguments.gpu_memory is not None:
         require_fit(plan_recipe(arguments, others))
 

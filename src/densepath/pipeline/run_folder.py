@@ -8,7 +8,7 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,13 @@ from densepath.models.kept import ASIDE, INPUTS
 from densepath.records.codec import from_json, to_json
 from densepath.records.outcome import Outcome
 
+HUB = ("push_to_hub", "hub_model_id", "hub_private_repo", "hub_revision", "hub_strategy")
+"""Where a trained model goes beside its folder."""
 MACHINE_KEYS = (
     *("output_dir", "num_threads", "report_to", "accelerate_config", "num_processes", "gpu_memory", "profile"),
     *("max_calls", "max_cost", "max_invalid", "judge_concurrency", "judge_timeout", "judge_retries"),
     *("judge_calls_per_minute", "judge_prompt_price", "judge_completion_price", "judge_cache", "judge_api_key_env"),
+    *(f"{prefix}{name}" for prefix in ("", "sft_", "dpr_") for name in HUB),
 )
 """Keys that may change between two calls on the same folder: they do not change the result."""
 _OF_JUDGE = frozenset(f.name for f in dataclasses.fields(JudgeArguments))
@@ -51,7 +54,7 @@ _NAMES = (
     *("report.html", "report.json", "metrics.jsonl", "README.md", "model", "data", "stages", "eval", "checkpoint-*"),
     f"{ASIDE}checkpoint-*",
     *("samples.json", "scores.json", "size.json", "log_ratios.json", "purification.json", "kept.json"),
-    *("kept.jsonl", "dropped.jsonl", "profile.json", "profile.html"),
+    *("kept.jsonl", "dropped.jsonl", "profile.json", "profile.html", "pushed.json"),
 )
 _PLACES = (
     *("data", "stages", "eval", "selection", "references", "validation", "nan_batches", "completions"),
@@ -122,11 +125,15 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
-    def open_config(self, config: dict[str, Any]) -> None:
+    def open_config(self, config: dict[str, Any], unread: Container[str] = ()) -> None:
         """Write the resolved configuration, or compare it with the one that the folder was made with; then tidy.
 
         Tokens and passwords are neither written nor compared.
         Before anything was trained, another configuration replaces the first: it may correct a mistake.
+
+        Args:
+            config: key -> value.
+            unread: keys that decide nothing in this folder: they are written and not compared.
 
         Raises:
             ResumeError: a key that decides the result has another value; the message shows each difference.
@@ -139,7 +146,9 @@ class RunFolder:
         differences = [
             f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
             for key in sorted({*before, *config})
-            if key not in MACHINE_KEYS and _meant(before.get(key), key) != _meant(config.get(key), key)
+            if key not in MACHINE_KEYS
+            and key not in unread
+            and _meant(before.get(key), key) != _meant(config.get(key), key)
         ]
         if differences and self._has_work():
             raise ResumeError(
@@ -244,6 +253,15 @@ class RunFolder:
         """
         outcome: Outcome = self._finished(stage)["outcome"]
         return outcome
+
+    def files(self, stage: str) -> dict[str, str]:
+        """The fingerprints of what a finished stage left, by name.
+
+        Raises:
+            DamagedFileError: the stage's marker does not hold them.
+        """
+        files: dict[str, str] = self._finished(stage)["files"]
+        return files
 
     def _finished(self, stage: str) -> dict[str, Any]:
         """What the marker of a stage says: its outcome, and the fingerprints of its files."""

@@ -22,7 +22,7 @@ from multiprocessing.connection import wait as wait_for_any
 from multiprocessing.resource_tracker import ensure_running
 from typing import Any
 
-from densepath.errors import DensepathError, StorageError
+from densepath.errors import DamagedFileError, DensepathError, ResumeError, StorageError
 from densepath.io import hidden_secrets
 
 
@@ -50,12 +50,14 @@ class Finished:
         seconds: that it took.
         error: one line, or None if it succeeded.
         details: traceback of a failure that is not a user's mistake.
+        refused: what lies in its folder, or in that of one that it needs, is not what it would have made.
     """
 
     key: Hashable
     seconds: float
     error: str | None = None
     details: str | None = None
+    refused: bool = False
 
 
 def run_tasks(
@@ -98,7 +100,8 @@ def run_tasks(
             failed = [need for need in task.needs if need in done and done[need].error is not None]
             if failed:
                 del waiting[key]
-                finish(Finished(key, 0.0, f"not run, since {_name(failed[0])} failed"))
+                refused = any(done[need].refused for need in failed)
+                finish(Finished(key, 0.0, f"not run, since {_name(failed[0])} failed", refused=refused))
             elif all(need in done for need in task.needs):
                 del waiting[key]
                 found.append(key)
@@ -195,15 +198,17 @@ def _end_with_parent() -> None:
 def _run(key: Hashable, function: Callable[..., None], arguments: tuple[Any, ...]) -> Finished:
     started = time.monotonic()
     error = details = None
+    refused = False
     try:
         function(*arguments)
     except DensepathError as found:
+        refused = isinstance(found, ResumeError | DamagedFileError)
         error = hidden_secrets(" ".join(str(found).split()))
     except Exception as found:  # one cell's failure must not end the grid
         error = hidden_secrets(f"{type(found).__name__}: {' '.join(str(found).split())}")
         details = hidden_secrets(traceback.format_exc())
     gc.collect()  # trainers are reference cycles around a model and its optimizer
-    return Finished(key, time.monotonic() - started, error, details)
+    return Finished(key, time.monotonic() - started, error, details, refused)
 
 
 def _name(key: Hashable) -> str:

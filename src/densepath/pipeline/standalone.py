@@ -19,7 +19,7 @@ from densepath.data.sources import load_rows
 from densepath.data.splits import check_disjoint
 from densepath.data.training_rows import Rows, demonstration_pairs, prompt_dataset
 from densepath.errors import ConfigError, DataError, StorageError
-from densepath.io import write_json_atomic, write_text_atomic
+from densepath.io import read_json, write_json_atomic, write_text_atomic
 from densepath.methods._stage import train_shown
 from densepath.methods.dpr import frozen_reference
 from densepath.models.compat import check_same_tokenizer, weights_differ
@@ -89,24 +89,34 @@ def _open_inputs(
 def push_model(config: Any, folder: RunFolder, console: Console) -> None:
     """Upload `model`, its card and tokenizer to the hub if `push_to_hub` says so; the first process does.
 
-    transformers pushes what a checkpoint holds (`hub_strategy`), and after the last step there is none.
+    transformers pushes what a checkpoint holds (`hub_strategy`), and after the last step there is none. `pushed.json`
+    says what was pushed where: it is not pushed again.
 
     Raises:
         StorageError: the hub does not take it.
+        DamagedFileError: `pushed.json` cannot be read.
     """
     if not config.push_to_hub or not folder.writes:
         return
     model, name = folder / "model", config.hub_model_id or folder.path.absolute().name
+    mark, pushed = (
+        folder / "pushed.json",
+        {"to": name, "revision": config.hub_revision, "files": folder.files("train")},
+    )
+    if mark.exists() and read_json(mark, "remove it to push the model again") == pushed:
+        say(console, f"pushed to {name} before")
+        return
     try:
         repo = HfApi().create_repo(name, private=config.hub_private_repo, exist_ok=True).repo_id
         HfApi().upload_folder(
             repo_id=repo, folder_path=model, commit_message="End of training", revision=config.hub_revision
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the hub's client has errors of its own, and passes on those of its transport
         reason = " ".join(str(error).split())
         raise StorageError(
             f"{model} is there, and could not be pushed to {name} ({reason}): the same command tries it again"
         ) from error
+    write_json_atomic(mark, pushed)
     say(console, f"pushed to {repo}")
 
 
@@ -152,7 +162,6 @@ def _train(trainer: Any, tokenizer: Any, folder: RunFolder, console: Console, ti
     save_model_atomic(trainer, tokenizer, folder / "model", {"fraction": 1.0})
     folder.finish("train", started)
     say(console, f"model: {(folder / 'model').resolve()}")
-    push_model(trainer.args, folder, console)
     return folder / "model"
 
 
@@ -187,7 +196,9 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
             fractions=arguments.reference_fractions,
             ema_decay=arguments.reference_ema_decay,
         )
-        return _train(trainer, tokenizer, folder, console, "SFT")
+        model_folder = _train(trainer, tokenizer, folder, console, "SFT")
+        push_model(config, folder, console)
+        return model_folder
 
 
 def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Console) -> Path:
@@ -229,6 +240,7 @@ def run_dpr_command(arguments: DPRArguments, others: dict[str, Any], console: Co
         model = _train(trainer, tokenizer, folder, console, "DPR")
         if clock is not None:
             _profiled(clock, folder, arguments, console)
+        push_model(config, folder, console)
         return model
 
 
