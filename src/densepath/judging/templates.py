@@ -79,6 +79,12 @@ class Template:
         if not self.forms or not all(form.messages for form in self.forms):
             raise DataError("there is no form, or one without messages")
 
+    @property
+    def shows_reference(self) -> bool:
+        """Whether a form shows a right answer, or asks otherwise where there is one."""
+        contents = (turn["content"] for form in self.forms for turn in form.messages)
+        return any(form.reference for form in self.forms) or any("ref_answer" in content for content in contents)
+
     def messages(self, request: JudgeRequest) -> list[dict[str, str]]:
         """The turns that a judge is sent.
 
