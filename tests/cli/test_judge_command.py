@@ -247,6 +247,9 @@ def test_mt_bench_is_judged_beside_the_published_right_answers_where_the_benchma
     assert judge(*words, models=models, baseline="")[0] == 0
     assert [name for name, is_shown in shown().items() if is_shown] == ["math a note"]
     assert told in " ".join(capsys.readouterr().out.split())
+    unread = ["--judge", "verifier:builtins:len", *words[-2:], "--dry_run"]
+    assert judge(*unread, models=models, baseline="")[0] == 0
+    assert told not in " ".join(capsys.readouterr().out.split())
     words += ["--reference_answers", write_jsonl("gpt-4.jsonl", right)]
     code, folder = judge(*words, models=models, baseline="")
     assert code == 0

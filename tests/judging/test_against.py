@@ -7,9 +7,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from densepath.config.judge import JudgeArguments
+from densepath.config.mixins import LoadArguments
 from densepath.errors import DataError, JudgeError
 from densepath.evals.generation import Completion, checked
 from densepath.judging.against import AgainstAnswers, prompt_key, turns_of
+from densepath.judging.build import make_judge_against, shows_reference
+from densepath.judging.evaluation import labelled_pairs
 from densepath.judging.protocol import JudgeRequest
 from densepath.judging.templates import load_template
 from densepath.pipeline.data import check_right_answers
@@ -67,7 +71,23 @@ def test_the_right_answer_of_a_row_is_shown(tmp_path):
     with pytest.raises(
         DataError, match="row 1: the reference is 5; give a text for each of its 1 turns, which a judge"
     ):
-        check_right_answers([odd], str(tmp_path / "rows.jsonl"), "train")
+        check_right_answers(JudgeArguments(judge="openai:m"), [odd], str(tmp_path / "rows.jsonl"), "train")
+
+
+@pytest.mark.parametrize(
+    ("judge", "template"),
+    [("verifier:exact_match", None), ("local:somewhere", None), ("openai:m", "letters"), (None, None)],
+)
+@pytest.mark.parametrize("reference", [["Paris", "paris"], 42, {"city": "Paris"}])
+def test_a_reference_that_the_judge_is_not_shown_may_hold_anything(tmp_path, judge, template, reference):
+    row = {**ROWS[0], "answer": "right", "reference": reference}
+    asked = JudgeArguments(judge=judge, judge_template=template)
+    check_right_answers(asked, [row], "rows.jsonl", "train")
+    pair = {**row, "chosen": "right", "rejected": "wrong"}
+    labelled_pairs([pair], "rows.jsonl", shows_reference=shows_reference(asked))
+    if judge == "verifier:exact_match":
+        against = make_judge_against(asked, LoadArguments(), FIXED, tmp_path)
+        assert against.judged(["right"], [row]) == [1.0]
 
 
 def test_completions_get_its_preferences():

@@ -145,6 +145,17 @@ def test_what_is_held_back_of_one_request_ends_no_other(tmp_path, fault, says):
     assert again.invalid == found[1].invalid
 
 
+def test_neighbours_that_are_all_held_back_end_nothing_where_anything_was_ever_said(tmp_path):
+    """A command that goes on asks these alone: what was said lies in the cache, and is not asked for."""
+    with FakeEndpoint() as served:
+        served.by_text = {f"Question {n}?": ["moderated"] * 2 for n in range(1, 13)}
+        judge = judge_of(served, tmp_path, concurrency=1)
+        found = list(judge.judge([request(n) for n in range(13)]))
+        again = list(judge_of(served, tmp_path, concurrency=1).judge([request(n) for n in range(1, 13)]))
+    assert [each.invalid is None for each in found] == [True] + [False] * 12
+    assert all("status 403" in each.invalid for each in again)
+
+
 def test_a_key_that_lets_nobody_in_is_given_up(tmp_path):
     with FakeEndpoint() as served:
         served.always = "moderated"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densepath.errors import DataError, JudgeError
+from densepath.judging.game_log import GameLog
 from densepath.judging.games import Match, grade_of_answer, key_of, plan_games, play, preference_of_pair
 from densepath.judging.protocol import JudgeRequest
 from densepath.records.judging import Game, Judgement, Spending
@@ -142,3 +145,16 @@ def test_too_many_invalid_ones_stop_with_the_reason(invalid, stops):
 def test_a_match_that_does_not_fit_is_refused():
     with pytest.raises(DataError, match="2 answers, and the baseline is None"):
         Match("q", "m", None, JudgeRequest(ASKED, (("a",), ("b",))))
+
+
+def test_a_game_that_was_judged_before_requests_said_whether_they_are_plain_is_found(tmp_path):
+    (match,) = matches(1)
+    whose = {"question": "q-0", "model": "dpr", "baseline": "sft"}
+    asked = {"prompt": ASKED, "answers": [["model's"], ["baseline's"]], "follow_ups": [], "repeat": 0, "row": {"n": 0}}
+    written = json.dumps([{"judge": "j"}, whose, False, asked], sort_keys=True, separators=(",", ":"))
+    log = GameLog(tmp_path / "games.jsonl")
+    planned = plan_games([match], both_orders=True)[:1]
+    judge = SaysJudge(lambda request: Judgement(1.0, verdict=">"))
+    log.play(judge, {"judge": "j"}, planned, max_invalid=0, on_game=lambda: None)
+    key = json.loads((tmp_path / "games.jsonl").read_text())["key"]
+    assert key == hashlib.sha256(written.encode()).hexdigest()

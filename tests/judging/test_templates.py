@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from pathlib import Path
 
@@ -74,6 +76,27 @@ def test_only_the_forms_that_fit_are_asked():
         shown("arena_hard", 2)
     with pytest.raises(DataError, match="shows 1 answers, and 2 were given"):
         load_template("mt_bench").messages(request(2))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{{ answer_a.split('</think>')[1] }}", None),  # what the answers that are asked about have
+        (
+            "{% if ref_answer_1 is defined %}{{ ref_answer_1 }}{% endif %}{% for n in range(2) %}{{ n }}{% endfor %}",
+            None,
+        ),
+        ("{{ answer }}", "'answer' is undefined; there are answer_a"),
+        ("{{ answer_a_2 }}", "'answer_a_2' is undefined"),
+    ],
+)
+def test_a_question_is_refused_early_for_what_no_answer_will_change(tmp_path, content, says):
+    text = Path(WORDING / "pair.yaml").read_text().partition("forms:")[0]
+    forms = json.dumps([{"messages": [{"role": "user", "content": content}]}])
+    (tmp_path / "own.yaml").write_text(f"{text}forms: {forms}\n")
+    template = load_template(str(tmp_path / "own.yaml"))
+    with pytest.raises(DataError, match=says) if says else contextlib.nullcontext():
+        template.check(request(2))
 
 
 def test_the_wording_of_mt_bench_is_the_benchmarks():

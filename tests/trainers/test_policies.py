@@ -369,3 +369,12 @@ def test_several_active_adapters_are_refused(tmp_path, tokenizer, prompts, make_
     policy.base_model.set_adapter(["default", "other"])
     with pytest.raises(ConfigError, match=r"adapters default, other are active at once: .*set_adapter\(NAME\)"):
         trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy)
+
+
+def test_a_transformers_model_that_holds_an_adapter_itself_is_no_policy(tmp_path, tokenizer, prompts, make_model):
+    policy = make_model(0)
+    policy.add_adapter(LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    with pytest.raises(
+        ConfigError, match=r"holds an adapter itself, .*: give the name of .*PeftModel\.from_pretrained"
+    ):
+        trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy)

@@ -99,9 +99,9 @@ def test_a_later_pass_over_streamed_rows_is_not_resumed(tmp_path, make_model, to
     """transformers would begin it with its first prompts again. In the first pass it finds the place."""
     seen = {}
 
-    def made(folder):
-        streamed = prompts.select(range(3)).to_iterable_dataset()
-        trainer = trainer_of(tmp_path / folder, make_model, tokenizer, streamed, **COMMON)
+    def made(folder, count=3, steps=STEPS):
+        streamed = prompts.select(range(count)).to_iterable_dataset()
+        trainer = trainer_of(tmp_path / folder, make_model, tokenizer, streamed, **{**COMMON, "max_steps": steps})
         inner, asked = trainer._generate, seen.setdefault(folder, [])
         trainer._generate = lambda texts: asked.extend(sorted(set(texts))) or inner(texts)
         return trainer
@@ -115,6 +115,11 @@ def test_a_later_pass_over_streamed_rows_is_not_resumed(tmp_path, make_model, to
     assert seen["cut"] == seen["whole"]
     with pytest.raises(ResumeError, match="is of a later pass over a train_dataset that is streamed"):
         made("cut").train(resume_from_checkpoint=str(tmp_path / "cut/dpr/checkpoint-4"))
+    made("longer", count=9, steps=2).train()  # its last checkpoint is of the first pass still
+    made("longer", count=9).train(resume_from_checkpoint=str(tmp_path / "longer/dpr/checkpoint-2"))
+    made("at once", count=9).train()
+    assert seen["longer"] == seen["at once"]
+    assert len(set(seen["longer"])) == STEPS
 
 
 def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path, make_model, tokenizer, prompts):

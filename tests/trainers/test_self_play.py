@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset
+from peft import LoraConfig, get_peft_model
 from tests.tiny_models import tiny_mamba, with_lora
 from trl import DPOTrainer
 
@@ -175,6 +176,23 @@ def test_an_adapter_goes_on_training_alone(tmp_path, make_model, tokenizer):
     assert logged(tmp_path)[0]["loss"] == pytest.approx(expected, rel=2e-5)
     assert torch.equal(model.get_base_model().model.embed_tokens.weight, base)
     assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+
+
+def test_a_checkpoint_of_an_adapter_of_any_name_is_loaded_again(tmp_path, make_model, tokenizer):
+    model = get_peft_model(make_model(0), LoraConfig(task_type="CAUSAL_LM", r=2), adapter_name="mine")
+    model.add_adapter("default", model.peft_config["mine"])
+    settings = {"learning_rate": 0.1, "save_strategy": "steps", "save_steps": 1}
+    trainer = SelfPlayTrainer(model, config(tmp_path, **settings), rows(), tokenizer)
+    trainer.train()
+    trained = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for name, p in model.named_parameters():
+        if ".mine." in name:
+            p.data.zero_()
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    trainer._load_best_model()
+    assert any(p.any() for name, p in trained.items() if "lora_B.mine" in name)
+    for name, p in model.named_parameters():
+        assert torch.equal(p, trained[name]), name
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer):

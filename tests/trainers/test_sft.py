@@ -340,6 +340,45 @@ def test_an_adapter_of_any_name_is_saved_as_the_one_that_is_loaded(tmp_path, mak
         trainer_of(model, tokenizer, tmp_path)
 
 
+class KeepsWeights(TrainerCallback):
+    """What each step left: step -> weights by name."""
+
+    def __init__(self):
+        self.after = {}
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        self.after[state.global_step] = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_the_best_checkpoint_of_an_adapter_of_any_name_is_loaded(tmp_path, make_model, tokenizer):
+    model, weights = get_peft_model(make_model(0), LORA, adapter_name="mine"), KeepsWeights()
+    model.add_adapter("default", LORA)
+    changes = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    trainer = trainer_of(model, tokenizer, tmp_path, callbacks=[weights], **changes)
+    trainer.train()
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-1")
+    trainer._load_best_model()
+    assert_close(dict(model.named_parameters()), weights.after[1])
+    with pytest.raises(AssertionError):
+        assert_close(weights.after[2], weights.after[1])
+    assert not [path for path in (tmp_path / "checkpoint-1").iterdir() if path.is_dir()]
+
+
+def test_a_transformers_model_that_holds_an_adapter_itself_is_trained(tmp_path, make_model, tokenizer):
+    model = make_model(0)
+    model.add_adapter(LORA)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trainer = trainer_of(model, tokenizer, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    trainer.train()
+    changed = [name for name, p in model.named_parameters() if not torch.equal(p, before[name])]
+    assert changed
+    assert all("lora_" in name for name in changed)
+    save_model(trainer, tokenizer, tmp_path / "model")
+    for folder in (tmp_path / "model", tmp_path / "checkpoint-1"):
+        saved = load_file(folder / "adapter_model.safetensors")
+        assert any(p.any() for name, p in saved.items() if "lora_B" in name)
+
+
 class Unreached(Exception):
     """As httpx has them, on which the hub's client is built: no OSError."""
 

@@ -28,6 +28,7 @@ class AgainstAnswers:
         both_orders: whether each pair is shown in both orders.
         repeats: how often each is judged.
         max_invalid: share of judgements that may be invalid.
+        shows_reference: whether the judge is shown a row's right answer; else `reference` may hold anything.
     """
 
     judge: Judge
@@ -35,6 +36,7 @@ class AgainstAnswers:
     both_orders: bool = True
     repeats: int = 1
     max_invalid: float = 0.2
+    shows_reference: bool = True
 
     @property
     def __name__(self) -> str:
@@ -49,7 +51,7 @@ class AgainstAnswers:
 
         Raises:
             JudgeError: too many invalid judgements, or the judge's own.
-            DataError: a prompt without a fixed answer, or with a `reference` that is no text.
+            DataError: a prompt without a fixed answer, or with a `reference` to be shown that is no text.
         """
         found: list[float | None] = [0.5] * len(answers)
         pairs = enumerate(zip(answers, rows, strict=True))
@@ -67,7 +69,7 @@ class AgainstAnswers:
         key = prompt_key(row)
         if key not in self.fixed:
             raise DataError(f"prompt {number}: the SFT model has no answer to compare with; begin in a new folder")
-        right = right_answers(references_of(row, 1), 1)
+        right = right_answers(references_of(row, 1), 1) if self.shows_reference else None
         answers, plain = ((text,), (self.fixed[key],)), isinstance(prompt_of(row), str)
         request = JudgeRequest(turns_of(row), answers, reference=right, row=row, plain=plain)
         return Match(str(number), "answer", "fixed", request)

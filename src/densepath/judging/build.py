@@ -55,6 +55,18 @@ def template_of(arguments: JudgeArguments, kind: str, num_answers: int, benchmar
     return template
 
 
+def shows_reference(arguments: JudgeArguments) -> bool:
+    """Whether the judge of pairs is shown a row's right answer: only by a template that has a place for it.
+
+    Raises:
+        ConfigError: as `template_of`.
+    """
+    if arguments.judge is None:
+        return False
+    kind, _ = parse_judge(arguments.judge)
+    return kind in ("openai", "local") and template_of(arguments, kind, 2).shows_reference
+
+
 def make_judge(
     arguments: JudgeArguments,
     loading: LoadArguments,
@@ -136,7 +148,14 @@ def make_judge_against(
         ConfigError, MissingFileError, ModelError: as `make_judge`.
     """
     judge = _held(arguments, loading, held) or make_judge(arguments, loading, cache=cache)
-    return AgainstAnswers(judge, fixed, arguments.judge_both_orders, arguments.judge_repeats, arguments.max_invalid)
+    return AgainstAnswers(
+        judge,
+        fixed,
+        arguments.judge_both_orders,
+        arguments.judge_repeats,
+        arguments.max_invalid,
+        shows_reference(arguments),
+    )
 
 
 def check_judge(

@@ -55,6 +55,10 @@ class ReplyCache:
         key = asked.key
         return self.folder / key[:2] / f"{key}.json"
 
+    def is_empty(self) -> bool:
+        """Whether no reply was ever kept here."""
+        return next(self.folder.glob("*/*.json"), None) is None
+
     def get(self, asked: Asked) -> Reply | None:
         """The reply; None where there is none. A damaged one is told in a warning, and as good as none."""
         path = self.path(asked)

@@ -182,7 +182,9 @@ class EndpointJudge:
             try:
                 reply = await self._call(client, asked, halt)
             except Refused as error:
-                return self._failure(str(error))
+                # Where anything was ever said the key is right, and the request is refused: `max_invalid` counts it.
+                known = self._has_spoken or not self.cache.is_empty()
+                return str(error) if known else self._failure(str(error))
             except Unwell as error:
                 tries += 1
                 most = self.settings.retries

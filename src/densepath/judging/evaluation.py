@@ -59,7 +59,12 @@ class LabelledPair:
 
 
 def labelled_pairs(
-    rows: Sequence[Row], source: str, *, max_samples: int | None = None, seed: int = 0
+    rows: Sequence[Row],
+    source: str,
+    *,
+    max_samples: int | None = None,
+    seed: int = 0,
+    shows_reference: bool = True,
 ) -> tuple[list[LabelledPair], list[SetAside]]:
     """The pairs of preference rows, and the rows that say nothing.
 
@@ -68,16 +73,17 @@ def labelled_pairs(
         source: name of the rows in messages.
         max_samples: pairs drawn with the seed, in the order of the rows; all if None.
         seed: of the draw.
+        shows_reference: whether the judge is shown a row's right answer; else `reference` may hold anything.
 
     Raises:
-        DataError: a row that is no preference pair, or whose `reference` is no text, with its number; or none that can
-            be used.
+        DataError: a row that is no preference pair, or whose `reference` is to be shown and no text, with its number;
+            or none that can be used.
     """
     pairs, set_aside = [], []
     for number, row in enumerate(rows, start=1):
         try:
             check_preference(row)
-            pair = _pair(row, number)
+            pair = _pair(row, number, shows_reference)
         except DataError as error:
             raise DataError(f"{source}, row {number}: {error}") from None
         if pair.match.request.answers[0] == pair.match.request.answers[1]:
@@ -92,13 +98,13 @@ def labelled_pairs(
     return pairs, set_aside
 
 
-def _pair(row: Row, number: int) -> LabelledPair:
+def _pair(row: Row, number: int, shows_reference: bool) -> LabelledPair:
     row = explicit_prompt(row)
     prompt, plain = row["prompt"], isinstance(row["prompt"], str)
     turns = [{"role": "user", "content": prompt}] if plain else normal_turns(prompt)
     answers = tuple((_text(row[name]),) for name in (CHOSEN, REJECTED))
     others = {key: value for key, value in row.items() if key not in (CHOSEN, REJECTED)}  # a judge sees no label
-    right = right_answers(references_of(row, 1), 1)
+    right = right_answers(references_of(row, 1), 1) if shows_reference else None
     request = JudgeRequest(tuple(turns), answers, reference=right, row=others, plain=plain)
     return LabelledPair(number, str(row.get("category") or "all"), Match(str(number), CHOSEN, REJECTED, request))
 

@@ -103,4 +103,7 @@ def _sha256(text: str) -> str:
 def _key(identity: Mapping[str, Any], planned: PlannedGame) -> str:
     match = planned.match
     whose = {"question": match.question, "model": match.model, "baseline": match.baseline}
-    return _sha256(canonical_json([identity, whose, planned.switched, asdict(planned.request)]))
+    request = asdict(planned.request)
+    if not planned.request.plain:
+        del request["plain"]  # as before there was such a field: games that were judged then are found
+    return _sha256(canonical_json([identity, whose, planned.switched, request]))

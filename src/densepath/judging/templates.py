@@ -79,11 +79,17 @@ class Template:
         if not self.forms or not all(form.messages for form in self.forms):
             raise DataError("there is no form, or one without messages")
 
-    def messages(self, request: JudgeRequest) -> list[dict[str, str]]:
-        """The turns that a judge is sent.
+    @property
+    def shows_reference(self) -> bool:
+        """Whether a form shows a right answer, or asks otherwise where there is one."""
+        contents = (turn["content"] for form in self.forms for turn in form.messages)
+        return any(form.reference for form in self.forms) or any("ref_answer" in content for content in contents)
+
+    def form(self, request: JudgeRequest) -> Form:
+        """The first form that fits a request.
 
         Raises:
-            DataError: no form fits the request, or a content names what the request does not have.
+            DataError: there is none, or the request has another number of answers.
         """
         if len(request.answers) != self.num_answers:
             raise DataError(
@@ -95,8 +101,29 @@ class Template:
                 f"judge template {self.name} has no form for {len(request.follow_ups) + 1} turns "
                 f"{'with' if request.reference else 'without'} a reference; choose another judge_template"
             )
-        names = names_of(request)
+        return form
+
+    def messages(self, request: JudgeRequest) -> list[dict[str, str]]:
+        """The turns that a judge is sent.
+
+        Raises:
+            DataError: no form fits the request, or a content names what the request does not have.
+        """
+        form, names = self.form(request), names_of(request)
         return [{**turn, "content": _rendered(self.name, turn["content"], names)} for turn in form.messages]
+
+    def check(self, request: JudgeRequest) -> None:
+        """Refuse a question before anyone has answered it: what a content reads out of an answer may come yet.
+
+        Args:
+            request: with any answers.
+
+        Raises:
+            DataError: no form fits the request, or a content needs a name that it does not have.
+        """
+        form, names = self.form(request), names_of(request)
+        if any(_undeclared(turn["content"]) - set(names) for turn in form.messages):
+            self.messages(request)  # whether it is needed: a content may ask whether a name is there
 
     def read(self, reply: Reply) -> Judgement:
         """What a reply says."""
@@ -171,18 +198,30 @@ def _rendered(template: str, content: str, names: Mapping[str, Any]) -> str:
         raise DataError(f"judge template {template}: {type(error).__name__}: {short(str(error))}") from None
 
 
+def _undeclared(content: str) -> set[str]:
+    """The names that a Jinja template takes from outside."""
+    from jinja2.meta import find_undeclared_variables
+
+    environment = _environment()
+    return find_undeclared_variables(environment.parse(content)) - set(environment.globals)
+
+
+def _environment() -> Any:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    return ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+
+
 def _compiled(content: str) -> Any:
     """The Jinja template of a text, which reaches nothing but its names.
 
     Raises:
         DataError: it is none.
     """
-    from jinja2 import StrictUndefined
     from jinja2.exceptions import TemplateSyntaxError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     try:
-        return environment.from_string(content)
+        return _environment().from_string(content)
     except TemplateSyntaxError as error:
         raise DataError(f"a message is no Jinja template (its line {error.lineno}: {error.message})") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch import nn
 from densepath.errors import ConfigError, ModelError, UsageError
 from densepath.models import locate
 from densepath.models.compat import changes_base
+from densepath.models.identity import record_base
 
 
 def own_adapter(peft_model: PeftModel) -> str:
@@ -48,10 +50,34 @@ def save_own_adapter(peft_model: PeftModel, folder: str | Path, **keywords: Any)
     # By the class: a trainer may have put this function in the model's own attribute.
     PeftModel.save_pretrained(peft_model, str(folder), selected_adapters=[name], **keywords)
     below = Path(folder) / name  # where PEFT puts an adapter that is not called "default"
-    if name != "default":
+    if name != "default" and keywords.get("is_main_process", True):
         for path in below.iterdir():
             path.replace(Path(folder) / path.name)
         below.rmdir()
+
+
+class SavesOwnAdapter:
+    """A trainer that saves the active adapter of a PEFT model alone, whatever it is called; other models as ever.
+
+    By itself PEFT saves every adapter, those that are not called `default` in folders of their own: the best model is
+    then not found, or is another adapter's.
+    """
+
+    accelerator: Any
+    args: Any
+    model: Any
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        save, model = super()._save, self.accelerator.unwrap_model(self.model)  # type: ignore[misc]
+        if not isinstance(model, PeftModel):
+            save(output_dir, state_dict)
+            return
+        model.save_pretrained = functools.partial(save_own_adapter, model)
+        try:
+            save(output_dir, state_dict)
+        finally:
+            del model.save_pretrained
+        record_base(Path(output_dir if output_dir is not None else self.args.output_dir))
 
 
 def add_frozen_copy(peft_model: PeftModel, source: str = "default", name: str = "sft") -> None:

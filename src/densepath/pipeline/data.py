@@ -6,6 +6,7 @@ import math
 import time
 from typing import Any
 
+from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import TEXT_TASKS, SamplingArguments
 from densepath.config.run import RunArguments
 from densepath.data.benchmarks import references_of
@@ -20,6 +21,7 @@ from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.judging.build import shows_reference
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.run_folder import RunFolder
 from densepath.terminal import Console, say, warn
@@ -48,8 +50,7 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         check_disjoint({name: splits[name] for name in ("rl", "validation", "test")})
     for name in ("validation", "test"):
         check_answers(arguments.verifier, splits[name], *_origin(arguments, name))
-        if arguments.judge is not None:
-            check_right_answers(splits[name], *_origin(arguments, name))
+        check_right_answers(arguments, splits[name], *_origin(arguments, name))
     record = {}
     for name, rows in splits.items():
         if name != "train":
@@ -259,12 +260,15 @@ def check_answers(verifier: str | None, rows: Rows, source: str, split: str) -> 
             ) from error
 
 
-def check_right_answers(rows: Rows, source: str, split: str) -> None:
-    """Refuse rows with a right answer that a judge could not be shown.
+def check_right_answers(judge: JudgeArguments, rows: Rows, source: str, split: str) -> None:
+    """Refuse rows with a right answer that the judge, if there is one, is to be shown and could not be.
 
     Raises:
+        ConfigError: a template that cannot be used.
         DataError: a row with a `reference` that is no text.
     """
+    if not shows_reference(judge):
+        return
     for row in rows:
         try:
             references_of(row, 1)

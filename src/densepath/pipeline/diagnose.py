@@ -111,7 +111,7 @@ def _evidence(
     source, rows = _rows(arguments, run_dir, console, recipe)
     check_answers(verifier, rows, source, split)
     if asked is not None:
-        check_right_answers(rows, source, split)
+        check_right_answers(asked, rows, source, split)
     check_prompts(rows, models.tokenizer, models.context, length, source, split)
     judged = asked is not None or verifier is not None
     measured = measured_rows(rows, models.tokenizer, models.context, judged=judged)

@@ -63,7 +63,10 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     check_colours(arguments)
     found = read_benchmark(arguments.benchmark)
     everything = found.questions
-    found = _referenced(replace(found, questions=everything[: arguments.max_samples]), arguments.reference_answers)
+    said = filter(None, (arguments.judge, arguments.second_judge))
+    reads = any(parse_judge(each)[0] in ("openai", "local") for each in said)
+    found = replace(found, questions=everything[: arguments.max_samples])
+    found = _referenced(found, arguments.reference_answers, reads)
     for note in found.notes:
         warn(console, note)
     entered = contest(arguments.models, arguments.baseline, found)
@@ -109,12 +112,18 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         lock.release()
 
 
-def _referenced(found: BenchmarkRows, file: str | None) -> BenchmarkRows:
-    """The benchmark with the right answers of a file, or with a note that its own stand beside the questions."""
+def _referenced(found: BenchmarkRows, file: str | None, reads: bool) -> BenchmarkRows:
+    """The benchmark with the right answers of a file, or with a note that its own stand beside the questions.
+
+    Args:
+        found: the benchmark.
+        file: of right answers; None for none.
+        reads: whether any judge reads questions; of what none is shown there is nothing to note.
+    """
     shown = [each for each in found.questions if found.benchmark.shows_reference(each)]
     if file is not None:
         return replace(found, questions=with_references(found.questions, answers_to(shown, read_answers(file), file)))
-    if not (shown and found.benchmark.referenced):
+    if not (reads and shown and found.benchmark.referenced):
         return found
     note = (
         f"right answers are the notes that stand beside {found.benchmark.name}'s questions, where they do, and not "
@@ -174,7 +183,7 @@ class _Run:
             if (kind := parse_judge(said)[0]) in ("openai", "local"):
                 template = template_of(self.arguments, kind, self.num_answers, self.template)
                 for request in asked.values():
-                    template.messages(request)
+                    template.check(request)
 
     def identity(self, said: str) -> dict[str, Any]:
         """All that decides what a judge says of a request."""

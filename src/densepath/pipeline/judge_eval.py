@@ -7,7 +7,7 @@ from pathlib import Path
 from densepath.config.judge_eval import JudgeEvalArguments
 from densepath.data.sources import load_rows
 from densepath.io import write_json_atomic, write_text_atomic
-from densepath.judging.build import make_judge
+from densepath.judging.build import make_judge, shows_reference
 from densepath.judging.evaluation import evaluate_judge, labelled_pairs
 from densepath.judging.games import plan_games, play
 from densepath.pipeline.reward_eval import print_set_aside
@@ -30,7 +30,10 @@ def run_judge_eval_command(arguments: JudgeEvalArguments, console: Console) -> J
     """
     source, output = arguments.dataset_name, Path(arguments.output_file)
     rows = load_rows(source, arguments.dataset_train_split, None, limit=None, seed=None)
-    pairs, set_aside = labelled_pairs(rows, source, max_samples=arguments.max_samples, seed=arguments.seed)
+    shows = shows_reference(arguments)
+    pairs, set_aside = labelled_pairs(
+        rows, source, max_samples=arguments.max_samples, seed=arguments.seed, shows_reference=shows
+    )
     judge = make_judge(arguments, arguments, cache=output.parent / "judge_cache")
     planned = plan_games(
         [pair.match for pair in pairs], both_orders=arguments.judge_both_orders, repeats=arguments.judge_repeats

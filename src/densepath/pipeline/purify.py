@@ -146,10 +146,8 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
         origin = str(source), arguments.dataset_test_split if given else arguments.dataset_train_split
         if not has_prompt(held_out[0]):
             raise DataError(f"{origin[0]}: plain text has no prompt to answer; give eval_dataset_name")
-        if arguments.verifier is not None:
-            check_answers(arguments.verifier, held_out, *origin)
-        else:
-            check_right_answers(held_out, *origin)
+        check_answers(arguments.verifier, held_out, *origin)
+        check_right_answers(arguments, held_out, *origin)
         context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
         check_prompts(held_out, tokenizer, context, arguments.max_completion_length, *origin)
     models: dict[str, str | None] = {"model": arguments.model_name_or_path, "reference": sft.base}

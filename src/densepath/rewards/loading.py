@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from densepath.models import locate
 from densepath.models.adapters import load_frozen_adapter, own_adapter
@@ -104,7 +105,7 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
     Raises:
         MissingFileError, ModelError: an adapter of this base that cannot be loaded.
     """
-    if not hasattr(policy, "peft_config"):
+    if not isinstance(policy, PeftModel):
         return None
     config = policy.peft_config[own_adapter(policy)]
     base = None if changes_base(config) else config.base_model_name_or_path

@@ -1,7 +1,6 @@
 """What stands between TRL's `GRPOTrainer` and DPR: arguments, prompts, the stop at NaN, what a checkpoint holds.
 
-Prompts get the ids that SFT trained on, a checkpoint the generation that is still in use, and a saved PEFT model its
-own adapter alone.
+Prompts get the ids that SFT trained on, and a checkpoint the generation that is still in use.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ from densepath.data.encode import encode_prompt
 from densepath.data.rows import template_arguments
 from densepath.errors import ResumeError
 from densepath.io import atomic_path
-from densepath.models.adapters import save_own_adapter
+from densepath.models.adapters import SavesOwnAdapter
 from densepath.models.compat import eos_token_ids
-from densepath.models.identity import record_base
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.model_card import NamedCard
 from densepath.trainers.nan_stop import NaNStop, check_finite
@@ -127,7 +125,7 @@ class ResumableSampler(RepeatSampler):  # type: ignore[misc]
         yield from super().__iter__()
 
 
-class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
+class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` that reads each row as SFT did, resumes to the bit, and stops at NaN.
 
     Attributes:
@@ -208,19 +206,6 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the policy. Adapters beside its own are not part of the model."""
-        model = self.accelerator.unwrap_model(self.model)
-        if not hasattr(model, "peft_config"):
-            super()._save(output_dir, state_dict)
-            return
-        model.save_pretrained = functools.partial(save_own_adapter, model)
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            del model.save_pretrained
-        record_base(Path(output_dir if output_dir is not None else self.args.output_dir))
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -244,7 +229,8 @@ class ResumableGRPOTrainer(NamedCard, GRPOTrainer):  # type: ignore[misc]
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not self._rollout_file(Path(checkpoint)).exists():
             return
-        if self.state.epoch >= 1 and isinstance(self.train_dataset, IterableDataset):
+        # Of a stream an epoch is max_steps long: the last step of its first pass ends at 1.
+        if self.state.epoch > 1 and isinstance(self.train_dataset, IterableDataset):
             raise ResumeError(
                 f"{checkpoint} is of a later pass over a train_dataset that is streamed, where transformers does not "
                 "find its place again: train anew, with a Dataset if it may be interrupted"

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from densepath.errors import ModelError
+from peft import PeftModel
+
+from densepath.errors import ConfigError, ModelError
 from densepath.models import locate
 from densepath.models.adapters import add_frozen_copy, own_adapter
 from densepath.models.compat import changes_base, check_same_tokenizer, is_sharded
@@ -143,7 +145,7 @@ def starting_models(
         peft_config: of the adapter that the trainer puts on the policy; None for none.
 
     Raises:
-        ConfigError: several adapters of the policy are active at once.
+        ConfigError: several adapters of the policy are active at once, or it is no PEFT model and holds one.
     """
     sft = None if sft is model else sft
     if isinstance(model, str):
@@ -151,9 +153,15 @@ def starting_models(
             processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
         model = load_model(model, for_training=True, **loading)
     switch_off_dropout(model)
-    if hasattr(model, "peft_config"):
+    is_peft = hasattr(model, "peft_config")
+    if is_peft and not isinstance(model, PeftModel):
+        raise ConfigError(
+            "model is a transformers model that holds an adapter itself, which cannot be switched: give the name of "
+            "the adapter's folder, or load it by PeftModel.from_pretrained"
+        )
+    if is_peft:
         own_adapter(model)  # refused before anything is made of the model
-    adapters = list(model.peft_config.values()) if hasattr(model, "peft_config") else [peft_config]
+    adapters = list(model.peft_config.values()) if is_peft else [peft_config]
     if sft is None and any(each is None or changes_base(each) for each in adapters):
         sft = freeze(copy_of(model))  # the policy as it is before training
     return model, processing_class, sft

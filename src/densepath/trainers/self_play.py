@@ -24,6 +24,7 @@ from densepath.core.imitation import Surrogate, gsil_loss, spin_loss
 from densepath.core.objective import Metrics
 from densepath.data.encode import Encoded
 from densepath.errors import ConfigError, DataError
+from densepath.models.adapters import SavesOwnAdapter
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.models.packing import IGNORED_LABEL
@@ -80,7 +81,7 @@ class SelfPlayConfig(DPOConfig):  # type: ignore[misc]
         refuse_unused(self, WITHOUT_EFFECT, "self-play, whose loss and data are its own", _INSTEAD)
 
 
-class SelfPlayTrainer(NamedCard, DPOTrainer):  # type: ignore[misc]
+class SelfPlayTrainer(SavesOwnAdapter, NamedCard, DPOTrainer):  # type: ignore[misc]
     """Trainer of SPIN and GSIL over pairs of token ids.
 
     Args:

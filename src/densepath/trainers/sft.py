@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peft import PeftModel
 from transformers import TrainerState
 from transformers.trainer_utils import align_special_tokens
 from trl import SFTConfig, SFTTrainer
 
 from densepath.errors import ConfigError
 from densepath.io import make_folder, read_json, sync_name
-from densepath.models.adapters import own_adapter, save_own_adapter
+from densepath.models.adapters import SavesOwnAdapter, own_adapter, save_own_adapter
 from densepath.models.identity import record_base
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
@@ -76,8 +77,8 @@ def check_sft_arguments(args: SFTConfig) -> None:
     refuse_unused(args, unused, "SFT, whose rows densepath tokenises itself", _INSTEAD)
 
 
-class _NamedSFTTrainer(NamedCard, SFTTrainer):  # type: ignore[misc]
-    """TRL's `SFTTrainer`, whose cards name real models."""
+class _NamedSFTTrainer(SavesOwnAdapter, NamedCard, SFTTrainer):  # type: ignore[misc]
+    """TRL's `SFTTrainer`, whose cards name real models, and whose checkpoints hold the adapter that is trained."""
 
 
 def sft_trainer(
@@ -116,7 +117,7 @@ def sft_trainer(
     check_sft_arguments(args)
     check_token(args)
     check_optimization(args)
-    if hasattr(model, "peft_config"):
+    if isinstance(model, PeftModel):
         own_adapter(model)
     args.completion_only_loss = True
     disable_dropout(model)
@@ -155,7 +156,7 @@ def save_model(trainer: Any, tokenizer: Any, folder: Path, state_dict: dict[str,
         state_dict: the weights, where the model does not hold them whole.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    save = functools.partial(save_own_adapter, model) if hasattr(model, "peft_config") else model.save_pretrained
+    save = functools.partial(save_own_adapter, model) if isinstance(model, PeftModel) else model.save_pretrained
     save(str(folder), state_dict=state_dict)
     tokenizer.save_pretrained(str(folder))
     record_base(folder)
