@@ -99,10 +99,8 @@ def push_model(config: Any, folder: RunFolder, console: Console) -> None:
     if not config.push_to_hub or not folder.writes:
         return
     model, name = folder / "model", config.hub_model_id or folder.path.absolute().name
-    mark, pushed = (
-        folder / "pushed.json",
-        {"to": name, "revision": config.hub_revision, "files": folder.files("train")},
-    )
+    mark = folder / "pushed.json"
+    pushed = {"to": name, "revision": config.hub_revision, "files": folder.files("train")}
     if mark.exists() and read_json(mark, "remove it to push the model again") == pushed:
         say(console, f"pushed to {name} before")
         return
