@@ -55,6 +55,25 @@ def test_lines_end_at_line_feeds_alone(tmp_path):
     assert read_jsonl(tmp_path / "rows.jsonl") == rows
 
 
+def test_what_killed_writers_left_goes_with_the_next_write_but_not_what_another_process_is_writing(tmp_path):
+    path, other = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.gz"
+    ends = "import os, sys; from pathlib import Path; from densepath.io import atomic_path"
+    killed = f"{ends}\nwith atomic_path(Path(sys.argv[1])): os._exit(9)"
+    writes = f"{ends}\nwith atomic_path(Path(sys.argv[1])) as t:\n    t.write_text('2'); print(1, flush=True); input()"
+    for each in (path, other):
+        assert subprocess.run([sys.executable, "-c", killed, str(each)], check=False).returncode == 9
+    assert len(list(tmp_path.glob(".rows.jsonl.*.tmp"))) == 2
+    words = [sys.executable, "-c", writes, str(path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as under_way:
+        assert under_way.stdout.readline() == "1\n"
+        write_text_atomic(path, "1")
+        assert len(list(tmp_path.glob(".rows.jsonl.*.tmp"))) == 2  # of the other file, and what is being written
+        under_way.communicate("go on\n")
+    assert path.read_text() == "2"
+    write_text_atomic(other, "1")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["rows.jsonl", "rows.jsonl.gz"]
+
+
 def test_a_line_of_a_log_that_a_kill_cut_short_is_left_out(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": 2.25}\n'

@@ -136,7 +136,8 @@ def writing(path: Path) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, durably, when the block ends without an error.
 
-    A file that is replaced keeps its mode; that of a new one is what the umask leaves.
+    A file that is replaced keeps its mode; that of a new one is what the umask leaves. What writers of the same file
+    left that were killed goes.
 
     Raises:
         StorageError: writing failed (disk full, no permission); what stood at `path` before is intact.
@@ -146,16 +147,43 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with writing(path):
         try:
             make_folder(path.parent)
-            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-            mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
-            yield temporary
-            temporary.chmod(mode)  # some writers make a file of their own, for its owner alone
-            sync(temporary)
-            os.replace(temporary, path)
-            sync(path.parent)
+            _remove_half_written(path)
+            held = _make_held(temporary)
+            try:
+                mode = stat.S_IMODE((path if path.exists() else temporary).stat().st_mode)
+                yield temporary
+                temporary.chmod(mode)  # some writers make a file of their own, for its owner alone
+                sync(temporary)
+                os.replace(temporary, path)
+                sync(path.parent)
+            finally:
+                os.close(held)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+
+
+def _make_held(path: Path) -> int:
+    """A new file that this process holds: until it closes the descriptor, nobody takes it for one left by a kill."""
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    with contextlib.suppress(OSError):  # without locks nobody removes it either
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _remove_half_written(path: Path) -> None:
+    """Remove the temporary files of `path` that no process holds."""
+    form, names = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp"), []
+    with contextlib.suppress(OSError):  # a folder that may be written, but not read
+        names = os.listdir(path.parent)
+    for name in filter(form.fullmatch, names):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path.with_name(name), os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.with_name(name).unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,10 @@ import yaml
 PASSING = (".lock", "README.md", "environment.json", "log.txt")
 """Files that say when and where, or are for the eye alone: TRL's cards hold dates, and logs what every call said."""
 _CLOCK = re.compile(r"time|date|.*seconds|step_time|.*runtime|.*per_second")
-_SEALED = ("metrics.jsonl", "results.json", "README.md", "adapter_config.json", "densepath_base.json")
-"""Files that hold clock readings or a place, and whose fingerprints therefore differ."""
+_SEALED = ("metrics.jsonl", "results.json", "README.md", "adapter_config.json", "densepath_base.json", "said.json")
+"""Files that hold clock readings, a place, or the fingerprint of such a file, and whose own therefore differ."""
+_SEAL = {"sha256", "value"}
+"""Keys of a value that is stored with its own fingerprint, which its reader checks."""
 _DRAWN = re.compile(r"<svg.*?</svg>|[\d.,:%-]+", re.S)
 """Of a page: some plots are over seconds; and its numbers, which lie beside it."""
 
@@ -74,6 +76,8 @@ def _places(folder: Path) -> list[str]:
 def _repeatable(value: Any, name: str) -> Any:
     """A JSON value without clock readings, the curves of such, and the folder's name."""
     if isinstance(value, Mapping):
+        if value.keys() == _SEAL:
+            return _repeatable(value["value"], name)
         return {
             key: _repeatable(item, name)
             for key, item in value.items()
