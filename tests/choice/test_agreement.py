@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import math
 import statistics
 
@@ -24,6 +25,7 @@ from densepath.errors import ConfigError, DataError
 from densepath.evals import scored_texts
 from densepath.evals.generation import Completion
 from densepath.records.choice import Answer, Criterion
+from densepath.stats.intervals import proportion_interval
 
 
 def judge(sft, references, rows, *, verifier=None, preferences=(), on_progress=None, **plan):
@@ -136,6 +138,53 @@ def test_what_a_judge_could_not_say_counts_for_no_reward():
     texts.add_samples([answered(row, row + 10, None) for row in range(5)], 5)
     assert texts.verdicts == [[]] * 5
     assert Criterion.VERIFIER not in measure_agreement(texts, rewards, 8, 0)
+
+
+def made_texts(pairs=0, twins=0, answers=0):
+    """Pairs, demonstrations with twins, and rows of a right and a wrong answer; a reward of about 1 for the first."""
+    count = itertools.count()
+    judged, altered, sampled = ([(next(count), next(count)) for _ in range(size)] for size in (pairs, twins, answers))
+    texts = scored_texts.Texts(
+        pairs=judged,
+        demonstrations=[mine for mine, _ in altered],
+        demonstrated=list(range(twins)),
+        twins=[twin for _, twin in altered],
+        samples=[list(each) for each in sampled],
+        verdicts=[[1.0, 0.0]] * answers,
+    )
+    noise = np.random.default_rng(0).random(next(count)) / 2
+    return texts, [torch.tensor([1.0 - place % 2 + noise[place]]) for place in range(len(noise))]
+
+
+@pytest.mark.parametrize(("n", "there"), [(1, False), (3, False), (4, False), (5, True)])
+def test_a_figure_of_few_prompts_is_no_criterion(n, there):
+    """All agree: four are the fewest whose sign test says less than one in ten, and one draw in 64 is of one alone."""
+    texts, rewards = made_texts(twins=n, answers=n)
+    found = measure_agreement(texts, {"r": rewards}, 8, 0)
+    assert (Criterion.VERIFIER in found, Criterion.ALTERED in found) == (there, there)
+    if there:
+        one = found[Criterion.ALTERED].agreement("r", Criterion.ALTERED)
+        assert 0 < one.low < one.value.mean < one.value.high < 100
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_pairs_that_all_agree_have_the_interval_of_a_proportion(right):
+    texts, rewards = made_texts(pairs=3)
+    rewards = rewards if right else [-values for values in rewards]
+    one = measure_agreement(texts, {"r": rewards}, 8, 0)[Criterion.PREFERENCE].agreement("r", Criterion.PREFERENCE)
+    assert one.value == proportion_interval(3 * right, 3)
+    z = statistics.NormalDist().inv_cdf(0.9)
+    assert one.low == pytest.approx(3 / (3 + z * z) if right else 0.0)  # Wilson 1927, one-sided
+
+
+def test_three_pairs_decide_nothing(planted):
+    """Whichever way they agree, and whether or not anything was sampled."""
+    for name, generations in itertools.product((0.9, 0.1), (0, 1)):
+        arguments = {"max_completion_length": 3, "num_generations": generations, "preferences": PAIRS[:3]}
+        found, decision = judge(planted[0.5], {"0": planted[name]}, ROWS[:8], **arguments)
+        assert (found.criterion, decision.answer, decision.reference) == (
+            Criterion.PREFERENCE, Answer.CANNOT_TELL, None,
+        )  # fmt: skip
 
 
 def test_a_row_without_an_answer_is_compared_with_nothing(planted):

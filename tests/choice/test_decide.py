@@ -10,8 +10,18 @@ import pytest
 
 from densepath.choice.decide import decide
 from densepath.choice.training import train_on
-from densepath.records.choice import Answer, Answers, Criterion, Findings, Likelihood, RewardFigures, Spread
+from densepath.records.choice import (
+    Agreement,
+    Answer,
+    Answers,
+    Criterion,
+    Findings,
+    Likelihood,
+    RewardFigures,
+    Spread,
+)
 from densepath.records.estimates import Comparison, Interval, Verdict
+from densepath.stats.intervals import proportion_interval
 
 N = 200
 BETTER, WORSE, TIE = Verdict.BETTER, Verdict.WORSE, Verdict.TIE
@@ -184,6 +194,31 @@ def test_preferences_that_show_nothing():
     assert unjudged(reward("0", preference=lucky), preferences=90).answer is Answer.CANDIDATE
     several = [reward(f"{name}", preference=lucky) for name in range(5)]
     assert unjudged(*several, preferences=90).answer is Answer.CANNOT_TELL
+    for right in (0, 3):  # of three pairs: [0, .56] and [.44, 1]
+        few = unjudged(reward("0", preference=proportion_interval(right, 3)), preferences=3)
+        assert few.answer is Answer.CANNOT_TELL
+    # Six of six is above .5 for one reference, and not for the best of five: 6 / (6 + 2.576^2) is .475.
+    whole = [reward(f"{name}", preference=proportion_interval(6, 6)) for name in range(5)]
+    assert unjudged(whole[0], preferences=6).answer is Answer.CANDIDATE
+    assert unjudged(*whole, preferences=6).answer is Answer.CANNOT_TELL
+
+
+@pytest.mark.parametrize(
+    ("criterion", "value", "low", "answer", "named"),
+    [
+        (Criterion.PREFERENCE, proportion_interval(3, 3), 0.65, Answer.CANNOT_TELL, None),
+        (Criterion.PREFERENCE, proportion_interval(0, 3), 0.0, Answer.CANNOT_TELL, None),
+        (Criterion.PREFERENCE, proportion_interval(26, 50), 0.43, Answer.CANNOT_TELL, None),
+        (Criterion.PREFERENCE, proportion_interval(8, 8), 0.83, Answer.CANNOT_TELL, "0"),
+        (Criterion.PREFERENCE, proportion_interval(0, 8), 0.0, Answer.NONE, None),
+        (Criterion.ALTERED, about(0.02), -0.01, Answer.NONE, None),
+    ],
+)
+def test_by_the_reward_alone(criterion, value, low, answer, named):
+    """Nothing was sampled. Pairs that do not show anything forbid nothing."""
+    found = Findings(0, None, 3, (), (), agreement=(Agreement("0", criterion, value, low),), criterion=criterion)
+    decision = decide(found)
+    assert (decision.answer, decision.reference) == (answer, named)
 
 
 # -- warnings ----------------------------------------------------------------------------------------------------

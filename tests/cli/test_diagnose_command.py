@@ -171,7 +171,7 @@ def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
         ({"criterion": "luck"}, "criterion='luck' does not exist; choose one of: auto, answers, preference"),
         (
             {"criterion": "verifier", "num_generations": "0"},
-            "criterion=verifier cannot be computed from what was given; there is altered",
+            "criterion=verifier cannot be computed from what was given (prompts count from 5 on); there is altered",
         ),
         ({"num_generations": "-1"}, "num_generations=-1 must be at least 0"),
         ({"verifier": "luck"}, "verifier 'luck' does not exist"),
@@ -182,7 +182,7 @@ def test_adapters_on_one_base(tmp_path, write_jsonl, monkeypatch, capsys):
     ],
 )
 def test_mistakes_are_one_line(run_dir, write_jsonl, capsys, words, message):
-    rows = write_jsonl("rows.jsonl", checked(1, 4))
+    rows = write_jsonl("rows.jsonl", checked(1, 5))
     write_jsonl("unanswered.jsonl", counting_rows(4, seed=1))
     given = {"run_dir": str(run_dir), "dataset_name": rows, "verifier": "exact_match", **words}
     given = {key: {"rows": rows, "unanswered": "unanswered.jsonl"}.get(value, value) for key, value in given.items()}

@@ -77,7 +77,8 @@ def test_the_sources_own_answer_is_not_taken_for_the_models(answer, write_jsonl,
 
 
 def test_score_rank_and_view_open_the_answers(models, answer, write_jsonl, tmp_path):
-    words = ["--dataset_name", write_jsonl("prompts.jsonl", PROMPTS), "--num_generations", "3", "--temperature", "1"]
+    prompts = [{**row, "completions": ["not", "the model's"]} for row in PROMPTS]
+    words = ["--dataset_name", write_jsonl("prompts.jsonl", prompts), "--num_generations", "3", "--temperature", "1"]
     rows = answer(*words)
     assert [(row["row"], row["sample"]) for row in rows] == [(i, k) for i in range(1, 6) for k in range(3)]
     source = str(tmp_path / "answers.jsonl")

@@ -54,7 +54,12 @@ def test_rank_writes_what_the_function_returns(run, reward, write_jsonl):
         assert record["best"] == row["completions"][ranking.order[0]]
     assert "8 prompts, 24 completions, ranked by the mean of the reward" in out
     best = [ranking.num_tokens[ranking.order[0]] for ranking in expected]
-    assert f"{sum(best) / 8:.1f} tokens against" in out
+    rest = [
+        sum(each for index, each in enumerate(ranking.num_tokens) if index != ranking.order[0]) / 2
+        for ranking in expected
+    ]
+    means = sum(best) / 8, sum(rest) / 8
+    assert f"{means[0]:.1f} tokens against {means[1]:.1f} on average, difference {means[0] - means[1]:+.1f} [" in out
     assert "rank: 48 completions in" in out
 
 
@@ -114,6 +119,17 @@ def test_one_model_alone(models, write_jsonl, tmp_path, monkeypatch):
     [
         ("rank", [{"prompt": "x"}], [], 'row 1: give either "completions", a list, or "completion"'),
         ("rank", [{"prompt": "x", "completions": []}], [], 'row 1: "completions" is []'),
+        (
+            "rank",
+            [
+                {
+                    "prompt": [{"role": "user", "content": "x"}],
+                    "completion": [{"role": role, "content": "y"} for role in ("assistant", "user", "assistant")],
+                }
+            ],
+            [],
+            "row 1: completion 0 has 3 turns, and answers to one prompt are ranked: give the last turn alone",
+        ),
         ("rank", GROUPS, ["--aggregation", "best"], "aggregation='best' does not exist; choose one of: mean, sum"),
         ("rank", GROUPS, ["--verifier", "nothing"], "verifier 'nothing' does not exist"),
         (
@@ -196,6 +212,20 @@ def test_of_rows_that_repeat_one_another_the_first_good_one_stays(flags, kept):
     assert {row - 1 for row in told} - set(dropped) == {row - 1 for row in kept}
     for row in dropped.values():  # what a row is said to repeat is there
         assert all(int(number) in kept for number in re.findall(r"duplicate of row (\d+)", row["audit_reason"]))
+
+
+@pytest.mark.parametrize(
+    ("drop", "kept"),
+    [("near_duplicate", ["Yes."]), ("duplicate", ["Yes.", "yes"]), ("duplicate,near_duplicate", ["Yes."])],
+)
+def test_a_near_duplicate_that_repeats_a_dropped_row_is_dropped_too(run, write_jsonl, tmp_path, drop, kept):
+    rows = [{"prompt": "Say it:", "completion": text} for text in ("Yes.", "yes", "yes")]
+    clean, dropped = tmp_path / "clean.jsonl", tmp_path / "dropped.jsonl"
+    words = ["--drop", drop, "--clean_file", str(clean), "--dropped_file", str(dropped)]
+    run("audit", write_jsonl("rows.jsonl", rows), *words)
+    assert [row["completion"] for row in lines(clean)] == kept
+    reason = "duplicate of row 2" if len(kept) == 2 else "near duplicate of row 1"
+    assert [row["audit_reason"] for row in lines(dropped)] == [reason] * (3 - len(kept))
 
 
 def test_the_worst_span_is_shown_in_its_line(reward, write_jsonl, run):

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 from tests.pipeline.planted import planted_model
-from tests.support import tiny_tokenizer
+from tests.support import PAD, tiny_tokenizer
 from tests.tiny_models import tiny_llama
 from tests.tiny_sft import TOKENIZER, corrupted, counting_models, counting_rows
 
@@ -103,6 +103,30 @@ def test_duplicates_are_named_with_the_row_they_repeat(reward):
     }
 
 
+def test_a_row_names_its_twin_and_the_near_one_that_comes_before_it(reward):
+    rows = [{"prompt": "Say: 1", "completion": text} for text in ("Yes.", "yes", "yes", "Yes.")]
+    flags = {record["row"]: record["flags"] for record in audit_demonstrations(reward, rows)}
+    named = {row: [(flag["flag"], flag["of"]) for flag in found if "of" in flag] for row, found in flags.items()}
+    assert named == {
+        1: [],
+        2: [("near_duplicate", 1)],
+        3: [("duplicate", 2), ("near_duplicate", 1)],
+        4: [("duplicate", 1)],
+    }
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"tools": [{"type": "function", "function": {"name": "add"}}]}, {"chat_template_kwargs": {"thinking": True}}],
+    ids=["tools", "template"],
+)
+def test_what_is_asked_with_other_template_arguments_is_no_duplicate(asked):
+    row = {"prompt": PROMPT, "completion": [{"role": "assistant", "content": "1."}]}
+    rows = [row, {**row, **asked}, {**row, "tools": []}, {**row, **asked, "id": "again"}]
+    for key in (exact_key, normal_key):
+        assert list(first_occurrences(rows, key)) == [None, None, 0, 1]
+
+
 def test_a_column_beside_prompt_and_completion_makes_no_duplicates(reward):
     """Questions on one source; and text beside a prompt, of which the format reads the text alone."""
     rows = [{"prompt": f"Say: {i}", "completion": f"{i} 2.", "text": "the source"} for i in range(2)]
@@ -169,6 +193,25 @@ def test_an_answer_that_the_model_would_end_too_is_whole():
     flags = {record["row"]: record["flags"] for record in records}
     assert flags[1] == []
     assert flags[2] == [{"flag": "cut_off", "eos_probability": pytest.approx(0.01, rel=1e-3)}]
+
+
+def test_the_end_of_a_turn_before_eos_is_the_end_of_the_answer():
+    """Phi 3: behind the end of a turn, which sampling stops at too, a line and EOS are certain."""
+    tokenizer = tiny_tokenizer(pad_is_eos=False)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ ':' if m['role'] == 'assistant' }}{{ m['content'] + '<|pad|>\n' }}{% endfor %}"
+        "{{ ':' if add_generation_prompt else eos_token }}"
+    )
+    sft = planted_model(tokenizer, {":": {"A": 0.5, "B": 0.5}, "A": {PAD: 0.9, "B": 0.1}, "B": {PAD: 0.01, "A": 0.99}})
+    sft.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(PAD)]
+    rows = [{"prompt": PROMPT, "completion": [{"role": "assistant", "content": text}]} for text in "AB"]
+    ids = encode_pairs(rows[1], tokenizer)[0].completion_ids
+    assert tokenizer.decode(ids) == f"B{PAD}\n{tokenizer.eos_token}"
+    records = audit_demonstrations(DenseReward(sft, kind="logprob", tokenizer=tokenizer), rows)
+    assert {record["row"]: record["flags"] for record in records} == {
+        1: [],
+        2: [{"flag": "cut_off", "eos_probability": pytest.approx(0.01, rel=1e-3)}],
+    }
 
 
 @pytest.mark.parametrize(

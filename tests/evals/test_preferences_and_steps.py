@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support import tiny_tokenizer
+from tests.tokenizer_kinds import TURN, tokenizer_of
 from trl.data_utils import maybe_extract_prompt
 
 from densepath.data.encode import Encoded, encode_pair
@@ -17,11 +18,18 @@ from densepath.errors import DataError
 from densepath.evals import auroc
 from densepath.evals.altered_numbers import AlteredAnswer, altered_figures, changes
 from densepath.evals.first_error import SteppedSolution, encode_steps, first_error_figures, step_tokens
-from densepath.evals.preferences import PreferencePair, explicit_prompt, pair_credits, preference_figures
+from densepath.evals.preferences import (
+    PreferencePair,
+    check_preference,
+    explicit_prompt,
+    pair_credits,
+    preference_figures,
+)
 from densepath.evals.signals import Aggregation, Piece, aggregate, piece_measures
 from densepath.stats import bootstrap
 
 TOKENIZER = tiny_tokenizer()
+EOS = [TOKENIZER.eos_token_id]
 FOLD = {"sum": sum, "mean": lambda values: sum(values) / len(values), "min": min}
 
 
@@ -112,7 +120,7 @@ words = st.lists(
 @given(words, st.sampled_from(["\n", "\n\n", " ", "; "]))
 def test_steps_share_out_all_tokens_but_eos_in_order(steps, separator):
     ids = encode_pair("(", separator.join(steps), TOKENIZER).completion_ids
-    found = step_tokens(ids, steps, TOKENIZER)
+    found = step_tokens(ids, steps, TOKENIZER, EOS)
     if isinstance(found, str):  # a merge over the border; seen in the test below
         assert "share a token" in found
         return
@@ -127,21 +135,40 @@ def test_steps_share_out_all_tokens_but_eos_in_order(steps, separator):
 def test_a_separator_belongs_to_the_step_before_it():
     steps = ["the answer is", "3"]
     ids = encode_pair("(", "\n\n".join(steps), TOKENIZER).completion_ids
-    (first, second) = step_tokens(ids, steps, TOKENIZER)
+    (first, second) = step_tokens(ids, steps, TOKENIZER, EOS)
     assert TOKENIZER.decode(ids[first[0] : first[1]]) == "the answer is\n\n"
     assert TOKENIZER.decode(ids[second[0] : second[1]]) == "3"
+
+
+@pytest.mark.parametrize("template", ["last", "twice", "chatml", "stripped"])
+def test_what_the_template_puts_around_the_answer_belongs_to_no_step(template):
+    """Phi 3 ends a turn before EOS, Qwen 3 thinks nothing before the answer."""
+    tokenizer = tokenizer_of("byte level", template)
+    ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN)]
+    steps = ["two plus three", "it is five"]
+    row = {"prompt": [{"role": "user", "content": "Add."}], "steps": steps, "first_error": 1}
+    solution = encode_steps(row, tokenizer, "\n", ends)
+    ids = solution.completions[0].completion_ids
+    assert [tokenizer.decode(ids[start:end]) for start, end in solution.steps] == ["two plus three\n", "it is five"]
+    # A reward of the answer's own tokens that is right, and of what stands around it that is not.
+    (first, _), (start, end) = solution.steps
+    values = np.array([-1.0 if start <= place < end else 1.0 if first <= place < end else -9.0
+                       for place in range(len(ids))])  # fmt: skip
+    figures = {f.name: f for f in first_error_figures([solution], {"reward": [values]}, aggregation="mean", seed=0)}
+    assert values_of(figures["auroc_token"])["reward"] == 1.0
 
 
 def test_steps_that_do_not_tokenise_apart_are_named():
     ids = encode_pair("(", " words", TOKENIZER).completion_ids
     assert len(ids) == 2  # one token and EOS
-    assert step_tokens(ids, [" wor", "ds"], TOKENIZER) == "steps 0 and 1 share a token; choose another step_separator"
+    shared = "steps 0 and 1 share a token; choose another step_separator"
+    assert step_tokens(ids, [" wor", "ds"], TOKENIZER, EOS) == shared
     row = {"prompt": "x", "steps": [" wor", "ds", "  "], "first_error": 0}
-    assert "share a token" in encode_steps(row, TOKENIZER, "")
-    assert encode_steps({**row, "steps": ["3", " "]}, TOKENIZER, "\n") == "step 1 is empty"
-    assert encode_steps({**row, "steps": ["", " "]}, TOKENIZER, "\n") == "every step is empty"
+    assert "share a token" in encode_steps(row, TOKENIZER, "", EOS)
+    assert encode_steps({**row, "steps": ["3", " "]}, TOKENIZER, "\n", EOS) == "step 1 is empty"
+    assert encode_steps({**row, "steps": ["", " "]}, TOKENIZER, "\n", EOS) == "every step is empty"
     lossy = tiny_tokenizer(byte_level=False)
-    assert "step 0 is not in the tokenised text" in encode_steps({**row, "steps": ["zebra"]}, lossy, "\n")
+    assert "step 0 is not in the tokenised text" in encode_steps({**row, "steps": ["zebra"]}, lossy, "\n", EOS)
 
 
 # --- first errors ------------------------------------------------------------------------------------------------
@@ -287,3 +314,13 @@ def test_a_shared_prompt_is_what_trl_takes_for_one(chosen, rejected, prompt):
         for name, words in (("chosen", chosen), ("rejected", rejected))
     } | ({} if prompt is None else {"prompt": prompt})
     assert explicit_prompt(row) == {**row, **maybe_extract_prompt(row)}
+
+
+def test_keys_that_arrow_fills_with_nulls_part_no_prompt():
+    """One answer has a key that the others lack, and only one of the two columns was written with it."""
+    asked, filled = {"role": "user", "content": "Hi"}, {"role": "user", "content": "Hi", "name": None}
+    answers = {"role": "assistant", "content": "a", "name": "x"}, {"role": "assistant", "content": "b"}
+    row = {"chosen": [filled, answers[0]], "rejected": [asked, answers[1]]}
+    check_preference(row)
+    found = explicit_prompt(row)
+    assert (found["prompt"], found["chosen"], found["rejected"]) == ([filled], [answers[0]], [answers[1]])

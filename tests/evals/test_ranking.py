@@ -132,6 +132,13 @@ def test_rows_that_are_no_group_are_named(row, message):
 def test_mistakes_are_named(reward):
     with pytest.raises(DataError, match='prompt 1: "completions" is empty'):
         rank_completions(reward, ["a", "b"], [["x"], []])
+    turns = [{"role": "user", "content": "a"}]
+    answer = {"role": "assistant", "content": "x"}
+    for prompt, group in (("a", "Seven."), (turns, [answer])):
+        with pytest.raises(DataError, match=r'prompt 0: "completions" is one completion, .*; give a list of them'):
+            rank_completions(reward, [prompt], [group])
+    with pytest.raises(DataError, match="prompt 0: completion 1 has 3 turns, and answers to one prompt are ranked"):
+        rank_completions(reward, [turns], [[[answer], [answer, *turns, answer]]])
     with pytest.raises(DataError, match="2 prompts but 1 groups"):
         rank_completions(reward, ["a", "b"], [["x"]])
     with pytest.raises(DataError, match="here: completion 0 and the prompt differ in kind"):

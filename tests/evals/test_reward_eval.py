@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.tiny_models import tiny_llama
 
 from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DataError, UsageError
+from densepath.evals.altered_numbers import alter_answer
 from densepath.evals.reward_eval import evaluate_reward
 from densepath.records.codec import to_json
 from densepath.rewards.dense import DenseReward
@@ -215,6 +217,26 @@ def test_altered_numbers_are_fixed_by_the_seed_and_drawn_by_it(planted):
     few = evaluated(reward, rows, task="altered_numbers", seed=3, max_samples=6)
     assert few["rows"] == 6
     assert [f["name"] for f in few["figures"]] == ["lowest_token", "rank_of_token", "accuracy"]
+
+
+ASKED, TOLD = {"role": "user", "content": "How many?"}, {"role": "assistant", "content": "I count 7."}
+TOOL = [{"role": "assistant", "content": "Let me look."}, {"role": "tool", "content": "count: 7"}]
+
+
+@pytest.mark.parametrize(
+    ("row", "number"),
+    [
+        ({"messages": [ASKED, TOLD]}, "new"),
+        ({"messages": [ASKED, TOLD, {"role": "user", "content": "7? Thanks"}]}, "new"),
+        ({"messages": [ASKED, *TOOL, TOLD]}, "copied"),
+        ({"prompt": [ASKED], "completion": [*TOOL, TOLD]}, "copied"),
+        ({"prompt": "How many of 7?", "completion": "I count 7."}, "copied"),
+        ({"prompt": "How many?", "completion": "I count 7."}, "new"),
+        ({"text": "I count 7."}, "new"),
+    ],
+)
+def test_a_number_is_copied_where_it_stands_before_the_answer(row, number):
+    assert alter_answer(row, TOKENIZER, random.Random(0)).number == number
 
 
 def test_an_altered_number_that_sft_knows_better_is_the_lowest_token():

@@ -7,7 +7,9 @@ Candidates are judged on the same texts, each scored once under every model:
 * `altered`: demonstrations against twins in which one number was altered;
 * `samples`: held-out demonstrations against the SFT policy's own completions of the same prompts.
 
-The first three know what is true; the last one only who wrote it. Derived and measured here, not the paper's.
+The first three know what is true; the last one only who wrote it. Pairs are counted, with Wilson's interval; the
+others have the bootstrap's, and do not exist for fewer than `FEWEST` prompts. Derived and measured here, not the
+paper's.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from densepath.evals.preferences import pair_credits
 from densepath.evals.scored_texts import Texts
 from densepath.evals.signal_to_noise import reward_margins, signal_to_noise, signal_to_noise_replicates
 from densepath.evals.signals import Floats
-from densepath.records.choice import Agreement, Criterion
-from densepath.records.estimates import Comparison
-from densepath.stats.bootstrap import mean_replicates, replicate_interval
+from densepath.records.choice import FEWEST, Agreement, Criterion
+from densepath.records.estimates import Comparison, Interval
+from densepath.stats.bootstrap import credit_interval, mean_replicates, replicate_interval
 from densepath.stats.comparisons import compare
-from densepath.stats.intervals import ONE_SIDED_CONFIDENCE
+from densepath.stats.intervals import CONFIDENCE, ONE_SIDED_CONFIDENCE
 
 ENSEMBLE = "all"
 """Name of the reward whose reference is the mean probability of all kept references."""
@@ -47,18 +49,26 @@ Rewards = Mapping[str, Sequence[Tensor]]
 
 @dataclass(frozen=True)
 class Measured:
-    """One criterion of all candidates: values, paired replicates over units, and what else is told of each."""
+    """One criterion of all candidates: values, paired replicates over units, and what else is told of each.
+
+    A value that is a mean of `credits` has their interval: resamples of credits that are all alike never differ.
+    """
 
     values: dict[str, float]
     replicates: dict[str, NDArray[np.float64]]
     n: int
     extras: dict[str, dict[str, float]] = field(default_factory=dict)
+    credits: dict[str, Floats] = field(default_factory=dict)
 
     def agreement(self, name: str, criterion: Criterion) -> Agreement:
         """The record of one candidate."""
-        value, spread = self.values[name], self.replicates[name]
-        low = float(np.nanquantile(spread, 1 - ONE_SIDED_CONFIDENCE))
-        return Agreement(name, criterion, replicate_interval(value, spread, self.n), low, **self.extras.get(name, {}))
+        low = self._interval(name, 2 * ONE_SIDED_CONFIDENCE - 1).low  # its two tails are that one
+        return Agreement(name, criterion, self._interval(name, CONFIDENCE), low, **self.extras.get(name, {}))
+
+    def _interval(self, name: str, confidence: float) -> Interval:
+        if name in self.credits:
+            return credit_interval(self.credits[name], confidence=confidence)
+        return replicate_interval(self.values[name], self.replicates[name], self.n, confidence)
 
     @property
     def best(self) -> str:
@@ -97,7 +107,10 @@ def deciding_criterion(
         return available[0] if available else None
     if asked not in available:
         known = ", ".join(criterion.value for criterion in available) or "none"
-        raise ConfigError(f"criterion={asked.value} cannot be computed from what was given; there is {known}")
+        raise ConfigError(
+            f"criterion={asked.value} cannot be computed from what was given (prompts count from {FEWEST} on); "
+            f"there is {known}"
+        )
     return asked
 
 
@@ -124,6 +137,7 @@ def _preference(texts: Texts, rewards: Rewards, seed: int) -> Measured | None:
         {name: float(values.mean()) for name, values in credits.items()},
         {name: columns[:, index] for index, name in enumerate(credits)},
         len(texts.pairs),
+        credits=credits,
     )
 
 
@@ -131,12 +145,12 @@ def _verifier(texts: Texts, rewards: Rewards, seed: int) -> Measured | None:
     verdicts = np.array([value for values in texts.verdicts for value in values])
     judged = ~np.isnan(verdicts)
     right = verdicts[judged] >= RIGHT
-    if not right.any() or right.all():
+    n = len(texts.samples)
+    if n < FEWEST or not right.any() or right.all():
         return None
     flat = np.array([index for indices in texts.samples for index in indices])[judged]
     row = np.repeat(np.arange(len(texts.samples)), [len(indices) for indices in texts.samples])[judged]
     scores = {name: np.array([float(of[index].mean()) for index in flat]) for name, of in rewards.items()}
-    n = len(texts.samples)
     return Measured(
         {name: auroc(values, right) for name, values in scores.items()},
         {name: auroc_replicates(values, right, row, n, seed=seed) for name, values in scores.items()},
@@ -147,8 +161,6 @@ def _verifier(texts: Texts, rewards: Rewards, seed: int) -> Measured | None:
 
 def _altered(texts: Texts, rewards: Rewards, seed: int) -> Measured | None:
     altered = [(mine, twin) for mine, twin in zip(texts.demonstrations, texts.twins, strict=True) if twin is not None]
-    if not altered:
-        return None
     margins = {
         name: reward_margins([of[mine] for mine, _ in altered], [of[twin] for _, twin in altered])
         for name, of in rewards.items()
@@ -157,7 +169,7 @@ def _altered(texts: Texts, rewards: Rewards, seed: int) -> Measured | None:
 
 
 def _samples(texts: Texts, rewards: Rewards, limit: int, seed: int) -> Measured | None:
-    if not any(texts.samples) or not texts.demonstrations:
+    if not any(texts.samples):
         return None
     margins = {}
     for name, of in rewards.items():
@@ -166,10 +178,16 @@ def _samples(texts: Texts, rewards: Rewards, limit: int, seed: int) -> Measured 
     return _margins(margins, seed)
 
 
-def _margins(margins: Mapping[str, list[float]], seed: int) -> Measured:
+def _margins(margins: Mapping[str, list[float]], seed: int) -> Measured | None:
+    """None of too few margins, or where those of a candidate do not vary."""
     arrays = {name: np.array(values) for name, values in margins.items()}
+    if any(values.size < FEWEST for values in arrays.values()):
+        return None
+    found = {name: signal_to_noise(values) for name, values in margins.items()}
+    if np.isnan(list(found.values())).any():
+        return None
     return Measured(
-        {name: signal_to_noise(values) for name, values in margins.items()},
+        found,
         {name: signal_to_noise_replicates(values, seed=seed) for name, values in arrays.items()},
         len(next(iter(arrays.values()))),
         {

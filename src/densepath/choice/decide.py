@@ -19,7 +19,17 @@ from statistics import NormalDist
 
 from densepath.choice.training import train_on
 from densepath.choice.warnings import all_warnings
-from densepath.records.choice import CHANCE, UNITS, Answer, Answers, Criterion, Decision, Findings, RewardFigures
+from densepath.records.choice import (
+    CHANCE,
+    FEWEST,
+    UNITS,
+    Answer,
+    Answers,
+    Criterion,
+    Decision,
+    Findings,
+    RewardFigures,
+)
 from densepath.records.estimates import LEVEL, Interval, Verdict
 
 WORTH_HAVING = 0.05
@@ -261,9 +271,8 @@ def _by_preferences(findings: Findings) -> Decision:
 
 
 def _is_shown(interval: Interval, chance: float, tried: int) -> bool:
-    """Whether a figure is above chance at 95 %, Bonferroni-corrected; its standard error is read off its interval."""
-    error = (interval.high - interval.low) / (2 * _quantile(1))
-    return interval.low > chance and interval.mean - _quantile(tried) * error > chance
+    """Whether a figure is above chance at 95 %, Bonferroni-corrected: the lower side of its interval is stretched."""
+    return interval.mean - (interval.mean - interval.low) * _quantile(tried) / _quantile(1) > chance
 
 
 def _quantile(tried: int) -> float:
@@ -272,18 +281,23 @@ def _quantile(tried: int) -> float:
 
 
 def _by_agreement(findings: Findings, criterion: Criterion) -> Decision:
-    """The reference whose reward agrees best: one to try, or, where none is above chance, nothing to teach."""
+    """The reference whose reward agrees best: one to try, or, where none is above chance, nothing to teach.
+
+    Pairs that do not show it leave it open, as in `_by_preferences`: they may not hold what SFT learned.
+    """
     best = max((one for one in findings.agreement if one.criterion is criterion), key=lambda one: one.value.mean)
     what = f"{UNITS[criterion]} ({criterion.value}) of {_plain(best.value, 3)}"
     chance = CHANCE[criterion]
     warnings = all_warnings(findings, None)
-    if best.low > chance:
+    if best.low > chance and best.value.n >= FEWEST:
         reason = f"Reference {best.reference} has the highest {what}, above {chance:g} with 90 % confidence."
         beta = findings.betas[0] if findings.betas else None
         reasons = (reason, _no_truth(findings))
         return Decision(Answer.CANNOT_TELL, best.reference, beta, reasons, warnings, figure=best.value)
     reason = f"No reference's reward is shown to be above {chance:g}; the best, {best.reference}, has {what}."
-    return Decision(Answer.NONE, None, None, (reason,), warnings, figure=best.value)
+    is_open = criterion is Criterion.PREFERENCE and best.value.high >= chance
+    answer = Answer.CANNOT_TELL if is_open else Answer.NONE
+    return Decision(answer, None, None, (reason,), warnings, figure=best.value)
 
 
 def _no_truth(findings: Findings) -> str:

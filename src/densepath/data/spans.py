@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,6 +94,28 @@ def token_offsets(token_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) 
         offsets += [(len(text), len(text) + len(piece))] * len(run)
         text += piece
     return text, [*offsets, (len(text), len(text))] if ended else offsets
+
+
+def ending(token_ids: Sequence[int], eos_token_ids: Iterable[int], tokenizer: PreTrainedTokenizerBase) -> int:
+    """Index of the token that ends a completion: the first EOS behind which nothing but EOS and white space stands.
+
+    Sampling stops there. Some templates render more: the end of a turn, a line, and the EOS of the conversation.
+
+    Args:
+        token_ids: ids of the completion.
+        eos_token_ids: ids that end one.
+        tokenizer: a transformers tokenizer.
+
+    Returns:
+        The number of tokens where no EOS ends it.
+    """
+    ids, ends = as_ints(token_ids), set(eos_token_ids)
+    found = place = len(ids)
+    while place and (ids[place - 1] in ends or not decode(ids[place - 1 : place], tokenizer).strip()):
+        place -= 1
+        if ids[place] in ends:
+            found = place
+    return found
 
 
 class ReadTokens(NamedTuple):

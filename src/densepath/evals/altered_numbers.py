@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from densepath.data.encode import Encoded, encode_pairs
-from densepath.data.rows import DataFormat, Row, detect_format, is_conversational, prompt_of, turn_text
+from densepath.data.rows import DataFormat, Row, conversation_of, detect_format, is_conversational, turn_text
 from densepath.evals.alter import AlteredText, alterations, numbers_in
 from densepath.evals.figures import credit_figure
 from densepath.evals.first_error import lowest_credits
@@ -32,7 +32,7 @@ class AlteredAnswer:
         category: of the row.
         completions: the answer as it was, and the altered one: the same ids but for one.
         at: index of the altered token.
-        number: "copied" where the number as it was stands in the prompt or earlier in the answer, else "new".
+        number: "copied" where the number as it was stands before the answer or earlier in it, else "new".
         altered: what was altered.
     """
 
@@ -86,7 +86,7 @@ def alter_answer(row: Row, tokenizer: Any, rng: random.Random) -> AlteredAnswer 
         pairs = zip(original.completion_ids, twin.completion_ids, strict=True)
         places = [index for index, (mine, other) in enumerate(pairs) if mine != other]
         if len(places) == 1:
-            number = "copied" if _occurs(altered.before, _prompt_text(row) + "\n" + text[: altered.start]) else "new"
+            number = "copied" if _occurs(altered.before, _text_before(row) + "\n" + text[: altered.start]) else "new"
             category = str(row.get("category") or "all")
             return AlteredAnswer(category, (original, twin), places[0], number, altered)
     return "no alteration of a digit changes one token alone"
@@ -168,11 +168,15 @@ def _share_above(values: Floats, index: int) -> float:
     return float(((others > values[index]) + 0.5 * (others == values[index])).mean())
 
 
-def _prompt_text(row: Row) -> str:
+def _text_before(row: Row) -> str:
+    """What stands before the answer that is altered: the last turn of the assistant, whatever follows it."""
     if detect_format(row) is DataFormat.TEXT:
         return ""
-    prompt = prompt_of(row)
-    return prompt if isinstance(prompt, str) else "\n".join(map(turn_text, prompt))
+    turns, _ = conversation_of(row)
+    if turns is None:
+        return str(row["prompt"])
+    last = max(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
+    return "\n".join(map(turn_text, turns[:last]))
 
 
 def _occurs(number: str, text: str) -> bool:

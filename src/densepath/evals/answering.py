@@ -19,8 +19,8 @@ from densepath.records.completion import completion_of
 
 OWN_COLUMNS = ("row", "sample", "generator", "prompt", "completion", "text", "truncated", "metric", "sampled")
 """What a row of answers holds in place of the source's columns of these names."""
-_OF_THE_SOURCE = ("messages", "conversations", "turns", "output", "choices")
-"""Columns of a source that hold the prompt in another form, or an answer that is not the model's."""
+_OF_THE_SOURCE = ("messages", "conversations", "turns", "output", "choices", "completions")
+"""Columns of a source that hold the prompt in another form, or answers that are not the model's."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 from densepath.data.encode import Encoded, encode_pairs
 from densepath.data.formats import validate_rows
 from densepath.data.rows import DataFormat, Row, detect_format, prompt_of
+from densepath.data.spans import ending
 from densepath.errors import ConfigError, DataError, ModelError, UsageError
 from densepath.evals.altered_numbers import answer_of
 from densepath.evals.duplicates import exact_key, first_occurrences, normal_key
@@ -58,11 +59,12 @@ def audit_demonstrations(
 
     Flags:
 
-    * `duplicate`: prompt and completion equal those of an earlier row (`of`, its number); `near_duplicate`: but for
-      case, spacing and punctuation.
+    * `duplicate`: prompt and completion, and the `tools` and `chat_template_kwargs` that they are read with, equal
+      those of an earlier row (`of`, its number); `near_duplicate`: but for case, spacing and punctuation. A row has
+      both where it differs so from a still earlier one.
     * `over_long`: more tokens than `max_length`; only those within it are scored, and EOS is not among them.
     * `cut_off`: the text ends within a sentence (no closing punctuation, or an open code fence), and the SFT model
-      gives EOS less than 5 % there.
+      gives EOS (or what ends a turn before it) less than 5 % there.
 
     Args:
         reward: the reward, with a tokenizer.
@@ -124,17 +126,18 @@ def audit_demonstrations(
         at += len(pairs)
         record = _record(row, index + 1, turns, scores, tokenizer, how, faint)
         flags: list[dict[str, Any]] = []
-        for flag, found in ((Flag.DUPLICATE, exact[index]), (Flag.NEAR_DUPLICATE, normal[index])):
-            if found is not None and not flags:
+        near = None if normal[index] == exact[index] else normal[index]
+        for flag, found in ((Flag.DUPLICATE, exact[index]), (Flag.NEAR_DUPLICATE, near)):
+            if found is not None:
                 flags.append({"flag": flag.value, "of": found + 1})
         if length > limit:
             flags.append({"flag": Flag.OVER_LONG.value, "tokens": length})
         else:
-            ending = (
-                math.exp(float(scores.sft_logprobs[turns[-1]][-1])) if pairs[-1].completion_ids[-1] in eos else 1.0
-            )
-            if ending < UNLIKELY_EOS and ends_openly(answer_of(row)):
-                flags.append({"flag": Flag.CUT_OFF.value, "eos_probability": ending})
+            ids, logprobs = pairs[-1].completion_ids, scores.sft_logprobs[turns[-1]]
+            end = ending(ids, eos, tokenizer)
+            likely = math.exp(float(logprobs[end])) if end < len(ids) else 1.0
+            if likely < UNLIKELY_EOS and ends_openly(answer_of(row)):
+                flags.append({"flag": Flag.CUT_OFF.value, "eos_probability": likely})
         records.append({**record, "flags": flags})
     records.sort(key=lambda record: record["score"])
     return [{"rank": rank, **record} for rank, record in enumerate(records, start=1)]

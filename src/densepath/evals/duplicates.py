@@ -7,7 +7,15 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from densepath.data.rows import DataFormat, Row, canonical_json, conversation_of, detect_format, turn_text
+from densepath.data.rows import (
+    DataFormat,
+    Row,
+    canonical_json,
+    conversation_of,
+    detect_format,
+    template_arguments,
+    turn_text,
+)
 from densepath.data.splits import normalise_text
 
 # Punctuation says little beside words, and much between digits: 2.5 is not 25.
@@ -15,8 +23,12 @@ _PUNCTUATION = re.compile(r"(?<![0-9])[.,;:!?'\"“”‘’`…]+|[.,;:!?'\"“
 
 
 def exact_key(row: Row) -> str:
-    """What two demonstrations share when prompt and completion are the same, whatever their other columns."""
-    return canonical_json({name: row[name] for name in ("prompt", "completion", "messages", "text") if name in row})
+    """What two demonstrations share when prompt, completion and template arguments are the same.
+
+    Their other columns do not matter. One question asked with other `tools` is another prompt.
+    """
+    texts = {name: row[name] for name in ("prompt", "completion", "messages", "text") if name in row}
+    return canonical_json([texts, template_arguments(row)])
 
 
 def normal_key(row: Row) -> str:
@@ -27,7 +39,7 @@ def normal_key(row: Row) -> str:
         parts = [(str(turn["role"]), _words_of(turn)) for turn in turns]
     else:
         parts = [("user", str(row["prompt"])), ("assistant", str(row["completion"]))]
-    return canonical_json([[role, normalise_words(text)] for role, text in parts])
+    return canonical_json([[[role, normalise_words(text)] for role, text in parts], template_arguments(row)])
 
 
 def _words_of(turn: Mapping[str, Any]) -> str:

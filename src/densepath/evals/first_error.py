@@ -1,8 +1,8 @@
 """First-error data: does the first wrong step of a solution, and do its tokens, get the lowest reward?
 
-Steps after the first error are neither right nor wrong by the labels: the AUROCs leave them out. In a row with an
-error the wrong step is therefore the last one that counts, which alone can make late steps suspicious: `earlier` is
-the baseline that knows nothing else.
+Steps after the first error are neither right nor wrong by the labels: the AUROCs of steps and of tokens leave them
+out. In a row with an error the wrong step is therefore the last one that counts, which alone can make late steps
+suspicious: `earlier` is the baseline that knows nothing else. What is asked of whole rows looks at all steps.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from densepath.data.encode import Encoded, encode_pair
 from densepath.data.rows import Row, is_conversational, short, template_arguments
-from densepath.data.spans import token_offsets
+from densepath.data.spans import ending, token_offsets
 from densepath.errors import DataError
 from densepath.evals.figures import auroc_figure, credit_figure
 from densepath.evals.signals import RANDOM, REWARD, Floats, Piece, Signals, piece_measures
@@ -31,7 +31,8 @@ class SteppedSolution:
     Attributes:
         category: of the row.
         completions: the solution, alone.
-        steps: (start, end) in tokens of each step; a separator belongs to the step before it, EOS to none.
+        steps: (start, end) in tokens of each step; a separator belongs to the step before it; what the template puts
+            before the first step, and the ending from its first EOS on, to none.
         first_error: index of the first wrong step, None where all are right.
     """
 
@@ -64,21 +65,23 @@ def check_steps(row: Row) -> None:
         )
 
 
-def encode_steps(row: Row, tokenizer: Any, separator: str) -> SteppedSolution | str:
+def encode_steps(row: Row, tokenizer: Any, separator: str, eos_token_ids: Sequence[int]) -> SteppedSolution | str:
     """The solution as ids with each step's tokens; or why the steps cannot be told apart."""
     text = separator.join(row["steps"])
     if not text.strip():
         return "every step is empty"
     answer = [{"role": "assistant", "content": text}] if is_conversational(row["prompt"]) else text
     pair = encode_pair(row["prompt"], answer, tokenizer, chat_template_kwargs=template_arguments(row))
-    steps = step_tokens(pair.completion_ids, row["steps"], tokenizer)
+    steps = step_tokens(pair.completion_ids, row["steps"], tokenizer, eos_token_ids)
     if isinstance(steps, str):
         return steps
     error = row["first_error"]
     return SteppedSolution(str(row.get("category") or "all"), (pair,), steps, None if error < 0 else error)
 
 
-def step_tokens(ids: Sequence[int], steps: Sequence[str], tokenizer: Any) -> tuple[tuple[int, int], ...] | str:
+def step_tokens(
+    ids: Sequence[int], steps: Sequence[str], tokenizer: Any, eos_token_ids: Sequence[int]
+) -> tuple[tuple[int, int], ...] | str:
     """(start, end) in tokens of each step, or which step has none of its own.
 
     A token belongs to the step in which its first character that is not white space or separator lies; tokens that
@@ -88,6 +91,7 @@ def step_tokens(ids: Sequence[int], steps: Sequence[str], tokenizer: Any) -> tup
         ids: the solution, EOS included or not.
         steps: texts, in order.
         tokenizer: turns ids into text.
+        eos_token_ids: ids that end a completion.
     """
     text, offsets = token_offsets(ids, tokenizer)
     starts: list[int] = []  # first token of each step
@@ -105,8 +109,7 @@ def step_tokens(ids: Sequence[int], steps: Sequence[str], tokenizer: Any) -> tup
             return f"steps {number - 1} and {number} share a token; choose another step_separator"
         starts.append(token)
         at = begin + len(core)
-    end = len(ids) - (ids[-1] == tokenizer.eos_token_id)
-    return tuple(zip(starts, [*starts[1:], end], strict=True))
+    return tuple(zip(starts, [*starts[1:], ending(ids, eos_token_ids, tokenizer)], strict=True))
 
 
 def first_error_figures(
@@ -202,19 +205,18 @@ def _token_figure(
     seed: int,
 ) -> Figure | None:
     rows, wrong, places = [], [], []
-    ends = []
     for index, solution in enumerate(solutions):
         last = len(solution.steps) - 1 if solution.first_error is None else solution.first_error
         start, end = solution.steps[last]
-        ends.append(end)
-        rows.append(np.full(end, index))
-        wrong.append(np.arange(end) >= (end if solution.first_error is None else start))
-        places.append(np.arange(end, dtype=np.float64))
+        tokens = np.arange(solution.steps[0][0], end)
+        rows.append(np.full(tokens.size, index))
+        wrong.append(tokens >= (end if solution.first_error is None else start))
+        places.append(tokens)
     scores = {
-        name: np.concatenate([tokens[:end] for tokens, end in zip(values, ends, strict=True)])
+        name: np.concatenate([tokens[place] for tokens, place in zip(values, places, strict=True)])
         for name, values in signals.items()
     }
-    place = np.concatenate(places)
+    place = np.concatenate(places).astype(np.float64)
     return auroc_figure(
         "auroc_token",
         "AUROC with which low scores tell tokens of the first wrong step from those of right ones",

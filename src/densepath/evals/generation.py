@@ -26,7 +26,8 @@ class Completion:
         row: index of its prompt.
         prompt_ids: ids of the prompt.
         completion_ids: ids sampled, EOS included.
-        logprobs: log-probability of each under the policy that sampled it (at temperature 1), nats.
+        logprobs: log-probability of each under the policy and at the temperature that it was sampled at (at 1 where it
+            was greedy), nats.
         text: decoded without special tokens.
         truncated: no EOS came within the budget.
         metric: the verdict of the verifier or judge; None without one, or where the judge could not say it.

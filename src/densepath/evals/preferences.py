@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from densepath.data.encode import Encoded, encode_pair
-from densepath.data.rows import Row, is_conversational, short, template_arguments
+from densepath.data.rows import Row, is_conversational, short, template_arguments, without_nulls
 from densepath.errors import DataError
 from densepath.evals.figures import credit_figure
 from densepath.evals.signals import Floats, Piece, Signals, piece_measures
@@ -40,7 +40,8 @@ def explicit_prompt(row: Row) -> Row:
         return row
     if any(turns[0].get("role") == "assistant" for turns in both) or isinstance(row.get("prompt"), (list, tuple)):
         return row  # answers alone
-    differing = (index for index, (mine, other) in enumerate(zip(chosen, rejected, strict=False)) if mine != other)
+    bare = zip(without_nulls(chosen), without_nulls(rejected), strict=False)  # Arrow fills in keys of other turns
+    differing = (index for index, (mine, other) in enumerate(bare) if mine != other)
     shared = next(differing, min(len(chosen), len(rejected)) - 1)  # of two that are the same, the last turn differs
     return {**row, "prompt": chosen[:shared], "chosen": chosen[shared:], "rejected": rejected[shared:]}
 

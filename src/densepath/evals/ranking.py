@@ -198,12 +198,19 @@ def _encode(
     context: int,
     place: str,
 ) -> list[Encoded]:
+    if isinstance(completions, str) or any(isinstance(each, Mapping) for each in completions):
+        raise DataError(f'{place}: "completions" is one completion, {short(repr(completions))}; give a list of them')
     if not completions:
         raise DataError(f'{place}: "completions" is empty; give at least one, or leave the prompt out')
     found = []
     for index, completion in enumerate(completions):
         if is_conversational(completion) != is_conversational(prompt):
             raise DataError(f"{place}: completion {index} and the prompt differ in kind; make both text or both turns")
+        if is_conversational(completion) and len(completion) != 1:
+            raise DataError(
+                f"{place}: completion {index} has {len(completion)} turns, and answers to one prompt are ranked: "
+                "give the last turn alone, with those before it in the prompt"
+            )
         try:
             found.append(encode(prompt, completion))
         except (DataError, ModelError) as error:

@@ -16,6 +16,7 @@ from densepath.evals.altered_numbers import AlteredAnswer, alter_answer, altered
 from densepath.evals.first_error import SteppedSolution, check_steps, encode_steps, first_error_figures
 from densepath.evals.preferences import PreferencePair, check_preference, encode_preference, preference_figures
 from densepath.evals.signals import Aggregation, Signals, signal_passes, token_signals
+from densepath.models.compat import eos_token_ids
 from densepath.records.reward_eval import Figure, RewardEvaluation, SetAside
 from densepath.rewards.dense import DenseReward
 from densepath.rewards.frozen import FrozenPolicy
@@ -108,8 +109,10 @@ def evaluate_reward(
     kind = _task(task, rows[0], source)
     check_rows(rows, kind, source)
 
+    ends = eos_token_ids(reward.sft.model, tokenizer)
+
     def encode(index: int) -> Example | str:
-        return _encode_row(rows[index], kind, tokenizer, step_separator, random.Random(f"{seed} {index}"))
+        return _encode_row(rows[index], kind, tokenizer, step_separator, ends, random.Random(f"{seed} {index}"))
 
     before = base if base is None or isinstance(base, FrozenPolicy) else FrozenPolicy(base)
     most = min(max_samples or len(rows), len(rows))
@@ -204,11 +207,13 @@ def _encode(
     return [found[index] for index in sorted(found)], sorted(set_aside, key=lambda item: item.row)
 
 
-def _encode_row(row: Row, kind: RewardTask, tokenizer: Any, separator: str, draw: random.Random) -> Example | str:
+def _encode_row(
+    row: Row, kind: RewardTask, tokenizer: Any, separator: str, ends: Sequence[int], draw: random.Random
+) -> Example | str:
     if kind is RewardTask.PREFERENCE:
         return encode_preference(row, tokenizer)
     if kind is RewardTask.FIRST_ERROR:
-        return encode_steps(row, tokenizer, separator)
+        return encode_steps(row, tokenizer, separator, ends)
     return alter_answer(row, tokenizer, draw)
 
 

@@ -22,18 +22,27 @@ def signal_to_noise(margins: Sequence[float]) -> float:
 
     How far the reward tells the one kind of text from the other, in units of how much that varies from prompt to
     prompt: at 1 about five normal margins in six are above zero. It does not change with the reward's scale, so
-    strong and weak references can be compared.
+    strong and weak references can be compared. It is 0 where all margins are 0, and NaN where they are one other
+    number: then nothing says how much they vary.
     """
-    return float(np.mean(margins) / (np.std(margins) + 1e-12))
+    values = np.asarray(margins, dtype=np.float64)
+    return float(_ratio(values.mean(), np.where(np.ptp(values) > 0, values.std(), 0.0)))
 
 
 def signal_to_noise_replicates(margins: Floats, *, seed: int) -> NDArray[np.float64]:
-    """Bootstrap replicates of `signal_to_noise` over prompts."""
+    """Bootstrap replicates of `signal_to_noise` over prompts; NaN as there, where one number was drawn alone."""
+    centred = margins - margins.mean()
 
     def statistic(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-        mean = counts @ margins / margins.size
-        variance = counts @ margins**2 / margins.size - mean**2
-        found: NDArray[np.float64] = mean / (np.sqrt(np.maximum(variance, 0.0)) + 1e-12)
-        return found
+        variance = counts @ centred**2 / margins.size - (counts @ centred / margins.size) ** 2
+        lowest, highest = (np.where(counts > 0, margins, edge) for edge in (np.inf, -np.inf))
+        varies = lowest.min(axis=1) < highest.max(axis=1)  # rounding leaves a variance where nothing varies
+        return _ratio(counts @ margins / margins.size, np.where(varies, np.sqrt(np.maximum(variance, 0.0)), 0.0))
 
     return bootstrap(margins.size, statistic, seed=seed)
+
+
+def _ratio(mean: NDArray[np.float64], deviation: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over deviation; 0 where the mean is 0, else NaN where nothing deviates."""
+    found = np.divide(mean, deviation, out=np.full(np.shape(mean), np.nan), where=deviation > 0)
+    return np.where(mean == 0, 0.0, found)

@@ -88,13 +88,12 @@ def dropped_rows(
     for place, record in sorted(enumerate(records), key=lambda each: int(each[1]["row"])):
         number, reasons = record["row"], []
         first[number] = number
-        for flag in record["flags"]:
-            if flag["flag"] in flags and "of" in flag:
-                first[number] = first.get(flag["of"], flag["of"])
-                if first[number] in stays:
-                    reasons.append(flag_text({**flag, "of": stays[first[number]]}))
-            elif flag["flag"] in flags:
-                reasons.append(flag_text(flag))
+        named = [flag for flag in record["flags"] if flag["flag"] in flags]
+        for flag in [flag for flag in named if "of" in flag][-1:]:  # a near duplicate goes further back
+            first[number] = first.get(flag["of"], flag["of"])
+            if first[number] in stays:
+                reasons.append(flag_text({**flag, "of": stays[first[number]]}))
+        reasons += [flag_text(flag) for flag in named if "of" not in flag]
         if place < math.floor(lowest * len(records) + 1e-9):  # .29 of 100 are 29
             reasons.append(f"among the lowest {100 * lowest:g} %")
         if reasons:

@@ -99,13 +99,13 @@ def _lengths(rankings: Sequence[Ranking]) -> list[str]:
     if not several:
         return ["every prompt has one completion: there is nothing to choose"]
     best = [float(r.num_tokens[r.order[0]]) for r in several]
-    mean = [sum(r.num_tokens) / len(r.num_tokens) for r in several]
-    found = paired_difference(best, mean)
+    rest = [(sum(r.num_tokens) - own) / (len(r.num_tokens) - 1) for r, own in zip(several, best, strict=True)]
+    found = paired_difference(best, rest)
     difference, verdict = found.interval, found.verdict
     words = {Verdict.BETTER: "longer than", Verdict.WORSE: "shorter than"}.get(verdict, "as long as")
     return [
         f"length: the best completions are {words} the rest: {sum(best) / len(best):.1f} tokens against "
-        f"{sum(mean) / len(mean):.1f} on average, difference {difference.mean:+.1f} "
+        f"{sum(rest) / len(rest):.1f} on average, difference {difference.mean:+.1f} "
         f"[{difference.low:+.1f}, {difference.high:+.1f}]"
     ]
 

@@ -43,6 +43,10 @@ UNITS = {
 CHANCE = {Criterion.PREFERENCE: 0.5, Criterion.VERIFIER: 0.5, Criterion.ALTERED: 0.0, Criterion.SAMPLES: 0.0}
 """Its value where the reward says nothing."""
 
+FEWEST = 5
+"""Units (prompts, pairs) below which such a figure shows nothing: of 3 that agree a sign test says 1 in 8, and of so
+few the bootstrap often draws one alone."""
+
 
 CAPPED_BETA = 1.0
 """Beta of DPR with the capped reward, whose optimum subtractive decoding previews whatever beta is."""
@@ -144,7 +148,8 @@ class RewardFigures:
         per_token: over all tokens.
         per_completion: over the completions' sums.
         length_correlation: Pearson's, of a completion's sum with its length; None where one does not vary.
-        verifier: AUROC of the mean reward of right completions against wrong ones; None without both.
+        verifier: AUROC of the mean reward of right completions against wrong ones; None without both, or of fewer
+            than five prompts.
         preference: accuracy of the mean reward on preference pairs; None without pairs.
         preference_lead: that accuracy less that of log pi_SFT alone, corrected for all references; None without pairs.
         histogram: (edges, counts) of the completions' sums.

@@ -50,11 +50,13 @@ def mean_replicates(values: NDArray[np.float64], *, seed: int) -> NDArray[np.flo
     return bootstrap(rows, lambda counts: counts @ values.T / rows, seed=seed)
 
 
-def replicate_interval(value: float, replicates: NDArray[np.float64], n: int) -> Interval:
+def replicate_interval(
+    value: float, replicates: NDArray[np.float64], n: int, confidence: float = CONFIDENCE
+) -> Interval:
     """Percentile interval of a statistic, as wide as the value itself; resamples without it (NaN) are left out."""
     if not np.isfinite(replicates).any():
         return Interval(value, value, value, n)
-    tail = (1 - CONFIDENCE) / 2
+    tail = (1 - confidence) / 2
     low, high = np.nanquantile(replicates, [tail, 1 - tail])
     return Interval(value, min(float(low), value), max(float(high), value), n)
 
@@ -64,14 +66,14 @@ def value_interval(values: NDArray[np.float64], seed: int = 0) -> Interval:
     return ratio_interval(values, np.ones_like(values), seed)
 
 
-def credit_interval(credits: NDArray[np.float64], seed: int = 0) -> Interval:
+def credit_interval(credits: NDArray[np.float64], seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's interval where every credit is 0 or 1, else the bootstrap's, whose memory is bounded for any number."""
     if np.isin(credits, (0.0, 1.0)).all():
-        return proportion_interval(int(credits.sum()), credits.size)
+        return proportion_interval(int(credits.sum()), credits.size, confidence)
     mean = float(credits.mean())
     if np.ptp(credits) == 0:
         return Interval(mean, mean, mean, credits.size)
-    return replicate_interval(mean, mean_replicates(credits[None], seed=seed)[:, 0], credits.size)
+    return replicate_interval(mean, mean_replicates(credits[None], seed=seed)[:, 0], credits.size, confidence)
 
 
 def ratio_interval(sums: NDArray[np.float64], counts: NDArray[np.float64], seed: int = 0) -> Interval:

@@ -21,14 +21,15 @@ ROUNDING = 1e-12
 """Relative spread below which values are one value in float64: BCa's corrections would divide zero by zero."""
 
 
-def proportion_interval(successes: int, n: int) -> Interval:
+def proportion_interval(successes: int, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Wilson's score interval of a proportion (Wilson 1927), sound also at 0 and 1.
 
     Args:
         successes: how often it came true.
         n: how often it was tried, at least 1.
+        confidence: of the interval, two-sided.
     """
-    found = stats.binomtest(successes, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    found = stats.binomtest(successes, n).proportion_ci(confidence_level=confidence, method="wilson")
     return Interval(successes / n, float(found.low), float(found.high), n)
 
 
