@@ -41,6 +41,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 quickstart: $(VENV)/.installed
 	$(BIN)/densepath run --config recipes/quickstart.yaml --output_dir $(RUN_DIR)
 
+# What tests compare with is computed on a CPU, in float32; a trainer would take the GPU that it finds.
+test test-slow check-newest-seams: export CUDA_VISIBLE_DEVICES =
+
 # One thread a worker: two processes of two threads each are slower than either alone.
 test: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -36,7 +36,7 @@ from densepath.core.returns import kl_penalised_rewards, position_mean_baseline,
 from densepath.core.rewards import baseline_relative
 from densepath.data.encode import encode_row_prompt
 from densepath.data.formats import load_dataset_rows
-from densepath.models.load import eos_token_ids, freeze, load_model, load_tokenizer
+from densepath.models.load import disable_dropout, eos_token_ids, freeze, load_model, load_tokenizer
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
 
@@ -122,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=float, default=value)
     args = parser.parse_args(argv)
     tokenizer, policy = load_tokenizer(args.sft), load_model(args.sft, for_training=True)
+    disable_dropout(policy)  # else what is trained is another distribution than the one that was sampled from
     sft, ref = freeze(copy.deepcopy(policy)), load_model(args.ref)
     asked = [encode_row_prompt(row, tokenizer) for row in load_dataset_rows(args.prompts, needs="prompts")]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.learning_rate, weight_decay=0.0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.boxes import Report, compared
 from benchmarks.gpu.shapes import TINY
-from benchmarks.gpu.speed import FULL, SMALL, dpr_step, empty
+from benchmarks.gpu.speed import FULL, SMALL, dpr_step
 from densepath.models.load import load_model
 from densepath.models.quantized import check_four_bit, parameter_count
 from densepath.models.scoring import score_completions
@@ -35,7 +35,6 @@ def run(settings: Settings, report: Report) -> None:
     for checkpointing in (True, False):
         with report.item(f"gradient checkpointing {'on' if checkpointing else 'off'}") as values:
             values.update(dpr_step(name, settings, work, checkpointing=checkpointing))
-        empty()
 
 
 def _package(name: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,8 +28,11 @@ from benchmarks.gpu.shapes import (
     word_tokenizer,
 )
 from densepath.config.run import RunArguments
-from densepath.models.flat_attention import varlen_attn
+from densepath.models.flat_attention import in_one_call
+from densepath.models.logits import layout_of
+from densepath.models.packing import Layout
 from densepath.models.quantized import parameter_count
+from densepath.models.sampling import DEFAULT_TOKEN_BUDGET
 from densepath.models.scoring import score_completions
 from densepath.pipeline.plan import plan_recipe
 from densepath.planning.plan import peak
@@ -81,21 +85,19 @@ def run(settings: Settings, report: Report) -> None:
     """Every shape, the small one first."""
     device, work = settings.device, SMALL if settings.tiny else FULL
     with report.item("device") as values:
-        values.update(device_rates(device, 256 if settings.tiny else 8192), varlen_attn=varlen_attn is not None)
+        values.update(device_rates(device, 256 if settings.tiny else 8192))
     rates = report.found["device"]
     for name in [TINY] if settings.tiny else SHAPES:
         for title, step in (("DPR", dpr_step), ("GRPO", grpo_step)):
             with report.item(f"{name}: {title}") as values:
                 values.update(step(name, settings, work))
                 values.update(roofline(values, rates, work) if title == "DPR" else {})
-            empty()
         with report.item(f"{name}: scoring") as values:
             values.update(scoring(name, device, work, rates["flops"]))
-        empty()
 
 
 def empty() -> None:
-    """Give the models of the item before back."""
+    """Give back what the item before took, and let the peak of this one's memory be its own."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -154,6 +156,13 @@ def measured(trainer: Any, device: str, phases: dict[str, str], work: Work) -> d
     return {"seconds by phase": seconds, **rates, "peak bytes": memory}
 
 
+def layout(model: Any) -> dict[str, Any]:
+    """How the model's sequences share a batch: flat, where the device has a kernel for that."""
+    found, kernel = layout_of(model), in_one_call(model.get_input_embeddings().weight)
+    unused = compared(float(kernel and found is not Layout.FLAT), 0)
+    return {"layout": found.name, "kernel of flat rows": kernel, "kernel unused": unused}
+
+
 def prompts(tokenizer: Any, work: Work) -> Dataset:
     """Prompts of the work's length; as many as its steps need."""
     draw = torch.Generator().manual_seed(0)
@@ -163,6 +172,7 @@ def prompts(tokenizer: Any, work: Work) -> Dataset:
 
 def dpr_step(name: str, settings: Settings, work: Work, *, checkpointing: bool = True) -> dict[str, Any]:
     """A step of DPR: policy, SFT model and reference are adapters on one base."""
+    empty()
     model = random_model(name, settings.device)
     tokenizer = word_tokenizer(model.config.vocab_size)
     policy = with_adapters(model, "ref")
@@ -176,7 +186,7 @@ def dpr_step(name: str, settings: Settings, work: Work, *, checkpointing: bool =
     )
     phases = {"_generate_single_turn": "sampling", "_calculate_rewards": "scoring"}
     found = measured(trainer, settings.device, phases, work)
-    found["parameters"] = parameter_count(model)
+    found |= {"parameters": parameter_count(model), **layout(policy)}
     planned = _planned(name, settings.folder, work, checkpointing)
     found["planned bytes"] = planned
     if found["peak bytes"] is not None:
@@ -190,6 +200,7 @@ def grpo_step(name: str, settings: Settings, work: Work) -> dict[str, Any]:
     Its reward is the sum of DPR's log-ratio, from padded passes, as it is usually written; its KL to its start, which
     TRL keeps as adapter "ref", is its own.
     """
+    empty()
     model = random_model(name, settings.device)
     tokenizer = word_tokenizer(model.config.vocab_size)
     policy = with_adapters(model, "earlier")
@@ -241,30 +252,34 @@ def _planned(name: str, folder: Path, work: Work, checkpointing: bool) -> float:
 def roofline(found: dict[str, Any], rates: dict[str, float], work: Work) -> dict[str, float]:
     """Share of what the device reaches: of its bandwidth while sampling, of its matrix products otherwise.
 
-    Sampling reads the weights, 2 bytes each, once for each token of a batch that holds all completions. Scoring
-    multiplies 2 FLOPs a parameter and token under two models. Training with an adapter and gradient checkpointing
-    takes 6: forward twice, backward to the activations alone.
+    Sampling reads the weights, 2 bytes each, once for each token of a batch; batches are as many as the sampler's
+    budget makes of the completions (TRL's GRPO decodes them all at once). Scoring multiplies 2 FLOPs a parameter and
+    token under two models. Training with an adapter and gradient checkpointing takes 6: forward twice, backward to
+    the activations alone.
     """
     seconds, parameters = found["seconds by phase"], found["parameters"]
     tokens = work.completions * work.completion + work.completions // work.group * work.prompt
-    shares = {"sampling": 2 * parameters * work.completion / rates["bytes"]}
+    batches = math.ceil(work.completions / max(1, DEFAULT_TOKEN_BUDGET // (work.prompt + work.completion)))
+    shares = {"sampling": 2 * parameters * work.completion * batches / rates["bytes"]}
     shares |= {
         "scoring": 4 * parameters * tokens / rates["flops"],
         "training": 6 * parameters * tokens / rates["flops"],
     }
-    return {
+    found_shares = {
         f"{name} share of the roofline": least / seconds[name] for name, least in shares.items() if seconds.get(name)
     }
+    return {"sampling batches": batches, **found_shares}
 
 
 def scoring(name: str, device: str, work: Work, flops: float) -> dict[str, Any]:
     """Seconds to score completions of many lengths: flat, and as padded batches through transformers."""
+    empty()
     model = random_model(name, device).requires_grad_(False).eval()
     draw = torch.Generator().manual_seed(0)
     lengths = torch.randint(work.completion // 4, work.completion + 1, (work.completions,), generator=draw).tolist()
     rows = [torch.randint(0, 500, (work.prompt + n,), generator=draw).tolist() for n in lengths]
     texts = [row[: work.prompt] for row in rows], [row[work.prompt :] for row in rows]
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = layout(model)
     scores = {}
     for title, score in (("flat", _flat), ("padded", _padded)):
         clock = Clock(device)

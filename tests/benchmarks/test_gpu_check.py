@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from benchmarks.gpu import speed
+from benchmarks.gpu import tests as gpu_tests
 from benchmarks.gpu.boxes import SUMMARY, Box, Report, compared, failures, in_boxes
+from benchmarks.gpu.check import Settings
+from tests.tiny_models import tiny_llama
+
+from densepath.models import sampling
+from densepath.models.packing import Layout
 
 ROOT = Path(__file__).parents[2]
 PART = """
@@ -66,6 +76,98 @@ def test_what_is_wrong_is_named(records):
     ]
 
 
+def test_time_may_end_a_part_that_is_open_ended(tmp_path):
+    words = [sys.executable, "-c", PART, str(tmp_path)]
+    records = in_boxes([Box("slow", "slow", 10, open_ended=True)], words, tmp_path, 400)
+    assert records["slow"]["state"] == "cut off"
+    assert failures(records) == []
+    assert failures({"slow": {**records["slow"], "state": "failed"}}) == ["slow: failed"]
+
+
+def test_each_item_of_speed_begins_with_nothing_in_memory(tmp_path, monkeypatch):
+    """The measurement of bandwidth takes 8 GiB, and no item may report the peak of another."""
+    events = []
+
+    def model(name, device):
+        events.append("model")
+        raise RuntimeError("no model in this test")
+
+    monkeypatch.setattr(speed, "empty", lambda: events.append("empty"))
+    monkeypatch.setattr(speed, "device_rates", lambda *given: events.append("rates") or {"flops": 1.0, "bytes": 1.0})
+    monkeypatch.setattr(speed, "random_model", model)
+    speed.run(Settings("cpu", True, tmp_path), Report(tmp_path / "speed.json"))
+    assert events == ["rates", *["empty", "model"] * 3]
+
+
+def test_weights_are_read_once_a_token_of_each_batch_that_is_sampled(monkeypatch):
+    rates, seconds = {"bytes": 1e12, "flops": 1e15}, {"seconds by phase": {"sampling": 4.0}, "parameters": 1e9}
+    found = speed.roofline(seconds, rates, speed.FULL)
+    # 64 x (256 + 256) tokens are 32,768, two budgets of 16,384: 2 x 256 tokens x 2e9 bytes take 1.024 s
+    assert found == {"sampling batches": 2, "sampling share of the roofline": pytest.approx(0.256)}
+    batches = []
+    begin = sampling.RowBatch
+    monkeypatch.setattr(sampling, "RowBatch", lambda *given, **named: batches.append(1) or begin(*given, **named))
+    work = speed.Work(completions=12, group=4, prompt=100, completion=2)
+    monkeypatch.setattr(speed, "DEFAULT_TOKEN_BUDGET", 512)
+    model, prompts = tiny_llama(), [[first] * 100 for first in (3, 4, 5)]
+    sampling.sample(
+        model, prompts, num_generations=4, max_completion_length=2, eos_token_ids=(), token_budget=1
+    )  # tries the decoder
+    batches.clear()
+    sampling.sample(model, prompts, num_generations=4, max_completion_length=2, eos_token_ids=(), token_budget=512)
+    assert speed.roofline(seconds, rates, work)["sampling batches"] == len(batches) == 3
+
+
+def test_a_kernel_that_is_there_and_not_used_is_wrong(monkeypatch):
+    model = tiny_llama(dtype=torch.bfloat16)
+    monkeypatch.setattr(speed, "in_one_call", lambda weights: True)
+    for found, wrong in ((Layout.FLAT, 0), (Layout.PACKED, 1)):
+        monkeypatch.setattr(speed, "layout_of", lambda model, found=found: found)
+        values = speed.layout(model)
+        assert values["layout"] == found.name
+        records = {"speed": {"state": "done", "open_ended": False, "found": {"scoring": values}}}
+        assert len(failures(records)) == wrong
+
+
+def test_the_default_tests_see_no_gpu(tmp_path):
+    """`make test` hides it; where an environment is there already, that is the one that is used."""
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"
+    python.write_text('#!/bin/sh\necho "devices:$CUDA_VISIBLE_DEVICES:"\n')
+    python.chmod(0o755)
+    for name in (".installed", ".installed-dev"):
+        (tmp_path / name).touch()
+    for target in ("test", "test-slow"):
+        done = subprocess.run(
+            ["make", "--silent", target, f"VENV={tmp_path}"],
+            cwd=ROOT,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": "0"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == "devices::", done.stdout
+
+
+def test_tests_of_the_check_run_in_one_process_and_name_what_failed(tmp_path, monkeypatch):
+    asked = []
+
+    def main(words, plugins):
+        asked.append(words[-1])
+        for place, outcome in (("a", "passed"), ("b", "failed")):
+            report = SimpleNamespace(nodeid=place, when="call", passed=outcome == "passed", failed=outcome == "failed")
+            plugins[0].pytest_runtest_logreport(report)
+        return 1
+
+    monkeypatch.setattr(gpu_tests.pytest, "main", main)
+    report = Report(tmp_path / "tests.json")
+    gpu_tests.run(Settings("cpu", False, tmp_path), report)
+    assert asked == [f"tests/{file}" for file in gpu_tests.FILES]
+    assert all((ROOT / file).exists() for file in asked)
+    for values in report.found.values():
+        assert (values["passed"], values["failed"], values["exit code"]["ok"]) == (1, ["b"], False)
+
+
 def test_differences_are_compared_and_nan_is_none(tmp_path):
     report = Report(tmp_path / "part.json")
     with report.item("scores") as values:
@@ -74,7 +176,7 @@ def test_differences_are_compared_and_nan_is_none(tmp_path):
         values["nan"] = compared(math.nan, 1e-4)
     written = json.loads((tmp_path / "part.json").read_text())
     assert [written["scores"][key]["ok"] for key in ("equal", "more", "nan")] == [True, False, False]
-    assert failures({"smoke": {"state": "done", "found": written}}) == [
+    assert failures({"smoke": {"state": "done", "open_ended": False, "found": written}}) == [
         "smoke, scores, more: 0.0002, more than 0.0001",
         "smoke, scores, nan: nan, more than 0.0001",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -152,7 +153,9 @@ def test_masks_of_long_segments_are_made_in_blocks(monkeypatch):
             torch.testing.assert_close(found, own(model, p, c).detach(), atol=2e-6, rtol=0)
 
 
-def lengths_one_by_one(query, key, value, of_queries, of_keys, most, widest, *, scale, window_size, enable_gqa):
+def lengths_one_by_one(
+    query, key, value, of_queries, of_keys, most, widest, *, scale=None, window_size=(-1, -1), enable_gqa=False
+):
     """What torch's attention over sequences of several lengths computes, by its definition."""
     assert window_size == (-1, 0)
     assert (most, widest) == (int(of_queries.diff().max()), int(of_keys.diff().max()))
@@ -164,15 +167,71 @@ def lengths_one_by_one(query, key, value, of_queries, of_keys, most, widest, *, 
     return torch.cat(found)
 
 
+def of_torch_2_11(query, key, value, *lengths, scale=None, window_size=(-1, -1)):
+    assert query.shape[1] == key.shape[1] == value.shape[1]
+    return lengths_one_by_one(query, key, value, *lengths, scale=scale, window_size=window_size)
+
+
+def of_torch_2_10(query, key, value, *lengths, is_causal=False):
+    raise AssertionError("it has no scale, and nothing says where its triangle begins")
+
+
+def of_old_gpus(*states, scale=None, window_size=(-1, -1), enable_gqa=False):
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+def counted(calls: list, kernel):
+    @functools.wraps(kernel)
+    def call(*args, **given):
+        calls.append(args[0].dtype)
+        return kernel(*args, **given)
+
+    return call
+
+
+KERNELS = {lengths_one_by_one: True, of_torch_2_11: True, of_torch_2_10: False, of_old_gpus: False}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_a_kernel_takes_is_asked_before_it_is_used(kernel, monkeypatch):
+    """As on a GPU: weights in float32, tried outside of autocast, where no kernel is called, and trained inside."""
+    model = tiny_llama()
+    prompts, completions = [[1, 2, 3, 4]] * 3 + [[1, 2, 5], [6]], [[6, 7, 8], [9], [3] * 12, [4], [5, 4]]
+    expected = torch.cat([own(model, p, c) for p, c in zip(prompts, completions, strict=True)])
+    weights = torch.linspace(-1, 1, len(expected), dtype=torch.float64)
+    theirs = gradients(model, expected, weights)
+    calls: list[torch.dtype] = []
+    monkeypatch.setattr(flat_attention, "varlen_attn", counted(calls, kernel))
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    add_packed_forward(model)
+    assert layout_of(model) is Layout.FLAT
+    assert calls == []
+    with torch.autocast("cpu", torch.bfloat16):
+        found = trained(model, prompts, completions)
+    assert set(calls) <= {torch.bfloat16}
+    assert (len(calls) == 3) is KERNELS[kernel]  # each layer, behind a call that looks whether it works
+    assert float((found - expected).detach().abs().mean()) < 0.05
+    ours = gradients(model, found, weights)
+    for name, gradient in theirs.items():
+        assert float(torch.cosine_similarity(ours[name].flatten(), gradient.flatten(), 0)) > 0.99, name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_take_the_kernel(dtype, monkeypatch):
+    calls: list[torch.dtype] = []
+    monkeypatch.setattr(flat_attention, "varlen_attn", counted(calls, of_torch_2_11))
+    model = tiny_llama(dtype=dtype, num_hidden_layers=3)
+    assert layout_of(model) is Layout.FLAT
+    assert set(calls) == {dtype}
+
+
 def test_all_segments_in_one_call(monkeypatch):
     """The GPU's way, with its kernel's definition in place of the kernel."""
     model = tiny_llama(dtype=torch.float64)
     assert layout_of(model) is Layout.FLAT
     calls = []
     monkeypatch.setattr(flat_attention, "_takes_lengths", lambda query, value: True)
-    monkeypatch.setattr(
-        flat_attention, "varlen_attn", lambda *args, **given: calls.append(1) or lengths_one_by_one(*args, **given)
-    )
+    monkeypatch.setattr(flat_attention, "varlen_attn", counted(calls, lengths_one_by_one))
     prompts, completions = [[1, 2, 3, 4]] * 3 + [[1, 2, 5], [6]], [[6, 7, 8], [9], [3] * 12, [4], [5, 4]]
     for found, p, c in zip(score_completions(model, prompts, completions).logprobs, prompts, completions, strict=True):
         torch.testing.assert_close(found, own(model, p, c).detach(), atol=2e-6, rtol=0)

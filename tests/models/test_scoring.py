@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba
+from transformers import AttentionInterface
 
 from densepath.errors import NumericalError
-from densepath.models import kinds, logits
+from densepath.models import flat_attention, kinds, logits, sampling
 from densepath.models.logits import layout_of, plain_head, supports_packing
 from densepath.models.packing import Layout
 from densepath.models.scoring import score_completions
@@ -170,6 +171,82 @@ def test_nan_is_named_with_its_place():
     ) as raised:
         score_completions(model, [[1], [2], [7]], [[3, 4], [7, 5], [3]])
     assert raised.value.sequences == (1, 2)
+
+
+def test_a_model_that_is_cast_is_tried_again(monkeypatch):
+    """Where it is computed, and with what precision, decides which kernels do it: float32 here, bfloat16 on a GPU."""
+    model, seen = tiny_llama(seed=3), []
+    trial, decodes = logits._try, sampling._decodes
+    monkeypatch.setattr(kinds, "_found", [])
+    monkeypatch.setattr(logits, "_try", lambda tried, *given: seen.append(tried.dtype) or trial(tried, *given))
+    monkeypatch.setattr(
+        sampling, "_decodes", lambda with_, tried, **given: seen.append(tried.dtype) or decodes(with_, tried, **given)
+    )
+
+    def used() -> list[torch.dtype]:
+        seen.clear()
+        for _ in range(2):
+            score_completions(model, [[1, 2]], [[3]])
+            sampling.sample(
+                model, [[*range(1, 41), last] for last in (50, 51)], max_completion_length=1, eos_token_ids=()
+            )
+        return list(seen)
+
+    assert used() == [torch.float32] * 3  # the pass, the decoder, and a beginning that all prompts share
+    model.to(torch.bfloat16)
+    assert used() == [torch.bfloat16] * 3
+    model.float()
+    assert used() == []  # as another of its kind was found
+
+
+KERNELS = {
+    "attends in float32": lambda query, key, value, mask, **given: attended(
+        query.float(), key.float(), value.float(), mask, **given
+    ).to(query.dtype),
+    "sees no context": lambda query, key, value, mask, **given: attended(
+        query, key[:, :, -query.shape[2] :], value[:, :, -query.shape[2] :], None, **given
+    ),
+}
+attended = flat_attention._attended
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2])
+@pytest.mark.parametrize(("kernel", "layout"), [*zip(KERNELS, (Layout.FLAT, Layout.PACKED), strict=True)])
+def test_a_kernel_in_half_precision_may_round_as_it_likes_and_not_err(build, dtype, kernel, layout, monkeypatch):
+    monkeypatch.setattr(kinds, "_found", [])
+    monkeypatch.setattr(flat_attention, "_attended", KERNELS[kernel])
+    assert layout_of(build(dtype=dtype)) is layout
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_gpt2, tiny_gemma3])
+def test_attention_across_sequences_is_refused_in_half_precision(build, dtype, monkeypatch):
+    """Every segment of a flat row sees all that lies before it."""
+    plain = flat_attention.flat_attention
+
+    def leaking(module, query, key, value, attention_mask, **given):
+        whole = (flat_attention.Segment(0, query.shape[2], ()),)
+        mask = flat_attention.FlatMask(whole, lambda batch, head, of, at: at <= of, query.device)
+        return plain(module, query, key, value, mask, **given)
+
+    monkeypatch.setattr(kinds, "_found", [])
+    AttentionInterface.register(flat_attention.NAME, leaking)
+    try:
+        assert layout_of(build(dtype=dtype)) < Layout.FLAT
+    finally:
+        AttentionInterface.register(flat_attention.NAME, plain)
+
+
+def test_a_trial_under_autocast_is_one_of_the_weights_own_precision(monkeypatch):
+    rounded, trial = [], logits._try
+    monkeypatch.setattr(kinds, "_found", [])
+    monkeypatch.setattr(
+        logits, "_try", lambda *given: rounded.append(torch.is_autocast_enabled("cpu")) or trial(*given)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        layout = layout_of(tiny_llama(seed=4))
+    assert (layout, rounded) == (Layout.FLAT, [False])
 
 
 def test_a_kind_of_model_is_tried_once_and_one_that_may_differ_each_time(monkeypatch):

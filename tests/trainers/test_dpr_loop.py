@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from examples import dpr_loop
+from tests.tiny_models import tiny_gpt2
 from tests.trainers.test_dpr import config, uneven_lengths
 
 from densepath.trainers.dpr import DPRTrainer
@@ -60,6 +61,27 @@ def test_one_step_is_the_trainers(tmp_path, make_model, tokenizer, prompts, leng
     (logged,) = [row for row in trainer.state.log_history if "loss" in row]
     assert metrics["reward"] == pytest.approx(logged["reward"], abs=1e-4)
     assert metrics["kl"] == pytest.approx(logged["kl_sequence"], abs=1e-4)
+
+
+def test_what_is_trained_is_what_was_sampled_from(tmp_path, tokenizer, monkeypatch):
+    """GPT-2 has dropout by default: the first step's probabilities are those at sampling all the same."""
+    for name, seed in (("sft", 0), ("ref", 1)):
+        tiny_gpt2(vocab_size=len(tokenizer), seed=seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Say red:"}\n')
+    found = []
+
+    def watched(policy, sft, ref, optimizer, batch, beta):
+        found.append((dpr_loop.policy_logprobs(policy, batch.prompts, batch.completions).detach(), batch.logprobs))
+        return {}
+
+    monkeypatch.setattr(dpr_loop, "step", watched)
+    given = {"sft": tmp_path / "sft", "ref": tmp_path / "ref", "prompts": tmp_path / "prompts.jsonl"}
+    given |= {"output": tmp_path / "improved", "steps": 1, "max_completion_length": 8}
+    dpr_loop.main([text for name, value in given.items() for text in (f"--{name}", str(value))])
+    ((trained, sampled),) = found
+    expected = dpr_loop.padded([torch.tensor(row) for row in sampled])
+    torch.testing.assert_close(trained, expected, atol=1e-4, rtol=0)
 
 
 def test_it_runs_as_a_script(tmp_path, make_model, tokenizer, capsys):

@@ -102,6 +102,12 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
+def computed_on(model: Any) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of a model's embeddings: kernels, and how they round, are those of another model elsewhere."""
+    weight = model.get_input_embeddings().weight
+    return weight.device, weight.dtype
+
+
 @contextlib.contextmanager
 def in_mode(model: nn.Module, *, training: bool = False) -> Iterator[None]:
     """A model in eval or train mode for the block; each of its modules then has its own mode again."""

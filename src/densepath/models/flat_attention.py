@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from densepath.models.packing import Segment, Spans, cut
 
 varlen_attn: Callable[..., Any] | None = None
-with contextlib.suppress(ImportError):  # before torch 2.10
+with contextlib.suppress(ImportError):  # before torch 2.10; `_works` and `_takes` ask what there is of it
     from torch.nn.attention.varlen import varlen_attn
 
 NAME = "densepath_flat"
@@ -198,13 +199,18 @@ def _attended(
             query, key, value, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
         )
     if grouped:
-        key, value = (each.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for each in (key, value))
+        key, value = (_for_heads(query.shape[1], each) for each in (key, value))
     if mask is None:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
     scores = (softcap * torch.tanh(scores / softcap)).masked_fill(~mask, -torch.inf)
     weights = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     return dropped(weights, dropout) @ value
+
+
+def _for_heads(heads: int, states: Tensor) -> Tensor:
+    """Keys or values (.., key heads, ..), each as often as query heads share it."""
+    return states.repeat_interleave(heads // states.shape[1], dim=1)
 
 
 def _takes_lengths(query: Tensor, value: Tensor) -> bool:
@@ -216,7 +222,27 @@ def in_one_call(states: Tensor) -> bool:
     """Whether torch's attention over sequences of several lengths is there for a tensor's device and type."""
     kind = states.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else states.dtype
-    return kind == "cuda" and varlen_attn is not None and dtype in (torch.float16, torch.bfloat16)
+    half = dtype in (torch.float16, torch.bfloat16)
+    return varlen_attn is not None and half and _works(varlen_attn, states.device, dtype)
+
+
+@functools.cache
+def _works(kernel: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a kernel takes what is asked of it: torch before 2.11 has no window, a CPU or an old GPU no kernel.
+
+    A model's trial need not come to it: weights in float32 do so in training alone, under autocast.
+    """
+    states, sums = torch.zeros(1, 1, 8, device=device, dtype=dtype), torch.arange(2, device=device).int()
+    try:
+        kernel(states, states, states, sums, sums, 1, 1, scale=None, window_size=(-1, 0))
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+@functools.cache
+def _takes(kernel: Callable[..., Any], argument: str) -> bool:
+    return argument in inspect.signature(kernel).parameters
 
 
 def _by_lengths(query: Tensor, key: Tensor, value: Tensor, mask: FlatMask, scaling: float | None) -> Tensor:
@@ -227,7 +253,12 @@ def _by_lengths(query: Tensor, key: Tensor, value: Tensor, mask: FlatMask, scali
     key, value = (each[0].transpose(0, 1)[columns] for each in (key, value))
     widest = max(s.stop - s.start for s in mask.segments), max(map(_width, mask.segments))
     assert varlen_attn is not None
-    causal = {"scale": scaling, "window_size": (-1, 0), "enable_gqa": query.shape[1] != key.shape[1]}
+    causal: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
+    if query.shape[1] != key.shape[1]:
+        if _takes(varlen_attn, "enable_gqa"):  # since torch 2.12
+            causal["enable_gqa"] = True
+        else:
+            key, value = (_for_heads(query.shape[1], each) for each in (key, value))
     found: Tensor = varlen_attn(query[0].transpose(0, 1), key, value, queries, keys, *widest, **causal)
     return found.unsqueeze(0)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from densepath.models.compat import is_sharded
+from densepath.models.compat import computed_on, is_sharded
 
 Found = TypeVar("Found")
 
@@ -54,9 +54,8 @@ def _kind(model: Any) -> tuple[Any, ...] | None:
         return None
     if not all(bool(weights.sum(dtype=torch.float32).isfinite()) for weights in model.parameters()):
         return None
-    weights = model.get_input_embeddings().weight
     config = {name: value for name, value in model.config.to_dict().items() if name not in _OF_COPIES}
-    return [(type(each), _plain_attributes(each)) for each in modules], config, weights.dtype, weights.device
+    return [(type(each), _plain_attributes(each)) for each in modules], config, computed_on(model)
 
 
 def _plain_attributes(module: nn.Module) -> dict[str, Any]:

@@ -27,10 +27,10 @@ from densepath.core.logprobs import contrastive_logits, entropy_of_logprobs, lif
 from densepath.core.mixture import subtractive_logprobs
 from densepath.data.context import check_context
 from densepath.errors import DataError, NumericalError, UsageError
-from densepath.models.compat import context_length, embedding_rows
+from densepath.models.compat import computed_on, context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
 from densepath.models.kinds import once_for_kind
-from densepath.models.logits import causal_lm, length_border
+from densepath.models.logits import HALF_PRECISION, causal_lm, length_border
 from densepath.models.packing import common_beginning
 from densepath.models.prepacked import LEAST_STEPS, prepacked
 
@@ -46,10 +46,6 @@ LEAST_SAVED_POSITIONS = 32
 FLOOR = 1e-3
 """Share of pi_SFT that subtractive decoding leaves to each token: a default of our own. It keeps every answer of SFT's
 possible, and something to sample from where all of a row's next tokens would be taken away."""
-
-
-_HALF_PRECISION = 0.25
-"""Nats by which log-probabilities of two passes may differ, in the mean over the distribution: a bound of our own."""
 
 
 class ContrastKind(str, Enum):
@@ -326,10 +322,10 @@ def _begins(decoder: Decoder, model: PreTrainedModel) -> bool:
 def _of_model(model: PreTrainedModel, question: str, find: Callable[[], int]) -> int:
     """What was found for this model, or for another of its kind."""
     kept = vars(causal_lm(model))  # a compiled model would set it on the plain one inside, which decodes otherwise
-    found: int | None = kept.get(question)
-    if found is None:
-        kept[question] = found = once_for_kind(model, question, find)
-    assert found is not None
+    where, known = computed_on(model), kept.get(question)
+    if known is None or known[0] != where:
+        kept[question] = known = where, once_for_kind(model, question, find)
+    found: int = known[1]
     return found
 
 
@@ -373,7 +369,7 @@ def _same(found: Tensor, own: Tensor, model: PreTrainedModel) -> bool:
     if model.dtype in (torch.float32, torch.float64) and "_original_forward" not in vars(model):
         return bool(torch.allclose(found, own, atol=2e-3, rtol=2e-3))
     # Half precision, or autocast: rounding moves a token by hundredths of a nat, another position by tenths.
-    return float((own.exp() * (found - own).abs()).nan_to_num().sum(-1).max()) < _HALF_PRECISION
+    return float((own.exp() * (found - own).abs()).nan_to_num().sum(-1).max()) < HALF_PRECISION
 
 
 class _Task:
