@@ -56,6 +56,9 @@ def test_all_where_returns_are_the_noise_none_where_they_have_nothing_of_it():
     assert control_weights(noise, noise, mask)[0].item() == pytest.approx((3 * 26 / 27 + 1) / 4)
     # returns that do not depend on the noise leave the prior alone, 1 completion of 4
     assert control_weights(torch.full_like(noise, 5.0), noise, mask).tolist() == pytest.approx([0.25] * 4)
+    # a slope below 0 is averaged with the 1 before it is clipped: (3 * -26/270 + 1) / 4, and (3 * -26/27 + 1) / 4 < 0
+    assert control_weights(-0.1 * noise, noise, mask)[0].item() == pytest.approx((1 - 78 / 270) / 4)
+    assert control_weights(-noise, noise, mask)[0].item() == 0
     # no noise: nothing to tell the two estimates apart
     assert control_weights(noise, torch.zeros_like(noise), mask).tolist() == [1.0] * 4
 

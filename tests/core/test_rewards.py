@@ -47,6 +47,32 @@ def test_inverse_bellman_literal():
     assert found.tolist() == [[-0.5, 1.0, 0.0], [-5.5, -1.0, -5.0]]
 
 
+@pytest.mark.parametrize("value", [1.0, 5.0])
+def test_a_policy_trained_on_inverse_bellman_stays_where_the_value_at_the_cut_is_paid_back(value):
+    """The maximiser of E[sum r] + entropy, over all completions of two tokens of {EOS, 1, 2}, against pi_SFT."""
+    sft = torch.tensor([[0.2, -0.3, 0.5], [0.1, 1.0, -1.0], [0.4, 0.0, 0.7]], dtype=torch.float64)  # s_0, s_1, s_2
+    values, policy = sft.logsumexp(-1), sft.softmax(-1)
+    states = [(0, 0), *((0, first) for first in (1, 2) for _ in range(3))]
+    tokens = [
+        (0, 0),
+        *((first, second) for first in (1, 2) for second in range(3)),
+    ]  # EOS, then 1 and 2 with all three
+    mask = torch.tensor([[True, False], *[[True, True]] * 6])
+    logits = torch.stack([sft[list(at), list(taken)] for at, taken in zip(states, tokens, strict=True)])
+    passed = torch.stack([torch.stack([values[a], values[b], torch.tensor(value).double()]) for a, b in states])
+    terminated = torch.tensor([taken[-1] == 0 for taken in tokens])
+    chances = torch.tensor(
+        [policy[0, 0]] + [policy[0, a] * policy[a, b] for a, b in tokens[1:]], dtype=torch.float64
+    )  # of each completion under pi_SFT
+
+    def off(ended):
+        optimum = inverse_bellman(logits, passed, mask, ended).sum(dim=1).softmax(0)
+        return float((optimum - chances).abs().sum()) / 2
+
+    assert off(terminated) > 0.1  # V taken off at the cut, and not paid back
+    assert off(torch.ones_like(terminated)) < 1e-12
+
+
 def test_inverse_bellman_of_an_empty_row_is_zero():
     found = inverse_bellman(
         torch.ones(1, 2), torch.ones(1, 3), torch.zeros(1, 2, dtype=torch.bool), torch.tensor([True])

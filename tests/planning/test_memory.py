@@ -17,7 +17,14 @@ from densepath.models.decoding import cache_argument
 from densepath.models.logits import plain_head
 from densepath.models.sampling import inverse_cdf
 from densepath.planning.architecture import read_architecture
-from densepath.planning.plan import LOSS_COPIES, cache_bytes, layer_bytes, optimizer_bytes, weight_bytes
+from densepath.planning.plan import (
+    CPU_LOSS_COPIES,
+    LOSS_COPIES,
+    cache_bytes,
+    layer_bytes,
+    optimizer_bytes,
+    weight_bytes,
+)
 from densepath.rewards.dense import DenseReward
 from densepath.trainers.rollout import MicroBatch
 from densepath.trainers.whole_vocabulary import MicroBatchLoss, WholeVocabulary
@@ -200,12 +207,14 @@ def test_the_chunked_head_holds_what_the_formula_says():
     assert live.peak == pytest.approx(2 * 512 * vocabulary * 4, rel=0.02)
 
 
+@pytest.mark.parametrize("cuda", [True, False], ids=["gpu", "cpu"])
 @pytest.mark.parametrize("head", [True, False], ids=["full", "lora"])
 @pytest.mark.parametrize(
     ("all_action", "state_kl"), [(True, False), (True, True), (False, True)], ids=["all_action", "both", "state_kl"]
 )
-def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, state_kl, head, monkeypatch):
-    monkeypatch.setattr(heads, "TILE_ELEMENTS", {})  # as on a GPU, where all of a chunk is worked on at once
+def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, state_kl, head, cuda, monkeypatch):
+    if cuda:
+        monkeypatch.setattr(heads, "TILE_ELEMENTS", {})  # as on a GPU, where all of a chunk is worked on at once
     vocabulary, rows, tokens = 20_000, 4, 250
     policy, sft, ref = (tiny_llama(vocab_size=vocabulary, seed=seed) for seed in range(3))
     estimator = Estimator(kl_in_return=not state_kl, all_action=all_action)
@@ -233,7 +242,7 @@ def test_a_loss_of_whole_distributions_holds_what_the_formula_says(all_action, s
     with LiveBytes() as live:
         loss(hidden, policy_head, torch.full((rows * tokens,), 5), row, column)[0].backward()
     chunk = default_chunk_tokens(vocabulary) * vocabulary * 4
-    planned = LOSS_COPIES * chunk + head * vocabulary * 32 * 4
-    # One of the two losses holds 11 or 12 of the 14 chunks that both hold together.
+    planned = (LOSS_COPIES if cuda else CPU_LOSS_COPIES) * chunk + head * vocabulary * 32 * 4
+    # One of the two losses holds 11 or 12 of the 14 chunks that both hold together; on a CPU 4.0 or 4.1 of 4.4.
     assert 0.7 * planned <= live.peak <= 1.02 * planned
     assert live.peak >= 0.98 * planned * (all_action and state_kl)

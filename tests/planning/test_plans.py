@@ -7,13 +7,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from transformers import LlamaConfig
 
 from densepath.config.run import PlanArguments, RunArguments
-from densepath.errors import ConfigError, MissingFileError
+from densepath.errors import ConfigError, DensepathError, MissingFileError, UsageError
 from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.plan import machine_memory, machine_of, plan_recipe, require_fit
 from densepath.planning.architecture import architecture_of
-from densepath.planning.plan import GIB, LOSS_COPIES, TERMS, peak
+from densepath.planning.plan import CPU_LOSS_COPIES, GIB, LOSS_COPIES, TERMS, peak
+from densepath.planning.table import check_fits, headline
 
 LLAMA = "meta-llama/Llama-3.1-8B"
 PARAMETERS = 8_030_261_248
@@ -95,6 +98,18 @@ def test_processes_on_cpus_share_the_memory_of_their_machine(tmp_path):
             machine_of(RunArguments(accelerate_config=str(path), gpu_memory=24))
 
 
+def test_on_cpus_no_gpus_are_named_or_advised(tmp_path, monkeypatch):
+    monkeypatch.setattr("densepath.pipeline.plan.machine_memory", lambda: 16 * GIB)
+    (tmp_path / "cpus.yaml").write_text("distributed_type: MULTI_CPU\nnum_processes: 4\n")
+    values = {"gpu_memory": None, "accelerate_config": str(tmp_path / "cpus.yaml"), "use_peft": True}
+    found = plan(**values, dtype="bfloat16", load_in_4bit=True)
+    assert headline(found).endswith("4 processes on CPUs, ddp of 4.0 GiB")
+    for changes in ({"dtype": "bfloat16", "load_in_4bit": True}, {"dtype": "bfloat16"}, {}):
+        reason = check_fits(plan(**values, **changes, sft_per_device_train_batch_size=1))
+        assert "GPU" not in reason
+        assert not reason.endswith("; ")
+
+
 @pytest.mark.parametrize(
     ("file", "split"),
     [
@@ -155,7 +170,7 @@ def test_zero3_puts_the_policy_together_to_sample_and_pads_its_rows():
     assert padded > 1.5 * packed
 
 
-def test_a_kl_of_its_own_takes_chunks_of_whole_distributions_more():
+def test_a_kl_of_its_own_takes_chunks_of_whole_distributions_more(monkeypatch):
     def logits(**others):
         found = plan(use_peft=True, others={f"dpr_{name}": value for name, value in others.items()})
         assert terms(found, "DPR", "backward begins")["hidden states"] > 0  # kept where distributions are compared
@@ -164,6 +179,9 @@ def test_a_kl_of_its_own_takes_chunks_of_whole_distributions_more():
     chunk = 66 * 128_256 * 4  # just above 32 MiB
     for losses in ({"estimator": "all_action"}, {"kl_in_return": False, "estimator": "sampled"}):
         assert logits(**losses) == LOSS_COPIES * chunk
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    on_cpu = plan(use_peft=True, gpu_memory=None, others={"dpr_estimator": "all_action"})
+    assert terms(on_cpu, "DPR", "backward begins")["logits"] == CPU_LOSS_COPIES * chunk
 
 
 def test_gradients_of_earlier_micro_batches_stand_beside_those_of_this_one():
@@ -237,6 +255,19 @@ def test_half_precision_weights_take_half():
     assert terms(plan(dtype="bfloat16"), "SFT", "backward ends")["policy"] == 2 * PARAMETERS
 
 
+def test_the_type_that_weights_were_saved_in_is_read_and_an_unknown_one_refused(tmp_path):
+    assert terms(plan(dtype="auto"), "SFT", "backward ends")["policy"] == 2 * PARAMETERS  # its publisher's bfloat16
+    configuration = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2)
+    for dtype, width in (("float16", 2), ("float64", 8), (None, 4)):
+        configuration.dtype = None if dtype is None else getattr(torch, dtype)
+        configuration.save_pretrained(tmp_path)
+        found = plan(str(tmp_path), dtype="auto")
+        assert terms(found, "evaluation", "sampling")["frozen models"] == 3 * width * found.model.parameters
+    for dtype in ("bf16", "fp32", "torch.bfloat16"):
+        with pytest.raises(UsageError, match=f"dtype '{dtype}' is not one of float32, bfloat16"):
+            plan(dtype=dtype)
+
+
 def test_qlora_holds_the_base_in_4_bits_in_every_stage():
     found = plan(use_peft=True, load_in_4bit=True, dtype="bfloat16", reference="auto")
     linears = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
@@ -269,6 +300,35 @@ def test_lengths_that_are_unknown_are_counted_with_1024_and_512_tokens_or_what_t
     monkeypatch.undo()
     long = {"max_completion_length": 8000}  # of a context of 8,192
     assert cache(max_prompt_length=None, **long) == cache(max_prompt_length=192, **long)
+
+
+def test_prompts_are_answered_at_all_temperatures_in_one_cache_and_with_two_models_in_one_each():
+    """Rows of Qwen3-0.6B, 96 tokens long: 2 x 8 heads x 128 numbers x 28 layers x 4 bytes a token of each model."""
+    token, vocabulary, short = (
+        2 * 8 * 128 * 28 * 4,
+        151_936 * 4,
+        {"max_prompt_length": 64, "max_completion_length": 32},
+    )
+    given = {"model": "Qwen/Qwen3-0.6B", "use_peft": True, "max_length": 96, **short}
+
+    def cache(stage: str, moment: str, **changes):
+        return terms(plan(**{**given, **changes}), stage, moment)["KV cache"] / (96 * token)
+
+    few = {"num_test_samples": 20, "num_validation_samples": 10}
+    assert cache("evaluation", "sampling", **few) == 2 * 20
+    assert cache("evaluation", "sampling", **few, eval_temperatures=[0.0, 0.7, 1.0]) == 3 * 20
+    assert cache("evaluation", "sampling", num_test_samples=20, num_validation_samples=30) == 2 * 30
+    for arm in ("contrastive", "subtractive"):
+        found = terms(plan(**given, **few, arms=["sft", arm]), "evaluation", "sampling")
+        assert found["KV cache"] == 2 * 2 * 20 * 96 * token
+        assert found["logits"] == 2 * 20 * 7 * vocabulary  # two rows of each model, a probability, a float64 sum
+    assert cache("evaluation", "sampling", num_test_samples=400) == 16_384 // 96  # what the sampler takes at once
+    # The choice: SFT at three temperatures; previews at two, of two models; neither where nothing judges them.
+    choice = {"reference": "auto", **few}
+    assert cache("selection", "sampling", **choice, verifier="exact_match") == 3 * 10
+    assert cache("selection", "previews", **choice, verifier="exact_match") == 2 * 2 * 10
+    assert cache("selection", "sampling", **choice) == 10
+    assert list(plan(**given, **choice).stages["selection"]) == ["sampling"]
 
 
 def test_a_recipe_that_fixes_reference_and_beta_holds_no_models_to_choose_with():
@@ -352,6 +412,77 @@ def test_an_accelerate_file_is_read(tmp_path):
     ):
         found = machine_of(given)
         assert (found.sharding, found.processes) == launch
+
+
+def accelerate_file(folder, kind: str, **values) -> dict[str, str]:
+    """An accelerate file of two processes and values of DeepSpeed or FSDP."""
+    path = folder / "accelerate.yaml"
+    lines = "".join(f"  {key}: {value}\n" for key, value in values.items())
+    path.write_text(f"distributed_type: {kind.upper()}\nnum_processes: 2\n{kind}_config:\n{lines}")
+    return {"accelerate_config": str(path)}
+
+
+def test_what_an_accelerate_file_keeps_off_the_gpu_takes_nothing_there(tmp_path):
+    def held(stage: str, moment: str, kind: str, **values):
+        found = terms(plan(**accelerate_file(tmp_path, kind, **values)), stage, moment)
+        return {name for name in ("policy", "optimizer", "gradients", "frozen models") if found.get(name, 0.0) > 0}
+
+    ends = "SFT", "backward ends"
+    optimizer, both = {"offload_optimizer_device": "cpu"}, {"offload_optimizer_device": "nvme"}
+    both["offload_param_device"] = "cpu"
+    # ZeRO-1 divides no gradients, and sends none away.
+    assert held(*ends, "deepspeed", zero_stage=1, **optimizer) == {"policy", "gradients"}
+    assert held(*ends, "deepspeed", zero_stage=2, **both) == {"policy"}
+    assert held(*ends, "deepspeed", zero_stage=3, **optimizer) == {"policy"}
+    assert held(*ends, "deepspeed", zero_stage=3, **both) == set()
+    assert held(*ends, "deepspeed", zero_stage=3, offload_optimizer_device="none") == {
+        "policy",
+        "optimizer",
+        "gradients",
+    }
+    assert held("DPR", "backward ends", "deepspeed", zero_stage=3, **both) == set()  # the frozen ones go with it
+    assert held("DPR", "backward ends", "deepspeed", zero_stage=2, **both) == {"policy", "frozen models"}
+    assert held(*ends, "fsdp", fsdp_version=2, fsdp_offload_params="true") == set()
+    assert held(*ends, "fsdp", fsdp_version=2) == {"policy", "optimizer", "gradients"}
+    # What samples is put together on the GPU, wherever its parts lie.
+    gathered = terms(plan(**accelerate_file(tmp_path, "deepspeed", zero_stage=3, **both)), "DPR", "sampling")
+    assert gathered["policy"] == 2 * PARAMETERS
+
+
+def test_the_stage_of_zero_stands_in_deepspeeds_own_file_or_is_accelerates_default(tmp_path):
+    own = tmp_path / "zero.json"
+    named = {"deepspeed_config_file": str(own), "zero3_init_flag": "true"}
+
+    def machine(**values):
+        found = machine_of(RunArguments(**accelerate_file(tmp_path, "deepspeed", **values), gpu_memory=24))
+        return found.sharding, found.offloaded
+
+    with pytest.raises(MissingFileError, match=r"zero.json: no such file"):
+        machine(**named)
+    own.write_text('{"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}')
+    assert machine(**named) == ("zero3", ("optimizer", "gradients"))
+    own.write_text('{"train_batch_size": "auto"}')
+    assert machine(**named) == ("ddp", ())
+    assert machine(zero_stage=0) == ("ddp", ())
+    assert machine(zero3_init_flag="false")[0] == "zero2"
+    own.write_text("not JSON")
+    with pytest.raises(DensepathError, match=r"zero.json is damaged"):
+        machine(**named)
+    with pytest.raises(ConfigError, match="the stage of ZeRO is 4, and there are 0 to 3"):
+        machine(zero_stage=4)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"fsdp_sharding_strategy": "NO_SHARD"},
+        {"fsdp_version": 1, "fsdp_sharding_strategy": "SHARD_GRAD_OP"},
+        {"fsdp_version": 2, "fsdp_reshard_after_forward": "false"},
+    ],
+)
+def test_a_strategy_of_fsdp_without_formulas_is_refused(values, tmp_path):
+    with pytest.raises(ConfigError, match="set fsdp_version: 2 and fsdp_reshard_after_forward: true"):
+        plan(**accelerate_file(tmp_path, "fsdp", **values))
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,14 @@ from tests.support import tiny_tokenizer
 from tests.tiny_models import randomize_adapter, tiny_gpt2, tiny_llama, tiny_mistral, with_lora
 
 from densepath.config.mixins import REWARDS
+from densepath.core.estimator import Estimator
+from densepath.data.encode import encode_row_prompt
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models.adapters import add_frozen_copy
 from densepath.rewards.dense import DenseReward, FrozenPolicy, RewardKind
+from densepath.trainers.estimation import SampledTokens
+from densepath.trainers.rollout import Sampled
+from densepath.trainers.whole_vocabulary import WholeVocabulary
 
 EOS = 2
 PROMPTS = [[5, 9, 11], [5, 9, 11], [7], [5, 9, 11, 40, 41]]
@@ -84,6 +89,22 @@ def test_inverse_bellman_of_a_truncated_completion_reads_the_value_at_the_cut():
     (cut,) = reward.score_ids([[5, 9]], [[4, EOS]], eos_token_ids=[]).rewards
     value = float(logits_of(tiny_llama(), [5, 9], [4, EOS])[-1].logsumexp(0))
     assert (ended - cut).tolist() == pytest.approx([0.0, value], abs=1e-4)
+
+
+def test_what_is_trained_on_pays_the_value_at_the_cut_back():
+    """By enumeration: over all completions of one token, of which only EOS ends, exp(r) is in proportion to pi_SFT."""
+    tokenizer = tiny_tokenizer()
+    sft, words = tiny_llama(vocab_size=len(tokenizer)), len(tokenizer)
+    reward = DenseReward(sft, kind="inverse_bellman", tokenizer=tokenizer)
+    prompts, completions = [encode_row_prompt({"prompt": "x"}, tokenizer)] * words, [[token] for token in range(words)]
+    truth = logits_of(sft, prompts[0], [0])[0].softmax(0)
+    sampled = Sampled(prompts, completions)
+    for found in (
+        torch.tensor(reward(["x"] * words, [""] * words, completion_ids=completions)),  # as TRL's trainers call it
+        SampledTokens(reward, Estimator(), per_token=None).score(sampled, None).scores.sums,
+        WholeVocabulary(reward, Estimator(kl_in_return=False)).score(sampled, sft).scores.sums,
+    ):
+        assert float((found.double().softmax(0) - truth).abs().sum()) / 2 < 1e-5
 
 
 def test_a_reference_equal_to_sft_gives_no_reward():

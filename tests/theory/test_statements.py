@@ -30,6 +30,26 @@ def test_holds_whatever_the_seed(seed):
     assert report.holds
 
 
+@pytest.mark.parametrize(("seed", "number"), [(6, 10), (17, 9), (58, 8)])
+def test_a_counterexample_is_found_where_the_one_random_instance_holds_none(seed, number):
+    key = list(STATEMENTS)[number - 1]
+    (open_check,) = (check for check in STATEMENTS[key](seed, 1).checks if not check.holds)
+    report = run_statements(seed, 1, [key])
+    assert report.holds
+    (found,) = (check for check in report.results[0].checks if check.name == open_check.name)
+    assert found in STATEMENTS[key](0, 1).checks
+
+
+def test_an_equality_that_fails_and_a_nan_stay_failures(monkeypatch):
+    def said(value: float, kind: Kind):
+        check = Check("said", kind, value, 1e-3)
+        return lambda seed, instances: StatementResult(1, "length", "", "D", "", "", (check,), {})
+
+    for value, kind in ((float("nan"), Kind.DIFFERS), (1.0, Kind.EQUALITY), (0.0, Kind.DIFFERS)):
+        monkeypatch.setitem(STATEMENTS, "length", said(value, kind))
+        assert not run_statements(3, 1, ["length"]).holds
+
+
 def test_a_seed_gives_the_same_report_twice():
     first, second = (run_statements(3, 2, ["1", "contrastive"]).as_dict() for _ in range(2))
     assert first == second

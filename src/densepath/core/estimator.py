@@ -258,9 +258,9 @@ def control_weights(returns: Tensor, noise: Tensor, mask: Tensor) -> Tensor:
 
         lambda_i = sum_{j != i, t} (G_jt - mean_t) S_jt / sum_{j != i, t} S_jt^2,
 
-    with means over the other completions, clipped to [0, 1] and drawn towards 1 where they are few. It is 1 where
-    rewards at different tokens have nothing to do with each other, as at the SFT policy, and 0 at the optimum, where
-    the noise of a reward is made up for by what follows.
+    with means over the other completions, averaged with 1 at the weight of one completion, and only then clipped to
+    [0, 1]: a slope below 0 counts against that 1. It is 1 where rewards at different tokens have nothing to do with
+    each other, as at the SFT policy, and 0 at the optimum, where the noise of a reward is made up for by what follows.
 
     Args:
         returns: (batch, tokens) float, G: sampled returns-to-go.

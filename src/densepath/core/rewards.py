@@ -65,7 +65,8 @@ def inverse_bellman(action_logits: Tensor, values: Tensor, mask: Tensor, termina
 
     Q are the raw logits and `V(s) = logsumexp_a Q(s, a)`. Read from logits it depends on their arbitrary
     offset c(s); `logprob` does not. A truncated row ends in a state whose V is not zero: it must be given as
-    one more value, and `terminated` is False for it.
+    one more value, and `terminated` is False for it. The sum of such a row is short of V there, so a return has to
+    pay it back: training says that all rows terminated (docs/theory.md, statement 3).
 
     Args:
         action_logits: (batch, tokens) float, raw logit of each sampled token.

@@ -40,6 +40,7 @@ class Method:
         sees_validation: whether it is trained on the validation prompts, where its figures then say nothing.
         stage: of the memory plan, in which its training is counted: "SFT", "DPR" or "self-play"; None where no step is
             trained.
+        decoders: models that its answers are decoded with, each with a cache of its own.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Method:
     check_rows: Callable[[RunArguments, Sequence[Row]], None] | None = None
     sees_validation: bool = False
     stage: str | None = None
+    decoders: int = 1
 
 
 @functools.cache

@@ -30,4 +30,6 @@ def _policy(stage: Stage) -> Policy:
     return Policy(str(stage.sft.model), Contrast(reference, ContrastKind.CONTRASTIVE, stage.arguments.alpha))
 
 
-METHOD = Method("contrastive decoding", control=True, policy=_policy, arguments=AlphaArguments, needs_reference=True)
+METHOD = Method(
+    "contrastive decoding", control=True, policy=_policy, arguments=AlphaArguments, needs_reference=True, decoders=2
+)

@@ -34,5 +34,10 @@ def _policy(stage: Stage) -> Policy:
 
 
 METHOD = Method(
-    "subtractive decoding", control=True, policy=_policy, arguments=SubtractiveArguments, needs_reference=True
+    "subtractive decoding",
+    control=True,
+    policy=_policy,
+    arguments=SubtractiveArguments,
+    needs_reference=True,
+    decoders=2,
 )

@@ -32,6 +32,7 @@ __all__ = [
     "check_vocabulary",
     "context_length",
     "disable_dropout",
+    "dtype_of",
     "eos_token_ids",
     "freeze",
     "load_frozen",
@@ -84,7 +85,7 @@ def load_model(
         ModelError: it cannot be loaded: not found, no network, no safetensors, damaged or incomplete weights.
         UsageError: an unknown dtype or device, a dtype among `model_init_kwargs`, or two adapters at once.
     """
-    torch_dtype = _dtype(dtype)
+    torch_dtype = dtype_of(dtype)
     source = locate.locate(name_or_path)
     adapters = [locate.locate(adapter)] if adapter is not None else []
     if locate.is_adapter(source):
@@ -263,7 +264,12 @@ def _multiply_as_said(model: nn.Module) -> None:
             setattr(module, "support_avx512bf16_for_cpu", False)  # noqa: B010 - an attribute of bitsandbytes' own
 
 
-def _dtype(dtype: str | torch.dtype) -> str | torch.dtype:
+def dtype_of(dtype: str | torch.dtype) -> str | torch.dtype:
+    """The type that a name means; "auto", as the weights were saved, stays what it is.
+
+    Raises:
+        UsageError: no key of `DTYPES`.
+    """
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     if dtype not in DTYPES:

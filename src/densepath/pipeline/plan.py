@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from densepath.choice.measure import PREVIEW_TEMPERATURES, SFT_TEMPERATURES
 from densepath.config.coerce import coerce
 from densepath.config.recipe_yaml import load_mapping, settled
 from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
+from densepath.io import read_json
 from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.methods.dpr import reference_names
+from densepath.models.load import dtype_of
 from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.inputs import is_kept
 from densepath.planning.architecture import Architecture, architecture_of
@@ -25,9 +28,11 @@ from densepath.planning.plan import (
     DIVIDED,
     FLOAT32,
     GIB,
+    PARTS,
     Machine,
     Moments,
     Plan,
+    Terms,
     Training,
     cache_bytes,
     held_terms,
@@ -35,7 +40,7 @@ from densepath.planning.plan import (
     training_moments,
     weight_bytes,
 )
-from densepath.planning.table import check_fits
+from densepath.planning.table import SHARD, check_fits
 from densepath.trainers.dpr_config import DPRConfig, EstimatorKind
 
 CUDA_RESERVE = 1.5 * GIB
@@ -47,10 +52,11 @@ UNKNOWN_PROMPT = 1024
 """Tokens of a prompt that are counted with where the recipe gives no `max_prompt_length`: ours."""
 UNKNOWN_COMPLETION = 512
 """Tokens of a completion that are counted with where the recipe gives no `max_completion_length`: ours."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}
 HALF = ("bf16", "fp16")
 LAUNCHES = {"NO": "none", "MULTI_GPU": "ddp", "MULTI_CPU": "ddp", "FSDP": "fsdp2", "DEEPSPEED": "ddp"}
 """`distributed_type` of an accelerate file -> sharding; DeepSpeed by its stage."""
+ACCELERATE_STAGE = 2
+"""ZeRO's stage where an accelerate file names none: accelerate's default."""
 
 
 def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: float | None = None) -> Plan:
@@ -63,9 +69,11 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
             imported what a run imports, and `CPU_RESERVE`.
 
     Raises:
-        ConfigError: keys that contradict each other, that TRL's configs do not take, or lengths beyond the context.
+        ConfigError: keys that contradict each other, that TRL's configs do not take, lengths beyond the context, or an
+            accelerate file that there are no formulas for.
+        UsageError: an unknown dtype.
         ModelError: a model whose configuration cannot be had, or that there are no formulas for.
-        MissingFileError: an accelerate file that is not there.
+        MissingFileError: an accelerate file that is not there, or the DeepSpeed file that it names.
     """
     machine = machine_of(arguments, process)
     model = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
@@ -96,6 +104,7 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
         "set use_peft: true": arguments.use_peft,
         "set dtype: bfloat16": sft.weights == 2,
         "set load_in_4bit: true": sft.four_bit or not arguments.use_peft,
+        SHARD: not machine.cuda,
         "set sft_gradient_checkpointing: true": sft.checkpointing,
         "set dpr_gradient_checkpointing: true": dpr.checkpointing,
         "set dpr_vllm_enable_sleep_mode: true": config.vllm_enable_sleep_mode,
@@ -142,7 +151,8 @@ def _training(
 ) -> Training:
     """A training stage of the recipe; its lengths are still to come."""
     prefix = "dpr" if isinstance(config, DPRConfig) else "sft"
-    weights = BYTES.get(arguments.dtype, 4)
+    dtype = dtype_of(arguments.dtype)
+    weights = dtype.itemsize if isinstance(dtype, torch.dtype) else model.saved
     bf16, fp16 = (_said(others, f"{prefix}_{name}") for name in HALF)
     half = fp16 or (machine.cuda if bf16 is None else bf16)
     names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
@@ -216,8 +226,10 @@ def _stages(
     if not config.use_vllm:
         sampling |= sampling_terms(dpr, rollouts, own=own)
         if machine.sharding == "zero3" and config.ds3_gather_for_generation:
-            sampling["policy"] *= machine.processes
-    stages, alone, trained = {}, replace(dpr, compute=dpr.weights), _trained(arguments)
+            sampling["policy"] = held_terms(replace(dpr, machine=replace(machine, processes=1, offloaded=())))[
+                "policy"
+            ]
+    stages, trained = {}, _trained(arguments)
     if "SFT" in trained:
         stages["SFT"] = training_moments(sft)
     if references and "auto" in (arguments.reference, arguments.beta):
@@ -226,8 +238,13 @@ def _stages(
         candidates += arguments.reference_ema_decay is not None
         models = whole + candidates * dpr.adapter * FLOAT32 if dpr.adapter and shared else 2 * whole
         held = {"process": machine.process, "frozen models": models}
-        sampled = sampling_terms(alone, arguments.num_validation_samples, models=2)
-        stages["selection"] = {"sampling": {**held, **sampled}}
+        judged = arguments.verifier is not None or arguments.judge is not None  # else there are no previews
+        asked = {"sampling": (len(SFT_TEMPERATURES) if judged else 1, 1)}
+        asked |= {"previews": (len(PREVIEW_TEMPERATURES), 2)} if judged else {}
+        stages["selection"] = {
+            moment: {**held, **_answering(dpr, arguments.num_validation_samples, temperatures, decoders)}
+            for moment, (temperatures, decoders) in asked.items()
+        }
     if "DPR" in trained:
         stages["DPR"] = {**moments, "sampling": sampling}
     if "self-play" in trained:
@@ -235,8 +252,16 @@ def _stages(
         stages["self-play"] = training_moments(replace(dpr, rows=2 * dpr.rows, group=2, whole_vocabulary=False))
     # The policy and SFT continued come after it; all weights of one arm at a time.
     held = {"process": machine.process, "frozen models": (1 + apart) * whole + adapters + 2 * dpr.adapter * FLOAT32}
-    stages["evaluation"] = {"sampling": {**held, **sampling_terms(alone, arguments.num_test_samples)}}
+    prompts = max(arguments.num_test_samples, arguments.num_validation_samples)
+    decoders = max(get_method(arm).decoders for arm in arguments.arms)
+    answered = _answering(dpr, prompts, len(arguments.eval_temperatures), decoders)
+    stages["evaluation"] = {"sampling": {**held, **answered}}
     return stages
+
+
+def _answering(dpr: Training, prompts: int, temperatures: int, models: int) -> Terms:
+    """What it takes to answer prompts at all temperatures at once, without autocast; each prompt is read once."""
+    return sampling_terms(replace(dpr, compute=dpr.weights, group=temperatures), temperatures * prompts, models)
 
 
 # -- the machine -------------------------------------------------------------------------------------------------
@@ -250,8 +275,8 @@ def machine_of(arguments: RunArguments, process: float | None = None) -> Machine
         process: as for `plan_recipe`.
 
     Raises:
-        MissingFileError: the accelerate file is not there.
-        ConfigError: it is no accelerate file, or contradicts `num_processes`.
+        MissingFileError: the accelerate file is not there, or the DeepSpeed file that it names.
+        ConfigError: it is no accelerate file, contradicts `num_processes`, or there are no formulas for it.
     """
     path, values, kind = arguments.accelerate_config, {}, "MULTI_GPU"
     if path is not None:
@@ -265,8 +290,7 @@ def machine_of(arguments: RunArguments, process: float | None = None) -> Machine
         raise ConfigError(
             f"num_processes={processes}, and {path} is for one process: name recipes/accelerate/multi_gpu.yaml"
         )
-    zero = f"zero{(values.get('deepspeed_config') or {}).get('zero_stage', 0)}"
-    sharding = zero if kind == "DEEPSPEED" and zero in DIVIDED else LAUNCHES[kind]
+    sharding, offloaded = _split(kind, values, path)
     if kind != "DEEPSPEED" and sharding == "ddp" and processes == 1:
         sharding = "none"
     on_cpu = kind == "MULTI_CPU" or coerce(values.get("use_cpu", False), bool, f"{path}: use_cpu")
@@ -279,7 +303,39 @@ def machine_of(arguments: RunArguments, process: float | None = None) -> Machine
     memory = arguments.gpu_memory * GIB if arguments.gpu_memory is not None else None
     if memory is None and torch.cuda.is_available():
         memory = float(torch.cuda.get_device_properties(0).total_memory)
-    return Machine(True, memory, CUDA_RESERVE, processes, sharding)
+    return Machine(True, memory, CUDA_RESERVE, processes, sharding, offloaded)
+
+
+def _split(kind: str, values: Mapping[str, Any], path: str | None) -> tuple[str, tuple[str, ...]]:
+    """How an accelerate file splits the trained model, and which of its terms are kept off the GPU."""
+    if kind == "FSDP":
+        fsdp = {name.removeprefix("fsdp_"): value for name, value in (values.get("fsdp_config") or {}).items()}
+        spread = coerce(fsdp.get("reshard_after_forward", True), bool, f"{path}: fsdp_reshard_after_forward")
+        if str(fsdp.get("version", 1)) != "2" or not spread:
+            raise ConfigError(
+                f"{path}: of FSDP's strategies there are formulas for FSDP2 that spreads everything alone: set "
+                "fsdp_version: 2 and fsdp_reshard_after_forward: true (recipes/accelerate/fsdp2.yaml)"
+            )
+        offloads = coerce(fsdp.get("offload_params", False), bool, f"{path}: fsdp_offload_params")
+        return "fsdp2", PARTS * offloads
+    if kind != "DEEPSPEED":
+        return LAUNCHES[kind], ()
+    given = values.get("deepspeed_config") or {}
+    stage = given.get("zero_stage", ACCELERATE_STAGE)
+    devices = [given.get(f"offload_{name}_device") for name in ("optimizer", "param")]
+    file = given.get("deepspeed_config_file")
+    if file is not None:  # which alone counts then
+        zero = (read_json(Path(file).expanduser(), "mend it") or {}).get("zero_optimization") or {}
+        stage = zero.get("stage", 0)
+        devices = [(zero.get(f"offload_{name}") or {}).get("device") for name in ("optimizer", "param")]
+    stage = coerce(stage, int, f"{file or path}: the stage of ZeRO")
+    sharding = f"zero{stage}" if stage else LAUNCHES[kind]
+    if sharding not in DIVIDED:
+        raise ConfigError(f"{file or path}: the stage of ZeRO is {stage}, and there are 0 to 3")
+    # With the optimizer go the gradients that are divided: each is sent to the CPU as soon as it is there.
+    optimizer, weights = (device in ("cpu", "nvme") for device in devices)
+    divided = DIVIDED[sharding]
+    return sharding, PARTS[: min(divided, 2)] * optimizer + PARTS[2:divided] * weights
 
 
 def machine_memory() -> float:

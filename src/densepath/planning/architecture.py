@@ -36,6 +36,7 @@ class Architecture:
         vocabulary: rows of the embedding.
         context: positions.
         linears: linear maps of one layer, by the last part of a name: the widths they read and write.
+        saved: bytes of a weight as it was saved, which `dtype: auto` keeps; 4 where the configuration does not say.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Architecture:
     vocabulary: int
     context: int
     linears: Mapping[str, tuple[int, int]]
+    saved: int = 4
 
     @property
     def layers(self) -> int:
@@ -108,7 +110,9 @@ def configuration_of(name_or_path: str, *, trust_remote_code: bool = False) -> A
         return configuration_of(locate.adapter_base(source), trust_remote_code=trust_remote_code)
     with locate.explained(source, "configuration"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    return config.get_text_config(decoder=True)
+    text = config.get_text_config(decoder=True)
+    text.dtype = text.dtype or config.dtype
+    return text
 
 
 def architecture_of(name_or_path: str, *, trust_remote_code: bool = False) -> Architecture:
@@ -150,6 +154,7 @@ def read_architecture(model: PreTrainedModel, name: str) -> Architecture:
             f"their relatives), and {config.model_type} is none"
         )
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
+    saved = config.dtype or torch.float32  # a name where no model was made of it yet
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     query = config.num_attention_heads * width
     key = (getattr(config, "num_key_value_heads", None) or config.num_attention_heads) * width
@@ -167,6 +172,7 @@ def read_architecture(model: PreTrainedModel, name: str) -> Architecture:
         vocabulary=embedding.shape[0],
         context=context_length(model),
         linears=first,
+        saved=(getattr(torch, saved) if isinstance(saved, str) else saved).itemsize,
     )
 
 

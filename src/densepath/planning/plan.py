@@ -19,15 +19,18 @@ GIB = 2**30
 STATE = ("process", "policy", "frozen models", "gradients", "optimizer")
 TERMS = (*STATE, "activations", "hidden states", "logits", "KV cache", "buffers", "vLLM")
 """What is counted; docs/plan.md says how."""
+PARTS = ("optimizer", "gradients", "policy")
+"""Terms that can be divided over processes, or kept off the GPU, in the order in which ZeRO's stages divide them."""
 DIVIDED = {"none": 0, "ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3, "fsdp2": 3}
-"""Sharding -> how many of optimizer, gradients and policy each process holds its part of."""
+"""Sharding -> how many of `PARTS` each process holds its part of."""
 DEEPSPEED_BUCKETS, DEEPSPEED_LIVE = 1_000_000_000, 1_000_000_000
 """Elements of DeepSpeed's two buckets, and of the gathered parameters that ZeRO-3 keeps at most: its defaults."""
 STATES = {"adafactor": 0, "sgd": 0, "adagrad": 1, "rmsprop": 1, "lion_32bit": 1}
 """Numbers that an optimizer keeps for each parameter, in the parameter's type; AdamW and all others: 2."""
-LOSS_COPIES = 14.3
-"""Chunks of whole distributions that a loss over all actions with a KL of its own holds at once on a GPU, forward and
-backward; a loss with one of the two holds fewer, and a CPU about four. Counted in tests/planning."""
+LOSS_COPIES, CPU_LOSS_COPIES = 14.3, 4.4
+"""Chunks of whole distributions that a loss over all actions with a KL of its own holds at once, forward and backward,
+on a GPU and on a CPU, which works on tiles of a chunk; a loss with one of the two holds fewer. Counted in
+tests/planning."""
 
 Terms = dict[str, float]
 """Name of a term -> bytes."""
@@ -45,6 +48,7 @@ class Machine:
         process: bytes before any model.
         processes: how many there are.
         sharding: how they split the trained model, a key of `DIVIDED`.
+        offloaded: those of `PARTS` that are kept off the GPU.
     """
 
     cuda: bool
@@ -52,11 +56,13 @@ class Machine:
     process: float
     processes: int = 1
     sharding: str = "none"
+    offloaded: tuple[str, ...] = ()
 
     def part(self, term: str) -> float:
-        """The share of "optimizer", "gradients" or "policy" that one process holds."""
-        divided = ("optimizer", "gradients", "policy")[: DIVIDED[self.sharding]]
-        return 1 / self.processes if term in divided else 1.0
+        """The share of one of `PARTS` that one process holds on its device."""
+        if term in self.offloaded:
+            return 0.0
+        return 1 / self.processes if term in PARTS[: DIVIDED[self.sharding]] else 1.0
 
 
 @dataclass(frozen=True)
@@ -194,13 +200,14 @@ def cache_bytes(model: Architecture, width: int, rows: int, length: int) -> floa
 
 
 def loss_logit_bytes(training: Training) -> float:
-    """Two float32 chunks of 512 tokens, or of whole distributions `LOSS_COPIES` chunks of 32 MiB.
+    """Two float32 chunks of 512 tokens; of whole distributions `LOSS_COPIES` or `CPU_LOSS_COPIES` chunks of 32 MiB.
 
     Source: `densepath.core.logprobs` and `densepath.core.heads`; a tile of TRL's fused head on a GPU takes as much.
     """
     tokens, vocabulary = training.rows * training.completion, training.model.vocabulary
     if training.whole_vocabulary:
-        return LOSS_COPIES * min(tokens, default_chunk_tokens(vocabulary)) * vocabulary * FLOAT32
+        copies = LOSS_COPIES if training.machine.cuda else CPU_LOSS_COPIES
+        return copies * min(tokens, default_chunk_tokens(vocabulary)) * vocabulary * FLOAT32
     return float(2 * min(tokens, DEFAULT_CHUNK_TOKENS) * vocabulary * FLOAT32)
 
 

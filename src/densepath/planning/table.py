@@ -13,10 +13,11 @@ from densepath.terminal import Table, plain_table
 SHOWN = 0.005 * GIB
 """Less than this rounds to nothing and is shown as a dash."""
 ADAPTERS, SHARD = "set use_peft: true", "shard it over more GPUs (accelerate_config: recipes/accelerate/fsdp2.yaml)"
+SMALLER = "choose a smaller model"
 BATCH = "lower {0}_per_device_train_batch_size (and raise {0}_gradient_accumulation_steps)"
 REMEDIES = {
     "policy": ("set dtype: bfloat16", "set load_in_4bit: true", SHARD),
-    "frozen models": (ADAPTERS, "set dtype: bfloat16", "set load_in_4bit: true", "choose a smaller model"),
+    "frozen models": (ADAPTERS, "set dtype: bfloat16", "set load_in_4bit: true", SMALLER),
     "gradients": (ADAPTERS, SHARD),
     "optimizer": (ADAPTERS, SHARD),
     "activations": ("set {0}_gradient_checkpointing: true", BATCH),
@@ -29,10 +30,11 @@ REMEDIES = {
 def headline(plan: Plan) -> str:
     """The model, what is trained of it, and where."""
     machine = plan.machine
-    one = "one GPU" if machine.cuda else "one CPU"
-    many = f"{machine.processes} GPUs, {machine.sharding}" if machine.processes > 1 else one
+    where = "one GPU" if machine.cuda else "one CPU"
+    if machine.processes > 1:
+        where = f"{machine.processes} {'GPUs' if machine.cuda else 'processes on CPUs'}, {machine.sharding}"
     there = "" if machine.memory is None else f" of {machine.memory / GIB:.1f} GiB"
-    return f"{plan.model.name}: {plan.model.parameters:,} parameters, {plan.trained:,} trained; {many}{there}"
+    return f"{plan.model.name}: {plan.model.parameters:,} parameters, {plan.trained:,} trained; {where}{there}"
 
 
 def verdict(plan: Plan) -> str:
@@ -96,11 +98,12 @@ def check_fits(plan: Plan) -> str | None:
         name = max(terms, key=lambda term: terms[term])
         prefix = "sft" if stage == "SFT" else "dpr"
         remedies = [remedy.format(prefix) for remedy in REMEDIES.get(name, (BATCH,))]
+        left = [each for each in remedies if each not in plan.done] or [SMALLER]
         place = "GPU" if plan.machine.cuda else "process"
         takes = "take" if name.endswith("s") else "takes"
         return (
             f"{stage} needs {plan.need(stage) / GIB:.1f} GiB per {place} and there are {limit / GIB:.1f}: {name} "
-            f"{takes} {terms[name] / GIB:.1f} GiB; {', or '.join(each for each in remedies if each not in plan.done)}"
+            f"{takes} {terms[name] / GIB:.1f} GiB; {', or '.join(left)}"
         )
     if plan.vllm_needs > plan.vllm * limit:
         return (

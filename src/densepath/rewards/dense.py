@@ -229,7 +229,7 @@ class DenseReward:
         prompt_ids: Sequence[Sequence[int]],
         completion_ids: Sequence[Sequence[int]],
         *,
-        eos_token_ids: Sequence[int] = (),
+        eos_token_ids: Sequence[int] | None = (),
         on_progress: Callable[[int], None] | None = None,
     ) -> DenseScores:
         """Rewards of completions given as the very token ids that were sampled or demonstrated.
@@ -237,7 +237,8 @@ class DenseReward:
         Args:
             prompt_ids: ids of each prompt.
             completion_ids: ids of each completion, EOS included.
-            eos_token_ids: ids that end a completion; only `inverse_bellman` asks whether one did.
+            eos_token_ids: ids that end a completion; only `inverse_bellman` asks whether one did. None: every
+                completion is taken as ended, which pays V back where one was cut, as what is trained on needs it.
             on_progress: called with the number of sequences that each forward pass finished.
 
         Raises:
@@ -315,6 +316,8 @@ class DenseReward:
     ) -> list[float]:
         """A reward function in TRL's form: the reward of each completion, summed over its tokens, nats.
 
+        `inverse_bellman` pays V back where a completion was cut: else a policy would be trained away from the cut.
+
         A trainer of TRL tells it neither its `chat_template_kwargs` nor its `tools`: give the former to `from_models`
         too, and train with tools by `DPRTrainer`. Else another prompt is scored than was sampled from.
 
@@ -343,7 +346,7 @@ class DenseReward:
         scores = self.score_ids(
             [encode_row_prompt(row, tokenizer) for row in rows],
             completion_ids,
-            eos_token_ids=ending_ids(self.sft.model, tokenizer),
+            eos_token_ids=None,
         )
         return list(map(float, scores.sums))
 
@@ -389,7 +392,7 @@ class DenseReward:
         prompt_ids: Sequence[Sequence[int]],
         completion_ids: Sequence[Sequence[int]],
         sft: CompletionScores,
-        eos_token_ids: Sequence[int],
+        eos_token_ids: Sequence[int] | None,
     ) -> list[Tensor]:
         # V of the state after the last token is read where one more token would be predicted; which one that
         # is does not matter to the normaliser.
@@ -398,7 +401,7 @@ class DenseReward:
         rewards = []
         for ids, logprobs, state_values in zip(completion_ids, sft.logprobs, values, strict=True):
             mask = lengths_to_mask(torch.tensor([len(ids)]), len(ids))
-            ended = torch.tensor([bool(ids) and ids[-1] in set(eos_token_ids)])
+            ended = torch.tensor([eos_token_ids is None or (bool(ids) and ids[-1] in set(eos_token_ids))])
             logits = logprobs + state_values[:-1]
             rewards.append(inverse_bellman(logits.unsqueeze(0), state_values.unsqueeze(0), mask, ended)[0])
         return rewards

@@ -9,7 +9,8 @@ from torch import Tensor
 from densepath.records.theory import EQUALITY_TOLERANCE, Z_LIMIT, Check, Kind
 
 FLOOR = 1e-3
-"""What is said to differ must do so by this on one instance at least: one counterexample refutes an equality."""
+"""What is said to differ must do so by this on one instance at least: one counterexample refutes an equality.
+Where none of few random ones does, `runner` looks at a sure one."""
 
 
 class Tally:

@@ -226,13 +226,12 @@ class DPRTrainer(ResumableGRPOTrainer):
         )
         if estimator.kl_in_return and not estimator.all_action:
             per_token = self._get_per_token_logps_and_entropies
-            return SampledTokens(self.dense_reward, estimator, lambda: self.eos_token_ids, per_token)
+            return SampledTokens(self.dense_reward, estimator, per_token)
         return WholeVocabulary(
             self.dense_reward,
             estimator,
             dense_weight=self.args.dense_reward_weight,
             cap=self.args.cap,
-            eos_token_ids=lambda: self.eos_token_ids,
             token_budget=self.args.score_token_budget,
             autocast=self.accelerator.autocast,
         )

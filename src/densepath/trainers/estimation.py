@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,13 +82,11 @@ class SampledTokens:
     Attributes:
         reward: the dense reward.
         estimator: of the run.
-        eos_token_ids: gives the ids that end a completion.
         per_token: TRL's `_get_per_token_logps_and_entropies`.
     """
 
     reward: DenseReward
     estimator: Estimator
-    eos_token_ids: Callable[[], Sequence[int]]
     per_token: Callable[..., tuple[Tensor, Tensor | None, Any]]
 
     def score(self, sampled: Sampled, policy: Any) -> Scored:
@@ -97,7 +95,7 @@ class SampledTokens:
         Raises:
             NumericalError: NaN or infinity, with the model and the place.
         """
-        scores = self.reward.score_ids(sampled.prompt_ids, sampled.completion_ids, eos_token_ids=self.eos_token_ids())
+        scores = self.reward.score_ids(sampled.prompt_ids, sampled.completion_ids, eos_token_ids=None)
         return Scored(sampled, scores)
 
     def loss(self, model: Any, batch: MicroBatch) -> tuple[Tensor, Tensor]:

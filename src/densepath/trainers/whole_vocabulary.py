@@ -59,7 +59,6 @@ class WholeVocabulary:
         estimator: of the run: all actions, or the sampled one with a KL at each state.
         dense_weight: share of the dense reward in a hybrid one.
         cap: of a completion's dense reward; None for none.
-        eos_token_ids: gives the ids that end a completion.
         token_budget: tokens in one forward pass.
         autocast: the trainer's; the frozen models stay in their own precision.
         chunk_tokens: tokens projected through the heads at once; None bounds the memory of a chunk.
@@ -69,7 +68,6 @@ class WholeVocabulary:
     estimator: Estimator
     dense_weight: float = 1.0
     cap: Cap | None = None
-    eos_token_ids: Callable[[], Sequence[int]] = tuple
     token_budget: int = 2048
     autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     chunk_tokens: int | None = None
@@ -123,7 +121,7 @@ class WholeVocabulary:
         sampled = dataclasses.replace(sampled, hidden=())
         hidden = list(zip(*kept, strict=True))
         if self.reward.kind is RewardKind.INVERSE_BELLMAN:
-            scores = self.reward.score_ids(*ids, eos_token_ids=self.eos_token_ids())
+            scores = self.reward.score_ids(*ids, eos_token_ids=None)
             return Scored(sampled, scores, frozen_hidden=hidden)
         found = self.visited(sampled, own, plain_head_of(policy).lifted(), kept)
         scores = DenseScores(
