@@ -310,6 +310,31 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
         raise DamagedFileError(f"{path} is damaged, it is no JSON ({error}): {remedy}") from None
 
 
+def write_sealed_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own SHA-256 among its entries, for `read_sealed_json`."""
+    value = json.loads(json.dumps(dict(value), allow_nan=False))
+    write_json_atomic(path, {**value, "sha256": _json_sha256(value)})
+
+
+def read_sealed_json(path: Path, remedy: str = REMEDY, *, old: bool = False) -> dict[str, Any]:
+    """The object that `write_sealed_json` wrote.
+
+    Args:
+        path: the file.
+        remedy: what to do where it is damaged.
+        old: whether one without a SHA-256, as earlier versions wrote it, is taken too.
+
+    Raises:
+        MissingFileError: there is no such file.
+        DamagedFileError: it does not hold what was written.
+    """
+    value = read_json(path, remedy)
+    stored = value.pop("sha256", None) if isinstance(value, dict) else None
+    if isinstance(value, dict) and (old if stored is None else stored == _json_sha256(value)):
+        return value
+    raise DamagedFileError(f"{path} is damaged, it is not what was written: {remedy}")
+
+
 def remembered(path: Path, compute: Callable[[], Any]) -> Any:
     """The JSON value that was computed before, in the file of that name; else computed, and written there."""
     value = recalled(path)

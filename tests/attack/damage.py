@@ -64,6 +64,8 @@ def attack_files(place: Place, rng: random.Random, most: int) -> tuple[str, Coun
     different = place.differences(command, target) if code == 0 else []
     if different == [victim.as_posix()] and ("judge_cache" in victim.parts or victim.suffix == ".sealed"):
         different = []  # its game is judged, or its part sealed by the stage: nothing reads it again
+    if different == [victim.as_posix()] and f"{victim} is damaged" in said:
+        different = []  # nothing is computed from it, and it is said
     outcome = _outcome(code, said, different, victim)
     if outcome != "survived":
         print(f"{state}: {victim}, {damage}: {outcome}, exit {code}: {different}: {said[-400:]}", file=sys.stderr)

@@ -15,8 +15,8 @@ PASSING = (".lock", "README.md", "environment.json", "log.txt")
 _CLOCK = re.compile(r"time|date|.*seconds|step_time|.*runtime|.*per_second")
 _SEALED = ("metrics.jsonl", "results.json", "README.md", "adapter_config.json", "densepath_base.json", "said.json")
 """Files that hold clock readings, a place, or the fingerprint of such a file, and whose own therefore differ."""
-_SEAL = {"sha256", "value"}
-"""Keys of a value that is stored with its own fingerprint, which its reader checks."""
+_SEAL = "sha256"
+"""What a file holds of its own content, which its reader checks."""
 _DRAWN = re.compile(r"<svg.*?</svg>|[\d.,:%-]+", re.S)
 """Of a page: some plots are over seconds; and its numbers, which lie beside it."""
 
@@ -51,7 +51,7 @@ def content(folder: Path, name: str) -> Any:
     if path.suffix in (".json", ".jsonl"):
         try:
             return [
-                _repeatable(json.loads(line), folder.name)
+                _repeatable(_unsealed(json.loads(line)), folder.name)
                 for line in (held.splitlines() if path.suffix == ".jsonl" else [held])
             ]
         except ValueError:
@@ -73,11 +73,13 @@ def _places(folder: Path) -> list[str]:
     return sorted(found, key=len, reverse=True)
 
 
+def _unsealed(value: Any) -> Any:
+    return {key: item for key, item in value.items() if key != _SEAL} if isinstance(value, Mapping) else value
+
+
 def _repeatable(value: Any, name: str) -> Any:
     """A JSON value without clock readings, the curves of such, and the folder's name."""
     if isinstance(value, Mapping):
-        if value.keys() == _SEAL:
-            return _repeatable(value["value"], name)
         return {
             key: _repeatable(item, name)
             for key, item in value.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,15 @@ def halved(path: Path) -> None:
 def bit(path: Path) -> None:
     held = path.read_bytes()
     path.write_bytes(held[:-3] + bytes([held[-3] ^ 1]) + held[-2:])
+
+
+def digit(path: Path) -> None:
+    """Another digit in a number: it stays JSON, of the same form."""
+    held = path.read_text()
+    found = re.search(r'"(?:tokens|rows)": (\d)', held)
+    assert found is not None, held
+    at = found.start(1)
+    path.write_text(held[:at] + str((int(held[at]) + 1) % 10) + held[at + 1 :])
 
 
 @pytest.fixture
@@ -61,6 +71,7 @@ def test_what_costs_no_training_is_made_again_and_said(damaged, finished, name, 
         ("sft/model/model.safetensors", bit, "not what the stage sft wrote: put a whole copy in its place, or remove"),
         ("dpr/model/config.json", halved, "not what the stage train wrote"),
         ("stages/sft.json", halved, "is damaged, it is no JSON"),
+        ("stages/sft.json", digit, "is damaged, it is not what was written"),
         ("config.yaml", lambda path: path.write_bytes(b"\xff"), "is no UTF-8"),
     ],
 )

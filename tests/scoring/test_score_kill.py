@@ -11,7 +11,7 @@ from tests.scoring.test_score_job import ROWS
 FSYNC = "densepath.io:os.fsync"
 WRITE = "densepath.scoring.parts:PartFolder.write"
 ROWS_OF_PART = "densepath.scoring.parts:write_rows"
-MARKER = "densepath.scoring.parts:write_json_atomic"
+MARKER = "densepath.scoring.parts:write_sealed_json"
 SCORE = "densepath.rewards.dense:DenseReward.score_ids"
 JOIN = "densepath.scoring.parts:join_parts"
 RENAME = "densepath.io:os.replace"
@@ -49,8 +49,17 @@ def test_a_window_that_lost_rows_is_scored_again(tmp_path, tiny_model, forks):
     whole = [(tmp_path / f"s.parts/0000000{window}.jsonl").read_bytes() for window in range(2)]
     (tmp_path / "s.parts/00000001.jsonl").write_bytes(b"")
     (tmp_path / "s.parts/00000000.json").write_text("{")
+    marker = tmp_path / "s.parts/00000002.json"
+    marker.write_text(marker.read_text().replace('"rows": 4', '"rows": 5'))
     assert forks.run(words) == 0, forks.stderr
-    assert forks.stderr.count("the same command scores this window again") == 2
+    assert forks.stderr.count("the same command scores this window again") == 3
+    manifest = tmp_path / "s.manifest.json"
+    whole_manifest = manifest.read_text()
+    assert json.loads(whole_manifest)["result"]["rows"] == len(ROWS)
+    manifest.write_text(whole_manifest.replace(f'"rows": {len(ROWS)}', '"rows": 7'))
+    assert forks.run(words) == 1
+    assert f"{manifest} is damaged, it is not what was written: move s.jsonl away to begin anew" in forks.stderr
+    manifest.write_text(whole_manifest)
     scored = (tmp_path / "s.jsonl").read_bytes()
     assert scored.startswith(b"".join(whole))
     (tmp_path / "s.jsonl").write_bytes(scored[:-9])

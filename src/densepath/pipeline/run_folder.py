@@ -24,11 +24,13 @@ from densepath.io import (
     hold_lock,
     make_folder,
     read_json,
+    read_sealed_json,
     read_text,
     remove,
     sealed,
     without_secrets,
     write_json_atomic,
+    write_sealed_json,
     write_text_atomic,
     writing,
 )
@@ -267,7 +269,7 @@ class RunFolder:
         """What the marker of a stage says: its outcome, and the fingerprints of its files."""
         marker = self._marker(stage)
         remedy = "put a whole copy in its place, or remove it to do this stage again"
-        value = read_json(marker, remedy)
+        value = read_sealed_json(marker, remedy, old=True)
         try:
             files = value.pop("files", {})
             return {"outcome": from_json(Outcome, value), "files": dict(files)}
@@ -327,7 +329,7 @@ class RunFolder:
                 f"{self.path}: stored rows are damaged, and their source gives others now: put whole copies into "
                 f"{self.path / 'data'}, or give another output_dir"
             )
-        write_json_atomic(self._marker(stage), {**to_json(replace(outcome, budget=spent)), "files": files})
+        write_sealed_json(self._marker(stage), {**to_json(replace(outcome, budget=spent)), "files": files})
         self._looked_at.add(stage)
         self.tidy()
 

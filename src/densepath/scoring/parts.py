@@ -31,9 +31,11 @@ from densepath.io import (
     hold_lock,
     read_json,
     read_jsonl,
+    read_sealed_json,
     remove,
     sealed,
     write_json_atomic,
+    write_sealed_json,
 )
 from densepath.records.codec import from_json
 from densepath.scoring.tables import join_parts, json_line, write_rows
@@ -115,7 +117,18 @@ class Parts:
     @property
     def result(self) -> Any:
         """What the finished job came to, as its manifest says."""
-        return read_json(self.manifest)["result"]
+        return self._concluded("move it away, with its output, to begin anew")["result"]
+
+    def _concluded(self, remedy: str) -> dict[str, Any]:
+        """What the manifest of the finished job holds.
+
+        Raises:
+            DamagedFileError: it is not what was written.
+        """
+        found = read_sealed_json(self.manifest, remedy, old=True)
+        if not {"job", "result"} <= found.keys() <= {"job", "result", "files"}:
+            raise DamagedFileError(f"{self.manifest} is damaged, it is not what was written: {remedy}")
+        return found
 
     def open(self, job: Mapping[str, Any]) -> bool:
         """Begin the job, or go on with it.
@@ -128,6 +141,7 @@ class Parts:
 
         Raises:
             ResumeError: the parts, or the output, belong to another job; the message shows each difference.
+            DamagedFileError: a file of the job is not what was written.
             UsageError: the output is there and is not ours.
             StorageError: the place cannot be written.
         """
@@ -135,8 +149,9 @@ class Parts:
             raise UsageError(f"output_file={self.output}: {self.folder} or it is in the way; give another name")
         if self.finished:
             anew = f"move {self.output.name} away to begin anew"
-            self._check(self.manifest, job, anew)
-            changed = changed_files(self.output.parent, read_json(self.manifest).get("files", {}))
+            concluded = self._concluded(anew)
+            self._check(self.manifest, concluded["job"], job, anew)
+            changed = changed_files(self.output.parent, concluded.get("files", {}))
             if changed:
                 raise DamagedFileError(f"{', '.join(changed)}: not what {self.manifest} says was written: {anew}")
             self._tidy()
@@ -145,9 +160,10 @@ class Parts:
             raise UsageError(f"{self.output} is there already; move it away, or give another output_file")
         begun = self.folder / "manifest.json"
         if begun.exists():
+            away = f"remove {self.folder} to begin anew"
             try:
-                self._check(begun, job, f"undo the change to go on, or remove {self.folder} to begin anew")
-            except ResumeError:
+                self._check(begun, read_json(begun, away), job, f"undo the change to go on, or {away}")
+            except (ResumeError, DamagedFileError):
                 if self.holds_rows:
                     raise
                 remove(self.folder)  # nothing was done yet: the change may correct a mistake
@@ -155,11 +171,7 @@ class Parts:
             write_json_atomic(begun, dict(job))
         return False
 
-    def _check(self, path: Path, job: Mapping[str, Any], remedy: str) -> None:
-        try:
-            before = read_json(path)["job"] if path == self.manifest else read_json(path)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResumeError(f"{path}: not a manifest that densepath wrote ({error}); {remedy}") from None
+    def _check(self, path: Path, before: Any, job: Mapping[str, Any], remedy: str) -> None:
         differences = list(_differences(before, json.loads(json.dumps(job))))
         if differences:
             raise ResumeError(f"{path} is of another job ({'; '.join(differences)}): {remedy}")
@@ -198,7 +210,7 @@ class Parts:
         """
         marker = self._marker(window)
         try:
-            found: dict[str, Any] = read_json(marker)
+            found = read_sealed_json(marker)
             changed = changed_files(self.folder, found.pop("files"))
             found["rows"] += 0  # a number
         except (DamagedFileError, AttributeError, KeyError, TypeError) as error:
@@ -229,7 +241,7 @@ class Parts:
     def _mark(self, window: int, numbers: Mapping[str, Any], *files: Path) -> None:
         """Say that a window is done, and what its files hold."""
         held = sealed(self.folder, files)
-        write_json_atomic(self._marker(window), {**numbers, "files": held})
+        write_sealed_json(self._marker(window), {**numbers, "files": held})
 
     def read_rows(self, windows: int) -> list[dict[str, Any]]:
         """The rows of all windows, in order.
@@ -255,7 +267,7 @@ class Parts:
         with atomic_path(self.output) as path:
             write(path)
         files = sealed(self.output.parent, (self.output, *self.beside))
-        write_json_atomic(self.manifest, {"job": dict(job), "result": result, "files": files})
+        write_sealed_json(self.manifest, {"job": dict(job), "result": result, "files": files})
         self._tidy()
 
     def _tidy(self) -> None:
