@@ -246,6 +246,10 @@ def test_of_a_cell_that_failed_when_it_was_asked_what_was_found_counts_and_no_te
         experiment(copy)
     (sweep,) = (one for one in json.loads((copy / "results.json").read_text())["sweeps"] if one["variant"] == chosen)
     assert (sweep["decoding"], sweep["seeds"]) == ("temperature 1", 2)
+    assert list((copy / "failures").glob("*.txt"))
+    monkeypatch.undo()
+    experiment(copy)
+    assert not (copy / "failures").exists()
 
 
 def test_a_test_prompt_among_the_demonstrations_is_refused(tmp_path):

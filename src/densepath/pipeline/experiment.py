@@ -17,7 +17,7 @@ import yaml
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.recipe_yaml import RecipeDumper
 from densepath.errors import ConfigError, ExperimentError, ModelError
-from densepath.io import hold_lock, without_secrets, write_text_atomic
+from densepath.io import hold_lock, remove, without_secrets, write_text_atomic
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline import cells
 from densepath.pipeline.data import regime_of
@@ -88,6 +88,8 @@ def _run_grid(
             without_secrets(resolved(arguments, others)), Dumper=RecipeDumper, sort_keys=False, allow_unicode=True
         ),
     )
+    failures = grid.folder / "failures"
+    remove(failures)  # of an earlier call: what failed runs again
     num_workers, threads = processes(arguments, settings, console)
     training = grid.training_tasks()
     tuned = sum(len(plan.variants) > 1 for s in settings for plan in s.methods.values()) * len(arguments.seeds)
@@ -107,7 +109,7 @@ def _run_grid(
             if result.error is not None:
                 say(console, f"{name}: failed: {result.error}", style="yellow")
                 if result.details is not None:
-                    write_text_atomic(grid.folder / "failures" / f"{name.replace('/', '_')}.txt", result.details)
+                    write_text_atomic(failures / f"{name.replace('/', '_')}.txt", result.details)
             left = seconds_left(keys, ended, _kind, num_workers)
             progress.advance(note=f"{name}: {result.seconds:.0f} s", seconds_left=left)
 
@@ -138,7 +140,7 @@ def _run_grid(
         named = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
         raise ExperimentError(
             f"{len(failed)} of {len(ended)} tasks failed ({named}): "
-            f"see log.txt in their folders and {grid.folder / 'failures'}; the same command runs them again"
+            f"see log.txt in their folders and {failures}; the same command runs them again"
         )
     return paths.html
 
