@@ -245,6 +245,7 @@ def encode_demonstrations(
     drop_overlong: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     source: str = "the data set",
+    where: Callable[[Row], str] | None = None,
 ) -> tuple[Dataset, EncodeCounts]:
     """Data set for TRL's SFTTrainer with the columns of `encode_demonstration`, and what became of the rows.
 
@@ -255,12 +256,13 @@ def encode_demonstrations(
         drop_overlong: leave out and count rows whose prompt alone fills `max_length`, instead of raising.
         chat_template_kwargs: further arguments of the chat template.
         source: the name to use in messages.
+        where: says the place of a row, for rows that are no longer in the order of their source; None counts them.
 
     Returns:
         The data set (`input_ids`, `completion_mask`) and the counts.
 
     Raises:
-        DataError, ModelError: as `encode_demonstration`, with source and row (1-based); or no row is left.
+        DataError, ModelError: as `encode_demonstration`, with source and row (1-based), or `where`; or no row is left.
     """
     from datasets import Dataset
 
@@ -277,7 +279,8 @@ def encode_demonstrations(
                 continue
             encoded = found.columns(max_length)
         except (DataError, ModelError) as error:
-            raise type(error)(f"{source}, row {number}: {error}") from error
+            place = f"{source}, row {number}" if where is None else where(row)
+            raise type(error)(f"{place}: {error}") from error
         truncated += len(encoded["input_ids"]) < len(found.input_ids)
         noted = [total + count for total, count in zip(noted, found.noted, strict=True)]
         for name, values in encoded.items():
