@@ -44,6 +44,11 @@ STRIPPED = (  # Qwen 3: no reasoning of turns before the last question, and an e
     "{% if add_generation_prompt %}<|turn|>assistant\n"
     "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+THINKS = (  # DeepSeek R1: asked with an open thought, which is in no answer later on, nor is the thought
+    "{% for m in messages %}<|turn|>{{ m['role'] }}\n{{ m['content'].split('</think>')[-1] }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n<think>\n{% endif %}"
+)
 ROLES = (  # no special token at all
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"

@@ -339,7 +339,9 @@ def test_dpr_takes_held_out_rows_of_another_split_and_none_that_it_trains_on(mod
     words += ["--dataset_name", str(tmp_path / "both"), "--output_dir", str(tmp_path / "dpr"), "--max_steps", "1"]
     words += ["--per_device_train_batch_size", "4", "--max_completion_length", "4", "--eval_steps", "1"]
     leaks = {
-        write_jsonl("leak.jsonl", pairs[:1]): r"train row \d and held-out row 1 have the same prompt \('0\?'\)",
+        write_jsonl(
+            "leak.jsonl", pairs[:1]
+        ): r"train.jsonl, row 1 \(train\) and \S+leak.jsonl, row 1 \(held-out\) have the",
         write_jsonl("text.jsonl", [{"text": "a"}]): r"text.jsonl, row 1: plain text has no prompt and answer",
         write_jsonl("long.jsonl", [{"prompt": "z" * 300, "completion": "y"}]): "no held-out demonstration fits",
     }

@@ -195,4 +195,6 @@ def test_what_is_held_out_answers_nothing_that_is_sorted(argv, tmp_path, capsys)
     row = {"messages": [{"role": role, "content": content} for role, content in turns]}
     (tmp_path / "held-out.jsonl").write_text(json.dumps(row) + "\n")
     assert main(argv()) == 2
-    assert "validation row 1 and train row 1 have the same prompt" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "held-out.jsonl, row 1 (validation) and " in err
+    assert "rows.jsonl, row 1 (train) have the same prompt" in err

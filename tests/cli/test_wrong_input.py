@@ -163,15 +163,47 @@ def test_held_out_prompts_that_are_trained_on(refused, write_jsonl):
     leak = {"prompt": "  Say\n17: ", "completion": "another"}  # the same content, written in another way
     held = write_jsonl("held.jsonl", [{**row, "prompt": f"Repeat {row['answer']}."} for row in GOOD] + [leak])
     err = refused(dataset_name=train, eval_dataset_name=held, max_train_samples=60, num_test_samples=60)
+    assert f"{train}, row 18 (train) and {held}, row 61 (" in err
     assert "have the same prompt ('Say 17:'); remove one" in err
+    prompts = write_jsonl("rl.jsonl", [*GOOD[:5], leak])
     err = refused(
-        dataset_name=write_jsonl("other.jsonl", CHAT),
-        rl_prompts=write_jsonl("rl.jsonl", [*GOOD[:5], leak]),
-        eval_dataset_name=held,
-        num_test_samples=60,
+        dataset_name=write_jsonl("other.jsonl", CHAT), rl_prompts=prompts, eval_dataset_name=held, num_test_samples=60
     )
-    assert "rl row" in err
+    assert f"{prompts}, row 6 (rl) and {held}, row 61 (" in err
     assert "have the same prompt" in err
+
+
+REFUSES = (  # Gemma: no system turn
+    "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('No system turn') }}{% endif %}"
+    "{{ m['content'] }}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("command", ["sft", "dpr", "purify", "run", "answer length", "held-out answers"])
+def test_a_row_that_the_chat_template_refuses_is_named(models, tmp_path, write_jsonl, capsys, command):
+    """Whatever shuffled and split the rows before they are read as ids; a blank line is a line."""
+    (tmp_path / "template.jinja").write_text(REFUSES)
+    system, answered = {"role": "system", "content": "Be kind."}, CHAT[0]["completion"]
+    row = {"prompt": [system, *CHAT[0]["prompt"]], "completion": answered}
+    if command == "held-out answers":  # the prompt can be read
+        row = {"prompt": [{"role": "user", "content": "Hi?"}], "completion": [*answered, system, *answered]}
+    path = Path(write_jsonl("bad.jsonl", [*CHAT[:40], row, *CHAT[40:]]))
+    path.write_text(f"\n{path.read_text()}")
+    options = {"dataset_name": path, "chat_template_path": tmp_path / "template.jinja"}
+    if command in ("sft", "dpr", "purify"):
+        options |= {"model_name_or_path": models["sft"], "output_dir": tmp_path / "out"}
+        options |= {} if command == "sft" else {"ref_model_name_or_path": models["ref"], "max_completion_length": 4}
+        argv = [command, *(str(word) for key, value in options.items() for word in (f"--{key}", value))]
+    else:
+        options |= {"verifier": "none", "max_train_samples": "none"}
+        options |= {"max_completion_length": "none"} if command == "answer length" else {}
+        if command == "held-out answers":
+            options |= {"dataset_name": write_jsonl("good.jsonl", GOOD)}
+            options |= {"eval_dataset_name": path, "num_validation_samples": 30, "num_test_samples": 60}
+        argv = run_argv(models["sft"], tmp_path / "out", **options)
+    assert main(argv) == 2
+    assert f"{path}, row 42: the chat template refuses these turns (No system turn)" in capsys.readouterr().err
+    assert not (tmp_path / "out/sft").exists()
 
 
 # --- models ----------------------------------------------------------------------------------------------------------

@@ -145,6 +145,23 @@ def test_what_cannot_be_read_is_refused_with_its_row(row: dict[str, Any], reason
     assert json.loads(bad.line) == row
 
 
+@pytest.mark.parametrize("empty", ["", None])
+@pytest.mark.parametrize("columns", [("input", "output"), ("context", "response")])
+def test_an_empty_answer_is_named_by_its_column(columns: tuple[str, str], empty: str | None, tmp_path: Path) -> None:
+    """Alpaca has the whole example as `text` too."""
+    given, answer = columns
+    rows = [{"instruction": "Add.", given: "1", answer: said, "text": "Add. 1: 2"} for said in ("2", empty)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=rf'row 2: "{answer}" is empty; remove the row or add the answer$'):
+        read_rows(path, needs="demonstrations")
+    assert len(read_rows(path, needs="prompts")) == 2
+    del rows[1]["text"]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match=rf'row 2: "{answer}" is empty'):
+        read_rows(path, needs="demonstrations")
+
+
 def test_what_became_of_the_columns_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"instruction": "Hi", "input": "", "output": "Hello"}\n{"instruction": "Hi", "output": "Ho"}\n')

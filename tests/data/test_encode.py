@@ -342,7 +342,7 @@ def test_an_end_of_the_prompt_that_the_template_drops_later_stays_before_the_ans
 def test_a_template_that_rewrites_the_prompt_is_refused() -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = "{% if add_generation_prompt %}ask{% endif %}" + CHATML
-    with pytest.raises(ModelError, match=r"at the prompt's end and .*once the completion follows"):
+    with pytest.raises(ModelError, match=r"in the prompt and .*once the completion follows"):
         encode_demonstration({"prompt": [user("a")], "completion": [assistant("b")]}, tokenizer)
 
 
@@ -355,6 +355,49 @@ def test_a_template_that_rewrites_earlier_turns_is_read_as_it_renders_and_split_
     assert kept(encode_demonstration(row, tokenizer)) == [*ids_of("b"), EOS, *ids_of("why#d"), EOS]
     actions = [kept(encode_demonstration(part, tokenizer)) for part in split_turns(row)]
     assert actions == [[*ids_of("why#b"), EOS], [*ids_of("why#d"), EOS]]
+
+
+PRINTED = (  # Llama 3, Gemma: of a turn its content alone
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [{"tool_calls": [CALL]}, {"content": "so:", "tool_calls": [CALL]}, {"tool_calls": [CALL["function"]]}],
+    ids=["a call", "text and a call", "a call without its type"],
+)
+def test_a_call_that_the_template_leaves_out_is_refused_and_no_action_of_eos_alone(turn: dict[str, Any]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = PRINTED
+    called = {"role": "assistant", **turn}
+    rows = [
+        {"messages": [user("please add 1"), called], "tools": [CALL]},
+        {"messages": [user("please add 1"), called, user("and?"), assistant("so:1")]},
+    ]
+    for row in rows:
+        with pytest.raises(DataError, match=r"the chat template leaves out the call of 'add'.* or leave the row out"):
+            encode_demonstration(row, tokenizer)
+    asked = {"prompt": rows[1]["messages"][:3], "completion": rows[1]["messages"][3:]}
+    assert kept(encode_demonstration(asked, tokenizer)) == [*ids_of("so:1"), EOS]  # no call is imitated
+    shown = "{% for c in m.tool_calls or () %}{{ (c.function or c).name ~ (c.function or c).arguments }}{% endfor %}"
+    tokenizer.chat_template = PRINTED.replace("<|im_end|>", shown + "<|im_end|>")
+    text = f"{turn.get('content', '')}add{{'a': 1}}"
+    assert kept(encode_demonstration(rows[0], tokenizer)) == [*ids_of(text), EOS]
+
+
+def test_turns_beyond_max_length_are_not_looked_at() -> None:
+    """Each costs as much as all before it."""
+    row = {"messages": [turn for i in range(50) for turn in (user("what?"), assistant(f"it is {i}"))]}
+    whole, asked = encode_demonstration(row, TOKENIZER), []
+    tokenizer = tiny_tokenizer()
+    render = tokenizer.apply_chat_template
+    tokenizer.apply_chat_template = lambda turns, **given: asked.append(len(turns)) or render(turns, **given)
+    cut = encode_demonstration(row, tokenizer, 100)
+    assert cut == {"input_ids": whole["input_ids"][:100], "completion_mask": whole["completion_mask"][:100]}
+    assert sum(2 < count < 90 for count in asked) < 20
 
 
 def test_a_template_without_eos_gets_one_appended() -> None:
@@ -370,7 +413,10 @@ def test_a_template_without_eos_gets_one_appended() -> None:
 def test_a_template_that_ends_turns_in_another_token_than_eos_is_refused() -> None:
     tokenizer = tiny_tokenizer(pad_is_eos=False)
     tokenizer.eos_token = tokenizer.pad_token
-    with pytest.raises(ModelError, match=r"ends assistant turns with '<\|im_end\|>'.*set eos_token to"):
+    with pytest.raises(
+        ModelError,
+        match=r"ends assistant turns with '<\|im_end\|>'.*set eos_token to .* or leave out rows that end so",
+    ):
         encode_demonstration({"prompt": [user("a")], "completion": [assistant("b")]}, tokenizer)
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densepath.data.formats import dataset_fingerprint, load_dataset_rows, validate_rows
+from densepath.data.formats import dataset_fingerprint, load_dataset_rows, read_rows, validate_rows
 from densepath.data.rows import DataFormat, detect_format, prompt_of, split_turns
 from densepath.errors import ConfigError, DataError, MissingFileError
 
@@ -219,6 +219,36 @@ def test_a_folder_whose_files_carry_splits_gives_the_one_asked_for(tmp_path: Pat
     assert load_dataset_rows(tmp_path, split="test")["prompt"] == ["b"]
     with pytest.raises(DataError, match=r"no file of the split 'validation' among my_test.jsonl, train.jsonl"):
         load_dataset_rows(tmp_path, split="validation")
+
+
+def test_a_split_may_be_the_whole_name_of_a_file(tmp_path: Path) -> None:
+    """As UltraChat's four, written as JSONL."""
+    for name in ("train_sft", "train_gen", "test_sft", "Test_gen"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": name.lower()}) + "\n")
+    for split in ("train_sft", "train_gen", "test_sft", "Test_gen"):
+        assert read_rows(tmp_path, split=split) == [{"prompt": split.lower()}]
+    assert [row["prompt"] for row in read_rows(tmp_path, split="train")] == ["train_gen", "train_sft"]
+    with pytest.raises(DataError, match="no file of the split 'train_dpo' among"):
+        read_rows(tmp_path, split="train_dpo")
+    for name in ("sft", "gen"):  # a folder in which no other name tells a split
+        (tmp_path / "plain").mkdir(exist_ok=True)
+        (tmp_path / f"plain/{name}.jsonl").write_text(json.dumps({"prompt": name}) + "\n")
+    assert read_rows(tmp_path / "plain", split="sft") == [{"prompt": "sft"}]
+    assert len(read_rows(tmp_path / "plain")) == 2
+
+
+@pytest.mark.parametrize("other", ["rows.jsonl.gz", "rows.parquet", "Rows.csv"])
+def test_a_file_is_not_read_beside_its_twin(tmp_path: Path, other: str) -> None:
+    for name in ("rows.jsonl", other):
+        (tmp_path / name).write_bytes(b'{"prompt": "a"}\n')
+    with pytest.raises(
+        DataError, match=r"ows\.\S+ and rows\.\S+ would both be read, and have one name; remove or name"
+    ):
+        read_rows(tmp_path)
+    assert read_rows(tmp_path / "rows.jsonl") == [{"prompt": "a"}]
+    (tmp_path / "test").mkdir()
+    (tmp_path / other).rename(tmp_path / "test" / other)
+    assert read_rows(tmp_path) == [{"prompt": "a"}]
 
 
 def test_a_saved_folder_without_the_split_names_those_it_has(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tokenizer_kinds import BOS, EOS, KINDS, LAST, TEMPLATES, tokenizer_of
+from tests.tokenizer_kinds import BOS, EOS, KINDS, LAST, TEMPLATES, THINKS, tokenizer_of
 from tokenizers import AddedToken
 
 from densepath.data.encode import Encoded, encode_demonstration, encode_demonstrations, encode_pairs, encode_prompt
-from densepath.errors import ModelError
+from densepath.errors import DataError, ModelError
 
 TEXTS = st.sampled_from(
     [
@@ -206,6 +206,68 @@ def test_a_template_that_strips_reasoning_is_read_as_it_renders_and_it_is_said()
     _, counts = encode_demonstrations([{"messages": turns}] * 3, tokenizer)
     assert (counts.rewritten, counts.left_out, counts.merged) == (3, 0, 0)
     assert counts.notes[0].startswith("3 assistant turns")
+
+
+THOUGHT = "<think>\nit is a colour\n</think>\n\nblue"
+"""As a model that reasons says it."""
+
+
+@pytest.mark.parametrize("answer", [THOUGHT, "<think></think>blue"])
+def test_an_answer_is_not_trained_inside_a_thought_that_only_the_prompt_opens(answer: str) -> None:
+    """The model would learn to answer where it is to think, and its reasoning would be gone."""
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.chat_template = THINKS
+    asked, said = turns_of(["name a colour", answer])
+    for row in (
+        {"prompt": [asked], "completion": [said]},
+        {"messages": [asked, {**said, "content": "red"}, asked, said]},
+    ):
+        with pytest.raises(DataError, match=r"drops the beginning of the answer, .* behind the '<think>' that the pr"):
+            encode_pairs(row, tokenizer)
+    (pair,), notes = quietly({"prompt": [asked], "completion": [{**said, "content": "blue"}]}, tokenizer)
+    assert tokenizer.decode(pair.prompt_ids).endswith("assistant\n<think>\n")
+    assert [note[:41] for note in notes] == ["1 assistant turn: stand behind the end of"]
+    tokenizer.chat_template = THINKS.replace(".split('</think>')[-1]", "")
+    (pair,), notes = quietly({"prompt": [asked], "completion": [{**said, "content": f"{THOUGHT}"}]}, tokenizer)
+    assert tokenizer.decode(pair.completion_ids) == f"{THOUGHT[len('<think>') :].lstrip()}</s>"
+    assert notes == []
+
+
+@pytest.mark.parametrize("turn", [{"content": THOUGHT}, {"content": "blue", "reasoning_content": "it is a colour"}])
+def test_reasoning_that_the_template_drops_of_every_answer_is_said(turn: dict[str, str]) -> None:
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.chat_template = THINKS.replace("<think>\n", "")
+    question, answer = {"role": "user", "content": "name a colour"}, {"role": "assistant", **turn}
+    pairs, said = quietly({"messages": [question, answer, question, answer]}, tokenizer)
+    assert [tokenizer.decode(pair.completion_ids).strip() for pair in pairs] == ["blue</s>"] * 2
+    assert said == [
+        "2 assistant turns: lose text or reasoning, which the chat template drops; another chat_template_path may "
+        "keep it"
+    ]
+    _, counts = encode_demonstrations([{"messages": [question, answer]}] * 3, tokenizer)
+    assert counts.shortened == 3
+    assert counts.notes[0].startswith("3 assistant turns: lose")
+
+
+def test_reasoning_beside_a_call_that_the_answer_drops_may_be_left_out() -> None:
+    """gpt-oss: where an answer follows, nothing of what was thought before the calls stands before it."""
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.chat_template = (
+        "{% set last = messages[-1] %}{% for m in messages %}<|turn|>{{ m['role'] }}\n"
+        "{% if last['role'] != 'assistant' or last.get('tool_calls') %}{{ m['thinking'] }}{% endif %}"
+        "{{ m['content'] }}{% for call in m['tool_calls'] %}{{ call['function']['name'] }}{% endfor %}"
+        "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+    )
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
+    rest = [{"role": "tool", "content": "five"}, {"role": "assistant", "content": "it is five"}]
+    with pytest.raises(
+        ModelError, match=r"leave out what it drops of the turns before \(reasoning beside tool_calls\)"
+    ):
+        encode_pairs({"messages": [*turns_of(["what is two"]), {**call, "thinking": "a sum"}, *rest]}, tokenizer)
+    pairs, said = quietly({"messages": [*turns_of(["what is two"]), call, *rest]}, tokenizer)
+    assert [tokenizer.decode(pair.completion_ids) for pair in pairs] == ["add</s>", "it is five</s>"]
+    assert said == []
 
 
 MARKED_LAST = LAST.replace(

@@ -114,6 +114,20 @@ def test_a_call_needs_no_content_and_any_template_can_look_for_it() -> None:
     validate_rows([{"prompt": [USER], "completion": [CALL]}], "demonstrations")
 
 
+def test_no_calls_are_no_calls() -> None:
+    """As data sets write that say of every turn what it calls; templates ask whether the key is there."""
+    turns = [USER, {**ANSWER, "tool_calls": []}]
+    assert normal_turns(turns) == [USER, ANSWER]
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}{% if m.tool_calls is defined %}{{ m.tool_calls }}{% else %}"
+        "{{ m.content }}{% endif %}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant{% endif %}"
+    )
+    given, plain = ({"prompt": [*part, USER], "completion": part[1:]} for part in (turns, [USER, ANSWER]))
+    assert encode_demonstration(given, tokenizer) == encode_demonstration(plain, tokenizer)
+    assert content_hash(given) == content_hash(plain)
+
+
 def test_text_parts_are_joined_and_other_keys_of_a_turn_kept() -> None:
     parts = [{"type": "text", "text": "Weather ", "image": None}, {"type": "text", "text": "in Lima?"}]
     row = {"messages": [{"role": "user", "content": parts}, {**ANSWER, "reasoning_content": "Hm", "thinking": None}]}

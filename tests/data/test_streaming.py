@@ -223,3 +223,24 @@ def test_rows_of_a_table_with_a_transform_are_what_it_makes_of_them():
     assert load_dataset_rows(datasets.Dataset.from_list(ROWS).with_transform(shout), limit=2).to_list() == shouted[:2]
     odd = [{"prompt": "a", "x": 1}, {"prompt": "b", "x": {"y": [2.5]}}]  # what Arrow has no one type for
     assert [row.row for row in RowStream(load_dataset_rows(odd))] == odd
+
+
+def test_maps_are_objects_as_in_json_at_any_depth(tmp_path):
+    """As another writer's Parquet has a call's arguments, whose names differ from row to row."""
+    texts = pa.map_(pa.string(), pa.string())
+    turn = pa.struct([("role", pa.string()), ("calls", pa.list_(pa.struct([("arguments", texts)])))])
+    turns = [{"role": "assistant", "calls": [{"arguments": [("city", "Lima"), ("unit", "C")]}]}]
+    columns = {
+        "messages": pa.array([turns], pa.list_(turn)),
+        "of": pa.array([[("k", None)]], texts),
+        "maps": pa.array([[("k", [("a", "b")])]], pa.map_(pa.string(), texts)),
+        "numbers": pa.array([[(1, "a")]], pa.map_(pa.int64(), pa.string())),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
+    (row,) = RowStream(str(tmp_path / "rows.parquet"))
+    assert row.row == {
+        "messages": [{"role": "assistant", "calls": [{"arguments": {"city": "Lima", "unit": "C"}}]}],
+        "of": {"k": None},
+        "maps": {"k": {"a": "b"}},
+        "numbers": [(1, "a")],  # no object of JSON has such a key
+    }

@@ -34,7 +34,7 @@ PARQUET: dict[str, tuple[Any, Any]] = {
     "decimal": (pa.array([decimal.Decimal("1.50")] * 3), "1.50"),
     "bytes": (pa.array([b"\x89PNG"] * 3), "iVBORw=="),
     "an image": (pa.array([{"bytes": b"\x89PNG", "path": None}] * 3), {"bytes": "iVBORw==", "path": None}),
-    "map": (pa.array([[("a", 1)]] * 3, pa.map_(pa.string(), pa.int64())), [["a", 1]]),
+    "map": (pa.array([[("a", 1)]] * 3, pa.map_(pa.string(), pa.int64())), {"a": 1}),
     "dictionary": (pa.array(["x"] * 3).dictionary_encode(), "x"),
     "nan": (pa.array([float("nan")] * 3), None),
     "infinity": (pa.array([float("-inf")] * 3), None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from tests.support import tiny_tokenizer
 
 from densepath.config.run import RunArguments
 from densepath.data.encode import encode_pairs
-from densepath.data.sources import load_rows
+from densepath.data.sources import load_rows, place
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import instruction_format
 from densepath.io import read_json, read_jsonl
 from densepath.models.load import model_context
-from densepath.pipeline.data import answer_budget, fitting_rows, longest_prompt, place, prepare_data
+from densepath.pipeline.data import answer_budget, fitting_rows, longest_prompt, prepare_data
 from densepath.pipeline.run_folder import RunFolder
 
 CONTEXT = 256
@@ -184,6 +185,14 @@ def test_a_row_is_found_in_its_file_again(write):
         number = int(row["completion"]) + 1
         assert place(path, "train", row) == f"{path}, row {number}"
     assert place(path, "train", {"prompt": "other"}) == path
+    (Path(path).parent / "folder").mkdir()
+    files = [write(f"folder/{name}.jsonl", part) for name, part in (("a", rows[:3]), ("b", rows[3:]))]
+    folder = str(Path(files[0]).parent)
+    assert place(folder, "train[2:]", shuffled[shuffled.index(rows[3])]) == f"{files[1]}, row 1"
+    constrained = load_rows(f"constrained:{path}", "train", None, limit=None, seed=3)
+    numbers = [place(f"constrained:{path}", "train", row).removeprefix(f"{path}, row ") for row in constrained]
+    assert sorted(numbers) == list("12345678")
+    assert place("regime:error", "train", {"prompt": "other"}) == "regime:error"
     assert place("text_tasks", "train", {"prompt": "other"}) == "text_tasks"
 
 
@@ -225,6 +234,16 @@ def test_constrained_rows_of_a_file_are_split_checked_and_meet_their_constraints
     assert sorted(map(json.dumps, first)) == sorted(map(json.dumps, second))  # a run's seed does not change its task
     with pytest.raises(DataError, match=r"constraints.* are None; write constrained: .*\(verifier=instruction_format"):
         prepare(dataset_name=source, verifier="instruction_format")
+
+
+def test_a_row_that_cannot_be_constrained_is_named(write):
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    turns = [[{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i}"}] for i in range(9)]
+    path = write(
+        "rows.jsonl", [{"messages": [asked, call if i == 5 else said]} for i, (asked, said) in enumerate(turns)]
+    )
+    with pytest.raises(DataError, match=re.escape(f"{path}, row 6: a completion that calls tools cannot be constr")):
+        load_rows(f"constrained:{path}", "train", "demonstrations", limit=None, seed=0)
 
 
 def test_rows_that_no_split_takes_are_counted(prepare, write, tmp_path):

@@ -66,6 +66,20 @@ def test_what_would_stop_the_run_stops_the_look_and_leaves_nothing(tmp_path, tin
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rows_that_sft_leaves_out_are_not_shown_and_stop_nothing(tmp_path, tiny_model, capsys):
+    rows = [{"prompt": f"Say {i}:" + "z" * 300 * (i % 3 > 0), "completion": f"{i}" + "y" * 300} for i in range(90)]
+    held_out = [{"prompt": f"Tell {i}:", "completion": f"{i}"} for i in range(40)]
+    files = {"dataset_name": (tmp_path / "rows.jsonl", rows), "eval_dataset_name": (tmp_path / "held.jsonl", held_out)}
+    for path, written in files.values():
+        path.write_text("".join(json.dumps(row) + "\n" for row in written))
+    changes = {key: path for key, (path, _) in files.items()} | {"verifier": "none", "beta": 0.3, "arms": ["dpr"]}
+    words = run_argv(tiny_model, tmp_path / "run", **changes, max_train_samples=90, max_length=100)
+    assert main([*words, "--dry_run"]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "60 left out of SFT: the prompt fills max_length" in " ".join(out.split())
+    assert len(re.findall(r"row \d+: 100 tokens, trained on \d+ of them", out)) == 3
+
+
 @pytest.mark.parametrize("answer", ["3, 4", "żółw 🐢"])
 def test_tokens_that_are_trained_on_stand_between_bars(answer):
     tokenizer = tiny_tokenizer()

@@ -14,6 +14,8 @@ TEXT_TASKS = "text_tasks"
 """`dataset_name` of the task families that densepath generates itself."""
 CONSTRAINED = "constrained:"
 """Before a `dataset_name`: put a format that verifier instruction_format checks on each of its prompts."""
+REGIME = "regime:"
+"""Before the name of one of the digit regimes, whose rows are generated, as a `dataset_name`."""
 TEMPLATE_SETTINGS = ("eos_token", "chat_template_path", "chat_template_kwargs")
 """What decides how text becomes ids, beside the tokenizer: one setting for every stage and command."""
 

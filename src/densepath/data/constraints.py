@@ -16,7 +16,7 @@ import functools
 import json
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from typing import Any
 
@@ -125,7 +125,13 @@ def instruction_of(constraint: Mapping[str, Any]) -> str:
     }[kind]
 
 
-def constrained_rows(rows: Iterable[Row], seed: int = 0, kinds: Sequence[str] | None = None) -> list[dict[str, Any]]:
+def constrained_rows(
+    rows: Iterable[Row],
+    seed: int = 0,
+    kinds: Sequence[str] | None = None,
+    *,
+    where: Callable[[Row], str] | None = None,
+) -> list[dict[str, Any]]:
     """Each row with one or two constraints, written behind its prompt and kept in `constraints`.
 
     A demonstration meets its constraints: they are read off it, and one that has to be JSON is wrapped in an object.
@@ -137,9 +143,11 @@ def constrained_rows(rows: Iterable[Row], seed: int = 0, kinds: Sequence[str] | 
         rows: validated examples that have a prompt.
         seed: of the draw.
         kinds: values of `Kind` to draw from; all if None.
+        where: says the place of a row, for rows that are no longer in the order of their source; None counts them.
 
     Raises:
-        DataError: a `text` row, which has no prompt.
+        DataError: a `text` row, which has no prompt; a completion of several turns, or one that calls tools. It names
+            the row.
         ConfigError: no such kind, or languages are among them and py3langid is not installed.
     """
     try:
@@ -148,7 +156,13 @@ def constrained_rows(rows: Iterable[Row], seed: int = 0, kinds: Sequence[str] | 
         raise ConfigError(f"{error}; use {', '.join(kind.value for kind in Kind)}") from None
     if Kind.LANGUAGE in allowed:
         _identifier()
-    return [dict(row) if row.get("constraints") else _constrained(row, seed, allowed) for row in rows]
+    found = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            found.append(dict(row) if row.get("constraints") else _constrained(row, seed, allowed))
+        except DataError as error:
+            raise DataError(f"{f'row {number}' if where is None else where(row)}: {error}") from error
+    return found
 
 
 def _constrained(row: Row, seed: int, allowed: Sequence[Kind]) -> dict[str, Any]:

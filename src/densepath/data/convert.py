@@ -62,7 +62,7 @@ def converted(row: Row) -> Row:
         return row
     if row.get("conversations") is not None:
         return {**row, "messages": _with_system(row, _sharegpt_turns(row["conversations"]))}
-    given, answered = _INSTRUCTIONS["Alpaca" if "output" in row else "Dolly"]
+    given, answered = _instruction_columns(row)
     for name in (given, answered):
         if not isinstance(row.get(name), (str, type(None))):
             raise DataError(f'"{name}" is {short(repr(row[name]))}, not a string; quote it')
@@ -70,6 +70,20 @@ def converted(row: Row) -> Row:
     prompt = _with_system(row, [*_history(row.get("history")), {"role": "user", "content": asked}])
     answer = {"completion": [{"role": "assistant", "content": row[answered]}]} if row[answered] else {}
     return {**row, "prompt": prompt, **answer}
+
+
+def empty_answer(row: Row) -> str:
+    """Column in which the answer of a row that was converted should stand and does not; empty for any other row.
+
+    >>> empty_answer(converted({"instruction": "Add.", "input": "1, 2", "output": ""}))
+    'output'
+    """
+    written = as_written(row)
+    return (
+        ""
+        if written is row or any(name in row for name in ("messages", "completion"))
+        else _instruction_columns(row)[1]
+    )
 
 
 def as_written(row: Row) -> Row:
@@ -83,6 +97,10 @@ def as_written(row: Row) -> Row:
         if conversion(given) and converted(given) == row:
             return given
     return row
+
+
+def _instruction_columns(row: Row) -> tuple[str, str]:
+    return _INSTRUCTIONS["Alpaca" if "output" in row else "Dolly"]
 
 
 def _named(row: Row, *names: str) -> str:

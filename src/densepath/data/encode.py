@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+_SAID = ("content", "reasoning_content", "reasoning", "thinking")
+"""Keys of an assistant turn whose text the model is to say."""
+
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
@@ -74,6 +77,7 @@ class EncodeCounts:
         rewritten: turns that the chat template renders otherwise once the conversation has gone on.
         left_out: turns that are not imitated, since the template rewrites what stands before them.
         prompted: turns behind an end of the prompt that the template leaves out once they have been answered.
+        shortened: turns of whose text or reasoning the template drops a part, even where they are the last.
     """
 
     rows: int
@@ -85,11 +89,12 @@ class EncodeCounts:
     rewritten: int = 0
     left_out: int = 0
     prompted: int = 0
+    shortened: int = 0
 
     @property
     def notes(self) -> list[str]:
         """A line for each thing that the reader of these figures should know, as `note_lines` says them."""
-        return note_lines(self.merged, self.rewritten, self.left_out, self.prompted)
+        return note_lines(self.merged, self.rewritten, self.left_out, self.prompted, self.shortened)
 
 
 def encode_prompt(
@@ -232,7 +237,7 @@ def encode_demonstration(
         UserWarning: as `note_lines` says.
     """
     _check_max_length(max_length)
-    found = _demonstration(row, tokenizer, chat_template_kwargs)
+    found = _demonstration(row, tokenizer, chat_template_kwargs, max_length)
     found.warn()
     return found.columns(max_length)
 
@@ -245,6 +250,7 @@ def encode_demonstrations(
     drop_overlong: bool = False,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     source: str = "the data set",
+    where: Callable[[Row], str] | None = None,
 ) -> tuple[Dataset, EncodeCounts]:
     """Data set for TRL's SFTTrainer with the columns of `encode_demonstration`, and what became of the rows.
 
@@ -255,29 +261,31 @@ def encode_demonstrations(
         drop_overlong: leave out and count rows whose prompt alone fills `max_length`, instead of raising.
         chat_template_kwargs: further arguments of the chat template.
         source: the name to use in messages.
+        where: says the place of a row, for rows that are no longer in the order of their source; None counts them.
 
     Returns:
         The data set (`input_ids`, `completion_mask`) and the counts.
 
     Raises:
-        DataError, ModelError: as `encode_demonstration`, with source and row (1-based); or no row is left.
+        DataError, ModelError: as `encode_demonstration`, with source and row (1-based), or `where`; or no row is left.
     """
     from datasets import Dataset
 
     _check_max_length(max_length)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
     seen = dropped = truncated = 0
-    noted = [0, 0, 0, 0]
+    noted = [0, 0, 0, 0, 0]
     for number, row in enumerate(rows, start=1):
         seen += 1
         try:
-            found = _demonstration(row, tokenizer, chat_template_kwargs)
+            found = _demonstration(row, tokenizer, chat_template_kwargs, max_length)
             if drop_overlong and max_length is not None and found.actions[0][0] >= max_length:
                 dropped += 1
                 continue
             encoded = found.columns(max_length)
         except (DataError, ModelError) as error:
-            raise type(error)(f"{source}, row {number}: {error}") from error
+            place = f"{source}, row {number}" if where is None else where(row)
+            raise type(error)(f"{place}: {error}") from error
         truncated += len(encoded["input_ids"]) < len(found.input_ids)
         noted = [total + count for total, count in zip(noted, found.noted, strict=True)]
         for name, values in encoded.items():
@@ -321,11 +329,11 @@ def encode_pairs(
     return [Encoded(ids[: max(1, start)], ids[max(1, start) : stop]) for start, stop in found.actions]
 
 
-def note_lines(merged: int, rewritten: int, left_out: int, prompted: int) -> list[str]:
+def note_lines(merged: int, rewritten: int, left_out: int, prompted: int, shortened: int) -> list[str]:
     """What is said of turns whose ids are not simply prompt and answer; nothing for those that there are none of.
 
     Args:
-        merged, rewritten, left_out, prompted: turns, as `EncodeCounts` counts them.
+        merged, rewritten, left_out, prompted, shortened: turns, as `EncodeCounts` counts them.
     """
     lines = (
         (merged, "begin with a token that also holds the end of their prompt; RL samples what comes after it"),
@@ -333,8 +341,10 @@ def note_lines(merged: int, rewritten: int, left_out: int, prompted: int) -> lis
         (left_out, "are no actions: the chat template renders what stands before them otherwise later on"),
         (
             prompted,
-            "stand behind the end of the prompt that the model is asked with, which the template drops later on",
+            "stand behind the end of the prompt that the model is asked with (such as <think>), which the template "
+            "drops later on",
         ),
+        (shortened, "lose text or reasoning, which the chat template drops; another chat_template_path may keep it"),
     )
     return [f"{count} assistant turn{'s' * (count > 1)}: {what}" for count, what in lines if count]
 
@@ -352,10 +362,11 @@ class _Demonstration:
     rewritten: int = 0
     left_out: int = 0
     prompted: int = 0
+    shortened: int = 0
 
     @property
-    def noted(self) -> tuple[int, int, int, int]:
-        return self.merged, self.rewritten, self.left_out, self.prompted
+    def noted(self) -> tuple[int, int, int, int, int]:
+        return self.merged, self.rewritten, self.left_out, self.prompted, self.shortened
 
     def columns(self, max_length: int | None) -> dict[str, list[int]]:
         state = self.actions[0][0]
@@ -375,8 +386,12 @@ class _Demonstration:
 
 
 def _demonstration(
-    row: Row, tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any] | None
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    max_length: int | None = None,
 ) -> _Demonstration:
+    """The whole row; of its actions the first and those that begin within `max_length`."""
     found = detect_format(row)
     if found is DataFormat.PROMPT:
         raise DataError('a prompt without "completion" is no demonstration; use encode_prompt')
@@ -386,7 +401,7 @@ def _demonstration(
     turns, first_action = conversation_of(row)
     if turns is not None:
         kwargs = {**(chat_template_kwargs or {}), **template_arguments(row)}
-        return _conversation(turns, first_action, tokenizer, kwargs)
+        return _conversation(turns, first_action, tokenizer, kwargs, max_length)
     state, ids = text_ids(row["prompt"], tokenizer), _ended_ids(row["completion"], row["prompt"], tokenizer)
     start = _common_prefix(state, ids)
     return _Demonstration(tuple(ids), ((start, len(ids)),), merged=int(start < len(state)))
@@ -400,7 +415,11 @@ def _ended_ids(text: str, before: str, tokenizer: PreTrainedTokenizerBase) -> li
 
 
 def _conversation(
-    turns: Turns, first_action: int, tokenizer: PreTrainedTokenizerBase, kwargs: Mapping[str, Any]
+    turns: Turns,
+    first_action: int,
+    tokenizer: PreTrainedTokenizerBase,
+    kwargs: Mapping[str, Any],
+    max_length: int | None,
 ) -> _Demonstration:
     """The conversation up to its last assistant turn; assistant turns from `first_action` on are actions."""
     answers = [index for index in range(first_action, len(turns)) if turns[index]["role"] == "assistant"]
@@ -416,17 +435,26 @@ def _conversation(
 
     last = answers[-1]
     asked, answered = rendered(last, True), rendered(last + 1, False)
-    whole = _behind_prompt(asked, answered, rendered_with)
+    whole, dropped = _behind_prompt(asked, answered, rendered_with)
     ids = _closed_ids(whole, asked, tokenizer)
     actions: list[tuple[int, int]] = []
-    merged = rewritten = 0
+    merged = rewritten = left_out = shortened = 0
     for place, index in enumerate(answers):
         before = rendered(index, True)
         if not whole.startswith(before):
+            left_out += 1
             continue
         state = tokenise(before, tokenizer)
         start = _common_prefix(state, ids)
+        if actions and max_length is not None and start >= max_length:
+            break
         through = whole if index == last else rendered(index + 1, False)
+        lost = _lost(turns[index], through, _common_prefix(before, through))
+        if dropped.strip() and any(text.lstrip().startswith(dropped.strip()) for text in lost):
+            raise DataError(
+                f"the chat template drops the beginning of the answer, and the rest would be trained behind the "
+                f"{dropped.strip()!r} that the prompt ends with; set a chat_template_path that keeps it"
+            )
         # Some templates write EOS behind the last turn alone (Phi-3), or have another token there before (gpt-oss).
         kept = whole.startswith(through.rstrip().removesuffix(eos(tokenizer)[0]).rstrip())
         if index == last:
@@ -441,31 +469,58 @@ def _conversation(
             limit = len(tokenise(following, tokenizer)) if whole.startswith(following) else len(ids)
             stop = _end_of_action(ids, start, limit, tokenizer, first=True)
         if stop <= start:
+            left_out += 1
             continue
         actions.append((start, stop))
         merged += start < len(state)
         rewritten += not kept
-    left_out = len(answers) - len(actions)
-    return _Demonstration(tuple(ids), tuple(actions), merged, rewritten, left_out, int(whole != answered))
+        shortened += bool(lost)
+    return _Demonstration(tuple(ids), tuple(actions), merged, rewritten, left_out, int(bool(dropped)), shortened)
 
 
-def _behind_prompt(asked: str, answered: str, rendered_with: Callable[[str], str]) -> str:
+def _lost(turn: Mapping[str, Any], rendered: str, prompt: int) -> list[str]:
+    """What a turn says or thinks and its rendering behind the first `prompt` characters lacks, whatever white space.
+
+    Raises:
+        DataError: it lacks a call.
+    """
+
+    def is_shown(text: object) -> bool:
+        sought = "".join(text.split()) if isinstance(text, str) else ""
+        return sought in shown[max(0, begun - len(sought) + 1) :]  # a prompt may end with what an answer begins with
+
+    shown, begun = "".join(rendered.split()), len("".join(rendered[:prompt].split()))
+    for call in turn.get("tool_calls", ()):
+        function = call.get("function", call)
+        name = function.get("name") if isinstance(function, Mapping) else function
+        if not is_shown(name):
+            raise DataError(
+                f"the chat template leaves out the call of {short(repr(name))}, which is to be imitated; set another "
+                "chat_template_path, or leave the row out"
+            )
+    return [turn[name] for name in _SAID if not is_shown(turn.get(name))]
+
+
+def _behind_prompt(asked: str, answered: str, rendered_with: Callable[[str], str]) -> tuple[str, str]:
     """The conversation as the template renders it, its last answer behind the prompt that the model is asked with.
+
+    With the end of that prompt that the template drops once the answer follows.
 
     Some templates end the prompt with more than stands before the answer later on ("<nothink>"): the answer then
     follows that. Where it begins, the renderings of two different answers tell.
     """
     if answered.startswith(asked):
-        return answered
+        return answered, ""
     one, other = rendered_with("a"), rendered_with("b")
     opening = one[: _common_prefix(one, other)]
     if asked.startswith(opening) and answered.startswith(opening):
-        return asked + answered[len(opening) :]
+        return asked + answered[len(opening) :], asked[len(opening) :]
     shared = _common_prefix(answered, asked)
     raise ModelError(
-        f"the chat template renders {short(repr(asked[shared:]), 40)} at the prompt's end and "
+        f"the chat template renders {short(repr(asked[shared:]), 40)} in the prompt and "
         f"{short(repr(answered[shared:]), 40)} there once the completion follows; set chat_template_kwargs or "
-        "another chat template, or give the rows as plain text"
+        "another chat template, leave out what it drops of the turns before (reasoning beside tool_calls), or give "
+        "the rows as plain text"
     )
 
 
@@ -486,7 +541,8 @@ def _closed_ids(whole: str, before: str, tokenizer: PreTrainedTokenizerBase) -> 
         if token.special and action.rstrip().endswith(token.content):
             raise ModelError(
                 f"the chat template ends assistant turns with {token.content!r}, the tokenizer's EOS is "
-                f"{tokenizer.eos_token!r}; set eos_token to {token.content!r}, so that sampling stops there"
+                f"{tokenizer.eos_token!r}; set eos_token to {token.content!r}, so that sampling stops there, or "
+                "leave out rows that end so"
             )
     return [*ids, eos_id]
 

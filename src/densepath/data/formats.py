@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from densepath.data.convert import empty_answer
 from densepath.data.rows import (
     COLUMNS_HINT,
     ROLES,
@@ -251,6 +252,8 @@ def check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
                 '"completion" has no assistant turn; add the demonstrated answer, or leave "completion" out'
             )
         return _check_prompt_row(row, found)
+    if found in (DataFormat.PROMPT, DataFormat.TEXT) and (column := empty_answer(row)):
+        raise DataError(f'"{column}" is empty; remove the row or add the answer')
     if found is DataFormat.PROMPT:
         raise DataError('a prompt without "completion"; add the demonstrated answer, or use the rows as prompts only')
     if found is DataFormat.TEXT:

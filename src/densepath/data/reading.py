@@ -95,11 +95,18 @@ def _find_in_folder(folder: Path, split: str) -> list[Path] | list[Dataset]:
     if not files:
         raise MissingFileError(f"no data set in {folder}: no {', '.join(FILE_SUFFIXES)} file; check the path")
     splits = {path: _split_of(path, folder) for path in files}
-    if any(splits.values()):
-        files = [path for path in files if splits[path] == _SPLIT_WORDS.get(split, split)]
-        if not files:
-            there = short(", ".join(str(path.relative_to(folder)) for path in splits), 160)
-            raise DataError(f"{folder}: no file of the split {split!r} among {there}; name another split")
+    wanted = _SPLIT_WORDS.get(split.lower(), split.lower())
+    found = [path for path in files if wanted in (splits[path], _stem(path))]
+    if any(splits.values()) and not found:
+        there = short(", ".join(str(path.relative_to(folder)) for path in splits), 160)
+        raise DataError(f"{folder}: no file of the split {split!r} among {there}; name another split")
+    files = found or files
+    of_one_name: dict[Path, Path] = {}
+    for path in files:
+        if (other := of_one_name.setdefault(path.with_name(_stem(path)), path)) != path:
+            raise DataError(
+                f"{folder}: {other.name} and {path.name} would both be read, and have one name; remove or name one"
+            )
     # The hub keeps each configuration of a data set in a folder of its own; those of splits are one.
     parents = {path.parent for path in files}
     homes = sorted({str(each.parent if each.name.lower() in _SPLIT_WORDS else each) for each in parents})
@@ -138,9 +145,14 @@ def _read_saved(folder: Path, split: str) -> Dataset:
     return rows
 
 
+def _stem(path: Path) -> str:
+    """A file's name without what tells its format, in lower case."""
+    return path.name.lower().removesuffix(file_suffix(path))
+
+
 def _split_of(path: Path, folder: Path) -> str | None:
     """Split that a file's name tells: all before the hub's `-00000-of-00002`, else the first word that is one."""
-    stem = path.name.lower().removesuffix(file_suffix(path))
+    stem = _stem(path)
     if sharded := re.fullmatch(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?", stem):
         return _SPLIT_WORDS.get(sharded[1], sharded[1])
     words = re.split(r"[^a-z]+", stem)

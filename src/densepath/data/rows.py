@@ -150,6 +150,7 @@ def normal_turns(turns: Turns) -> list[dict[str, Any]]:
       fills the keys of other rows' calls with nulls. So an argument that was null on purpose is left out too: nobody
       can tell the two apart. A null that is an item of a list stays.
     * Content in parts, [{"type": "text", "text": ...}, ...], becomes their texts joined without anything between.
+    * Empty `tool_calls` are left out: templates take a turn that has the key for one that calls.
     * A call without content has no "content" key, as transformers itself hands it to the template: `{{ content }}` is
       empty then, and `is defined` and `is none` are false. An empty string stays one.
 
@@ -166,6 +167,8 @@ def _normal_turn(turn: Mapping[str, Any]) -> dict[str, Any]:
     normal: dict[str, Any] = without_nulls(turn)
     if isinstance(normal.get("content"), (list, tuple)):
         normal["content"] = "".join(_part_text(part) for part in normal["content"])
+    if not normal.get("tool_calls", True):
+        del normal["tool_calls"]
     return normal
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
-from densepath.config.mixins import CONSTRAINED, TEXT_TASKS
+from densepath.config.mixins import CONSTRAINED, REGIME, TEXT_TASKS
 from densepath.data.constraints import constrained_rows
 from densepath.data.formats import Needs, read_rows
 from densepath.data.rows import Row, jsonable
@@ -42,7 +44,19 @@ def load_rows(
         rows = generate_tasks(count, seed=seed or 0, system="", **(tasks or {}))
     else:
         rows = plain_rows(read_rows(name, split=split, limit=limit, seed=seed, needs=needs))
-    return rows if name == source else constrained_rows(rows)
+    return rows if name == source else constrained_rows(rows, where=functools.partial(place, name, split))
+
+
+def place(source: str, split: str, row: Row) -> str:
+    """`file, row 7` of a row that was shuffled and split since.
+
+    The source alone where rows are generated, or the row is not found again. Reads the source: for errors only.
+    """
+    name = source.removeprefix(CONSTRAINED)
+    if name == TEXT_TASKS or source.startswith(REGIME):
+        return source
+    found = [jsonable(each) for each in load_rows(source, split, None, limit=None, seed=None)]
+    return next(islice(RowStream(name, split), found.index(row), None)).place if row in found else source
 
 
 def plain_rows(rows: Iterable[Row]) -> list[dict[str, Any]]:

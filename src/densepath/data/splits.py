@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from densepath.data.rows import (
@@ -116,16 +116,22 @@ def split_by_content(rows: Dataset | Sequence[Row], shares: Mapping[str, float] 
     return {name: rows.select(indices) for name, indices in members.items()}
 
 
-def check_disjoint(splits: Mapping[str, Dataset | Sequence[Row]], every_turn: Collection[str] = ()) -> None:
+def check_disjoint(
+    splits: Mapping[str, Dataset | Sequence[Row]],
+    every_turn: Collection[str] = (),
+    where: Callable[[str, Row], str] | None = None,
+) -> None:
     """Raise when the prompt of a row is answered in another split; duplicates within one split are allowed.
 
     Args:
         splits: name to rows, for example the training and the evaluation prompts.
         every_turn: names of the splits of which the prompts of earlier answers count too, as where SFT trains on them;
             that two conversations have no more than earlier prompts in common is allowed.
+        where: says the place of a row of a split, for rows that are no longer in the order of their source; None
+            counts them.
 
     Raises:
-        DataError: names the two rows (1-based) and the prompt's beginning.
+        DataError: names the two rows (by split and number, 1-based, or by `where`) and the prompt's beginning.
     """
     asked: dict[str, dict[str, int]] = {}
     for name, rows in splits.items():
@@ -136,8 +142,14 @@ def check_disjoint(splits: Mapping[str, Dataset | Sequence[Row]], every_turn: Co
             for digest, each in (answered_hashes(row) if name in every_turn else {content_hash(row): row}).items():
                 for other, its in asked.get(digest, {}).items():
                     if other != name:
+                        one, two = (
+                            f"{split} row {at}"
+                            if where is None
+                            else f"{where(split, splits[split][at - 1])} ({split})"
+                            for split, at in ((name, number), (other, its))
+                        )
                         raise DataError(
-                            f"{name} row {number} and {other} row {its} have the same prompt ({_preview(each)}); "
+                            f"{one} and {two} have the same prompt ({_preview(each)}); "
                             "remove one, or split with split_by_content"
                         )
 

@@ -476,23 +476,27 @@ def _python_values(column: Any) -> list[Any]:
     try:
         values = column.to_pylist()
     except (ValueError, OverflowError, pyarrow.ArrowException):
-        values = [_python_value(value) for value in column]
-    return [_from_json(value, column.type) for value in values] if "arrow.json" in str(column.type) else values
+        return [_python_value(value) for value in column]
+    held = any(mark in str(column.type) for mark in ("arrow.json", "map<"))
+    return [_as_objects(value, column.type) for value in values] if held else values
 
 
 def _python_value(value: Any) -> Any:
     import pyarrow
 
     try:
-        return value.as_py()
+        return _as_objects(value.as_py(), value.type)
     except UnicodeDecodeError:
         return value.as_buffer().to_pybytes() if hasattr(value, "as_buffer") else repr(value)
     except (ValueError, OverflowError, pyarrow.ArrowException):
         return repr(value)
 
 
-def _from_json(value: Any, kind: Any) -> Any:
-    """The value that a JSON text of a column of that type (the `Json` of `datasets`) stands for."""
+def _as_objects(value: Any, kind: Any) -> Any:
+    """The value with the objects that JSON texts (the `Json` of `datasets`) and maps in it stand for.
+
+    Arrow gives a map as pairs, which no chat template takes for arguments.
+    """
     import pyarrow
 
     if value is None:
@@ -500,9 +504,11 @@ def _from_json(value: Any, kind: Any) -> Any:
     if isinstance(kind, pyarrow.JsonType):
         return json.loads(value)
     if pyarrow.types.is_struct(kind):
-        return {field.name: _from_json(value[field.name], field.type) for field in kind}
+        return {field.name: _as_objects(value[field.name], field.type) for field in kind}
+    if pyarrow.types.is_map(kind) and pyarrow.types.is_string(kind.key_type):
+        return {key: _as_objects(item, kind.item_type) for key, item in value}
     if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind):
-        return [_from_json(item, kind.value_type) for item in value]
+        return [_as_objects(item, kind.value_type) for item in value]
     return value
 
 

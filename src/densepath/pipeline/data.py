@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from densepath.config.judge import JudgeArguments
-from densepath.config.mixins import TEXT_TASKS, SamplingArguments
+from densepath.config.mixins import REGIME, TEXT_TASKS, SamplingArguments
 from densepath.config.run import RunArguments
 from densepath.data.benchmarks import references_of
 from densepath.data.context import check_context, room_for_prompts
-from densepath.data.encode import encode_demonstrations, encode_pairs, encode_row_prompt
+from densepath.data.encode import Encoded, encode_demonstrations, encode_pairs, encode_row_prompt
 from densepath.data.formats import dataset_fingerprint
 from densepath.data.regimes import SFT, Regime, regime_rows
-from densepath.data.rows import DataFormat, detect_format, has_prompt, jsonable
-from densepath.data.sources import load_rows
+from densepath.data.rows import DataFormat, Row, detect_format, has_prompt, is_answered, jsonable
+from densepath.data.sources import load_rows, place
 from densepath.data.splits import check_disjoint, split_by_content
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
-from densepath.errors import ConfigError, DataError
+from densepath.errors import ConfigError, DataError, ModelError
 from densepath.evals.verifiers import VERIFIERS
 from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
 from densepath.judging.build import shows_reference
@@ -30,7 +33,6 @@ BUDGET_ROWS = 2000
 """Demonstrations whose lengths decide how long an answer may be."""
 GENERATED_ROWS = 960
 """Training rows that text_tasks generates when `max_train_samples` is None."""
-REGIME = "regime"
 REGIME_ROWS = 4000
 """Demonstrations of a regime when `max_train_samples` is None."""
 
@@ -45,12 +47,17 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
     started = time.monotonic()
     splits, unused = _splits(arguments)
     _check_prompts_exist(arguments, splits)
-    check_disjoint({name: splits[name] for name in ("train", "validation", "test")}, every_turn=["train"])
+
+    def where(name: str, row: Row) -> str:
+        return place(*_origin(arguments, name), row)
+
+    check_disjoint({name: splits[name] for name in ("train", "validation", "test")}, ["train"], where)
     if arguments.rl_prompts is not None:
-        check_disjoint({name: splits[name] for name in ("rl", "validation", "test")})
+        check_disjoint({name: splits[name] for name in ("rl", "validation", "test")}, where=where)
     for name in ("validation", "test"):
         check_answers(arguments.verifier, splits[name], *_origin(arguments, name))
         check_right_answers(arguments, splits[name], *_origin(arguments, name))
+        check_demonstrations(splits[name], tokenizer, *_origin(arguments, name))
     record = {}
     for name, rows in splits.items():
         if name != "train":
@@ -59,7 +66,12 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         write_jsonl_atomic(run / f"data/{name}.jsonl", rows)
     limit = min(arguments.max_length or context, context)
     _, counts = encode_demonstrations(
-        splits["train"], tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
+        splits["train"],
+        tokenizer,
+        limit,
+        drop_overlong=True,
+        source=arguments.dataset_name,
+        where=functools.partial(where, "train"),
     )
     if arguments.rl_prompts is None:
         longest = longest_prompt(context, arguments.completion_tokens, arguments.max_prompt_length)
@@ -91,7 +103,8 @@ def answer_budget(arguments: RunArguments) -> int:
     tokenizer = load_tokenizer(arguments.model_name_or_path, **arguments.tokenizer_options())
     found = _demonstrations(arguments, BUDGET_ROWS)
     rows = [row for row in found if detect_format(row) is not DataFormat.TEXT]
-    lengths = [len(p.completion_ids) for row in rows for p in encode_pairs(row, tokenizer)[-1:]]
+    origin = arguments.dataset_name, arguments.dataset_train_split
+    lengths = [len(_encoded(row, tokenizer, *origin)[-1].completion_ids) for row in rows]
     if not lengths:
         return SamplingArguments().max_completion_length
     needed = sorted(lengths)[max(0, math.ceil(0.99 * len(lengths)) - 1)]
@@ -202,12 +215,12 @@ def regime_of(dataset_name: str) -> Regime | None:
     Raises:
         ConfigError: no regime of that name.
     """
-    prefix, colon, name = dataset_name.partition(":")
-    if prefix != REGIME or not colon:
+    if not dataset_name.startswith(REGIME):
         return None
+    name = dataset_name.removeprefix(REGIME)
     names = [regime.value for regime in Regime]
     if name not in names:
-        raise ConfigError(f"dataset_name={dataset_name}: choose {', '.join(f'{REGIME}:{each}' for each in names)}")
+        raise ConfigError(f"dataset_name={dataset_name}: choose {', '.join(f'{REGIME}{each}' for each in names)}")
     return Regime(name)
 
 
@@ -222,14 +235,6 @@ def _regime_splits(regime: Regime, arguments: RunArguments) -> dict[str, Rows]:
 
 def _cut(parts: dict[str, Rows], counts: dict[str, int]) -> dict[str, Rows]:
     return {name: parts[name][: counts[name]] for name in counts}
-
-
-def place(source: str, split: str, row: dict[str, Any]) -> str:
-    """`file, row 7` of a row that was shuffled and split since; the file alone if it is not found again."""
-    if source == TEXT_TASKS:
-        return source
-    found = [jsonable(each) for each in load_rows(source, split, None, limit=None, seed=None)]
-    return f"{source}, row {found.index(row) + 1}" if row in found else source
 
 
 def _check_prompts_exist(arguments: RunArguments, splits: dict[str, Rows]) -> None:
@@ -287,6 +292,31 @@ def check_prompts(
     """
     longest = room_for_prompts(context, max_completion_length)
     for row in rows:
-        tokens = len(encode_row_prompt(row, tokenizer))
+        with _named(row, source, split):
+            tokens = len(encode_row_prompt(row, tokenizer))
         if tokens > longest:  # to find its place takes time
             check_context(tokens, context, place(source, split, row), max_completion_length=max_completion_length)
+
+
+def check_demonstrations(rows: Rows, tokenizer: Any, source: str, split: str) -> None:
+    """Refuse held-out rows whose answer cannot be encoded, before anything is trained.
+
+    Raises:
+        DataError, ModelError: the first such row.
+    """
+    for row in filter(is_answered, rows):
+        _encoded(row, tokenizer, source, split)
+
+
+def _encoded(row: Row, tokenizer: Any, source: str, split: str) -> list[Encoded]:
+    with _named(row, source, split):
+        return encode_pairs(row, tokenizer)
+
+
+@contextlib.contextmanager
+def _named(row: Row, source: str, split: str) -> Iterator[None]:
+    """What is wrong with a row, said with its place, which takes time to find."""
+    try:
+        yield
+    except (DataError, ModelError) as error:
+        raise type(error)(f"{place(source, split, row)}: {error}") from error

@@ -24,7 +24,7 @@ from densepath.judging.build import CACHE, make_judge_against
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.kept import KeptModels, kept_models
 from densepath.models.load import load_frozen, load_tokenizer
-from densepath.pipeline.data import check_answers, check_prompts, check_right_answers
+from densepath.pipeline.data import check_answers, check_demonstrations, check_prompts, check_right_answers
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
 from densepath.records.codec import to_json
@@ -113,6 +113,7 @@ def _evidence(
     if asked is not None:
         check_right_answers(asked, rows, source, split)
     check_prompts(rows, models.tokenizer, models.context, length, source, split)
+    check_demonstrations(rows, models.tokenizer, source, split)
     judged = asked is not None or verifier is not None
     measured = measured_rows(rows, models.tokenizer, models.context, judged=judged)
     if measured != rows:

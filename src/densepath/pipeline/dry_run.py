@@ -108,9 +108,15 @@ def _show_data(arguments: RunArguments, folder: Path, console: Console) -> None:
         tell_data(run, console, "")
         limit = min(arguments.max_length or sft.context, sft.context)
         bar = "│" if console.encoding.startswith("utf") else "|"
-        for number, row in enumerate(sft.rows("train")[:SHOWN_ROWS], start=1):
-            found = encode_demonstration(row, tokenizer, limit)
-            show(console, tokens_text(f"row {number}", found["input_ids"], found["completion_mask"], tokenizer, bar))
+        shown = 0
+        for number, row in enumerate(sft.rows("train"), start=1):
+            found = encode_demonstration(row, tokenizer)
+            ids, mask = found["input_ids"][:limit], found["completion_mask"][:limit]
+            if any(mask):  # SFT leaves the others out
+                show(console, tokens_text(f"row {number}", ids, mask, tokenizer, bar))
+                shown += 1
+            if shown == SHOWN_ROWS:
+                break
     finally:
         run.close()
 

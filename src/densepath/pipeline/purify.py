@@ -12,7 +12,7 @@ from densepath.config.run import RunArguments
 from densepath.config.training import PurifyCommandArguments
 from densepath.data.formats import dataset_fingerprint
 from densepath.data.rows import has_prompt
-from densepath.data.sources import load_rows
+from densepath.data.sources import load_rows, place
 from densepath.data.splits import answered_hashes, check_disjoint, content_hash, split_by_content
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
@@ -26,7 +26,7 @@ from densepath.methods.purified_sft import check_rows
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.against_sft import answer_with_sft, check_of_run
-from densepath.pipeline.data import check_answers, check_prompts, check_right_answers
+from densepath.pipeline.data import check_answers, check_demonstrations, check_prompts, check_right_answers
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.standalone import opened, push_model
@@ -139,11 +139,16 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
         )
     train, held_out, unused = _rows(arguments)
     check_rows(sft.arguments, train)
-    check_disjoint({"train": train, "validation": held_out}, every_turn=["train", "validation"])
+    sorted_from = origin = arguments.dataset_name, arguments.dataset_train_split
+    if arguments.eval_dataset_name is not None:
+        origin = arguments.eval_dataset_name, arguments.dataset_test_split
+    origins = {"train": sorted_from, "validation": origin}
+    check_disjoint(
+        {"train": train, "validation": held_out}, list(origins), lambda part, row: place(*origins[part], row)
+    )
+    check_demonstrations(train, tokenizer, *sorted_from)
+    check_demonstrations(held_out, tokenizer, *origin)
     if arguments.verifier is not None or arguments.judge is not None:
-        given = arguments.eval_dataset_name is not None
-        source = arguments.eval_dataset_name if given else arguments.dataset_name
-        origin = str(source), arguments.dataset_test_split if given else arguments.dataset_train_split
         if not has_prompt(held_out[0]):
             raise DataError(f"{origin[0]}: plain text has no prompt to answer; give eval_dataset_name")
         check_answers(arguments.verifier, held_out, *origin)

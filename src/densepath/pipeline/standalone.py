@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from densepath.config.training import DPRArguments, PurifyCommandArguments, SFTA
 from densepath.data.encode import encode_demonstrations
 from densepath.data.formats import Needs
 from densepath.data.rows import DataFormat, detect_format
-from densepath.data.sources import load_rows
+from densepath.data.sources import load_rows, place
 from densepath.data.splits import check_disjoint
 from densepath.data.training_rows import Rows, demonstration_pairs, prompt_dataset
 from densepath.errors import ConfigError, DataError, StorageError
@@ -25,7 +26,7 @@ from densepath.methods.dpr import frozen_reference
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, load_trainable, model_context
 from densepath.models.quantized import check_four_bit
-from densepath.pipeline.data import check_prompts
+from densepath.pipeline.data import check_demonstrations, check_prompts
 from densepath.pipeline.environment import environment, resident_bytes
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder, resolved
@@ -177,7 +178,12 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
         rows, tokenizer, context = _rows(arguments, "demonstrations", config.seed)
         limit = min(arguments.max_length or context, context)
         encoded, counts = encode_demonstrations(
-            rows, tokenizer, limit, drop_overlong=True, source=arguments.dataset_name
+            rows,
+            tokenizer,
+            limit,
+            drop_overlong=True,
+            source=arguments.dataset_name,
+            where=functools.partial(place, arguments.dataset_name, arguments.dataset_train_split),
         )
         _open_inputs(folder, config, {"model": arguments.model_name_or_path}, tokenizer, {"data": encoded}, console)
         say(console, f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut")
@@ -250,7 +256,9 @@ def _held_out(arguments: DPRArguments, train: Rows, tokenizer: Any, context: int
     rows = load_rows(name, split, "demonstrations", limit=arguments.max_eval_samples, seed=HELD_OUT_SEED)
     if detect_format(rows[0]) is DataFormat.TEXT:
         raise DataError(f"{name}, row 1: plain text has no prompt and answer to measure; give prompt and completion")
-    check_disjoint({"train": train, "held-out": rows})
+    origins = {"train": (arguments.dataset_name, arguments.dataset_train_split), "held-out": (name, split)}
+    check_disjoint({"train": train, "held-out": rows}, where=lambda part, row: place(*origins[part], row))
+    check_demonstrations(rows, tokenizer, name, split)
     pairs = demonstration_pairs(rows, tokenizer, context)
     if not len(pairs):
         raise DataError(f"{name}: no held-out demonstration fits into the context of {context} tokens; shorten them")
