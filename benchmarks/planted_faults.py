@@ -28,7 +28,7 @@ from densepath.evals.alter import alterations
 from densepath.evals.altered_numbers import answer_of, with_answer
 from densepath.evals.audit import audit_demonstrations
 from densepath.evals.auroc import auroc
-from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, read_jsonl, recalled, write_json_atomic, write_jsonl_atomic
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.purify import run_purify_command
 from densepath.pipeline.standalone import run_sft_command
@@ -131,7 +131,7 @@ def scores(folder: Path, rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
         return np.array([record[name] for record in audit])
 
     said = [
-        np.array(read_json(folder / f"purified/behaviours-2/round-1/{number}/said.json")["train"]) for number in (1, 2)
+        np.array(recalled(folder / f"purified/behaviours-2/round-1/{number}/said.json")["train"]) for number in (1, 2)
     ]
     chosen = read_json(folder / "purified/purification.json")["behaviour"] or 2
     return {
