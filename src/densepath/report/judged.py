@@ -116,14 +116,16 @@ def spending_text(spent: Spending, *, expected: bool = False) -> str:
     >>> spending_text(Spending())
     'no call of an endpoint'
     """
-    cached = f"{count(spent.cached)} replies were there already" if spent.cached else ""
+    others = [f"{count(spent.cached)} replies were there already"] if spent.cached else []
+    others += [f"{count(spent.shared)} requests are the same as others"] if spent.shared else []
     if not spent.calls:
-        return cached or "no call of an endpoint"
+        return ", ".join(others) or "no call of an endpoint"
     read, wrote = ("to read", "to write at most") if expected else ("read", "written")
     words = [f"{count(spent.calls)} calls", f"{count(spent.prompt_tokens)} tokens {read}"]
-    words += [f"{count(spent.completion_tokens)} {wrote}"]
+    unlimited = expected and not spent.completion_tokens
+    words += ["replies of any length" if unlimited else f"{count(spent.completion_tokens)} {wrote}"]
     words += [f"cost {'about ' if expected else ''}{spent.cost:.3g}"] if spent.cost is not None else []
-    return ", ".join([*words, *([cached] if cached else [])])
+    return ", ".join([*words, *others])
 
 
 # --- Verdict ---------------------------------------------------------------------------------------------------------
