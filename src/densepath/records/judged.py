@@ -87,6 +87,17 @@ class WinRate:
 
 
 @dataclass(frozen=True)
+class RateComparison(Comparison):
+    """The win rates of two models against one baseline, over the prompts of both.
+
+    Attributes:
+        baseline: its name.
+    """
+
+    baseline: str = ""
+
+
+@dataclass(frozen=True)
 class LengthControlled:
     """A win rate at equal lengths, predicted by a logistic fit.
 
@@ -238,7 +249,7 @@ class Judged:
         judge: its name.
         prompts: questions of the benchmark.
         win_rates: of each model against its baseline; empty where answers were graded alone.
-        comparisons: differences of win rates between models, over the prompts of both.
+        comparisons: differences of win rates between models of one `baseline`, over the prompts of both.
         alpaca_eval: for each model; empty for other benchmarks.
         arena_hard: for each model and baseline; empty for other benchmarks.
         mt_bench: for each model; empty where answers were compared.
@@ -252,7 +263,7 @@ class Judged:
     judge: str
     prompts: int
     win_rates: tuple[WinRate, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[RateComparison, ...] = ()
     alpaca_eval: tuple[AlpacaEval, ...] = ()
     arena_hard: tuple[ArenaHard, ...] = ()
     mt_bench: tuple[MtBench, ...] = ()
