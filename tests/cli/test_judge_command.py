@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,51 @@ def test_one_baseline_is_that_of_every_category(write_jsonl, tmp_path, capsys):
     assert "no answer of o3-mini-2025-01-31 to q1" in capsys.readouterr().err
 
 
+def test_each_row_says_against_which_baseline_it_is(write_jsonl, tmp_path, monkeypatch, capsys):
+    """Arena-Hard v2.0 has two: each model stands once below each, on a terminal of 80 columns too."""
+    (tmp_path / "shorter.py").write_text("def shorter(completion, row):\n    return -len(completion)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    categories = ["hard_prompt", "creative_writing"] * 6
+    questions = [{"uid": f"q{i}", "category": name, "prompt": f"Name {i}."} for i, name in enumerate(categories)]
+    names = ("purified_sft", "dpr", "o3-mini-2025-01-31", "gemini-2.0-flash-001")
+    own = [answers(name, [text] * N) for name, text in zip(names, ("xx", "xxx", "xxxx", "x"), strict=True)]
+    own[2], own[3] = own[2][::2], own[3][1::2]
+    files = [write_jsonl(f"{name}.jsonl", rows) for name, rows in zip(names, own, strict=True)]
+    argv = ["judge", "--benchmark", f"arena_hard:{write_jsonl('arena.jsonl', questions)}", "--models", *files[:2]]
+    argv += ["--baseline", *files[2:], "--judge", "verifier:shorter:shorter", "--output_dir", str(tmp_path / "out")]
+    assert main(argv) == 0
+    found = figures(tmp_path / "out")
+    assert [(each.measure, each.against, each.baseline) for each in found.comparisons] == [
+        ("purified_sft", "dpr", name) for name in names[2:]
+    ]
+    order = [word for name in names[2:] for word in (f"against {name}", *names[:2])]
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    for title in ("arena_hard", "Arena-Hard, percent"):
+        start = printed.index(title) + 3
+        assert all(line.startswith(word) for line, word in zip(printed[start : start + 6], order, strict=True))
+        assert max(map(len, printed[start : start + 6])) <= 80
+    page = (tmp_path / "out/report.html").read_text()
+    tables = [re.sub(r"<[^>]+>", " ", table) for table in re.findall(r"<table.*?</table>", page, re.S)]
+    for column in ("detectable", "Bradley-Terry", "follows the place"):
+        (table,) = (each for each in tables if column in each)
+        assert re.findall("|".join(order), table.split("between models")[0]) == order
+    assert all(f"between models against {name}, over the prompts of both" in page for name in names[2:])
+
+
+def test_a_model_that_is_added_renames_none_that_is_there(judge, models, tmp_path, capsys):
+    """Of two folders of one name: what the first answered and was judged for stays."""
+    folders = [str(tmp_path / name / "dpr" / "model") for name in ("one", "two")]
+    for folder, source in zip(folders, (models["sft"], models["ref"]), strict=True):
+        shutil.copytree(source, folder)
+    words = ["--judge", "verifier:exact_match", "--max_completion_length", "4", "--max_samples", "3"]
+    _, out = judge(*words, models=(folders[0],))
+    (before,) = [rate.model for rate in figures(out).win_rates]
+    capsys.readouterr()
+    assert judge(*words, models=tuple(folders))[0] == 0
+    assert [rate.model for rate in figures(out).win_rates] == [before, "two/dpr/model"]
+    assert "6 of 12 games to judge" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_program_reads_the_row_of_its_question_in_any_file(judge, write_jsonl, tmp_path):
     (tmp_path / "parts").mkdir()
     for name, rows in (("a", QUESTIONS[:5]), ("b", QUESTIONS[5:])):
@@ -216,6 +262,20 @@ def test_a_dry_run_prints_calls_tokens_and_cost_and_asks_nobody(judge, endpoint,
     )
     assert "sft: 12 answers to generate, taken as 1024 tokens" in out
     assert not (folder / "answers").exists()
+
+
+def test_a_dry_run_counts_a_call_for_each_game_of_models_that_are_still_to_be_asked(judge, endpoint, models, capsys):
+    """Their answers will differ, so that no two requests are the same."""
+    _, words = endpoint
+    assert judge(*words, "--dry_run", models=(models["sft"], models["ref"]))[0] == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{2 * 2 * N} games of {N} questions; {2 * 2 * N} calls, " in out
+    assert "the same as others" not in out
+    assert "there already" not in out
+    assert judge(*words, "--dry_run", models=("right", "half"))[0] == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "48 games of 12 questions; 36 calls, " in out
+    assert out.endswith("12 requests are the same as others")  # half of one model's answers are those of the other
 
 
 def test_mt_bench_is_judged_beside_the_published_right_answers_where_the_benchmark_has_it_so(
@@ -441,7 +501,8 @@ def test_a_judge_that_goes_by_the_place_gets_no_headline(judge, endpoint):
     assert (right.rate.mean, right.ties) == (0.5, N)
     page = (folder / "report.html").read_text()
     assert "The judge goes by the place in which an answer stands: its figures say nothing</h1>" in page
-    assert "The judge favours the answer shown first: at 100.0 % of the prompts of right it goes by the place." in page
+    says = "at 100.0 % of the prompts of right against wrong it goes by the place."
+    assert f"The judge favours the answer shown first: {says}" in page
 
 
 def test_a_damaged_game_is_said_with_its_line(judge, capsys):

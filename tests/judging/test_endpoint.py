@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from densepath.judging.endpoint import EndpointJudge, EndpointSettings
 from densepath.judging.protocol import JudgeRequest
 from densepath.judging.templates import load_template
 from densepath.records.judging import Usage
+from densepath.report.judged import spending_text
 
 
 def request(number: int, first: str = "short", second: str = "a longer answer", **fields: Any) -> JudgeRequest:
@@ -335,6 +337,15 @@ def test_the_estimate_asks_nobody_and_leaves_out_what_the_cache_has(tmp_path):
         assert (judge.estimate(requests).calls, judge.estimate(requests).cached) == (3, 2)
 
 
+def test_what_replies_without_a_limit_cost_is_not_known(tmp_path):
+    with FakeEndpoint() as served:
+        judge = judge_of(served, tmp_path, prices=Prices(1.0, 1.0), parameters={"max_tokens": None})
+        found = judge.estimate([request(0), request(0), request(1)])
+    assert (found.calls, found.cached, found.shared, found.cost) == (2, 0, 1, None)
+    text = spending_text(found, expected=True)
+    assert re.fullmatch(r"2 calls, \d+ tokens to read, replies of any length, 1 requests are the same as others", text)
+
+
 def test_the_pace_is_kept(tmp_path):
     with FakeEndpoint() as served:
         start = time.monotonic()
@@ -466,8 +477,42 @@ def test_wrong_letters_are_invalid_and_missing_logprobs_are_said(tmp_path):
         assert found.invalid == "none of the letters m, M among its first tokens ('x', 'y')"
         served.reply = lambda body: completion("m")
         with pytest.raises(UsageError, match="tells no log-probabilities"):
-            list(judge_of(served, tmp_path, "alpaca_eval").judge([request(n) for n in range(1, 40)]))
+            list(judge_of(served, tmp_path / "new", "alpaca_eval").judge([request(n) for n in range(1, 40)]))
     assert len(served.calls) <= 20
+
+
+def refusal(text: str = "I'm sorry, I can't help with that.") -> dict[str, Any]:
+    """As OpenAI's protocol has it: nothing in the content, and no log-probabilities."""
+    body = completion("")
+    body["choices"][0]["message"] = {"role": "assistant", "content": None, "refusal": text}
+    return body
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_refusal_ends_no_other_judgement_that_reads_log_probabilities(tmp_path, at):
+    """Wherever it comes, also as the first of all replies."""
+
+    def reply(body):
+        return refusal() if f"Question {at}?" in body["messages"][-1]["content"] else completion("m", {"m": -0.1})
+
+    with FakeEndpoint(reply) as served:
+        for _ in range(2):
+            judge = judge_of(served, tmp_path, "alpaca_eval", concurrency=1)
+            found = list(judge.judge([request(n) for n in range(5)]))
+            assert [each.preference for each in found] == [None if n == at else 1.0 for n in range(5)]
+            assert found[at].invalid == "no log-probabilities of its first token (it ended with 'refusal')"
+            assert "can't help" in found[at].reply
+
+
+def test_an_endpoint_that_ever_told_log_probabilities_is_not_given_up_for_one_reply_without(tmp_path):
+    with FakeEndpoint(lambda body: completion("m", {"m": -0.1})) as served:
+        list(judge_of(served, tmp_path, "alpaca_eval").judge([request(0)]))
+        served.reply = lambda body: completion("m")
+        (found,) = judge_of(served, tmp_path, "alpaca_eval").judge([request(1)])
+        assert found.invalid == "no log-probabilities of its first token (it ended with 'stop')"
+        other = judge_of(served, tmp_path, "alpaca_eval", parameters={"seed": 1})  # nothing is known of these
+        with pytest.raises(UsageError, match="tells no log-probabilities"):
+            list(other.judge([request(0)]))
 
 
 # -- the key --------------------------------------------------------------------------------------------------------

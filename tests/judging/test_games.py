@@ -142,6 +142,26 @@ def test_too_many_invalid_ones_stop_with_the_reason(invalid, stops):
         next(games)
 
 
+def test_exactly_the_allowed_share_may_be_invalid_whatever_its_rounding():
+    for invalid in range(1, 100):
+        count = iter(range(100))
+
+        def says(request: JudgeRequest, invalid: int = invalid, count: Iterator[int] = count) -> Judgement:
+            return Judgement(invalid="no verdict") if next(count) < invalid else Judgement(1.0)
+
+        planned = plan_games(matches(50))
+        assert len(list(play(SaysJudge(says), planned, max_invalid=invalid / 100))) == 100
+
+
+def test_after_a_kill_the_share_is_one_of_all_games_and_told_as_it_was_given(tmp_path):
+    planned = plan_games(matches(10))
+    log = GameLog(tmp_path / "games.jsonl")
+    log.play(SaysJudge(lambda request: Judgement(1.0)), {}, planned[:13], max_invalid=0, on_game=lambda: None)
+    says = SaysJudge(lambda request: Judgement(invalid="no verdict"))
+    with pytest.raises(JudgeError, match=r"5 of 20 judgements are invalid, and max_invalid=0\.2 allows 4"):
+        log.play(says, {}, planned, max_invalid=0.2, on_game=lambda: None)
+
+
 def test_a_match_that_does_not_fit_is_refused():
     with pytest.raises(DataError, match="2 answers, and the baseline is None"):
         Match("q", "m", None, JudgeRequest(ASKED, (("a",), ("b",))))

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from densepath.errors import DataError
+from densepath.judging.templates import load_template
 from densepath.judging.verdicts import Letters, Marks, Rating, Reply
 
 FIVE = Marks({"A>>B": ">>", "A>B": ">", "A=B": "=", "B>A": "<", "B>>A": "<<"})
@@ -108,3 +109,13 @@ def test_a_reading_that_says_nothing_is_refused(make):
 def test_a_mark_that_no_reply_can_say_is_refused(mark):
     with pytest.raises(DataError, match="is never read; write up to 12 of the letters"):
         Marks({mark: ">", "B": "<"})
+
+
+@pytest.mark.parametrize(
+    ("verdict", "marks"),
+    {">>": "A>>B B<<A", ">": "A>B B<A", "=": "A=B B=A", "<": "B>A A<B", "<<": "B>>A A<<B"}.items(),
+)
+def test_arena_hard_reads_each_verdict_of_its_own_table(verdict, marks):
+    """The labels of `label_to_score` in arena-hard-auto, and what each says."""
+    for mark in marks.split():
+        assert load_template("arena_hard").read(Reply(f"My verdict: [[{mark}]]")).verdict == verdict

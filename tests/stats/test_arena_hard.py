@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -142,6 +143,21 @@ def test_what_stands_in_code_is_no_style():
     assert style_of("```\n# not a header\n- none\n**none**\n```\n# one\n  3. two\n**three** __four__") == Style(
         28, 1, 1, 2
     )
+
+
+def test_each_baseline_has_figures_of_its_own():
+    """Arena-Hard v2.0 filters its battles by category, each with a baseline, before it standardises and fits."""
+    _, styles, games = drawn(prompts=40)
+    creative, creative_games = (drawn(seed=1, prompts=20)[place] for place in (1, 2))
+    creative = {
+        (name, f"c{question}"): replace(style, length=5 * style.length) for (name, question), style in creative.items()
+    }
+    creative = {("c" if name == "b" else name, question): style for (name, question), style in creative.items()}
+    creative_games = [replace(each, question=f"c{each.question}", baseline="c") for each in creative_games]
+    alone = arena_hard(games, styles) + arena_hard(creative_games, creative)
+    assert arena_hard(games + creative_games, styles | creative) == alone
+    silent = [game(f"q{index}", None, baseline="d") for index in range(3)]
+    assert arena_hard(games + silent, styles) == alone[:2]
 
 
 def test_a_judge_without_a_menu_and_several_baselines():

@@ -110,7 +110,10 @@ def of_style(rng):
 
 
 def of_lengths(rng):
-    """Preferences drawn by AlpacaEval's own model, of 300 prompts, and gamed rows by the same weight of length."""
+    """Preferences drawn by AlpacaEval's own model, of 300 prompts, and gamed rows by the same weight of length.
+
+    Of two nearly even models with a weak effect of length the penalty that is chosen mostly leaves nothing.
+    """
     prompts = 300
     difficulty, deltas = rng.standard_normal((2, prompts))
     z = np.tanh(deltas / deltas.std(ddof=1))
@@ -121,12 +124,17 @@ def of_lengths(rng):
     won, gamed_won = ((rng.uniform(size=each.size) < each).astype(float) for each in (chance, gamed_chance))
     exact = length_controlled(won, deltas, difficulty, Gamed(gamed_won, gamed_z, gamed_difficulty))
     flat = (rng.uniform(size=prompts) < expit(-1.5 * z + 0.5)).astype(float)
-    return {"length_controlled": exact.rate, "length_adjusted": length_controlled(flat, deltas).rate}
+    near = (rng.uniform(size=prompts) < expit(-0.1 * z + np.log(0.52 / 0.48))).astype(float)
+    return {
+        "length_controlled": exact.rate,
+        "length_adjusted": length_controlled(flat, deltas).rate,
+        "nearly_even": length_controlled(near, deltas).rate,
+    }
 
 
 def truth_of_lengths(rng):
     exact = expit(0.6 * rng.standard_normal(MANY) + 0.5).mean()
-    return {"length_controlled": exact, "length_adjusted": expit(0.5)}
+    return {"length_controlled": exact, "length_adjusted": expit(0.5), "nearly_even": 0.52}
 
 
 def of_grades(rng):

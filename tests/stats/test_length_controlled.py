@@ -84,6 +84,15 @@ def test_a_judge_that_prefers_the_longer_answer_is_even_at_equal_lengths():
     assert found.rate.high - found.rate.low < 0.15
 
 
+def test_models_that_are_nearly_even_have_an_interval():
+    """The penalty that is chosen takes both terms away, as in alpaca-eval; other prompts would give another rate."""
+    rng = np.random.default_rng(0)
+    found = length_controlled(np.repeat([1.0, 0.0], [156, 144]), rng.normal(0, 300, 300))
+    assert (found.rate.mean, found.weights) == (0.5, {"length": 0.0, "model": 0.0})
+    assert found.rate.low < 0.5 < found.rate.high
+    assert found.rate.high - found.rate.low == pytest.approx(2 * 1.96 * math.sqrt(0.52 * 0.48 / 300), rel=0.15)
+
+
 def test_the_same_answers_are_even_by_construction():
     found = length_controlled(np.full(20, 0.5), np.zeros(20))
     assert found.rate == Interval(0.5, 0.5, 0.5, 20)

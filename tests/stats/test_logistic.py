@@ -16,20 +16,14 @@ def rows(seed=0, n=300):
     return features, targets, rng.integers(0, 4, (3, n)).astype(float)
 
 
-@pytest.mark.parametrize("penalty", [0.0, 2.0, 40.0, 1000.0])
-def test_as_scikit_learn_fits_it(penalty):
+def test_as_scikit_learn_fits_it():
     features, targets, weights = rows()
-    found = logistic_fit(features, targets, weights, penalty)
+    found = logistic_fit(features, targets, weights)
     twice, labels = np.concatenate([features, features]), np.repeat([1, 0], len(targets))
     for fit, weight in zip(found, weights, strict=True):
-        theirs = LogisticRegression(
-            C=np.inf if penalty == 0 else 1 / penalty,
-            l1_ratio=1.0 if penalty else 0.0,
-            solver="saga" if penalty else "lbfgs",
-            fit_intercept=False,
-            tol=1e-9,
-            max_iter=20_000,
-        ).fit(twice, labels, sample_weight=np.concatenate([targets, 1 - targets]) * np.tile(weight, 2))
+        theirs = LogisticRegression(C=np.inf, fit_intercept=False, tol=1e-9, max_iter=20_000).fit(
+            twice, labels, sample_weight=np.concatenate([targets, 1 - targets]) * np.tile(weight, 2)
+        )
         assert fit == pytest.approx(theirs.coef_[0], abs=2e-5)
 
 

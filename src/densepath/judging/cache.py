@@ -15,6 +15,8 @@ from densepath.io import read_json, write_json_atomic
 from densepath.judging.verdicts import Reply
 from densepath.records.codec import from_json, to_json
 
+_ABOUT = ("endpoint", "model", "parameters")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -59,14 +61,23 @@ class ReplyCache:
         """Whether no reply was ever kept here."""
         return next(self.folder.glob("*/*.json"), None) is None
 
+    def any_first(self, asked: Asked) -> bool:
+        """Whether any reply of that endpoint and model, to the same parameters, tells tokens that might come first."""
+        entries = filter(None, map(self._entry, self.folder.glob("*/*.json")))
+        return any(about == _about(asked) and reply.first is not None for about, reply in entries)
+
     def get(self, asked: Asked) -> Reply | None:
         """The reply; None where there is none. A damaged one is told in a warning, and as good as none."""
-        path = self.path(asked)
+        entry = self._entry(self.path(asked))
+        return None if entry is None else entry[1]
+
+    def _entry(self, path: Path) -> tuple[dict[str, Any], Reply] | None:
+        """What stands beside a reply, and the reply."""
         try:
             entry = read_json(path)
             if entry["sha256"] != _sha256(entry["reply"]):
                 raise DataError("its content was changed")
-            return from_json(Reply, entry["reply"])
+            return {name: entry[name] for name in _ABOUT}, from_json(Reply, entry["reply"])
         except MissingFileError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -81,9 +92,13 @@ class ReplyCache:
             StorageError: it cannot be written.
         """
         said = to_json(reply)
-        about = {"endpoint": asked.endpoint, "model": asked.model, "parameters": asked.parameters}
-        entry = {"sha256": _sha256(said), **about, "repeat": asked.repeat, "reply": said}
+        entry = {"sha256": _sha256(said), **_about(asked), "repeat": asked.repeat, "reply": said}
         write_json_atomic(self.path(asked), entry)
+
+
+def _about(asked: Asked) -> dict[str, Any]:
+    """What is kept of a request beside its repeat."""
+    return {name: getattr(asked, name) for name in _ABOUT}
 
 
 def _sha256(value: Any) -> str:

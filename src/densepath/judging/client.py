@@ -17,7 +17,7 @@ from typing import Any
 
 from densepath.data.rows import short
 from densepath.errors import ConfigError, DataError, UsageError
-from densepath.judging.verdicts import Reply
+from densepath.judging.verdicts import REFUSED, Reply
 from densepath.records.judging import Usage
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -264,9 +264,9 @@ def _reply_of(value: Mapping[str, Any]) -> Reply:
         tokens = (told[0], *(told[0].get("top_logprobs") or ()))
         top = {each["token"]: -math.inf if each["logprob"] is None else float(each["logprob"]) for each in tokens}
         first = tuple((token, logprob) for token, logprob in top.items() if math.isfinite(logprob))  # else it has none
-    text = message.get("content") or message.get("refusal") or ""
-    finish = choice.get("finish_reason")
-    return Reply(str(text), first, charged, None if finish is None else str(finish))
+    said, refused = message.get("content") or "", message.get("refusal")
+    finish = REFUSED if refused and not said else choice.get("finish_reason")
+    return Reply(str(said or refused or ""), first, charged, None if finish is None else str(finish))
 
 
 def _usage_of(told: Any) -> Usage | None:

@@ -19,7 +19,7 @@ from densepath.judging.client import Access, Client, Refused, Unwell
 from densepath.judging.ledger import Ledger
 from densepath.judging.protocol import JudgeRequest
 from densepath.judging.templates import Template
-from densepath.judging.verdicts import Letters, Reply, invalid
+from densepath.judging.verdicts import REFUSED, Letters, Reply, invalid
 from densepath.judging.workers import Halt, Job, in_order
 from densepath.records.judging import Judgement, Spending
 
@@ -89,7 +89,7 @@ class EndpointJudge:
         self._cached = 0
         self._heard: set[str] = set()  # keys of what was said to this judge
         self._failed_in_a_row = 0
-        self._has_spoken = False
+        self._has_spoken = self._told_first = False
         self._busy = threading.Lock()
 
     @property
@@ -108,17 +108,22 @@ class EndpointJudge:
         return self._budget.spent(self._cached)
 
     def estimate(self, requests: Sequence[JudgeRequest]) -> Spending:
-        """Calls, tokens and cost of what the cache has not: four bytes of text a token, and the longest replies."""
+        """Calls, tokens and cost of what the cache has not: four bytes of text a token, and the longest replies.
+
+        Without a limit of the replies nobody knows the cost.
+        """
         asked = [each for each in map(self._asked, requests) if _is_text(each)]
-        missing = {each.key: each for each in asked if self._kept(each) is None}
-        tokens = [likely_tokens(each.messages, self._most or 0) for each in missing.values()]
+        different = {each.key: each for each in asked}
+        missing = [each for each in different.values() if self._kept(each) is None]
+        tokens = [likely_tokens(each.messages, self._most or 0) for each in missing]
         prices = self.settings.prices
         return Spending(
             calls=len(missing),
-            cached=len(asked) - len(missing),
+            cached=len(different) - len(missing),
             prompt_tokens=sum(each.prompt_tokens for each in tokens),
             completion_tokens=sum(each.completion_tokens for each in tokens),
-            cost=None if prices is None else sum(map(prices.cost, tokens)),
+            cost=None if prices is None or self._most is None else sum(map(prices.cost, tokens)),
+            shared=len(asked) - len(different),
         )
 
     def judge(self, requests: Sequence[JudgeRequest]) -> Iterator[Judgement]:
@@ -135,7 +140,7 @@ class EndpointJudge:
         if not self._busy.acquire(blocking=False):
             raise UsageError(f"{self.name} is judging already; read its judgements to the end first")
         try:
-            yield from map(self._read, in_order(*self._jobs(asked)))
+            yield from map(self._read, in_order(*self._jobs(asked)), asked)
         except BudgetSpent as error:
             raise JudgeError(
                 f"{self.name}: stopped at {error}; what was said is kept: raise the limit and run it again"
@@ -250,15 +255,21 @@ class EndpointJudge:
             )
         return reason
 
-    def _read(self, reply: Reply | str) -> Judgement:
+    def _read(self, reply: Reply | str, asked: Asked) -> Judgement:
         if isinstance(reply, str):
             return invalid(None, reply)
-        if isinstance(self.template.reading, Letters) and reply.first is None and reply.text:
+        reads_first = isinstance(self.template.reading, Letters) and reply.text and reply.finish != REFUSED
+        if reads_first and reply.first is None and not self._tells_first(asked):
             raise UsageError(
                 f"{self.name}: the endpoint tells no log-probabilities, which this template reads; choose another "
                 "judge_template, such as pair"
             )
         return self.template.read(reply)
+
+    def _tells_first(self, asked: Asked) -> bool:
+        """Whether the endpoint ever told what might have come first: then a reply that does not is an exception."""
+        self._told_first = self._told_first or self.cache.any_first(asked)
+        return self._told_first
 
     def _longest_reply(self) -> int | None:
         """Tokens that a reply may have; None where the parameters set no limit.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,8 @@ class GameLog:
         todo = self.missing(identity, planned)
         write_jsonl_atomic(self.path, [_line(key, to_json(game)) for key, game in self._games.items()])
         with self.path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for plan, game in zip(todo, self._played(judge, todo, max_invalid * len(planned)), strict=True):
+            played = play(judge, todo, max_invalid=max_invalid, of=len(planned))
+            for plan, game in zip(todo, played, strict=True):
                 key = _key(identity, plan)
                 self._games[key] = game
                 line = json.dumps(_line(key, to_json(game)), ensure_ascii=False, allow_nan=False)
@@ -81,10 +82,6 @@ class GameLog:
                     os.fsync(file.fileno())
                 on_game()
         return [self._games[_key(identity, plan)] for plan in planned]
-
-    def _played(self, judge: Judge, todo: Sequence[PlannedGame], allowed: float) -> Iterator[Game]:
-        """The share that may be invalid is one of all games, and of those that are left a larger one."""
-        yield from play(judge, todo, max_invalid=allowed / max(1, len(todo)))
 
     def _valid(self, identity: Mapping[str, Any], planned: PlannedGame) -> Game | None:
         found = self._games.get(_key(identity, planned))

@@ -13,6 +13,8 @@ from densepath.judging.protocol import Judge, JudgeRequest
 from densepath.records.judging import Game, Judgement
 from densepath.stats.games import pair_games
 
+_ROUNDING = 1e-9  # .58 * 100 is less than 58
+
 
 @dataclass(frozen=True)
 class Match:
@@ -102,28 +104,33 @@ def plan_games(matches: Iterable[Match], *, both_orders: bool = True, repeats: i
     return games
 
 
-def play(judge: Judge, planned: Sequence[PlannedGame], *, max_invalid: float = 0.2) -> Iterator[Game]:
+def play(
+    judge: Judge, planned: Sequence[PlannedGame], *, max_invalid: float = 0.2, of: int | None = None
+) -> Iterator[Game]:
     """The games, judged, in their order; what the judge could not say is in them as invalid.
 
     Args:
         judge: who is asked.
         planned: the games.
-        max_invalid: share of them that may be invalid.
+        max_invalid: share that may be invalid.
+        of: games that it is a share of; None for those that are planned.
 
     Raises:
         JudgeError: more are invalid, as soon as that is certain, with the most frequent reason; or the judge's own.
         UsageError: the judge cannot be asked at all.
     """
     reasons: Counter[str] = Counter()
+    games = len(planned) if of is None else of
+    allowed = math.floor(max_invalid * games + _ROUNDING)
     for game, judgement in zip(planned, judge.judge([each.request for each in planned]), strict=True):
         yield game.played(judgement)
         if judgement.invalid is not None:
             reasons[judgement.invalid] += 1
-            if reasons.total() > max_invalid * len(planned):
+            if reasons.total() > allowed:
                 reason, count = reasons.most_common(1)[0]
                 raise JudgeError(
-                    f"{judge.name}: {reasons.total()} of {len(planned)} judgements are invalid, and max_invalid="
-                    f"{max_invalid:g} allows {math.floor(max_invalid * len(planned))}; {count} of them: {reason}"
+                    f"{judge.name}: {reasons.total()} of {games} judgements are invalid, and max_invalid="
+                    f"{max_invalid:g} allows {allowed}; {count} of them: {reason}"
                 )
 
 

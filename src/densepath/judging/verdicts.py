@@ -13,6 +13,8 @@ from densepath.records.judging import TURNED, Judgement, Usage, preference_of
 _DOUBLE = re.compile(r"\[\[\s*([A-Za-z0-9<>=.\-]{1,12})\s*\]\]")
 _SINGLE = re.compile(r"\[\s*([A-Za-z0-9<>=.\-]{1,12})\s*\]")
 _THOUGHTS = re.compile(r"\A(\s*<think>.*?(</think>|\Z)|((?!<think>).)*?</think>)", re.DOTALL)
+REFUSED = "refusal"
+"""Why a reply ended that is nothing but a refusal."""
 _SPACES = " \t\n▁Ġ"  # the last two stand for a space in some servers' tokens
 
 
@@ -24,7 +26,7 @@ class Reply:
         text: of the answer, without thoughts that the endpoint keeps apart.
         first: tokens that might have come first, with their log-probabilities in nats; None where it tells none.
         usage: tokens of the call; None where it tells none.
-        finish: why it ended, as the endpoint says: `stop`, `length`, `content_filter`.
+        finish: why it ended, as the endpoint says: `stop`, `length`, `content_filter`; or that it is a refusal.
     """
 
     text: str
@@ -137,9 +139,11 @@ class Letters:
 
     def read(self, reply: Reply, num_answers: int) -> Judgement:
         """The preference or grade that the first token's probabilities say, or why they say none."""
-        told = _letter_logprobs(reply.first or (), self.letters)
+        if reply.first is None:
+            return invalid(reply, f"no log-probabilities of its first token (it ended with {reply.finish!r})")
+        told = _letter_logprobs(reply.first, self.letters)
         if not told:
-            seen = ", ".join(repr(token) for token, _ in reply.first or ())
+            seen = ", ".join(repr(token) for token, _ in reply.first)
             return invalid(reply, f"none of the letters {', '.join(self.letters)} among its first tokens ({seen})")
         return judgement_of(self.worth(told), num_answers, reply)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,13 +139,13 @@ def _contestants(source: str, found: BenchmarkRows, of_category: Mapping[str, st
 
 
 def _distinct(models: Sequence[Contestant], baselines: Sequence[Contestant]) -> tuple[Contestant, ...]:
-    """The models under names of their own: of equal ones with the folder above."""
-    counts = Counter(each.name for each in (*models, *baselines))
-    named = []
+    """The models under names of their own: a name that is taken with the folders above, so the first one keeps it."""
+    named: list[Contestant] = []
     for each in models:
         above = Path(each.source).parts[-3:]
         is_model = each.answers is None and len(above) > 1
-        named.append(replace(each, name="/".join(above)) if counts[each.name] > 1 and is_model else each)
+        taken = any(each.name == other.name for other in (*baselines, *named))
+        named.append(replace(each, name="/".join(above)) if taken and is_model else each)
     for each in (*named, *baselines):
         same = [other for other in (*named, *baselines) if other.name == each.name]
         if len(same) > 1:

@@ -293,8 +293,11 @@ def _tell_plan(run: _Run, judges: Mapping[str | None, Judge], entered: Contest, 
 
 
 def _made_up(found: BenchmarkRows, who: Contestant, text: str) -> Mapping[str, Answer]:
-    """The same answer of a model to every turn."""
-    return {each.id: Answer(each.id, who.name, (text,) * len(each.turns), each.row) for each in found.questions}
+    """The same answer of a model to every turn, and of no other model: equal requests would be paid for once."""
+    return {
+        each.id: Answer(each.id, who.name, (f"{who.name} {text}",) * len(each.turns), each.row)
+        for each in found.questions
+    }
 
 
 def _agreement(names: tuple[str, str], games: Sequence[Game], others: Sequence[Game]) -> tuple[Kappa, ...]:

@@ -87,6 +87,17 @@ class WinRate:
 
 
 @dataclass(frozen=True)
+class RateComparison(Comparison):
+    """The win rates of two models against one baseline, over the prompts of both.
+
+    Attributes:
+        baseline: its name.
+    """
+
+    baseline: str = ""
+
+
+@dataclass(frozen=True)
 class LengthControlled:
     """A win rate at equal lengths, predicted by a logistic fit.
 
@@ -129,11 +140,11 @@ class AlpacaEval:
 
 @dataclass(frozen=True)
 class StyleControlled:
-    """Arena-Hard's score with style held fixed, by a logistic fit over all models together.
+    """Arena-Hard's score with style held fixed, by a logistic fit over all models of one baseline.
 
     Attributes:
         features: what is held fixed: `length`, `headers`, `lists`, `bold`.
-        rate: at the mean style difference of all battles, where Arena-Hard puts its zero.
+        rate: at the mean style difference of the baseline's battles, where Arena-Hard puts its zero.
         equal_style: where both answers have the same style.
         weights: feature -> weight of one standard deviation.
     """
@@ -146,7 +157,7 @@ class StyleControlled:
 
 @dataclass(frozen=True)
 class ArenaHard:
-    """The figures of Arena-Hard for one model.
+    """The figures of Arena-Hard for one model against one baseline.
 
     Attributes:
         model: whose answers were judged.
@@ -154,7 +165,7 @@ class ArenaHard:
         score: share of battles won; a strong verdict is three battles, a tie half a win.
         published_low: lower end of the interval that Arena-Hard publishes: of 90 %, over battles, hence too narrow.
         published_high: its upper end.
-        bradley_terry: win rate against the baseline by the strengths of all models together.
+        bradley_terry: win rate by the strengths of all models of the baseline; the score in another form.
         dropped: prompts with a game without a verdict.
         styles: the score with style held fixed; empty where the answers were not given.
     """
@@ -238,9 +249,9 @@ class Judged:
         judge: its name.
         prompts: questions of the benchmark.
         win_rates: of each model against its baseline; empty where answers were graded alone.
-        comparisons: differences of win rates between models, over the prompts of both.
+        comparisons: differences of win rates between models of one `baseline`, over the prompts of both.
         alpaca_eval: for each model; empty for other benchmarks.
-        arena_hard: for each model; empty for other benchmarks.
+        arena_hard: for each model and baseline; empty for other benchmarks.
         mt_bench: for each model; empty where answers were compared.
         mt_bench_pairs: MT-Bench's pairwise form, for each model; empty where answers were graded.
         kappas: agreement of this judge with others.
@@ -252,7 +263,7 @@ class Judged:
     judge: str
     prompts: int
     win_rates: tuple[WinRate, ...] = ()
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[RateComparison, ...] = ()
     alpaca_eval: tuple[AlpacaEval, ...] = ()
     arena_hard: tuple[ArenaHard, ...] = ()
     mt_bench: tuple[MtBench, ...] = ()

@@ -141,8 +141,10 @@ class Spending:
         calls: of an endpoint, those that failed and were sent again included; 0 where the judge runs here.
         cached: judgements that the cache had.
         prompt_tokens: that the calls read.
-        completion_tokens: that the calls wrote; of calls that are still to be made, the most that they may write.
-        cost: of the calls, in the unit of the prices given; None without prices.
+        completion_tokens: that the calls wrote; of calls that are still to be made, the most that they may write, and
+            0 where nothing limits it.
+        cost: of the calls, in the unit of the prices given; None without prices, or where nothing limits it.
+        shared: of calls that are still to be made: requests without one, since another is the same.
     """
 
     calls: int = 0
@@ -150,3 +152,4 @@ class Spending:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost: float | None = None
+    shared: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.text import Text
@@ -68,8 +69,11 @@ def _table(part: Table) -> RenderableType:
         name = f"{column.name}\n{column.unit}" if column.unit else column.name
         justify, overflow = "right" if column.numeric else "left", "fold" if column.fold else "ellipsis"
         table.add_column(Text(name), justify=justify, no_wrap=not column.fold, overflow=overflow)
-    for row in part.rows:
-        cells = zip(row.cells, part.columns, strict=True)
-        style = "bold" if row.chosen else ""
-        table.add_row(*(_plain(cell, numeric=column.numeric, style=style) for cell, column in cells))
+    for group, rows in groupby(part.rows, key=lambda row: row.group):
+        if group:
+            table.add_row(_plain(group))
+        for row in rows:
+            cells = zip(row.cells, part.columns, strict=True)
+            style = "bold" if row.chosen else ""
+            table.add_row(*(_plain(cell, numeric=column.numeric, style=style) for cell, column in cells))
     return table

@@ -11,7 +11,7 @@ from densepath.records.codec import from_json, to_json
 from densepath.records.completion import Sample
 from densepath.records.estimates import Verdict
 from densepath.records.judge_report import JudgeReport, ShownPair
-from densepath.records.judged import ArenaHard, Judged, WinRate
+from densepath.records.judged import Judged, WinRate
 from densepath.records.judging import Spending
 from densepath.report.build import ReportPaths
 from densepath.report.document import (
@@ -74,7 +74,12 @@ def rewrite_judged_page(folder: Path) -> ReportPaths:
 
 def judged_parts(found: Judged) -> tuple[Part, ...]:
     """For a terminal of 80 columns: the verdict, the tables, and what a reader must know."""
-    tables = (_brief_table(found), _alpaca_table(found), _arena_table(found), _grades_table(found, brief=True))
+    tables = (
+        _brief_table(found),
+        _alpaca_table(found),
+        _arena_table(found, brief=True),
+        _grades_table(found, brief=True),
+    )
     return present([*tables, _kappa_table(found), _verdict(found)])
 
 
@@ -116,14 +121,16 @@ def spending_text(spent: Spending, *, expected: bool = False) -> str:
     >>> spending_text(Spending())
     'no call of an endpoint'
     """
-    cached = f"{count(spent.cached)} replies were there already" if spent.cached else ""
+    others = [f"{count(spent.cached)} replies were there already"] if spent.cached else []
+    others += [f"{count(spent.shared)} requests are the same as others"] if spent.shared else []
     if not spent.calls:
-        return cached or "no call of an endpoint"
+        return ", ".join(others) or "no call of an endpoint"
     read, wrote = ("to read", "to write at most") if expected else ("read", "written")
     words = [f"{count(spent.calls)} calls", f"{count(spent.prompt_tokens)} tokens {read}"]
-    words += [f"{count(spent.completion_tokens)} {wrote}"]
+    unlimited = expected and not spent.completion_tokens
+    words += ["replies of any length" if unlimited else f"{count(spent.completion_tokens)} {wrote}"]
     words += [f"cost {'about ' if expected else ''}{spent.cost:.3g}"] if spent.cost is not None else []
-    return ", ".join([*words, *([cached] if cached else [])])
+    return ", ".join([*words, *others])
 
 
 # --- Verdict ---------------------------------------------------------------------------------------------------------
@@ -159,11 +166,12 @@ def _verdict(found: Judged) -> Notice | None:
             where = "first" if rate.position.first_place.mean > 0.5 else "second"
             follows = share(rate.position.follows_place.mean)
             lines.append(
-                f"The judge favours the answer shown {where}: at {follows} of the prompts of {rate.model} it "
-                "goes by the place."
+                f"The judge favours the answer shown {where}: at {follows} of the prompts of {rate.model} against "
+                f"{rate.baseline} it goes by the place."
             )
         if rate.dropped:
-            lines.append(f"{rate.dropped} prompts of {rate.model} have no verdict and count in no figure.")
+            whose = f"{rate.dropped} prompts of {rate.model} against {rate.baseline}"
+            lines.append(f"{whose} have no verdict and count in no figure.")
     lines += [f"{each.model}: {interval_text(each.mean, 2)} on average." for each in found.mt_bench]
     lines += list(found.notes)
     kinds = {rate.verdict.value for rate in found.win_rates}
@@ -196,12 +204,11 @@ def _brief_table(found: Judged) -> Table | None:
                 number(rate.p_holm),
                 rate.verdict.value,
             ),
-            group=rate.baseline,
+            group=f"against {rate.baseline}",
         )
         for rate in found.win_rates
     ]
-    baselines = " and ".join(dict.fromkeys(rate.baseline for rate in found.win_rates))
-    return Table(columns, tuple(rows), f"{found.benchmark} against {baselines}") if rows else None
+    return Table(columns, tuple(rows), found.benchmark) if rows else None
 
 
 def _rates_table(found: Judged) -> Table | None:
@@ -217,7 +224,9 @@ def _rates_table(found: Judged) -> Table | None:
     for one in found.comparisons:
         difference = (f"{one.measure} less {one.against}", interval(one.difference, signed=True))
         more = (DASH, DASH, DASH, number(one.p_holm), DASH, DASH, DASH, verdict(one.verdict.value))
-        rows.append(Row((*difference, *more), group="between models, over the prompts of both"))
+        rows.append(
+            Row((*difference, *more), group=f"between models against {one.baseline}, over the prompts of both")
+        )
     caption = (
         "A tie is one half; both orders are averaged first. p is corrected by Holm for all models. Detectable: the "
         "distance from one half that as many prompts show with a power of 80 %. Length: characters more than the "
@@ -254,17 +263,17 @@ def _alpaca_table(found: Judged) -> Table | None:
     return Table(columns, tuple(rows), "AlpacaEval 2, percent") if rows else None
 
 
-def _arena_table(found: Judged) -> Table | None:
-    def styled(each: ArenaHard) -> str:
-        return number(100 * each.styles[-1].rate.mean, ".1f") if each.styles else DASH
-
-    columns = _columns("model", "score", "published as", "Bradley-Terry", "style controlled", "dropped")
+def _arena_table(found: Judged, *, brief: bool = False) -> Table | None:
+    """Arena-Hard's figures; brief without its own interval and without the score's other form."""
+    more = () if brief else ("published as", "Bradley-Terry")
+    columns = _columns("model", "score", *more, "style controlled", "dropped")
     rows = []
     for each in found.arena_hard:
         score, published = each.score, f"[{100 * each.published_low:.1f}, {100 * each.published_high:.1f}]"
         mean = f"{100 * score.mean:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
-        strength = number(100 * each.bradley_terry.mean, ".1f")
-        rows.append(Row((each.model, mean, published, strength, styled(each), str(each.dropped))))
+        also = () if brief else (published, number(100 * each.bradley_terry.mean, ".1f"))
+        styled = number(100 * each.styles[-1].rate.mean, ".1f") if each.styles else DASH
+        rows.append(Row((each.model, mean, *also, styled, str(each.dropped)), group=f"against {each.baseline}"))
     return Table(columns, tuple(rows), "Arena-Hard, percent") if rows else None
 
 
@@ -332,7 +341,8 @@ def _trust(found: Judged) -> tuple[Section, ...]:
         own, prompts = (
             (DASH, DASH) if rate.noise is None else (number(rate.noise.of_judge), number(rate.noise.of_prompts))
         )
-        rows.append(Row((rate.model, place, first, own, prompts, str(rate.invalid))))
+        cells = (rate.model, place, first, own, prompts, str(rate.invalid))
+        rows.append(Row(cells, group=f"against {rate.baseline}"))
     caption = (
         "Follows the place: prompts at which the two orders prefer another answer. Of the judge, of the prompts: the "
         "two parts of the win rate's standard error, where each pair was judged several times."

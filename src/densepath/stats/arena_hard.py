@@ -7,12 +7,14 @@ Arena-Hard draws whole battles for its interval: both games of a prompt, and the
 count as independent, and the interval is of 90 %. It stands beside ours. A prompt with a game without a verdict is
 left out.
 
-    style:  logit P(model wins) = strength(model) - strength(baseline) + sum_f b_f z_f,  z_f standardised over battles
+    style:  logit P(model wins) = strength(model) + sum_f b_f z_f,  z_f standardised over the battles of one baseline
     length      (L_m - L_b) / (L_m + L_b)
     the others  (d_m - d_b) / (d_m + d_b + 1),   d = count / (L + 1)
 
-Arena-Hard reads its rate where z is 0, which is the mean style difference of all battles and not equal style; both are
-given. Length alone and Markdown alone work too, where Arena-Hard's own code drops its columns of models.
+Strengths are less that of the baseline. Each baseline has a fit of its own, to all models against it: v2.0 has two
+categories with a baseline each, and Arena-Hard takes one category before it standardises and fits. It reads its rate
+where z is 0, which is the mean style difference of those battles and not equal style; both are given. Length alone and
+Markdown alone work too, where Arena-Hard's own code drops its columns of models.
 
 Source: Li et al., From Crowdsourced Data to High-Quality Benchmarks (2406.11939), and `show_result.py` of
 arena-hard-auto.
@@ -21,7 +23,8 @@ arena-hard-auto.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,59 +83,67 @@ def style_of(text: str) -> Style:
 
 @dataclass(frozen=True)
 class Battles:
-    """Games by model, baseline and prompt: one row for all games of a model at a prompt.
+    """Games against one baseline, by model and prompt: one row for all games of a model at a prompt.
 
     Attributes:
-        players: models and baselines.
+        models: by name.
+        baseline: its name.
         prompts: ids of the questions.
         model: (rows,) index of the model.
-        baseline: (rows,) index of the baseline.
         prompt: (rows,) index of the prompt.
         won: (rows,) sum of w s.
         weight: (rows,) sum of w.
         outcomes: (rows, 3) battles lost, tied and won, copies of strong verdicts included.
-        dropped: (model, baseline) -> prompts that were left out.
+        dropped: model -> prompts that were left out.
     """
 
-    players: tuple[str, ...]
+    models: tuple[str, ...]
+    baseline: str
     prompts: tuple[str, ...]
     model: NDArray[np.int64]
-    baseline: NDArray[np.int64]
     prompt: NDArray[np.int64]
     won: Floats
     weight: Floats
     outcomes: Floats
-    dropped: Mapping[tuple[str, str], int]
+    dropped: Mapping[str, int]
 
 
-def battles_of(games: Sequence[Game]) -> Battles:
-    """The battles of all models.
+def battles_of(games: Sequence[Game]) -> tuple[Battles, ...]:
+    """The battles of all models against each baseline of which any prompt has a verdict in each of its games.
 
     Raises:
-        ValueError: no prompt has a verdict in each of its games.
+        ValueError: no prompt has.
     """
-    grouped: dict[tuple[str, str, str], list[Game]] = {}
-    for game in games:
-        if game.baseline is not None:
-            grouped.setdefault((game.model, game.baseline, game.question), []).append(game)
-    dropped: dict[tuple[str, str], int] = {}
-    rows, tallies = [], []
-    for (model, baseline, prompt), own in grouped.items():
-        whole = all(game.preference_of_model is not None for game in own)
-        dropped[model, baseline] = dropped.get((model, baseline), 0) + (not whole)
-        if whole:
-            rows.append((model, baseline, prompt))
-            tallies.append(_tally(own))
-    if not rows:
+    baselines = dict.fromkeys(game.baseline for game in games if game.baseline is not None)
+    found = [_battles([game for game in games if game.baseline == each], each) for each in baselines]
+    whole = tuple(each for each in found if each is not None)
+    if not whole:
         raise ValueError("no prompt has a verdict in each of its games")
-    players = tuple(dict.fromkeys(name for model, baseline, _ in rows for name in (model, baseline)))
-    prompts = tuple(dict.fromkeys(prompt for _, _, prompt in rows))
-    place = {name: index for index, name in enumerate(players)}
+    return whole
+
+
+def _battles(games: Sequence[Game], baseline: str) -> Battles | None:
+    grouped: dict[tuple[str, str], list[Game]] = {}
+    for game in games:
+        grouped.setdefault((game.model, game.question), []).append(game)
+    rows = [key for key, own in grouped.items() if all(game.preference_of_model is not None for game in own)]
+    if not rows:
+        return None
+    models, prompts = (tuple(dict.fromkeys(names)) for names in zip(*rows, strict=True))
     at = {prompt: index for index, prompt in enumerate(prompts)}
-    first, second, asked = np.array([[place[one], place[other], at[prompt]] for one, other, prompt in rows]).T
-    figures = np.array(tallies, dtype=np.float64)
+    model, prompt = np.array([(models.index(one), at[asked]) for one, asked in rows]).T
+    figures = np.array([_tally(grouped[key]) for key in rows], dtype=np.float64)
+    dropped = Counter(name for name, _ in grouped.keys() - set(rows))
     return Battles(
-        players, prompts, first, second, asked, figures[:, 0], figures[:, 1], outcomes=figures[:, 2:], dropped=dropped
+        models,
+        baseline,
+        prompts,
+        model,
+        prompt,
+        figures[:, 0],
+        figures[:, 1],
+        outcomes=figures[:, 2:],
+        dropped=dropped,
     )
 
 
@@ -160,37 +171,35 @@ def arena_hard(
     Raises:
         ValueError: no prompt has a verdict in each of its games.
     """
-    battles = battles_of(games)
-    pairs = sorted(set(zip(battles.model.tolist(), battles.baseline.tolist(), strict=True)))
+    return tuple(each for battles in battles_of(games) for each in _figures(battles, styles, seed))
+
+
+def _figures(battles: Battles, styles: Mapping[tuple[str, str], Style] | None, seed: int) -> Iterator[ArenaHard]:
     terry = _strengths(battles, None, seed)
     controls = (
         [] if styles is None else [_strengths(battles, _style_columns(battles, styles, f), seed) for f in CONTROLS]
     )
-    found = []
-    for model, baseline in pairs:
-        mine = (battles.model == model) & (battles.baseline == baseline)
+    for model, name in enumerate(battles.models):
+        mine = battles.model == model
         low, high = _published_interval(battles.outcomes[mine].sum(axis=0), seed)
-        names = battles.players[model], battles.players[baseline]
-        found.append(
-            ArenaHard(
-                *names,
-                score=ratio_interval(battles.won[mine], battles.weight[mine], seed),
-                published_low=low,
-                published_high=high,
-                bradley_terry=terry.rate(model, baseline, int(mine.sum())),
-                dropped=battles.dropped[names],
-                styles=tuple(
-                    StyleControlled(
-                        features,
-                        fit.rate(model, baseline, int(mine.sum())),
-                        fit.rate(model, baseline, int(mine.sum()), equal_style=True),
-                        fit.weights(features),
-                    )
-                    for features, fit in zip(CONTROLS, controls, strict=False)
-                ),
-            )
+        yield ArenaHard(
+            name,
+            battles.baseline,
+            score=ratio_interval(battles.won[mine], battles.weight[mine], seed),
+            published_low=low,
+            published_high=high,
+            bradley_terry=terry.rate(model, int(mine.sum())),
+            dropped=battles.dropped[name],
+            styles=tuple(
+                StyleControlled(
+                    features,
+                    fit.rate(model, int(mine.sum())),
+                    fit.rate(model, int(mine.sum()), equal_style=True),
+                    fit.weights(features),
+                )
+                for features, fit in zip(CONTROLS, controls, strict=False)
+            ),
         )
-    return tuple(found)
 
 
 def _published_interval(outcomes: Floats, seed: int) -> tuple[float, float]:
@@ -213,11 +222,11 @@ def _style_columns(battles: Battles, styles: Mapping[tuple[str, str], Style], fe
     raw = np.array(
         [
             style_difference(
-                styles[battles.players[model], battles.prompts[prompt]],
-                styles[battles.players[baseline], battles.prompts[prompt]],
+                styles[battles.models[model], battles.prompts[prompt]],
+                styles[battles.baseline, battles.prompts[prompt]],
                 features,
             )
-            for model, baseline, prompt in zip(battles.model, battles.baseline, battles.prompt, strict=True)
+            for model, prompt in zip(battles.model, battles.prompt, strict=True)
         ]
     )
     weight = battles.weight / battles.weight.sum()
@@ -243,29 +252,26 @@ def style_difference(one: Style, other: Style, features: Sequence[str]) -> list[
 
 @dataclass(frozen=True)
 class _Fit:
-    """Strengths of the players and weights of the style: the fit to all rows first, then the replicates."""
+    """Strengths of the models and weights of the style: the fit to all rows first, then the replicates."""
 
-    players: int
+    models: int
     fitted: Floats
     at_equal: Floats
 
-    def rate(self, model: int, baseline: int, n: int, *, equal_style: bool = False) -> Interval:
-        logits = self.fitted[:, model] - self.fitted[:, baseline]
+    def rate(self, model: int, n: int, *, equal_style: bool = False) -> Interval:
+        logits = self.fitted[:, model]
         if equal_style:
-            logits = logits + self.fitted[:, self.players :] @ self.at_equal
+            logits = logits + self.fitted[:, self.models :] @ self.at_equal
         rates = 0.5 * (1 + np.tanh(0.5 * logits))
         return replicate_interval(float(rates[0]), rates[1:], n)
 
     def weights(self, features: Sequence[str]) -> dict[str, float]:
-        return dict(zip(features, map(float, self.fitted[0, self.players :]), strict=True))
+        return dict(zip(features, map(float, self.fitted[0, self.models :]), strict=True))
 
 
 def _strengths(battles: Battles, columns: _Columns | None, seed: int) -> _Fit:
     """Maximum likelihood over all rows, and over prompts drawn with all their battles."""
-    rows, players = len(battles.model), len(battles.players)
-    indicators = np.zeros((rows, players))
-    indicators[np.arange(rows), battles.model] = 1
-    indicators[np.arange(rows), battles.baseline] = -1
+    indicators = np.eye(len(battles.models))[battles.model]
     features = indicators if columns is None else np.column_stack([indicators, columns.values])
     targets = battles.won / battles.weight
 
@@ -274,4 +280,6 @@ def _strengths(battles: Battles, columns: _Columns | None, seed: int) -> _Fit:
 
     whole = fits(np.ones((1, len(battles.prompts)), dtype=np.int64))
     drawn = bootstrap(len(battles.prompts), fits, seed=seed, resamples=RESAMPLES)
-    return _Fit(players, np.concatenate([whole, drawn]), np.zeros(0) if columns is None else columns.at_equal)
+    return _Fit(
+        len(battles.models), np.concatenate([whole, drawn]), np.zeros(0) if columns is None else columns.at_equal
+    )

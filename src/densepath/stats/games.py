@@ -61,8 +61,10 @@ def mean_known(values: Floats) -> Floats:
 
 
 def pairs_of(games: Sequence[Game]) -> tuple[tuple[str, str], ...]:
-    """Each model with the baseline that it was compared with, in the order in which they appear."""
-    return tuple(dict.fromkeys((game.model, game.baseline) for game in games if game.baseline is not None))
+    """Each model with what it was compared with, baseline by baseline, in the order in which they appear."""
+    found = dict.fromkeys((game.model, game.baseline) for game in games if game.baseline is not None)
+    baselines = list(dict.fromkeys(baseline for _, baseline in found))
+    return tuple(sorted(found, key=lambda pair: baselines.index(pair[1])))
 
 
 def pair_games(games: Sequence[Game], model: str, baseline: str) -> PairGames:

@@ -59,7 +59,7 @@ class Gamed:
 def length_controlled(
     preferences: Floats, deltas: Floats, difficulties: Floats | None = None, gamed: Gamed | None = None, seed: int = 0
 ) -> LengthControlled:
-    """The win rate at equal lengths, with a bootstrap interval over prompts at the penalty that was chosen.
+    """The win rate at equal lengths, with a bootstrap interval over prompts, whose fits have no penalty.
 
     Args:
         preferences: (n,) for the model, from 0 to 1; a prompt with NaN is predicted and not fitted.
@@ -92,11 +92,12 @@ def length_controlled(
     fitted = np.concatenate([np.isfinite(targets[:before]), known])
     shares = np.concatenate([np.full(before, GAMED_SHARE), np.ones(len(known))])
     at_zero = np.column_stack([np.zeros_like(deltas), *own[1:]])
-    weights, chosen = _alpaca_eval_fit(features[fitted], targets[fitted], shares[fitted])
+    weights = _alpaca_eval_fit(features[fitted], targets[fitted], shares[fitted])
     predicted = _predicted(at_zero, weights)
     rate = float(predicted.mean())
     rows = _Rows(features[fitted], targets[fitted], shares[fitted], int(fitted[:before].sum()), at_zero, known)
-    replicates = bootstrap(len(known), lambda counts: rows.rates(counts, 1 / chosen), seed=seed, resamples=RESAMPLES)
+    # The penalty that is chosen often takes every term of two near-equal models away: no resample would move the rate.
+    replicates = bootstrap(len(known), rows.rates, seed=seed, resamples=RESAMPLES)
     name, names = _names(gamed is not None)
     return LengthControlled(
         name,
@@ -127,11 +128,11 @@ class _Rows:
     at_zero: Floats
     known: NDArray[np.bool_]
 
-    def rates(self, counts: NDArray[np.int64], penalty: float) -> Floats:
+    def rates(self, counts: NDArray[np.int64]) -> Floats:
         """(fits, prompts) counts to (fits,) rates."""
         gamed = np.ones((len(counts), self.gamed))
         drawn = np.concatenate([gamed, counts[:, self.known]], axis=1) * self.shares
-        fits = logistic_fit(self.features, self.targets, drawn, penalty)
+        fits = logistic_fit(self.features, self.targets, drawn)
         predicted = _predicted(self.at_zero, fits.T).T
         return np.asarray((counts * predicted).sum(axis=1) / counts.sum(axis=1))
 
@@ -140,11 +141,11 @@ def _predicted(features: Floats, weights: Floats) -> Floats:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * (features @ weights))))
 
 
-def _alpaca_eval_fit(features: Floats, targets: Floats, shares: Floats) -> tuple[Floats, float]:
-    """Weights and C of AlpacaEval's fit: each row once with label 1 and once with label 0, weighted by its preference.
+def _alpaca_eval_fit(features: Floats, targets: Floats, shares: Floats) -> Floats:
+    """Weights of AlpacaEval's fit: each row once with label 1 and once with label 0, weighted by its preference.
 
-    C is chosen by the log loss over folds of whole rows. liblinear stops early: only the same order of rows and the
-    same seed give the same weights.
+    The penalty is chosen by the log loss over folds of whole rows. liblinear stops early: only the same order of rows
+    and the same seed give the same weights.
     """
     try:
         import sklearn
@@ -178,7 +179,7 @@ def _alpaca_eval_fit(features: Floats, targets: Floats, shares: Floats) -> tuple
             chances=chances,
             shares=twice,
         )
-    return np.asarray(model.coef_[0], dtype=np.float64), float(np.ravel(model.C_)[0])
+    return np.asarray(model.coef_[0], dtype=np.float64)
 
 
 def _negative_loss(y_true: Floats, y_pred: Floats, *, chances: Floats, shares: Floats) -> float:

@@ -11,7 +11,6 @@ Floats = NDArray[np.float64]
 
 _STEPS = 100
 _HALVINGS = 30
-_SWEEPS = 60
 _ENOUGH = 1e-13
 """Relative fall of the objective below which a fit has arrived. Rows that can be told apart have no optimum: their
 weights grow until this ends it, where the prediction is 0 or 1 to many digits."""
@@ -26,7 +25,6 @@ class _Problem:
     features: Floats
     targets: Floats
     weights: Floats
-    penalty: float
 
     def of(self, fits: NDArray[np.intp]) -> _Problem:
         """The same for fewer weightings."""
@@ -35,12 +33,11 @@ class _Problem:
     def value(self, at: Floats) -> Floats:
         """(fits,) objective."""
         logits = at @ self.features.T
-        fit: Floats = (self.weights * (np.logaddexp(0, logits) - self.targets * logits)).sum(axis=1)
-        size: Floats = np.abs(at).sum(axis=1)
-        return fit + self.penalty * size
+        found: Floats = (self.weights * (np.logaddexp(0, logits) - self.targets * logits)).sum(axis=1)
+        return found
 
     def slopes(self, at: Floats) -> tuple[Floats, Floats]:
-        """(fits, k) gradient and (fits, k, k) curvature of the part without the penalty."""
+        """(fits, k) gradient and (fits, k, k) curvature."""
         columns = self.features.shape[1]
         chances = 0.5 * (1 + np.tanh(0.5 * (at @ self.features.T)))
         gradient = (self.weights * (chances - self.targets)) @ self.features
@@ -49,29 +46,29 @@ class _Problem:
         return gradient, curvature + _RIDGE * np.eye(columns)
 
 
-def logistic_fit(features: Floats, targets: Floats, weights: Floats, penalty: float = 0.0) -> Floats:
+def logistic_fit(features: Floats, targets: Floats, weights: Floats) -> Floats:
     """Weights of the features, without an intercept, for each weighting of the rows.
 
-        minimise over b:  sum_i w_i [ log(1 + exp(x_i b)) - y_i x_i b ]  +  penalty * sum_j |b_j|
+        minimise over b:  sum_i w_i [ log(1 + exp(x_i b)) - y_i x_i b ]
 
-    By Newton steps, halved until the objective does not rise; with a penalty a step is solved by coordinate descent.
+    By Newton steps, halved until the objective does not rise.
 
     Args:
         features: (n, k) x.
         targets: (n,) y, shares in [0, 1].
         weights: (fits, n) w, at least 0.
-        penalty: of the absolute values; liblinear's 1 / C.
 
     Returns:
         (fits, k).
     """
-    whole = _Problem(features, targets, weights, penalty)
+    whole = _Problem(features, targets, weights)
     found = np.zeros((len(weights), features.shape[1]))
     value = whole.value(found)
     active = np.arange(len(weights))
     for _ in range(_STEPS):
         problem, at = whole.of(active), found[active]
-        step = _step(*problem.slopes(at), at, penalty)
+        gradient, curvature = problem.slopes(at)
+        step = np.asarray(-np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0], dtype=np.float64)
         found[active], new = _halved(problem, at, step, value[active])
         arrived = value[active] - new <= _ENOUGH * (1 + np.abs(new))
         value[active] = new
@@ -79,23 +76,6 @@ def logistic_fit(features: Floats, targets: Floats, weights: Floats, penalty: fl
         if not active.size:
             break
     return found
-
-
-def _step(gradient: Floats, curvature: Floats, at: Floats, penalty: float) -> Floats:
-    """The minimum of the quadratic model: of g d + d H d / 2 + penalty |at + d|."""
-    if penalty == 0:
-        return np.asarray(-np.linalg.solve(curvature, gradient[:, :, None])[:, :, 0])
-    step = np.zeros_like(gradient)
-    for _ in range(_SWEEPS):
-        before = step.copy()
-        for j in range(gradient.shape[1]):
-            own = curvature[:, j, j]
-            rest = gradient[:, j] + (curvature[:, j] * step).sum(axis=1) - own * step[:, j]
-            target = own * at[:, j] - rest
-            step[:, j] = np.sign(target) * np.maximum(np.abs(target) - penalty, 0) / own - at[:, j]
-        if np.abs(step - before).max() < _ENOUGH:
-            break
-    return step
 
 
 def _halved(problem: _Problem, at: Floats, step: Floats, value: Floats) -> tuple[Floats, Floats]:

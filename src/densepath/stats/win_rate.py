@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from densepath.records.estimates import LEVEL, Comparison, Difference, verdict_of
-from densepath.records.judged import AlpacaEval, JudgeNoise, LengthControlled, PositionBias, WinRate
+from densepath.records.estimates import LEVEL, Difference, verdict_of
+from densepath.records.judged import AlpacaEval, JudgeNoise, LengthControlled, PositionBias, RateComparison, WinRate
 from densepath.stats.bootstrap import credit_interval, value_interval
 from densepath.stats.comparisons import corrected, holm
 from densepath.stats.games import PairGames, mean_known
@@ -82,23 +82,26 @@ def corrected_rates(rates: Sequence[WinRate]) -> tuple[WinRate, ...]:
     )
 
 
-def compare_models(games: Sequence[PairGames]) -> tuple[Comparison, ...]:
+def compare_models(games: Sequence[PairGames]) -> tuple[RateComparison, ...]:
     """Each model's win rate less that of each model after it, over the prompts of both, with Holm's correction.
 
-    Models without a prompt in common are not compared.
+    Models of different baselines, or without a prompt in common, are not compared.
     """
     pairs: list[tuple[str, str]] = []
+    baselines: list[str] = []
     differences: list[Difference] = []
     for index, one in enumerate(games):
         mine = dict(zip(one.prompts, one.by_prompt, strict=True))
-        for other in games[index + 1 :]:
+        for other in (each for each in games[index + 1 :] if each.baseline == one.baseline):
             theirs = dict(zip(other.prompts, other.by_prompt, strict=True))
             both = [(mine[key], theirs[key]) for key in mine if key in theirs]
             paired = np.array([pair for pair in both if np.isfinite(pair).all()])
             if paired.size:
                 pairs.append((one.model, other.model))
+                baselines.append(one.baseline)
                 differences.append(seed_difference([paired[:, 0]], [paired[:, 1]]))
-    return tuple(corrected(pairs, differences))
+    found = zip(corrected(pairs, differences), baselines, strict=True)
+    return tuple(RateComparison(**vars(each), baseline=baseline) for each, baseline in found)
 
 
 def detectable_effect(values: Floats) -> float:
