@@ -19,6 +19,7 @@ from tests.tiny_models import tiny_llama
 from tests.trainers.test_sft import StopAt
 
 from densepath.config.run import PurifyArguments
+from densepath.core.mixture import lifts, log_share_errors, settled_shares
 from densepath.data.encode import encode_pairs
 from densepath.errors import ConfigError, DamageWarning
 from densepath.io import read_json, read_jsonl
@@ -243,10 +244,10 @@ def test_a_damaged_log_of_a_behaviour_is_said(source, purified, tmp_path, monkey
 # -- which behaviour ----------------------------------------------------------------------------------------------
 
 
-def mixture_of(*behaviours, held_out=None) -> Mixture:
-    """Of (share, lift) for each behaviour."""
+def mixture_of(*behaviours, held_out=None, error=0.01) -> Mixture:
+    """Of (share, lift) for each behaviour, and the standard error of each lift."""
     found = (
-        Behaviour(number, share, None if lift is None else share / 2, lift, 0.0)
+        Behaviour(number, share, None if lift is None else share / 2, lift, 0.0, lift_error=error)
         for number, (share, lift) in enumerate(behaviours, 1)
     )
     return Mixture(tuple(found), held_out)
@@ -260,6 +261,7 @@ def mixture_of(*behaviours, held_out=None) -> Mixture:
         ([mixture_of((0.4, 2.0), (0.6, None))], None, "every behaviour has a lift of 2 or more"),
         ([mixture_of((0.4, -0.1), (0.6, 2.5))], None, "no behaviour was raised by SFT and known before it"),
         ([mixture_of((0.4, -0.1), (0.6, 0.0))], None, "no behaviour was raised"),
+        ([mixture_of((0.4, -0.1), (0.6, 0.1), error=0.1)], None, "the highest, of behaviour 2 of 2, is 0.10 nats"),
         ([mixture_of((0.005, 1.0), (0.995, 0.1))], None, "are one behaviour: 99.5% of them are behaviour 2 of 2"),
         ([mixture_of((0.4, 1), (0.6, 1), held_out=-9.0), mixture_of((1, 1), (0, 0), held_out=-9.1)], (2, 2), "60%"),
         (
@@ -268,13 +270,41 @@ def mixture_of(*behaviours, held_out=None) -> Mixture:
             "behaviour 1 of 3",
         ),
     ],
-    ids=["raised", "new-is-passed-over", "all-new", "lowered", "unchanged", "one", "best-explained", "three"],
+    ids=["raised", "new-is-passed-over", "all-new", "lowered", "unchanged", "noise", "one", "best-explained", "three"],
 )  # fmt: skip
 def test_the_rule_without_labels(mixtures, chosen, words):
     found, reason = _behaviour_choice.by_lift(mixtures)
     assert found == chosen
     assert words in reason
     assert ("The SFT model is kept" in reason) == (chosen is None)
+
+
+@pytest.mark.parametrize(
+    ("rho", "before", "least", "most"),
+    [
+        ((0.5, 0.5), (0.5, 0.5), 0, 18),
+        ((0.4, 0.4, 0.2), (0.4, 0.4, 0.2), 0, 18),
+        ((0.541, 0.459), (0.7, 0.3), 200, 200),
+    ],
+    ids=["none-of-two", "none-of-three", "the-habit"],
+)
+def test_a_lift_is_followed_that_is_more_than_the_noise_of_its_samples(rho, before, least, most):
+    """200 draws of answers that tell their behaviour surely: up to 18 of 200 is 5 % with three standard errors."""
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        drawn = [
+            torch.multinomial(torch.tensor(shares), count, replacement=True, generator=generator)
+            for shares, count in ((rho, 4000), (before, 1000))
+        ]
+        said = [900 * (torch.nn.functional.one_hot(each, len(rho)) - 1.0).double() for each in drawn]
+        shares, errors = zip(
+            *((one := settled_shares(each), log_share_errors(each, one)) for each in said), strict=True
+        )
+        figures = zip(shares[0].tolist(), lifts(*shares).tolist(), torch.hypot(*errors).tolist(), strict=True)
+        behaviours = (Behaviour(k, s, s, lift, 0.0, lift_error=e) for k, (s, lift, e) in enumerate(figures, 1))
+        found.append(_behaviour_choice.by_lift([Mixture(tuple(behaviours))])[0])
+    assert least <= 200 - found.count(None) <= most
+    assert most < 200 or set(found) == {(2, 2)}
 
 
 def planted_verdicts(name: str, right: dict[str, int], prompts: int = 12) -> ArmResult:
@@ -489,7 +519,7 @@ def test_plain_text_has_no_prompt_to_ask(source, tmp_path):
 
 def test_a_behaviour_that_owns_no_row_keeps_those_that_are_nearest(source, tmp_path):
     log_likelihoods = torch.stack([-torch.arange(20.0), -torch.arange(20.0) - 1], dim=1).double()
-    fitted = _behaviours.Fitted(log_likelihoods, torch.tensor([0.9, 0.1]).double(), None, None, (), 0.0, 0.0)
+    fitted = _behaviours.Fitted(log_likelihoods, torch.tensor([0.9, 0.1]).double(), None, None, None, (), 0.0, 0.0)
     stage = stage_of(source, tmp_path, purify_keep=None)
     keep, weights, told = purified_sft._better_part(stage, torch.arange(20.0), fitted, 1, torch.arange(20) % 2)
     assert keep.nonzero().squeeze(1).tolist() == [18, 19]
@@ -500,7 +530,7 @@ def test_a_behaviour_that_owns_no_row_keeps_those_that_are_nearest(source, tmp_p
 def test_what_is_set_aside_is_never_drawn(source, tmp_path):
     """Of three behaviours that overlap, rows are kept whose most likely behaviour is the chosen one."""
     log_likelihoods = 0.6 * torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).double()
-    fitted = _behaviours.Fitted(log_likelihoods, torch.full((3,), 1 / 3).double(), None, None, (), 0.0, 0.0)
+    fitted = _behaviours.Fitted(log_likelihoods, torch.full((3,), 1 / 3).double(), None, None, None, (), 0.0, 0.0)
     stage = stage_of(source, tmp_path, purify_keep=None)
     keep, weights, _ = purified_sft._better_part(stage, torch.zeros(100), fitted, 0, torch.zeros(100))
     likeliest = [max(range(3), key=row.__getitem__) == 0 for row in log_likelihoods.tolist()]

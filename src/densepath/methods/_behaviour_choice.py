@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from densepath.choice.compare import arm_findings
@@ -20,9 +21,10 @@ from densepath.io import remembered
 from densepath.methods import Stage
 from densepath.progress import StageProgress
 from densepath.records.arm import SFT, UNJUDGED, Arm, ArmResult
-from densepath.records.behaviours import NEW_LIFT, Mixture
+from densepath.records.behaviours import NEW_LIFT, Behaviour, Mixture
 from densepath.records.choice import Answer
 from densepath.records.codec import from_json, to_json
+from densepath.records.estimates import LEVEL
 from densepath.rewards.loading import load_policies
 from densepath.stats.intervals import metric_interval
 from densepath.trainers.processes import from_first
@@ -121,18 +123,19 @@ def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
     """The behaviour that is trained on where nothing judges, with its K, and why; None: the SFT model is kept.
 
     Of the mixture that explains the held-out demonstrations best, the largest behaviour that SFT raised by less than
-    `NEW_LIFT`.
+    `NEW_LIFT`. The largest of K lifts is above 0 by chance alone, so a lift counts that is as many standard errors
+    above 0 as one of K is in 5 % of cases.
     """
     if (why := _one_behaviour(mixtures)) is not None:
         return None, why
     best = _best_explained(mixtures)
     of = len(best.behaviours)
-    raised = [each for each in best.behaviours if each.lift is not None and each.lift > 0 and not each.is_new]
-    if raised:
+    above = [each for each in best.behaviours if (each.lift or 0) > 0 and not each.is_new]
+    if raised := [each for each in above if _is_raised(each, of)]:
         top = max(raised, key=lambda each: each.share)
         reason = (
-            f"behaviour {top.number} of {of} is the largest that SFT raised, by {top.lift:.2f} nats, and that the "
-            f"model before it shows too: {top.share:.0%} of the demonstrations"
+            f"behaviour {top.number} of {of} is the largest that SFT raised, by {top.lift:.2f} nats (standard error "
+            f"{top.lift_error:.2f}), and that the model before it shows too: {top.share:.0%} of the demonstrations"
         )
         return (top.number, of), reason
     new = [each for each in best.behaviours if each.lift is None or each.is_new]
@@ -141,7 +144,20 @@ def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
             f"every behaviour has a lift of {NEW_LIFT:g} or more: it is new, and the reward cannot judge what the "
             "model before SFT never did. The SFT model is kept; give a verifier"
         )
+    if above:
+        top = max(above, key=lambda each: each.lift or 0)
+        return None, (
+            f"no lift is told from 0: the highest, of behaviour {top.number} of {of}, is {top.lift:.2f} nats with a "
+            f"standard error of {top.lift_error:.2f}. The SFT model is kept; give a verifier, or more purify_samples"
+        )
     return None, "no behaviour was raised by SFT and known before it. The SFT model is kept; give a verifier"
+
+
+def _is_raised(behaviour: Behaviour, of: int) -> bool:
+    """Whether the lift of one of so many behaviours is above 0 by more than chance."""
+    if behaviour.lift is None or behaviour.lift_error is None:
+        return False
+    return behaviour.lift > NormalDist().inv_cdf(1 - LEVEL / of) * behaviour.lift_error
 
 
 def _one_behaviour(mixtures: Sequence[Mixture]) -> str | None:

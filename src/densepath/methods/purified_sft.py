@@ -6,8 +6,8 @@
 3. EM (`methods._behaviours`): `pi_k` learns what is its own, and `gamma_ik = softmax_k(log rho_k + log pi_k(y_i))`.
 4. `lift_k = log rho_k - log` share of k among answers of pi_0.
 5. A behaviour is chosen: with a verifier or judge the one whose model answers validation prompts best; else, or where
-   all answer alike, the largest with `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the
-   reward cannot judge. None: the SFT model is kept.
+   all answer alike, the largest with `0 < lift < 2` whose lift is no noise. A lift of 2 or more is new: absent from
+   pi_0's answers, where the reward cannot judge. None: the SFT model is kept.
 6. pi_SFT is trained on the demonstrations of that behaviour, with the loss of DFT or plain NLL. With a verifier or
    judge the result is taken by the one rule of `choice` on the same prompts, perhaps with DFT on all demonstrations
    beside it (`purify_dft`); else the SFT model is kept.
@@ -395,6 +395,7 @@ def _mixture(fitted: Fitted, scores: _Scores) -> Mixture:
                 lift=raised,
                 reward=float((weights * scores.scores).sum() / weights.sum().clamp(min=1e-12)),
                 examples=tuple(_log_odds(fitted, index).argsort(descending=True)[:EXAMPLES].tolist()),
+                lift_error=None if raised is None or fitted.lift_errors is None else float(fitted.lift_errors[index]),
             )
         )
     return Mixture(tuple(behaviours), fitted.held_out)

@@ -25,6 +25,8 @@ class Behaviour:
         reward: of its demonstrations, nats per square root of a token, mean weighted by responsibility.
         validation: the verdict on its own answers to validation prompts; None without a verifier or judge.
         examples: rows of the training demonstrations, counted from 1, that are its most surely, three or fewer.
+        lift_error: standard error of the lift, nats, by the numbers of demonstrations and of answers; None where there
+            is no lift.
     """
 
     number: int
@@ -34,6 +36,7 @@ class Behaviour:
     reward: float
     validation: Interval | None = None
     examples: tuple[int, ...] = ()
+    lift_error: float | None = None
 
     __repr__ = brief
 
