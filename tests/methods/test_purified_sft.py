@@ -21,9 +21,17 @@ from tests.trainers.test_sft import StopAt
 from densepath.config.run import PurifyArguments
 from densepath.core.mixture import lifts, log_share_errors, settled_shares
 from densepath.data.encode import encode_pairs
-from densepath.errors import ConfigError, DamageWarning
+from densepath.errors import ConfigError, DamageWarning, DataError
 from densepath.io import read_json, read_jsonl
-from densepath.methods import SFTRun, Stage, _behaviour_choice, _behaviours, get_method, purified_sft
+from densepath.methods import (
+    SFTRun,
+    Stage,
+    _behaviour_choice,
+    _behaviours,
+    _demonstrations,
+    get_method,
+    purified_sft,
+)
 from densepath.methods._demonstrations import _mean_states
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
@@ -307,8 +315,8 @@ def test_a_lift_is_followed_that_is_more_than_the_noise_of_its_samples(rho, befo
     assert most < 200 or set(found) == {(2, 2)}
 
 
-def planted_verdicts(name: str, right: dict[str, int], prompts: int = 12) -> ArmResult:
-    """The first answers of each are right, as many as it says."""
+def planted_verdicts(name: str, right: dict[str, int], prompts: int = 12, cut: float = 0.0) -> ArmResult:
+    """The first answers of each are right, as many as it says; of all a share is cut off."""
     values = (1.0,) * right.get(name, 0) + (0.0,) * (prompts - right.get(name, 0))
     return ArmResult(
         arm=Arm(name, name, name == "sft"),
@@ -318,13 +326,13 @@ def planted_verdicts(name: str, right: dict[str, int], prompts: int = 12) -> Arm
         split="validation",
         values=values,
         lengths=(3,) * prompts,
-        truncated=0.0,
+        truncated=cut,
     )
 
 
-def planted(monkeypatch, right: dict[str, int], prompts: int = 12):
+def planted(monkeypatch, right: dict[str, int], prompts: int = 12, cut: float = 0.0):
     monkeypatch.setattr(
-        _behaviour_choice, "_verdicts", lambda stage, name, path: planted_verdicts(name, right, prompts)
+        _behaviour_choice, "_verdicts", lambda stage, name, path: planted_verdicts(name, right, prompts, cut)
     )
 
 
@@ -373,6 +381,7 @@ def test_the_adapter_of_dft_names_its_base_from_where_it_is_left(source, tmp_pat
 
 def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_path, monkeypatch):
     chosen_always(monkeypatch)
+    monkeypatch.setattr(_behaviour_choice, "NEARLY_ALL", 1.0)  # models of random weights do not end
     purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
     record = record_of(tmp_path)
     assert "the models of all behaviours have 0.000 on 6 validation prompts: by the reward, told to" in record.reason
@@ -383,9 +392,66 @@ def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("right", "words"),
+    [({}, "have 0.000 on 12 validation prompts, as nearly all"), ({"behaviour 2 of 2": 1}, "is kept, as nearly all")],
+    ids=["of-behaviours", "of-what-is-trained"],
+)
+def test_verdicts_on_answers_that_are_cut_off_leave_nothing_to_the_lift(source, tmp_path, monkeypatch, right, words):
+    chosen_always(monkeypatch)
+    planted(monkeypatch, right, cut=0.95)
+    purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
+    assert words in kept_sft(tmp_path)
+    said = "95% of the answers to validation prompts and "
+    assert said in record_of(tmp_path).warnings[-1]
+    assert "did not end within 6 tokens; raise max_completion_length" in record_of(tmp_path).warnings[-1]
+
+
+def test_how_many_answers_were_cut_off_is_counted(source, tmp_path):
+    """Against the ids that were sampled: what was cut off is as long as may be, and ends in no EOS."""
+    corpus, _ = purified_sft._corpus(stage_of(source, tmp_path))
+    answers = [answer for _, answer in read_json(tmp_path / "samples.json")["value"]["pairs"]]
+    cut = [len(answer) == 6 and answer[-1] != TOKENIZER.eos_token_id for answer in answers]
+    assert corpus.cut == sum(cut) / len(cut) > 0
+
+
+@pytest.mark.parametrize(
+    ("right", "prompts", "behaviour", "words"),
+    [
+        ({"behaviour 2 of 2": 1, "purified SFT": 1}, 1, None, "give about 7 of them"),
+        ({"sft": 2, "behaviour 2 of 2": 1, "purified SFT": 8}, 16, 2, "Before the correction it is shown"),
+    ],
+    ids=["one-prompt", "six-of-six"],
+)
+def test_a_lead_is_followed_that_is_shown_before_the_correction(
+    source, tmp_path, monkeypatch, right, prompts, behaviour, words
+):
+    """Beside DFT, so that there are two candidates: six differences of one sign have p = 2/64, and 4/64 for two."""
+    planted(monkeypatch, right, prompts)
+    for module in (_behaviour_choice, purified_sft):
+        monkeypatch.setattr(module, "by_lift", lambda mixtures: ((1, 2), "told to"))
+    purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1, purify_dft=True))
+    record = record_of(tmp_path)
+    assert record.behaviour == behaviour
+    assert words in record.reason
+
+
+@pytest.mark.parametrize("said", [float("nan"), None, "KeyError"])
+def test_a_verifier_that_fails_is_named_with_its_prompt(source, tmp_path, said):
+    def verifier(completion, row):
+        if row["prompt"] != HELD_OUT[1]["prompt"]:
+            return 1.0
+        return row["nothere"] if said == "KeyError" else said
+
+    stage = stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1)
+    said_of = "failed: KeyError" if said == "KeyError" else f"says {said} of an answer"
+    with pytest.raises(DataError, match=rf"^prompt 2 \('count 21:'\): the verifier {said_of}"):
+        purified_sft.train(replace(stage, check=lambda held: verifier))
+
+
+@pytest.mark.parametrize(
     ("right", "by_reward", "behaviour", "words"),
     [
-        ({"sft": 2, "behaviour 2 of 2": 1, "purified SFT": 7}, (1, 2), 2, "and it is taken"),
+        ({"sft": 2, "behaviour 2 of 2": 1, "purified SFT": 7}, (1, 2), None, "The SFT model is kept"),
         ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, (1, 2), None, "The SFT model is kept"),
         ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, (2, 2), 2, "By the lift it is taken"),
         ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, None, None, "The SFT model is kept"),
@@ -393,7 +459,7 @@ def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_p
         ({"sft": 16, "behaviour 2 of 2": 16, "purified SFT": 16}, (1, 2), None, "The SFT model is kept"),
         ({"sft": 3, "behaviour 1 of 2": 2, "behaviour 2 of 2": 2, "purified SFT": 9}, (1, 2), 1, ", shown."),
     ],
-    ids=["own-interval", "lift-against", "lift-for", "no-lift", "no-lead", "all-right", "as-good-as-the-other"],
+    ids=["five-of-five", "lift-against", "lift-for", "no-lift", "no-lead", "all-right", "as-good-as-the-other"],
 )
 def test_what_is_trained_is_taken_where_verdicts_speak_for_it(
     source, tmp_path, monkeypatch, right, by_reward, behaviour, words
@@ -442,6 +508,47 @@ def test_without_rounds_demonstrations_are_drawn_by_their_own_reward(source, tmp
     assert outcome.steps == 3
     assert record_of(tmp_path).mixtures == ()
     assert not list(tmp_path.glob("behaviours-*"))
+
+
+def test_without_rounds_no_lift_speaks_for_what_a_verifier_leaves_open(source, tmp_path, monkeypatch):
+    planted(monkeypatch, {"sft": 2, "purified SFT": 3}, prompts=16)
+    purified_sft.train(stage_of(source, tmp_path, purify_rounds=0, verifier="exact_match"))
+    assert "would be worth having" in kept_sft(tmp_path)
+
+
+def test_the_rows_that_the_last_steps_draw_are_counted(source, tmp_path, monkeypatch, purified):
+    """One step of four from twelve of equal weight: four of them. Three steps draw all, which is not warned of."""
+    chosen_always(monkeypatch)
+    purified_sft.train(stage_of(source, tmp_path, purify_rounds=1, purify_final_steps=1))
+    record = record_of(tmp_path)
+    assert (record.kept, record.drawn) == (12, 4)
+    assert record.warnings[0] == "the last steps drew 4 of the 12 rows that are kept; raise purify_final_steps"
+    whole = record_of(purified[0])
+    assert (whole.kept, whole.drawn) == (12, 12)
+    assert not any("purify_final_steps" in each for each in whole.warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "clustered"),
+    [
+        ({"purify_kind_column": None}, True),
+        ({"purify_kind_column": None, "purify_kinds": 1}, False),
+        ({"purify_kind_column": None, "purify_rounds": 0}, False),
+        ({}, False),
+    ],
+    ids=["clusters", "one-kind", "no-rounds", "column"],
+)
+def test_the_pass_over_prompts_that_are_clustered_is_counted(source, tmp_path, monkeypatch, changes, clustered):
+    passes, real = [], _demonstrations._mean_states
+    monkeypatch.setattr(_demonstrations, "_mean_states", lambda *given: passes.append(1) or real(*given))
+    stage = stage_of(source, tmp_path, **changes)
+    corpus, flops = purified_sft._corpus(stage)
+    purified_sft._scores(stage, corpus)
+    pairs = [encode_pairs(row, TOKENIZER)[0] for row in ROWS]
+    read = 2 * sum(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs)
+    read += sum(len(pair.prompt_ids) + len(pair.completion_ids) for _, pair in corpus.samples.pairs)
+    assert flops == 2 * PARAMETERS * (read + clustered * sum(len(pair.prompt_ids) for pair in pairs))
+    assert bool(passes) == clustered
 
 
 def test_lora_is_trained_where_it_is_asked_for(source, tmp_path, monkeypatch):
@@ -508,6 +615,12 @@ def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(source, tmp_path
     purified_sft.train(stage_of(tmp_path / "source", tmp_path / "p", purify_samples=100, max_prompt_length=40))
     assert long["prompt"] not in {row["prompt"] for row in asked}
     assert len(asked) == len(ROWS)
+
+
+def test_demonstrations_that_are_all_too_long_are_counted(source, tmp_path):
+    place = linked(source, tmp_path / "source", rows=[{**row, "prompt": "x " * 200} for row in ROWS[:3]])
+    with pytest.raises(DataError, match=r"no row is left of 3 \(3 with too long a prompt\); raise max_length"):
+        purified_sft.train(stage_of(place, tmp_path / "cell"))
 
 
 def test_plain_text_has_no_prompt_to_ask(source, tmp_path):

@@ -31,6 +31,9 @@ from densepath.trainers.processes import from_first
 
 ONE_BEHAVIOUR = 0.99
 """Share of the demonstrations above which a behaviour is all there is: a bound of our own."""
+NEARLY_ALL = 0.9
+"""Share of answers cut off above which verdicts are not on what a model has to say: a bound of our own."""
+NOT_JUDGED = "as nearly all answers were cut off: raise max_completion_length"
 PURIFIED, DFT = "purified SFT", "DFT on all demonstrations"
 
 
@@ -42,11 +45,13 @@ class Aim:
         mixtures: what was found, with the verdicts of each behaviour where something judges answers.
         behaviour: its number, and K; None where it is none, and the SFT model is kept.
         reason: why.
+        cut: largest share of a model's answers to validation prompts that did not end within the budget of tokens.
     """
 
     mixtures: tuple[Mixture, ...]
     behaviour: tuple[int, int] | None
     reason: str
+    cut: float = 0.0
 
 
 def aim(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path]) -> Aim:
@@ -61,6 +66,7 @@ def aim(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path])
     if stage.check is None or _one_behaviour(mixtures) is not None:
         return Aim(mixtures, by_reward, reason)
     results = _on_common_prompts(_judged(stage, models))
+    cut = _most_cut(results)
     mixtures = tuple(_with_verdicts(mixture, results) for mixture in mixtures)
     share, value = {}, {}
     for mixture in mixtures:
@@ -71,19 +77,21 @@ def aim(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path])
     best, prompts = max(value.values()), len(next(iter(results.values())).values or ())
     leaders = [place for place in value if value[place] == best]
     if len(leaders) == len(value):
-        told = f"the models of all behaviours have {best:.3f} on {prompts} validation prompts: by the reward, {reason}"
-        return Aim(mixtures, by_reward, told)
+        told = f"the models of all behaviours have {best:.3f} on {prompts} validation prompts"
+        if _nearly_all_cut(results):
+            return Aim(mixtures, None, f"{told}, {NOT_JUDGED}. The SFT model is kept", cut)
+        return Aim(mixtures, by_reward, f"{told}: by the reward, {reason}", cut)
     place = by_reward if by_reward in leaders else max(leaders, key=lambda each: share[each])
     second = max(each for each in value.values() if each < best)
     told = f"{behaviour_name(*place)}: its model has {best:.3f} on {prompts} validation prompts, the next {second:.3f}"
-    return Aim(mixtures, place, told)
+    return Aim(mixtures, place, told, cut)
 
 
-def taken(stage: Stage, candidates: Mapping[str, Path], *, by_reward: bool) -> tuple[str | None, str]:
-    """Name of the candidate that is left, None for the SFT model; and why.
+def taken(stage: Stage, candidates: Mapping[str, Path], *, by_reward: bool) -> tuple[str | None, str, float]:
+    """Name of the candidate that is left, None for the SFT model; why; and the largest share of answers cut off.
 
-    A lead that is not shown is followed where its 95 % interval lies above zero before the correction for several
-    candidates, or where the lift had said the same.
+    A lead that is not shown is followed where the sign-flip test alone shows it, before the correction for several
+    candidates, or where the lift had said the same and answers were judged that ended.
 
     Args:
         stage: the recipe, with what judges answers; where verdicts are kept.
@@ -91,17 +99,27 @@ def taken(stage: Stage, candidates: Mapping[str, Path], *, by_reward: bool) -> t
         by_reward: whether the lift names the behaviour that purified SFT was trained on.
     """
     results = _on_common_prompts(_judged(stage, {SFT: stage.sft.model, **candidates}))
+    cut, unjudged = _most_cut(results), _nearly_all_cut(results)
     sft = results.pop(SFT)
     judge = stage.arguments.judge or stage.arguments.verifier
     decision = decide(arm_findings([sft], list(results.values()), verifier=judge))
     if decision.answer is Answer.CANDIDATE:
-        return decision.policy, decision.reason
+        return decision.policy, decision.reason, cut
     if decision.answer is Answer.CANNOT_TELL:
-        if decision.figure is not None and decision.figure.low > 0:
-            return decision.policy, f"{decision.reason} Its own interval lies above zero, and it is taken"
-        if by_reward and decision.policy in (None, PURIFIED):
-            return PURIFIED, f"{decision.reason} By the lift it is taken"
-    return None, f"{decision.reason} The SFT model is kept"
+        if decision.p is not None and decision.p < LEVEL:
+            return decision.policy, f"{decision.reason} Before the correction it is shown, and it is taken", cut
+        if by_reward and decision.policy in (None, PURIFIED) and not unjudged:
+            return PURIFIED, f"{decision.reason} By the lift it is taken", cut
+    return None, f"{decision.reason} The SFT model is kept{f', {NOT_JUDGED}' if unjudged else ''}", cut
+
+
+def _most_cut(results: Mapping[str, ArmResult]) -> float:
+    return max(each.truncated for each in results.values())
+
+
+def _nearly_all_cut(results: Mapping[str, ArmResult]) -> bool:
+    """Whether hardly an answer of any model ended: what a verdict on them says of the models is that alone."""
+    return min(each.truncated for each in results.values()) > NEARLY_ALL
 
 
 def _on_common_prompts(results: Mapping[str, ArmResult]) -> dict[str, ArmResult]:

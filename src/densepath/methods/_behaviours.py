@@ -51,6 +51,7 @@ class Corpus:
         validation: held-out demonstrations.
         samples: answers of the model before SFT.
         tokenizer: of all.
+        cut: share of the samples that did not end within the budget of tokens.
     """
 
     train: Demonstrations
@@ -58,6 +59,7 @@ class Corpus:
     validation: Demonstrations
     samples: Demonstrations
     tokenizer: Any
+    cut: float = 0.0
 
 
 @dataclass(frozen=True)

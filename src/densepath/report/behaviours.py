@@ -92,7 +92,10 @@ def _answer(record: Purification) -> Notice:
     if not record.trained:
         return Notice("The SFT model is kept.", (record.reason,), headline=True)
     every = record.kept + record.dropped
-    title = f"The SFT model was trained again, on {record.kept:,} of {every:,} demonstrations."
+    kept = f"{record.kept:,} of {every:,} demonstrations"
+    if record.drawn is not None and record.drawn < record.kept:
+        kept = f"{record.drawn:,} rows drawn from the {kept} that are kept"
+    title = f"The SFT model was trained again, on {kept}."
     return Notice(title, (record.reason,), headline=True)  # whether it is better, the results say
 
 
