@@ -8,8 +8,10 @@ import sys
 
 import pytest
 
+from densepath.choice.compare import arm_findings
 from densepath.choice.decide import decide
 from densepath.choice.training import train_on
+from densepath.records.arm import Arm, ArmResult
 from densepath.records.choice import (
     Agreement,
     Answer,
@@ -31,10 +33,15 @@ def about(mean, half=0.05, n=N):
     return Interval(mean, mean - half, mean + half, n)
 
 
+def first_right(value):
+    """(N,) verdicts of which the first are right."""
+    return () if value is None else (1.0,) * round(value * N) + (0.0,) * (N - round(value * N))
+
+
 def answers(value, temperature, *, reference=None, alpha=0.0, length=6.0, truncated=0.0, longer=0.0, **leads):
     return Answers(
         reference, alpha, temperature, None if value is None else about(value), about(length), truncated,
-        longer=None if reference is None else about(longer, 0.01), **leads,
+        longer=None if reference is None else about(longer, 0.01), verdicts=first_right(value), **leads,
     )  # fmt: skip
 
 
@@ -126,6 +133,19 @@ def test_a_lead_that_too_few_prompts_cannot_show_is_not_a_no():
     assert "give about 330 of them" in found.reasons[0]
     small = decide(findings((0.36, 0.35, 0.28), preview("0", 0.37, 0.4, **sft)))
     assert small.answer is Answer.NONE
+
+
+@pytest.mark.parametrize(("candidates", "needed"), [(1, 6), (2, 7)])
+def test_a_lead_without_spread_asks_for_as_many_prompts_as_the_sign_flip_test_needs(candidates, needed):
+    """Of k differences of one sign p = 2^(1 - k): below .05 for 6, below .025 for 7. Three have .25, and no width."""
+
+    def result(name, value):
+        return ArmResult(Arm(name, name, name == "sft"), "s", 0, "greedy", "validation", (value,) * 3, (2,) * 3, 0.0)
+
+    tried = [result(f"candidate {number}", 1.0) for number in range(candidates)]
+    found = decide(arm_findings([result("sft", 0.0)], tried, verifier="exact_match"))
+    assert (found.answer, found.figure.low, found.p) == (Answer.CANNOT_TELL, 1.0, 0.25)
+    assert f"give about {needed} of them" in found.reasons[0]
 
 
 @pytest.mark.parametrize(("value", "word"), [(0.0, "wrong"), (1.0, "right")])

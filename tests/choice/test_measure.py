@@ -18,10 +18,11 @@ from densepath.choice.decide import decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.data.encode import encode_pairs
-from densepath.errors import ConfigError, DataError
+from densepath.errors import ConfigError, DataError, NumericalError
 from densepath.evals.preview import preview_logprobs
 from densepath.models.sampling import FLOOR, Contrast, ContrastKind, sample
 from densepath.records.choice import Answer
+from densepath.records.estimates import verdict_of
 from densepath.rewards.frozen import FrozenPolicy
 
 PROMPTS = 120
@@ -138,6 +139,27 @@ def test_a_reference_that_is_the_sft_model_is_nothing_to_extrapolate(planted):
     )
     assert found.decision.answer is Answer.NONE
     assert "zero" in found.decision.reasons[0]
+
+
+@pytest.mark.parametrize("said", [float("nan"), float("inf"), None, "right"])
+def test_a_verifier_that_says_no_number_is_named_with_the_prompt(planted, said):
+    def verifier(text, row):
+        return said if row == ROWS[2] else 1.0
+
+    with pytest.raises(DataError, match=rf"^prompt 3 \('.*'\): the verifier says '?{said}'? of an answer"):
+        diagnose(planted[0.45], {"0": planted[0.1]}, ROWS[:4], verifier=verifier, **SETTINGS)
+
+
+def test_a_verifier_that_raises_is_named_with_the_prompt_and_keeps_its_cause(planted):
+    with pytest.raises(DataError, match=r"^prompt 1 \('.*'\): the verifier failed: KeyError: 'nothere'") as found:
+        diagnose(planted[0.45], {"0": planted[0.1]}, ROWS[:4], verifier=lambda text, row: row["nothere"], **SETTINGS)
+    assert isinstance(found.value.__cause__.__cause__, KeyError)
+
+
+@pytest.mark.parametrize(("p", "mean"), [(float("nan"), 0.5), (0.01, float("nan"))])
+def test_what_is_no_number_has_no_verdict(p, mean):
+    with pytest.raises(NumericalError, match="has no verdict"):
+        verdict_of(p, mean)
 
 
 def test_several_completions_of_a_prompt_are_one_unit(planted):

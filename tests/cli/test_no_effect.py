@@ -28,6 +28,12 @@ RUN = "run --model_name_or_path m --dataset_name d"
         (f"{RUN} --judge local:x --max_calls 2", "max_calls=2 has no effect with judge=local:x, which is no endpoint"),
         (f"{RUN} --beta 1 --candidate_betas 0.5", "candidate_betas=[0.5] has no effect with beta=1"),
         (f"{RUN} --arms dpr --purify_rounds 2", "purify_rounds=2 has no effect without purified_sft among arms"),
+        (f"{RUN} --purify_rounds 0 --purify_keep 0.3", "purify_keep=0.3 has no effect with purify_rounds=0: leave it"),
+        (
+            "purify --model_name_or_path m --ref_model_name_or_path b --dataset_name d --purify_rounds 0 "
+            "--purify_samples 9",
+            "purify_samples=9 has no effect with purify_rounds=0",
+        ),
         (f"{RUN} --arms dpr --continued_sft samples", "has no effect without continued_sft among arms: leave it out"),
         ("diagnose --run_dir r --judge_both_orders false", "judge_both_orders=False has no effect without judge"),
     ],

@@ -13,7 +13,7 @@ from densepath.cli.main import main
 from densepath.config.training import PurifyCommandArguments
 from densepath.io import read_json, read_jsonl
 from densepath.methods import _behaviours
-from densepath.pipeline.purify import _rows
+from densepath.pipeline.purify import _rows, _write_page
 
 
 @pytest.fixture
@@ -50,12 +50,15 @@ def always_the_second(monkeypatch):
     monkeypatch.setattr("densepath.methods._behaviour_choice.by_lift", lambda mixtures: ((2, 2), "told to"))
 
 
-def test_it_sorts_trains_and_tells(argv, tmp_path, capsys, monkeypatch):
+def test_it_sorts_trains_and_tells(argv, tmp_path, source, capsys, monkeypatch):
     always_the_second(monkeypatch)
     assert main(argv()) == 0
     out = capsys.readouterr().out
     assert "24 demonstrations to sort, 6 rows held out" in out
-    assert "The SFT model was trained again, on 12 of 24 demonstrations." in out
+    trained = "The SFT model was trained again, on 8 rows drawn from the 12 of 24 demonstrations that are kept."
+    assert trained in " ".join(out.split())  # two steps of four
+    assert "raise purify_final_steps" in " ".join(out.split())
+    assert "did not end within 6 tokens; raise max_completion_length" in " ".join(out.split())
     assert "- told to" in out
     assert "2 of 2 ✓" in out
     assert all(len(line) <= 80 or line.startswith(("page: ", "model: ")) for line in out.splitlines())
@@ -63,6 +66,9 @@ def test_it_sorts_trains_and_tells(argv, tmp_path, capsys, monkeypatch):
     assert f"page: {(folder / 'purification.html').resolve()}" in " ".join(out.split())
     page = (folder / "purification.html").read_text(encoding="utf-8")
     assert "What the demonstrations are made of" in page
+    assert f"--baseline {source / 'sft/model'} --judge local:JUDGE" in page
+    asked = PurifyCommandArguments(model_name_or_path="sft", dataset_name="d.jsonl", judge="openai:mine")
+    assert "--baseline sft --judge openai:mine" in _write_page(folder, asked).read_text(encoding="utf-8")
     assert "told to" in page
     assert out.rstrip().endswith(f"model: {(folder / 'model').resolve()}")
     rows = [*read_jsonl(folder / "kept.jsonl"), *read_jsonl(folder / "dropped.jsonl")]
@@ -118,7 +124,8 @@ def test_a_verifier_needs_no_held_out_rows_of_their_own(argv, tmp_path, capsys):
     rows = [{**row, "answer": "0"} for row in ROWS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 1))
     assert main(argv(eval_dataset_name=None, verifier="exact_match")) == 0
-    assert "found every answer wrong" in " ".join(capsys.readouterr().out.split())
+    said = "as nearly all answers were cut off: raise max_completion_length. The SFT model is kept"
+    assert said in " ".join(capsys.readouterr().out.split())  # models of random weights do not end
     kept, dropped, held = (
         read_jsonl(tmp_path / "out" / name) for name in ("kept.jsonl", "dropped.jsonl", "data/validation.jsonl")
     )
@@ -130,14 +137,40 @@ def test_every_row_is_sorted_or_held_out_but_twins_of_what_is_held_out(tmp_path)
     """A split by content is larger than what is asked for; of a prompt that is held out no row is sorted."""
     rows = [{"prompt": f"q {i}?", "completion": f"a {i}"} for i in range(600)]
     again = [{**row, "completion": "b"} for row in rows]
-    for given, none in ((rows, 0), (rows + again, 6)):
+    for given in (rows, rows + again):
         (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
         asked = {"dataset_name": str(tmp_path / "rows.jsonl"), "num_validation_samples": 6}
         to_sort, held_out, unused = _rows(PurifyCommandArguments("sft", ref_model_name_or_path="base", **asked))
-        assert (len(held_out), unused) == (6, none)
-        assert len(to_sort) == len(given) - 6 - none
+        prompts = {row["prompt"] for row in held_out}
+        twins = sum(row["prompt"] in prompts for row in given) - 6
+        assert (len(held_out), unused) == (6, twins)
+        assert len(to_sort) == len(given) - 6 - twins
+        assert (twins > 0) == (given is not rows)
         assert to_sort == [row for row in given if row in to_sort]  # in the source's order
         assert not {row["prompt"] for row in to_sort} & {row["prompt"] for row in held_out}
+
+
+def test_of_a_sorted_file_every_kind_is_held_out(tmp_path):
+    """40 of 4 x 500: one draw in 10^5 lacks a kind, and the first 40 of what a split by content takes have no D."""
+    rows = [{"prompt": f"{kind} {i}?", "completion": "a", "kind": kind} for kind in "ABCD" for i in range(500)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {"dataset_name": str(tmp_path / "rows.jsonl"), "num_validation_samples": 40}
+    found = [_rows(PurifyCommandArguments("s", ref_model_name_or_path="b", seed=n, **asked))[1] for n in (0, 0, 1)]
+    assert found[0] == found[1] != found[2]
+    for held_out in found:
+        assert len(held_out) == 40
+        assert {row["kind"] for row in held_out} == set("ABCD")
+        assert held_out == [row for row in rows if row in held_out]  # in the source's order
+
+
+def test_answers_may_be_as_long_as_the_demonstrations(argv, tmp_path, capsys):
+    """A token for each character, and EOS: 40 tokens need three times 16."""
+    long = [{**row, "completion": "x" * (37 + i % 3)} for i, row in enumerate(ROWS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in long))
+    assert main(argv(max_completion_length=None)) == 0
+    assert "max_completion_length: 48 tokens, within which 99 of 100 demonstrations end" in capsys.readouterr().out
+    assert "max_completion_length: 48\n" in (tmp_path / "out/config.yaml").read_text()
+    assert main(argv(max_completion_length=48)) == 0  # the same command
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from densepath.core.mixture import (
     lifts,
     log_ratios_before,
     log_ratios_so_far,
+    log_share_errors,
     mean_shares,
     prefix_posteriors,
     rank_bands,
@@ -616,3 +617,27 @@ def test_settled_shares_of_what_tells_nothing_stay():
     close(settled_shares(torch.zeros(6, 2)), tensor([0.5, 0.5]))
     told = tensor([[0.0, -900.0], [0.0, -900.0], [-900.0, 0.0]])
     close(settled_shares(told), tensor([2 / 3, 1 / 3]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_errors_of_log_shares_are_those_of_the_likelihoods_curvature(seed):
+    """Two behaviours: var(log rho) = 1 / (rho^2 I), I the second difference of -log-likelihood at its maximum."""
+    scores = 3 * torch.randn(60, 2, dtype=F64, generator=torch.Generator().manual_seed(seed)) - 20
+    found = settled_shares(scores, tolerance=1e-12, most=20_000)
+
+    def likelihood(first: float) -> float:
+        return float((scores + tensor([first, 1 - first]).log()).logsumexp(dim=1).sum())
+
+    first, step = float(found[0]), 1e-4
+    curvature = (2 * likelihood(first) - likelihood(first - step) - likelihood(first + step)) / step**2
+    close(log_share_errors(scores, found), 1 / (found * curvature**0.5), atol=1e-5)
+
+
+def test_the_errors_of_log_shares_where_answers_tell_all_or_nothing():
+    told = tensor([[0.0, -900.0]] * 30 + [[-900.0, 0.0]] * 10)
+    close(
+        log_share_errors(told, settled_shares(told)), tensor([(1 / 120) ** 0.5, (3 / 40) ** 0.5]), atol=1e-8
+    )  # binomial
+    alike, never = torch.zeros(40, 2, dtype=F64), told[:30]
+    assert float(log_share_errors(alike, settled_shares(alike)).min()) > 100
+    assert float(log_share_errors(never, settled_shares(never))[1]) > 100

@@ -19,10 +19,19 @@ from tests.tiny_models import tiny_llama
 from tests.trainers.test_sft import StopAt
 
 from densepath.config.run import PurifyArguments
+from densepath.core.mixture import lifts, log_share_errors, settled_shares
 from densepath.data.encode import encode_pairs
-from densepath.errors import ConfigError, DamageWarning
+from densepath.errors import ConfigError, DamageWarning, DataError
 from densepath.io import read_json, read_jsonl
-from densepath.methods import SFTRun, Stage, _behaviour_choice, _behaviours, get_method, purified_sft
+from densepath.methods import (
+    SFTRun,
+    Stage,
+    _behaviour_choice,
+    _behaviours,
+    _demonstrations,
+    get_method,
+    purified_sft,
+)
 from densepath.methods._demonstrations import _mean_states
 from densepath.models.load import load_model
 from densepath.models.scoring import score_completions
@@ -243,10 +252,10 @@ def test_a_damaged_log_of_a_behaviour_is_said(source, purified, tmp_path, monkey
 # -- which behaviour ----------------------------------------------------------------------------------------------
 
 
-def mixture_of(*behaviours, held_out=None) -> Mixture:
-    """Of (share, lift) for each behaviour."""
+def mixture_of(*behaviours, held_out=None, error=0.01) -> Mixture:
+    """Of (share, lift) for each behaviour, and the standard error of each lift."""
     found = (
-        Behaviour(number, share, None if lift is None else share / 2, lift, 0.0)
+        Behaviour(number, share, None if lift is None else share / 2, lift, 0.0, lift_error=error)
         for number, (share, lift) in enumerate(behaviours, 1)
     )
     return Mixture(tuple(found), held_out)
@@ -260,6 +269,7 @@ def mixture_of(*behaviours, held_out=None) -> Mixture:
         ([mixture_of((0.4, 2.0), (0.6, None))], None, "every behaviour has a lift of 2 or more"),
         ([mixture_of((0.4, -0.1), (0.6, 2.5))], None, "no behaviour was raised by SFT and known before it"),
         ([mixture_of((0.4, -0.1), (0.6, 0.0))], None, "no behaviour was raised"),
+        ([mixture_of((0.4, -0.1), (0.6, 0.1), error=0.1)], None, "the highest, of behaviour 2 of 2, is 0.10 nats"),
         ([mixture_of((0.005, 1.0), (0.995, 0.1))], None, "are one behaviour: 99.5% of them are behaviour 2 of 2"),
         ([mixture_of((0.4, 1), (0.6, 1), held_out=-9.0), mixture_of((1, 1), (0, 0), held_out=-9.1)], (2, 2), "60%"),
         (
@@ -268,7 +278,7 @@ def mixture_of(*behaviours, held_out=None) -> Mixture:
             "behaviour 1 of 3",
         ),
     ],
-    ids=["raised", "new-is-passed-over", "all-new", "lowered", "unchanged", "one", "best-explained", "three"],
+    ids=["raised", "new-is-passed-over", "all-new", "lowered", "unchanged", "noise", "one", "best-explained", "three"],
 )  # fmt: skip
 def test_the_rule_without_labels(mixtures, chosen, words):
     found, reason = _behaviour_choice.by_lift(mixtures)
@@ -277,8 +287,36 @@ def test_the_rule_without_labels(mixtures, chosen, words):
     assert ("The SFT model is kept" in reason) == (chosen is None)
 
 
-def planted_verdicts(name: str, right: dict[str, int], prompts: int = 12) -> ArmResult:
-    """The first answers of each are right, as many as it says."""
+@pytest.mark.parametrize(
+    ("rho", "before", "least", "most"),
+    [
+        ((0.5, 0.5), (0.5, 0.5), 0, 18),
+        ((0.4, 0.4, 0.2), (0.4, 0.4, 0.2), 0, 18),
+        ((0.541, 0.459), (0.7, 0.3), 200, 200),
+    ],
+    ids=["none-of-two", "none-of-three", "the-habit"],
+)
+def test_a_lift_is_followed_that_is_more_than_the_noise_of_its_samples(rho, before, least, most):
+    """200 draws of answers that tell their behaviour surely: up to 18 of 200 is 5 % with three standard errors."""
+    generator, found = torch.Generator().manual_seed(0), []
+    for _ in range(200):
+        drawn = [
+            torch.multinomial(torch.tensor(shares), count, replacement=True, generator=generator)
+            for shares, count in ((rho, 4000), (before, 1000))
+        ]
+        said = [900 * (torch.nn.functional.one_hot(each, len(rho)) - 1.0).double() for each in drawn]
+        shares, errors = zip(
+            *((one := settled_shares(each), log_share_errors(each, one)) for each in said), strict=True
+        )
+        figures = zip(shares[0].tolist(), lifts(*shares).tolist(), torch.hypot(*errors).tolist(), strict=True)
+        behaviours = (Behaviour(k, s, s, lift, 0.0, lift_error=e) for k, (s, lift, e) in enumerate(figures, 1))
+        found.append(_behaviour_choice.by_lift([Mixture(tuple(behaviours))])[0])
+    assert least <= 200 - found.count(None) <= most
+    assert most < 200 or set(found) == {(2, 2)}
+
+
+def planted_verdicts(name: str, right: dict[str, int], prompts: int = 12, cut: float = 0.0) -> ArmResult:
+    """The first answers of each are right, as many as it says; of all a share is cut off."""
     values = (1.0,) * right.get(name, 0) + (0.0,) * (prompts - right.get(name, 0))
     return ArmResult(
         arm=Arm(name, name, name == "sft"),
@@ -288,13 +326,13 @@ def planted_verdicts(name: str, right: dict[str, int], prompts: int = 12) -> Arm
         split="validation",
         values=values,
         lengths=(3,) * prompts,
-        truncated=0.0,
+        truncated=cut,
     )
 
 
-def planted(monkeypatch, right: dict[str, int], prompts: int = 12):
+def planted(monkeypatch, right: dict[str, int], prompts: int = 12, cut: float = 0.0):
     monkeypatch.setattr(
-        _behaviour_choice, "_verdicts", lambda stage, name, path: planted_verdicts(name, right, prompts)
+        _behaviour_choice, "_verdicts", lambda stage, name, path: planted_verdicts(name, right, prompts, cut)
     )
 
 
@@ -343,6 +381,7 @@ def test_the_adapter_of_dft_names_its_base_from_where_it_is_left(source, tmp_pat
 
 def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_path, monkeypatch):
     chosen_always(monkeypatch)
+    monkeypatch.setattr(_behaviour_choice, "NEARLY_ALL", 1.0)  # models of random weights do not end
     purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
     record = record_of(tmp_path)
     assert "the models of all behaviours have 0.000 on 6 validation prompts: by the reward, told to" in record.reason
@@ -353,9 +392,66 @@ def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("right", "words"),
+    [({}, "have 0.000 on 12 validation prompts, as nearly all"), ({"behaviour 2 of 2": 1}, "is kept, as nearly all")],
+    ids=["of-behaviours", "of-what-is-trained"],
+)
+def test_verdicts_on_answers_that_are_cut_off_leave_nothing_to_the_lift(source, tmp_path, monkeypatch, right, words):
+    chosen_always(monkeypatch)
+    planted(monkeypatch, right, cut=0.95)
+    purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1))
+    assert words in kept_sft(tmp_path)
+    said = "95% of the answers to validation prompts and "
+    assert said in record_of(tmp_path).warnings[-1]
+    assert "did not end within 6 tokens; raise max_completion_length" in record_of(tmp_path).warnings[-1]
+
+
+def test_how_many_answers_were_cut_off_is_counted(source, tmp_path):
+    """Against the ids that were sampled: what was cut off is as long as may be, and ends in no EOS."""
+    corpus, _ = purified_sft._corpus(stage_of(source, tmp_path))
+    answers = [answer for _, answer in read_json(tmp_path / "samples.json")["value"]["pairs"]]
+    cut = [len(answer) == 6 and answer[-1] != TOKENIZER.eos_token_id for answer in answers]
+    assert corpus.cut == sum(cut) / len(cut) > 0
+
+
+@pytest.mark.parametrize(
+    ("right", "prompts", "behaviour", "words"),
+    [
+        ({"behaviour 2 of 2": 1, "purified SFT": 1}, 1, None, "give about 7 of them"),
+        ({"sft": 2, "behaviour 2 of 2": 1, "purified SFT": 8}, 16, 2, "Before the correction it is shown"),
+    ],
+    ids=["one-prompt", "six-of-six"],
+)
+def test_a_lead_is_followed_that_is_shown_before_the_correction(
+    source, tmp_path, monkeypatch, right, prompts, behaviour, words
+):
+    """Beside DFT, so that there are two candidates: six differences of one sign have p = 2/64, and 4/64 for two."""
+    planted(monkeypatch, right, prompts)
+    for module in (_behaviour_choice, purified_sft):
+        monkeypatch.setattr(module, "by_lift", lambda mixtures: ((1, 2), "told to"))
+    purified_sft.train(stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1, purify_dft=True))
+    record = record_of(tmp_path)
+    assert record.behaviour == behaviour
+    assert words in record.reason
+
+
+@pytest.mark.parametrize("said", [float("nan"), None, "KeyError"])
+def test_a_verifier_that_fails_is_named_with_its_prompt(source, tmp_path, said):
+    def verifier(completion, row):
+        if row["prompt"] != HELD_OUT[1]["prompt"]:
+            return 1.0
+        return row["nothere"] if said == "KeyError" else said
+
+    stage = stage_of(source, tmp_path, verifier="exact_match", purify_rounds=1)
+    said_of = "failed: KeyError" if said == "KeyError" else f"says {said} of an answer"
+    with pytest.raises(DataError, match=rf"^prompt 2 \('count 21:'\): the verifier {said_of}"):
+        purified_sft.train(replace(stage, check=lambda held: verifier))
+
+
+@pytest.mark.parametrize(
     ("right", "by_reward", "behaviour", "words"),
     [
-        ({"sft": 2, "behaviour 2 of 2": 1, "purified SFT": 7}, (1, 2), 2, "and it is taken"),
+        ({"sft": 2, "behaviour 2 of 2": 1, "purified SFT": 7}, (1, 2), None, "The SFT model is kept"),
         ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, (1, 2), None, "The SFT model is kept"),
         ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, (2, 2), 2, "By the lift it is taken"),
         ({"sft": 2, "behaviour 2 of 2": 3, "purified SFT": 3}, None, None, "The SFT model is kept"),
@@ -363,7 +459,7 @@ def test_a_verifier_that_tells_nothing_apart_leaves_it_to_the_rule(source, tmp_p
         ({"sft": 16, "behaviour 2 of 2": 16, "purified SFT": 16}, (1, 2), None, "The SFT model is kept"),
         ({"sft": 3, "behaviour 1 of 2": 2, "behaviour 2 of 2": 2, "purified SFT": 9}, (1, 2), 1, ", shown."),
     ],
-    ids=["own-interval", "lift-against", "lift-for", "no-lift", "no-lead", "all-right", "as-good-as-the-other"],
+    ids=["five-of-five", "lift-against", "lift-for", "no-lift", "no-lead", "all-right", "as-good-as-the-other"],
 )
 def test_what_is_trained_is_taken_where_verdicts_speak_for_it(
     source, tmp_path, monkeypatch, right, by_reward, behaviour, words
@@ -412,6 +508,47 @@ def test_without_rounds_demonstrations_are_drawn_by_their_own_reward(source, tmp
     assert outcome.steps == 3
     assert record_of(tmp_path).mixtures == ()
     assert not list(tmp_path.glob("behaviours-*"))
+
+
+def test_without_rounds_no_lift_speaks_for_what_a_verifier_leaves_open(source, tmp_path, monkeypatch):
+    planted(monkeypatch, {"sft": 2, "purified SFT": 3}, prompts=16)
+    purified_sft.train(stage_of(source, tmp_path, purify_rounds=0, verifier="exact_match"))
+    assert "would be worth having" in kept_sft(tmp_path)
+
+
+def test_the_rows_that_the_last_steps_draw_are_counted(source, tmp_path, monkeypatch, purified):
+    """One step of four from twelve of equal weight: four of them. Three steps draw all, which is not warned of."""
+    chosen_always(monkeypatch)
+    purified_sft.train(stage_of(source, tmp_path, purify_rounds=1, purify_final_steps=1))
+    record = record_of(tmp_path)
+    assert (record.kept, record.drawn) == (12, 4)
+    assert record.warnings[0] == "the last steps drew 4 of the 12 rows that are kept; raise purify_final_steps"
+    whole = record_of(purified[0])
+    assert (whole.kept, whole.drawn) == (12, 12)
+    assert not any("purify_final_steps" in each for each in whole.warnings)
+
+
+@pytest.mark.parametrize(
+    ("changes", "clustered"),
+    [
+        ({"purify_kind_column": None}, True),
+        ({"purify_kind_column": None, "purify_kinds": 1}, False),
+        ({"purify_kind_column": None, "purify_rounds": 0}, False),
+        ({}, False),
+    ],
+    ids=["clusters", "one-kind", "no-rounds", "column"],
+)
+def test_the_pass_over_prompts_that_are_clustered_is_counted(source, tmp_path, monkeypatch, changes, clustered):
+    passes, real = [], _demonstrations._mean_states
+    monkeypatch.setattr(_demonstrations, "_mean_states", lambda *given: passes.append(1) or real(*given))
+    stage = stage_of(source, tmp_path, **changes)
+    corpus, flops = purified_sft._corpus(stage)
+    purified_sft._scores(stage, corpus)
+    pairs = [encode_pairs(row, TOKENIZER)[0] for row in ROWS]
+    read = 2 * sum(len(pair.prompt_ids) + len(pair.completion_ids) for pair in pairs)
+    read += sum(len(pair.prompt_ids) + len(pair.completion_ids) for _, pair in corpus.samples.pairs)
+    assert flops == 2 * PARAMETERS * (read + clustered * sum(len(pair.prompt_ids) for pair in pairs))
+    assert bool(passes) == clustered
 
 
 def test_lora_is_trained_where_it_is_asked_for(source, tmp_path, monkeypatch):
@@ -480,6 +617,12 @@ def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(source, tmp_path
     assert len(asked) == len(ROWS)
 
 
+def test_demonstrations_that_are_all_too_long_are_counted(source, tmp_path):
+    place = linked(source, tmp_path / "source", rows=[{**row, "prompt": "x " * 200} for row in ROWS[:3]])
+    with pytest.raises(DataError, match=r"no row is left of 3 \(3 with too long a prompt\); raise max_length"):
+        purified_sft.train(stage_of(place, tmp_path / "cell"))
+
+
 def test_plain_text_has_no_prompt_to_ask(source, tmp_path):
     shutil.copytree(source, tmp_path / "source")
     write_rows(tmp_path / "source", "train", [{"text": f"one {i}", "kind": "a"} for i in range(20)])
@@ -489,7 +632,7 @@ def test_plain_text_has_no_prompt_to_ask(source, tmp_path):
 
 def test_a_behaviour_that_owns_no_row_keeps_those_that_are_nearest(source, tmp_path):
     log_likelihoods = torch.stack([-torch.arange(20.0), -torch.arange(20.0) - 1], dim=1).double()
-    fitted = _behaviours.Fitted(log_likelihoods, torch.tensor([0.9, 0.1]).double(), None, None, (), 0.0, 0.0)
+    fitted = _behaviours.Fitted(log_likelihoods, torch.tensor([0.9, 0.1]).double(), None, None, None, (), 0.0, 0.0)
     stage = stage_of(source, tmp_path, purify_keep=None)
     keep, weights, told = purified_sft._better_part(stage, torch.arange(20.0), fitted, 1, torch.arange(20) % 2)
     assert keep.nonzero().squeeze(1).tolist() == [18, 19]
@@ -500,7 +643,7 @@ def test_a_behaviour_that_owns_no_row_keeps_those_that_are_nearest(source, tmp_p
 def test_what_is_set_aside_is_never_drawn(source, tmp_path):
     """Of three behaviours that overlap, rows are kept whose most likely behaviour is the chosen one."""
     log_likelihoods = 0.6 * torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).double()
-    fitted = _behaviours.Fitted(log_likelihoods, torch.full((3,), 1 / 3).double(), None, None, (), 0.0, 0.0)
+    fitted = _behaviours.Fitted(log_likelihoods, torch.full((3,), 1 / 3).double(), None, None, None, (), 0.0, 0.0)
     stage = stage_of(source, tmp_path, purify_keep=None)
     keep, weights, _ = purified_sft._better_part(stage, torch.zeros(100), fitted, 0, torch.zeros(100))
     likeliest = [max(range(3), key=row.__getitem__) == 0 for row in log_likelihoods.tolist()]

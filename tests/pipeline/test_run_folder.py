@@ -78,6 +78,17 @@ def test_a_number_written_in_another_way_is_the_same_configuration(tmp_path):
     run.close()
 
 
+def test_a_folder_goes_on_without_keys_that_no_rounds_of_purification_read(tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "model").mkdir()
+    run.open_config({"purify_rounds": 0, "purify_keep": 0.3, "purify_steps": 9, "purify_final_steps": 2})
+    run.open_config({"purify_rounds": 0, "purify_keep": 0.5, "purify_steps": 8, "purify_final_steps": 2})
+    for changed in ({"purify_final_steps": 3}, {"purify_rounds": 1}):
+        with pytest.raises(ResumeError, match="another configuration"):
+            run.open_config({"purify_rounds": 0, "purify_keep": 0.5, "purify_final_steps": 2, **changed})
+    run.close()
+
+
 def test_a_key_that_decides_nothing_in_a_folder_may_change(tmp_path):
     run = RunFolder(tmp_path)
     (tmp_path / "model").mkdir()

@@ -66,7 +66,8 @@ STEPS = {
         "unchecked", {"sft_model_name_or_path": "org/sft"}, results=from_json(Results, RESULTS)
     ),
     "purification": purification(),
-    "purification, judged": purification({**FACTS, "verifier": "none"}),
+    "purification, judged": purification({**FACTS, "verifier": "none", "judge": "openai:mine"}),
+    "purification, unchecked": purification({**FACTS, "verifier": "none", "judge": "none"}),
     "purification, kept": purification(trained=False),
     "scores": next_step.after_view(),
     "audit": next_step.after_audit([("file", "my rows.jsonl"), ("SFT model", "sft"), ("reference", "a, b")]),
@@ -95,6 +96,9 @@ def test_the_command_can_be_typed(name):
 
 
 def test_names_that_the_page_knows_are_in_the_command():
+    assert STEPS["purification"].command.endswith("--dataset_name PROMPTS.jsonl --verifier exact_match")
+    assert STEPS["purification, judged"].command.endswith("--baseline sft --judge openai:mine")
+    assert STEPS["purification, unchecked"].command.endswith("--baseline sft --judge local:JUDGE")
     assert STEPS["run, better"].command == (
         "densepath run --config runs/mine/config.yaml --seed 4 --output_dir runs/mine-seed-4"
     )

@@ -68,6 +68,24 @@ def test_the_record_goes_through_json():
     assert from_json(Purification, json.loads(json.dumps(to_json(FOUND)))) == FOUND
 
 
+def test_older_records_are_read():
+    old = to_json(FOUND)
+    del old["drawn"]
+    for mixture in old["mixtures"]:
+        for behaviour in mixture["behaviours"]:
+            del behaviour["lift_error"]
+    assert from_json(Purification, old) == FOUND
+
+
+def test_the_page_says_what_was_drawn_and_how_sure_a_lift_is():
+    first, second = TWO.behaviours
+    mixture = dataclasses.replace(TWO, behaviours=(first, dataclasses.replace(second, lift_error=0.123)))
+    page = html_of(dataclasses.replace(FOUND, drawn=16, mixtures=(mixture,)))
+    assert "on 16 rows drawn from the 50 of 101 demonstrations that are kept." in page
+    assert "+1.10 ± 0.12" in page
+    assert "on 50 of 101 demonstrations." in html_of(dataclasses.replace(FOUND, drawn=50))
+
+
 def test_the_page_shows_every_behaviour_with_its_figures_and_examples():
     page = html_of(FOUND)
     assert "The SFT model was trained again, on 50 of 101 demonstrations." in page

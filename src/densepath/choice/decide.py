@@ -14,8 +14,9 @@ Whatever the candidates say, SFT that is not finished goes on first (`choice.tra
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
-from statistics import NormalDist
+from statistics import NormalDist, fmean
 
 from densepath.choice.training import train_on
 from densepath.choice.warnings import all_warnings
@@ -117,7 +118,7 @@ def _by_answers(findings: Findings) -> Decision:
     if lead.difference.mean >= WORTH_HAVING:
         reason = (
             f"A lead of {lead.difference.mean:+.3f} would be worth having, and {findings.prompts} prompts cannot show "
-            f"it: give about {_prompts_needed(lead.difference, findings.prompts)} of them"
+            f"it: give about {_prompts_needed(top, best, len(findings.candidates))} of them"
             f"{', or fewer candidates' if len(findings.candidates) > 1 else ''}."
         )
         return _of(Answer.CANNOT_TELL, top, (reason, *reasons), all_warnings(findings, None))
@@ -137,6 +138,7 @@ def _of(answer: Answer, top: Answers, reasons: tuple[str, ...], warnings: tuple[
         policy=top.policy if named else None,
         decoding=top.decoding if named else None,
         figure=top.against_best.difference,
+        p=top.against_best.p,
         p_holm=top.against_best.p_holm,
         capped=named and top.capped,
     )
@@ -170,11 +172,19 @@ def _plain(interval: Interval, digits: int = 2) -> str:
     return f"{interval.mean:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
-def _prompts_needed(lead: Interval, prompts: int) -> int:
-    """Prompts at which a lead of this size is three standard errors, in two digits."""
+def _prompts_needed(top: Answers, best: Answers, tried: int) -> int:
+    """Prompts at which a lead of this size is three standard errors, in two digits.
+
+    And as many differ as the sign-flip test needs where all speak for one: of k it has p = 2^(1 - k), times the
+    candidates tried. The interval of few or equal differences has no width, and asks for none.
+    """
+    assert top.against_best is not None
+    lead, prompts = top.against_best.difference, len(top.verdicts)
     error = (lead.high - lead.low) / (2 * _quantile(1))
-    needed = prompts * (3 * error / lead.mean) ** 2
-    return int(float(f"{max(needed, prompts + 1):.1e}"))
+    differing = fmean(mine != other for mine, other in zip(top.verdicts, best.verdicts, strict=True))
+    fewest = math.ceil((1 + math.log2(tried / LEVEL)) / differing)
+    needed = max(prompts * (3 * error / lead.mean) ** 2, fewest, prompts + 1)
+    return int(float(f"{needed:.1e}"))
 
 
 def _sharpening_reasons(findings: Findings, best: Answers) -> tuple[str, ...]:

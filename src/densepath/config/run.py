@@ -222,7 +222,15 @@ class PurifyArguments(Arguments):
         if rate is not None and not 0 < rate < float("inf"):
             raise ConfigError(f"purify_learning_rate={rate} must be a number above 0")
 
+    def check_effect(self) -> None:
+        """Without rounds there are no behaviours, of which these ask."""
+        super().check_effect()
+        if not self.purify_rounds:
+            check_no_effect(self, OF_BEHAVIOURS, "with purify_rounds=0")
 
+
+OF_BEHAVIOURS = ("purify_behaviours", "purify_steps", "purify_keep", "purify_kinds", "purify_samples")
+"""Arguments that decide nothing without rounds of EM."""
 _OF_PURIFICATION = tuple(f.name for f in fields(PurifyArguments) if f.name.startswith("purify_"))
 
 

@@ -67,7 +67,12 @@ class PurifyCommandArguments(JudgeArguments, PurifyArguments, TrainingRowsArgume
     max_length: int | None = option(
         None, "Longest demonstration in tokens; longer ones are cut. None: the context.", least=2
     )
-    max_completion_length: int = option(64, "Longest sampled answer in tokens, EOS included.", least=1)
+    max_completion_length: int | None = option(
+        None,
+        "Longest sampled answer in tokens, EOS included. None: what 99 of 100 demonstrations need, at most half the "
+        "context.",
+        least=1,
+    )
     temperature: float = option(0.0, "Of the answers that are judged; 0 is greedy.")
     purify_dft: bool = option(
         True,

@@ -137,6 +137,29 @@ def lifts(shares: Tensor, reference_shares: Tensor) -> Tensor:
     return shares.log() - reference_shares.log()
 
 
+def log_share_errors(log_likelihoods: Tensor, shares: Tensor) -> Tensor:
+    """Standard errors of the logs of `settled_shares`, by the Fisher information of the answers.
+
+        var(log rho_k) = [G^-1]_kk - 1/n,  G_jk = sum_i gamma_ij gamma_ik
+
+    Where no answer is possible under two behaviours that is the binomial's (1 - rho_k) / (n rho_k). The more they
+    overlap the larger it is, and it has no bound where they are one, or where no answer shows the behaviour.
+
+    Args:
+        log_likelihoods: (answers, behaviours) float, nats.
+        shares: (behaviours,) float, rho, which maximise the likelihood of these answers.
+
+    Returns:
+        (behaviours,) float64.
+
+    Source: derived; the inverse of the observed information on the simplex, by the delta method.
+    """
+    gamma = responsibilities(log_likelihoods.double(), shares.double().log())
+    tiny = 1e-9 * len(gamma) * torch.eye(len(shares), dtype=torch.float64)
+    inverse: Tensor = torch.linalg.inv(gamma.T @ gamma + tiny)
+    return (inverse.diagonal() - 1 / len(gamma)).clamp(min=0).sqrt()
+
+
 def bounded_posterior(log_ratios: Tensor, reference_share: float) -> Tensor:
     """Posterior that an answer, or its beginning, is not the reference's doing: `w = max(0, 1 - c exp(-R))`.
 

@@ -13,7 +13,7 @@ from densepath.data.rows import Row, is_conversational, prompt_of
 from densepath.data.spans import read_tokens
 from densepath.errors import DataError, ModelError
 from densepath.evals.generation import Completion, Decoding, generate
-from densepath.evals.verifiers import Verifier
+from densepath.evals.verifiers import Verifier, verdict_on
 from densepath.records.benchmark import Question
 from densepath.records.completion import completion_of
 
@@ -169,7 +169,7 @@ def _next_prompt(asked: Asked, completions: Sequence[Completion]) -> dict[str, A
 
 def _metric(verifier: Verifier, completion: Completion, asked: Asked) -> float:
     try:
-        return float(verifier(completion.text, asked.row))
+        return verdict_on(verifier, completion.text, asked.row)
     except DataError as error:
         raise DataError(f"row {asked.number}: {error}") from error
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from densepath.data.encode import encode_row_prompt
-from densepath.errors import UsageError
-from densepath.evals.verifiers import AnswerJudge, Verifier
+from densepath.data.rows import prompt_of, short, turn_text
+from densepath.errors import DataError, UsageError
+from densepath.evals.verifiers import AnswerJudge, Verifier, verdict_on
 from densepath.models.compat import eos_token_ids, warn_of_spare_ids
 from densepath.models.sampling import DEFAULT_TOKEN_BUDGET, Contrast, Draw, Samples, Sampling, sample_each
 from densepath.rewards.vllm_policy import VLLMPolicy
@@ -194,11 +195,21 @@ def checked(
     """The completions with what a program or a judge says of each; as they are without one.
 
     Raises:
-        DataError: a row that the verifier cannot check against. JudgeError: a judge that does not work.
+        DataError: a verifier that fails or says no finite number, with the prompt (1-based). JudgeError: a judge that
+            does not work.
     """
     if verifier is None:
         return list(completions)
     if not callable(verifier):
         found = verifier.judged([each.text for each in completions], [rows[each.row] for each in completions])
         return [replace(each, metric=metric) for each, metric in zip(completions, found, strict=True)]
-    return [replace(each, metric=float(verifier(each.text, rows[each.row]))) for each in completions]
+    return [replace(each, metric=_verdict(verifier, each, rows[each.row])) for each in completions]
+
+
+def _verdict(verifier: Verifier, completion: Completion, row: Mapping[str, Any]) -> float:
+    try:
+        return verdict_on(verifier, completion.text, row)
+    except DataError as error:
+        prompt = prompt_of(row)
+        asked = prompt if isinstance(prompt, str) else turn_text(prompt[-1])
+        raise DataError(f"prompt {completion.row + 1} ({short(asked)!r}): {error}") from error

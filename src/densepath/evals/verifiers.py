@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Protocol, TypeAlias, cast
@@ -10,7 +11,7 @@ from typing import Any, Protocol, TypeAlias, cast
 from densepath.data.constraints import is_met
 from densepath.data.rows import short
 from densepath.data.tasks import check_answer
-from densepath.errors import ConfigError, DataError
+from densepath.errors import ConfigError, DataError, DensepathError
 from densepath.evals.numbers import Numeral, Value, numerals
 
 Verifier: TypeAlias = Callable[[str, Mapping[str, Any]], float]
@@ -22,6 +23,33 @@ class AnswerJudge(Protocol):
 
     def judged(self, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
         """A number for each answer, higher is better; None where there is none."""
+
+
+def verdict_on(verifier: Verifier, completion: str, row: Mapping[str, Any], name: str = "the verifier") -> float:
+    """What a verifier says of a completion, a finite number: somebody's own program may say or raise anything.
+
+    Args:
+        verifier: the program.
+        completion: a model's text.
+        row: that it is checked against.
+        name: what messages call the verifier.
+
+    Raises:
+        DensepathError: a row that the verifier cannot check against.
+        DataError: it raised something else, or said no finite number.
+    """
+    try:
+        said = verifier(completion, row)
+    except DensepathError:
+        raise
+    except Exception as error:
+        raise DataError(f"{name} failed: {type(error).__name__}: {short(str(error))}") from error
+    try:
+        if math.isfinite(number := float(said)):
+            return number
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise DataError(f"{name} says {short(repr(said))} of an answer, which is no finite number")
 
 
 ANSWER_MARK = "####"  # GSM8K writes the final answer behind it

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from densepath.evidence.cells import Place, SettingCells, is_measured, verdicts
 from densepath.evidence.comparisons import EQUAL_COMPUTE, LENGTH_SHARE, SEES_VALIDATION
-from densepath.records.arm import BASE, SFT
+from densepath.records.arm import BASE, SFT, TRUNCATED_WATCH
 from densepath.records.estimates import Interval, Verdict
 from densepath.records.results import ArmComparison, ArmRow, Statement
-from densepath.report.verdict import KL_WATCH, TRUNCATED_WATCH
+from densepath.report.verdict import KL_WATCH
 from densepath.report.words import interval_text
 
 

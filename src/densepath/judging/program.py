@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
-from densepath.data.rows import short
-from densepath.errors import DataError
-from densepath.evals.verifiers import Verifier
+from densepath.evals.verifiers import Verifier, verdict_on
 from densepath.judging.here import JudgeHere
 from densepath.judging.protocol import JudgeRequest
 from densepath.records.judging import Judgement, preference_of
@@ -27,16 +23,8 @@ class ProgramJudge(JudgeHere[float]):
         self._verifier = verifier
 
     def prepare(self, request: JudgeRequest) -> list[float]:
-        """The program's grade of each answer; no finite number is invalid."""
-        return [self._number(self._verifier(texts[-1], request.row or {})) for texts in request.answers]
-
-    def _number(self, said: Any) -> float:
-        try:
-            if math.isfinite(grade := float(said)):
-                return grade
-        except (TypeError, ValueError, OverflowError):
-            pass
-        raise DataError(f"{self.name} says {short(repr(said))} of an answer, which is no finite number")
+        """The program's grade of each answer; where it fails or says no finite number, that is invalid."""
+        return [verdict_on(self._verifier, texts[-1], request.row or {}, self.name) for texts in request.answers]
 
     def score(self, things: Sequence[float]) -> Sequence[float]:
         """The grades as they are."""

@@ -11,6 +11,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 from densepath.choice.compare import arm_findings
@@ -20,15 +21,19 @@ from densepath.io import remembered
 from densepath.methods import Stage
 from densepath.progress import StageProgress
 from densepath.records.arm import SFT, UNJUDGED, Arm, ArmResult
-from densepath.records.behaviours import NEW_LIFT, Mixture
+from densepath.records.behaviours import NEW_LIFT, Behaviour, Mixture
 from densepath.records.choice import Answer
 from densepath.records.codec import from_json, to_json
+from densepath.records.estimates import LEVEL
 from densepath.rewards.loading import load_policies
 from densepath.stats.intervals import metric_interval
 from densepath.trainers.processes import from_first
 
 ONE_BEHAVIOUR = 0.99
 """Share of the demonstrations above which a behaviour is all there is: a bound of our own."""
+NEARLY_ALL = 0.9
+"""Share of answers cut off above which verdicts are not on what a model has to say: a bound of our own."""
+NOT_JUDGED = "as nearly all answers were cut off: raise max_completion_length"
 PURIFIED, DFT = "purified SFT", "DFT on all demonstrations"
 
 
@@ -40,11 +45,13 @@ class Aim:
         mixtures: what was found, with the verdicts of each behaviour where something judges answers.
         behaviour: its number, and K; None where it is none, and the SFT model is kept.
         reason: why.
+        cut: largest share of a model's answers to validation prompts that did not end within the budget of tokens.
     """
 
     mixtures: tuple[Mixture, ...]
     behaviour: tuple[int, int] | None
     reason: str
+    cut: float = 0.0
 
 
 def aim(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path]) -> Aim:
@@ -59,6 +66,7 @@ def aim(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path])
     if stage.check is None or _one_behaviour(mixtures) is not None:
         return Aim(mixtures, by_reward, reason)
     results = _on_common_prompts(_judged(stage, models))
+    cut = _most_cut(results)
     mixtures = tuple(_with_verdicts(mixture, results) for mixture in mixtures)
     share, value = {}, {}
     for mixture in mixtures:
@@ -69,19 +77,21 @@ def aim(stage: Stage, mixtures: tuple[Mixture, ...], models: Mapping[str, Path])
     best, prompts = max(value.values()), len(next(iter(results.values())).values or ())
     leaders = [place for place in value if value[place] == best]
     if len(leaders) == len(value):
-        told = f"the models of all behaviours have {best:.3f} on {prompts} validation prompts: by the reward, {reason}"
-        return Aim(mixtures, by_reward, told)
+        told = f"the models of all behaviours have {best:.3f} on {prompts} validation prompts"
+        if _nearly_all_cut(results):
+            return Aim(mixtures, None, f"{told}, {NOT_JUDGED}. The SFT model is kept", cut)
+        return Aim(mixtures, by_reward, f"{told}: by the reward, {reason}", cut)
     place = by_reward if by_reward in leaders else max(leaders, key=lambda each: share[each])
     second = max(each for each in value.values() if each < best)
     told = f"{behaviour_name(*place)}: its model has {best:.3f} on {prompts} validation prompts, the next {second:.3f}"
-    return Aim(mixtures, place, told)
+    return Aim(mixtures, place, told, cut)
 
 
-def taken(stage: Stage, candidates: Mapping[str, Path], *, by_reward: bool) -> tuple[str | None, str]:
-    """Name of the candidate that is left, None for the SFT model; and why.
+def taken(stage: Stage, candidates: Mapping[str, Path], *, by_reward: bool) -> tuple[str | None, str, float]:
+    """Name of the candidate that is left, None for the SFT model; why; and the largest share of answers cut off.
 
-    A lead that is not shown is followed where its 95 % interval lies above zero before the correction for several
-    candidates, or where the lift had said the same.
+    A lead that is not shown is followed where the sign-flip test alone shows it, before the correction for several
+    candidates, or where the lift had said the same and answers were judged that ended.
 
     Args:
         stage: the recipe, with what judges answers; where verdicts are kept.
@@ -89,17 +99,27 @@ def taken(stage: Stage, candidates: Mapping[str, Path], *, by_reward: bool) -> t
         by_reward: whether the lift names the behaviour that purified SFT was trained on.
     """
     results = _on_common_prompts(_judged(stage, {SFT: stage.sft.model, **candidates}))
+    cut, unjudged = _most_cut(results), _nearly_all_cut(results)
     sft = results.pop(SFT)
     judge = stage.arguments.judge or stage.arguments.verifier
     decision = decide(arm_findings([sft], list(results.values()), verifier=judge))
     if decision.answer is Answer.CANDIDATE:
-        return decision.policy, decision.reason
+        return decision.policy, decision.reason, cut
     if decision.answer is Answer.CANNOT_TELL:
-        if decision.figure is not None and decision.figure.low > 0:
-            return decision.policy, f"{decision.reason} Its own interval lies above zero, and it is taken"
-        if by_reward and decision.policy in (None, PURIFIED):
-            return PURIFIED, f"{decision.reason} By the lift it is taken"
-    return None, f"{decision.reason} The SFT model is kept"
+        if decision.p is not None and decision.p < LEVEL:
+            return decision.policy, f"{decision.reason} Before the correction it is shown, and it is taken", cut
+        if by_reward and decision.policy in (None, PURIFIED) and not unjudged:
+            return PURIFIED, f"{decision.reason} By the lift it is taken", cut
+    return None, f"{decision.reason} The SFT model is kept{f', {NOT_JUDGED}' if unjudged else ''}", cut
+
+
+def _most_cut(results: Mapping[str, ArmResult]) -> float:
+    return max(each.truncated for each in results.values())
+
+
+def _nearly_all_cut(results: Mapping[str, ArmResult]) -> bool:
+    """Whether hardly an answer of any model ended: what a verdict on them says of the models is that alone."""
+    return min(each.truncated for each in results.values()) > NEARLY_ALL
 
 
 def _on_common_prompts(results: Mapping[str, ArmResult]) -> dict[str, ArmResult]:
@@ -121,18 +141,19 @@ def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
     """The behaviour that is trained on where nothing judges, with its K, and why; None: the SFT model is kept.
 
     Of the mixture that explains the held-out demonstrations best, the largest behaviour that SFT raised by less than
-    `NEW_LIFT`.
+    `NEW_LIFT`. The largest of K lifts is above 0 by chance alone, so a lift counts that is as many standard errors
+    above 0 as one of K is in 5 % of cases.
     """
     if (why := _one_behaviour(mixtures)) is not None:
         return None, why
     best = _best_explained(mixtures)
     of = len(best.behaviours)
-    raised = [each for each in best.behaviours if each.lift is not None and each.lift > 0 and not each.is_new]
-    if raised:
+    above = [each for each in best.behaviours if (each.lift or 0) > 0 and not each.is_new]
+    if raised := [each for each in above if _is_raised(each, of)]:
         top = max(raised, key=lambda each: each.share)
         reason = (
-            f"behaviour {top.number} of {of} is the largest that SFT raised, by {top.lift:.2f} nats, and that the "
-            f"model before it shows too: {top.share:.0%} of the demonstrations"
+            f"behaviour {top.number} of {of} is the largest that SFT raised, by {top.lift:.2f} nats (standard error "
+            f"{top.lift_error:.2f}), and that the model before it shows too: {top.share:.0%} of the demonstrations"
         )
         return (top.number, of), reason
     new = [each for each in best.behaviours if each.lift is None or each.is_new]
@@ -141,7 +162,20 @@ def by_lift(mixtures: Sequence[Mixture]) -> tuple[tuple[int, int] | None, str]:
             f"every behaviour has a lift of {NEW_LIFT:g} or more: it is new, and the reward cannot judge what the "
             "model before SFT never did. The SFT model is kept; give a verifier"
         )
+    if above:
+        top = max(above, key=lambda each: each.lift or 0)
+        return None, (
+            f"no lift is told from 0: the highest, of behaviour {top.number} of {of}, is {top.lift:.2f} nats with a "
+            f"standard error of {top.lift_error:.2f}. The SFT model is kept; give a verifier, or more purify_samples"
+        )
     return None, "no behaviour was raised by SFT and known before it. The SFT model is kept; give a verifier"
+
+
+def _is_raised(behaviour: Behaviour, of: int) -> bool:
+    """Whether the lift of one of so many behaviours is above 0 by more than chance."""
+    if behaviour.lift is None or behaviour.lift_error is None:
+        return False
+    return behaviour.lift > NormalDist().inv_cdf(1 - LEVEL / of) * behaviour.lift_error
 
 
 def _one_behaviour(mixtures: Sequence[Mixture]) -> str | None:

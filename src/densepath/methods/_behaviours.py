@@ -19,7 +19,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 
-from densepath.core.mixture import responsibilities, settled_shares, systematic_draws
+from densepath.core.mixture import log_share_errors, responsibilities, settled_shares, systematic_draws
 from densepath.errors import DamageWarning
 from densepath.io import changed_files, recalled, remember, remove, sealed
 from densepath.methods._demonstrations import Demonstrations
@@ -51,6 +51,7 @@ class Corpus:
         validation: held-out demonstrations.
         samples: answers of the model before SFT.
         tokenizer: of all.
+        cut: share of the samples that did not end within the budget of tokens.
     """
 
     train: Demonstrations
@@ -58,6 +59,7 @@ class Corpus:
     validation: Demonstrations
     samples: Demonstrations
     tokenizer: Any
+    cut: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Fitted:
         log_likelihoods: (rows, K) of the training demonstrations, nats.
         shares: (K,) of the demonstrations.
         reference_shares: (K,) of the answers of the model before SFT; None where there are none.
+        lift_errors: (K,) standard error of each lift, nats; None likewise.
         held_out: mean log-likelihood of the validation demonstrations under the mixture, nats; None without any.
         models: folder of each behaviour's model.
         tokens: that were trained on.
@@ -77,6 +80,7 @@ class Fitted:
     log_likelihoods: Tensor
     shares: Tensor
     reference_shares: Tensor | None
+    lift_errors: Tensor | None
     held_out: float | None
     models: tuple[Path, ...]
     tokens: float
@@ -113,10 +117,16 @@ def fit(stage: Stage, corpus: Corpus, bands: Tensor, number: int) -> Fitted:
         gamma = _with_all_alive(responsibilities(log_likelihoods, shares.log()), gamma)
         tokens += sum(said.tokens for said in found)
         flops += sum(said.flops for said in found)
+    reference = errors = None
+    if len(corpus.samples):
+        of_samples = _stacked(found, "samples")
+        reference = settled_shares(of_samples)
+        errors = torch.hypot(log_share_errors(log_likelihoods, shares), log_share_errors(of_samples, reference))
     return Fitted(
         log_likelihoods,
         shares,
-        None if not len(corpus.samples) else settled_shares(_stacked(found, "samples")),
+        reference,
+        errors,
         None if not len(corpus.validation) else _mixture_likelihood(_stacked(found, "validation"), shares),
         tuple(place / f"round-{stage.arguments.purify_rounds}/{k + 1}/model" for k in range(number)),
         tokens,

@@ -43,6 +43,14 @@ class Demonstrations:
         """(rows,) float64, number of action tokens, EOS included."""
         return self._sums([float(len(pair.completion_ids)) for _, pair in self.pairs])
 
+    @property
+    def first_prompts(self) -> list[Sequence[int]]:
+        """(rows,) ids of what stands before each row's first action."""
+        firsts: dict[int, Sequence[int]] = {}
+        for row, pair in self.pairs:
+            firsts.setdefault(row, pair.prompt_ids)
+        return [firsts[row] for row in range(len(self))]
+
     def log_likelihoods(self, policy: FrozenPolicy, console: Console, title: str) -> Tensor:
         """(rows,) float64, `sum_t log pi(y_t)` over the row's action tokens, nats; progress goes to the console."""
         prompts = [pair.prompt_ids for _, pair in self.pairs]
@@ -99,19 +107,19 @@ def kinds_by_prompt(demonstrations: Demonstrations, model: Any, count: int, seed
     Args:
         demonstrations: whose first prompts are read.
         model: causal LM.
-        count: most clusters.
+        count: most clusters; for one the model is not asked.
         seed: of k-means++.
 
     Returns:
         (rows,) int64 and the clusters' names. Clusters that came out empty are left out.
     """
-    firsts: dict[int, Encoded] = {}
-    for row, pair in demonstrations.pairs:
-        firsts.setdefault(row, pair)
-    states = _mean_states(model, [firsts[row].prompt_ids for row in range(len(demonstrations))])
+    together = torch.zeros(len(demonstrations), dtype=torch.int64), ["all"]
+    if count < 2:
+        return together
+    states = _mean_states(model, demonstrations.first_prompts)
     count = min(count, len(np.unique(states, axis=0)))
     if count < 2:
-        return torch.zeros(len(demonstrations), dtype=torch.int64), ["all"]
+        return together
     spread = states.std(axis=0)
     _, labels = kmeans2(states / np.where(spread > 0, spread, 1.0), count, minit="++", seed=seed)
     found, kinds = np.unique(labels, return_inverse=True)

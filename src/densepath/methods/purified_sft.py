@@ -6,15 +6,15 @@
 3. EM (`methods._behaviours`): `pi_k` learns what is its own, and `gamma_ik = softmax_k(log rho_k + log pi_k(y_i))`.
 4. `lift_k = log rho_k - log` share of k among answers of pi_0.
 5. A behaviour is chosen: with a verifier or judge the one whose model answers validation prompts best; else, or where
-   all answer alike, the largest with `0 < lift < 2`. A lift of 2 or more is new: absent from pi_0's answers, where the
-   reward cannot judge. None: the SFT model is kept.
+   all answer alike, the largest with `0 < lift < 2` whose lift is no noise. A lift of 2 or more is new: absent from
+   pi_0's answers, where the reward cannot judge. None: the SFT model is kept.
 6. pi_SFT is trained on the demonstrations of that behaviour, with the loss of DFT or plain NLL. With a verifier or
    judge the result is taken by the one rule of `choice` on the same prompts, perhaps with DFT on all demonstrations
    beside it (`purify_dft`); else the SFT model is kept.
 
 Without rounds of EM (`purify_rounds: 0`) demonstrations are drawn by `max(0, 1 - exp(median R - R))`, in two forward
-passes. Cost: `K x purify_steps` SFT steps for each K and round, the final steps, and K + 2 forward passes over the
-demonstrations. Source: derived in docs/purify.md.
+passes. Cost: `K x purify_steps` SFT steps for each K and round, the final steps, K + 2 forward passes over the
+demonstrations, and one over their prompts where these are clustered. Source: derived in docs/purify.md.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from densepath.models.identity import record_base
 from densepath.models.load import load_frozen
 from densepath.models.quantized import parameter_count
 from densepath.progress import StageProgress
-from densepath.records.arm import Budget
+from densepath.records.arm import TRUNCATED_WATCH, Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
 from densepath.records.codec import to_json
 from densepath.rewards.frozen import FrozenPolicy
@@ -93,19 +93,21 @@ def _trained(stage: Stage, corpus: Corpus, found: _Sorted, weights: Tensor) -> _
     plans = {PURIFIED: (stage.folder, weights, found.loss)}
     if stage.arguments.purify_dft and stage.check is not None:
         plans[DFT] = stage.folder / "dft", everything, "dft"
-    for folder, drawn, loss in plans.values():
-        spent = _train_again(stage, corpus, drawn, folder, loss)
+    drawn = {}
+    for name, (folder, drawn_by, loss) in plans.items():
+        tokens, flops, drawn[name] = _train_again(stage, corpus, drawn_by, folder, loss)
         steps = found.steps + stage.arguments.purify_final_steps
-        found = replace(found, tokens=found.tokens + spent[0], flops=found.flops + spent[1], steps=steps)
+        found = replace(found, tokens=found.tokens + tokens, flops=found.flops + flops, steps=steps)
     if stage.check is None:
-        return found
+        return replace(found, drawn=drawn[PURIFIED])
     models = {name: folder / "model" for name, (folder, _, _) in plans.items()}
-    name, why = taken(stage, models, by_reward=found.by_reward)
-    found = replace(found, reason=f"{found.reason}. {why}")
-    if name == PURIFIED:
+    left, why, cut = taken(stage, models, by_reward=found.by_reward)
+    found = replace(found, reason=f"{found.reason}. {why}", cut=max(found.cut, cut))
+    found = replace(found, drawn=None if left is None else drawn[left])
+    if left == PURIFIED:
         return found
-    from_first(lambda: _left(models, name))
-    return replace(found, chosen=None, keep=everything.bool(), weights=None if name is None else weights)
+    from_first(lambda: _left(models, left))
+    return replace(found, chosen=None, keep=everything.bool(), weights=None if left is None else weights)
 
 
 def _left(models: Mapping[str, Path], name: str | None) -> None:
@@ -117,17 +119,21 @@ def _left(models: Mapping[str, Path], name: str | None) -> None:
             record_base(folder)  # an adapter's base lies elsewhere as seen from here
 
 
-def _train_again(stage: Stage, corpus: Corpus, weights: Tensor, folder: Path, loss: str) -> tuple[float, float]:
-    """The last steps on demonstrations drawn by (rows,) weights; leaves `model` there. Returns tokens and FLOPs."""
+def _train_again(stage: Stage, corpus: Corpus, weights: Tensor, folder: Path, loss: str) -> tuple[float, float, int]:
+    """The last steps on demonstrations drawn by (rows,) weights; leaves `model` there.
+
+    Returns:
+        Tokens, FLOPs, and how many demonstrations were drawn at least once.
+    """
     place = folder / "spent.json"
+    seed, steps = stage.arguments.seed + 1, stage.arguments.purify_final_steps
+    generator = torch.Generator().manual_seed(seed)
+    draws = systematic_draws(weights, steps * stage.demonstrations_per_step, generator).tolist()
     spent = from_first(lambda: recalled(place))
     if spent is None:
-        seed, steps = stage.arguments.seed + 1, stage.arguments.purify_final_steps
-        generator = torch.Generator().manual_seed(seed)
-        draws = systematic_draws(weights, steps * stage.demonstrations_per_step, generator).tolist()
         found = train_on(stage, corpus, draws, Training(folder, steps, seed, loss))
         spent = from_first(lambda: remember(place, found))
-    return tuple(spent)
+    return spent[0], spent[1], len(set(draws))
 
 
 def check_rows(arguments: RunArguments, rows: Sequence[Row]) -> None:
@@ -162,7 +168,7 @@ class _Scores:
 
 
 def _corpus(stage: Stage) -> tuple[Corpus, float]:
-    """The demonstrations and answers of the model before SFT; the FLOPs of sampling these and of scoring all twice."""
+    """The demonstrations and answers of the model before SFT; the FLOPs of reading all for scores and kinds."""
     sft, arguments = stage.sft, stage.arguments
     tokenizer = sft.tokenizer()
     limit = min(sft.arguments.max_length or sft.context, sft.context)
@@ -171,21 +177,27 @@ def _corpus(stage: Stage) -> tuple[Corpus, float]:
     train = encoded(rows, tokenizer, limit)
     held_out = list(filter(is_answered, sft.rows("validation")))
     dataset = encode_demonstrations(
-        train.rows, tokenizer, limit, drop_overlong=True, source=str(sft.path / "data/train.jsonl")
+        train.rows or rows,  # where none is left, all say why
+        tokenizer,
+        limit,
+        drop_overlong=True,
+        source=str(sft.path / "data/train.jsonl"),
     )[0]
     if len(dataset) != len(train):
         raise ConfigError(
             f"{len(train)} demonstrations can be scored, and {len(dataset)} trained on; raise max_length"
         )
-    samples = Demonstrations([], [], [])
+    samples, cut = Demonstrations([], [], []), 0.0
     if arguments.purify_rounds:
         file = stage.folder / "samples.json"
         ids = from_first(lambda: remembered(file, lambda: _samples_of_base(stage, train, tokenizer)))
         pairs = [(row, Encoded(prompt, answer)) for row, (prompt, answer) in enumerate(ids["pairs"])]
-        samples = Demonstrations([{} for _ in pairs], range(len(pairs)), pairs)
-    corpus = Corpus(train, dataset, encoded(held_out, tokenizer, limit), samples, tokenizer)
+        samples, cut = Demonstrations([{} for _ in pairs], range(len(pairs)), pairs), ids.get("cut", 0.0)
+    corpus = Corpus(train, dataset, encoded(held_out, tokenizer, limit), samples, tokenizer, cut)
     size = from_first(lambda: remembered(stage.folder / "size.json", lambda: {"parameters": _parameters(stage)}))
-    return corpus, FORWARD_FLOPS * size["parameters"] * (2 * scored_tokens(train) + scored_tokens(samples))
+    clustered = sum(map(len, train.first_prompts)) if _most_clusters(arguments) > 1 else 0
+    read = 2 * scored_tokens(train) + scored_tokens(samples) + clustered
+    return corpus, FORWARD_FLOPS * size["parameters"] * read
 
 
 def _parameters(stage: Stage) -> int:
@@ -209,7 +221,8 @@ def _samples_of_base(stage: Stage, train: Demonstrations, tokenizer: Any) -> dic
     rows = [fitting[index] for index in chosen]
     with StageProgress(stage.console, f"{stage.title}, before SFT", len(rows), "sample") as progress:
         found = generate(model, tokenizer, rows, decoding, on_progress=lambda done, _: progress.update(done))
-    return {"pairs": [(each.prompt_ids, each.completion_ids) for each in found]}
+    cut = sum(each.truncated for each in found) / len(found)
+    return {"pairs": [(each.prompt_ids, each.completion_ids) for each in found], "cut": cut}
 
 
 def _scores(stage: Stage, corpus: Corpus) -> _Scores:
@@ -241,7 +254,12 @@ def _kinds(stage: Stage, train: Demonstrations, model: Any) -> tuple[Tensor, lis
     arguments = stage.arguments
     if arguments.purify_kind_column is not None:
         return kinds_by_column(train.rows, arguments.purify_kind_column)
-    return kinds_by_prompt(train, model, arguments.purify_kinds, arguments.seed)
+    return kinds_by_prompt(train, model, _most_clusters(arguments), arguments.seed)
+
+
+def _most_clusters(arguments: RunArguments) -> int:
+    """Of the prompts; one where a column says the kinds, or nobody asks for them."""
+    return arguments.purify_kinds if arguments.purify_rounds and arguments.purify_kind_column is None else 1
 
 
 # --- sorting ---------------------------------------------------------------------------------------------------------
@@ -255,7 +273,7 @@ class _Sorted:
         mixtures: what was found, one for each K.
         chosen: number of the behaviour, and K; None where the SFT model is kept or there are no behaviours.
         reason: why.
-        keep: (rows,) bool, what is trained on.
+        keep: (rows,) bool, what the final training draws from.
         weights: (rows,) float64 of the draw; None where the SFT model is kept.
         evidence: (rows,) float64, how surely a row belongs to what is kept, nats.
         reasons: of rows that are set aside: where the evidence is at most 0, and where it is above.
@@ -263,6 +281,8 @@ class _Sorted:
         by_reward: whether the rule without labels says so too.
         tokens, flops, steps: that it cost.
         warnings: what else a reader has to know.
+        cut: largest share of a model's answers to validation prompts that did not end within the budget of tokens.
+        drawn: demonstrations that the final training drew; None where the SFT model is kept.
     """
 
     mixtures: tuple[Mixture, ...]
@@ -273,11 +293,13 @@ class _Sorted:
     evidence: Tensor
     reasons: tuple[str, str]
     loss: str
-    by_reward: bool = True
+    by_reward: bool = False
     tokens: float = 0.0
     flops: float = 0.0
     steps: int = 0
     warnings: tuple[str, ...] = ()
+    cut: float = 0.0
+    drawn: int | None = None
 
 
 def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
@@ -299,7 +321,8 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
         behaviour_name(number, of): path for of, fitted in fits.items() for number, path in enumerate(fitted.models, 1)
     }
     aimed = aim(stage, tuple(_mixture(fitted, scores) for fitted in fits.values()), models)
-    kept = replace(kept, mixtures=aimed.mixtures, reason=aimed.reason, tokens=tokens, flops=flops, steps=steps)
+    kept = replace(kept, mixtures=aimed.mixtures, reason=aimed.reason, cut=aimed.cut)
+    kept = replace(kept, tokens=tokens, flops=flops, steps=steps)
     if aimed.behaviour is None:
         return kept
     number, of = aimed.behaviour
@@ -395,6 +418,7 @@ def _mixture(fitted: Fitted, scores: _Scores) -> Mixture:
                 lift=raised,
                 reward=float((weights * scores.scores).sum() / weights.sum().clamp(min=1e-12)),
                 examples=tuple(_log_odds(fitted, index).argsort(descending=True)[:EXAMPLES].tolist()),
+                lift_error=None if raised is None or fitted.lift_errors is None else float(fitted.lift_errors[index]),
             )
         )
     return Mixture(tuple(behaviours), fitted.held_out)
@@ -435,10 +459,27 @@ def _record(stage: Stage, corpus: Corpus, scores: _Scores, found: _Sorted, kept:
         dropped=len(stage.sft.rows("train")) - len(kept),
         worst=tuple(numbers[index] for index in dropped[:WORST]),
         kinds=kinds,
-        warnings=found.warnings,
+        warnings=(*found.warnings, *_draw_warnings(found, len(kept)), *_cut_warnings(stage, corpus, found)),
         trained=found.weights is not None,
         rows=shown_rows(stage, corpus, sorted(told | set(dropped[:WORST]))),
+        drawn=found.drawn,
     )
+
+
+def _draw_warnings(found: _Sorted, kept: int) -> tuple[str, ...]:
+    """That the final training was too short to see all that is kept."""
+    if found.drawn is None or found.drawn == kept:
+        return ()
+    return (f"the last steps drew {found.drawn:,} of the {kept:,} rows that are kept; raise purify_final_steps",)
+
+
+def _cut_warnings(stage: Stage, corpus: Corpus, found: _Sorted) -> tuple[str, ...]:
+    """That answers were cut off, where it is more than a few: what they would have come to nobody knows."""
+    shares = {"to validation prompts": found.cut, "of the model before SFT": corpus.cut}
+    told = [f"{share:.0%} of the answers {whose}" for whose, share in shares.items() if share > TRUNCATED_WATCH]
+    tokens = stage.arguments.max_completion_length
+    said = f"{' and '.join(told)} did not end within {tokens} tokens; raise max_completion_length"
+    return (said,) if told else ()
 
 
 def _write_rows(stage: Stage, corpus: Corpus, found: _Sorted, kept: Sequence[int]) -> None:

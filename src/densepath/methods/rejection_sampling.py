@@ -14,7 +14,7 @@ from densepath.config.options import option
 from densepath.config.run import RunArguments
 from densepath.data.training_rows import fitting_rows, longest_prompt
 from densepath.errors import ConfigError
-from densepath.evals.generation import Completion
+from densepath.evals.generation import Completion, checked
 from densepath.evals.verifiers import get_verifier
 from densepath.methods import Method, Outcome, Stage
 from densepath.methods._own_samples import own_samples, train_on_own
@@ -44,7 +44,8 @@ def train(stage: Stage) -> Outcome:
     verifier = get_verifier(arguments.verifier)
 
     def accepted(answer: Completion, place: int) -> bool:
-        return float(verifier(answer.text, rows[answer.row])) >= RIGHT
+        (found,) = checked([answer], rows, verifier)
+        return found.metric is not None and found.metric >= RIGHT
 
     return train_on_own(stage, own_samples(stage, rows, arguments.samples_per_prompt), accepted, passes=1)
 

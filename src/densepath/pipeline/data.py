@@ -7,6 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from densepath.config.judge import JudgeArguments
@@ -126,6 +127,18 @@ def _demonstrations(arguments: RunArguments, limit: int | None) -> Rows:
             "noise": arguments.task_errors or None,
         },
     )
+
+
+def with_answer_budget(arguments: RunArguments, console: Console) -> RunArguments:
+    """The recipe with the longest answer that the demonstrations ask for, where it names none."""
+    if arguments.max_completion_length is not None:
+        return arguments
+    budget = answer_budget(arguments)
+    say(
+        console,
+        f"max_completion_length: {budget} tokens, within which 99 of 100 demonstrations end",
+    )
+    return replace(arguments, max_completion_length=budget)
 
 
 def tell_data(run: RunFolder, console: Console, title: str) -> None:

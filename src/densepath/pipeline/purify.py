@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from densepath.config.coerce import coerce
 from densepath.config.mixins import TEXT_TASKS
 from densepath.config.run import RunArguments
 from densepath.config.training import PurifyCommandArguments
-from densepath.data.formats import dataset_fingerprint
+from densepath.data.formats import dataset_fingerprint, row_order
 from densepath.data.rows import has_prompt
 from densepath.data.sources import load_rows, place
 from densepath.data.splits import answered_hashes, check_disjoint, content_hash, split_by_content
@@ -26,7 +27,13 @@ from densepath.methods.purified_sft import check_rows
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.against_sft import answer_with_sft, check_of_run
-from densepath.pipeline.data import check_answers, check_demonstrations, check_prompts, check_right_answers
+from densepath.pipeline.data import (
+    check_answers,
+    check_demonstrations,
+    check_prompts,
+    check_right_answers,
+    with_answer_budget,
+)
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
 from densepath.pipeline.run_folder import RunFolder
 from densepath.pipeline.standalone import opened, push_model
@@ -64,8 +71,11 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
     Raises:
         DensepathError: data, model or configuration that cannot be used.
     """
-    recipe, keys = _recipe(arguments, others)
-    config = sft_config(recipe, keys, Path(arguments.output_dir))
+    asked, keys = _recipe(arguments, others)
+    config = sft_config(asked, keys, Path(arguments.output_dir))
+    _ = config.device  # several processes are joined when it is asked for
+    recipe = from_first(lambda: with_answer_budget(asked, console))
+    arguments = replace(arguments, max_completion_length=recipe.max_completion_length)
     with opened(config, arguments, others, console) as (folder, console):
         sft = SFTRun(folder.path, recipe)
         if from_first(lambda: folder.is_done("train")):
@@ -96,7 +106,8 @@ def _write_page(folder: Path, arguments: PurifyCommandArguments) -> Path:
         "SFT model": arguments.model_name_or_path,
         "before SFT": arguments.ref_model_name_or_path,
         "demonstrations": arguments.dataset_name,
-        "verifier or judge": arguments.verifier or arguments.judge or "none",
+        "verifier": arguments.verifier or "none",
+        "judge": arguments.judge or "none",
     }
     record = read_record(Purification, folder / "purification.json")
     page = purification_page(record, str(folder), [(name, str(value)) for name, value in facts.items()])
@@ -154,7 +165,7 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
         check_answers(arguments.verifier, held_out, *origin)
         check_right_answers(arguments, held_out, *origin)
         context = model_context(arguments.model_name_or_path, arguments.trust_remote_code)
-        check_prompts(held_out, tokenizer, context, arguments.max_completion_length, *origin)
+        check_prompts(held_out, tokenizer, context, sft.arguments.completion_tokens, *origin)
     models: dict[str, str | None] = {"model": arguments.model_name_or_path, "reference": sft.base}
     data = {"data": train, "held-out data": held_out}
     inputs = {**data_inputs(data), **model_inputs(models), **template_inputs(tokenizer), **machine_inputs(config)}
@@ -200,7 +211,10 @@ def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows, int]:
     else:
         share = min(0.1, 1.2 * count / len(rows) + 0.01)
         parts = split_by_content(rows, {"train": 1 - share, "validation": share})
-        held_out, beyond = parts["validation"][:count], parts["validation"][count:]
+        pool = parts["validation"]  # of a sorted file the first of them would be of one kind
+        drawn_out = set(row_order(len(pool), arguments.seed, count))
+        held_out = [pool[number] for number in sorted(drawn_out)]
+        beyond = [row for number, row in enumerate(pool) if number not in drawn_out]
         taken, asked = {one for row in held_out for one in answered_hashes(row)}, set(map(content_hash, held_out))
         shared = [row for row in beyond if content_hash(row) in taken or not asked.isdisjoint(answered_hashes(row))]
         aside = {id(row) for row in (*held_out, *shared)}

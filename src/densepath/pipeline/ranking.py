@@ -11,7 +11,7 @@ from densepath.data.rows import is_conversational, template_columns, turn_text
 from densepath.data.sources import load_rows
 from densepath.errors import DataError
 from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
-from densepath.evals.verifiers import get_verifier
+from densepath.evals.verifiers import get_verifier, verdict_on
 from densepath.io import write_jsonl_atomic
 from densepath.pipeline.reward_eval import load_dense_reward
 from densepath.progress import StageProgress
@@ -115,7 +115,7 @@ def _verdicts(name: str, groups: Sequence[CompletionGroup], source: str) -> list
     found = []
     for group in groups:
         try:
-            found.append([float(verifier(_text(completion), group.row)) for completion in group.completions])
+            found.append([verdict_on(verifier, _text(each), group.row) for each in group.completions])
         except DataError as error:
             raise DataError(f"{source}, row {group.rows[0]}: {error}") from error
     return found

@@ -23,7 +23,7 @@ from densepath.models.load import load_tokenizer
 from densepath.models.quantized import check_four_bit
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
-from densepath.pipeline.data import answer_budget
+from densepath.pipeline.data import with_answer_budget
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid
 from densepath.pipeline.plan import UNKNOWN_COMPLETION, plan_recipe, require_fit
@@ -166,18 +166,6 @@ def prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
     gone = _without_reference(setting)
     say(console, f"3/{steps} reference: none helps: {reason}. {_left_out(gone)}")
     return _with_arms(grid, [name for name in names if name not in gone])
-
-
-def with_answer_budget(arguments: RunArguments, console: Console) -> RunArguments:
-    """The recipe with the longest answer that the demonstrations ask for, where it names none."""
-    if arguments.max_completion_length is not None:
-        return arguments
-    budget = answer_budget(arguments)
-    say(
-        console,
-        f"max_completion_length: {budget} tokens, within which 99 of 100 demonstrations end",
-    )
-    return replace(arguments, max_completion_length=budget)
 
 
 def _with_arms(grid: Grid, names: Sequence[str]) -> Grid:

@@ -17,6 +17,7 @@ import yaml
 
 from densepath.config.coerce import expanded
 from densepath.config.judge import JudgeArguments
+from densepath.config.run import OF_BEHAVIOURS
 from densepath.errors import DamagedFileError, DamageWarning, DensepathError, ResumeError, UsageError
 from densepath.io import (
     Lock,
@@ -145,11 +146,13 @@ class RunFolder:
         path = self.path / "config.yaml"
         config = without_secrets(config)
         before = without_secrets(_read_config(path)) if path.exists() else config
+        idle = OF_BEHAVIOURS if config.get("purify_rounds") == 0 else ()  # refused since, which they were not always
         differences = [
             f"{key}: {before.get(key)!r} -> {config.get(key)!r}"
             for key in sorted({*before, *config})
             if key not in MACHINE_KEYS
             and key not in unread
+            and key not in idle
             and _meant(before.get(key), key) != _meant(config.get(key), key)
         ]
         if differences and self._has_work():

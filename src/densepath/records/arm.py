@@ -14,6 +14,9 @@ SFT = "sft"
 BASE = "base"
 """Name of the arm that SFT was made from: its length, KL and likelihood are no alarm."""
 
+TRUNCATED_WATCH = 0.05
+"""Share of answers cut off from which that is said. Ours: it flags, it does not judge."""
+
 SPLITS = ("validation", "test")
 
 UNJUDGED = 0.5

@@ -25,6 +25,8 @@ class Behaviour:
         reward: of its demonstrations, nats per square root of a token, mean weighted by responsibility.
         validation: the verdict on its own answers to validation prompts; None without a verifier or judge.
         examples: rows of the training demonstrations, counted from 1, that are its most surely, three or fewer.
+        lift_error: standard error of the lift, nats, by the numbers of demonstrations and of answers; None where there
+            is no lift.
     """
 
     number: int
@@ -34,6 +36,7 @@ class Behaviour:
     reward: float
     validation: Interval | None = None
     examples: tuple[int, ...] = ()
+    lift_error: float | None = None
 
     __repr__ = brief
 
@@ -67,13 +70,14 @@ class Purification:
         behaviour: number of the one that was trained on; None where SFT is kept, or no behaviours were sought.
         of: K of the mixture that it is from; None likewise.
         reason: why, in words.
-        kept: demonstrations that were trained on.
+        kept: demonstrations that the final training draws from.
         dropped: that were set aside.
         worst: rows, counted from 1, that were set aside most surely, five or fewer.
         kinds: kind of prompt -> its share among all demonstrations and among those kept.
         warnings: what else a reader has to know.
         trained: whether the SFT model was trained again; where not, it is kept.
         rows: those of `examples` and `worst` with the reward of each token.
+        drawn: demonstrations that the final training drew at least once; None where SFT is kept, or in older records.
     """
 
     mixtures: tuple[Mixture, ...]
@@ -87,5 +91,6 @@ class Purification:
     warnings: tuple[str, ...] = ()
     trained: bool = True
     rows: tuple[ScoredRow, ...] = ()
+    drawn: int | None = None
 
     __repr__ = brief

@@ -259,6 +259,7 @@ class Decision:
         p_holm: p-value of that lead, corrected for the number of candidates; None where the figure is no lead.
         reasons: sentences with the figures that decided.
         warnings: sentences with what else was found.
+        p: p-value of that lead before the correction; None likewise.
     """
 
     answer: Answer
@@ -271,6 +272,7 @@ class Decision:
     figure: Interval | None = None
     p_holm: float | None = None
     capped: bool = False
+    p: float | None = None
 
     __repr__ = brief
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
+from densepath.errors import NumericalError
 from densepath.records.brief import brief
 
 LEVEL = 0.05
@@ -26,7 +28,12 @@ def verdict_of(p: float, mean: float) -> Verdict:
     Args:
         p: two-sided p-value of no difference, corrected where several differences are judged together.
         mean: the difference.
+
+    Raises:
+        NumericalError: NaN, of which every comparison says no.
     """
+    if math.isnan(p) or math.isnan(mean):
+        raise NumericalError(f"a difference of {mean} with p = {p} has no verdict: a value behind it is no number")
     if p >= LEVEL:
         return Verdict.TIE
     return Verdict.BETTER if mean > 0 else Verdict.WORSE

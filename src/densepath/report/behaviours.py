@@ -31,8 +31,8 @@ LONGEST_QUOTE = 44
 """Characters of a prompt or an answer in a terminal's row."""
 _WORDS = (
     "A behaviour is a consistent way to answer. Share: of the demonstrations. Lift: how much SFT raised it over the "
-    "model before SFT; below 0 it is being unlearned, and from 2 on it is new, which the reward cannot judge. Reward: "
-    "of its demonstrations, per square root of a token."
+    "model before SFT, ± its standard error; below 0 it is being unlearned, and from 2 on it is new, which the reward "
+    "cannot judge. Reward: of its demonstrations, per square root of a token."
 )
 _COLOURS = (
     "Rows that are a behaviour's most surely, and rows that were set aside most surely. A token is coloured by how "
@@ -92,7 +92,10 @@ def _answer(record: Purification) -> Notice:
     if not record.trained:
         return Notice("The SFT model is kept.", (record.reason,), headline=True)
     every = record.kept + record.dropped
-    title = f"The SFT model was trained again, on {record.kept:,} of {every:,} demonstrations."
+    kept = f"{record.kept:,} of {every:,} demonstrations"
+    if record.drawn is not None and record.drawn < record.kept:
+        kept = f"{record.drawn:,} rows drawn from the {kept} that are kept"
+    title = f"The SFT model was trained again, on {kept}."
     return Notice(title, (record.reason,), headline=True)  # whether it is better, the results say
 
 
@@ -136,7 +139,9 @@ def _behaviours(record: Purification, *, brief: bool = False) -> Table:
 
 
 def _lift(behaviour: Behaviour) -> str:
-    return "new" if behaviour.is_new else number(behaviour.lift, "+.2f")
+    if behaviour.is_new or behaviour.lift_error is None:
+        return "new" if behaviour.is_new else number(behaviour.lift, "+.2f")
+    return f"{number(behaviour.lift, '+.2f')} ± {number(behaviour.lift_error, '.2f')}"
 
 
 def _group(mixture: Mixture) -> str:

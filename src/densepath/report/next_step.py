@@ -159,18 +159,20 @@ def after_purification(record: Purification, folder: str, facts: Mapping[str, st
     Args:
         record: what was found.
         folder: where the model is.
-        facts: the models, the demonstrations and the verifier, as the page calls them.
+        facts: the models, the demonstrations, the verifier and the judge, as the page calls them.
     """
-    sft, rows, verifier = facts.get("SFT model") or SFT, facts.get("demonstrations") or ROWS, facts.get("verifier")
+    facts = {name: value for name, value in facts.items() if value != "none"}
+    sft, rows = facts.get("SFT model") or SFT, facts.get("demonstrations") or ROWS
     if not record.trained:
         before = facts.get("before SFT") or BEFORE
         look = typed("audit", model_name_or_path=sft, ref_model_name_or_path=before, dataset_name=rows)
         return Next("keep the SFT model, and read the rows that it finds least like expert behaviour.", look)
     words = "read the rows that were set aside, then ask held-out prompts. It has to beat continued SFT as well."
     model = f"{folder}/model"
-    if verifier and verifier != "none":
-        return Next(words, typed("eval", model_name_or_path=model, dataset_name=PROMPTS, verifier=verifier))
-    return Next(words, typed("judge", benchmark=PROMPTS, models=model, baseline=sft, judge=JUDGE))
+    if "verifier" in facts:
+        return Next(words, typed("eval", model_name_or_path=model, dataset_name=PROMPTS, verifier=facts["verifier"]))
+    judge = facts.get("judge", JUDGE)
+    return Next(words, typed("judge", benchmark=PROMPTS, models=model, baseline=sft, judge=judge))
 
 
 def after_view(facts: Sequence[tuple[str, str]] = ()) -> Next:
