@@ -60,8 +60,9 @@ _INSTEAD = {
     "dataset_text_field": _ROWS,
     "truncation_mode": "a row is cut at its end, and left out where its prompt alone is too long",
     "model_init_kwargs": "the model is loaded already",
+    "neftune_noise_alpha": "its noise would shrink with the batch, which is one packed row",
 }
-WITHOUT_EFFECT = without_effect(SFTConfig, _USED)
+WITHOUT_EFFECT = without_effect(SFTConfig, _USED, also=("neftune_noise_alpha",))
 """Arguments that SFT refuses with any value but their default, which is given here."""
 
 
