@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,20 +38,33 @@ from densepath.trainers.rollout import Rollout, Sampled
 
 
 @contextlib.contextmanager
-def grpo_arguments(args: DPRConfig, functions: RewardFunctions) -> Iterator[None]:
+def grpo_arguments(args: DPRConfig, functions: RewardFunctions, *, was_named: bool) -> Iterator[None]:
     """The arguments as GRPO's constructor should read them, inside of the block.
 
     GRPO's own `beta` would load another copy of the model and add a separate KL loss; `reward_weights` needs a number
     for the dense reward too. What TRL and PEFT refuse becomes a `ConfigError`.
+
+    Args:
+        args: the run's.
+        functions: its reward functions.
+        was_named: whether the policy was loaded by its name, with `model_init_kwargs`: TRL, which gets it as a model,
+            would say that they are ignored.
     """
     beta, weights = args.beta, args.reward_weights
     alpha = args.dense_reward_weight
     args.beta = 0.0
     args.reward_weights = [alpha, *((1 - alpha) * weight for weight in functions.weights)]
+    logger = logging.getLogger(GRPOTrainer.__module__)
+
+    def is_true(record: logging.LogRecord) -> bool:
+        return not (was_named and "`model_init_kwargs` will be ignored" in record.getMessage())
+
+    logger.addFilter(is_true)
     try:
         with refusing("DPR cannot begin"):
             yield
     finally:
+        logger.removeFilter(is_true)
         args.beta, args.reward_weights = beta, weights
 
 
