@@ -210,12 +210,13 @@ def test_a_checkpoint_of_an_adapter_of_any_name_is_loaded_again(tmp_path, make_m
         assert torch.equal(p, trained[name]), name
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer):
+@pytest.mark.parametrize("logging_steps", [1, 5])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, logging_steps):
     from tests.trainers.test_sft import StopAt
 
     changes = {
         **{"max_steps": 5, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "optim": "adamw_torch_fused"},
-        **{"save_strategy": "steps", "save_steps": 2},
+        **{"save_strategy": "steps", "save_steps": 2, "logging_steps": logging_steps},
     }
 
     def run(folder, callbacks=()):
@@ -227,6 +228,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, toke
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", [StopAt(3, KeyboardInterrupt)])
     resumed = run(tmp_path / "cut")
+    assert len(logged(tmp_path / "cut")) == 5 // logging_steps
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
     for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)

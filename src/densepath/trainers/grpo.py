@@ -19,7 +19,6 @@ from datasets import IterableDataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -33,6 +32,7 @@ from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.model_card import NamedCard
 from densepath.trainers.nan_stop import NaNStop, check_finite
 from densepath.trainers.refusals import refusing
+from densepath.trainers.resuming import Resumable
 from densepath.trainers.reward_functions import RewardFunctions
 from densepath.trainers.rollout import Rollout, Sampled
 
@@ -139,7 +139,7 @@ class ResumableSampler(RepeatSampler):  # type: ignore[misc]
         yield from super().__iter__()
 
 
-class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ignore[misc]
+class ResumableGRPOTrainer(Resumable, SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` that reads each row as SFT did, resumes to the bit, and stops at NaN.
 
     Attributes:
@@ -222,7 +222,6 @@ class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ig
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         buffered = self._buffered_inputs or []
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
             buffered = []  # the next step generates anew
@@ -232,10 +231,8 @@ class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ig
             "step": str(self._step),
             "processes": str(self.accelerator.num_processes),
             "shape": json.dumps(shape),
-            "metrics": json.dumps(self._metrics["train"]),  # since the last log
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self._rollout_file(folder)) as temporary:
+        with atomic_path(self._rollout_file(self._checkpoint_folder(trial))) as temporary:
             save_file(tensors, temporary, metadata=metadata)
         self.accelerator.wait_for_everyone()
 
@@ -257,7 +254,6 @@ class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ig
                     f"{self.accelerator.num_processes}: the batches would be others; start as many as before"
                 )
             self._step = int(metadata["step"])
-            self._metrics["train"].update(json.loads(metadata.get("metrics", "{}")))
             shape = json.loads(metadata["shape"])
             buffered = _restore(shape, lambda name: file.get_tensor(name).to(self.accelerator.device))
         self._buffered_inputs = buffered or None

@@ -33,6 +33,7 @@ from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
 from densepath.trainers.model_card import NamedCard
 from densepath.trainers.refusals import check_optimization, check_token, refuse_unused, refusing, without_effect
+from densepath.trainers.resuming import Resumable
 
 SPIN = "spin"
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
@@ -86,7 +87,7 @@ class SelfPlayConfig(DPOConfig):  # type: ignore[misc]
         refuse_unused(self, WITHOUT_EFFECT, "self-play, whose loss and data are its own", _INSTEAD)
 
 
-class SelfPlayTrainer(SavesOwnAdapter, NamedCard, DPOTrainer):  # type: ignore[misc]
+class SelfPlayTrainer(Resumable, SavesOwnAdapter, NamedCard, DPOTrainer):  # type: ignore[misc]
     """Trainer of SPIN and GSIL over pairs of token ids.
 
     Args:
