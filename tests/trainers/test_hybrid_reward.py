@@ -152,6 +152,24 @@ def test_a_reward_model_gives_one_number_a_completion(tmp_path, make_model, toke
         torch.testing.assert_close(output["advantages"][row, : len(ids)], expected, atol=2e-4, rtol=1e-3)
 
 
+def test_reward_models_of_one_name_are_refused(tmp_path, make_model, tokenizer, prompts):
+    """Their metrics would be one: TRL names a model by the last part of its path."""
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    shape = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    judge = LlamaForSequenceClassification(LlamaConfig(**shape, num_attention_heads=2, num_labels=1))
+    judge.config._name_or_path = "org/model"
+    saved = tmp_path / "helpful/model"
+    judge.save_pretrained(saved)
+    tokenizer.save_pretrained(saved)
+    named_alike = type("model", (), {"__call__": lambda self, **columns: []})()
+    for other in ("harmless/model", judge, named_alike, saved):
+        with pytest.raises(ConfigError, match="two reward functions are called 'model': their metrics would mix"):
+            hybrid_trainer(tmp_path, make_model, tokenizer, prompts, [str(saved), other])
+    trainer = hybrid_trainer(tmp_path, make_model, tokenizer, prompts, [saved, parity_reward])
+    assert trainer.reward_func_names[1:] == ["model", "parity_reward"]
+
+
 def test_a_function_of_the_wrong_length_stops_the_run_with_its_name(tmp_path, make_model, tokenizer, prompts):
     def verifier(completion_ids, **kwargs):
         return [1.0] * (len(completion_ids) - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +106,25 @@ def test_model_init_kwargs_reach_models_given_by_name(tmp_path, folders, prompts
     for model in (trainer.model, trainer.dense_reward.refs[0].model):
         assert model.config._attn_implementation == "eager"
         assert model.dtype == torch.float64
+
+
+@pytest.mark.parametrize("was_named", [True, False])
+def test_init_kwargs_that_were_used_are_not_said_to_be_ignored(
+    tmp_path, folders, prompts, make_model, tokenizer, was_named
+):
+    said = []
+    logger = logging.getLogger("trl.trainer.grpo_trainer")
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        model = folders["base"] if was_named else make_model(0)
+        args = config(tmp_path, model_init_kwargs={"dtype": "float32"})
+        DPRTrainer(model, folders["base"], args, prompts, processing_class=tokenizer)
+    finally:
+        logger.removeHandler(handler)
+    assert any("will be ignored" in text for text in said) is not was_named
+    assert logger.filters == []
 
 
 # -- quantisation ------------------------------------------------------------------------------------------------
@@ -361,6 +381,42 @@ def test_the_policy_itself_is_no_frozen_model(tmp_path, tokenizer, prompts, make
     policy = with_lora(make_model(0))
     with pytest.raises(ModelError, match="is the policy itself"):
         trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, ref=FrozenPolicy(policy, "default"))
+
+
+def test_frozen_adapters_take_names_that_are_free(tmp_path, folders, prompts, tokenizer):
+    """Where the policy's adapter has their name, and where an earlier trainer left its own on the base."""
+    ids = [[5, 6, 7]], [[8, 9, 2]]
+    settings = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
+    earlier = FrozenPolicy(load_model(folders["earlier"])).score(*ids).logprobs[0]
+    for name in ("sft", "ref_0", "held_out_ref"):
+        policy = get_peft_model(load_model(folders["base"], for_training=True), settings, adapter_name=name)
+        randomize_adapter(policy, name, seed=3)
+        for _ in range(2):
+            sft = FrozenPolicy(policy).score(*ids).logprobs[0]
+            args = config(tmp_path, learning_rate=0.5, optim="sgd", max_steps=1)
+            given = {"processing_class": tokenizer, "held_out_ref_model": folders["base"]}
+            trainer = DPRTrainer(policy, folders["earlier"], args, prompts, **given)
+            trainer.train()
+            assert policy.active_adapters == [name]
+            (ref,) = trainer.dense_reward.refs
+            torch.testing.assert_close(ref.score(*ids).logprobs[0], earlier, atol=1e-5, rtol=0)
+            torch.testing.assert_close(trainer.dense_reward.sft.score(*ids).logprobs[0], sft, atol=1e-5, rtol=0)
+            assert (FrozenPolicy(policy).score(*ids).logprobs[0] - sft).abs().max() > 1e-3
+            assert ref.model is trainer.dense_reward.sft.model is policy
+
+
+def test_models_are_named_by_paths_too(tmp_path, folders, prompts):
+    args, ids = config(tmp_path, max_steps=1), ([[5, 6, 7]], [[8, 9, 2]])
+    paths = {name: Path(folder) for name, folder in folders.items()}
+    trainer = DPRTrainer(
+        paths["earlier"], paths["base"], args, prompts, sft_model=paths["sft"], held_out_ref_model=paths["earlier"]
+    )
+    trainer.train()
+    assert trainer.state.log_history[0]["reward_held_out_ref"] != trainer.state.log_history[0]["reward"]
+    for view, name in zip((trainer.dense_reward.sft, *trainer.dense_reward.refs), ("sft", "base"), strict=True):
+        truth = FrozenPolicy(load_model(folders[name])).score(*ids).logprobs[0]
+        torch.testing.assert_close(view.score(*ids).logprobs[0], truth, atol=1e-5, rtol=0)
+    assert trainer._names == {"sft": folders["sft"], "ref": folders["base"]}
 
 
 def test_several_active_adapters_are_refused(tmp_path, tokenizer, prompts, make_model):

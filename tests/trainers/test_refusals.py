@@ -120,6 +120,13 @@ def test_sft_refuses_each_argument_that_it_does_not_use(name):
         check_sft_arguments(args)
 
 
+def test_sft_refuses_noise_that_would_shrink_with_the_batch():
+    """NEFTune divides by the root of a row's length; rows that are packed have that of the whole batch."""
+    args = SFTConfig("out", report_to="none", bf16=False, neftune_noise_alpha=5.0)
+    with pytest.raises(ConfigError, match=r"^neftune_noise_alpha=5.0 has no effect in SFT.*would shrink"):
+        check_sft_arguments(args)
+
+
 def test_sft_takes_what_it_does_anyway():
     check_sft_arguments(SFTConfig("out", report_to="none", bf16=False, completion_only_loss=True, loss_type="dft"))
 
@@ -131,7 +138,7 @@ def test_self_play_refuses_each_argument_that_it_does_not_use(name):
 
 
 def test_self_play_refuses_what_would_change_a_loss_that_is_its_own():
-    for changes in ({"router_aux_loss_coef": 0.1}, {"label_smoothing_factor": 0.1}, {"disable_dropout": False}):
+    for changes in ({"router_aux_loss_coef": 0.1}, {"neftune_noise_alpha": 5.0}, {"disable_dropout": False}):
         with pytest.raises(ConfigError, match="has no effect in self-play, whose loss and data are its own"):
             SelfPlayConfig("out", report_to="none", bf16=False, **changes)
 

@@ -74,7 +74,7 @@ def test_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, prompts, 
 
 
 def test_what_was_not_logged_yet_is_logged_after_a_resume(tmp_path, make_model, tokenizer, prompts):
-    values = {**COMMON, "logging_steps": 5}
+    values = {**COMMON, "logging_steps": 5, "baseline": "none"}  # with which the loss is far from 0
     whole = trainer_of(tmp_path / "whole", make_model, tokenizer, prompts, **values)
     whole.train()
     first = trainer_of(tmp_path / "cut", make_model, tokenizer, prompts, **values)
@@ -82,7 +82,7 @@ def test_what_was_not_logged_yet_is_logged_after_a_resume(tmp_path, make_model, 
     first.train()
     second = trainer_of(tmp_path / "cut", make_model, tokenizer, prompts, **values)
     second.train(resume_from_checkpoint=True)
-    names = ("samples", "flops", "num_tokens", "reward", "kl_sequence", "entropy")
+    names = ("loss", "samples", "flops", "num_tokens", "reward", "kl_sequence", "entropy")
     logs = [
         [
             {name: row[name] for name in names}
@@ -93,6 +93,20 @@ def test_what_was_not_logged_yet_is_logged_after_a_resume(tmp_path, make_model, 
     ]
     assert logs[0][0]["samples"] == 4 * STEPS
     assert logs[0] == logs[1]
+
+
+def test_a_finished_training_is_not_gone_on_with(tmp_path, make_model, tokenizer, prompts):
+    """transformers takes one step more from a checkpoint of the last step. A larger max_steps goes on as ever."""
+    trained = trainer_of(tmp_path, make_model, tokenizer, prompts, model=(model := make_model(0)), **COMMON)
+    trained.train()
+    again = trainer_of(tmp_path, make_model, tokenizer, prompts, model=(resumed := make_model(0)), **COMMON)
+    assert not torch.equal(weights(resumed), weights(model))
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == STEPS
+    assert torch.equal(weights(resumed), weights(model))
+    longer = trainer_of(tmp_path, make_model, tokenizer, prompts, **{**COMMON, "max_steps": STEPS + 1})
+    longer.train(resume_from_checkpoint=True)
+    assert longer.state.global_step == STEPS + 1
 
 
 def test_a_later_pass_over_streamed_rows_is_not_resumed(tmp_path, make_model, tokenizer, prompts):

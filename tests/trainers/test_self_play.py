@@ -178,6 +178,21 @@ def test_an_adapter_goes_on_training_alone(tmp_path, make_model, tokenizer):
     assert any(not torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+def test_adapters_on_a_base_of_4_bits_stay_float32(tmp_path, make_model, tokenizer, is_new):
+    """TRL, which the flag tells of the 4 bits, rounds them to bfloat16: training would not begin at the opponent."""
+    settings = LoraConfig(task_type="CAUSAL_LM", r=2)
+    model = make_model(0) if is_new else with_lora(make_model(0))
+    (model if is_new else model.base_model.model).is_loaded_in_4bit = True
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad and not is_new}
+    given = {"peft_config": settings} if is_new else {}
+    trainer = SelfPlayTrainer(model, config(tmp_path), rows(), tokenizer, **given)
+    trained = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
+    assert trained
+    assert {p.dtype for p in trained.values()} == {torch.float32}
+    assert all(torch.equal(trained[name], weights) for name, weights in before.items())
+
+
 def test_a_checkpoint_of_an_adapter_of_any_name_is_loaded_again(tmp_path, make_model, tokenizer):
     model = get_peft_model(make_model(0), LoraConfig(task_type="CAUSAL_LM", r=2), adapter_name="mine")
     model.add_adapter("default", model.peft_config["mine"])
@@ -195,12 +210,13 @@ def test_a_checkpoint_of_an_adapter_of_any_name_is_loaded_again(tmp_path, make_m
         assert torch.equal(p, trained[name]), name
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer):
+@pytest.mark.parametrize("logging_steps", [1, 5])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, tokenizer, logging_steps):
     from tests.trainers.test_sft import StopAt
 
     changes = {
         **{"max_steps": 5, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "optim": "adamw_torch_fused"},
-        **{"save_strategy": "steps", "save_steps": 2},
+        **{"save_strategy": "steps", "save_steps": 2, "logging_steps": logging_steps},
     }
 
     def run(folder, callbacks=()):
@@ -212,6 +228,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, make_model, toke
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", [StopAt(3, KeyboardInterrupt)])
     resumed = run(tmp_path / "cut")
+    assert len(logged(tmp_path / "cut")) == 5 // logging_steps
     assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
     for a, b in zip(resumed.model.parameters(), whole.model.parameters(), strict=True):
         assert torch.equal(a, b)

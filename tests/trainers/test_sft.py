@@ -297,6 +297,46 @@ def test_tokens_of_a_resumed_training_are_counted_however_seldom_it_logs(tmp_pat
     assert [row["num_tokens"] for row in rows if "num_tokens" in row][-1] == 5 * 23  # as in the test above
 
 
+def test_a_log_after_a_resume_is_of_all_steps_since_the_log_before(tmp_path, make_model, tokenizer):
+    """The checkpoint at 4 is in the midst of a mean over three steps, and that at 8 in the last one."""
+    changes = {**ADAM, "save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
+    whole = trainer_of(make_model(0), tokenizer, tmp_path / "whole", MANY, **changes)
+    train_resumable(whole, tmp_path / "whole")
+    for stop in (5, 9):
+        folder = tmp_path / str(stop)
+        cut = trainer_of(
+            make_model(0), tokenizer, folder, MANY, callbacks=[StopAt(stop, KeyboardInterrupt)], **changes
+        )
+        with pytest.raises(KeyboardInterrupt):
+            train_resumable(cut, folder)
+        train_resumable(trainer_of(make_model(0), tokenizer, folder, MANY, **changes), folder)
+        rows = [
+            [{k: v for k, v in row.items() if k != "time"} for row in logged(f)] for f in (folder, tmp_path / "whole")
+        ]
+        assert [row["step"] for row in rows[0]] == [3, 6, 9]
+        assert rows[0] == rows[1]
+        totals = [json.loads((f / "metrics.jsonl").read_text().splitlines()[-1]) for f in (folder, tmp_path / "whole")]
+        mean = sum(row["loss"] for row in rows[1]) / 3
+        assert [row["train_loss"] for row in totals] == pytest.approx([mean, mean])
+
+
+def test_a_training_that_was_killed_behind_its_last_checkpoint_is_not_gone_on_with(tmp_path, make_model, tokenizer):
+    """The best of checkpoints is looked for, so there is one of the last step."""
+    changes = {**ADAM, "max_steps": 4, "save_strategy": "steps", "save_steps": 2, "metric_for_best_model": "loss"}
+    first = trainer_of(make_model(0), tokenizer, tmp_path, MANY, **changes)
+    train_resumable(first, tmp_path)
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / "checkpoint-4")
+    totals = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    again = trainer_of(make_model(0), tokenizer, tmp_path, MANY, **changes)
+    train_resumable(again, tmp_path)
+    assert again.state.global_step == 4
+    assert torch.equal(flat(again.model), flat(first.model))
+    assert len(logged(tmp_path)) == 4
+    (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()][4:]
+    for name in ("step", "train_loss", "epoch"):
+        assert row[name] == totals[name]
+
+
 def test_a_checkpoint_that_was_cut_short_is_removed_and_not_used(tmp_path):
     nothing = {"bytes": 0, "sha256": hashlib.sha256(b"").hexdigest()}
     marker = json.dumps({"files": {}, "log": nothing, "references": {}, "tokens": 0})

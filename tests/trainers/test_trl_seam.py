@@ -51,6 +51,15 @@ def test_the_gradient_norm_is_known_before_the_optimizer_steps():
     assert source.index("self._get_grad_norm(") < source.index("self.optimizer.step()")
 
 
+def test_a_resumed_training_sets_its_losses_to_nothing_before_its_first_epoch():
+    source = inspect.getsource(Trainer._inner_training_loop)
+    for name in ("_tr_loss", "_total_loss_scalar", "_globalstep_last_logged"):
+        assert source.index(f"self.{name} = ") < source.index("self._run_epoch(")
+    for name in ("epoch", "epochs_trained", "resume_from_checkpoint"):
+        assert f"{name}={name}," in source
+        assert name in inspect.signature(Trainer._run_epoch).parameters
+
+
 def test_what_the_monitors_read_is_there():
     source = inspect.getsource(GRPOTrainer._generate_and_score_completions)
     assert 'self._logs["rewards"][name].extend(rewards_per_func[:, i].tolist())' in source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,13 @@ class SavesOwnAdapter:
         finally:
             del model.save_pretrained
         record_base(Path(output_dir if output_dir is not None else self.args.output_dir))
+
+
+def free_name(model: Any, wanted: str) -> str:
+    """The name for one more adapter: the wanted one, with a number behind where an adapter has it already."""
+    taken = getattr(model, "peft_config", {})
+    names = itertools.chain([wanted], (f"{wanted}_{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def add_frozen_copy(peft_model: PeftModel, source: str = "default", name: str = "sft") -> None:

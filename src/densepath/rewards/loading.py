@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from densepath.models import locate
-from densepath.models.adapters import load_frozen_adapter, own_adapter
+from densepath.models.adapters import free_name, load_frozen_adapter, own_adapter
 from densepath.models.compat import changes_base, check_same_tokenizer, embedding_rows, shares_base, weights_differ
 from densepath.models.load import load_model, load_tokenizer
 from densepath.rewards.frozen import FrozenPolicy
@@ -96,7 +96,7 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
     Args:
         policy: PEFT model with one active adapter, or a plain model.
         name_or_path: what `load_model` takes.
-        adapter_name: what the adapter is called on the base.
+        adapter_name: what the adapter is called on the base; with a number behind where another one has the name.
 
     Returns:
         The view; None where the policy is a plain model, the model is another one, or the policy's adapter or the
@@ -118,6 +118,7 @@ def view_on_base(policy: Any, name_or_path: str | Path, adapter_name: str) -> Fr
     if locate.same_model(source, base):
         return FrozenPolicy(policy, None)
     if shares_base(source) and locate.same_model(locate.adapter_base(source), base):
+        adapter_name = free_name(policy, adapter_name)
         load_frozen_adapter(policy, source, adapter_name)
         return FrozenPolicy(policy, adapter_name)
     return None

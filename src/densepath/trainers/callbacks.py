@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -51,9 +52,11 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._resumed = False
 
     def go_on_from(self, checkpoint: str | None) -> None:
         """Forget what was logged after a checkpoint, or all of it: a power cut may have left anything there."""
+        self._resumed = checkpoint is not None
         kept = 0 if checkpoint is None else int(read_json(Path(checkpoint) / COMPLETE_MARKER)["log"]["bytes"])
         held = self.path.read_bytes()[:kept] if kept else b""
         with atomic_path(self.path) as temporary:
@@ -74,16 +77,16 @@ class MetricsCallback(TrainerCallback):  # type: ignore[misc]
         if state.is_world_process_zero and self.path.exists():
             sync(self.path)
 
-    def on_resumed_at_end(self, state: Any) -> None:
-        """Append the totals of a training that was killed behind its last checkpoint."""
-        if state.is_world_process_zero:
-            self._append(state, {**self._mean_loss(state), "total_flos": state.total_flos, "epoch": state.epoch})
-            sync(self.path)
-
-    def _mean_loss(self, state: Any) -> dict[str, float]:
-        """The mean over all steps where each was logged; transformers' is over those since training was resumed."""
-        losses = [row["loss"] for row in read_log(self.path) if row.get("loss") is not None]
-        return {"train_loss": sum(losses) / len(losses)} if len(losses) == state.global_step > 0 else {}
+    def _mean_loss(self, state: Any) -> dict[str, float | None]:
+        """The mean over all steps, where each is in a log; transformers' is over those since training was resumed."""
+        logged = [
+            (0, 0.0),
+            *((row["step"], row["loss"]) for row in read_log(self.path) if row.get("loss") is not None),
+        ]
+        if logged[-1][0] == state.global_step > 0:
+            total = sum(loss * (step - before) for (before, _), (step, loss) in itertools.pairwise(logged))
+            return {"train_loss": total / state.global_step}
+        return {"train_loss": None} if self._resumed else {}
 
     def _append(self, state: Any, values: Mapping[str, Any]) -> None:
         row: dict[str, Any] = {"step": state.global_step, "time": time.time()}

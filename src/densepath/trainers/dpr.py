@@ -157,13 +157,15 @@ class DPRTrainer(ResumableGRPOTrainer):
         check_arguments(ref_model, args)
         loading = loading_arguments(args, quantization_config)
         self._names = {"sft": name_of(model if sft_model is None else sft_model), "ref": name_of(ref_model)}
+        was_named = isinstance(model, (str, Path))
         model, processing_class, sft_model = starting_models(model, processing_class, sft_model, loading, peft_config)
         is_peft = hasattr(model, "peft_config")
         self._samples: Samples | None = None
         self._turn = 0  # of a conversation with tools: a completion is made of several
         self._functions = RewardFunctions(reward_funcs, args.reward_weights, taken=DENSE_REWARD)
         check_mixture(args, self._functions, environment_factory)
-        with grpo_arguments(args, self._functions), sampler_type(args, model), adapters_kept(model):
+        arguments = grpo_arguments(args, self._functions, was_named=was_named)
+        with arguments, sampler_type(args, model), adapters_kept(model):
             with_adapted_heads(super().__init__)(
                 model=model,
                 reward_funcs=[dense_reward_sum, *self._functions.wrapped],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,6 @@ from datasets import IterableDataset
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -32,25 +32,39 @@ from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.model_card import NamedCard
 from densepath.trainers.nan_stop import NaNStop, check_finite
 from densepath.trainers.refusals import refusing
+from densepath.trainers.resuming import Resumable
 from densepath.trainers.reward_functions import RewardFunctions
 from densepath.trainers.rollout import Rollout, Sampled
 
 
 @contextlib.contextmanager
-def grpo_arguments(args: DPRConfig, functions: RewardFunctions) -> Iterator[None]:
+def grpo_arguments(args: DPRConfig, functions: RewardFunctions, *, was_named: bool) -> Iterator[None]:
     """The arguments as GRPO's constructor should read them, inside of the block.
 
     GRPO's own `beta` would load another copy of the model and add a separate KL loss; `reward_weights` needs a number
     for the dense reward too. What TRL and PEFT refuse becomes a `ConfigError`.
+
+    Args:
+        args: the run's.
+        functions: its reward functions.
+        was_named: whether the policy was loaded by its name, with `model_init_kwargs`: TRL, which gets it as a model,
+            would say that they are ignored.
     """
     beta, weights = args.beta, args.reward_weights
     alpha = args.dense_reward_weight
     args.beta = 0.0
     args.reward_weights = [alpha, *((1 - alpha) * weight for weight in functions.weights)]
+    logger = logging.getLogger(GRPOTrainer.__module__)
+
+    def is_true(record: logging.LogRecord) -> bool:
+        return not (was_named and "`model_init_kwargs` will be ignored" in record.getMessage())
+
+    logger.addFilter(is_true)
     try:
         with refusing("DPR cannot begin"):
             yield
     finally:
+        logger.removeFilter(is_true)
         args.beta, args.reward_weights = beta, weights
 
 
@@ -125,7 +139,7 @@ class ResumableSampler(RepeatSampler):  # type: ignore[misc]
         yield from super().__iter__()
 
 
-class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ignore[misc]
+class ResumableGRPOTrainer(Resumable, SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ignore[misc]
     """`GRPOTrainer` that reads each row as SFT did, resumes to the bit, and stops at NaN.
 
     Attributes:
@@ -208,7 +222,6 @@ class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ig
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         buffered = self._buffered_inputs or []
         if self._step % (self.args.steps_per_generation * self.num_iterations) == 0:
             buffered = []  # the next step generates anew
@@ -218,10 +231,8 @@ class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ig
             "step": str(self._step),
             "processes": str(self.accelerator.num_processes),
             "shape": json.dumps(shape),
-            "metrics": json.dumps(self._metrics["train"]),  # since the last log
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(self._rollout_file(folder)) as temporary:
+        with atomic_path(self._rollout_file(self._checkpoint_folder(trial))) as temporary:
             save_file(tensors, temporary, metadata=metadata)
         self.accelerator.wait_for_everyone()
 
@@ -243,7 +254,6 @@ class ResumableGRPOTrainer(SavesOwnAdapter, NamedCard, GRPOTrainer):  # type: ig
                     f"{self.accelerator.num_processes}: the batches would be others; start as many as before"
                 )
             self._step = int(metadata["step"])
-            self._metrics["train"].update(json.loads(metadata.get("metrics", "{}")))
             shape = json.loads(metadata["shape"])
             buffered = _restore(shape, lambda name: file.get_tensor(name).to(self.accelerator.device))
         self._buffered_inputs = buffered or None

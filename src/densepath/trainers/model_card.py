@@ -41,8 +41,8 @@ def own_arguments(args: Any) -> dict[str, Any]:
 
 def name_of(model: Any) -> str | None:
     """The name or path that a model was given by or loaded from, several joined by commas; None if it has none."""
-    if model is None or isinstance(model, str):
-        return model
+    if model is None or isinstance(model, (str, Path)):
+        return model if model is None else str(model)
     if isinstance(model, (list, tuple)):
         return ", ".join(public_name(name_of(each)) for each in model)
     model = getattr(model, "model", model) if isinstance(model, FrozenPolicy) else model

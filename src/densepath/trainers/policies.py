@@ -12,7 +12,7 @@ from peft import PeftModel
 
 from densepath.errors import ConfigError, ModelError
 from densepath.models import locate
-from densepath.models.adapters import add_frozen_copy, own_adapter
+from densepath.models.adapters import add_frozen_copy, free_name, own_adapter
 from densepath.models.compat import changes_base, check_same_tokenizer, is_sharded
 from densepath.models.load import disable_dropout, freeze, load_model, load_tokenizer
 from densepath.models.quantized import quantized
@@ -45,7 +45,7 @@ def shared_or_loaded(
     Args:
         policy: the policy, as a PEFT model or a plain one.
         given: `FrozenPolicy`, model, or the name of a model, an adapter, or the policy's base.
-        adapter_name: what an adapter that is loaded onto the policy's base is called there.
+        adapter_name: what an adapter that is loaded onto the policy's base is called there (`view_on_base`).
         loading: keyword arguments of `load_model`; a quantisation is for the policy's base alone, since scorers stay
             float32, and is left out for a model of its own.
         tokenizer: the policy's; a model given by name must have one of the same ids.
@@ -61,7 +61,7 @@ def shared_or_loaded(
         return given
     if is_peft and given is policy.get_base_model() and not any(map(changes_base, policy.peft_config.values())):
         return FrozenPolicy(policy, None)
-    if isinstance(given, str):
+    if isinstance(given, (str, Path)):
         source = locate.locate(given)
         if tokenizer is not None and (not Path(source).is_dir() or locate.has_tokenizer(source)):
             other = load_tokenizer(given, trust_remote_code=loading["trust_remote_code"])
@@ -122,8 +122,9 @@ def frozen_models(
     if sft is not None:
         frozen_sft = load(sft, adapter_name="sft")
     elif is_sft_adapter:
-        add_frozen_copy(policy, source=own_adapter(policy), name="sft")
-        frozen_sft = FrozenPolicy(policy, "sft")
+        name = free_name(policy, "sft")
+        add_frozen_copy(policy, source=own_adapter(policy), name=name)
+        frozen_sft = FrozenPolicy(policy, name)
     else:
         frozen_sft = FrozenPolicy(policy, None)
     given = [] if ref is None else list(ref) if isinstance(ref, (list, tuple)) else [ref]
@@ -148,7 +149,7 @@ def starting_models(
         ConfigError: several adapters of the policy are active at once, or it is no PEFT model and holds one.
     """
     sft = None if sft is model else sft
-    if isinstance(model, str):
+    if isinstance(model, (str, Path)):
         if processing_class is None:
             processing_class = load_tokenizer(model, trust_remote_code=loading["trust_remote_code"])
         model = load_model(model, for_training=True, **loading)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from trl.trainer.utils import get_callable_name, is_async_callable
+from trl.trainer.utils import get_callable_name, get_config_model_id, is_async_callable
 
 from densepath.core.masks import keep
 from densepath.core.rewards import on_last_token
@@ -61,12 +62,16 @@ class RewardFunctions:
 
     def __init__(self, functions: Any, weights: Sequence[float] | None = None, *, taken: str = "") -> None:
         given = [] if functions is None else list(functions) if isinstance(functions, (list, tuple)) else [functions]
+        given = [str(function) if isinstance(function, Path) else function for function in given]  # as TRL takes it
         if weights is not None and len(weights) != len(given):
             raise ConfigError(f"reward_weights has {len(weights)} numbers for {len(given)} reward functions")
-        names = [get_callable_name(function) for function in given if _is_plain(function)]
+        names = [_name(function) for function in given]
         for index, name in enumerate(names):
             if name == taken or name in names[:index]:
-                raise ConfigError(f"two reward functions are called {name!r}: their metrics would mix; rename one")
+                raise ConfigError(
+                    f"two reward functions are called {name!r}: their metrics would mix; rename one "
+                    "(a reward model is called by the last part of its path)"
+                )
         self.weights = [1.0] * len(given) if weights is None else [float(weight) for weight in weights]
         self.wrapped: list[Any] = [
             self._checked(index, function) if _is_plain(function) else function for index, function in enumerate(given)
@@ -140,6 +145,14 @@ class RewardFunctions:
 def _is_plain(function: Any) -> bool:
     """Whether it is a callable of the user's, not a reward model or the name of one."""
     return callable(function) and not isinstance(function, (str, nn.Module))
+
+
+def _name(function: Any) -> str:
+    """What TRL calls it in its metrics: of a reward model the last part of its path."""
+    if _is_plain(function):
+        return str(get_callable_name(function))
+    name = function if isinstance(function, str) else get_config_model_id(getattr(function, "config", None))
+    return str(name).split("/")[-1]
 
 
 def _check(name: str, output: Any, prompts: Any, completion_ids: Any) -> tuple[list[float], list[Tensor] | None]:

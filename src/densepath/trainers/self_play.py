@@ -28,10 +28,12 @@ from densepath.models.adapters import SavesOwnAdapter
 from densepath.models.load import disable_dropout
 from densepath.models.packed_forward import add_packed_forward, with_adapted_heads
 from densepath.models.packing import IGNORED_LABEL
+from densepath.models.quantized import adapters_in_float32, adapters_kept
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
 from densepath.trainers.model_card import NamedCard
 from densepath.trainers.refusals import check_optimization, check_token, refuse_unused, refusing, without_effect
+from densepath.trainers.resuming import Resumable
 
 SPIN = "spin"
 COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", "ref_rejected_logps")
@@ -55,8 +57,12 @@ _USED = frozenset(
     }
 )
 """What `DPOConfig` adds to transformers' arguments and self-play uses."""
-_INSTEAD = {"loss_type": "self_play_loss says which loss it is", "disable_dropout": "dropout is always off"}
-WITHOUT_EFFECT = without_effect(DPOConfig, _USED, also=("label_smoothing_factor",))
+_INSTEAD = {
+    "loss_type": "self_play_loss says which loss it is",
+    "disable_dropout": "dropout is always off",
+    "neftune_noise_alpha": "the opponent is scored without noise",
+}
+WITHOUT_EFFECT = without_effect(DPOConfig, _USED, also=("label_smoothing_factor", "neftune_noise_alpha"))
 """Arguments that self-play refuses with any value but their default, which is given here."""
 
 
@@ -81,7 +87,7 @@ class SelfPlayConfig(DPOConfig):  # type: ignore[misc]
         refuse_unused(self, WITHOUT_EFFECT, "self-play, whose loss and data are its own", _INSTEAD)
 
 
-class SelfPlayTrainer(SavesOwnAdapter, NamedCard, DPOTrainer):  # type: ignore[misc]
+class SelfPlayTrainer(Resumable, SavesOwnAdapter, NamedCard, DPOTrainer):  # type: ignore[misc]
     """Trainer of SPIN and GSIL over pairs of token ids.
 
     Args:
@@ -109,7 +115,7 @@ class SelfPlayTrainer(SavesOwnAdapter, NamedCard, DPOTrainer):  # type: ignore[m
         self._surrogate = None if is_spin else Surrogate(args.self_play_loss)
         check_token(args)
         check_optimization(args)
-        with refusing(f"{self._name} cannot begin"):
+        with refusing(f"{self._name} cannot begin"), adapters_kept(model):
             with_adapted_heads(super().__init__)(
                 model=model,
                 args=args,
@@ -120,6 +126,7 @@ class SelfPlayTrainer(SavesOwnAdapter, NamedCard, DPOTrainer):  # type: ignore[m
             )
         if "ref" in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter("ref")  # TRL's copy of the adapter; the opponent's scores are columns
+        adapters_in_float32(self.model)
         disable_dropout(self.model)
         self._packs = add_packed_forward(self.model)
 

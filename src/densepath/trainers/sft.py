@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers import TrainerState
-from transformers.trainer_utils import align_special_tokens
 from trl import SFTConfig, SFTTrainer
 
 from densepath.errors import ConfigError
@@ -40,6 +38,7 @@ from densepath.trainers.refusals import (
     refusing,
     without_effect,
 )
+from densepath.trainers.resuming import Resumable
 
 _USED = frozenset(
     {
@@ -60,8 +59,9 @@ _INSTEAD = {
     "dataset_text_field": _ROWS,
     "truncation_mode": "a row is cut at its end, and left out where its prompt alone is too long",
     "model_init_kwargs": "the model is loaded already",
+    "neftune_noise_alpha": "its noise would shrink with the batch, which is one packed row",
 }
-WITHOUT_EFFECT = without_effect(SFTConfig, _USED)
+WITHOUT_EFFECT = without_effect(SFTConfig, _USED, also=("neftune_noise_alpha",))
 """Arguments that SFT refuses with any value but their default, which is given here."""
 
 
@@ -77,8 +77,8 @@ def check_sft_arguments(args: SFTConfig) -> None:
     refuse_unused(args, unused, "SFT, whose rows densepath tokenises itself", _INSTEAD)
 
 
-class _NamedSFTTrainer(SavesOwnAdapter, NamedCard, SFTTrainer):  # type: ignore[misc]
-    """TRL's `SFTTrainer`, whose cards name real models, and whose checkpoints hold the adapter that is trained."""
+class _NamedSFTTrainer(Resumable, SavesOwnAdapter, NamedCard, SFTTrainer):  # type: ignore[misc]
+    """TRL's `SFTTrainer`, whose cards name real models, and whose checkpoints hold all that resuming needs."""
 
 
 def sft_trainer(
@@ -200,14 +200,5 @@ def train_resumable(trainer: Any, output_dir: Path) -> None:
         if trainer.is_world_process_zero():
             metrics.go_on_from(checkpoint)
     if checkpoint is not None:
-        state = TrainerState.load_from_json(str(Path(checkpoint) / "trainer_state.json"))
         trainer._total_train_tokens = read_json(Path(checkpoint) / COMPLETE_MARKER)["tokens"]
-        if state.global_step >= state.max_steps:  # the Trainer would take one step more
-            trainer.state = state
-            align_special_tokens(trainer.model, trainer.processing_class)
-            trainer._load_from_checkpoint(checkpoint)
-            if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-                trainer._load_best_model()
-            metrics.on_resumed_at_end(state)
-            return
     trainer.train(resume_from_checkpoint=checkpoint)
