@@ -128,16 +128,33 @@ def answered(row, token, metric):
 
 
 def test_what_a_judge_could_not_say_counts_for_no_reward():
-    """Of five samples one is not judged, and each verdict stays with its own sample."""
-    texts = scored_texts.Texts()
-    texts.add_samples([answered(row, row + 10, metric) for row, metric in enumerate((0.2, None, 0.9, 0.4, 0.8))], 5)
-    rewards = {"r": [torch.full((2,), value) for value in (-1.0, 99.0, 1.0, 0.5, 0.0)]}
+    """Of six samples one is not judged, and each verdict stays with its own sample."""
+    texts, metrics = scored_texts.Texts(), (0.2, None, 0.9, 0.4, 0.8, 0.1)
+    texts.add_samples([answered(row, row + 10, metric) for row, metric in enumerate(metrics)], 6)
+    rewards = {"r": [torch.full((2,), value) for value in (-1.0, 99.0, 1.0, 0.5, 0.0, -2.0)]}
     found = measure_agreement(texts, rewards, 8, 0)[Criterion.VERIFIER]
-    assert found.values["r"] == pytest.approx(0.75)  # of (1, 0) against (-1, .5) three pairs are in order
-    assert found.extras["r"]["right"] == 0.5
-    texts.add_samples([answered(row, row + 10, None) for row in range(5)], 5)
-    assert texts.verdicts == [[]] * 5
+    assert found.values["r"] == pytest.approx(5 / 6)  # of (1, 0) against (-1, .5, -2) five pairs are in order
+    assert found.extras["r"]["right"] == 0.4
+    texts.add_samples([answered(row, row + 10, None) for row in range(6)], 6)
+    assert texts.verdicts == [[]] * 6
     assert Criterion.VERIFIER not in measure_agreement(texts, rewards, 8, 0)
+
+
+def test_prompts_that_were_not_judged_are_not_counted():
+    """Five of eight were; the figure is that of these five alone, its interval too."""
+    found = []
+    for metrics in ([1.0, None, 0.0, 1.0, None, 0.0, 1.0, None], [1.0, 0.0, 1.0, 0.0, 1.0]):
+        texts = scored_texts.Texts()
+        texts.add_samples([answered(row, row + 10, metric) for row, metric in enumerate(metrics)], len(metrics))
+        scores = iter((0.9, 0.1, 0.3, 0.5, 0.8))
+        rewards = [torch.tensor([99.0 if metric is None else next(scores)]) for metric in metrics]
+        found.append(measure_agreement(texts, {"r": rewards}, 8, 0)[Criterion.VERIFIER])
+    some, alone = (one.agreement("r", Criterion.VERIFIER) for one in found)
+    assert some == alone
+    assert some.value.n == 5
+    few = scored_texts.Texts()
+    few.add_samples([answered(row, row + 10, metric) for row, metric in enumerate((1.0, 0.0, 1.0, 0.0, None))], 5)
+    assert Criterion.VERIFIER not in measure_agreement(few, {"r": [torch.zeros(1)] * 5}, 8, 0)
 
 
 def made_texts(pairs=0, twins=0, answers=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -236,9 +237,27 @@ def test_preferences_that_show_nothing():
 )
 def test_by_the_reward_alone(criterion, value, low, answer, named):
     """Nothing was sampled. Pairs that do not show anything forbid nothing."""
-    found = Findings(0, None, 3, (), (), agreement=(Agreement("0", criterion, value, low),), criterion=criterion)
+    found = Findings(0, None, value.n, (), (), agreement=(Agreement("0", criterion, value, low),), criterion=criterion)
     decision = decide(found)
     assert (decision.answer, decision.reference) == (answer, named)
+
+
+@pytest.mark.parametrize(("n", "told"), [(3, False), (4, False), (5, True)])
+def test_fewer_than_five_units_name_and_forbid_nothing(n, told):
+    """Pairs with samples and without, and answers, of which a lead worth having names its candidate all the same."""
+
+    def check(found, answer, reference=None):
+        expected = (answer, reference) if told else (Answer.CANNOT_TELL, None)
+        assert (found.answer, found.reference) == expected
+
+    for right, sampled, alone in ((n, Answer.CANDIDATE, Answer.CANNOT_TELL), (0, Answer.NONE, Answer.NONE)):
+        value = proportion_interval(right, n)
+        named = "0" if right else None
+        check(unjudged(reward("0", preference=value), preferences=n), sampled, named)
+        agreement = (Agreement("0", Criterion.PREFERENCE, value, value.low),)
+        check(decide(Findings(0, None, n, (), (), agreement=agreement, criterion=Criterion.PREFERENCE)), alone, named)
+    given = findings((0.36, 0.35, 0.28), preview("0", 0.36, 0.28, **HABIT))
+    check(decide(dataclasses.replace(given, prompts=n)), Answer.NONE)
 
 
 # -- warnings ----------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mistral, 
 from torch.nn.functional import scaled_dot_product_attention
 from trl.trainer.utils import add_fused_lm_head
 
-from densepath.models import flat_attention, scoring
+from densepath.models import flat_attention, kinds, scoring
 from densepath.models.logits import layout_of
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.packing import Layout
@@ -209,7 +209,9 @@ def test_what_a_kernel_takes_is_asked_before_it_is_used(kernel, monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         found = trained(model, prompts, completions)
     assert set(calls) <= {torch.bfloat16}
-    assert (len(calls) == 3) is KERNELS[kernel]  # each layer, behind a call that looks whether it works
+    assert (len(calls) == 4) is KERNELS[
+        kernel
+    ]  # each layer, behind calls that look whether it works, and groups heads
     assert float((found - expected).detach().abs().mean()) < 0.05
     ours = gradients(model, found, weights)
     for name, gradient in theirs.items():
@@ -225,6 +227,37 @@ def test_weights_in_half_precision_take_the_kernel(dtype, monkeypatch):
     assert set(calls) == {dtype}
 
 
+def test_a_compiler_is_told_what_the_kernel_takes(monkeypatch):
+    """Its trace would call torch's kernel with tensors that are not there, and find it on every device."""
+    monkeypatch.setattr(kinds, "_found", [])
+    model, plain = (tiny_llama(dtype=torch.bfloat16, num_hidden_layers=1) for _ in range(2))
+    model.model.layers[0].compile(backend="eager")
+    prompts, completions = [[1, 2, 3, 4]] * 2 + [[1, 2, 5]], [[6, 7, 8], [9], [4]]
+    assert layout_of(model) is Layout.FLAT
+    found = torch.cat(score_completions(model, prompts, completions).logprobs)
+    assert torch.equal(found, torch.cat(score_completions(plain, prompts, completions).logprobs))
+    asked = torch.compile(flat_attention.in_one_call, backend="eager", fullgraph=True)
+    for kernel in (flat_attention.varlen_attn, *KERNELS):
+        monkeypatch.setattr(flat_attention, "varlen_attn", kernel)
+        torch.compiler.reset()
+        assert asked(torch.zeros(1, dtype=torch.bfloat16)) is KERNELS.get(kernel, False)
+
+
+def test_memory_that_runs_out_says_nothing_of_a_kernel(monkeypatch):
+    full = [True]
+
+    def kernel(*states, **given):
+        if full:
+            full.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(flat_attention, "varlen_attn", kernel)
+    states = torch.zeros(1, dtype=torch.bfloat16)
+    with pytest.raises(torch.OutOfMemoryError):
+        flat_attention.in_one_call(states)
+    assert flat_attention.in_one_call(states)
+
+
 def test_all_segments_in_one_call(monkeypatch):
     """The GPU's way, with its kernel's definition in place of the kernel."""
     model = tiny_llama(dtype=torch.float64)
@@ -235,7 +268,7 @@ def test_all_segments_in_one_call(monkeypatch):
     prompts, completions = [[1, 2, 3, 4]] * 3 + [[1, 2, 5], [6]], [[6, 7, 8], [9], [3] * 12, [4], [5, 4]]
     for found, p, c in zip(score_completions(model, prompts, completions).logprobs, prompts, completions, strict=True):
         torch.testing.assert_close(found, own(model, p, c).detach(), atol=2e-6, rtol=0)
-    assert len(calls) == 2
+    assert len(calls) == 3  # one looks whether the kernel groups heads
 
 
 @pytest.mark.parametrize("in_one_call", [False, True])

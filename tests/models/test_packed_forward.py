@@ -14,6 +14,7 @@ from tests.tiny_models import tiny_gemma3, tiny_llama, tiny_mamba, with_lora
 from trl.trainer.utils import add_fused_lm_head
 
 from densepath.core.heads import head_logprobs
+from densepath.models import packed_forward
 from densepath.models.packed_forward import add_packed_forward
 
 OUTPUTS = ("log_probs", "entropy", "is_top1")
@@ -179,6 +180,29 @@ def test_a_copy_computes_with_its_own_weights():
     for kwargs in (inputs, {**inputs, "position_ids": torch.arange(ids.shape[1])[None].expand_as(ids)}):
         found, expected = (m(**kwargs, fused_lm_head=True).log_probs for m in (twin, clean))
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_a_model_that_is_cast_or_moved_is_tried_again(monkeypatch):
+    """Also where a pass under autocast comes first, and in the weights' own precision."""
+    tried, trial = [], packed_forward._fused_is_right
+
+    def seen(model, inner):
+        def called(**given):
+            tried.append((model.dtype, torch.is_autocast_enabled("cpu")))
+            return inner(**given)
+
+        return trial(model, called)
+
+    monkeypatch.setattr(packed_forward, "_fused_is_right", seen)
+    model = tiny_llama()
+    add_fused_lm_head(model, outputs=OUTPUTS)
+    add_packed_forward(model)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    for dtype in (torch.float32, torch.bfloat16, torch.bfloat16, torch.float32):
+        model.to(dtype)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=ids, labels=ids, fused_lm_head=True)  # without a mask it is TRL's
+    assert tried == [(dtype, False) for dtype in (torch.float32, torch.bfloat16) for _ in range(2)]
 
 
 def test_a_mixture_of_experts_keeps_its_balance_loss_where_an_adapter_lies_on_the_head():

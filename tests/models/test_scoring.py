@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.tiny_models import tiny_gemma3, tiny_gpt2, tiny_llama, tiny_mamba
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from densepath.errors import NumericalError
 from densepath.models import flat_attention, kinds, logits, sampling
@@ -236,6 +237,51 @@ def test_attention_across_sequences_is_refused_in_half_precision(build, dtype, m
         assert layout_of(build(dtype=dtype)) < Layout.FLAT
     finally:
         AttentionInterface.register(flat_attention.NAME, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("build", "scale"), [(tiny_llama, 1.0), *itertools.product((tiny_gpt2, tiny_gemma3), (1.0, 0.08))]
+)
+def test_a_model_that_reads_no_positions_is_refused_in_half_precision(build, scale, dtype):
+    """It counts columns for them; with small weights that changes less than rounding does with large ones."""
+    model = build(dtype=dtype)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(scale if weights.dim() > 1 else 1.0)
+    inner = model.base_model.forward
+    model.base_model.forward = lambda *args, position_ids=None, **given: inner(*args, **given)
+    assert layout_of(model) is Layout.PADDED
+
+
+@pytest.mark.parametrize("family", ["MPT", "CodeGen", "GPTJ"])
+def test_half_precision_finds_the_layout_of_float32(family):
+    """Their positions are those of columns, which changes little with the weights that transformers begins with."""
+    widths = {"n_embd": 32, "n_layer": 2, "n_head": 4, "rotary_dim": 4, "d_model": 32, "n_heads": 4, "n_layers": 2}
+    config = AutoConfig.for_model(family.lower(), vocab_size=64, **widths)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    assert [layout_of(model.to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.float16)] == [
+        Layout.PADDED
+    ] * 3
+
+
+def test_memory_that_runs_out_says_nothing_of_a_model(monkeypatch):
+    full, attention = [True], flat_attention._attended
+
+    def attend(*states, **given):
+        if full:
+            full.pop()
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return attention(*states, **given)
+
+    monkeypatch.setattr(kinds, "_found", [])
+    monkeypatch.setattr(flat_attention, "_attended", attend)
+    model = tiny_llama()
+    with pytest.raises(torch.OutOfMemoryError):
+        layout_of(model)
+    assert layout_of(model) is Layout.FLAT
 
 
 def test_a_trial_under_autocast_is_one_of_the_weights_own_precision(monkeypatch):

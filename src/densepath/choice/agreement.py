@@ -145,11 +145,12 @@ def _verifier(texts: Texts, rewards: Rewards, seed: int) -> Measured | None:
     verdicts = np.array([value for values in texts.verdicts for value in values])
     judged = ~np.isnan(verdicts)
     right = verdicts[judged] >= RIGHT
-    n = len(texts.samples)
+    prompt = np.repeat(np.arange(len(texts.verdicts)), [len(values) for values in texts.verdicts])[judged]
+    prompts, row = np.unique(prompt, return_inverse=True)  # those that were judged, counted from 0
+    n = len(prompts)
     if n < FEWEST or not right.any() or right.all():
         return None
     flat = np.array([index for indices in texts.samples for index in indices])[judged]
-    row = np.repeat(np.arange(len(texts.samples)), [len(indices) for indices in texts.samples])[judged]
     scores = {name: np.array([float(of[index].mean()) for index in flat]) for name, of in rewards.items()}
     return Measured(
         {name: auroc(values, right) for name, values in scores.items()},

@@ -63,11 +63,20 @@ def _of_candidates(findings: Findings) -> Decision:
         return Decision(Answer.NONE, None, None, (reason,))
     if findings.criterion is Criterion.ANSWERS and findings.candidates:
         return _by_answers(findings)
+    pairs = findings.criterion is Criterion.PREFERENCE
+    counts = [one.value.n for one in findings.agreement if one.criterion is findings.criterion]
+    if (n := findings.preferences if pairs else min(counts, default=FEWEST)) < FEWEST:
+        return _too_few(findings, n, "pairs" if pairs else "prompts")
     if findings.criterion is Criterion.PREFERENCE and findings.rewards:
         return _by_preferences(findings)
     if findings.criterion in UNITS:
         return _by_agreement(findings, findings.criterion)
     return Decision(Answer.CANNOT_TELL, None, None, (_no_truth(findings),), all_warnings(findings, None))
+
+
+def _too_few(findings: Findings, n: int, units: str, *reasons: str) -> Decision:
+    few = f"{n} {units} show nothing, whatever they say: give at least {FEWEST}."
+    return Decision(Answer.CANNOT_TELL, None, None, (few, *reasons), all_warnings(findings, None))
 
 
 # --- by judged answers -----------------------------------------------------------------------------------------------
@@ -122,6 +131,8 @@ def _by_answers(findings: Findings) -> Decision:
             f"{', or fewer candidates' if len(findings.candidates) > 1 else ''}."
         )
         return _of(Answer.CANNOT_TELL, top, (reason, *reasons), all_warnings(findings, None))
+    if findings.prompts < FEWEST:
+        return _too_few(findings, findings.prompts, "prompts", *reasons)
     return _of(Answer.NONE, top, reasons, all_warnings(findings, None))
 
 
@@ -299,7 +310,7 @@ def _by_agreement(findings: Findings, criterion: Criterion) -> Decision:
     what = f"{UNITS[criterion]} ({criterion.value}) of {_plain(best.value, 3)}"
     chance = CHANCE[criterion]
     warnings = all_warnings(findings, None)
-    if best.low > chance and best.value.n >= FEWEST:
+    if best.low > chance:
         reason = f"Reference {best.reference} has the highest {what}, above {chance:g} with 90 % confidence."
         beta = findings.betas[0] if findings.betas else None
         reasons = (reason, _no_truth(findings))

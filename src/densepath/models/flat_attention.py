@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedC
 from densepath.models.packing import Segment, Spans, cut
 
 varlen_attn: Callable[..., Any] | None = None
-with contextlib.suppress(ImportError):  # before torch 2.10; `_works` and `_takes` ask what there is of it
+with contextlib.suppress(ImportError):  # before torch 2.10; `_works` asks what there is of it
     from torch.nn.attention.varlen import varlen_attn
 
 NAME = "densepath_flat"
@@ -32,6 +31,7 @@ _BLOCK = 512
 """Queries that share a mask: no mask grows with the square of a sequence."""
 _UNKNOWN = ("position_bias", "s_aux", "head_mask")
 """Arguments of an attention layer that change its result in a way that is not computed here."""
+_known: dict[tuple[Any, ...], bool] = {}
 _row: ContextVar[tuple[Segment, ...]] = ContextVar("_row")
 Sees = Callable[[int, int, Tensor, Tensor], Tensor]
 """(batch, head, position of the query, position of the key) -> bool, as transformers' mask functions are."""
@@ -226,23 +226,27 @@ def in_one_call(states: Tensor) -> bool:
     return varlen_attn is not None and half and _works(varlen_attn, states.device, dtype)
 
 
-@functools.cache
-def _works(kernel: Callable[..., Any], device: torch.device, dtype: torch.dtype) -> bool:
+# A compiler's trace would find the kernel's fake on every device.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _works(kernel: Callable[..., Any], device: torch.device, dtype: torch.dtype, **more: bool) -> bool:
     """Whether a kernel takes what is asked of it: torch before 2.11 has no window, a CPU or an old GPU no kernel.
 
     A model's trial need not come to it: weights in float32 do so in training alone, under autocast.
+
+    Raises:
+        OutOfMemoryError: it says nothing of the kernel, and is not kept.
     """
-    states, sums = torch.zeros(1, 1, 8, device=device, dtype=dtype), torch.arange(2, device=device).int()
-    try:
-        kernel(states, states, states, sums, sums, 1, 1, scale=None, window_size=(-1, 0))
-    except (TypeError, RuntimeError):
-        return False
-    return True
-
-
-@functools.cache
-def _takes(kernel: Callable[..., Any], argument: str) -> bool:
-    return argument in inspect.signature(kernel).parameters
+    asked = kernel, device, dtype, *more
+    if asked not in _known:
+        states, sums = torch.zeros(1, 1, 8, device=device, dtype=dtype), torch.arange(2, device=device).int()
+        try:
+            kernel(states, states, states, sums, sums, 1, 1, scale=None, window_size=(-1, 0), **more)
+            _known[asked] = True
+        except torch.OutOfMemoryError:
+            raise
+        except (TypeError, RuntimeError):
+            _known[asked] = False
+    return _known[asked]
 
 
 def _by_lengths(query: Tensor, key: Tensor, value: Tensor, mask: FlatMask, scaling: float | None) -> Tensor:
@@ -255,7 +259,7 @@ def _by_lengths(query: Tensor, key: Tensor, value: Tensor, mask: FlatMask, scali
     assert varlen_attn is not None
     causal: dict[str, Any] = {"scale": scaling, "window_size": (-1, 0)}
     if query.shape[1] != key.shape[1]:
-        if _takes(varlen_attn, "enable_gqa"):  # since torch 2.12
+        if _works(varlen_attn, query.device, query.dtype, enable_gqa=True):  # since torch 2.12
             causal["enable_gqa"] = True
         else:
             key, value = (_for_heads(query.shape[1], each) for each in (key, value))

@@ -14,7 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +29,19 @@ from densepath.models.flat_attention import Beginning, attending, in_one_call
 from densepath.models.kinds import once_for_kind
 from densepath.models.packing import Layout, PackedBatch, pack
 
+Found = TypeVar("Found")
+
 OWN_LOGITS = 2**26
 """Logits that a scoring pass of a model without a plain head computes at most, unless one sequence has more: 256 MiB
 in float32."""
-HALF_PRECISION = 0.25
-"""Nats by which log-probabilities of two passes in half precision may differ in the mean: a bound of our own. Kernels
-that round differently move one by hundredths to tenths, another context moves it by whole nats."""
 _TOLERANCE = 2e-3
+"""Nats by which log-probabilities of a layout may differ from those of sequences alone, in float32."""
+_OTHER_KERNELS, _OTHER_PLACE = 1 / 8, 1 / 32
+"""The same in half precision, as shares of what another prompt changes, which grows with a model's logits as rounding
+does: between the kernels of two layouts, and between two places in a row, where kernels and shapes are the same.
+
+Bounds of our own: right layouts measured up to .05 and .013, wrong ones from .14 or, where they lie below, .16 on.
+"""
 _FAILURES = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError, NotImplementedError)
 PASSED_THROUGH = "_densepath_passes_through"
 """Attribute of a forward pass that leaves logits as they are: the one that it calls."""
@@ -298,7 +304,7 @@ def _try(
     The layouts end with `ALONE`, the best comes first. On a processor none behind a flat row is tried.
     """
     embeddings = model.get_input_embeddings().weight
-    ids = [(7 * k + 3) % predicted_rows(model) for k in range(12)]
+    ids = _ids(model)
     sequences = [ids[:4], ids[:4], [*ids[:2], *ids[5:7]]], [ids[4:8], ids[8:11], ids[7:11]]
     own = _try_scores(model, sequences, Layout.ALONE, None)
     if not bool(torch.isfinite(own).all()):
@@ -309,13 +315,12 @@ def _try(
     # A model's own half-precision logits are rounded to 2^-8 of their size.
     exact = embeddings.dtype in (torch.float32, torch.float64)
     rounding = _TOLERANCE if exact else 0.25
-    alone = _attempt(functools.partial(_try_scores, model, sequences, Layout.ALONE, plain))
+    alone = attempt(functools.partial(_try_scores, model, sequences, Layout.ALONE, plain))
     if alone is None or not _near(alone, own, rounding):
         alone, plain, scaling = own, None, None
     right: list[Layout] = []
     for layout in _promised(model):
-        found = _attempt(functools.partial(_try_scores, model, sequences, layout, plain))
-        if found is not None and _same(found, alone, exact):
+        if attempt(functools.partial(_keeps, model, layout, plain, sequences, alone, exact)):
             right.append(layout)
             if layout is not Layout.FLAT or embeddings.device.type == "cpu":
                 break
@@ -334,10 +339,16 @@ def _try_scores(
     return torch.cat([found[index] for index in sorted(found)])
 
 
-def _attempt(function: Callable[[], Tensor]) -> Tensor | None:
-    """What the function returns, or None where the model does not take its arguments."""
+def attempt(function: Callable[[], Found]) -> Found | None:
+    """What the function returns, or None where the model does not take its arguments.
+
+    Raises:
+        OutOfMemoryError: it says nothing of the model.
+    """
     try:
         return function()
+    except torch.OutOfMemoryError:
+        raise
     except _FAILURES:
         return None
 
@@ -346,11 +357,38 @@ def _near(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     return bool(torch.allclose(found, expected.to(found), atol=tolerance, rtol=tolerance))
 
 
-def _same(found: Tensor, alone: Tensor, exact: bool) -> bool:
-    """Whether two layouts give the same log-probabilities up to rounding."""
+def _keeps(
+    model: Any,
+    layout: Layout,
+    head: Head | None,
+    sequences: tuple[list[list[int]], list[list[int]]],
+    alone: Tensor,
+    exact: bool,
+) -> bool:
+    """Whether a layout gives the log-probabilities of sequences alone up to rounding.
+
+    Rounding with large logits moves them by more than an error does with small ones. So in half precision one
+    completion is also scored before and behind another: what sees that, or counts columns for positions, moves it.
+    """
+
+    def scores(prompt: list[int], completions: list[list[int]], layout: Layout) -> Tensor:
+        return _try_scores(model, ([prompt] * len(completions), completions), layout, head)[: len(completions[0])]
+
+    found = _try_scores(model, sequences, layout, head)
     if exact:
         return _near(found, alone, _TOLERANCE)
-    return bool((found - alone).abs().mean() <= HALF_PRECISION)
+    ids = _ids(model)
+    first, before, one, behind = ([start, *ids[at : at + 5]] for at, start in enumerate(sorted(ids)[1::3]))
+    own, elsewhere = (scores(prompt, [one], Layout.ALONE) for prompt in (ids[:4], ids[5:9]))
+    there, here = (scores(ids[:4], [one, first, neighbour], layout) for neighbour in (before, behind))
+    compared = (own, elsewhere), (there, here), (here, own), (found, alone)
+    context, places, *kernels = ((one - other).abs().mean() for one, other in compared)
+    return bool(places <= _OTHER_PLACE * context) and all(each <= _OTHER_KERNELS * context for each in kernels)
+
+
+def _ids(model: Any) -> list[int]:
+    """Tokens of the trial."""
+    return [(7 * k + 3) % predicted_rows(model) for k in range(12)]
 
 
 def _check_causal(model: Any, ids: list[int]) -> None:
@@ -395,7 +433,7 @@ def _scaling(model: Any, head: nn.Linear, settings: tuple[Any, ...], ids: list[i
         logits: Tensor = _forward(model)(**inputs, use_cache=False).logits
     finally:
         handle.remove()
-    hidden = _attempt(states)
+    hidden = attempt(states)
     if hidden is None or "raw" not in seen or seen["raw"].shape != logits.shape or hidden.shape != seen["read"].shape:
         return None
     exact = seen["raw"].dtype in (torch.float32, torch.float64)

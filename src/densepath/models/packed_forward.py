@@ -15,7 +15,7 @@ import functools
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -26,10 +26,11 @@ from trl.trainer.utils import FusedCausalLMOutput
 from densepath.core.heads import Head
 from densepath.core.logprobs import logit_scores
 from densepath.errors import ModelError
-from densepath.models.compat import in_mode, is_sharded, predicted_rows
+from densepath.models.compat import computed_on, in_mode, is_sharded, predicted_rows
 from densepath.models.flat_attention import attending
 from densepath.models.logits import (
     PASSED_THROUGH,
+    attempt,
     causal_lm,
     hidden_states,
     layout_of,
@@ -80,7 +81,8 @@ def add_packed_forward(model: Any) -> bool:
     model = causal_lm(model)
     packs = not is_sharded(model) and supports_packing(model)
     inner = model.forward
-    pass_of_model = _Pass(inner, _fused_is_right(model, inner))
+    pass_of_model = _Pass(inner)
+    pass_of_model.fused(model)  # while it is whole, and nothing is around
 
     @functools.wraps(type(model).forward)  # `generate` and the sampler read its signature
     def forward(
@@ -94,7 +96,7 @@ def add_packed_forward(model: Any) -> bool:
         inner, pass_of = pass_of_model.inner, pass_of_model
         if self is not model:  # a copy: what TRL put around would still compute with the weights it was made for
             inner = functools.partial(type(self).forward, self)
-            pass_of = _Pass(inner, False)
+            pass_of = _Pass(inner, {computed_on(self): False})
         input_ids, attention_mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         given = {name for name, value in kwargs.items() if value is not None and value is not False}
         known = given <= {"input_ids", "attention_mask", "num_items_in_batch", "return_dict"} and not args
@@ -144,20 +146,21 @@ class _NoLayer:
 
 
 def _fused_is_right(model: Any, inner: Any) -> bool:
-    """Whether TRL's fused head gives the model's own log-probabilities while the head is plain, tried once."""
-    if is_sharded(model) or plain_head(model) is None:
+    """Whether TRL's fused head gives the model's own log-probabilities while the head is plain."""
+    if plain_head(model) is None:
         return False
-    embeddings = model.get_input_embeddings().weight
-    ids = torch.tensor([[(7 * k + 3) % predicted_rows(model) for k in range(8)]], device=embeddings.device)
-    try:
-        with in_mode(model), torch.no_grad():
-            mask = torch.ones_like(ids)
-            found = inner(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True).log_probs[0].float()
-            own = logit_scores(inner(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:]).logprobs.float()
-    except (TypeError, ValueError, RuntimeError, AttributeError):
-        return False
-    tolerance = 2e-3 if embeddings.dtype in (torch.float32, torch.float64) else 0.25
-    return bool(torch.allclose(found, own, atol=tolerance, rtol=tolerance))
+    device, dtype = computed_on(model)
+    ids = torch.tensor([[(7 * k + 3) % predicted_rows(model) for k in range(8)]], device=device)
+
+    def agrees() -> bool:
+        mask = torch.ones_like(ids)
+        found = inner(input_ids=ids, attention_mask=mask, labels=ids, fused_lm_head=True).log_probs[0].float()
+        own = logit_scores(inner(input_ids=ids, use_cache=False).logits[0, :-1], ids[0, 1:]).logprobs.float()
+        tolerance = 2e-3 if dtype in (torch.float32, torch.float64) else 0.25
+        return bool(torch.allclose(found, own, atol=tolerance, rtol=tolerance))
+
+    with in_mode(model), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        return bool(attempt(agrees))
 
 
 class _Rows:
@@ -238,11 +241,22 @@ class _Pass:
 
     Attributes:
         inner: the model's forward pass as TRL prepared it.
-        fused: whether TRL's head is right for it, as long as its own is plain.
+        known: device and dtype -> what `fused` found there.
     """
 
     inner: Any
-    fused: bool
+    known: dict[tuple[torch.device, torch.dtype], bool] = field(default_factory=dict)
+
+    def fused(self, model: Any) -> bool:
+        """Whether TRL's head is right for the model where it is, as long as its own is plain.
+
+        A sharded model cannot be tried: it is what it was found to be before.
+        """
+        where = computed_on(model)
+        if where not in self.known:
+            whole = not is_sharded(model)
+            self.known[where] = _fused_is_right(model, self.inner) if whole else any(self.known.values())
+        return self.known[where]
 
     def of_rows(self, model: Any, rows: _Rows, num_items: Any, device: torch.device) -> FusedCausalLMOutput:
         """Of padded rows with labels, packed as the model allows."""
@@ -251,7 +265,7 @@ class _Pass:
         for batch in pack(rows.prompts, rows.completions, layout_of(model)):
             batch = batch.to(device)
             where, back = _places(batch, rows)
-            if head is not None and self.fused and device.type != "cpu":
+            if head is not None and device.type != "cpu" and self.fused(model):
                 found.append((*back, *self._of_trl(model, batch, where)))
             else:
                 forward = self.inner if head is None else None
@@ -277,7 +291,7 @@ class _Pass:
 
     def of_anything(self, model: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Of rows as they are given, with whatever else belongs to them."""
-        if self.fused and plain_head(model) is not None:
+        if plain_head(model) is not None and self.fused(model):
             return self.inner(*args, **{k: v for k, v in kwargs.items() if v is not None}, fused_lm_head=True)
         labels, shifted = kwargs.pop("labels", None), kwargs.pop("shift_labels", None)
         num_items = kwargs.pop("num_items_in_batch", None)

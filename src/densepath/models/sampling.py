@@ -30,7 +30,7 @@ from densepath.errors import DataError, NumericalError, UsageError
 from densepath.models.compat import computed_on, context_length, embedding_rows
 from densepath.models.decoding import Decoder, RowBatch, inference
 from densepath.models.kinds import once_for_kind
-from densepath.models.logits import HALF_PRECISION, causal_lm, length_border
+from densepath.models.logits import causal_lm, length_border
 from densepath.models.packing import common_beginning
 from densepath.models.prepacked import LEAST_STEPS, prepacked
 
@@ -292,6 +292,9 @@ def _decoder(model: PreTrainedModel, keep_hidden: bool) -> Decoder:
     return decoder
 
 
+_HALF_PRECISION = 0.25
+"""Nats by which log-probabilities may differ in half precision, weighted by the probabilities: a bound of our own.
+Rounding moves them by hundredths, another position by tenths."""
 _ROWS, _ALONE, _WITHOUT_CACHE = range(3)
 """Ways to decode: all rows in one cache, each row alone, and each anew at every token."""
 
@@ -356,6 +359,8 @@ def _decodes(decoder: Decoder, model: PreTrainedModel, begun: int = 0) -> bool:
                     rows = [[*row, token] for row in rows]
             if together:
                 batch.select([1, 0, 1])
+    except torch.OutOfMemoryError:
+        raise  # it says nothing of the model
     except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):
         return False
     return True
@@ -368,8 +373,7 @@ def _same(found: Tensor, own: Tensor, model: PreTrainedModel) -> bool:
     found, own = lift(found).log_softmax(-1), lift(own).log_softmax(-1)
     if model.dtype in (torch.float32, torch.float64) and "_original_forward" not in vars(model):
         return bool(torch.allclose(found, own, atol=2e-3, rtol=2e-3))
-    # Half precision, or autocast: rounding moves a token by hundredths of a nat, another position by tenths.
-    return float((own.exp() * (found - own).abs()).nan_to_num().sum(-1).max()) < HALF_PRECISION
+    return float((own.exp() * (found - own).abs()).nan_to_num().sum(-1).max()) < _HALF_PRECISION
 
 
 class _Task:
