@@ -185,6 +185,23 @@ def test_a_model_that_is_added_renames_none_that_is_there(judge, models, tmp_pat
     assert "6 of 12 games to judge" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_folder_makes_way_for_a_generator_of_its_name_and_is_judged_once(
+    judge, models, write_jsonl, tmp_path, monkeypatch, capsys
+):
+    folder = tmp_path / "one" / "dpr" / "model"
+    shutil.copytree(models["sft"], folder)
+    old = write_jsonl("old.jsonl", answers("dpr", ["a"] * N))
+    words = ["--judge", "verifier:exact_match", "--max_completion_length", "4", "--max_samples", "3"]
+    for name, given in (("first", (str(folder), old)), ("last", (old, str(folder)))):
+        code, out = judge(*words, models=given, name=name)
+        assert code == 0, capsys.readouterr().err
+        assert {rate.model for rate in figures(out).win_rates} == {"one/dpr/model", "dpr"}
+    monkeypatch.chdir(tmp_path)
+    for again in (str(folder), "one/dpr/model/"):
+        assert judge(*words, models=(str(folder), again))[0] == 2
+        assert f"{again} is given twice among models: leave one out" in capsys.readouterr().err
+
+
 def test_a_program_reads_the_row_of_its_question_in_any_file(judge, write_jsonl, tmp_path):
     (tmp_path / "parts").mkdir()
     for name, rows in (("a", QUESTIONS[:5]), ("b", QUESTIONS[5:])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 
 import pytest
@@ -291,11 +292,14 @@ def test_an_experiment_without_a_verifier_is_refused(tmp_path):
 def test_of_a_model_that_no_plan_can_be_made_of_one_cell_is_run_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
     GPT2Config(n_embd=16, n_layer=1, n_head=2).save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "fsdp1.yaml").write_text("distributed_type: FSDP\n")
     given = {"settings": {"a": {"dataset_name": "rows.jsonl"}}, "model_name_or_path": str(tmp_path / "gpt2")}
     arguments = ExperimentArguments(**given, methods={"sft": {}}, verifier="exact_match")
-    console = Console(file=io.StringIO(), width=1000)
-    assert processes(arguments, read_recipe(arguments, {}), console)[0] == 1
-    assert "one cell at once, since there is no memory plan: " in console.file.getvalue()
+    reasons = ({}, "has formulas for dense"), ({"accelerate_config": str(tmp_path / "fsdp1.yaml")}, "of FSDP's strat")
+    for others, reason in reasons:
+        console = Console(file=io.StringIO(), width=1000)
+        assert processes(arguments, read_recipe(arguments, others), console)[0] == 1
+        assert re.search(f"one cell at once, since there is no memory plan: .*{reason}", console.file.getvalue())
 
 
 def test_one_process_alone_works_in_an_experiment(tmp_path):

@@ -510,9 +510,13 @@ def test_an_endpoint_that_ever_told_log_probabilities_is_not_given_up_for_one_re
         served.reply = lambda body: completion("m")
         (found,) = judge_of(served, tmp_path, "alpaca_eval").judge([request(1)])
         assert found.invalid == "no log-probabilities of its first token (it ended with 'stop')"
+        for entry in tmp_path.rglob("??/*.json"):
+            entry.write_text("{")  # what is not asked for is no concern of this job
         other = judge_of(served, tmp_path, "alpaca_eval", parameters={"seed": 1})  # nothing is known of these
-        with pytest.raises(UsageError, match="tells no log-probabilities"):
-            list(other.judge([request(0)]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(UsageError, match="tells no log-probabilities"):
+                list(other.judge([request(0)]))
 
 
 # -- the key --------------------------------------------------------------------------------------------------------

@@ -59,6 +59,17 @@ def test_a_model_that_no_plan_can_be_made_of_is_tried_all_the_same(tmp_path, cap
     assert re.search(r"^DPR: tried", out, flags=re.MULTILINE)
 
 
+def test_an_accelerate_file_that_no_plan_can_be_made_of_stops_no_look(tmp_path, tiny_model, capsys):
+    """FSDP1 as accelerate writes it; a plan alone reads the file."""
+    file = tmp_path / "fsdp1.yaml"
+    file.write_text("distributed_type: FSDP\nfsdp_config:\n  fsdp_reshard_after_forward: FULL_SHARD\n")
+    words = run_argv(tiny_model, tmp_path / "run", arms=["dpr"], accelerate_config=file)
+    assert main([*words, "--dry_run"]) == 0, capsys.readouterr().err
+    out = " ".join(capsys.readouterr().out.split())
+    assert re.search("no memory plan: .*fsdp1.yaml: of FSDP's strategies .* set fsdp_version: 2", out)
+    assert "DPR: tried" in out
+
+
 def test_what_would_stop_the_run_stops_the_look_and_leaves_nothing(tmp_path, tiny_model, capsys):
     words = run_argv(tiny_model, tmp_path / "run", dpr_learning_rate=1e30, sft_learning_rate=1e30)
     assert main([*words, "--dry_run", "--chat_template_path", "nowhere.jinja"]) == 2

@@ -477,6 +477,7 @@ def test_the_stage_of_zero_stands_in_deepspeeds_own_file_or_is_accelerates_defau
     [
         {"fsdp_sharding_strategy": "NO_SHARD"},
         {"fsdp_version": 1, "fsdp_sharding_strategy": "SHARD_GRAD_OP"},
+        {"fsdp_reshard_after_forward": "FULL_SHARD"},
         {"fsdp_version": 2, "fsdp_reshard_after_forward": "false"},
     ],
 )

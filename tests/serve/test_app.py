@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import torch
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 from tests.serve.conftest import KEY, tiny_reward
@@ -169,6 +170,21 @@ def test_the_form_of_verl(client, reward):
     assert [each["index"] for each in found] == [0, 1]
     # a generation prompt that the answer itself holds begins no answer
     assert found[1]["probs"] == pytest.approx([of_ids(reward, prompt, f"5<{answer.rstrip()}")], abs=1e-9)
+
+
+def test_a_trainer_gets_v_back_where_an_answer_was_cut():
+    """As docs/method.md has it: the sum is then that of log pi and V of the state after the prompt, for any answer."""
+    reward = tiny_reward(kind="inverse_bellman")
+    ids = [reward.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (CONVERSATION, "3, 4")]
+    with torch.no_grad():
+        logits = reward.sft.model(torch.tensor([ids[0] + ids[1]])).logits[0, len(ids[0]) - 1 : -1]
+    logprobs = logits.log_softmax(-1)[torch.arange(len(ids[1])), torch.tensor(ids[1])]
+    expected = float(logprobs.sum() + logits[0].logsumexp(-1))
+    with TestClient(create_app(reward), base_url="http://localhost") as client:
+        sent = {"query": [CONVERSATION + "3, 4"], "prompts": [CONVERSATION]}
+        assert client.post("/get_reward", json=sent).json()["rewards"] == pytest.approx([expected], abs=1e-9)
+        found = client.post("/classify", json={"input": CONVERSATION + "3, 4"}).json()["data"]
+        assert found[-1]["probs"] == pytest.approx([expected], abs=1e-9)
 
 
 @pytest.mark.parametrize(

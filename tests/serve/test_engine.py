@@ -26,11 +26,13 @@ class FakeReward:
 
     def __init__(self) -> None:
         self.batches: list[list[tuple[int, ...]]] = []
+        self.ends: list[tuple[int, ...] | None] = []
         self.go = threading.Event()
         self.go.set()
 
     def score_ids(self, prompt_ids, completion_ids, *, eos_token_ids):
         self.batches.append([tuple(ids) for ids in completion_ids])
+        self.ends.append(eos_token_ids)
         assert self.go.wait(10)
         if any(POISON in ids for ids in completion_ids):
             raise NumericalError("sequence 0, completion token 0: log-probability is nan")
@@ -109,6 +111,22 @@ def test_batching_changes_no_result(reward, requests, batch_tokens):
             torch.testing.assert_close(score.rewards, alone.rewards[0], atol=1e-10, rtol=0)
             torch.testing.assert_close(score.sft_logprobs, alone.sft_logprobs[0], atol=1e-10, rtol=0)
             torch.testing.assert_close(score.ref_logprobs, alone.ref_logprobs[0], atol=1e-10, rtol=0)
+
+
+def test_what_is_trained_on_is_taken_as_ended_and_nothing_else_is():
+    async def scenario(engine):
+        engine.reward.go.clear()
+        asked = [engine.score([pair(number)], trained_on=number > 4) for number in (3, 4, 5, 6, 1)]
+        waiting = [asyncio.ensure_future(each) for each in asked]
+        await until(lambda: engine.reward.batches and len(engine._waiting) == 3)
+        engine.reward.go.set()
+        found = await asyncio.gather(*waiting)
+        return [float(score.rewards) for (score,) in found], engine.reward
+
+    values, reward = run(scenario, batch_tokens=6, eos_token_ids=[2])
+    assert values == [3, 4, 5, 6, 1]
+    assert reward.batches == [[(3,), (4,)], [(5,), (6,)], [(1,)]]
+    assert reward.ends == [(2,), None, (2,)]
 
 
 def test_no_items_no_scores():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,26 +64,22 @@ class ReplyCache:
 
     def any_first(self, asked: Asked) -> bool:
         """Whether any reply of that endpoint and model, to the same parameters, tells tokens that might come first."""
-        entries = filter(None, map(self._entry, self.folder.glob("*/*.json")))
-        return any(about == _about(asked) and reply.first is not None for about, reply in entries)
+        for path in self.folder.glob("*/*.json"):
+            with suppress(MissingFileError, DataError):  # nothing may ask for it: where something does, `get` tells
+                about, reply = _entry(path)
+                if about == _about(asked) and reply.first is not None:
+                    return True
+        return False
 
     def get(self, asked: Asked) -> Reply | None:
         """The reply; None where there is none. A damaged one is told in a warning, and as good as none."""
-        entry = self._entry(self.path(asked))
-        return None if entry is None else entry[1]
-
-    def _entry(self, path: Path) -> tuple[dict[str, Any], Reply] | None:
-        """What stands beside a reply, and the reply."""
+        path = self.path(asked)
         try:
-            entry = read_json(path)
-            if entry["sha256"] != _sha256(entry["reply"]):
-                raise DataError("its content was changed")
-            return {name: entry[name] for name in _ABOUT}, from_json(Reply, entry["reply"])
+            return _entry(path)[1]
         except MissingFileError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = error if isinstance(error, DataError) else "it is cut short or no longer JSON"
-            warnings.warn(f"{path}: damaged entry of the judge's cache ({why}); it is asked again", stacklevel=2)
+        except DataError as error:
+            warnings.warn(f"{path}: damaged entry of the judge's cache ({error}); it is asked again", stacklevel=2)
             return None
 
     def put(self, asked: Asked, reply: Reply) -> None:
@@ -94,6 +91,24 @@ class ReplyCache:
         said = to_json(reply)
         entry = {"sha256": _sha256(said), **_about(asked), "repeat": asked.repeat, "reply": said}
         write_json_atomic(self.path(asked), entry)
+
+
+def _entry(path: Path) -> tuple[dict[str, Any], Reply]:
+    """What stands beside a reply, and the reply.
+
+    Raises:
+        MissingFileError: there is none.
+        DataError: it is damaged.
+    """
+    try:
+        entry = read_json(path)
+        if entry["sha256"] != _sha256(entry["reply"]):
+            raise DataError("its content was changed")
+        return {name: entry[name] for name in _ABOUT}, from_json(Reply, entry["reply"])
+    except (MissingFileError, DataError):
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError("it is cut short or no longer JSON") from error
 
 
 def _about(asked: Asked) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def contest(models: Sequence[str], baseline: Sequence[str], found: BenchmarkRows
     Raises:
         DataError: answers that are missing, or of other questions; file and row are named.
         ConfigError: no baseline where the benchmark has none of its own.
-        UsageError: two of one name.
+        UsageError: two of one name, or one model twice.
     """
     of_category = _of_category(baseline, found)
     wanted = set(of_category.values())
@@ -139,13 +139,23 @@ def _contestants(source: str, found: BenchmarkRows, of_category: Mapping[str, st
 
 
 def _distinct(models: Sequence[Contestant], baselines: Sequence[Contestant]) -> tuple[Contestant, ...]:
-    """The models under names of their own: a name that is taken with the folders above, so the first one keeps it."""
+    """The models under names of their own: a name that is taken with the folders above, so the first one keeps it.
+
+    A baseline and a generator of a file keep theirs wherever they stand.
+    """
+    fixed = [*baselines, *(each for each in models if each.answers is not None)]
+    asked: set[Path] = set()
     named: list[Contestant] = []
     for each in models:
         above = Path(each.source).parts[-3:]
-        is_model = each.answers is None and len(above) > 1
-        taken = any(each.name == other.name for other in (*baselines, *named))
-        named.append(replace(each, name="/".join(above)) if taken and is_model else each)
+        if each.answers is None:
+            place = Path(each.source).expanduser().resolve()
+            if place in asked:
+                raise UsageError(f"{each.source} is given twice among models: leave one out")
+            asked.add(place)
+            if len(above) > 1 and any(each.name == other.name for other in (*fixed, *named)):
+                each = replace(each, name="/".join(above))
+        named.append(each)
     for each in (*named, *baselines):
         same = [other for other in (*named, *baselines) if other.name == each.name]
         if len(same) > 1:

@@ -15,7 +15,7 @@ from rich.text import Text
 from densepath.config.run import RunArguments, RunCommandArguments
 from densepath.data.encode import encode_demonstration
 from densepath.data.spans import decode_spans
-from densepath.errors import ModelError
+from densepath.errors import ConfigError, ModelError
 from densepath.methods import SFTRun
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import prepare_data, tell_data
@@ -66,7 +66,7 @@ def dry_run(arguments: RunArguments, others: Mapping[str, Any], console: Console
         _show_data(arguments, folder / "data", console)
         try:
             plan = plan_recipe(arguments, others)
-        except ModelError as error:  # a run trains models that there are no formulas for
+        except (ConfigError, ModelError) as error:  # the stages tell what would stop a run
             say(console, f"no memory plan: {error}")
         else:
             say(console, headline(plan))

@@ -164,7 +164,7 @@ def processes(arguments: ExperimentArguments, settings: Sequence[Setting], conso
         try:
             peak = max(_memory(setting) for setting in settings)
             workers = max(1, min(cores, int(MEMORY_SHARE * machine_memory() / peak)))
-        except ModelError as error:  # there are cells for models that there are no formulas for
+        except (ConfigError, ModelError) as error:  # there are cells for what there are no formulas for
             say(console, f"one cell at once, since there is no memory plan: {error}; give num_workers for more")
             workers = 1
     return workers, arguments.num_threads or max(1, cores // workers)

@@ -310,8 +310,9 @@ def _split(kind: str, values: Mapping[str, Any], path: str | None) -> tuple[str,
     """How an accelerate file splits the trained model, and which of its terms are kept off the GPU."""
     if kind == "FSDP":
         fsdp = {name.removeprefix("fsdp_"): value for name, value in (values.get("fsdp_config") or {}).items()}
-        spread = coerce(fsdp.get("reshard_after_forward", True), bool, f"{path}: fsdp_reshard_after_forward")
-        if str(fsdp.get("version", 1)) != "2" or not spread:
+        resharding = fsdp.get("reshard_after_forward", True)  # of FSDP1 it is the name of a strategy
+        second = str(fsdp.get("version", 1)) == "2"
+        if not (second and coerce(resharding, bool, f"{path}: fsdp_reshard_after_forward")):
             raise ConfigError(
                 f"{path}: of FSDP's strategies there are formulas for FSDP2 that spreads everything alone: set "
                 "fsdp_version: 2 and fsdp_reshard_after_forward: true (recipes/accelerate/fsdp2.yaml)"

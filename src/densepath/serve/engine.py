@@ -53,6 +53,7 @@ class _Request:
 
     pairs: Sequence[Encoded]
     units: deque[Unit]
+    trained_on: bool
     future: asyncio.Future[list[Scored]]
     results: list[Scored] = field(default_factory=list)
 
@@ -61,8 +62,9 @@ class ScoringEngine(RequestQueue):
     """Scores what concurrent requests bring, batch after batch, each of about `batch_tokens` tokens.
 
     A batch takes one unit (items of one prompt, at most a batch's worth) from each request in turn, so a large request
-    does not hold up small ones that come after it. Nothing waits for a batch to fill: what has come in while
-    one batch is scored makes the next. The values do not depend on what else is in the batch, up to float rounding.
+    does not hold up small ones that come after it; what is trained on makes batches of its own. Nothing waits for a
+    batch to fill: what has come in while one batch is scored makes the next. The values do not depend on what else is
+    in the batch, up to float rounding.
 
     All bookkeeping is done on the event loop. The models are touched by one thread alone, and so is the tokenizer
     (`read`): neither is made for several.
@@ -117,17 +119,23 @@ class ScoringEngine(RequestQueue):
         seconds = self.queued_tokens / self._rate if self._rate else 1.0
         return max(1, min(_LONGEST_RETRY, round(seconds)))
 
-    async def score(self, pairs: Sequence[Encoded]) -> list[Scored]:
+    async def score(self, pairs: Sequence[Encoded], *, trained_on: bool = False) -> list[Scored]:
         """Scores of prompts with completions, in their order.
 
         When the caller is cancelled, what was not scored yet leaves the queue.
+
+        Args:
+            pairs: the prompts with completions.
+            trained_on: whether a policy learns from them: every completion is then taken as ended, since
+                `inverse_bellman` would train it away from a cut.
 
         Raises:
             ApiError: 500 where the models fail on one of them.
         """
         if not pairs:
             return []
-        request = _Request(pairs, units(pairs, self.batch_tokens), asyncio.get_running_loop().create_future())
+        future: asyncio.Future[list[Scored]] = asyncio.get_running_loop().create_future()
+        request = _Request(pairs, units(pairs, self.batch_tokens), trained_on, future)
         self.queued_tokens += sum(unit.tokens for unit in request.units)
         self._waiting.append(request)
         self._wake.set()
@@ -150,7 +158,7 @@ class ScoringEngine(RequestQueue):
             pairs = [request.pairs[index] for request, unit in batch for index in unit.items]
             tokens = sum(unit.tokens for _, unit in batch)
             started = time.perf_counter()
-            outcomes = iter(await loop.run_in_executor(self._scorer, self._score, pairs))
+            outcomes = iter(await loop.run_in_executor(self._scorer, self._score, pairs, batch[0][0].trained_on))
             seconds = time.perf_counter() - started
             rate = tokens / max(seconds, 1e-6)
             self._rate = _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate if self._rate else rate
@@ -161,12 +169,19 @@ class ScoringEngine(RequestQueue):
                 self.observer.batch(len(pairs), tokens, seconds)
 
     def _next_batch(self) -> list[tuple[_Request, Unit]]:
-        """One unit of each waiting request in turn, until the batch is full; at least one if any waits."""
+        """One unit of each waiting request in turn, until the batch is full; at least one if any waits.
+
+        What is trained on and what is not are never in one batch.
+        """
         batch: list[tuple[_Request, Unit]] = []
         room = self.batch_tokens
         while self._waiting:
             request = self._waiting[0]
-            if request.units and batch and request.units[0].tokens > room:
+            if (
+                request.units
+                and batch
+                and (request.units[0].tokens > room or request.trained_on != batch[0][0].trained_on)
+            ):
                 break  # it is the first of the next batch
             self._waiting.popleft()
             if not request.units:
@@ -178,17 +193,17 @@ class ScoringEngine(RequestQueue):
                 self._waiting.append(request)
         return batch
 
-    def _score(self, pairs: Sequence[Encoded]) -> list[Scored | ApiError]:
+    def _score(self, pairs: Sequence[Encoded], trained_on: bool) -> list[Scored | ApiError]:
         """Scores, or the failure of the items that fail: one alone never spoils the others of its batch."""
         try:
             scores = self.reward.score_ids(
                 [pair.prompt_ids for pair in pairs],
                 [pair.completion_ids for pair in pairs],
-                eos_token_ids=self.eos_token_ids,
+                eos_token_ids=None if trained_on else self.eos_token_ids,
             )
         except Exception as error:
             if len(pairs) > 1:
-                return [outcome for pair in pairs for outcome in self._score([pair])]
+                return [outcome for pair in pairs for outcome in self._score([pair], trained_on)]
             if isinstance(error, NumericalError):
                 return [ApiError(500, f"the models cannot score this: {error}")]
             logger.exception("scoring failed")

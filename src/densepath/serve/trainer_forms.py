@@ -3,7 +3,8 @@
 OpenRLHF posts `query` (prompt and answer in one text), `prompts` and `labels`, and reads `rewards`
 (`openrlhf/utils/agent.py`). verl posts `model` and `input`, a conversation that its chat template rendered, to the
 server that it takes for vLLM's, and reads `data[-1].probs[-1]` (`verl/experimental/reward_loop/reward_loop.py`).
-Either takes one number an answer: the sum of the rewards of its tokens.
+Either takes one number an answer: the sum of the rewards of its tokens, with V paid back to
+`inverse_bellman` at a cut, as to all that is trained on.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def add_trainer_forms(app: FastAPI, reward: DenseReward, limits: Limits, route: 
     async def sums(request: Request, texts: Sequence[str], prompts: Sequence[str] | None, name: str) -> list[float]:
         async def work() -> list[float]:
             pairs = await engine.read(read_rendered, texts, prompts, name, reward.tokenizer, limits)
-            return [float(found.rewards.sum()) for found in await engine.score(pairs)]
+            return [float(found.rewards.sum()) for found in await engine.score(pairs, trained_on=True)]
 
         return await unless_gone(request, lambda: engine.accept(work))
 
