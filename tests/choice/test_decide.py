@@ -136,16 +136,20 @@ def test_a_lead_that_too_few_prompts_cannot_show_is_not_a_no():
     assert small.answer is Answer.NONE
 
 
-@pytest.mark.parametrize(("candidates", "needed"), [(1, 6), (2, 7)])
-def test_a_lead_without_spread_asks_for_as_many_prompts_as_the_sign_flip_test_needs(candidates, needed):
-    """Of k differences of one sign p = 2^(1 - k): below .05 for 6, below .025 for 7. Three have .25, and no width."""
+@pytest.mark.parametrize(
+    ("values", "candidates", "p", "needed"),
+    [((1.0,) * 3, 1, 0.25, 6), ((1.0,) * 3, 2, 0.25, 7), ((1.0, 0.0), 1, 1.0, 12), ((1.0, 0.0), 2, 1.0, 14)],
+)
+def test_a_lead_of_few_prompts_asks_for_as_many_as_the_sign_flip_test_needs(values, candidates, p, needed):
+    """Of k differences of one sign p = 2^(1 - k): below .05 for 6, below .025 for 7; twice that where half differ."""
 
-    def result(name, value):
-        return ArmResult(Arm(name, name, name == "sft"), "s", 0, "greedy", "validation", (value,) * 3, (2,) * 3, 0.0)
+    def result(name, values):
+        lengths = (2,) * len(values)
+        return ArmResult(Arm(name, name, name == "sft"), "s", 0, "greedy", "validation", values, lengths, 0.0)
 
-    tried = [result(f"candidate {number}", 1.0) for number in range(candidates)]
-    found = decide(arm_findings([result("sft", 0.0)], tried, verifier="exact_match"))
-    assert (found.answer, found.figure.low, found.p) == (Answer.CANNOT_TELL, 1.0, 0.25)
+    tried = [result(f"candidate {number}", values) for number in range(candidates)]
+    found = decide(arm_findings([result("sft", (0.0,) * len(values))], tried, verifier="exact_match"))
+    assert (found.answer, found.p) == (Answer.CANNOT_TELL, p)
     assert f"give about {needed} of them" in found.reasons[0]
 
 

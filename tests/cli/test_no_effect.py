@@ -80,6 +80,31 @@ def test_what_takes_effect_is_taken(capsys):
     assert "nowhere.jsonl" in capsys.readouterr().err
 
 
+def purifying(rounds, *, top=None, settings=None, **methods):
+    """The numbers of rounds with which an experiment on a file purifies, by setting and method."""
+    settings = settings or {"mine": {}}
+    methods = {"sft": {}, **(methods or {"purified_sft": {}})}
+    shared = {"model_name_or_path": "m", "dataset_name": "rows.jsonl", **(top or {})}
+    found = read_recipe(ExperimentArguments(**shared, settings=settings, methods=methods), {})
+    plans = [plan for setting in found for plan in setting.methods.values() if plan.name != "sft"]
+    assert [variant.arguments.purify_rounds for plan in plans for variant in plan.variants] == rounds
+
+
+def test_in_an_experiment_what_is_shared_may_have_its_effect_elsewhere():
+    purifying([0, 1], top={"purify_steps": 150}, settings={"cheap": {"purify_rounds": 0}, "full": {}})
+    cheap, full = {"method": "purified_sft"}, {"method": "purified_sft", "purify_rounds": 2}
+    purifying([0, 2], top={"purify_rounds": 0, "purify_samples": 50}, cheap=cheap, full=full)
+    tuned = {"method": "purified_sft", "purify_keep": 0.3, "tune": {"purify_rounds": [0, 1]}}
+    purifying([0, 1], tuned=tuned)
+
+
+@pytest.mark.parametrize("given", [{"purify_keep": 0.3}, {"tune": {"purify_keep": [0.3, 0.5]}}])
+def test_in_an_experiment_what_a_method_without_rounds_says_of_behaviours_is_refused(given):
+    cheap = {"method": "purified_sft", "purify_rounds": 0, **given}
+    with pytest.raises(ConfigError, match=r"methods.cheap: purify_keep=0.3 has no effect with purify_rounds=0: leave"):
+        purifying([0], top={"purify_samples": 50}, cheap=cheap)
+
+
 def test_in_an_experiment_it_is_looked_at_in_each_setting():
     settings = {"toy": {"dataset_name": "text_tasks"}, "mine": {"dataset_name": "rows.jsonl"}}
     shared = {"model_name_or_path": "m", "task_families": ["count"], "methods": {"sft": {}}}

@@ -212,25 +212,58 @@ THOUGHT = "<think>\nit is a colour\n</think>\n\nblue"
 """As a model that reasons says it."""
 
 
-@pytest.mark.parametrize("answer", [THOUGHT, "<think></think>blue"])
-def test_an_answer_is_not_trained_inside_a_thought_that_only_the_prompt_opens(answer: str) -> None:
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": THOUGHT},
+        {"content": "<think></think>blue"},
+        {"content": "it is a colour</think>blue"},
+        {"content": "blue", "reasoning_content": "it is a colour"},
+    ],
+)
+def test_an_answer_is_not_trained_inside_a_thought_that_only_the_prompt_opens(turn: dict[str, str]) -> None:
     """The model would learn to answer where it is to think, and its reasoning would be gone."""
     tokenizer = tokenizer_of("byte level")
     tokenizer.chat_template = THINKS
-    asked, said = turns_of(["name a colour", answer])
+    asked, said = {"role": "user", "content": "name a colour"}, {"role": "assistant", **turn}
     for row in (
         {"prompt": [asked], "completion": [said]},
-        {"messages": [asked, {**said, "content": "red"}, asked, said]},
+        {"messages": [asked, {"role": "assistant", "content": "red"}, asked, said]},
     ):
-        with pytest.raises(DataError, match=r"drops the beginning of the answer, .* behind the '<think>' that the pr"):
+        with pytest.raises(DataError, match=r"drops reasoning of the answer, .* behind the '<think>' that the pr"):
             encode_pairs(row, tokenizer)
-    (pair,), notes = quietly({"prompt": [asked], "completion": [{**said, "content": "blue"}]}, tokenizer)
+    (pair,), notes = quietly({"prompt": [asked], "completion": [turns_of(["", "blue"])[1]]}, tokenizer)
     assert tokenizer.decode(pair.prompt_ids).endswith("assistant\n<think>\n")
     assert [note[:41] for note in notes] == ["1 assistant turn: stand behind the end of"]
     tokenizer.chat_template = THINKS.replace(".split('</think>')[-1]", "")
-    (pair,), notes = quietly({"prompt": [asked], "completion": [{**said, "content": f"{THOUGHT}"}]}, tokenizer)
+    (pair,), notes = quietly({"prompt": [asked], "completion": [turns_of(["", THOUGHT])[1]]}, tokenizer)
     assert tokenizer.decode(pair.completion_ids) == f"{THOUGHT[len('<think>') :].lstrip()}</s>"
     assert notes == []
+
+
+@pytest.mark.parametrize("end", ["<nothink>", "<think></think>\n", "<think>\n\n</think>\n\n"])
+def test_an_answer_behind_a_prompt_that_leaves_no_thought_open_may_lose_its_own(end: str) -> None:
+    """It is trained where the model is to answer."""
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.chat_template = THINKS.replace("<think>\n", end)
+    asked, said = turns_of(["name a colour", "it is a colour</think>blue"])
+    (pair,), notes = quietly({"prompt": [asked], "completion": [said]}, tokenizer)
+    assert tokenizer.decode(pair.prompt_ids).endswith(end)
+    assert tokenizer.decode(pair.completion_ids) == "blue</s>"
+    assert [note.partition(",")[0][:21] for note in notes] == ["1 assistant turn: sta", "1 assistant turn: los"]
+
+
+def test_pairs_of_a_row_that_is_trained_up_to_a_length_are_those_of_the_turns_within_it() -> None:
+    tokenizer = tokenizer_of("byte level")
+    tokenizer.chat_template = TEMPLATES["chatml"]
+    turns = turns_of(["name a colour", "red", "another " * 9, ""])
+    turns[-1]["tool_calls"] = [{"type": "function", "function": {"name": "palette", "arguments": {}}}]
+    with pytest.raises(DataError, match="leaves out the call of 'palette'"):
+        encode_pairs({"messages": turns}, tokenizer)
+    limit = 2 + len(encode_demonstration({"messages": turns[:2]}, tokenizer)["input_ids"])
+    first = encode_demonstration({"messages": turns}, tokenizer, limit)["completion_mask"]
+    (pair,) = encode_pairs({"messages": turns}, tokenizer, limit)
+    assert (len(pair.prompt_ids), len(pair.completion_ids)) == (first.index(1), sum(first))
 
 
 @pytest.mark.parametrize("turn", [{"content": THOUGHT}, {"content": "blue", "reasoning_content": "it is a colour"}])

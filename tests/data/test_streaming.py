@@ -234,6 +234,7 @@ def test_maps_are_objects_as_in_json_at_any_depth(tmp_path):
         "messages": pa.array([turns], pa.list_(turn)),
         "of": pa.array([[("k", None)]], texts),
         "maps": pa.array([[("k", [("a", "b")])]], pa.map_(pa.string(), texts)),
+        "large": pa.array([[("k", "v")]], pa.map_(pa.large_string(), pa.large_string())),
         "numbers": pa.array([[(1, "a")]], pa.map_(pa.int64(), pa.string())),
     }
     pq.write_table(pa.table(columns), tmp_path / "rows.parquet")
@@ -242,5 +243,6 @@ def test_maps_are_objects_as_in_json_at_any_depth(tmp_path):
         "messages": [{"role": "assistant", "calls": [{"arguments": {"city": "Lima", "unit": "C"}}]}],
         "of": {"k": None},
         "maps": {"k": {"a": "b"}},
+        "large": {"k": "v"},
         "numbers": [(1, "a")],  # no object of JSON has such a key
     }

@@ -91,6 +91,27 @@ def test_rows_that_sft_leaves_out_are_not_shown_and_stop_nothing(tmp_path, tiny_
     assert len(re.findall(r"row \d+: 100 tokens, trained on \d+ of them", out)) == 3
 
 
+def test_turns_behind_max_length_stop_a_look_no_more_than_sft(tmp_path, tiny_model, capsys):
+    """A call that the template leaves out is refused where it is trained on, which here it is not."""
+    call = {"type": "function", "function": {"name": "palette", "arguments": {}}}
+    says = [("user", "Say {}:"), ("assistant", "{}"), ("user", "z" * 110)]
+    rows = [[{"role": role, "content": text.format(number)} for role, text in says] for number in range(90)]
+    long = [{"messages": [*row, {"role": "assistant", "content": "", "tool_calls": [call]}]} for row in rows]
+    held_out = [
+        {"prompt": [{"role": "user", "content": f"Tell {number}:"}], "completion": row[1:2]}
+        for number, row in enumerate(rows)
+    ]
+    for name, written in {"rows": long, "held_out": held_out}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in written))
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": row[:1]}) + "\n" for row in rows))
+    files = {"dataset_name": "rows", "eval_dataset_name": "held_out", "rl_prompts": "prompts"}
+    changes = {key: tmp_path / f"{name}.jsonl" for key, name in files.items()}
+    changes |= {"verifier": "none", "beta": 0.3, "arms": ["purified_sft", "dpr"]}
+    words = run_argv(tiny_model, tmp_path / "run", **changes, max_train_samples=90, max_length=100)
+    assert main([*words, "--dry_run"]) == 0, capsys.readouterr().err
+    assert len(re.findall(r"row \d+: 100 tokens, trained on \d+ of them", capsys.readouterr().out)) == 3
+
+
 @pytest.mark.parametrize("answer", ["3, 4", "żółw 🐢"])
 def test_tokens_that_are_trained_on_stand_between_bars(answer):
     tokenizer = tiny_tokenizer()

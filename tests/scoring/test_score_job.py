@@ -543,6 +543,28 @@ def test_changed_settings_are_refused_with_the_difference(begun, score, data, tm
     assert "undo the change to go on, or remove" in said
 
 
+def test_a_changed_setting_is_named_though_an_earlier_version_began_the_job(begun, score, data, tmp_path):
+    """It sealed neither the manifest nor the markers of windows."""
+    for path in (tmp_path / "scores.parts").glob("*.json"):
+        path.write_text(
+            json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "sha256"})
+        )
+    code, said = score(data, tmp_path / "scores.jsonl", reward_clip=1.5)
+    assert (code, "settings.reward_clip: None -> 1.5" in said) == (2, True)
+    assert score(data, tmp_path / "scores.jsonl")[0] == 0
+
+
+def test_a_digit_that_flipped_in_the_manifest_of_an_unfinished_job_is_no_change_of_settings(
+    begun, score, data, tmp_path
+):
+    manifest = tmp_path / "scores.parts" / "manifest.json"
+    whole = manifest.read_text()
+    manifest.write_text(whole.replace('"token_budget": 96', '"token_budget": 97'))
+    assert manifest.read_text() != whole
+    code, said = score(data, tmp_path / "scores.jsonl")
+    assert (code, f"{manifest} is damaged, it is not what was written: remove" in said) == (1, True)
+
+
 def test_changed_data_and_models_are_refused(begun, score, models, data, tmp_path):
     code, said = score(data, tmp_path / "scores.jsonl", ref_model_name_or_path=models["other"])
     assert code == 2

@@ -193,9 +193,9 @@ def _prompts_needed(top: Answers, best: Answers, tried: int) -> int:
     lead, prompts = top.against_best.difference, len(top.verdicts)
     error = (lead.high - lead.low) / (2 * _quantile(1))
     differing = fmean(mine != other for mine, other in zip(top.verdicts, best.verdicts, strict=True))
-    fewest = math.ceil((1 + math.log2(tried / LEVEL)) / differing)
-    needed = max(prompts * (3 * error / lead.mean) ** 2, fewest, prompts + 1)
-    return int(float(f"{needed:.1e}"))
+    fewest = math.ceil(math.ceil(1 + math.log2(tried / LEVEL)) / differing)
+    needed = max(prompts * (3 * error / lead.mean) ** 2, fewest)
+    return max(int(float(f"{needed:.1e}")), prompts + 1)
 
 
 def _sharpening_reasons(findings: Findings, best: Answers) -> tuple[str, ...]:

@@ -301,6 +301,7 @@ def encode_demonstrations(
 def encode_pairs(
     row: Row,
     tokenizer: PreTrainedTokenizerBase,
+    max_length: int | None = None,
     *,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[Encoded]:
@@ -312,6 +313,8 @@ def encode_pairs(
     Args:
         row: a demonstration in any format.
         tokenizer: a transformers tokenizer with an EOS token.
+        max_length: leave out, as training does, actions that begin behind so many tokens, but for the first; None
+            takes all. No pair is cut.
         chat_template_kwargs: further arguments of the chat template.
 
     Returns:
@@ -323,7 +326,7 @@ def encode_pairs(
     Warns:
         UserWarning: as `note_lines` says.
     """
-    found = _demonstration(row, tokenizer, chat_template_kwargs)
+    found = _demonstration(row, tokenizer, chat_template_kwargs, max_length)
     found.warn()
     ids = found.input_ids
     return [Encoded(ids[: max(1, start)], ids[max(1, start) : stop]) for start, stop in found.actions]
@@ -450,9 +453,9 @@ def _conversation(
             break
         through = whole if index == last else rendered(index + 1, False)
         lost = _lost(turns[index], through, _common_prefix(before, through))
-        if dropped.strip() and any(text.lstrip().startswith(dropped.strip()) for text in lost):
+        if lost and dropped.strip() and _opens_thought(dropped.strip(), lost, rendered_with):
             raise DataError(
-                f"the chat template drops the beginning of the answer, and the rest would be trained behind the "
+                f"the chat template drops reasoning of the answer, and the rest would be trained behind the "
                 f"{dropped.strip()!r} that the prompt ends with; set a chat_template_path that keeps it"
             )
         # Some templates write EOS behind the last turn alone (Phi-3), or have another token there before (gpt-oss).
@@ -499,6 +502,18 @@ def _lost(turn: Mapping[str, Any], rendered: str, prompt: int) -> list[str]:
                 "chat_template_path, or leave the row out"
             )
     return [turn[name] for name in _SAID if not is_shown(turn.get(name))]
+
+
+def _opens_thought(opening: str, lost: Sequence[str], rendered_with: Callable[[str], str]) -> bool:
+    """Whether the end of the prompt that the template drops opens the thought that a turn lost, and stays open.
+
+    So it does where the turn began with it too, or where the template takes what stands before its end ("</think>")
+    for a thought, and drops it. A thought that is closed ("<think></think>") or forbidden ("<nothink>") has no end.
+    """
+    if any(text.lstrip().startswith(opening) for text in lost):
+        return True
+    found = re.search(r"([^\w\s/]+)(\w[^\s/]*)$", opening)
+    return found is not None and rendered_with(f"a{found[1]}/{found[2]}b") == rendered_with("b")
 
 
 def _behind_prompt(asked: str, answered: str, rendered_with: Callable[[str], str]) -> tuple[str, str]:

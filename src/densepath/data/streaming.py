@@ -499,13 +499,14 @@ def _as_objects(value: Any, kind: Any) -> Any:
     """
     import pyarrow
 
+    texts = (pyarrow.types.is_string, pyarrow.types.is_large_string, pyarrow.types.is_string_view)
     if value is None:
         return None
     if isinstance(kind, pyarrow.JsonType):
         return json.loads(value)
     if pyarrow.types.is_struct(kind):
         return {field.name: _as_objects(value[field.name], field.type) for field in kind}
-    if pyarrow.types.is_map(kind) and pyarrow.types.is_string(kind.key_type):
+    if pyarrow.types.is_map(kind) and any(is_text(kind.key_type) for is_text in texts):
         return {key: _as_objects(item, kind.item_type) for key, item in value}
     if pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_fixed_size_list(kind):
         return [_as_objects(item, kind.value_type) for item in value]

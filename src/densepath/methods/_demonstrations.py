@@ -72,7 +72,7 @@ def encoded(rows: Sequence[Row], tokenizer: Any, limit: int) -> Demonstrations:
     numbers: list[int] = []
     pairs: list[tuple[int, Encoded]] = []
     for number, row in enumerate(rows):
-        turns = [pair for pair in encode_pairs(row, tokenizer) if len(pair.prompt_ids) < limit]
+        turns = [pair for pair in encode_pairs(row, tokenizer, limit) if len(pair.prompt_ids) < limit]
         cut = [Encoded(pair.prompt_ids, pair.completion_ids[: limit - len(pair.prompt_ids)]) for pair in turns]
         if cut:
             pairs += [(len(kept), pair) for pair in cut]

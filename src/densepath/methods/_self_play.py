@@ -150,7 +150,7 @@ def _demonstrations(stage: Stage, tokenizer: Any, this: _Round) -> list[Encoded]
     for row in random.Random(this.seed).sample(rows, len(rows)):
         found += [
             Encoded(pair.prompt_ids, pair.completion_ids[: limit - len(pair.prompt_ids)])
-            for pair in encode_pairs(row, tokenizer)
+            for pair in encode_pairs(row, tokenizer, limit)
             if len(pair.prompt_ids) <= longest
         ]
         if len(found) >= this.pairs:

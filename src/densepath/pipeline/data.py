@@ -311,19 +311,19 @@ def check_prompts(
             check_context(tokens, context, place(source, split, row), max_completion_length=max_completion_length)
 
 
-def check_demonstrations(rows: Rows, tokenizer: Any, source: str, split: str) -> None:
-    """Refuse held-out rows whose answer cannot be encoded, before anything is trained.
+def check_demonstrations(rows: Rows, tokenizer: Any, source: str, split: str, limit: int | None = None) -> None:
+    """Refuse rows whose answers, those that begin within the limit of tokens, cannot be encoded.
 
     Raises:
         DataError, ModelError: the first such row.
     """
     for row in filter(is_answered, rows):
-        _encoded(row, tokenizer, source, split)
+        _encoded(row, tokenizer, source, split, limit)
 
 
-def _encoded(row: Row, tokenizer: Any, source: str, split: str) -> list[Encoded]:
+def _encoded(row: Row, tokenizer: Any, source: str, split: str, limit: int | None = None) -> list[Encoded]:
     with _named(row, source, split):
-        return encode_pairs(row, tokenizer)
+        return encode_pairs(row, tokenizer, limit)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from rich.text import Text
 from densepath.config.run import RunArguments, RunCommandArguments
 from densepath.data.encode import encode_demonstration
 from densepath.data.spans import decode_spans
-from densepath.errors import ConfigError, ModelError
+from densepath.errors import ConfigError, DataError, ModelError
 from densepath.methods import SFTRun
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import prepare_data, tell_data
@@ -110,11 +110,12 @@ def _show_data(arguments: RunArguments, folder: Path, console: Console) -> None:
         bar = "│" if console.encoding.startswith("utf") else "|"
         shown = 0
         for number, row in enumerate(sft.rows("train"), start=1):
-            found = encode_demonstration(row, tokenizer)
-            ids, mask = found["input_ids"][:limit], found["completion_mask"][:limit]
-            if any(mask):  # SFT leaves the others out
-                show(console, tokens_text(f"row {number}", ids, mask, tokenizer, bar))
-                shown += 1
+            try:
+                found = encode_demonstration(row, tokenizer, limit)
+            except DataError:  # too long a prompt, which SFT leaves out: rows that cannot be read were refused
+                continue
+            show(console, tokens_text(f"row {number}", found["input_ids"], found["completion_mask"], tokenizer, bar))
+            shown += 1
             if shown == SHOWN_ROWS:
                 break
     finally:

@@ -157,7 +157,7 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
     check_disjoint(
         {"train": train, "validation": held_out}, list(origins), lambda part, row: place(*origins[part], row)
     )
-    check_demonstrations(train, tokenizer, *sorted_from)
+    check_demonstrations(train, tokenizer, *sorted_from, limit=min(arguments.max_length or sft.context, sft.context))
     check_demonstrations(held_out, tokenizer, *origin)
     if arguments.verifier is not None or arguments.judge is not None:
         if not has_prompt(held_out[0]):

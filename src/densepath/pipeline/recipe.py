@@ -15,8 +15,9 @@ from densepath.config.coerce import coerce
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import TEMPLATE_SETTINGS
+from densepath.config.options import check_no_effect
 from densepath.config.recipe_yaml import settled
-from densepath.config.run import GivenSFTArguments, RecipeRowsArguments, RunArguments, one_template
+from densepath.config.run import OF_BEHAVIOURS, GivenSFTArguments, RecipeRowsArguments, RunArguments, one_template
 from densepath.errors import ConfigError
 from densepath.methods import get_method, method_names
 from densepath.pipeline.run_folder import MACHINE_KEYS
@@ -200,6 +201,12 @@ def _method(
         tuned = dict(zip(tune, chosen, strict=True))
         suffix = "".join(f",{key}={_short(value)}" for key, value in tuned.items())
         variants.append(Variant(name + suffix, *_arguments(place, {**taken, **own, **tuned}, method.arguments)))
+        if "purify_rounds" in own and not variants[-1].arguments.purify_rounds:
+            given = {*own, *tune}.intersection(OF_BEHAVIOURS)
+            try:
+                check_no_effect(variants[-1].arguments, given, "with purify_rounds=0")
+            except ConfigError as error:
+                raise ConfigError(f"{place}: {error}") from None
     label = str(entry.get("label", method.label if name == kind else name.replace("_", " ")))
     control = coerce(entry.get("control", method.control), bool, f"{place}.control")
     return MethodPlan(Arm(name, label, control), kind, tuple(variants)), where
@@ -251,7 +258,9 @@ def _choosing(setting: Setting) -> Setting:
     keys: dict[str, Any] = {key: "auto" for plan in setting.methods.values() for key in left_open(plan)}
     try:
         arguments = replace(setting.arguments, **keys)
-        arguments.check_effect()
+        none = RunArguments()  # what is shared may have an effect in another setting, or in a method with rounds
+        without = {} if arguments.purify_rounds else {name: getattr(none, name) for name in OF_BEHAVIOURS}
+        replace(arguments, **without).check_effect()
     except ConfigError as error:
         raise ConfigError(f"settings.{setting.name}: {error}") from None
     return replace(setting, arguments=arguments)

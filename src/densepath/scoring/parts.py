@@ -29,12 +29,10 @@ from densepath.io import (
     atomic_path,
     changed_files,
     hold_lock,
-    read_json,
     read_jsonl,
     read_sealed_json,
     remove,
     sealed,
-    write_json_atomic,
     write_sealed_json,
 )
 from densepath.records.codec import from_json
@@ -162,13 +160,15 @@ class Parts:
         if begun.exists():
             away = f"remove {self.folder} to begin anew"
             try:
-                self._check(begun, read_json(begun, away), job, f"undo the change to go on, or {away}")
+                self._check(
+                    begun, read_sealed_json(begun, away, old=True), job, f"undo the change to go on, or {away}"
+                )
             except (ResumeError, DamagedFileError):
                 if self.holds_rows:
                     raise
                 remove(self.folder)  # nothing was done yet: the change may correct a mistake
         if not begun.exists():
-            write_json_atomic(begun, dict(job))
+            write_sealed_json(begun, job)
         return False
 
     def _check(self, path: Path, before: Any, job: Mapping[str, Any], remedy: str) -> None:
@@ -210,10 +210,10 @@ class Parts:
         """
         marker = self._marker(window)
         try:
-            found = read_sealed_json(marker)
+            found = read_sealed_json(marker, _ANEW)
             changed = changed_files(self.folder, found.pop("files"))
             found["rows"] += 0  # a number
-        except (DamagedFileError, AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise DamagedFileError(f"{marker} is damaged ({error}): {_ANEW}") from None
         if changed:
             raise DamagedFileError(f"{self.folder / changed[0]} is not what was written: {_ANEW}")
@@ -221,8 +221,11 @@ class Parts:
 
     @property
     def holds_rows(self) -> bool:
-        """Whether a window that is done has a row."""
-        return any(self._whole(int(path.stem))["rows"] for path in sorted(self.folder.glob("[0-9]*.json")))
+        """Whether a window that is done has a row, or its marker cannot be read, as one of an earlier version."""
+        try:
+            return any(self._whole(int(path.stem))["rows"] for path in sorted(self.folder.glob("[0-9]*.json")))
+        except DamagedFileError:
+            return True
 
     def missing(self, windows: int) -> int:
         """How many windows are not done yet."""
