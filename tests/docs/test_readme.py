@@ -107,6 +107,7 @@ def few_steps(monkeypatch):
     few = {"max_completion_length": 8, "num_generations": 2}
     run = {"sft_max_steps": 2, "dpr_max_steps": 1, "num_validation_samples": 4, "num_test_samples": 4}
     run |= {"sft_per_device_train_batch_size": 2, "dpr_per_device_train_batch_size": 4, "num_report_samples": 1}
+    run |= {"purify_behaviours": [2], "purify_steps": 1, "purify_final_steps": 1, "purify_samples": 4}
     dpr = {
         "max_steps": 1,
         "per_device_train_batch_size": 4,

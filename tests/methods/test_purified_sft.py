@@ -212,7 +212,11 @@ def test_rows_that_cannot_be_scored_are_dropped_with_their_reason(source, tmp_pa
 
 @pytest.mark.parametrize(
     ("training", "step", "when"),
-    [(1, 1, "in a behaviour's training"), (2, 0, "between two behaviours"), (4, 2, "in the final training")],
+    [
+        (1, 1, "in a behaviour's training"),
+        pytest.param(2, 0, "between two behaviours", marks=pytest.mark.slow),
+        pytest.param(4, 2, "in the final training", marks=pytest.mark.slow),
+    ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else None,
 )
 def test_a_killed_purification_ends_as_one_that_was_not(source, purified, tmp_path, monkeypatch, training, step, when):
