@@ -137,11 +137,12 @@ def test_the_default_tests_see_no_gpu(tmp_path):
     python.chmod(0o755)
     for name in (".installed", ".installed-dev"):
         (tmp_path / name).touch()
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of a make around it
     for target in ("test", "test-slow"):
         done = subprocess.run(
             ["make", "--silent", target, f"VENV={tmp_path}"],
             cwd=ROOT,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": "0"},
+            env={**outside, "CUDA_VISIBLE_DEVICES": "0"},
             capture_output=True,
             text=True,
             check=True,
