@@ -248,7 +248,6 @@ def encode_demonstrations(
     max_length: int | None = None,
     *,
     drop_overlong: bool = False,
-    chat_template_kwargs: Mapping[str, Any] | None = None,
     source: str = "the data set",
     where: Callable[[Row], str] | None = None,
 ) -> tuple[Dataset, EncodeCounts]:
@@ -259,7 +258,6 @@ def encode_demonstrations(
         tokenizer: a transformers tokenizer with an EOS token.
         max_length: tokens to keep at most per row; None keeps all.
         drop_overlong: leave out and count rows whose prompt alone fills `max_length`, instead of raising.
-        chat_template_kwargs: further arguments of the chat template.
         source: the name to use in messages.
         where: says the place of a row, for rows that are no longer in the order of their source; None counts them.
 
@@ -278,7 +276,7 @@ def encode_demonstrations(
     for number, row in enumerate(rows, start=1):
         seen += 1
         try:
-            found = _demonstration(row, tokenizer, chat_template_kwargs, max_length)
+            found = _demonstration(row, tokenizer, None, max_length)
             if drop_overlong and max_length is not None and found.actions[0][0] >= max_length:
                 dropped += 1
                 continue
