@@ -11,6 +11,7 @@ from tests.trainers.test_sft import StopAt
 
 from densepath.cli.main import main
 from densepath.config.training import PurifyCommandArguments
+from densepath.data.splits import split_by_content
 from densepath.io import read_json, read_jsonl
 from densepath.methods import _behaviours
 from densepath.pipeline.purify import _rows, _write_page
@@ -148,6 +149,16 @@ def test_every_row_is_sorted_or_held_out_but_twins_of_what_is_held_out(tmp_path)
         assert (twins > 0) == (given is not rows)
         assert to_sort == [row for row in given if row in to_sort]  # in the source's order
         assert not {row["prompt"] for row in to_sort} & {row["prompt"] for row in held_out}
+
+
+def test_rows_of_which_a_run_has_held_out_its_own_leave_some_to_hold_out(tmp_path):
+    """A run's data/train.jsonl: by the same hash none of them is in the stretch that is held out."""
+    rows = [{"prompt": f"q {i}?", "completion": f"a {i}"} for i in range(600)]
+    given = split_by_content(rows)["train"]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in given))
+    asked = {"dataset_name": str(tmp_path / "rows.jsonl"), "num_validation_samples": 30}
+    to_sort, held_out, unused = _rows(PurifyCommandArguments("sft", ref_model_name_or_path="base", **asked))
+    assert (len(held_out), len(to_sort), unused) == (30, len(given) - 30, 0)
 
 
 def test_of_a_sorted_file_every_kind_is_held_out(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from densepath.data.splits import check_disjoint, content_hash, split_by_content
+from densepath.data.splits import check_disjoint, content_hash, hold_out_by_content, split_by_content
 from densepath.errors import ConfigError, DataError
 
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
@@ -154,3 +155,22 @@ def test_turns_that_all_conversations_begin_with_tell_no_rows_apart(opening: lis
     assert sorted(map(len, together.values())) == [0, 301]
     with pytest.raises(DataError, match="same prompt"):
         check_disjoint({"a": rows[:1], "b": [{"messages": opening}]}, every_turn=["a"])
+
+
+@given(PROMPTS, st.floats(0.01, 0.99))
+def test_the_highest_contents_are_held_out_whatever_was_split_before(prompts: list[str], share: float) -> None:
+    rows = [{"prompt": prompt, "completion": str(i)} for i, prompt in enumerate(prompts)]
+    left, held = hold_out_by_content(rows, share)
+    hashes = [sorted({content_hash(row) for row in part}) for part in (left, held)]
+    assert [row for row in rows if row in held] == held  # in their order
+    assert len(left) + len(held) == len(rows)
+    assert len(hashes[1]) == math.ceil(share * (len(hashes[0]) + len(hashes[1])))
+    assert not hashes[0] or hashes[0][-1] < hashes[1][0]
+
+
+def test_what_is_held_out_is_what_a_split_holds_out_at_the_end() -> None:
+    rows = [{"prompt": str(i)} for i in range(4000)]
+    held = {row["prompt"] for row in hold_out_by_content(rows, 0.1)[1]}
+    test = {row["prompt"] for row in split_by_content(rows, SHARES)["test"]}
+    assert len(held ^ test) < 95  # five standard deviations of the split's share, as above
+    assert held <= test or test <= held

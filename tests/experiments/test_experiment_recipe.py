@@ -124,7 +124,10 @@ def test_a_word_is_a_truth_value_or_text_as_its_key_wants(tmp_path):
             "methods.rejection_sampling: it is trained on the validation prompts",
         ),
         (
-            {"sft_from": "runs/mine", "methods": {"sft": {}, "dpr": {}, "continued_sft": {"budget": "seconds"}}},
+            {
+                **{"sft_from": "runs/mine", "model_name_or_path": "base"},
+                "methods": {"sft": {}, "dpr": {}, "continued_sft": {"budget": "seconds"}},
+            },
             "continued_sft: seconds cannot be matched, since SFT was not trained here",
         ),
         ({"methods": {"sft": {}, "cap": {"method": "dpr_capped"}}}, "methods.cap: give its reference"),

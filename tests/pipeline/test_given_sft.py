@@ -37,6 +37,20 @@ def test_the_models_of_a_finished_run_are_taken_and_no_sft_is_run(tmp_path, fini
     assert {row["method"] for row in setting["rows"]} == {"base", "sft", "dpr", "continued_sft"}
 
 
+def test_the_folder_of_an_sft_run_knows_the_model_before_it(tmp_path, finished, tiny_model, capsys):
+    source, _ = finished
+    words = argv(tiny_model, tmp_path / "run", sft_from=source, dry_run=True)
+    at = words.index("--model_name_or_path")
+    assert main([*words[:at], *words[at + 2 :]]) == 0
+    assert f"{tiny_model} on text_tasks" in capsys.readouterr().out
+    other = save_tiny_model(tmp_path / "other", seed=7)
+    assert main([*words[:at], "--model_name_or_path", str(other), *words[at + 2 :]]) == 2
+    told = f"model_name_or_path={other} is not the model before the SFT of sft_from={source}, which is {tiny_model}"
+    assert told in " ".join(capsys.readouterr().err.split())
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")  # the same model by another name
+    assert main([*words[:at], "--model_name_or_path", str(copy), *words[at + 2 :]]) == 0
+
+
 def test_dpr_starts_from_the_given_model_and_the_control_has_its_compute(tmp_path, finished, tiny_model):
     source, _ = finished
     model = tmp_path / "mine"

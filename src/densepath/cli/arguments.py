@@ -89,6 +89,10 @@ def parse(
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; see {prog} --help_all"
             raise ConfigError(f"{sources[key]}: unknown key {key!r}{hint}")
+    if own.get("sft_from"):
+        from densepath.models.kept import with_model_before  # imports torch
+
+        own = with_model_before(own)
     check_required(kind, own)
     return _effective(kind, own, {key for key, source in sources.items() if source == config_path}), others
 

@@ -68,7 +68,7 @@ class GivenSFTArguments(Arguments):
     """An SFT model that is there already: no SFT is run."""
 
     sft_from: str | None = option(
-        None, "Folder of densepath sft or run whose SFT model, references and model before SFT are taken."
+        None, "Folder of densepath sft or run whose SFT model, references and model_name_or_path are taken."
     )
     sft_model_name_or_path: str | None = option(
         None, "SFT model to begin with; model_name_or_path is the model before it, reference 0."

@@ -116,6 +116,32 @@ def split_by_content(rows: Dataset | Sequence[Row], shares: Mapping[str, float] 
     return {name: rows.select(indices) for name, indices in members.items()}
 
 
+def hold_out_by_content(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+    """Rows in two parts, of which the second holds the share of contents with the highest hashes; at least one.
+
+    On rows of all contents these are the last splits of `split_by_content`. On rows that went through a split before,
+    whose hashes fill one stretch, it holds its share of them, too.
+
+    Args:
+        rows: examples; rows of one content, and conversations as `split_by_content` keeps them, stay together.
+        share: of the contents, in (0, 1).
+
+    Returns:
+        The rows that are left and those that are held out, each in their order.
+
+    Raises:
+        DataError: a row is in no known format.
+    """
+    asked = {content_hash(row) for row in rows}
+    openings = [_opening(row, asked) for row in rows]
+    contents = sorted(set(openings))
+    highest = set(contents[-math.ceil(share * len(contents)) :])
+    parts: tuple[list[Row], list[Row]] = ([], [])
+    for row, opening in zip(rows, openings, strict=True):
+        parts[opening in highest].append(row)
+    return parts
+
+
 def check_disjoint(
     splits: Mapping[str, Dataset | Sequence[Row]],
     every_turn: Collection[str] = (),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,18 @@ def kept_models(run_dir: Path) -> KeptModels:
     if not found:
         raise ConfigError(f"{run_dir}: SFT kept no reference; train with reference_fractions, such as 0.25 0.5 0.75")
     return KeptModels(str(folder / "model"), found, recipe)
+
+
+def with_model_before(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name: where `sft_from` is given and `model_name_or_path` is not, the model that it began with.
+
+    Raises:
+        MissingFileError, DamagedFileError, ConfigError: as `kept_models`.
+    """
+    if not given.get("sft_from") or given.get("model_name_or_path"):
+        return dict(given)
+    before = kept_models(Path(given["sft_from"]).expanduser()).references.get(BASE)
+    return {**given, **({} if before is None else {"model_name_or_path": before})}
 
 
 def _recipe(config: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from densepath.config.training import PurifyCommandArguments
 from densepath.data.formats import dataset_fingerprint, row_order
 from densepath.data.rows import has_prompt
 from densepath.data.sources import load_rows, place
-from densepath.data.splits import answered_hashes, check_disjoint, content_hash, split_by_content
+from densepath.data.splits import answered_hashes, check_disjoint, content_hash, hold_out_by_content
 from densepath.data.training_rows import Rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import get_verifier
@@ -187,8 +187,8 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
 def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows, int]:
     """Demonstrations to sort, in the order of their source unless some are drawn; rows held out; number of the others.
 
-    A split by content meets its share on average alone, and is made larger: what is beyond the count asked for is
-    sorted too, unless it shares a prompt with what is held out.
+    A share of contents is not one of rows, and is made larger: what is beyond the count asked for is sorted too,
+    unless it shares a prompt with what is held out.
     """
     drawn = arguments.max_train_samples is not None or arguments.dataset_name.endswith(TEXT_TASKS)
     rows = load_rows(
@@ -210,8 +210,7 @@ def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows, int]:
         )
     else:
         share = min(0.1, 1.2 * count / len(rows) + 0.01)
-        parts = split_by_content(rows, {"train": 1 - share, "validation": share})
-        pool = parts["validation"]  # of a sorted file the first of them would be of one kind
+        _, pool = hold_out_by_content(rows, share)  # of a sorted file the first of them would be of one kind
         drawn_out = set(row_order(len(pool), arguments.seed, count))
         held_out = [pool[number] for number in sorted(drawn_out)]
         beyond = [row for number, row in enumerate(pool) if number not in drawn_out]

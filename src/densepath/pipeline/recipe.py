@@ -20,6 +20,7 @@ from densepath.config.recipe_yaml import settled
 from densepath.config.run import OF_BEHAVIOURS, GivenSFTArguments, RecipeRowsArguments, RunArguments, one_template
 from densepath.errors import ConfigError
 from densepath.methods import get_method, method_names
+from densepath.models.kept import with_model_before
 from densepath.pipeline.run_folder import MACHINE_KEYS
 from densepath.records.arm import Arm
 
@@ -216,7 +217,7 @@ def _arguments(place: str, keys: Mapping[str, Any], kind: type[RunArguments]) ->
     """Keys as the arguments that they make, and those for TRL's configs."""
     values, passed = _parse(place, keys, kind)
     try:
-        return kind(**values), passed
+        return kind(**with_model_before(values)), passed
     except ConfigError as error:
         raise ConfigError(f"{place}: {error}") from None
 

@@ -17,7 +17,7 @@ from densepath.io import read_json, write_json_atomic, write_jsonl_atomic, write
 from densepath.judging.build import check_judge
 from densepath.methods import SFTRun, get_method
 from densepath.methods._stage import dpr_config, sft_config
-from densepath.models.compat import check_same_tokenizer
+from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.identity import CARD
 from densepath.models.load import load_tokenizer
 from densepath.models.quantized import check_four_bit
@@ -237,6 +237,7 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
     if arguments.verifier is not None:
         get_verifier(arguments.verifier)
     check_judge(arguments)
+    _check_before_sft(arguments)
     if arguments.load_in_4bit:
         check_four_bit()
     sft = sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft")
@@ -251,6 +252,17 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
             )
     if arguments.gpu_memory is not None:
         require_fit(plan_recipe(arguments, others))
+
+
+def _check_before_sft(arguments: RunArguments) -> None:
+    """A model before SFT that is named beside the folder of an SFT run must be the one that this began with."""
+    own = arguments.model_name_or_path
+    before = own if arguments.sft_from is None else SFTRun(Path(arguments.output_dir), arguments).base
+    if before != own and weights_differ(own, before):
+        raise ConfigError(
+            f"model_name_or_path={own} is not the model before the SFT of sft_from={arguments.sft_from}, which is "
+            f"{before}: leave it out"
+        )
 
 
 def _check_reference_tokenizer(sft: SFTRun) -> None:
