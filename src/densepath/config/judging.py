@@ -48,6 +48,9 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
         None, "Colours the answers on the page: the SFT model of a dense reward, or the folder of a saved one."
     )
     ref_model_name_or_path: list[str] = option([], "The reference of that reward, or several.")
+    allow_empty: bool = option(
+        False, "Judge answers of a file that are empty as they are, and count them; they are an error else."
+    )
     num_shown: int = option(10, "Pairs on the page, the most decisive ones of each model.", least=0)
     output_dir: str = option("judged", "Where answers, games, results and the page go. The same command goes on.")
     dry_run: bool = option(False, "Only say what judging would take: calls, tokens, cost.")

@@ -17,6 +17,7 @@ from densepath.records.judge_eval import JudgeEvaluation
 from densepath.report.console import print_parts
 from densepath.report.html import page_html
 from densepath.report.judge_eval import judge_eval_page, judge_eval_parts
+from densepath.report.judged import spending_text
 from densepath.terminal import Console, say
 
 
@@ -39,13 +40,8 @@ def run_judge_eval_command(arguments: JudgeEvalArguments, console: Console) -> J
         [pair.match for pair in pairs], both_orders=arguments.judge_both_orders, repeats=arguments.judge_repeats
     )
     if arguments.dry_run:
-        needed = judge.estimate([game.request for game in planned])
-        cost = "" if needed.cost is None else f", cost at most {needed.cost:.4g}"
-        say(
-            console,
-            f"{len(planned)} judgements of {len(pairs)} pairs: {needed.calls} calls, {needed.cached} known, "
-            f"{needed.prompt_tokens} tokens read and at most {needed.completion_tokens} written{cost}",
-        )
+        needed = spending_text(judge.estimate([game.request for game in planned]), expected=True)
+        say(console, f"{len(planned)} judgements of {len(pairs)} pairs: {needed}")
         return None
     games = []
     with StageProgress(console, "judge-eval", len(planned), "judgement") as progress:
