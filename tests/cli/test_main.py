@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -110,6 +111,14 @@ def test_version_and_unknown_commands(capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "no command 'evaluate'; choose one of: run, sft" in err
+
+
+def test_the_package_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["densepath", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("densepath", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"densepath {__version__}\n"
 
 
 @pytest.fixture

@@ -271,6 +271,16 @@ def test_all_segments_in_one_call(monkeypatch):
     assert len(calls) == 3  # one looks whether the kernel groups heads
 
 
+def test_one_call_for_all_segments_makes_none_of_their_masks(monkeypatch):
+    """Each mask would wait for the device twice."""
+    model = tiny_llama(dtype=torch.float64)
+    assert layout_of(model) is Layout.FLAT
+    monkeypatch.setattr(flat_attention, "_takes_lengths", lambda query, value: True)
+    monkeypatch.setattr(flat_attention, "varlen_attn", lengths_one_by_one)
+    monkeypatch.setattr(flat_attention, "_parts", lambda *given: pytest.fail("a mask was made"))
+    score_completions(model, [[1, 2, 3, 4]] * 3, [[6, 7, 8], [9], [3] * 12])
+
+
 @pytest.mark.parametrize("in_one_call", [False, True])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_beginning_of_all_prompts_is_computed_once_for_all_rows(name, in_one_call, monkeypatch):

@@ -154,15 +154,17 @@ def _training(
     dtype = dtype_of(arguments.dtype)
     weights = dtype.itemsize if isinstance(dtype, torch.dtype) else model.saved
     bf16, fp16 = (_said(others, f"{prefix}_{name}") for name in HALF)
-    half = fp16 or (machine.cuda if bf16 is None else bf16)
+    half = bool(fp16 or (machine.cuda if bf16 is None else bf16))
     names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
     checkpointing = [said for name in names if (said := _said(others, name)) is not None]
+    adapter, reads = _adapter(arguments, model) if arguments.use_peft else (0, 0)
     return Training(
         model=model,
         machine=machine,
         weights=weights,
-        compute=min(weights, 2) if half else weights,
-        adapter=_adapter(arguments, model) if arguments.use_peft else 0,
+        autocast=half,
+        adapter=adapter,
+        adapter_reads=reads,
         four_bit=arguments.load_in_4bit,
         rows=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
@@ -177,11 +179,11 @@ def _said(others: Mapping[str, Any], key: str) -> bool | None:
     return value
 
 
-def _adapter(arguments: RunArguments, model: Architecture) -> int:
-    """Parameters of the recipe's adapter."""
+def _adapter(arguments: RunArguments, model: Architecture) -> tuple[int, int]:
+    """Parameters of the recipe's adapter, and the numbers of a token that it reads in one layer."""
     targets = arguments.lora_target_modules
     if targets == "all-linear":
-        return model.adapter(arguments.lora_r)
+        return model.adapter(arguments.lora_r), model.adapter_reads()
     names = targets.replace(",", " ").split()
     unknown = {name.rpartition(".")[2] for name in names} - {*model.linears, "lm_head", "embed_tokens"}
     if unknown or not names:
@@ -189,7 +191,7 @@ def _adapter(arguments: RunArguments, model: Architecture) -> int:
             f"lora_target_modules={targets}: no module of {model.name} is called {', '.join(sorted(unknown))}; name "
             f"some of {', '.join(model.linears)}, or all-linear"
         )
-    return model.adapter(arguments.lora_r, names)
+    return model.adapter(arguments.lora_r, names), model.adapter_reads(names)
 
 
 def _trained(arguments: RunArguments) -> set[str | None]:
@@ -261,7 +263,7 @@ def _stages(
 
 def _answering(dpr: Training, prompts: int, temperatures: int, models: int) -> Terms:
     """What it takes to answer prompts at all temperatures at once, without autocast; each prompt is read once."""
-    return sampling_terms(replace(dpr, compute=dpr.weights, group=temperatures), temperatures * prompts, models)
+    return sampling_terms(replace(dpr, autocast=False, group=temperatures), temperatures * prompts, models)
 
 
 # -- the machine -------------------------------------------------------------------------------------------------
