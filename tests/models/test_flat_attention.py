@@ -227,6 +227,7 @@ def test_weights_in_half_precision_take_the_kernel(dtype, monkeypatch):
     assert set(calls) == {dtype}
 
 
+@pytest.mark.slow  # the compiler takes ten seconds
 def test_a_compiler_is_told_what_the_kernel_takes(monkeypatch):
     """Its trace would call torch's kernel with tensors that are not there, and find it on every device."""
     monkeypatch.setattr(kinds, "_found", [])
