@@ -56,13 +56,14 @@ def test_it_sorts_trains_and_tells(argv, tmp_path, source, capsys, monkeypatch):
     assert main(argv()) == 0
     out = capsys.readouterr().out
     assert "24 demonstrations to sort, 6 rows held out" in out
+    assert f"num_validation_samples=200 of {tmp_path}/held-out.jsonl, and there are 6: give more rows there" in out
     trained = "The SFT model was trained again, on 8 rows drawn from the 12 of 24 demonstrations that are kept."
     assert trained in " ".join(out.split())  # two steps of four
     assert "raise purify_final_steps" in " ".join(out.split())
     assert "did not end within 6 tokens; raise max_completion_length" in " ".join(out.split())
     assert "- told to" in out
     assert "2 of 2 ✓" in out
-    assert all(len(line) <= 80 or line.startswith(("page: ", "model: ")) for line in out.splitlines())
+    assert all(len(line) <= 80 or line.startswith(("page: ", "model: ", "warning: ")) for line in out.splitlines())
     folder = tmp_path / "out"
     assert f"page: {(folder / 'purification.html').resolve()}" in " ".join(out.split())
     page = (folder / "purification.html").read_text(encoding="utf-8")

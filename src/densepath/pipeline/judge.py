@@ -19,6 +19,7 @@ from densepath.config.judging import JudgeCommandArguments
 from densepath.data.answers import answers_to, check_not_empty, read_answers, with_references
 from densepath.data.benchmarks import read_benchmark
 from densepath.data.gamed import in_published_order, is_published, read_gamed
+from densepath.data.outputs import check_outputs, rows_read
 from densepath.errors import ConfigError, DensepathError
 from densepath.io import hold_lock, read_jsonl, remove, write_json_atomic
 from densepath.judging.build import check_judge, make_judge, template_of
@@ -41,8 +42,10 @@ from densepath.stats.agreement import cohens_kappa
 from densepath.stats.judged import JudgedInputs, judged
 from densepath.terminal import Console, say, warn
 
+WRITTEN = ("games.jsonl", "results.json", "report.html", "report.json")
+"""Files of the folder that are written over."""
 HALF_WRITTEN = (
-    *(f".{name}.*.tmp" for name in ("games.jsonl", "results.json", "report.html", "report.json")),
+    *(f".{name}.*.tmp" for name in WRITTEN),
     *("judge_cache/.*.tmp", "judge_cache/*/.*.tmp"),
 )
 """What a kill leaves of files that were being written; while the folder is locked, nobody writes them."""
@@ -62,6 +65,13 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     folder = Path(arguments.output_dir)
     check_colours(arguments)
     found = read_benchmark(arguments.benchmark)
+    read: dict[str, Sequence[str | Path]] = {
+        "benchmark": rows_read(found.source),
+        "models": [*arguments.models, *arguments.baseline],
+        "gamed_file": rows_read(arguments.gamed_file),
+        "reference_answers": rows_read(arguments.reference_answers),
+    }
+    check_outputs({f"{name} of output_dir": folder / name for name in WRITTEN}, read)
     everything = found.questions
     said = filter(None, (arguments.judge, arguments.second_judge))
     reads = any(parse_judge(each)[0] in ("openai", "local") for each in said)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from densepath.config.judge_eval import JudgeEvalArguments
+from densepath.data.outputs import check_outputs, rows_read
 from densepath.data.sources import load_rows
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.judging.build import make_judge, shows_reference
@@ -30,6 +31,10 @@ def run_judge_eval_command(arguments: JudgeEvalArguments, console: Console) -> J
         DensepathError: data, judge or configuration that cannot be used, or a judge that keeps failing.
     """
     source, output = arguments.dataset_name, Path(arguments.output_file)
+    check_outputs(
+        {"output_file": output, "html_file": arguments.html_file},
+        {"dataset_name": rows_read(source, arguments.dataset_train_split)},
+    )
     rows = load_rows(source, arguments.dataset_train_split, None, limit=None, seed=None)
     shows = shows_reference(arguments)
     pairs, set_aside = labelled_pairs(

@@ -13,13 +13,15 @@ from trl import SFTConfig
 
 from densepath.choice.measure import PREVIEW_TEMPERATURES, SFT_TEMPERATURES
 from densepath.config.coerce import coerce
+from densepath.config.options import check_required
 from densepath.config.recipe_yaml import load_mapping, settled
-from densepath.config.run import RunArguments
+from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError
 from densepath.io import read_json
 from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.methods.dpr import reference_names
+from densepath.models.kept import with_known_model
 from densepath.models.load import dtype_of
 from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.inputs import is_kept
@@ -69,12 +71,14 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
             imported what a run imports, and `CPU_RESERVE`.
 
     Raises:
-        ConfigError: keys that contradict each other, that TRL's configs do not take, lengths beyond the context, or an
-            accelerate file that there are no formulas for.
+        ConfigError: no model, keys that contradict each other, that TRL's configs do not take, lengths beyond the
+            context, or an accelerate file that there are no formulas for.
         UsageError: an unknown dtype.
         ModelError: a model whose configuration cannot be had, or that there are no formulas for.
         MissingFileError: an accelerate file that is not there, or the DeepSpeed file that it names.
     """
+    arguments = with_known_model(arguments)
+    check_required(PlanArguments, vars(arguments))
     machine = machine_of(arguments, process)
     model = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     if arguments.max_completion_length is None:

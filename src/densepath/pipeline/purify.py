@@ -32,6 +32,8 @@ from densepath.pipeline.data import (
     check_demonstrations,
     check_prompts,
     check_right_answers,
+    check_sources,
+    fewer_text,
     with_answer_budget,
 )
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
@@ -45,6 +47,11 @@ from densepath.report.html import page_html
 from densepath.terminal import Console, say, warn
 from densepath.trainers.processes import from_first
 
+WRITTEN = (
+    *("data/train.jsonl", "data/validation.jsonl", "data.json"),
+    *("kept.jsonl", "dropped.jsonl", "purification.json"),
+)
+"""Files of its folder that are written over."""
 BATCH, SAVE_STEPS = 16, 20
 """Of each training, unless per_device_train_batch_size and save_steps are given."""
 OWN_KEYS = {
@@ -71,6 +78,7 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
     Raises:
         DensepathError: data, model or configuration that cannot be used.
     """
+    check_sources(arguments, Path(arguments.output_dir), WRITTEN)
     asked, keys = _recipe(arguments, others)
     config = sft_config(asked, keys, Path(arguments.output_dir))
     _ = config.device  # several processes are joined when it is asked for
@@ -180,6 +188,8 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
     write_json_atomic(folder / "data.json", record)
     told = f" ({unused} used nowhere: they share a prompt with these)" if unused else ""
     say(console, f"data: {len(train)} demonstrations to sort, {len(held_out)} rows held out{told}")
+    if (fewer := fewer_text(arguments, "validation", len(held_out))) is not None:
+        warn(console, fewer)
     if arguments.judge is not None and not folder.is_done("sft_answers"):
         answer_with_sft(folder, sft, console, "SFT answers what the judge will see", ("validation",))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn
 
 from densepath.config.pages import ViewArguments
+from densepath.data.outputs import check_outputs, models_read, rows_read, with_twin
 from densepath.report.compare import compare
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.report.view import ScoreView
@@ -27,6 +28,9 @@ def run_view_command(arguments: ViewArguments, console: Console) -> int:
         DensepathError: a file that was not scored, models that cannot be loaded, a port that cannot be had.
     """
     if arguments.html_file is not None:
+        models = (*arguments.model_name_or_path, *arguments.ref_model_name_or_path)
+        read = {"scores_file": rows_read(arguments.scores_file), "model_name_or_path": models_read(*models)}
+        check_outputs(with_twin(arguments.html_file), read)
         view = _file_view(arguments, console) if arguments.scores_file else _text_view(arguments)
         for path in view.save(arguments.html_file):
             say(console, str(path.resolve()))
