@@ -259,8 +259,9 @@ def _choosing(setting: Setting) -> Setting:
     keys: dict[str, Any] = {key: "auto" for plan in setting.methods.values() for key in left_open(plan)}
     try:
         arguments = replace(setting.arguments, **keys)
-        none = RunArguments()  # what is shared may have an effect in another setting, or in a method with rounds
-        without = {} if arguments.purify_rounds else {name: getattr(none, name) for name in OF_BEHAVIOURS}
+        none = RunArguments()  # may have an effect in another setting, or in a method with rounds
+        excused = ("purify_dft",) if arguments.purify_rounds else (*OF_BEHAVIOURS, "purify_dft")
+        without = {name: getattr(none, name) for name in excused}
         replace(arguments, **without).check_effect()
     except ConfigError as error:
         raise ConfigError(f"settings.{setting.name}: {error}") from None
