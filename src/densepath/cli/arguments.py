@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from densepath.config.coerce import coerce, expanded
 from densepath.config.listed import Listed
 from densepath.config.options import Arguments, check_required
-from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
+from densepath.config.recipe_yaml import load_mapping, read_yaml, settled, underscored
 from densepath.errors import ConfigError, NoEffectError, UsageError
 
 T = TypeVar("T")
@@ -73,7 +73,8 @@ def parse(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     if config_path is not None:
-        for key, value in load_mapping(config_path, f"--config {config_path}").items():
+        recipe = load_mapping(config_path, f"--config {config_path}")
+        for key, value in underscored(recipe, config_path).items():
             values[key], sources[key] = value, config_path
     for key, value in [*given.items(), *_pairs(rest, prog).items()]:
         values[key], sources[key] = value, "the command line"

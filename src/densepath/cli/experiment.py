@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
 from densepath.cli.commands import RECIPE_KEYS
+from densepath.cli.hub import tell_hub
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.listed import EXPERIMENT
 
@@ -28,6 +29,8 @@ def run(argv: Sequence[str]) -> int:
         listed=EXPERIMENT,
     )
     from densepath.pipeline.experiment import run_experiment
+    from densepath.terminal import terminal
 
+    tell_hub(arguments, terminal())
     run_experiment(arguments, others, command=shlex.join(["densepath", "experiment", *argv]))
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
 from densepath.cli.commands import RECIPE_KEYS
+from densepath.cli.hub import tell_hub
 from densepath.config.run import PlanArguments
 
 DESCRIPTION = (
@@ -30,6 +31,7 @@ def run(argv: Sequence[str]) -> int:
     from densepath.terminal import say, show, terminal
 
     quiet_libraries()
+    tell_hub(arguments, terminal(stderr=True))  # JSON stands alone on the other
     plan = plan_recipe(arguments, others)
     if arguments.json:
         print(json.dumps(plan_json(plan), indent=2))

@@ -16,7 +16,7 @@ from densepath.config.experiment import ExperimentArguments
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import TEMPLATE_SETTINGS
 from densepath.config.options import check_no_effect
-from densepath.config.recipe_yaml import settled
+from densepath.config.recipe_yaml import settled, underscored
 from densepath.config.run import OF_BEHAVIOURS, GivenSFTArguments, RecipeRowsArguments, RunArguments, one_template
 from densepath.errors import ConfigError
 from densepath.methods import get_method, method_names
@@ -310,11 +310,12 @@ def _check_budget(plan: MethodPlan, setting: Setting) -> None:
 
 
 def _mapping(place: str, value: Any) -> dict[str, Any]:
+    """Keys of a part of the recipe."""
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{place}: expected `key: value` lines, got {value!r}")
-    return {str(key): item for key, item in value.items()}
+    return underscored({str(key): item for key, item in value.items()}, place)
 
 
 def _check_name(place: str, name: Any) -> None:
