@@ -160,7 +160,7 @@ def test_what_any_stage_reads_is_taken(words):
 
 
 def test_what_arms_read_is_what_their_methods_are_trained_as():
-    assert READ_BY_ARMS.keys() == {*method_names()}
+    assert READ_BY_ARMS.keys() <= {*method_names()}
     prefixes = {None: [], "SFT": ["sft_"], "DPR": ["dpr_"], "self-play": ["dpr_"]}
     for name, keys in READ_BY_ARMS.items():
         assert [key for key in keys if key.endswith("_") and key[:-1] in ("sft", "dpr")] == prefixes[
