@@ -234,13 +234,13 @@ def test_a_model_that_the_hub_is_asked_for_is_told_at_once(monkeypatch, tmp_path
             [],
         ),
         (
-            "view --model_name_or_path no/a HERE --ref_model_name_or_path no/b",
-            "serve.view_command.run_view_command",
+            "view --port 0 --model_name_or_path no/a HERE --ref_model_name_or_path no/b",
+            "serve.view_models.RewardChoices",
             ["model_name_or_path=no/a", "ref_model_name_or_path=no/b"],
         ),
         (
-            "serve --model_name_or_path no/a --dense_reward logprob",
-            "serve.command.run_serve_command",
+            "serve --port 0 --model_name_or_path no/a --dense_reward logprob",
+            "rewards.dense.DenseReward.from_models",
             ["model_name_or_path=no/a"],
         ),
         (
@@ -253,8 +253,12 @@ def test_a_model_that_the_hub_is_asked_for_is_told_at_once(monkeypatch, tmp_path
 )
 def test_the_hub_is_told_of_by_every_command_that_loads_models(words, function, told, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(f"densepath.{function}", lambda *given: 0)
-    assert main(words.replace("HERE", str(tmp_path)).split()) == 0
+
+    def stop(*given, **named):
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(f"densepath.{function}", stop)
+    assert main(words.replace("HERE", str(tmp_path)).split()) == 2
     said = capsys.readouterr()
     lines = [line for line in (said.out + said.err).splitlines() if "asking the hub" in line]
     assert sorted(line.split()[0] for line in lines) == sorted(told)

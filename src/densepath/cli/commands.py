@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import Any
 
 from densepath.cli.arguments import parse
-from densepath.cli.hub import tell_hub
 from densepath.config import listed
 from densepath.config.listed import Listed
 
@@ -44,6 +43,7 @@ class Command:
         kind: type[Any] = _named(f"config.{self.arguments}")
         told = {"prog": f"densepath {name}", "description": self.description}
         arguments, others = parse(kind, argv, **told, passthrough=self.passthrough, listed=self.listed)
+        from densepath.models.hub import tell_hub
         from densepath.models.quiet import quiet_libraries
         from densepath.terminal import terminal
 

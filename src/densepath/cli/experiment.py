@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
 from densepath.cli.commands import RECIPE_KEYS
-from densepath.cli.hub import tell_hub
 from densepath.config.experiment import ExperimentArguments
 from densepath.config.listed import EXPERIMENT
 
@@ -28,6 +27,7 @@ def run(argv: Sequence[str]) -> int:
         passthrough=RECIPE_KEYS,
         listed=EXPERIMENT,
     )
+    from densepath.models.hub import tell_hub
     from densepath.pipeline.experiment import run_experiment
     from densepath.terminal import terminal
 

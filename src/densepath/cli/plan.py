@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
 from densepath.cli.commands import RECIPE_KEYS
-from densepath.cli.hub import tell_hub
 from densepath.config.run import PlanArguments
 
 DESCRIPTION = (
@@ -25,6 +24,7 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough=RECIPE_KEYS,
     )
+    from densepath.models.hub import tell_hub
     from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.plan import plan_recipe, require_fit
     from densepath.planning.table import headline, plan_json, plan_table, verdict

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.cli.hub import tell_hub
 from densepath.config.pages import ServeArguments
 
 DESCRIPTION = "Serve the dense reward over HTTP: /v1/score, /v1/rank, /health, /metrics, and a page at /docs."
@@ -22,6 +21,4 @@ def run(argv: Sequence[str]) -> int:
     from densepath.serve.command import run_serve_command
 
     quiet_libraries()
-    console = terminal(stderr=True)
-    tell_hub(arguments, console)
-    return run_serve_command(arguments, console)
+    return run_serve_command(arguments, terminal(stderr=True))

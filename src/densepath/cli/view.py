@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.cli.arguments import parse
-from densepath.cli.hub import tell_hub
 from densepath.config.pages import ViewArguments
 
 DESCRIPTION = (
@@ -23,6 +22,4 @@ def run(argv: Sequence[str]) -> int:
     from densepath.serve.view_command import run_view_command
     from densepath.terminal import terminal
 
-    console = terminal(stderr=arguments.html_file is None)
-    tell_hub(arguments, console)
-    return run_view_command(arguments, console)
+    return run_view_command(arguments, terminal(stderr=arguments.html_file is None))

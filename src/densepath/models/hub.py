@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from densepath.config.judge import parse_judge
 from densepath.config.run import RunArguments
-
-if TYPE_CHECKING:
-    from densepath.terminal import Console
+from densepath.models.locate import asks_the_hub
+from densepath.terminal import Console, say
 
 _JUDGES = ("judge", "second_judge")
 _MODELS_OR_WORDS = ("models", "baseline", "reference")
@@ -26,13 +25,7 @@ def tell_hub(arguments: Any, console: Console) -> None:
         arguments: a dataclass of options.
         console: where it is said.
     """
-    named = list(_named(arguments))
-    if not named:
-        return
-    from densepath.models.locate import asks_the_hub
-    from densepath.terminal import say
-
-    for argument, model in named:
+    for argument, model in _named(arguments):
         if asks_the_hub(model):
             say(console, f"{argument}={model} is no folder here, nor in the hub's cache: asking the hub for it")
 
