@@ -24,14 +24,12 @@ def run(argv: Sequence[str]) -> int:
         description=DESCRIPTION,
         passthrough=RECIPE_KEYS,
     )
-    from densepath.models.hub import tell_hub
     from densepath.models.quiet import quiet_libraries
     from densepath.pipeline.plan import plan_recipe, require_fit
     from densepath.planning.table import headline, plan_json, plan_table, verdict
     from densepath.terminal import say, show, terminal
 
     quiet_libraries()
-    tell_hub(arguments, terminal(stderr=True))  # JSON stands alone on the other
     plan = plan_recipe(arguments, others)
     if arguments.json:
         print(json.dumps(plan_json(plan), indent=2))
