@@ -321,3 +321,16 @@ def test_a_reference_before_sft_and_every_kept_one_are_accepted():
 def test_yaml_that_pyyaml_stumbles_over_is_one_line(text):
     with pytest.raises(ConfigError, match=r"recipe\.yaml: not valid YAML: [^\n]+$"):
         read_yaml(text, "recipe.yaml")
+
+
+def test_a_recipe_takes_hyphens_as_the_command_line_does(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("max-length: 9\nper-device-train-batch-size: 2\nmodel-name-or-path: a-b\ndataset_name: d\n")
+    found, others = parse(
+        SFTArguments, ["--config", str(recipe)], prog="sft", description="", passthrough={"": "SFTConfig"}
+    )
+    assert (found.max_length, found.model_name_or_path) == (9, "a-b")
+    assert others == {"per_device_train_batch_size": 2}
+    recipe.write_text("max-length: 9\nmax_length: 8\n")
+    with pytest.raises(ConfigError, match=r"recipe.yaml: max_length is given twice, with - and with _; remove one"):
+        parse(SFTArguments, ["--config", str(recipe)], prog="sft", description="")

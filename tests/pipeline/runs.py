@@ -34,7 +34,10 @@ def save_tiny_model(folder: Path, seed: int = 0, tokenizer: Any = None, **config
 
 
 def run_argv(model: str, output: Path, **changes: Any) -> list[str]:
-    """`densepath run` in a second or two: 8 SFT steps over one and a half epochs, 7 of DPR, both arms evaluated."""
+    """`densepath run` in a second or two: 8 SFT steps over one and a half epochs, 7 of DPR, both arms evaluated.
+
+    A change to None leaves the argument out.
+    """
     values: dict[str, Any] = {
         "model_name_or_path": model,
         "output_dir": output,
@@ -60,7 +63,10 @@ def run_argv(model: str, output: Path, **changes: Any) -> list[str]:
         "num_report_samples": 2,
         **changes,
     }
-    return ["run", *(word for key, value in values.items() for word in (f"--{key}", *_words(value)))]
+    return [
+        "run",
+        *(word for key, value in values.items() if value is not None for word in (f"--{key}", *_words(value))),
+    ]
 
 
 def _words(value: Any) -> list[str]:

@@ -26,6 +26,9 @@ from densepath.terminal import terminal
 
 QUICK = {"dpr_max_steps": 1, "eval_temperatures": [0], "dpr_eval_strategy": "no", "sft_max_steps": "none"}
 
+DPR_ALONE = {"arms": ["dpr"], "sft_learning_rate": None, "sft_per_device_train_batch_size": None}
+"""Beside a given SFT model nothing reads what SFT is told."""
+
 
 def argv(tiny_model, folder, **changes):
     return run_argv(tiny_model, folder, **{**QUICK, **changes})
@@ -193,7 +196,7 @@ def test_checkpoints_of_another_tool_are_references_by_the_names_of_their_folder
         sft_model_name_or_path=tmp_path / "mine",
         ref_model_name_or_path=tmp_path / "checkpoint-4",
         reference="auto",
-        arms=["dpr"],
+        **DPR_ALONE,
     )
     assert main(words) == 0
     findings = read_json(tmp_path / "run/selection.json")["findings"]
@@ -205,7 +208,7 @@ def test_checkpoints_of_another_tool_are_references_by_the_names_of_their_folder
         ref_model_name_or_path=tmp_path / "checkpoint-4",
         reference="checkpoint-4",
         beta=1,
-        arms=["dpr"],
+        **DPR_ALONE,
     )
     assert main(words) == 0
     assert read_json(tmp_path / "fixed/selection.json")["chosen"]["reference"] == "checkpoint-4"

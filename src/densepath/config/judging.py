@@ -8,7 +8,7 @@ from typing import Any
 from densepath.config.answers import AnswerArguments
 from densepath.config.judge import WHO_JUDGES, JudgeArguments, parse_judge
 from densepath.config.mixins import DenseRewardArguments, FrozenArguments
-from densepath.config.options import check_temperature, option
+from densepath.config.options import check_no_effect, check_temperature, option
 from densepath.errors import ConfigError
 
 
@@ -72,6 +72,12 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
             raise ConfigError(
                 "ref_model_name_or_path needs model_name_or_path, the SFT model that it is the reference of"
             )
+
+    def check_effect(self) -> None:
+        """A reading is of the models that colour the page."""
+        super().check_effect()
+        if self.model_name_or_path is None:
+            check_no_effect(self, ["dense_reward"], "without model_name_or_path")
 
     def answering(self, model: str, generator: str) -> AnswerArguments:
         """How one of the models is asked."""

@@ -53,19 +53,40 @@ class Arguments:
             if f.metadata["needs"] and not getattr(self, f.metadata["needs"]):
                 check_no_effect(self, [f.name], f"without {f.metadata['needs']}")
 
+    def check_others_effect(self, others: Mapping[str, Any]) -> None:
+        """Refuse keys for TRL's configs that cannot take effect beside these arguments, with a `ConfigError`.
+
+        Args:
+            others: name -> value.
+        """
+
 
 def check_no_effect(arguments: Any, names: Collection[str], where: str) -> None:
-    """Refuse arguments that were given and cannot take effect, with a `NoEffectError` that names the first.
+    """Refuse arguments that were given and cannot take effect, with a `NoEffectError` that names them.
 
     Args:
         arguments: a dataclass of options.
         names: of its arguments that have no effect.
         where: why, such as "without judge".
     """
-    for f in fields(arguments):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        if f.name in names and getattr(arguments, f.name) != default:
-            raise NoEffectError(f.name, f"{f.name}={getattr(arguments, f.name)!r} has no effect {where}: leave it out")
+    if given := given_among(arguments, names):
+        raise NoEffectError(given, where)
+
+
+def given_among(arguments: Any, names: Collection[str]) -> dict[str, Any]:
+    """Those of some arguments that were given, by name: whose value is not the default.
+
+    Args:
+        arguments: a dataclass of options.
+        names: of the arguments that are looked at.
+    """
+    values = {f.name: getattr(arguments, f.name) for f in fields(arguments) if f.name in names}
+    return {name: value for name, value in values.items() if value != _default(arguments, name)}
+
+
+def _default(arguments: Any, name: str) -> Any:
+    (f,) = (f for f in fields(arguments) if f.name == name)
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
