@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tests.pipeline.runs import save_tiny_model
 
 import densepath
+from tests.pipeline.runs import save_tiny_model
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(densepath.__file__).parent
