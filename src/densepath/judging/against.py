@@ -13,7 +13,7 @@ from densepath.errors import DataError
 from densepath.evals.generation import Decoding, generate
 from densepath.judging.games import Match, plan_games, play, preference_of_pair
 from densepath.judging.protocol import Judge, JudgeRequest, right_answers
-from densepath.records.judging import Game
+from densepath.records.judging import Game, Preference
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class AgainstAnswers:
     def __name__(self) -> str:
         return self.judge.name
 
-    def judged(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float | None]:
-        """The preference for each answer, from 0 to 1; None where the judge could not say it.
+    def judged(self, answers: Sequence[str], rows: Sequence[Row]) -> list[Preference]:
+        """The preference for each answer.
 
         Args:
             answers: texts.
@@ -53,7 +53,7 @@ class AgainstAnswers:
             JudgeError: too many invalid judgements, or the judge's own.
             DataError: a prompt without a fixed answer, or with a `reference` to be shown that is no text.
         """
-        found: list[float | None] = [0.5] * len(answers)
+        found = [Preference(0.5)] * len(answers)
         pairs = enumerate(zip(answers, rows, strict=True))
         matches = [self._match(number, text, row) for number, (text, row) in pairs]
         asked = [match for match in matches if match.request.answers[0] != match.request.answers[1]]

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from densepath.records.brief import brief
 from densepath.records.estimates import Comparison, Interval, Verdict
 
+LEAN = 0.05
+"""Distance of the mean preference for the first place from one half above which a reader is warned. Ours."""
+
 
 @dataclass(frozen=True)
 class PositionBias:
@@ -24,6 +27,16 @@ class PositionBias:
 
     follows_place: Interval
     first_place: Interval
+
+    @property
+    def decides(self) -> bool:
+        """Whether the place is shown to decide more often than not: what the judge says then makes no headline."""
+        return self.follows_place.low > 0.5
+
+    @property
+    def leans(self) -> bool:
+        """Whether one place is preferred so clearly that a reader is warned."""
+        return abs(self.first_place.mean - 0.5) > LEAN
 
 
 @dataclass(frozen=True)
@@ -63,7 +76,7 @@ class WinRate:
         noise: None where nothing was judged twice.
         invalid: games without a verdict.
         dropped: prompts without a verdict in one of their orders, which count in no figure.
-        categories: category of the prompts -> rate, where there are several, of at least five prompts each.
+        categories: category of the prompts -> rate, where there are several, of at least ten prompts each.
     """
 
     model: str
