@@ -23,7 +23,8 @@ from densepath.stats.agreement import cohens_kappa
 
 N = 12
 QUESTIONS = [
-    {"id": f"q{i}", "category": "many" if i < 10 else "few", "prompt": f"Name {i}.", "answer": f"{i}"} for i in range(N)
+    {"id": f"q{i}", "category": "many" if i < 10 else "few", "prompt": f"Name {i}.", "answer": f"{i}"}
+    for i in range(N)
 ]
 
 
