@@ -56,12 +56,12 @@ def test_a_judge_that_looks_at_the_place_alone_gives_one_half(first, repeats):
     games = list(play(SaysJudge(lambda request: Judgement(first)), plan_games(matches(3), repeats=repeats)))
     assert len(games) == 3 * 2 * repeats
     for each in by_question(games).values():
-        assert preference_of_pair(each).value == pytest.approx(0.5, abs=1e-15)
+        assert preference_of_pair(each) == pytest.approx(0.5, abs=1e-15)
 
 
 def test_one_half_is_exact_for_a_judge_with_hard_verdicts():
     games = list(play(SaysJudge(lambda request: Judgement(1.0, verdict=">")), plan_games(matches(1))))
-    assert preference_of_pair(games).value == 0.5
+    assert preference_of_pair(games) == 0.5
 
 
 @given(st.floats(0, 1), st.booleans())
@@ -72,7 +72,7 @@ def test_a_judge_that_looks_at_the_answers_alone_gives_what_it_says(preference, 
     games = list(play(SaysJudge(says), plan_games(matches(4), both_orders=both_orders, repeats=2)))
     assert len(games) == 4 * 2 * (2 if both_orders else 1)
     for each in by_question(games).values():
-        assert preference_of_pair(each).value == pytest.approx(preference, abs=1e-12)
+        assert preference_of_pair(each) == pytest.approx(preference, abs=1e-12)
 
 
 @given(
@@ -93,7 +93,7 @@ def test_the_mean_of_whole_repeats(rows):
         if said and all(value is not None for _, value in said):
             means.append(math.fsum(1 - value if switched else value for switched, value in said) / len(said))
     expected = None if not means else math.fsum(means) / len(means)
-    assert preference_of_pair(games).value == (None if expected is None else pytest.approx(expected))
+    assert preference_of_pair(games) == (None if expected is None else pytest.approx(expected))
 
 
 def test_one_order_is_drawn_the_same_way_each_time_and_is_fair():

@@ -46,8 +46,8 @@ def test_a_recipe_with_a_judge_and_prompts_alone_is_tried_without_asking_the_jud
     assert main([*words[:place], *words[place + 2 :], *prices, "--dry_run"]) == 0, capsys.readouterr().err
     out = capsys.readouterr().out
     assert re.search(r"^DPR: tried", out, flags=re.MULTILINE)
-    # two arms at two temperatures, but for what SFT says greedily; and for the choice three answers of SFT, then each of
-    # four references at the one beta and the best of them capped, at two temperatures
+    # Two arms at two temperatures, but for what SFT says greedily; and for the choice three answers of SFT, then each
+    # of four references at the one beta and the best of them capped, at two temperatures.
     calls = 2 * (4 * 3 + 4 * (3 + 3 + 5 * 2))
     assert re.search(
         rf"openai:nobody: about {calls} games of 4 validation and 4 test prompts; {calls} calls, [\d,]+ tokens to "

@@ -11,7 +11,7 @@ from densepath.data.benchmarks import references_of
 from densepath.data.rows import Row, prompt_of
 from densepath.errors import DataError
 from densepath.evals.generation import Decoding, generate
-from densepath.judging.games import Match, PlannedGame, plan_games, play, preference_of_pair
+from densepath.judging.games import Match, PlannedGame, plan_games, play, said_of_pair
 from densepath.judging.protocol import Judge, JudgeRequest, right_answers
 from densepath.records.judging import Game, Preference, Spending
 
@@ -72,7 +72,7 @@ class AgainstAnswers:
         for game in play(self.judge, planned, max_invalid=self.max_invalid):
             games[game.question].append(game)
         for question, of in games.items():
-            found[int(question)] = preference_of_pair(of)
+            found[int(question)] = said_of_pair(of)
         return found
 
     def estimate(self, answers: Sequence[str], rows: Sequence[Row]) -> Expected:

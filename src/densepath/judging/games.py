@@ -134,7 +134,12 @@ def play(
                 )
 
 
-def preference_of_pair(games: Iterable[Game]) -> Preference:
+def preference_of_pair(games: Iterable[Game]) -> float | None:
+    """The preference of `said_of_pair`; None where nothing is left."""
+    return said_of_pair(games).value
+
+
+def said_of_pair(games: Iterable[Game]) -> Preference:
     """What all games of one model at one question and turn say: the mean of both orders, then of the repeats.
 
     Where the orders disagree a pair counts one half. What counts of games without a verdict is the rule of

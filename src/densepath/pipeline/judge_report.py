@@ -72,7 +72,7 @@ def _key(match: Match) -> tuple[str, int, str, str | None]:
 
 def _value(match: Match, games: Sequence[Game]) -> float | None:
     """The preference for the model, or the grade of its answer."""
-    return grade_of_answer(games) if match.baseline is None else preference_of_pair(games).value
+    return grade_of_answer(games) if match.baseline is None else preference_of_pair(games)
 
 
 def _decisive(model: str, pairs: Sequence[tuple[Match, list[Game]]], count: int) -> list[tuple[Match, list[Game]]]:

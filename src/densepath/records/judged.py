@@ -70,7 +70,8 @@ class WinRate:
         p: two-sided p-value of a rate of one half.
         p_holm: the same after Holm's correction for all models that were judged together.
         verdict: of the corrected p-value, against one half.
-        detectable: least distance from one half that as many such prompts show with a power of 80 %.
+        detectable: least distance from one half that as many such prompts show with a power of 80 %; 1/2 where they
+            are too few to show any.
         length: of the model's answers less the baseline's, characters; None where lengths were not given.
         position: None where prompts were judged in one order.
         noise: None where nothing was judged twice.

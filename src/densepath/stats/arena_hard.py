@@ -252,18 +252,25 @@ def style_difference(one: Style, other: Style, features: Sequence[str]) -> list[
 
 @dataclass(frozen=True)
 class _Fit:
-    """Strengths of the models and weights of the style: the fit to all rows first, then the replicates."""
+    """Strengths of the models and weights of the style: the fit to all rows first, then the replicates.
+
+    Attributes:
+        models: how many they are.
+        fitted: (1 + resamples, models + features).
+        at_equal: (features,) where equal style lies.
+        at_mean: (1 + resamples, features) where the mean style difference of the same battles lies.
+    """
 
     models: int
     fitted: Floats
     at_equal: Floats
+    at_mean: Floats
 
     def rate(self, model: int, n: int, *, equal_style: bool = False) -> Interval:
-        logits = self.fitted[:, model]
-        if equal_style:
-            logits = logits + self.fitted[:, self.models :] @ self.at_equal
+        style = self.fitted[:, self.models :]
+        logits = self.fitted[:, model] + (style * (self.at_equal if equal_style else self.at_mean)).sum(axis=1)
         rates = 0.5 * (1 + np.tanh(0.5 * logits))
-        return replicate_interval(float(rates[0]), rates[1:], n)
+        return replicate_interval(float(rates[0]), rates[1:], n, parameters=1 + style.shape[1])
 
     def weights(self, features: Sequence[str]) -> dict[str, float]:
         return dict(zip(features, map(float, self.fitted[0, self.models :]), strict=True))
@@ -274,12 +281,14 @@ def _strengths(battles: Battles, columns: _Columns | None, seed: int) -> _Fit:
     indicators = np.eye(len(battles.models))[battles.model]
     features = indicators if columns is None else np.column_stack([indicators, columns.values])
     targets = battles.won / battles.weight
+    styles = np.zeros((len(targets), 0)) if columns is None else columns.values
 
     def fits(counts: NDArray[np.int64]) -> Floats:
-        return logistic_fit(features, targets, counts[:, battles.prompt] * battles.weight)
+        weights = counts[:, battles.prompt] * battles.weight
+        means = weights @ styles / weights.sum(axis=1, keepdims=True)
+        return np.column_stack([logistic_fit(features, targets, weights), means])
 
     whole = fits(np.ones((1, len(battles.prompts)), dtype=np.int64))
     drawn = bootstrap(len(battles.prompts), fits, seed=seed, resamples=RESAMPLES)
-    return _Fit(
-        len(battles.models), np.concatenate([whole, drawn]), np.zeros(0) if columns is None else columns.at_equal
-    )
+    fitted, at_mean = np.split(np.concatenate([whole, drawn]), [features.shape[1]], axis=1)
+    return _Fit(len(battles.models), fitted, np.zeros(0) if columns is None else columns.at_equal, at_mean)
