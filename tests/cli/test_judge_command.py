@@ -23,7 +23,8 @@ from densepath.stats.agreement import cohens_kappa
 
 N = 12
 QUESTIONS = [
-    {"id": f"q{i}", "category": "odd" if i % 2 else "even", "prompt": f"Name {i}.", "answer": f"{i}"} for i in range(N)
+    {"id": f"q{i}", "category": "many" if i < 10 else "few", "prompt": f"Name {i}.", "answer": f"{i}"}
+    for i in range(N)
 ]
 
 
@@ -67,7 +68,7 @@ def test_a_program_judges_answers_and_the_figures_are_those_by_hand(judge, capsy
     assert right.verdict.value == "better"
     assert right.length is not None
     assert right.length.mean == sum(len(f"{i}") for i in range(N)) / N - 13
-    assert set(right.categories) == {"odd", "even"}
+    assert set(right.categories) == {"many"}  # two prompts have no rate of their own
     assert right.position is not None
     assert right.position.follows_place.mean == 0
     assert [c.difference.mean for c in found.comparisons] == [0.25]

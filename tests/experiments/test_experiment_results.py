@@ -21,7 +21,10 @@ from densepath.pipeline.results import assemble, grid_results, write_results
 from densepath.records.arm import SPLITS, Arm
 from densepath.records.codec import from_json, to_json
 from densepath.records.results import Results
-from densepath.report.experiment_brief import results_markdown
+from densepath.report.experiment import experiment_page
+from densepath.report.experiment_brief import experiment_parts, results_markdown
+from densepath.report.html import page_html
+from densepath.report.verdict import GOES_BY_PLACE
 
 SFT, CONTINUED, CONTRASTIVE, DPR = METHODS
 CHANCES = {"sft": 0.3, "continued_sft": 0.35, "contrastive": 0.5, "dpr": 0.6}
@@ -415,6 +418,45 @@ def test_a_prompt_that_a_judge_could_not_judge_for_one_method_counts_for_none():
     assert found.pop("warnings") == [warning, *expected.pop("warnings")]
     assert found == expected
     assert row(found, "dpr")["value"]["mean"] == 1.0
+
+
+def judged_cells(by_order):
+    """DPR's answers win 3 of 4 against SFT's, whose own are the fixed ones that nobody is asked about."""
+    won = [(0.5,) * 20, (1.0,) * 15 + (0.0,) * 5]
+    return [
+        cell(method, 0, values, split=split, by_order=None if method == "sft" else by_order)
+        for method, values in zip(("sft", "dpr"), won, strict=True)
+        for split in ("validation", "test")
+    ]
+
+
+def test_a_judge_that_goes_by_the_place_gets_no_headline_in_a_table_either():
+    follows = ((1.0, 0.0),) * 19 + (None,)
+    found = assemble(judged_cells(follows), [SFT, DPR], ["habit"], metric="win rate", info={})
+    (setting,) = found.settings
+    assert (setting.position.follows_place.mean, setting.position.first_place.mean) == (1.0, 1.0)
+    assert setting.position.follows_place.n == 19
+    warning = "The judge favours the answer shown first: at 100.0 % of the pairs on test it goes by the place."
+    assert setting.warnings[0] == warning
+    assert setting.statements == ()
+    assert from_json(Results, to_json(found)) == found
+    page = page_html(experiment_page(found))
+    text = results_markdown(found)
+    terminal = "".join(getattr(part, "title", "") or "" for part in experiment_parts(found))
+    for each in (page, text, terminal):
+        assert GOES_BY_PLACE in each
+    assert "is better than SFT" not in page + text
+    assert "a method is better" not in page
+
+
+def test_a_judge_that_does_not_go_by_the_place_has_its_statements():
+    steady_judge = ((1.0, 1.0),) * 15 + ((0.0, 0.0),) * 4 + ((1.0, 0.0),)
+    found = assemble(judged_cells(steady_judge), [SFT, DPR], ["habit"], metric="win rate", info={})
+    (setting,) = found.settings
+    assert setting.position.follows_place.mean == 0.05
+    assert not any("place" in each for each in setting.warnings)
+    assert setting.statements
+    assert GOES_BY_PLACE not in page_html(experiment_page(found))
 
 
 def test_truncation_is_warned_of_once_for_all_arms():

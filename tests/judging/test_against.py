@@ -17,7 +17,7 @@ from densepath.judging.evaluation import labelled_pairs
 from densepath.judging.protocol import JudgeRequest
 from densepath.judging.templates import load_template
 from densepath.pipeline.data import check_right_answers
-from densepath.records.judging import Judgement, Spending
+from densepath.records.judging import Judgement, Preference, Spending
 
 ROWS = [{"prompt": "one"}, {"prompt": [{"role": "user", "content": "two"}]}, {"prompt": "three"}]
 FIXED = {prompt_key(row): "fixed" for row in ROWS}
@@ -44,9 +44,11 @@ class First:
 def test_both_orders_ties_without_asking_and_nothing_where_nothing_was_said():
     judge = First()
     against = AgainstAnswers(judge, FIXED, max_invalid=0.5)
-    assert against.judged(["fixed", "other", "?"], ROWS) == [0.5, 0.5, None]
+    found = against.judged(["fixed", "other", "?"], ROWS)
+    assert found == [Preference(0.5), Preference(0.5, (1.0, 0.0)), Preference(None)]
     assert judge.asked == 4
-    assert AgainstAnswers(judge, FIXED, both_orders=False).judged(["a", "b", "c"], ROWS).count(0.5) == 0
+    found = AgainstAnswers(judge, FIXED, both_orders=False).judged(["a", "b", "c"], ROWS)
+    assert {(each.value == 0.5, each.by_order) for each in found} == {(False, None)}
     with pytest.raises(JudgeError, match="3 of 6 judgements are invalid"):
         AgainstAnswers(judge, FIXED, max_invalid=0.4).judged(["a", "?", "?"], ROWS)
     with pytest.raises(DataError, match="has no answer to compare with"):
@@ -87,13 +89,13 @@ def test_a_reference_that_the_judge_is_not_shown_may_hold_anything(tmp_path, jud
     labelled_pairs([pair], "rows.jsonl", shows_reference=shows_reference(asked))
     if judge == "verifier:exact_match":
         against = make_judge_against(asked, LoadArguments(), FIXED, tmp_path)
-        assert against.judged(["right"], [row]) == [1.0]
+        assert against.judged(["right"], [row]) == [Preference(1.0, (1.0, 1.0))]
 
 
 def test_completions_get_its_preferences():
     given = [Completion(row, [1], [2], [0.0], text, False, None) for row, text in ((0, "fixed"), (2, "?"), (2, "x"))]
     found = checked(given, ROWS, AgainstAnswers(First(), FIXED, max_invalid=0.5))
-    assert [each.metric for each in found] == [0.5, None, 0.5]
+    assert [(each.metric, each.by_order) for each in found] == [(0.5, None), (None, None), (0.5, (1.0, 0.0))]
 
 
 def test_a_prompt_is_known_by_what_it_says():

@@ -193,7 +193,8 @@ def test_a_dense_reward_reads_a_plain_row_as_plain_text():
     tokenizer.chat_template = None  # a model of plain text has none
     first, second = map(float, reward.score([row["prompt"]] * 2, [row["chosen"], row["rejected"]]).sums)
     against = AgainstAnswers(Hears(reward, "dense"), {prompt_key(row): row["rejected"]})
-    assert against.judged([row["chosen"]], [row]) == [pytest.approx(1 / (1 + math.exp(second - first)), abs=1e-5)]
+    (found,) = against.judged([row["chosen"]], [row])
+    assert found.value == pytest.approx(1 / (1 + math.exp(second - first)), abs=1e-5)
     apart = [second - first, second - first, first - second]
     for each, difference in zip(DenseRewardJudge(reward, "dense").judge(asked), apart, strict=True):
         assert each.preference == pytest.approx(1 / (1 + math.exp(difference)), abs=1e-5)

@@ -42,8 +42,18 @@ def test_a_recipe_with_a_judge_and_prompts_alone_is_tried_without_asking_the_jud
     judge = {"judge": "openai:nobody", "judge_base_url": "http://localhost:9/v1"}
     words = run_argv(tiny_model, tmp_path / "run", **data, **changes, arms=["dpr"], **judge)
     place = words.index("--verifier")
-    assert main([*words[:place], *words[place + 2 :], "--dry_run"]) == 0, capsys.readouterr().err
-    assert re.search(r"^DPR: tried", capsys.readouterr().out, flags=re.MULTILINE)
+    prices = ["--judge_prompt_price", "2", "--judge_completion_price", "8"]
+    assert main([*words[:place], *words[place + 2 :], *prices, "--dry_run"]) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert re.search(r"^DPR: tried", out, flags=re.MULTILINE)
+    # Two arms at two temperatures, but for what SFT says greedily; and for the choice three answers of SFT, then each
+    # of four references at the one beta and the best of them capped, at two temperatures.
+    calls = 2 * (4 * 3 + 4 * (3 + 3 + 5 * 2))
+    assert re.search(
+        rf"openai:nobody: about {calls} games of 4 validation and 4 test prompts; {calls} calls, [\d,]+ tokens to "
+        r"read, [\d,]+ to write at most, cost about [\d.]+ ",
+        " ".join(out.split()),
+    ), out
 
 
 def test_a_model_that_no_plan_can_be_made_of_is_tried_all_the_same(tmp_path, capsys):

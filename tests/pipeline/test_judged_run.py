@@ -50,6 +50,9 @@ def test_the_table_shows_win_rates_against_sft_beside_the_likelihood(judged):
         seen |= set(wins)
     assert seen == {0.0, 0.5, 1.0}, "a test that sees wins, ties and losses"
     assert "win rate against SFT" in (run / "report.html").read_text()
+    place = setting["position"]  # of a judge that never goes by it, at the prompts with two answers that differ
+    assert (place["follows_place"]["mean"], place["first_place"]["mean"]) == (0.0, 0.5)
+    assert place["follows_place"]["n"] <= len(fixed)
 
 
 def test_the_answers_that_others_are_compared_with_are_the_sft_arms_greedy_ones(judged):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -84,7 +85,9 @@ def test_a_budget_is_finite_and_not_negative():
 
 def test_prompts_that_were_not_judged_are_left_out_with_all_their_completions():
     result = ArmResult(**{**FIELDS, "values": (1.0, 0.5), "kl": (1.0, 2.0, 3.0, 4.0), "unjudged": (1,)})
+    result = replace(result, by_order=((1.0, 0.0), None))
     left = result.without({1})
+    assert left.by_order == ((1.0, 0.0),)
     assert (left.values, left.lengths, left.kl, left.reward) == ((1.0,), (3, 4), (1.0, 2.0), (1.5, 1.0))
     assert (left.nll, left.entropy, left.unjudged) == (result.nll, None, ())
     assert result.without(()) is result
@@ -92,6 +95,8 @@ def test_prompts_that_were_not_judged_are_left_out_with_all_their_completions():
         result.without({0, 1})
     with pytest.raises(DataError, match="unjudged are"):
         ArmResult(**{**FIELDS, "unjudged": (2,)})
+    with pytest.raises(DataError, match="by_order is of 1 prompts"):
+        replace(result, by_order=(None,))
 
 
 def test_fields_are_exactly_those():

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from densepath.records.estimates import Interval, Verdict
 from densepath.stats import bootstrap as module
-from densepath.stats.bootstrap import bootstrap, credit_interval, mean_replicates, replicate_interval
+from densepath.stats.bootstrap import (
+    bootstrap,
+    credit_interval,
+    expanded_tail,
+    mean_replicates,
+    replicate_interval,
+)
 from densepath.stats.comparisons import compare, holm
 from densepath.stats.intervals import proportion_interval
 
@@ -38,6 +45,17 @@ def test_the_interval_of_a_mean_is_the_normal_one_where_there_are_many_rows():
         pytest.approx(interval.mean - half, abs=0.02),
         pytest.approx(interval.mean + half, abs=0.02),
     )
+
+
+def test_the_interval_of_few_rows_is_as_wide_as_students():
+    """Of replicates that are normal it is Student's, whose spread is by n - k."""
+    replicates = stats.norm.ppf((np.arange(200_000) + 0.5) / 200_000)
+    for n, parameters in ((5, 1), (10, 1), (40, 5), (3, 4)):
+        free = max(1, n - parameters)
+        found = replicate_interval(0.0, replicates, n, parameters=parameters)
+        wide = min(stats.t.ppf(0.975, free) * math.sqrt(n / free), replicates[-1])
+        assert (found.low, found.high) == (pytest.approx(-wide, rel=0.02), pytest.approx(wide, rel=0.02))
+    assert expanded_tail(100_000) == pytest.approx(0.025, rel=1e-3)
 
 
 def test_holm_by_hand():

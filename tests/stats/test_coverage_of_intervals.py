@@ -9,18 +9,24 @@ import numpy as np
 import pytest
 from tests.judged_games import both_orders, game, grade
 
+from densepath.judging.evaluation import CHOSEN, REJECTED, evaluate_judge, labelled_pairs
 from densepath.stats import arena_hard as arena
 from densepath.stats import length_controlled as length
+from densepath.stats import seeds
 from densepath.stats.agreement import cohens_kappa
 from densepath.stats.arena_hard import Style, arena_hard
-from densepath.stats.bootstrap import credit_interval
+from densepath.stats.bootstrap import bootstrap, credit_interval
 from densepath.stats.games import pair_games
+from densepath.stats.judged import CATEGORY_PROMPTS
 from densepath.stats.length_controlled import Gamed, length_controlled
 from densepath.stats.mt_bench import adjusted_win_rate, mt_bench
 from densepath.stats.win_rate import compare_models, win_rate
 
 PROMPTS = 120
 MANY = 1_000_000
+LEAN = 0.2
+LENGTH_EFFECT, MARKDOWN_EFFECT = np.array([1.5, 0, 0, 0]), np.array([0, 20, 5, 10])
+"""Of a difference in length, headers, lists and bold on the log odds."""
 VERDICTS = [">>", ">", "=", "<", "<<"]
 
 
@@ -44,13 +50,36 @@ def drawn_games(rng, first_place=0.0):
 
 
 def of_games(rng):
-    found = win_rate(pair_games(drawn_games(rng), "m", "b"))
-    return {"win_rate": found.rate, "follows_place": found.position.follows_place}
+    """Two categories: one of ten prompts, the fewest that have a rate, and the rest."""
+    kinds = {f"q{index}": "few" if index < CATEGORY_PROMPTS else "rest" for index in range(PROMPTS)}
+    found = win_rate(pair_games(drawn_games(rng), "m", "b"), kinds)
+    return {
+        "win_rate": found.rate,
+        "follows_place": found.position.follows_place,
+        "first_place_without_bias": found.position.first_place,
+        "category": found.categories["rest"],
+        "small_category": found.categories["few"],
+    }
 
 
 def truth_of_games(rng):
     chance = chances(rng, MANY)
-    return {"win_rate": chance.mean(), "follows_place": 2 * (chance * (1 - chance)).mean()}
+    rates = dict.fromkeys(["win_rate", "category", "small_category"], chance.mean())
+    follows = 2 * (chance * (1 - chance)).mean()
+    return {**rates, "follows_place": follows, "first_place_without_bias": 0.5}
+
+
+def of_leaning(rng):
+    """A judge with a bias for the first place."""
+    found = win_rate(pair_games(drawn_games(rng, LEAN), "m", "b"))
+    return {"first_place": found.position.first_place, "follows_place": found.position.follows_place}
+
+
+def truth_of_leaning(rng):
+    chance = chances(rng, MANY)
+    first, second = np.clip(chance + LEAN, 0, 1), 1 - np.clip(chance - LEAN, 0, 1)  # of preferring the first place
+    follows = (first * second + (1 - first) * (1 - second)).mean()
+    return {"first_place": ((first + second) / 2).mean(), "follows_place": follows}
 
 
 def of_preferences(rng):
@@ -96,17 +125,104 @@ def truth_of_verdicts(rng):
     return {"arena_hard": score, "bradley_terry": score, "adjusted": 0.5 + ((win**2 - lose**2) / 2).mean()}
 
 
-def of_style(rng):
-    games, styles = [], {}
-    for index in range(PROMPTS):
-        own, other = (int(each) for each in rng.integers([150, 50], [500, 300]))
-        styles["m", f"q{index}"], styles["b", f"q{index}"] = Style(own, 0, 0, 0), Style(other, 0, 0, 0)
-        chance = expit(0.3 + 1.5 * (own - other) / (own + other))
+def drawn_styles(rng, prompts):
+    """(prompts, 4) differences of style of two answers, and the styles themselves: the model's are longer."""
+    lengths = rng.integers([[150], [50]], [[500], [300]], (2, prompts))
+    counts = rng.poisson(lengths[..., None] * np.array([[[0.01, 0.03, 0.04]], [[0.006, 0.03, 0.02]]]))
+    density = counts / (lengths[..., None] + 1)
+    marks = (density[0] - density[1]) / (density.sum(axis=0) + 1)
+    return np.column_stack([(lengths[0] - lengths[1]) / lengths.sum(axis=0), marks]), lengths, counts
+
+
+def of_styles(rng, effects):
+    """What is held fixed -> the rates with it, of games whose outcome goes by the differences of style."""
+    differences, lengths, counts = drawn_styles(rng, PROMPTS)
+    games = []
+    for index, chance in enumerate(expit(0.3 + differences @ effects)):
         for switched in (False, True):
             wins = rng.uniform() < chance
             games.append(game(f"q{index}", ">" if wins != switched else "<", switched=switched))
-    (found,) = arena_hard(games, styles)
-    return {"equal_style": found.styles[0].equal_style}
+    styles = {
+        (name, f"q{index}"): Style(int(lengths[who, index]), *map(int, counts[who, index]))
+        for who, name in enumerate("mb")
+        for index in range(PROMPTS)
+    }
+    return {len(each.features): each for each in arena_hard(games, styles)[0].styles}
+
+
+def of_length_effect(rng):
+    found = of_styles(rng, LENGTH_EFFECT)
+    return {
+        "equal_style": found[1].equal_style,
+        "style_controlled": found[1].rate,
+        "equal_style_by_all": found[4].equal_style,
+        "style_controlled_by_all": found[4].rate,
+    }
+
+
+def truth_of_length_effect(rng):
+    equal, mean = expit(0.3), expit(0.3 + drawn_styles(rng, MANY)[0].mean(axis=0) @ LENGTH_EFFECT)
+    return {
+        "equal_style": equal,
+        "style_controlled": mean,
+        "equal_style_by_all": equal,
+        "style_controlled_by_all": mean,
+    }
+
+
+def of_markdown_effect(rng):
+    found = of_styles(rng, MARKDOWN_EFFECT)
+    return {
+        "equal_markdown": found[3].equal_style,
+        "markdown_controlled": found[3].rate,
+        "style_controlled_by_all": found[4].rate,
+    }
+
+
+def truth_of_markdown_effect(rng):
+    mean = expit(0.3 + drawn_styles(rng, MANY)[0].mean(axis=0) @ MARKDOWN_EFFECT)
+    return {"equal_markdown": expit(0.3), "markdown_controlled": mean, "style_controlled_by_all": mean}
+
+
+def of_labels(rng):
+    """Labels and judge each prefer the longer answer more often than not, and the judge knows the label, too."""
+    longer = rng.uniform(size=PROMPTS) < 0.6
+    rows = [
+        {
+            "prompt": f"{index}",
+            CHOSEN: "long, longer" if each else "short",
+            REJECTED: "short" if each else "long, longer",
+        }
+        for index, each in enumerate(longer)
+    ]
+    pairs, _ = labelled_pairs(rows, "rows")
+    games = []
+    for pair, chance in zip(pairs, expit(0.5 + 0.5 * (2 * longer - 1) + rng.standard_normal(PROMPTS)), strict=True):
+        for switched in (False, True):
+            wins = rng.uniform() < chance
+            said = ">" if wins != switched else "<"
+            games.append(game(pair.match.question, said, switched=switched, model=CHOSEN, baseline=REJECTED))
+    accuracy, leaning = evaluate_judge("j", pairs, games).figures
+    return {
+        "accuracy": accuracy.measures[0].value,
+        "accuracy_less_longer": accuracy.comparisons[0].difference,
+        "prefers_longer": leaning.measures[0].value,
+        "labels_prefer_longer": leaning.measures[1].value,
+        "prefers_longer_less_labels": leaning.comparisons[0].difference,
+    }
+
+
+def truth_of_labels(rng):
+    noise = rng.standard_normal(MANY)
+    right, wrong = (expit(0.5 + side + noise).mean() for side in (0.5, -0.5))  # chosen answer longer, shorter
+    accuracy, prefers = 0.6 * right + 0.4 * wrong, 0.6 * right + 0.4 * (1 - wrong)
+    return {
+        "accuracy": accuracy,
+        "accuracy_less_longer": accuracy - 0.6,
+        "prefers_longer": prefers,
+        "labels_prefer_longer": 0.6,
+        "prefers_longer_less_labels": prefers - 0.6,
+    }
 
 
 def of_lengths(rng):
@@ -143,13 +259,13 @@ def of_grades(rng):
     games = [
         grade(f"q{q}", None if missing[q, t] else float(grades[q, t]), turn=t + 1) for q in range(80) for t in range(2)
     ]
-    found = mt_bench(games, "m", {f"q{q}": "even" if q % 2 else "odd" for q in range(80)})
-    return {"mt_bench": found.mean, "second_turn": found.turns[1], "category": found.categories["odd"]}
+    found = mt_bench(games, "m", {f"q{q}": f"{q % 8}" for q in range(80)})
+    return {"mt_bench": found.mean, "second_turn": found.turns[1], "grades_of_ten": found.categories["0"]}
 
 
 def truth_of_grades(rng):
     each = np.clip(np.round(7 + np.sqrt(1.5**2 + 1) * rng.standard_normal(MANY)), 1, 10).mean()
-    return {"mt_bench": each, "second_turn": each, "category": each}
+    return {"mt_bench": each, "second_turn": each, "grades_of_ten": each}
 
 
 def of_raters(rng):
@@ -174,9 +290,12 @@ def truth_of_spans(rng):
 
 CASES = {
     "games": (of_games, truth_of_games),
+    "leaning": (of_leaning, truth_of_leaning),
     "preferences": (of_preferences, truth_of_preferences),
     "verdicts": (of_verdicts, truth_of_verdicts),
-    "style": (of_style, lambda rng: {"equal_style": expit(0.3)}),
+    "length_effect": (of_length_effect, truth_of_length_effect),
+    "markdown_effect": (of_markdown_effect, truth_of_markdown_effect),
+    "labels": (of_labels, truth_of_labels),
     "lengths": (of_lengths, truth_of_lengths),
     "grades": (of_grades, truth_of_grades),
     "raters": (of_raters, truth_of_raters),
@@ -199,8 +318,10 @@ def coverage(case, draws):
 def test_most_intervals_hold_the_truth(case, monkeypatch):
     for module in (arena, length):
         monkeypatch.setattr(module, "RESAMPLES", 199)
-    found = coverage(case, 8)
-    assert min(found.values()) >= 5 / 8, found  # fewer come four times in 10,000 if it is 95 %
+    monkeypatch.setitem(bootstrap.__kwdefaults__, "resamples", 999)
+    monkeypatch.setattr(seeds, "RESAMPLES", 999)
+    found = coverage(case, 4)
+    assert min(found.values()) >= 2 / 4, found  # fewer come five times in 10,000 if it is 95 %
 
 
 @pytest.mark.slow

@@ -25,14 +25,14 @@ def few_resamples(monkeypatch):
 
 QUESTIONS = [
     Question(f"q{index}", "math" if index % 2 else "code", (f"Q {index}",), index + 1, index=index)
-    for index in range(20)
+    for index in range(24)
 ]
 ANSWERS = [
     Answer(question.id, name, ("x" * (10 * (place + 1) + question.row % 7),), question.row)
     for place, name in enumerate("mnb")
     for question in QUESTIONS
 ]
-PREFERENCES = np.random.default_rng(0).uniform(size=(2, 20))
+PREFERENCES = np.random.default_rng(0).uniform(size=(2, 24))
 GAMES = [*both_orders(PREFERENCES[0]), *both_orders(PREFERENCES[1], model="n")]
 
 
@@ -56,7 +56,7 @@ def test_a_category_of_few_prompts_has_no_rate():
     rare = [replace(each, category="rare") if each.row <= 4 else each for each in QUESTIONS]
     found = judged(JudgedInputs("bench", "win_rate", "judge", rare, ANSWERS, GAMES))
     assert set(found.win_rates[0].categories) == {"math", "code"}
-    assert sum(each.n for each in found.win_rates[0].categories.values()) == 16
+    assert sum(each.n for each in found.win_rates[0].categories.values()) == 20
 
 
 def test_alpaca_eval_without_and_with_the_gamed_rows():
@@ -65,7 +65,7 @@ def test_alpaca_eval_without_and_with_the_gamed_rows():
     assert first.length.name == "length_adjusted"
     rng = np.random.default_rng(0)
     gamed = Gamed(rng.uniform(size=40), rng.normal(size=40), rng.normal(size=40))
-    exact = figures("alpaca_eval", gamed=(gamed, dict(enumerate(gamed.difficulties[:20]))))
+    exact = figures("alpaca_eval", gamed=(gamed, dict(enumerate(gamed.difficulties[:24]))))
     assert exact.alpaca_eval[0].length.name == "length_controlled"
     lacking = figures("alpaca_eval", gamed=(gamed, {0: 1.0}))
     assert lacking.alpaca_eval[0].length.name == "length_adjusted"

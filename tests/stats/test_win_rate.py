@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 from tests.judged_games import both_orders, game
 
 from densepath.records.estimates import Verdict
@@ -16,6 +17,7 @@ from densepath.stats.win_rate import (
     corrected_rates,
     detectable_effect,
     judge_noise,
+    position_bias,
     win_rate,
 )
 
@@ -88,6 +90,17 @@ def test_turns_and_repeats_in_one_order_each_tell_nothing_of_a_place():
 def test_each_turn_weighs_the_same_in_whichever_order_it_was_shown():
     won = [game("q0", 1.0), game("q0", 1.0, turn=2), game("q0", 1.0, turn=3, switched=True)]  # this one is lost
     assert rate_of(won).rate.mean == pytest.approx(2 / 3)
+
+
+def test_pairs_of_one_prompt_are_one_unit_of_the_bias_for_a_place():
+    orders = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0], [math.nan, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    found = position_bias(orders, np.array([0, 0, 0, 1, 1, 2]))
+    assert (found.follows_place.mean, found.follows_place.n) == (pytest.approx((2 / 3 + 1 + 0) / 3), 3)
+    assert found.first_place.mean == pytest.approx((5 / 6 + 0 + 1 / 2) / 3)
+    assert position_bias(orders[3:4], np.array([0])) is None
+    same = position_bias(np.tile([[1.0, 0.0]], (8, 1)), np.repeat([0, 1], 4))
+    assert not same.decides  # two prompts, however often they are asked
+    assert position_bias(np.tile([[1.0, 0.0]], (8, 1))).decides
 
 
 def test_categories_and_lengths():
@@ -171,14 +184,52 @@ def power(gain: float, prompts: int, draws: int) -> float:
     return shown / draws
 
 
+def prompts_for_ten_points():
+    """How many prompts that say 0, 1/2 or 1 with shares .25, .3 and .45 detect ten points, which they show."""
+    for n in range(50, 1000):
+        lost, won = round(0.25 * n), round(0.45 * n)
+        if detectable_effect(np.repeat([0.0, 0.5, 1.0], [lost, n - lost - won, won])) <= 0.1:
+            return n
+    raise AssertionError("never")
+
+
+def test_ten_points_are_found_with_the_prompts_that_the_detectable_effect_names():
+    n = prompts_for_ten_points()
+    assert 140 <= n <= 146  # 130 by (z_.975 + z_.8) s / sqrt(n), whose power is 76 %
+    assert power(0.2, n, 12) >= 7 / 12  # of which 8 in 10 are found; 0.2 in the difference is ten points of the rate
+
+
+@pytest.mark.slow
 def test_ten_points_are_found_as_often_as_the_detectable_effect_promises():
-    spread = np.random.default_rng(0).choice([0.0, 0.5, 1.0], 200_000, p=[0.25, 0.3, 0.45])
-    prompts = next(n for n in range(50, 1000) if detectable_effect(spread) * math.sqrt(200_000 / n) <= 0.1)
-    assert power(0.2, prompts, 40) == pytest.approx(0.8, abs=0.15)  # 0.2 in the difference is ten points of the rate
+    found = power(0.2, prompts_for_ten_points(), 1500)
+    print(found)
+    assert found == pytest.approx(0.8, abs=0.03)  # three standard errors
+
+
+def test_the_power_of_the_detectable_effect_is_that_of_the_test():
+    """Of prompts that all say 0 or 1 the sign-flip test is the binomial one, whose power is known exactly."""
+    found = []
+    for n in range(60, 400, 3):
+        gain = 0.2
+        for _ in range(8):  # the distance that is as large as what can be detected at it
+            gain = detectable_coin(n, 0.5 + gain)
+        least = n - stats.binom.ppf(0.025, n, 0.5) + 1
+        found.append(stats.binom.sf(least - 1, n, 0.5 + gain))
+    assert np.mean(found) == pytest.approx(0.8, abs=0.01)
+
+
+def detectable_coin(n, chance):
+    """Of n prompts that say 0 or 1, as near to that chance of a 1 as they can."""
+    return detectable_effect((np.arange(n) < round(n * chance)).astype(float))
 
 
 def test_the_detectable_effect_by_hand():
-    assert detectable_effect(np.array([0.0, 1.0] * 50)) == pytest.approx(
-        (1.959964 + 0.841621) * 0.502519 / 10, rel=1e-5
-    )
-    assert detectable_effect(np.array([1.0])) == pytest.approx((1.959964 + 0.841621) * 0.5, rel=1e-5)
+    level, power_of = 1.959964, 0.841621
+    flat = np.array([0.3, 0.7] * 50)
+    found, spread = detectable_effect(flat), flat.std(ddof=1)
+    assert 10 * found == pytest.approx(level * math.hypot(spread, found) + power_of * spread, rel=1e-5)
+    coins, spread = np.array([0.0, 1.0] * 50), 0.502519
+    found = detectable_effect(coins) - 0.005
+    assert 10 * found == pytest.approx(level * math.hypot(spread, found) + power_of * spread, rel=1e-5)
+    assert detectable_effect(np.full(100, 0.6)) == pytest.approx(found, rel=0.01)  # the spread of a coin, no step
+    assert [detectable_effect(np.ones(n)) for n in (1, 3, 4, 8)] == [0.5] * 4

@@ -206,14 +206,12 @@ class _Job:
 
     def _scored(self, texts: int) -> int:
         """Completions that are still to be scored and sampled, once the SFT model has answered."""
-        references, contrasts = len(self.models.references), len(self.contrasts)
-        tried = references * contrasts if self.plan.every_beta else references + contrasts - 1
-        per_prompt = sum(self._per_prompt(temperature) for temperature in PREVIEW_TEMPERATURES)
-        return (1 + references) * texts + (tried * per_prompt * len(self.rows) if contrasts else 0)
+        references = len(self.models.references)
+        previewed = _previewed(self.plan, references, len(self.contrasts))
+        return (1 + references) * texts + previewed * len(self.rows)
 
     def _per_prompt(self, temperature: float) -> int:
-        """Completions of each prompt: one where they would all be equal."""
-        return 1 if temperature == 0 else self.plan.num_generations
+        return _per_prompt(self.plan, temperature)
 
     def load(self, name: str) -> FrozenPolicy:
         """A reference that can stand beside the SFT model; adapters on its base stay there once they are loaded."""
@@ -261,6 +259,31 @@ class _Job:
                 shift = _shift(completions) if temperature == 1 else None
                 found[name, alpha, taken, temperature] = Preview(completions, shift)
         return found
+
+
+def judged_answers(plan: MeasurePlan, references: int) -> int:
+    """Answers to each prompt that `measure` has judged.
+
+    Args:
+        plan: how much is tried.
+        references: number of candidates.
+    """
+    contrasts = (len(plan.betas) + plan.capped) if plan.betas else 0
+    own = sum(_per_prompt(plan, each) for each in (SFT_TEMPERATURES if contrasts else SFT_TEMPERATURES[:1]))
+    return own + _previewed(plan, references, contrasts)
+
+
+def _previewed(plan: MeasurePlan, references: int, contrasts: int) -> int:
+    """Answers of all previews to each prompt."""
+    if not contrasts:
+        return 0
+    tried = references * contrasts if plan.every_beta else references + contrasts - 1
+    return tried * sum(_per_prompt(plan, temperature) for temperature in PREVIEW_TEMPERATURES)
+
+
+def _per_prompt(plan: MeasurePlan, temperature: float) -> int:
+    """Completions of each prompt: one where they would all be equal."""
+    return 1 if temperature == 0 else plan.num_generations
 
 
 def _shift(completions: Sequence[Completion]) -> tuple[Floats, Floats]:

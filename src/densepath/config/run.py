@@ -414,8 +414,8 @@ class RunCommandArguments(RunArguments):
 
     dry_run: bool = option(
         False,
-        "Look only: configuration, data with the tokens of its first rows, memory, and one step of each stage, in a "
-        "folder that is removed.",
+        "Look only: configuration, data with the tokens of its first rows, memory, what a judge will be asked and "
+        "cost, and one step of each stage, in a folder that is removed.",
     )
 
 

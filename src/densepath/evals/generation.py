@@ -32,6 +32,7 @@ class Completion:
         text: decoded without special tokens.
         truncated: no EOS came within the budget.
         metric: the verdict of the verifier or judge; None without one, or where the judge could not say it.
+        by_order: of a judge that was shown the answer first and second, what it said each time; None else.
         entropy: of the distributions that its tokens were drawn from, mean over them, nats; None if it is not kept.
         of_models: log-probability of the whole completion under the model and under the one that decoding moves away
             from, as both are, nats; None without a second one.
@@ -46,6 +47,7 @@ class Completion:
     metric: float | None
     entropy: float | None = None
     of_models: tuple[float, float] | None = None
+    by_order: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,10 @@ def checked(
         return list(completions)
     if not callable(verifier):
         found = verifier.judged([each.text for each in completions], [rows[each.row] for each in completions])
-        return [replace(each, metric=metric) for each, metric in zip(completions, found, strict=True)]
+        return [
+            replace(each, metric=said.value, by_order=said.by_order)
+            for each, said in zip(completions, found, strict=True)
+        ]
     return [replace(each, metric=_verdict(verifier, each, rows[each.row])) for each in completions]
 
 

@@ -13,6 +13,7 @@ from densepath.data.rows import short
 from densepath.data.tasks import check_answer
 from densepath.errors import ConfigError, DataError, DensepathError
 from densepath.evals.numbers import Numeral, Value, numerals
+from densepath.records.judging import Preference
 
 Verifier: TypeAlias = Callable[[str, Mapping[str, Any]], float]
 """(completion, row) -> reward; of this module's verifiers 1.0 is right and 0.0 wrong."""
@@ -21,8 +22,8 @@ Verifier: TypeAlias = Callable[[str, Mapping[str, Any]], float]
 class AnswerJudge(Protocol):
     """What says how good many answers are at once, and may not be able to."""
 
-    def judged(self, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[float | None]:
-        """A number for each answer, higher is better; None where there is none."""
+    def judged(self, answers: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[Preference]:
+        """What it says of each answer."""
 
 
 def verdict_on(verifier: Verifier, completion: str, row: Mapping[str, Any], name: str = "the verifier") -> float:

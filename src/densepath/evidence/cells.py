@@ -13,8 +13,10 @@ from densepath.choice.arms import best_decoding
 from densepath.errors import DataError
 from densepath.records.arm import SFT, SPLITS, Arm, ArmResult
 from densepath.records.estimates import Difference, Interval
+from densepath.records.judged import PositionBias
 from densepath.stats.intervals import mean_interval
 from densepath.stats.seeds import seed_difference, seed_mean
+from densepath.stats.win_rate import position_bias
 
 
 class Place(NamedTuple):
@@ -137,6 +139,23 @@ class SettingCells:
     def _scored(self, place: Place) -> bool:
         """Whether every seed has its validation results, and something says how good they are."""
         return self.complete(place, "validation") and all(map(is_measured, self.of(place, "validation").values()))
+
+    def position(self) -> PositionBias | None:
+        """How far the judge goes by the place, over all pairs of the test; None where it was not shown both orders.
+
+        A prompt is one unit, whatever methods, decodings and seeds answered it.
+        """
+        found = [
+            (prompt, pair)
+            for (_, split), cells in self._cells.items()
+            for cell in cells.values()
+            for prompt, pair in enumerate(cell.by_order or ())
+            if split == "test" and pair is not None
+        ]
+        if not found:
+            return None
+        prompts, orders = zip(*found, strict=True)
+        return position_bias(np.array(orders), np.array(prompts))
 
     def own_place(self, method: str) -> Place | None:
         """The method at its chosen decoding."""

@@ -8,8 +8,9 @@ from densepath.evidence.cells import Place, SettingCells, is_measured, verdicts
 from densepath.evidence.comparisons import EQUAL_COMPUTE, LENGTH_SHARE, SEES_VALIDATION
 from densepath.records.arm import BASE, SFT, TRUNCATED_WATCH, ArmResult
 from densepath.records.estimates import Interval, Verdict
+from densepath.records.judged import PositionBias
 from densepath.records.results import ArmComparison, ArmRow, Statement
-from densepath.report.verdict import KL_WATCH
+from densepath.report.verdict import KL_WATCH, place_warning
 from densepath.report.words import interval_text
 
 
@@ -79,13 +80,15 @@ def _interval(value: Interval, *, signed: bool = False) -> str:
     return interval_text(value, signed=signed)
 
 
-def warnings(cells: SettingCells, rows: Sequence[ArmRow]) -> list[str]:
+def warnings(cells: SettingCells, rows: Sequence[ArmRow], position: PositionBias | None = None) -> list[str]:
     """What a reader of the table has to know first."""
     found = [
         f"The judge could say nothing of {number} answers' {split} prompts; these are left out for every method."
         for split, number in cells.unjudged.items()
         if number
     ]
+    by_place = place_warning(position, "the pairs on test")
+    found += [by_place] if by_place is not None else []
     if len(cells.seeds) == 1:
         found.append("One seed: every interval is over prompts and says nothing about how another training would end.")
     elif len(cells.seeds) == 2:

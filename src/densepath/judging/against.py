@@ -11,9 +11,22 @@ from densepath.data.benchmarks import references_of
 from densepath.data.rows import Row, prompt_of
 from densepath.errors import DataError
 from densepath.evals.generation import Decoding, generate
-from densepath.judging.games import Match, plan_games, play, preference_of_pair
+from densepath.judging.games import Match, PlannedGame, plan_games, play, said_of_pair
 from densepath.judging.protocol import Judge, JudgeRequest, right_answers
-from densepath.records.judging import Game
+from densepath.records.judging import Game, Preference, Spending
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What judging is expected to take.
+
+    Attributes:
+        games: judgements.
+        spending: calls, tokens and cost of an endpoint; none of a judge that runs here.
+    """
+
+    games: int
+    spending: Spending
 
 
 @dataclass(frozen=True)
@@ -42,8 +55,8 @@ class AgainstAnswers:
     def __name__(self) -> str:
         return self.judge.name
 
-    def judged(self, answers: Sequence[str], rows: Sequence[Row]) -> list[float | None]:
-        """The preference for each answer, from 0 to 1; None where the judge could not say it.
+    def judged(self, answers: Sequence[str], rows: Sequence[Row]) -> list[Preference]:
+        """The preference for each answer.
 
         Args:
             answers: texts.
@@ -53,17 +66,34 @@ class AgainstAnswers:
             JudgeError: too many invalid judgements, or the judge's own.
             DataError: a prompt without a fixed answer, or with a `reference` to be shown that is no text.
         """
-        found: list[float | None] = [0.5] * len(answers)
-        pairs = enumerate(zip(answers, rows, strict=True))
-        matches = [self._match(number, text, row) for number, (text, row) in pairs]
-        asked = [match for match in matches if match.request.answers[0] != match.request.answers[1]]
-        planned = plan_games(asked, both_orders=self.both_orders, repeats=self.repeats)
-        games: dict[str, list[Game]] = {match.question: [] for match in asked}
+        found = [Preference(0.5)] * len(answers)
+        planned = self._planned(answers, rows)
+        games: dict[str, list[Game]] = {each.match.question: [] for each in planned}
         for game in play(self.judge, planned, max_invalid=self.max_invalid):
             games[game.question].append(game)
         for question, of in games.items():
-            found[int(question)] = preference_of_pair(of)
+            found[int(question)] = said_of_pair(of)
         return found
+
+    def estimate(self, answers: Sequence[str], rows: Sequence[Row]) -> Expected:
+        """What `judged` would take, about; asks nobody.
+
+        Args:
+            answers: texts, as long as those that are to be judged.
+            rows: the row of each.
+
+        Raises:
+            DataError: as `judged`.
+        """
+        planned = self._planned(answers, rows)
+        return Expected(len(planned), self.judge.estimate([each.request for each in planned]))
+
+    def _planned(self, answers: Sequence[str], rows: Sequence[Row]) -> list[PlannedGame]:
+        """The games of all answers that are not the fixed ones."""
+        pairs = enumerate(zip(answers, rows, strict=True))
+        matches = [self._match(number, text, row) for number, (text, row) in pairs]
+        asked = [match for match in matches if match.request.answers[0] != match.request.answers[1]]
+        return plan_games(asked, both_orders=self.both_orders, repeats=self.repeats)
 
     def _match(self, number: int, text: str, row: Row) -> Match:
         key = prompt_key(row)

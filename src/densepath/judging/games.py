@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from densepath.errors import DataError, JudgeError
 from densepath.judging.protocol import Judge, JudgeRequest
-from densepath.records.judging import Game, Judgement
+from densepath.records.judging import Game, Judgement, Preference
 from densepath.stats.games import pair_games
 
 _ROUNDING = 1e-9  # .58 * 100 is less than 58
@@ -136,19 +136,26 @@ def play(
 
 
 def preference_of_pair(games: Iterable[Game]) -> float | None:
+    """The preference of `said_of_pair`; None where nothing is left."""
+    return said_of_pair(games).value
+
+
+def said_of_pair(games: Iterable[Game]) -> Preference:
     """What all games of one model at one question and turn say: the mean of both orders, then of the repeats.
 
     Where the orders disagree a pair counts one half. What counts of games without a verdict is the rule of
-    `stats.games.PairGames`; None where nothing is left.
+    `stats.games.PairGames`.
 
     Args:
         games: of one pair.
     """
     mine = list(games)
     if not mine:
-        return None
-    preference = float(pair_games(mine, mine[0].model, str(mine[0].baseline)).by_prompt[0])
-    return None if math.isnan(preference) else preference
+        return Preference(None)
+    found = pair_games(mine, mine[0].model, str(mine[0].baseline))
+    value, (first, second) = float(found.by_prompt[0]), map(float, found.by_order[0])
+    by_order = None if math.isnan(first) or math.isnan(second) else (first, second)
+    return Preference(None if math.isnan(value) else value, by_order)
 
 
 def grade_of_answer(games: Iterable[Game]) -> float | None:

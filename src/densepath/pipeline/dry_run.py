@@ -12,19 +12,25 @@ from typing import Any
 
 from rich.text import Text
 
+from densepath.config.judge import parse_judge
 from densepath.config.run import RunArguments, RunCommandArguments
 from densepath.data.encode import encode_demonstration
 from densepath.data.spans import decode_spans
 from densepath.errors import ConfigError, DataError, ModelError
+from densepath.judging.against import prompt_key
+from densepath.judging.build import CACHE, make_judge_against
 from densepath.methods import SFTRun
 from densepath.models.load import load_tokenizer
 from densepath.pipeline.data import prepare_data, tell_data
 from densepath.pipeline.grid import Grid
+from densepath.pipeline.judge import WORD
 from densepath.pipeline.plan import plan_recipe
+from densepath.pipeline.recipe import Setting
 from densepath.pipeline.run import begin, prepared, run_pipeline, run_setting, train_and_ask
 from densepath.pipeline.run_folder import RunFolder, resolved
-from densepath.pipeline.selection import candidate_betas, candidate_references, settled
+from densepath.pipeline.selection import answers_for_the_choice, candidate_betas, candidate_references, settled
 from densepath.planning.table import headline, plan_table, verdict
+from densepath.report.judged import spending_text
 from densepath.report.text import visible
 from densepath.terminal import Console, say, show, terminal
 
@@ -54,8 +60,8 @@ def run_run_command(arguments: RunCommandArguments, others: dict[str, Any], cons
 def dry_run(arguments: RunArguments, others: Mapping[str, Any], console: Console) -> None:
     """Show the configuration, the data with the tokens of its first rows, and the plan; then try each stage.
 
-    Each stage makes one step on a few rows, in a folder beside `output_dir` that is removed. No judge is asked, and
-    no tracker is told.
+    Each stage makes one step on a few rows, in a folder beside `output_dir` that is removed. No judge is asked: what
+    it will be asked, and what that costs, is told. No tracker is told anything.
 
     Raises:
         DensepathError: what would stop the run.
@@ -72,6 +78,7 @@ def dry_run(arguments: RunArguments, others: Mapping[str, Any], console: Console
             say(console, headline(plan))
             show(console, plan_table(plan))
             say(console, verdict(plan))
+        _show_judging(run_setting(arguments, others), folder / "data", console)
         _try_stages(arguments, dict(others), folder / "stages", console)
     say(console, f"every stage works; nothing was left behind, and {arguments.output_dir} is as it was")
 
@@ -120,6 +127,39 @@ def _show_data(arguments: RunArguments, folder: Path, console: Console) -> None:
                 break
     finally:
         run.close()
+
+
+def _show_judging(setting: Setting, folder: Path, console: Console) -> None:
+    """What the judge of a run would take, with made-up answers as long as they may become; nothing without a judge.
+
+    Args:
+        setting: the run's.
+        folder: where the data stage has written.
+        console: where it is told.
+    """
+    arguments = setting.arguments
+    if arguments.judge is None:
+        return
+    if parse_judge(arguments.judge)[0] not in ("openai", "verifier"):
+        say(console, f"{arguments.judge} judges here: no call of an endpoint")  # its model need not be loaded for that
+        return
+    job = Grid(folder, [setting], [arguments.seed], flat=True).sft_job(setting, arguments.seed)
+    every = len(setting.methods) * len(arguments.eval_temperatures) - 1  # what SFT says greedily is what it is against
+    each = {"validation": every + answers_for_the_choice(job.sft, capped=job.capped), "test": every}
+    asked = [
+        (row, number) for split, answers in each.items() for row in job.sft.rows(split) for number in range(answers)
+    ]
+    text = WORD * arguments.completion_tokens
+    fixed = {prompt_key(row): text for row, _ in asked}
+    against = make_judge_against(arguments, arguments, fixed, Path(arguments.output_dir) / CACHE)
+    found = against.estimate([f"{number} {text}" for _, number in asked], [row for row, _ in asked])
+    prompts = " and ".join(f"{len(job.sft.rows(split))} {split}" for split in each)
+    also = "; what purified SFT asks beside is not counted" if "purified_sft" in setting.methods else ""
+    say(
+        console,
+        f"{arguments.judge}: about {found.games} games of {prompts} prompts; "
+        f"{spending_text(found.spending, expected=True)}{also}",
+    )
 
 
 def tokens_text(title: str, ids: list[int], mask: list[int], tokenizer: Any, bar: str = "│") -> Text:

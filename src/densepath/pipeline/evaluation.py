@@ -197,6 +197,7 @@ def _result(
         split=split,
         values=tuple(UNJUDGED if c.metric is None else c.metric for c in completions) if judged else None,
         unjudged=tuple(c.row for c in completions if c.metric is None) if judged else (),
+        by_order=tuple(c.by_order for c in completions) if any(c.by_order for c in completions) else None,
         lengths=tuple(len(c.completion_ids) for c in completions),
         truncated=sum(c.truncated for c in completions) / len(completions),
     )

@@ -154,17 +154,20 @@ def _setting(cells: SettingCells, checked: bool) -> SettingResults:
     every = (_row(cells, info, decoding) for decoding in cells.decodings for info in cells.methods)
     rows = tuple(row if checked else _unchecked(row) for row in every if row is not None)
     comparisons = tuple(setting_comparisons(cells)) if checked else ()
+    position = cells.position()
+    told = position is None or not position.decides
     return SettingResults(
         name=cells.setting,
         seeds=tuple(cells.seeds),
         prompts={split: _prompts(cells, split) for split in SPLITS},
         decodings=tuple(cells.decodings),
-        warnings=tuple(warnings(cells, rows)),
+        warnings=tuple(warnings(cells, rows, position)),
         rows=rows,
         best_controls=tuple(_best_control(cells, decoding) for decoding in [None, *cells.decodings] if checked),
         comparisons=comparisons,
         compared=family_sizes(comparisons),
-        statements=tuple(statements(cells, comparisons)),
+        statements=tuple(statements(cells, comparisons)) if told else (),
+        position=position,
     )
 
 

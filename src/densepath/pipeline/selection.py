@@ -13,7 +13,7 @@ from pathlib import Path
 
 from densepath.choice.decide import best_candidate, best_of_sft, decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
-from densepath.choice.measure import measure
+from densepath.choice.measure import judged_answers, measure
 from densepath.config.run import RunArguments
 from densepath.data.rows import is_answered
 from densepath.data.training_rows import measured_rows
@@ -130,6 +130,29 @@ def settled(arguments: RunArguments, path: Path) -> RunArguments | None:
     return dataclasses.replace(arguments, reference=reference, beta=beta)
 
 
+def answers_for_the_choice(sft: SFTRun, *, capped: bool) -> int:
+    """Answers to each validation prompt that the choice has judged; 0 where nothing is chosen.
+
+    Args:
+        sft: the SFT run.
+        capped: the capped reward is a candidate too.
+    """
+    if _given(sft) is not None:
+        return 0
+    return judged_answers(_plan(sft.arguments, capped), len(candidate_references(sft)))
+
+
+def _plan(arguments: RunArguments, capped: bool) -> MeasurePlan:
+    return MeasurePlan(
+        betas=tuple(candidate_betas(arguments)),
+        every_beta=False,
+        max_completion_length=arguments.completion_tokens,
+        capped=capped,
+        ensemble=False,  # DPR is run with one of them
+        seed=arguments.seed,
+    )
+
+
 def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str, capped: bool) -> Findings:
     arguments = sft.arguments
     tokenizer = sft.tokenizer()
@@ -140,14 +163,7 @@ def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str, capped: 
         tokenizer,
         model_options={**arguments.model_options(), "device": "auto"},
     )
-    plan = MeasurePlan(
-        betas=tuple(candidate_betas(arguments)),
-        every_beta=False,
-        max_completion_length=arguments.completion_tokens,
-        capped=capped,
-        ensemble=False,  # DPR is run with one of them
-        seed=arguments.seed,
-    )
+    plan = _plan(arguments, capped)
     judged = arguments.verifier is not None or arguments.judge is not None
     rows = sft.rows("validation")
     rows = measured_rows(rows if judged else list(filter(is_answered, rows)), tokenizer, sft.context, judged=judged)

@@ -106,6 +106,8 @@ class ArmResult:
         reward: dense reward of each completion, nats; None where it was not measured.
         entropy: of the policy at each completion's tokens, their mean, nats per token; None where it was not measured.
         unjudged: prompts, from 0, of which the judge could say nothing; what stands in `values` there is not read.
+        by_order: of each prompt the judge's preference for the answer where it was shown first, and second; None where
+            it was not asked in both orders. None: no judge compares.
 
     Raises:
         DataError: a field that does not fit.
@@ -126,6 +128,7 @@ class ArmResult:
     reward: tuple[float, ...] | None = None
     entropy: tuple[float, ...] | None = None
     unjudged: tuple[int, ...] = ()
+    by_order: tuple[tuple[float, float] | None, ...] | None = None
 
     __repr__ = brief
 
@@ -156,6 +159,8 @@ class ArmResult:
                 f"{self}: {prompts} values and {len(self.lengths)} lengths; "
                 "give one value a prompt, and as many completions for each"
             )
+        if self.by_order is not None and len(self.by_order) != prompts:
+            raise DataError(f"{self}: by_order is of {len(self.by_order)} prompts, and there are {prompts}")
         if min(self.lengths) < 0:
             raise DataError(f"{self}: a length is {min(self.lengths)}; lengths are tokens, 0 or more")
         if self.nll is not None and not self.nll:
@@ -193,6 +198,7 @@ class ArmResult:
             reward=reward,
             entropy=entropy,
             unjudged=(),
+            by_order=self.by_order and tuple(self.by_order[prompt] for prompt in kept),
         )
 
     def __str__(self) -> str:

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from densepath.records.brief import brief
 from densepath.records.estimates import Comparison, Interval, Verdict
 
+LEAN = 0.05
+"""Distance of the mean preference for the first place from one half above which a reader is warned. Ours."""
+
 
 @dataclass(frozen=True)
 class PositionBias:
@@ -24,6 +27,16 @@ class PositionBias:
 
     follows_place: Interval
     first_place: Interval
+
+    @property
+    def decides(self) -> bool:
+        """Whether the place is shown to decide more often than not: what the judge says then makes no headline."""
+        return self.follows_place.low > 0.5
+
+    @property
+    def leans(self) -> bool:
+        """Whether one place is preferred so clearly that a reader is warned."""
+        return abs(self.first_place.mean - 0.5) > LEAN
 
 
 @dataclass(frozen=True)
@@ -57,13 +70,14 @@ class WinRate:
         p: two-sided p-value of a rate of one half.
         p_holm: the same after Holm's correction for all models that were judged together.
         verdict: of the corrected p-value, against one half.
-        detectable: least distance from one half that as many such prompts show with a power of 80 %.
+        detectable: least distance from one half that as many such prompts show with a power of 80 %; 1/2 where they
+            are too few to show any.
         length: of the model's answers less the baseline's, characters; None where lengths were not given.
         position: None where prompts were judged in one order.
         noise: None where nothing was judged twice.
         invalid: games without a verdict.
         dropped: prompts without a verdict in one of their orders, which count in no figure.
-        categories: category of the prompts -> rate, where there are several, of at least five prompts each.
+        categories: category of the prompts -> rate, where there are several, of at least ten prompts each.
     """
 
     model: str

@@ -32,6 +32,20 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Preference:
+    """What a judge says of an answer against a fixed one, all its judgements together.
+
+    Attributes:
+        value: for the answer, from 0 to 1; None where the judge could not say it.
+        by_order: the same where the answer was shown first, and where it was shown second; None unless both orders
+            were asked and have a verdict.
+    """
+
+    value: float | None
+    by_order: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What a judge says of one answer, or of two in the order in which they were shown.
 

@@ -9,6 +9,7 @@ from typing import Any
 from densepath.records.arm import Arm
 from densepath.records.brief import brief
 from densepath.records.estimates import Interval, Verdict
+from densepath.records.judged import PositionBias
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,9 @@ class SettingResults:
         best_controls: across own decodings, then for each decoding.
         comparisons: against SFT, the best control, the one at equal compute, and those trained on validation.
         compared: how many distinct comparisons each half of the correction is over.
-        statements: the comparisons in words.
+        statements: the comparisons in words; none where the judge is shown to go by the place (`position.decides`).
+        position: how far the judge goes by the place in which an answer is shown, over all pairs of the test table;
+            None without a judge that was shown both orders.
     """
 
     name: str
@@ -175,6 +178,7 @@ class SettingResults:
     comparisons: tuple[ArmComparison, ...]
     compared: Mapping[str, int]
     statements: tuple[Statement, ...]
+    position: PositionBias | None = None
 
     __repr__ = brief
 

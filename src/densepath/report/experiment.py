@@ -32,7 +32,7 @@ from densepath.report.glossary import EXPERIMENT_GLOSSARY
 from densepath.report.html import page_html
 from densepath.report.next_step import after_experiment
 from densepath.report.sections import glossary_table, warnings_notice
-from densepath.report.verdict import nll_alarms
+from densepath.report.verdict import GOES_BY_PLACE, nll_alarms
 from densepath.report.words import DASH, Run, Words, count, duration, interval, nats, number, runs, share, verdict
 
 _ROLES = {
@@ -55,6 +55,10 @@ UNCHECKED = (
     "them, continued SFT before all, and decides nothing."
 )
 """What a page, a terminal and a README say where there is neither verifier nor judge."""
+_WITHHELD = (
+    "So no comparison is put into words; the table has them as they were computed. Ask a judge that densepath "
+    "judge-eval gives a headline."
+)
 _OPTIONAL = {"entropy": "entropy", "nll": "held-out NLL"}
 """Columns of the results that are there where they were measured."""
 
@@ -123,8 +127,16 @@ def _reading(record: Results) -> Section:
 def _section(record: Results, setting: SettingResults, name: str) -> Section:
     words = Paragraph(prompts_text(setting), "muted")
     found = Notice(TITLE, tuple(verdicts(record, setting)), kind(setting)) if verdicts(record, setting) else None
-    parts = [words, warnings_notice(warning_lines(setting)), found, *results_parts(record, setting)]
+    answer = withheld(setting) or found
+    parts = [words, warnings_notice(warning_lines(setting)), answer, *results_parts(record, setting)]
     return Section(name, setting.name, present(parts))
+
+
+def withheld(setting: SettingResults) -> Notice | None:
+    """What stands in the place of an answer where the judge goes by the place; None where it does not."""
+    if setting.position is None or not setting.position.decides:
+        return None
+    return Notice(GOES_BY_PLACE, (_WITHHELD,), "unchecked", headline=True)
 
 
 def prompts_text(setting: SettingResults) -> str:

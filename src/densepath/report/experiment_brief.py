@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from densepath.records.estimates import Interval
 from densepath.records.results import ArmComparison, ArmRow, Results, SettingResults, Sweep
 from densepath.report.document import Column, Notice, Paragraph, Part, Row, Section, Table, present
-from densepath.report.experiment import UNCHECKED, under_test
+from densepath.report.experiment import UNCHECKED, under_test, withheld
 from densepath.report.markdown import sections_markdown
 from densepath.report.sections import warnings_notice
 from densepath.report.words import DASH, Run, Words, count, interval, nats, number, short
@@ -33,6 +33,7 @@ def experiment_parts(record: Results, width: int = WIDE) -> tuple[Part, ...]:
         lines = (Paragraph(one.text if "ties" in one.text else Run(one.text, "bold")) for one in own)
         parts += [warnings_notice(setting.warnings), _brief_table(record, setting, width >= WIDE), *lines]
         parts.append(None if record.metric else Paragraph(UNCHECKED))
+        parts.append(withheld(setting))
         parts.append(Paragraph(""))
     return present(parts)
 
@@ -108,11 +109,12 @@ def _setting(record: Results, setting: SettingResults) -> Section:
     words += [Run(info["command"], "code"), " "] if info.get("command") else []
     words.append(f"at commit {info['commit']}." if info.get("commit") else ".")
     verdicts = tuple(one.text for one in setting.statements if one.own_decoding)
+    none = withheld(setting)
     warnings = Notice("", tuple(setting.warnings), "warnings") if setting.warnings else None
     sweeps = [one for one in record.sweeps if one.setting == setting.name]
     own = Notice("", verdicts) if verdicts else None
     table = _table(setting) if record.metric else _unchecked_table(setting)
-    return Section("", setting.name, present([Paragraph(tuple(words)), table, own, warnings, _sweeps(sweeps)]))
+    return Section("", setting.name, present([Paragraph(tuple(words)), table, none, own, warnings, _sweeps(sweeps)]))
 
 
 def _table(setting: SettingResults) -> Table:

@@ -34,10 +34,9 @@ from densepath.report.drawings import Line, Lines, Outcome, Outcomes, Whisker, W
 from densepath.report.html import page_html
 from densepath.report.next_step import after_judging
 from densepath.report.parse import clean
+from densepath.report.verdict import GOES_BY_PLACE, place_warning
 from densepath.report.words import DASH, Run, Words, count, interval, interval_text, number, share, verdict
 
-_FIRST = 0.55
-"""Mean preference for the place that is shown first from which the page warns: a bound of our own."""
 _WHAT = {
     Verdict.BETTER: "{model} beats {baseline}",
     Verdict.WORSE: "{model} loses to {baseline}",
@@ -145,8 +144,8 @@ def _headline(found: Judged) -> str:
         return f"{best.model}: {best.mean.mean:.2f}"
     if not found.win_rates:
         return "Nothing was judged"
-    if any(rate.position is not None and rate.position.follows_place.low > 0.5 for rate in found.win_rates):
-        return "The judge goes by the place in which an answer stands: its figures say nothing"
+    if any(rate.position is not None and rate.position.decides for rate in found.win_rates):
+        return GOES_BY_PLACE
     return _sentence(max(shown or found.win_rates, key=lambda rate: rate.rate.mean))
 
 
@@ -164,13 +163,8 @@ def _verdict(found: Judged) -> Notice | None:
         seen = seen if rate.detectable < 0.5 else "too few to see any difference"
         more = f"; {seen}" if rate.verdict is Verdict.TIE else ""
         lines.append(f"{_sentence(rate)} {ends} of {rate.rate.n} prompts{more}.")
-        if rate.position is not None and abs(rate.position.first_place.mean - 0.5) > _FIRST - 0.5:
-            where = "first" if rate.position.first_place.mean > 0.5 else "second"
-            follows = share(rate.position.follows_place.mean)
-            lines.append(
-                f"The judge favours the answer shown {where}: at {follows} of the prompts of {rate.model} against "
-                f"{rate.baseline} it goes by the place."
-            )
+        by_place = place_warning(rate.position, f"the prompts of {rate.model} against {rate.baseline}")
+        lines += [by_place] if by_place is not None else []
         if rate.dropped:
             whose = f"{rate.dropped} prompts of {rate.model} against {rate.baseline}"
             lines.append(f"{whose} have no verdict and count in no figure.")

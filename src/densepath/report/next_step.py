@@ -105,7 +105,8 @@ def after_experiment(record: Results) -> Next:
     seeds = [seed for setting in record.settings for seed in setting.seeds]
     first = max(seeds, default=-1) + 1
     more = sorted({*seeds, *range(first, first + _MORE_SEEDS)})
-    better = any(one.primary and one.verdict is Verdict.BETTER for each in record.settings for one in each.comparisons)
+    told = [each for each in record.settings if each.position is None or not each.position.decides]
+    better = any(one.primary and one.verdict is Verdict.BETTER for each in told for one in each.comparisons)
     words = (
         "a method is better; add seeds until you would bet on it, then train it with densepath run."
         if better

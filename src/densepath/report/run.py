@@ -53,6 +53,8 @@ def run_page(report: Report) -> Document:
 def _answer(report: Report) -> Notice:
     """What the comparisons of the method under test say; else why there is no answer."""
     results = report.results
+    if results is not None and (none := experiment.withheld(results.settings[0])):
+        return none
     if results is not None and (said := experiment.verdicts(results, results.settings[0])):
         first, *others = said
         return Notice(first, tuple(others), experiment.kind(results.settings[0]), headline=True)

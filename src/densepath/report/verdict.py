@@ -5,14 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from densepath.records.arm import BASE
+from densepath.records.judged import PositionBias
 from densepath.records.results import ArmRow
 from densepath.report.records import Curve
+from densepath.report.words import share
 
 KL_WATCH = 1.5
 """Nats per completion: most collapses of the prototype came above it (one came at 0.4). Ours."""
 
 NLL_WATCH = 0.1
 """Rise of held-out NLL in nats per token. Ours: it flags, it does not judge."""
+
+GOES_BY_PLACE = "The judge goes by the place in which an answer stands: its figures say nothing"
+"""The headline where `PositionBias.decides`."""
+
+
+def place_warning(position: PositionBias | None, where: str) -> str | None:
+    """That a judge goes by the place in which an answer is shown; None where it does not, or that is not known.
+
+    Args:
+        position: of the judge.
+        where: the prompts or pairs that it was measured at, in words.
+    """
+    if position is None or not (position.leans or position.decides):
+        return None
+    share_of = share(position.follows_place.mean)
+    if not position.leans:
+        return f"The judge goes by the place in which an answer stands at {share_of} of {where}."
+    favoured = "first" if position.first_place.mean > 0.5 else "second"
+    return f"The judge favours the answer shown {favoured}: at {share_of} of {where} it goes by the place."
 
 
 def curve_alarms(curves: Sequence[Curve]) -> list[str]:

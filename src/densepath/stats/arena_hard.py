@@ -259,6 +259,7 @@ class _Fit:
         models: how many they are.
         fitted: (1 + resamples, models + features).
         at_equal: (features,) where equal style lies.
+        at_mean: (1 + resamples, features) where the mean style difference of the same battles lies.
         known: (2 * models + features,) whether the rows determine each model's rate, its rate at equal style, and
             each feature's weight.
     """
@@ -266,6 +267,7 @@ class _Fit:
     models: int
     fitted: Floats
     at_equal: Floats
+    at_mean: Floats
     known: NDArray[np.bool_]
 
     def rate(self, model: int, n: int, *, equal_style: bool = False) -> Interval | None:
@@ -275,11 +277,10 @@ class _Fit:
 
     def limit(self, model: int, n: int, *, equal_style: bool = False) -> Interval:
         """What the rate of the model tends to: without style there is but one way, to 1 where it wins all battles."""
-        logits = self.fitted[:, model]
-        if equal_style:
-            logits = logits + self.fitted[:, self.models :] @ self.at_equal
+        style = self.fitted[:, self.models :]
+        logits = self.fitted[:, model] + (style * (self.at_equal if equal_style else self.at_mean)).sum(axis=1)
         rates = 0.5 * (1 + np.tanh(0.5 * logits))
-        return replicate_interval(float(rates[0]), rates[1:], n)
+        return replicate_interval(float(rates[0]), rates[1:], n, parameters=1 + style.shape[1])
 
     def weights(self, features: Sequence[str]) -> dict[str, float]:
         """Of the features that have one."""
@@ -294,14 +295,18 @@ def _strengths(battles: Battles, columns: _Columns | None, seed: int) -> _Fit:
     features = indicators if columns is None else np.column_stack([indicators, columns.values])
     at_equal = np.zeros(0) if columns is None else columns.at_equal
     targets = battles.won / battles.weight
+    styles = np.zeros((len(targets), 0)) if columns is None else columns.values
 
     def fits(counts: NDArray[np.int64]) -> Floats:
-        return logistic_fit(features, targets, counts[:, battles.prompt] * battles.weight)
+        weights = counts[:, battles.prompt] * battles.weight
+        means = weights @ styles / weights.sum(axis=1, keepdims=True)
+        return np.column_stack([logistic_fit(features, targets, weights), means])
 
     whole = fits(np.ones((1, len(battles.prompts)), dtype=np.int64))
     drawn = bootstrap(len(battles.prompts), fits, seed=seed, resamples=RESAMPLES)
     units = np.eye(features.shape[1])
     alike = np.column_stack([np.eye(count), np.tile(at_equal, (count, 1))])
     points = np.concatenate([units[:count], alike, units[count:]])
-    known = determined(features, battles.weight, whole[0], points)
-    return _Fit(count, np.concatenate([whole, drawn]), at_equal, known)
+    known = determined(features, battles.weight, whole[0, : features.shape[1]], points)
+    fitted, at_mean = np.split(np.concatenate([whole, drawn]), [features.shape[1]], axis=1)
+    return _Fit(count, fitted, at_equal, at_mean, known)

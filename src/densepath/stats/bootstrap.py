@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from densepath.records.estimates import Interval
 from densepath.stats.intervals import CONFIDENCE, RESAMPLES, proportion_interval
@@ -51,14 +53,40 @@ def mean_replicates(values: NDArray[np.float64], *, seed: int) -> NDArray[np.flo
 
 
 def replicate_interval(
-    value: float, replicates: NDArray[np.float64], n: int, confidence: float = CONFIDENCE
+    value: float, replicates: NDArray[np.float64], n: int, confidence: float = CONFIDENCE, parameters: int = 1
 ) -> Interval:
-    """Percentile interval of a statistic, as wide as the value itself; resamples without it (NaN) are left out."""
-    if not np.isfinite(replicates).any():
+    """Expanded percentile interval of a statistic, which it holds itself; resamples without it (NaN) are left out.
+
+    Args:
+        value: the statistic.
+        replicates: (resamples,) of it.
+        n: independent units behind it.
+        confidence: two-sided.
+        parameters: that were fitted to the units: 1 for a mean.
+    """
+    if n < 2 or not np.isfinite(replicates).any():
         return Interval(value, value, value, n)
-    tail = (1 - confidence) / 2
+    tail = expanded_tail(n, confidence, parameters)
     low, high = np.nanquantile(replicates, [tail, 1 - tail])
     return Interval(value, min(float(low), value), max(float(high), value), n)
+
+
+def expanded_tail(n: int, confidence: float = CONFIDENCE, parameters: int = 1) -> float:
+    """Share of the replicates that lies beyond each end of a percentile interval of n units, k parameters fitted.
+
+        Phi(-sqrt(n / (n - k)) t_(1 - a/2, n - k)),    a = 1 - confidence
+
+    The replicates spread by n instead of n - k, and know nothing of Student's t: with a/2 an interval of 5 units holds
+    the mean in 83 of 100 cases, of 10 units in 92. For many units it is a/2.
+
+    Source: Hesterberg, What Teachers Should Know About the Bootstrap (2015), the expanded percentile interval.
+
+    >>> expanded_tail(10_000), expanded_tail(5)  # doctest: +ELLIPSIS
+    (0.0249..., 0.0009...)
+    """
+    free = max(1, n - parameters)
+    widened = math.sqrt(n / free) * float(stats.t.ppf((1 + confidence) / 2, free))
+    return float(stats.norm.cdf(-widened))
 
 
 def value_interval(values: NDArray[np.float64], seed: int = 0) -> Interval:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from densepath.records.estimates import Comparison, Difference, Interval, verdict_of
+from densepath.records.estimates import Comparison, Difference, verdict_of
 from densepath.stats.bootstrap import replicate_interval
 from densepath.stats.intervals import mean_with_replicates
 
@@ -26,8 +26,8 @@ def paired_difference(values: Sequence[float], others: Sequence[float], seed: in
     if len(values) != len(others) or not len(values):
         raise ValueError(f"paired_difference needs as many values as others, got {len(values)} and {len(others)}")
     difference = np.asarray(values, dtype=np.float64) - np.asarray(others, dtype=np.float64)
-    low, high, replicates = mean_with_replicates(difference, "percentile", seed)
-    interval = Interval(float(difference.mean()), low, high, int(difference.size))
+    *_, replicates = mean_with_replicates(difference, "percentile", seed)
+    interval = replicate_interval(float(difference.mean()), replicates, int(difference.size))
     return Difference(interval, bootstrap_p(replicates, difference.size))
 
 

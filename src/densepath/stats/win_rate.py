@@ -107,26 +107,43 @@ def compare_models(games: Sequence[PairGames]) -> tuple[RateComparison, ...]:
 def detectable_effect(values: Floats) -> float:
     """Least distance from one half that as many prompts with that spread show, at 5 % with a power of 80 %.
 
-        (z_.975 + z_.8) sd / sqrt(n)
+    The sign-flip test measures a mean against the spread about one half, which the distance d is a part of, so that
 
-    The spread of fewer than two prompts, or of prompts that all say the same, is taken as that of a coin: 1/2.
+        sqrt(n) d = z_.975 sqrt(s^2 + d^2) + z_.8 s
+
+    Where every prompt says 0, one half or 1, the sums that the flips can have lie 1 apart, and the test waits for the
+    next one: it needs 1 / (2n) more on average. 1/2, the most that there is, where the prompts are too few.
+
+    The spread s of fewer than two prompts, or of prompts that all say the same, is taken as that of a coin: 1/2.
     """
-    spread = float(values.std(ddof=1)) if values.size > 1 else 0.0
-    return float(stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * (spread or 0.5) / math.sqrt(values.size)
+    n = values.size
+    spread = (float(values.std(ddof=1)) if n > 1 else 0.0) or 0.5
+    level, power = float(stats.norm.ppf(1 - LEVEL / 2)), float(stats.norm.ppf(POWER))
+    if n <= level**2:
+        return 0.5
+    root = level * math.sqrt(n + power**2 - level**2)
+    distance = spread * (power * math.sqrt(n) + root) / (n - level**2)
+    step = 0.5 / n if np.isin(values, (0.0, 0.5, 1.0)).all() else 0.0
+    return min(0.5, distance + step)
 
 
-def position_bias(orders: Floats) -> PositionBias | None:
-    """How far the judge goes by the place, from prompts with a verdict in both orders; None where there is none.
+def position_bias(orders: Floats, units: NDArray[np.int64] | None = None) -> PositionBias | None:
+    """How far the judge goes by the place, from pairs with a verdict in both orders; None where there is none.
 
     Args:
-        orders: (prompts, 2) preference for the model: shown first, shown second.
+        orders: (pairs, 2) preference for the model: shown first, shown second.
+        units: (pairs,) what each pair is of, such as its prompt; those of one unit are averaged, since they are not
+            independent. None: each is its own.
     """
-    both = orders[np.isfinite(orders).all(axis=1)]
-    if not both.size:
+    known = np.isfinite(orders).all(axis=1)
+    if not known.any():
         return None
-    first, second = both[:, 0], 1 - both[:, 1]  # each is a preference for what was shown first
-    follows = (first - 0.5) * (second - 0.5) > 0
-    return PositionBias(credit_interval(follows.astype(np.float64)), credit_interval((first + second) / 2))
+    first, second = orders[known, 0], 1 - orders[known, 1]  # each is a preference for what was shown first
+    figures = ((first - 0.5) * (second - 0.5) > 0).astype(np.float64), (first + second) / 2
+    if units is not None:
+        _, place, counts = np.unique(units[known], return_inverse=True, return_counts=True)
+        figures = np.bincount(place, figures[0]) / counts, np.bincount(place, figures[1]) / counts
+    return PositionBias(*map(credit_interval, figures))
 
 
 def judge_noise(by_repeat: Floats) -> JudgeNoise | None:
