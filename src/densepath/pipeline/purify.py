@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trl import SFTConfig
+
 from densepath.config.coerce import coerce
 from densepath.config.mixins import TEXT_TASKS
 from densepath.config.run import RunArguments
@@ -44,6 +46,7 @@ from densepath.report.console import print_parts
 from densepath.report.html import page_html
 from densepath.terminal import Console, say, warn
 from densepath.trainers.processes import from_first
+from densepath.trainers.trl_config import checked_values
 
 BATCH, SAVE_STEPS = 16, 20
 """Of each training, unless per_device_train_batch_size and save_steps are given."""
@@ -127,7 +130,7 @@ def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tup
     for key, own in OWN_KEYS.items():
         if key in others:
             raise ConfigError(f"{key} is not taken here; set {own}")
-    rest = dict(others)
+    rest = checked_values(SFTConfig, others)  # under the names that the user gave
     batch = coerce(rest.pop("per_device_train_batch_size", BATCH), int, "per_device_train_batch_size")
     save_steps = coerce(rest.pop("save_steps", SAVE_STEPS), int, "save_steps")
     recipe = arguments.recipe(batch, save_steps)
