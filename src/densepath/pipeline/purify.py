@@ -221,7 +221,9 @@ def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows, int]:
         shared = [row for row in beyond if content_hash(row) in taken or not asked.isdisjoint(answered_hashes(row))]
         aside = {id(row) for row in (*held_out, *shared)}
         rows, unused = [row for row in rows if id(row) not in aside], len(shared)
-    for name, part in (("to sort", rows), ("to hold out", held_out)):
-        if not part:
-            raise DataError(f"{arguments.dataset_name}: no row is left {name}; give more, or eval_dataset_name")
+    if not rows:
+        raise DataError(
+            f"{arguments.dataset_name}: all {len(held_out) + unused} rows have a prompt in common, so that none is "
+            "left to sort beside what is held out; give demonstrations of other prompts too, or eval_dataset_name"
+        )
     return rows, held_out, unused
