@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.power import cut
 
 from densepath.errors import DamagedFileError, MissingFileError, StorageError
 from densepath.io import (
@@ -28,6 +27,7 @@ from densepath.io import (
     write_jsonl_atomic,
     write_text_atomic,
 )
+from tests.power import cut
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
