@@ -35,6 +35,8 @@ TRAINER_NUMBERS = (
     *("adam_beta1", "adam_beta2", "weight_decay", "max_grad_norm", "warmup_steps", "logging_steps", "save_steps"),
     *("eval_steps", "save_total_limit", "per_device_train_batch_size", "per_device_eval_batch_size", "max_length"),
     *("gradient_accumulation_steps", "label_smoothing_factor", "neftune_noise_alpha", "dataloader_prefetch_factor"),
+    *("beta", "gamma", "num_generations", "num_iterations", "epsilon", "temperature", "top_p", "top_k", "min_p"),
+    *("repetition_penalty", "max_completion_length", "generation_batch_size", "steps_per_generation"),
 )
 TRAINER_WORDS = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "bf16", "fp16", "packing", "eval_strategy"),
