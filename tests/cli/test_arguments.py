@@ -8,7 +8,7 @@ from trl import SFTConfig
 from densepath.cli.arguments import parse
 from densepath.config.coerce import coerce
 from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
-from densepath.config.reward import ScoreArguments
+from densepath.config.reward import AuditArguments, RewardEvalArguments, ScoreArguments
 from densepath.config.run import RunArguments
 from densepath.config.training import SFTArguments
 from densepath.errors import ConfigError, MissingFileError, UsageError
@@ -334,3 +334,17 @@ def test_a_recipe_takes_hyphens_as_the_command_line_does(tmp_path):
     recipe.write_text("max-length: 9\nmax_length: 8\n")
     with pytest.raises(ConfigError, match=r"recipe.yaml: max_length is given twice, with - and with _; remove one"):
         parse(SFTArguments, ["--config", str(recipe)], prog="sft", description="")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (RewardEvalArguments, "output_file", ""),
+        (AuditArguments, "clean_file", "."),
+        (RewardEvalArguments, "output_file", "a\0b"),
+        (SFTArguments, "output_dir", "\0"),
+    ],
+)
+def test_what_is_no_name_of_a_file_or_folder_is_refused_before_the_work(kind, name, value):
+    with pytest.raises(ConfigError, match=f"^{name}=.* is no name of a f"):
+        kind(**{name: value})

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +104,11 @@ class ForkServer:
         code = self._read()
         self.stdout, self.stderr = ((self.scratch / name).read_text() for name in ("stdout", "stderr"))
         return code
+
+    def kill(self, pid: int) -> None:
+        """End a command that was started in a group of its own, with all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
     def run(self, argv: list[str], **request: Any) -> int:
         """`start` and `wait`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from densepath.errors import ConfigError, NoEffectError
@@ -46,6 +47,8 @@ class Arguments:
                 check_choice(f.name, value, f.metadata["choices"])
             if least is not None and value is not None:
                 check_at_least(f.name, value, least)
+            if f.name.endswith(("_file", "_dir")) and isinstance(value, str):
+                check_place(f.name, value, is_file=f.name.endswith("_file"))
 
     def check_effect(self) -> None:
         """Refuse what was given and cannot take effect beside the others, with a `ConfigError`."""
@@ -93,6 +96,12 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not among the allowed ones, with a `ConfigError`."""
     if value not in allowed:
         raise ConfigError(f"{name}={value!r} does not exist; choose one of: {', '.join(allowed)}")
+
+
+def check_place(name: str, value: str, *, is_file: bool) -> None:
+    """Refuse what cannot be the name of a file (or folder) before there is anything to write, with a `ConfigError`."""
+    if "\0" in value or (is_file and Path(value).name in ("", "..")):
+        raise ConfigError(f"{name}={value!r} is no name of a {'file' if is_file else 'folder'}: give one")
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
