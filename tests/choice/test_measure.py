@@ -23,6 +23,7 @@ from densepath.evals.preview import preview_logprobs
 from densepath.models.sampling import FLOOR, Contrast, ContrastKind, sample
 from densepath.records.choice import Answer
 from densepath.records.estimates import verdict_of
+from densepath.records.judging import Preference
 from densepath.rewards.frozen import FrozenPolicy
 
 PROMPTS = 120
@@ -226,7 +227,7 @@ class PrefersA:
     def judged(self, answers, rows):
         silent = {row["prompt"] for row in ROWS[: self.silent]}
         won = (None if row["prompt"] in silent else text == "A" for text, row in zip(answers, rows, strict=True))
-        return [None if each is None else 0.5 + 0.5 * each for each in won]
+        return [Preference(None if each is None else 0.5 + 0.5 * each) for each in won]
 
 
 @pytest.mark.parametrize("silent", [0, 20])

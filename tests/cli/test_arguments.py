@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from trl import SFTConfig
 
@@ -348,3 +350,10 @@ def test_a_recipe_takes_hyphens_as_the_command_line_does(tmp_path):
 def test_what_is_no_name_of_a_file_or_folder_is_refused_before_the_work(kind, name, value):
     with pytest.raises(ConfigError, match=f"^{name}=.* is no name of a f"):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize(("kind", "name"), [(ScoreArguments, "reward_scale"), (RunArguments, "eval_temperatures")])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_number_of_a_command_is_infinite_or_none_at_all(kind, name, value):
+    with pytest.raises(ConfigError, match=f"^{name}={value} must be a number"):
+        kind(**{name: [value] if name.endswith("s") else value})

@@ -47,6 +47,9 @@ class Arguments:
                 check_choice(f.name, value, f.metadata["choices"])
             if least is not None and value is not None:
                 check_at_least(f.name, value, least)
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, float):
+                    check_finite(f.name, each)
             if f.name.endswith(("_file", "_dir")) and isinstance(value, str):
                 check_place(f.name, value, is_file=f.name.endswith("_file"))
 
