@@ -81,7 +81,7 @@ def test_rank_groups_rows_by_prompt_and_asks_the_verifier(run, write_jsonl):
         # Of six prompts whose best is longer in all a sign-flip test says p = 2^-5; of three it says p = .25.
         (
             [[9, 3], [8, 3], [9, 4], [8, 3], [9, 3], [9, 4]],
-            ["are longer than the rest", "difference +5.3 [+5.0, +5.7]"],
+            ["are longer than the rest", "difference +5.3 [+5.0, +5.8]"],
         ),
         (
             [[7, 3], [4, 3], [9, 4]],
