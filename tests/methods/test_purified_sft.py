@@ -39,6 +39,7 @@ from densepath.pipeline.against_sft import check_of_run
 from densepath.records.arm import Arm, ArmResult, Budget
 from densepath.records.behaviours import Behaviour, Mixture, Purification
 from densepath.records.codec import from_json
+from densepath.records.judging import Preference
 
 TOKENIZER = tiny_tokenizer()
 PARAMETERS = sum(p.numel() for p in tiny_llama(vocab_size=len(TOKENIZER)).parameters())
@@ -486,7 +487,7 @@ class PlantedJudge:
     __name__ = "planted"
 
     def judged(self, answers, rows):
-        return [None, *(0.75 for _ in answers[1:])]
+        return [Preference(None), *(Preference(0.75) for _ in answers[1:])]
 
 
 def test_a_judge_takes_the_place_of_a_verifier(source, tmp_path, monkeypatch):
