@@ -6,7 +6,8 @@
 # make bench        speed and memory beside TRL and transformers, two hours; docs/performance.md says what it prints
 # make attack       kills, power cuts, damaged files, odd rows, words and requests, for hours; ATTACK="--scale 0.01" for less
 # make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
-# make pictures     the table of the README and the picture below it, from the run folder RUN_DIR; needs make browser
+# make pictures     the table of the README and the picture below it, from the run folder RUN_DIR, and with VIEW_SFT, the model
+#                   of docs/log.md, the picture of the view; needs make browser
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -87,7 +88,7 @@ browser:
 	apt-get install --quiet --yes --no-install-recommends chromium chromium-driver
 
 pictures: $(VENV)/.installed
-	$(BIN)/python docs/images/quickstart.py $(RUN_DIR)
+	$(BIN)/python docs/images/quickstart.py $(RUN_DIR) $(VIEW_SFT)
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .

@@ -6,7 +6,6 @@ of its own that loads the model and runs it once; the most that was resident (Vm
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import random
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.words import Parser, count, output
 from densepath.data.encode import encode_pairs
 from densepath.data.formats import load_dataset_rows
 from densepath.data.tasks import generate_tasks
@@ -30,16 +30,25 @@ Pairs = tuple[list[list[int]], list[list[int]]]
 MEDIAN_PROMPT, MEDIAN_COMPLETION, SPREAD = 90, 110, 0.5  # tokens of made-up rows: about those of GSM8K
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--model", default="smollm2-135m-instruct")
-    found.add_argument("--rounds", type=int, default=3)
-    found.add_argument("--prompts", type=int, default=8)
-    found.add_argument("--num-generations", type=int, default=4)
-    found.add_argument("--threads", type=int, default=torch.get_num_threads())
-    found.add_argument("--dataset_name", help="rows in any TRL format; made up, of real lengths, if left out")
-    found.add_argument("--json", type=Path, help="write what was measured into this file")
-    found.add_argument("--only", help="run one arm once and print this process's peak memory")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {"default": "smollm2-135m-instruct"},
+    "rounds": {"type": count, "default": 3},
+    "prompts": {"type": count, "default": 8},
+    "num-generations": {"type": count, "default": 4},
+    "dataset_name": {"help": "rows in any TRL format; made up, of real lengths, if left out"},
+}
+"""Of which each benchmark takes those that it reads."""
+
+
+def parser(description: str | None, *names: str, arms: Iterable[str] = ()) -> Parser:
+    """A command line with threads, JSON, those of `OPTIONS`, and a process for each arm if there are any."""
+    found = Parser(description)
+    for name in names:
+        found.add_argument(f"--{name}", **OPTIONS[name])
+    found.add_argument("--threads", type=count, default=torch.get_num_threads())
+    found.add_argument("--json", type=output, help="write what was measured into this file")
+    if arms:
+        found.add_argument("--only", choices=arms, help="run one arm alone, in this process, for its peak memory")
     return found
 
 
@@ -135,7 +144,9 @@ def peaks(module: str, arms: Iterable[str]) -> dict[str, int]:
     found = {}
     for arm in arms:
         command = [sys.executable, "-m", module, *sys.argv[1:], "--only", arm]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        done = subprocess.run(command, check=False, stdout=subprocess.PIPE)
+        if done.returncode:  # it has said why
+            raise SystemExit(done.returncode)
         found[arm] = int(done.stdout.split()[-1])
     print(f"{'arm':<34}{'peak MiB':>10}{'x last':>8}")
     for arm, peak in found.items():

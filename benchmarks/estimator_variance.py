@@ -19,6 +19,7 @@ import tempfile
 
 import torch
 
+from benchmarks.words import Parser, count, run_command
 from densepath.core.objective import Normalizer
 from densepath.data.formats import load_dataset_rows
 from densepath.models.load import load_model, load_tokenizer
@@ -32,12 +33,12 @@ ARMS = {"sampled": 0.0, "all_action": 1.0, "mixture": None}
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
+    rows = load_dataset_rows(options.dataset_name, needs="prompts").shuffle(seed=0)
     sft, ref = load_model(options.sft), load_model(options.ref)
     policy = load_model(options.sft, for_training=True)
     with torch.no_grad():
         for mine, theirs in zip(policy.parameters(), ref.parameters(), strict=True):
             mine += options.extrapolate * (mine - theirs)
-    rows = load_dataset_rows(options.dataset_name, needs="prompts").shuffle(seed=0)
     trainer = DPRTrainer(
         model=policy,
         ref_model=ref,
@@ -115,19 +116,19 @@ def print_clipped(norms: dict[str, list[float]], lengths: list[float], longest: 
 
 
 def arguments() -> argparse.Namespace:
-    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found = Parser(__doc__)
     found.add_argument("--sft", required=True)
     found.add_argument("--ref", required=True)
     found.add_argument("--dataset_name", required=True)
-    found.add_argument("--batches", type=int, default=12)
-    found.add_argument("--prompts", type=int, default=4)
-    found.add_argument("--num-generations", type=int, default=4)
-    found.add_argument("--max_completion_length", type=int, default=64)
+    found.add_argument("--batches", type=count, default=12)
+    found.add_argument("--prompts", type=count, default=4)
+    found.add_argument("--num-generations", type=count, default=4)
+    found.add_argument("--max_completion_length", type=count, default=64)
     found.add_argument("--beta", type=float, default=0.5)
     found.add_argument("--extrapolate", type=float, default=0.0)
-    found.add_argument("--threads", type=int, default=torch.get_num_threads())
+    found.add_argument("--threads", type=count, default=torch.get_num_threads())
     return found.parse_args()
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

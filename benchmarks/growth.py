@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.common import keep, machine, parser
+from benchmarks.words import count, output, run_command
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
@@ -101,10 +102,10 @@ def plot(path: Path, found: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    given = parser(__doc__ or "")
+    given = parser(__doc__, "rounds")
     given.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
-    given.add_argument("--most", type=int, help="leave larger sizes out")
-    given.add_argument("--plot", type=Path, help="draw into this file")
+    given.add_argument("--most", type=count, help="leave larger sizes out")
+    given.add_argument("--plot", type=output, help="draw into this file")
     options = given.parse_args()
     torch.set_num_threads(options.threads)
     found, most = {}, math.inf if options.most is None else options.most
@@ -125,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

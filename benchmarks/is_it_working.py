@@ -6,7 +6,6 @@ well and badly. Everything is seeded; what the folder holds already is not run a
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -24,6 +23,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from transformers import GPT2LMHeadModel, PrinterCallback, TrainerControl, TrainerState
 
+from benchmarks.words import Parser, run_command
 from densepath import DPRConfig, DPRTrainer
 from densepath.data.encode import encode_pairs
 from densepath.data.regimes import ANSWER_TOKENS, BEFORE_SFT, PROMPT_TOKENS, SFT, Regime, regime_rows, regime_tokenizer
@@ -302,7 +302,7 @@ def thresholds(runs: Mapping[str, list[list[dict[str, Any]]]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/is-it-working"))
     parser.add_argument("--images", type=Path, default=Path("docs/images"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="the figures are of the first")
@@ -319,4 +319,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -166,6 +166,12 @@ def main() -> int:
     parser.add_argument("--judgements", default=os.environ.get("ALPACA_EVAL_JUDGEMENTS"))
     arguments = parser.parse_args()
     folder = Path(arguments.output_dir)
+    if not arguments.output_dir:
+        parser.error("--output_dir names the folder of the cases: give it, or ALPACA_EVAL_CASES")
+    needed = {"cases": (), "theirs": ("models.json",), "compare": ("models.json", "theirs.json")}[arguments.what]
+    files = [folder / name for name in needed] + [Path(name) for name in (arguments.judgements,) if name]
+    if missing := [str(path) for path in files if not path.is_file()]:
+        parser.error(f"{missing[0]} is not there: the steps are cases, theirs, compare")
     if arguments.what == "cases":
         write_cases(folder, arguments.judgements)
     elif arguments.what == "theirs":

@@ -8,7 +8,6 @@ peak from the kernel. The plan is what `densepath plan --json` says of a recipe 
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -19,6 +18,8 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from benchmarks.words import Parser, count, run_command
 
 SMOLLM2 = "smollm2-135m-instruct"
 MIDDLE = {
@@ -82,15 +83,18 @@ CASES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", nargs="*", default=list(CASES), choices=list(CASES))
+    parser = Parser(__doc__)
+    parser.add_argument("--case", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument(
-        "--mmap_threshold", help="glibc's MALLOC_MMAP_THRESHOLD_, which ends its waste; its own if not given"
+        "--mmap_threshold",
+        type=count,
+        help="glibc's MALLOC_MMAP_THRESHOLD_, which ends its waste; its own if not given",
     )
     parser.add_argument("--smollm2", default=SMOLLM2, help="folder or catalogue name of the real model")
     given = parser.parse_args()
     if given.mmap_threshold:
-        os.environ["MALLOC_MMAP_THRESHOLD_"] = given.mmap_threshold
+        os.environ["MALLOC_MMAP_THRESHOLD_"] = str(given.mmap_threshold)
+    in_a_process(the_model, given.smollm2)
     print(f"{'case':<28}{'planned GiB':>12}{'measured GiB':>14}{'ratio':>8}", flush=True)
     for name in given.case:
         with tempfile.TemporaryDirectory() as folder:
@@ -157,6 +161,18 @@ def in_a_process(function: Callable[..., str], *arguments: object) -> str:
         return pool.submit(function, *arguments).result()
 
 
+def the_model(name: str) -> str:
+    """Its name, if its tokenizer is there.
+
+    Raises:
+        ModelError: it is not.
+    """
+    from densepath.models.load import load_tokenizer
+
+    load_tokenizer(name)
+    return name
+
+
 def save_adapter(model: str, folder: str) -> str:
     """A new LoRA adapter of a model, of the size that the commands give it."""
     from peft import get_peft_model
@@ -211,4 +227,4 @@ def write_data(case: Case, path: str, tokenizer_of: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

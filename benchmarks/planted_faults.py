@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from benchmarks.words import Parser, count, run_command
 from densepath import DenseReward
 from densepath.config.training import PurifyCommandArguments, SFTArguments
 from densepath.data.encode import encode_pairs
 from densepath.data.sources import load_rows
+from densepath.errors import DataError
 from densepath.evals.alter import alterations
 from densepath.evals.altered_numbers import answer_of, with_answer
 from densepath.evals.audit import audit_demonstrations
@@ -82,6 +84,11 @@ def trained(folder: Path, arguments: argparse.Namespace, seed: int, console: Con
     """SFT and purification in that folder; the rows in the order in which both saw them."""
     if not (folder / "train.jsonl").exists():
         rows = faulty(short_rows(arguments.dataset_name, arguments.rows, arguments.max_length, seed), seed)
+        if len(rows) <= arguments.held_out:
+            raise DataError(
+                f"{arguments.dataset_name} gives {len(rows)} rows of at most {arguments.max_length} tokens, and "
+                f"--held_out takes {arguments.held_out}: give less, or raise --rows or --max_length"
+            )
         write_jsonl_atomic(folder / "held_out.jsonl", rows[-arguments.held_out :])
         write_jsonl_atomic(folder / "train.jsonl", rows[: -arguments.held_out])
     common = {"max_length": arguments.max_length}
@@ -151,22 +158,22 @@ def figures(values: np.ndarray, faults: np.ndarray) -> dict[str, float]:
         some = (faults == kind) | ~wrong
         found[f"auroc_{kind}"] = auroc(-values[some], wrong[some])
     order = np.argsort(values, kind="stable")
-    for name, count in (("half", len(values) // 2), ("third", int(wrong.sum()))):
-        caught = int(wrong[order[:count]].sum())
-        found |= {f"precision_{name}": caught / count, f"recall_{name}": caught / int(wrong.sum())}
+    for name, cut in (("half", len(values) // 2), ("third", int(wrong.sum()))):
+        caught = int(wrong[order[:cut]].sum())
+        found |= {f"precision_{name}": caught / cut, f"recall_{name}": caught / int(wrong.sum())}
     return found
 
 
 def main() -> None:
     """Make the folders and print one table, its means over the seeds."""
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = Parser(__doc__)
     words.add_argument("--dataset_name", required=True)
     words.add_argument("--output_dir", required=True)
     words.add_argument("--seeds", type=int, nargs="+", default=[0])
-    words.add_argument("--rows", type=int, default=520, help="rows read, the held-out ones among them")
-    words.add_argument("--held_out", type=int, default=40)
-    words.add_argument("--max_length", type=int, default=256)
-    words.add_argument("--sft_steps", type=int, default=30, help="of 16 demonstrations")
+    words.add_argument("--rows", type=count, default=520, help="rows read, the held-out ones among them")
+    words.add_argument("--held_out", type=count, default=40)
+    words.add_argument("--max_length", type=count, default=256)
+    words.add_argument("--sft_steps", type=count, default=30, help="of 16 demonstrations")
     arguments = words.parse_args()
     console, found = Console(width=119), []
     for seed in arguments.seeds:
@@ -196,4 +203,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -22,9 +22,11 @@ from transformers.utils import is_bitsandbytes_available
 from trl import SFTConfig
 
 from benchmarks.common import Pairs, keep, machine, parser, rows
+from benchmarks.words import count, run_command
 from densepath.config.mixins import TrainableArguments
 from densepath.data.encode import encode_demonstrations
 from densepath.data.sources import load_rows
+from densepath.errors import DataError
 from densepath.models.load import load_model, load_tokenizer, load_trainable
 from densepath.rewards.frozen import FrozenPolicy
 from densepath.rewards.loading import load_policies
@@ -46,16 +48,19 @@ APART = "bfloat16, weights of their own"
 
 
 def main() -> None:
-    arguments = parser(__doc__)
-    arguments.add_argument("--steps", type=int, default=20, help="optimizer steps of SFT, 4 demonstrations each")
-    arguments.add_argument("--max_length", type=int, default=192, help="tokens of a demonstration")
+    arguments = parser(__doc__, "model", "prompts", "dataset_name")
+    arguments.add_argument("--steps", type=count, default=20, help="optimizer steps of SFT, 4 demonstrations each")
+    arguments.add_argument("--max_length", type=count, default=192, help="tokens of a demonstration")
     arguments.set_defaults(prompts=24, num_generations=1)
     options = arguments.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = load_tokenizer(options.model)
+    texts = cut(rows(options, tokenizer), options.max_length)
+    if not texts[0]:
+        arguments.error(f"--max_length {options.max_length} leaves no text with room for an answer: give more")
+    demonstrations = demonstrations_of(options)
     with tempfile.TemporaryDirectory() as folder:
-        names = trained(options, tokenizer, Path(folder))
-        texts = cut(rows(options, tokenizer), options.max_length)
+        names = trained(options, tokenizer, demonstrations, Path(folder))
         truth = rewards(load_policies(list(names.values()), dtype="float64"), texts)
         print(f"{sum(map(len, texts[1]))} tokens; {'; '.join(machine().values())}\n")
         print(
@@ -72,12 +77,19 @@ def main() -> None:
     keep(options, noise=found)
 
 
-def trained(options: Any, tokenizer: Any, folder: Path) -> dict[str, str]:
-    """Name -> place of the SFT model and of its references, the closest first; on the last rows of the data set."""
+def demonstrations_of(options: Any) -> list[Any]:
+    """What SFT learns: the rows of the data set behind those that are scored."""
     source = options.dataset_name or "text_tasks"
     held_out = options.prompts if options.dataset_name else 0
-    demonstrations = load_rows(source, "train", "demonstrations", limit=held_out + 4 * options.steps, seed=None)
-    encoded, _ = encode_demonstrations(demonstrations[held_out:], tokenizer, options.max_length, drop_overlong=True)
+    found = load_rows(source, "train", "demonstrations", limit=held_out + 4 * options.steps, seed=None)
+    if len(found) <= held_out:
+        raise DataError(f"{source} has {len(found)} rows, and --prompts scores {held_out}: give less, or more rows")
+    return list(found[held_out:])
+
+
+def trained(options: Any, tokenizer: Any, demonstrations: Sequence[Any], folder: Path) -> dict[str, str]:
+    """Name -> place of the SFT model and of its references, the closest first."""
+    encoded, _ = encode_demonstrations(demonstrations, tokenizer, options.max_length, drop_overlong=True)
     lora = TrainableArguments(model_name_or_path=options.model, use_peft=True)
     values = {"learning_rate": 2e-4, "per_device_train_batch_size": 4, "max_steps": options.steps}
     values |= {"max_length": None, "save_strategy": "no"}
@@ -135,4 +147,4 @@ def show(scorer: str, found: Mapping[str, Mapping[str, float]]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -11,7 +11,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.common import keep, load, parser, peaks, print_peak, rows, side_by_side
+from benchmarks.common import OPTIONS, keep, parser, peaks, print_peak, rows, side_by_side
+from benchmarks.words import count, run_command
+from densepath.models.load import load_model, load_tokenizer
 from densepath.models.sampling import sample
 
 
@@ -40,14 +42,14 @@ ARMS = {"transformers generate": generate, "densepath sampler": ours}
 
 
 def main() -> None:
-    given = parser(__doc__ or "")
-    given.add_argument("--length", type=int, default=64)
+    given = parser(__doc__, *OPTIONS, arms=ARMS)
+    given.add_argument("--length", type=count, default=64)
     options = given.parse_args()
     torch.set_num_threads(options.threads)
-    memory = {} if options.only else peaks("benchmarks.sampling", ARMS)
-    model, tokenizer = load(options.model)
+    tokenizer = load_tokenizer(options.model)
     prompt_ids, _ = rows(options, tokenizer)
-    setting = model, tokenizer, prompt_ids[:: options.num_generations], options
+    memory = {} if options.only else peaks("benchmarks.sampling", ARMS)  # before this process holds a model
+    setting = load_model(options.model), tokenizer, prompt_ids[:: options.num_generations], options
     if options.only:
         ARMS[options.only](*setting)
         print_peak()
@@ -59,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -13,8 +13,9 @@ from functools import partial
 
 import torch
 
-from benchmarks.common import Pairs, keep, load, parser, peaks, print_peak, rows, side_by_side
-from densepath.models.load import load_model
+from benchmarks.common import OPTIONS, Pairs, keep, parser, peaks, print_peak, rows, side_by_side
+from benchmarks.words import count, run_command
+from densepath.models.load import load_model, load_tokenizer
 from densepath.models.scoring import score_completions
 
 BATCH = 16
@@ -73,19 +74,18 @@ def differences(model_name: str, pairs: Pairs, found: dict[str, list[torch.Tenso
 
 
 def main() -> None:
-    given = parser(__doc__ or "")
-    given.add_argument("--exact", type=int, default=16, help="rows compared with float64")
+    given = parser(__doc__, *OPTIONS, arms=ARMS)
+    given.add_argument("--exact", type=count, default=16, help="rows compared with float64")
     given.set_defaults(prompts=64, num_generations=1)
     options = given.parse_args()
     torch.set_num_threads(options.threads)
+    pairs = rows(options, load_tokenizer(options.model))
     if options.only:
-        model, tokenizer = load(options.model)
-        ARMS[options.only](model, *rows(options, tokenizer))
+        ARMS[options.only](load_model(options.model), *pairs)
         print_peak()
         return
     memory = peaks("benchmarks.scoring", ARMS)  # before this process holds a model
-    model, tokenizer = load(options.model)
-    pairs = rows(options, tokenizer)
+    model = load_model(options.model)
     completion_tokens, tokens = sum(map(len, pairs[1])), sum(map(len, pairs[0] + pairs[1]))
     print(
         f"{len(pairs[0])} completions of {len(set(map(tuple, pairs[0])))} prompts, {completion_tokens} completion "
@@ -110,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

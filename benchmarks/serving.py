@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 import httpx2
 import torch
 
+from benchmarks.words import Parser, count, run_command
 from densepath.data.formats import load_dataset_rows
 from densepath.data.tasks import generate_tasks
+from densepath.errors import DataError
 from densepath.rewards.dense import DenseReward
 from densepath.serve.app import create_app
 from densepath.serve.server import bind, make_server, url_of
@@ -25,13 +27,13 @@ LIMITS = Limits(request_timeout=1800.0)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--ref", default=None, help="A second model; without it the reward is logprob.")
     parser.add_argument("--data", default=None, help="Rows with prompt and completion; text tasks without it.")
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--requests", type=count, default=200)
+    parser.add_argument("--rounds", type=count, default=2)
+    parser.add_argument("--threads", type=count, default=torch.get_num_threads())
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     return found
@@ -92,14 +94,26 @@ def ask(url: str, items: list[dict], clients: int) -> Run:
     return asyncio.run(main())
 
 
+def items_of(data: str | None, requests: int) -> list[dict]:
+    """One item a request.
+
+    Raises:
+        DataError: a row has no prompt and completion of its own.
+    """
+    rows = generate_tasks(requests, seed=0) if data is None else load_dataset_rows(data, limit=requests)
+    for number, row in enumerate(rows, 1):
+        if row.get("prompt") is None or row.get("completion") is None:
+            raise DataError(
+                f"{data}, row {number} has no prompt and completion, which a request holds: give such rows"
+            )
+    return [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
+
+
 def main() -> None:
     options = arguments()
+    items = items_of(options.data, options.requests)
     kind = "logprob" if options.ref is None else "baseline_relative"
     reward = DenseReward.from_models(options.model, options.ref, kind=kind)
-    rows = generate_tasks(options.requests, seed=0)
-    if options.data is not None:
-        rows = load_dataset_rows(options.data)[: options.requests]
-    items = [{"prompt": row["prompt"], "completion": row["completion"]} for row in rows]
     pairs = [reward.encode(item["prompt"], item["completion"]) for item in items]
     scored = sum(len(pair.completion_ids) for pair in pairs)
     tokens = scored + sum(len(pair.prompt_ids) for pair in pairs)
@@ -139,4 +153,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

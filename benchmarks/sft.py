@@ -15,7 +15,9 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.common import keep, load, parser, peaks, print_peak, rows, side_by_side
+from benchmarks.common import OPTIONS, keep, load, parser, peaks, print_peak, rows, side_by_side
+from benchmarks.words import count, run_command
+from densepath.models.load import load_tokenizer
 from densepath.trainers.sft import sft_trainer
 
 LONGEST = 1024
@@ -66,11 +68,12 @@ def epoch(trainer: SFTTrainer) -> None:
 
 
 def main() -> None:
-    given = parser(__doc__ or "")
-    given.add_argument("--batch", type=int, default=8, help="rows of a batch; packed ones are longer")
+    given = parser(__doc__, *OPTIONS, arms=ARMS)
+    given.add_argument("--batch", type=count, default=8, help="rows of a batch; packed ones are longer")
     given.set_defaults(prompts=16, num_generations=1)
     options = given.parse_args()
     torch.set_num_threads(options.threads)
+    rows(options, load_tokenizer(options.model))  # says what is wrong with them before anything is loaded
     if options.only:
         epoch(trainer_of(options.only, options))
         print_peak()
@@ -84,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

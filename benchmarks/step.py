@@ -10,10 +10,12 @@ KL reads a copy of its own.
 
 Each arm lives in a process of its own, whose peak is its memory (VmHWM, libraries and weights included); the arms
 take turns, a step each, after one that is not counted. A file of `--json` that is there already is gone on with:
-`--pairs 5` measures what is missing of five; turns of another model, machine, commit or number of threads are refused.
-The floor is computed: 2 FLOPs a weight and distinct token forward, 4
-backward, at the measured rate of torch's BLAS, heads at completion tokens alone; a decoding step reads all weights at
-the measured bandwidth if that takes longer; AdamW reads four numbers a weight and writes three.
+`--pairs 5` measures what is missing of five, and `--arms` some of them, beside those that are there; turns of another
+model, machine, commit or number of threads are refused.
+
+The floor is computed: 2 FLOPs a weight and distinct token forward, 4 backward, at the measured rate of torch's BLAS,
+heads at completion tokens alone; a decoding step reads all weights at the measured bandwidth if that takes longer;
+AdamW reads four numbers a weight and writes three.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import selective_log_softmax
 
 from benchmarks.common import commit, keep, load, machine, parser
+from benchmarks.words import count, output, run_command
+from densepath.io import read_json
 from densepath.models.linear import measure_rates, memory_bandwidth
 from densepath.pipeline.environment import resident_bytes
 from densepath.trainers.dpr import DPRTrainer
@@ -47,6 +51,7 @@ BETA = 0.05
 QUESTION = 62
 """Tokens of a question: with SmolLM2's system turn and marks about 95."""
 ARMS = ("densepath, sampled", "densepath, all actions", "TRL RLOO", "TRL GRPO")
+OTHER_FILE = "give another file"
 SETTINGS = ("2x4x64", "8x2x64", "2x4x128", "8x2x128")
 
 
@@ -59,7 +64,20 @@ class Setting(NamedTuple):
 
     @classmethod
     def of(cls, text: str) -> Setting:
-        return cls(*map(int, text.split("x")))
+        """Of `8x2x64`.
+
+        Raises:
+            ArgumentTypeError: it is no such setting, or RLOO and GRPO would have nothing to compare.
+        """
+        sizes = [int(each) if each.isdecimal() else 0 for each in text.split("x")]
+        if len(sizes) != 3 or min(sizes) < 1 or sizes[1] < 2:
+            raise argparse.ArgumentTypeError(
+                f"{text} is not prompts x completions of each x tokens of each, as 2x4x64, with at least 2 completions"
+            )
+        return cls(*sizes)
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
 
     @property
     def tokens(self) -> int:
@@ -203,8 +221,8 @@ def floor(setting: Setting, model, prompt_tokens: float) -> dict[str, float]:
 
 
 def measured(name: str, arms: list[str], before: list[dict], options, done) -> list[dict]:
-    """Turns of all arms until there are `--pairs`; `done` is given them after each."""
-    turns = [turn for turn in before if set(arms) <= set(turn)]
+    """Turns of all arms until there are `--pairs`; after each, `done` is given them behind those of other arms."""
+    others, turns = [turn for turn in before if not set(arms) <= set(turn)], having(arms, before)
     if len(turns) >= options.pairs:
         return turns
     with ExitStack() as stack:
@@ -213,8 +231,13 @@ def measured(name: str, arms: list[str], before: list[dict], options, done) -> l
             turn = {arm: worker.step() for arm, worker in workers.items()}
             if number:
                 turns.append(turn)
-                done(turns)
+                done([*others, *turns])
     return turns
+
+
+def having(arms: list[str], turns: list[dict]) -> list[dict]:
+    """Turns in which all of these arms took part."""
+    return [turn for turn in turns if set(arms) <= set(turn)]
 
 
 def table(setting: Setting, turns: list[dict], least: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -244,12 +267,11 @@ def table(setting: Setting, turns: list[dict], least: dict[str, float]) -> dict[
     return found
 
 
-def plot(path: Path, tables: dict[str, dict]) -> None:
+def plot(path: Path, tables: dict[str, dict], arms: list[str]) -> None:
     """Bars of CPU seconds, a group for each setting, with the floor as a line over each."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 3.4), layout="constrained")
-    arms = list(next(iter(tables.values()))["arms"])
     width = 0.8 / len(arms)
     for place, arm in enumerate(arms):
         heights = [each["arms"][arm]["cpu_s"] for each in tables.values()]
@@ -262,35 +284,41 @@ def plot(path: Path, tables: dict[str, dict]) -> None:
 
 
 def main() -> None:
-    given = parser(__doc__ or "")
-    given.add_argument("--settings", nargs="+", default=list(SETTINGS), help="prompts x completions x tokens")
+    given = parser(__doc__, "model", arms=ARMS)
+    settings = list(map(Setting.of, SETTINGS))
+    given.add_argument(
+        "--settings", nargs="+", type=Setting.of, default=settings, help="prompts x completions x tokens"
+    )
     given.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    given.add_argument("--pairs", type=int, default=5, help="turns of each arm, those in the file of --json included")
-    given.add_argument("--plot", type=Path, help="draw into this file")
+    given.add_argument(
+        "--pairs", type=count, default=5, help="turns of each arm, those in the file of --json included"
+    )
+    given.add_argument("--plot", type=output, help="draw into this file")
     options = given.parse_args()
     torch.set_num_threads(options.threads)
     if options.only:
-        trainer_of(options.only, Setting.of(options.settings[0]), options.model).train()
+        trainer_of(options.only, options.settings[0], options.model).train()
         return
     compare(options)
 
 
 def compare(options: argparse.Namespace) -> None:
     """All settings, one after the other; what is measured is kept at once."""
-    known = json.loads(options.json.read_text()) if options.json is not None and options.json.exists() else {}
+    known = read_json(options.json, OTHER_FILE) if options.json is not None and options.json.exists() else {}
     alike = {"model": options.model, "threads": options.threads, "cpu": machine()["cpu"], "torch": torch.__version__}
     alike["commit"] = commit()
     other = [key for key, value in alike.items() if known and known.get("alike", {}).get(key) != value]
     if other:
-        raise SystemExit(f"{options.json}: its turns were taken with another {', '.join(other)}: give another file")
+        raise SystemExit(f"{options.json}: its turns were taken with another {', '.join(other)}: {OTHER_FILE}")
     tables: dict[str, dict] = known.get("tables", {})
     model, tokenizer = load(options.model)
     prompts = [[{"role": "user", "content": text}] for text in problems(tokenizer, 64)]
     lengths = [len(tokenizer.apply_chat_template(p, add_generation_prompt=True).input_ids) for p in prompts]
-    floors = {name: floor(Setting.of(name), model, statistics.mean(lengths)) for name in options.settings}
+    floors = {str(setting): floor(setting, model, statistics.mean(lengths)) for setting in options.settings}
     del model
     print(f"prompts of {statistics.mean(lengths):.0f} tokens\n")
-    for name in options.settings:
+    for setting in options.settings:
+        name = str(setting)
         entry = tables.setdefault(name, {"turns": []})
 
         def done(turns: list[dict], entry: dict = entry) -> None:
@@ -299,11 +327,12 @@ def compare(options: argparse.Namespace) -> None:
 
         turns = measured(name, options.arms, entry["turns"], options, done)
         shown = [{arm: turn[arm] for arm in options.arms} for turn in turns[: options.pairs]]
-        entry |= {"floor": floors[name], "arms": table(Setting.of(name), shown, floors[name])}
+        found = {**entry.get("arms", {}), **table(setting, shown, floors[name])}
+        entry |= {"floor": floors[name], "arms": found}
         keep(options, alike=alike, tables=tables)
     if options.plot is not None:
-        plot(options.plot, {name: tables[name] for name in options.settings})
+        plot(options.plot, {name: tables[name] for name in map(str, options.settings)}, options.arms)
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ LAYERS = [
     {"experiments"},
     {"serve"},
     {"cli"},
+    {"__main__"},
 ]
 """Rooms import from the layers below, and from their own layer in one direction; some are still to come."""
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
@@ -110,6 +112,19 @@ def test_what_is_imported_is_there():
     """In functions too, which no other test may reach."""
     own = ((path, module) for path in ROOT.rglob("*.py") for module, _ in imported(path) if "densepath" in module)
     assert [(path, module) for path, module in own if module != "densepath" and file_of(module) is None] == []
+
+
+def test_no_other_package_of_tests_is_found_in_place_of_these(tmp_path):
+    """Some distributions install one; without an `__init__.py` this folder would come after all of them."""
+    other = tmp_path / "tests/pipeline"
+    other.mkdir(parents=True)
+    for folder in (other, other.parent):
+        (folder / "__init__.py").touch()
+    own = Path(__file__).parent
+    for package in ("tests", "benchmarks"):
+        found = PathFinder.find_spec(package, [str(own.parent), str(tmp_path)])
+        assert found is not None
+        assert found.origin == str(own.parent / package / "__init__.py")
 
 
 def test_imports_point_down():
@@ -197,7 +212,7 @@ BY_NAME = {
 """What loads models by name, settles how they multiply, and writes down which they were."""
 
 
-@pytest.mark.parametrize(("start", "aside", "most"), [("scoring/job.py", set(), 49), ("trainers/dpr.py", BY_NAME, 48)])
+@pytest.mark.parametrize(("start", "aside", "most"), [("scoring/job.py", set(), 50), ("trainers/dpr.py", BY_NAME, 49)])
 def test_scoring_and_the_trainer_need_little_of_the_house(start, aside, most):
     files = {path for path in reached(ROOT / start)[0] if path.name != "__init__.py"}
     # What a notebook shows is a page, and pages know every record.

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.power import cut
 
 from densepath.errors import DamagedFileError, MissingFileError, StorageError
 from densepath.io import (
@@ -28,6 +27,7 @@ from densepath.io import (
     write_jsonl_atomic,
     write_text_atomic,
 )
+from tests.power import cut
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -313,3 +313,22 @@ def test_what_is_done_outlives_a_power_cut_at_any_call(tmp_path, change):
         # A folder that takes another's place has no name between two renames: whoever wrote it writes it again.
         assert _state(words[0]) in (before, after, (before[0], None, None)), place.name
     assert _state(places[-1] / "run") == after
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files from anybody")
+@pytest.mark.parametrize("place", ["/proc/x.jsonl", "/proc/sub/x.jsonl"])
+def test_a_place_that_never_takes_a_file_is_not_tried_again(place):
+    with pytest.raises(StorageError, match=rf"^cannot write {place}: .*; give a place that you may write to$"):
+        write_jsonl_atomic(Path(place), [])
+
+
+def test_a_folder_that_was_removed_meanwhile_can_be_tried_again(tmp_path):
+    place = tmp_path / "gone/x.jsonl"
+
+    def lose_the_folder() -> None:
+        with atomic_path(place) as temporary:
+            temporary.unlink()
+            place.parent.rmdir()
+
+    with pytest.raises(StorageError, match="its folder was removed meanwhile: run the same command again"):
+        lose_the_folder()

@@ -8,10 +8,10 @@ from functools import cache
 from typing import Any
 
 import torch
-from tests.support import tiny_tokenizer
-from tests.tiny_models import tiny_llama
 
 from densepath.data.encode import encode_pairs
+from tests.support import tiny_tokenizer
+from tests.tiny_models import tiny_llama
 
 TOKENIZER = tiny_tokenizer()
 

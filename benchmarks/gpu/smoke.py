@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,17 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from trl import SFTConfig
+from trl.trainer.utils import add_fused_lm_head
 
 from benchmarks.gpu.boxes import Report, compared
+from benchmarks.gpu.speed import layout
 from densepath.cli.main import main
 from densepath.data.encode import encode_demonstrations, encode_row_prompt
 from densepath.data.tasks import generate_tasks
 from densepath.io import read_jsonl
 from densepath.models.load import eos_token_ids, load_model, load_tokenizer
+from densepath.models.packed_forward import add_packed_forward
+from densepath.models.packing import IGNORED_LABEL
 from densepath.models.sampling import sample
 from densepath.models.scoring import score_completions
 from densepath.rewards.loading import load_policies
@@ -54,6 +59,8 @@ def run(settings: Settings, report: Report) -> None:
         (ours, logprobs), (theirs, known) = (_samples(models[0], where) for where in (device, "cpu"))
         values["tokens that differ"] = compared(float(sum(a != b for a, b in zip(ours, theirs, strict=True))), 0)
         values["logprobs"] = compared(_largest(logprobs, known), NATS)
+    with report.item("gradients in bfloat16") as values:
+        values.update(flat_against_padded(models[0], device))
     _trained(report, "sft", lambda where: _sft(models[0], where, folder), device)
     for name, changes in DPR.items():
         _trained(report, name, lambda where, changes=changes: _dpr(models, where, folder, changes), device)
@@ -88,11 +95,101 @@ def _samples(model: str, device: str) -> tuple[list[int], Tensor]:
     return tokens, torch.tensor([value for row in drawn.logprobs for value in row])
 
 
-def _trained(report: Report, name: str, train: Callable[[str], dict[str, Tensor]], device: str) -> None:
+@dataclass(frozen=True)
+class _Pass:
+    """A forward and backward pass.
+
+    Attributes:
+        layout: how its sequences shared a batch, and whether a kernel for that was left unused.
+        figures: log-probabilities of the labelled tokens, loss, and gradients of all weights; float64 on the CPU.
+    """
+
+    layout: Mapping[str, Any]
+    figures: Mapping[str, Tensor]
+
+
+def flat_against_padded(model: str, device: str) -> dict[str, Any]:
+    """A training pass in bfloat16 as trainers make it, which is flat on a GPU too, and a padded one beside it.
+
+    Trained in float32, as the other items are, a GPU packs rows under a mask: its kernel of flat rows takes half
+    precision alone. The truth is a padded pass of the same weights in float32 on the CPU; figures are relative root
+    mean squares, and what bfloat16 costs is what the padded pass is off by.
+    """
+
+    def loaded(where: str) -> Any:
+        return load_model(model, device=where, dtype="bfloat16", for_training=True)
+
+    truth, padded = _padded_pass(loaded("cpu").float()), _padded_pass(loaded(device))
+    trained = _trained_pass(loaded(device))
+    found = dict(trained.layout)
+    for name, exact in truth.figures.items():
+        own, other = (_apart(each.figures[name], exact) for each in (padded, trained))
+        # A loss may be right by chance; its error is at most that of its tokens.
+        noise = max(own, found["log-probabilities"]["padded"]) if name == "loss" else own
+        found[name] = {"padded": own, "as trained": other, **compared(other, 2 * noise + NATS)}
+    return found
+
+
+def _apart(found: Tensor, exact: Tensor) -> float:
+    return float((found - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+
+def _rows(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, mask and labels of four completions of each of three prompts, all of several lengths, on the right."""
+    draw = torch.Generator().manual_seed(0)
+    rows, width = [], 0
+    for prompt in (8, 21, 34):
+        begins = torch.randint(3, 380, (prompt,), generator=draw)
+        for completion in (5, 9, 14, 23):
+            rows.append((begins, torch.randint(3, 380, (completion,), generator=draw)))
+            width = max(width, prompt + completion)
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long)
+    labels = torch.full_like(ids, IGNORED_LABEL)
+    for row, (begins, ends) in enumerate(rows):
+        length = len(begins) + len(ends)
+        ids[row, :length], mask[row, :length] = torch.cat([begins, ends]), 1
+        labels[row, len(begins) : length] = ends
+    return ids.to(device), mask.to(device), labels.to(device)
+
+
+def _padded_pass(model: Any) -> _Pass:
+    ids, mask, labels = _rows(model.device)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+    logprobs = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)[labels[:, 1:] != IGNORED_LABEL]
+    return _passed(model, -logprobs.mean(), logprobs, {"layout": "PADDED"})
+
+
+def _trained_pass(model: Any) -> _Pass:
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    add_packed_forward(model)
+    where = layout(model)
+    ids, mask, labels = _rows(model.device)
+    out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True)
+    return _passed(model, out.loss, out.log_probs[labels[:, 1:] != IGNORED_LABEL], where)
+
+
+def _passed(model: Any, loss: Tensor, logprobs: Tensor, where: Mapping[str, Any]) -> _Pass:
+    loss.backward()
+    gradients = torch.cat([weight.grad.flatten().double().cpu() for weight in model.parameters()])
+    figures = {"log-probabilities": logprobs, "loss": loss, "gradients": gradients}
+    return _Pass(where, {name: each.detach().double().cpu() for name, each in figures.items()})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training logged and the weights that it left, and the device that it ran on."""
+
+    device: torch.device
+    figures: Mapping[str, Tensor]
+
+
+def _trained(report: Report, name: str, train: Callable[[str], Trained], device: str) -> None:
     with report.item(name) as values:
         found, known = train(device), train("cpu")
-        for key, truth in known.items():
-            values[key] = compared(_largest(found[key], truth), NATS)
+        values["device"] = str(found.device)
+        values["another device"] = compared(float(found.device.type != torch.device(device).type), 0)
+        for key, truth in known.figures.items():
+            values[key] = compared(_largest(found.figures[key], truth), NATS)
 
 
 def _arguments(device: str, folder: Path) -> dict[str, Any]:
@@ -113,14 +210,14 @@ def _arguments(device: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _sft(model: str, device: str, folder: Path) -> dict[str, Tensor]:
+def _sft(model: str, device: str, folder: Path) -> Trained:
     tokenizer = load_tokenizer(model)
     encoded, _ = encode_demonstrations(generate_tasks(16, seed=0), tokenizer, 256, drop_overlong=True)
     config = SFTConfig(**_arguments(device, folder), max_length=None)
     return _figures(sft_trainer(load_model(model, for_training=True), tokenizer, encoded, config), ("loss",))
 
 
-def _dpr(models: list[str], device: str, folder: Path, changes: dict[str, Any]) -> dict[str, Tensor]:
+def _dpr(models: list[str], device: str, folder: Path, changes: dict[str, Any]) -> Trained:
     prompts = Dataset.from_list([{"prompt": row["prompt"]} for row in generate_tasks(8, seed=0)])
     config = DPRConfig(**_arguments(device, folder), num_generations=4, max_completion_length=8, beta=0.5, **changes)
     trainer = DPRTrainer(
@@ -133,13 +230,13 @@ def _dpr(models: list[str], device: str, folder: Path, changes: dict[str, Any]) 
     return _figures(trainer, ("loss", "reward", "kl"))
 
 
-def _figures(trainer: Any, logged: tuple[str, ...]) -> dict[str, Tensor]:
-    """What a training logged, and the weights that it left."""
+def _figures(trainer: Any, logged: tuple[str, ...]) -> Trained:
     trainer.train()
     rows = [row for row in trainer.state.log_history if "loss" in row]
     found = {name: torch.tensor([row[name] for row in rows]).double() for name in logged if name in rows[0]}
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return {**found, "weights": torch.cat([weight.detach().double().cpu().flatten() for weight in model.parameters()])}
+    weights = list(trainer.accelerator.unwrap_model(trainer.model).parameters())
+    found["weights"] = torch.cat([weight.detach().double().cpu().flatten() for weight in weights])
+    return Trained(weights[0].device, found)
 
 
 def _whole_run(model: str, folder: Path) -> float:

@@ -244,6 +244,7 @@ def _planned(name: str, folder: Path, work: Work, checkpointing: bool) -> float:
     others = {
         "dpr_gradient_accumulation_steps": work.completions // work.rows,
         "dpr_gradient_checkpointing": checkpointing,
+        "dpr_bf16": False,  # as in `Work.arguments`
     }
     terms = peak(plan_recipe(arguments, others).stages["DPR"])[1]
     return sum(terms.values()) - terms["process"]

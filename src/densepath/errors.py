@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class DensepathError(Exception):
     """Base of every error that densepath raises on purpose: a user's mistake, said in one line.
@@ -24,15 +26,22 @@ class ConfigError(UsageError):
 
 
 class NoEffectError(ConfigError):
-    """An argument that was given and can take no effect beside the others.
+    """Arguments that were given and can take no effect beside the others.
 
     Attributes:
-        name: of that argument.
+        given: name -> value of these arguments; at least one.
+        where: why, such as "without judge".
     """
 
-    def __init__(self, name: str, message: str) -> None:
-        super().__init__(message)
-        self.name = name
+    def __init__(self, given: Mapping[str, object], where: str) -> None:
+        self.given, self.where = dict(given), where
+        super().__init__(f"{self.fact}: leave {'it' if len(self.given) == 1 else 'them'} out")
+
+    @property
+    def fact(self) -> str:
+        """What has no effect, and why, without a remedy."""
+        shown = ", ".join(f"{name}={value!r}" for name, value in self.given.items())
+        return f"{shown} {'has' if len(self.given) == 1 else 'have'} no effect {self.where}"
 
 
 class MissingFileError(UsageError, FileNotFoundError):

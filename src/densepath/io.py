@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -49,10 +50,7 @@ UNWRITABLE = {
     errno.ESTALE: _DEVICE,
 }
 """What to do where the machine refuses to write, by `errno`."""
-_GONE = {
-    errno.ENOENT: "its folder was removed meanwhile: run the same command again",
-    errno.ENOTDIR: "give another output_dir",
-}
+_GONE = "its folder was removed meanwhile: run the same command again"
 _WITHOUT_SYNC = (errno.EINVAL, errno.ENOTSUP)
 """What a file system answers that has no order of its own for names: a folder on it cannot be synced."""
 REMEDY = "put a whole copy in its place, or remove it and run the same command again"
@@ -127,9 +125,22 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error, StorageError):
             raise
-        remedy = (UNWRITABLE | _GONE).get(error.errno or 0)
+        remedies = UNWRITABLE | {errno.ENOTDIR: "give another output_dir"}
+        remedy = remedies.get(error.errno or 0)
+        if error.errno == errno.ENOENT:
+            remedy = _GONE if _takes_files(path.absolute().parent) else _RIGHTS
         said = f"cannot write {path}: {error.strerror or error}"
         raise StorageError(said if remedy is None else f"{said}; {remedy}") from error
+
+
+def _takes_files(folder: Path) -> bool:
+    """Whether a file can be made in a folder, or, where it is gone, in the nearest above it: not so in /proc."""
+    there = next(each for each in (folder, *folder.parents) if each.is_dir())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

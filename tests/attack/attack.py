@@ -29,10 +29,11 @@ from pathlib import Path
 
 from tests.attack.damage import attack_files
 from tests.attack.disks import may_mount
-from tests.attack.inputs import attack_rows, attack_words
+from tests.attack.inputs import attack_rows
 from tests.attack.kills import attack_disk, attack_kills, attack_power, attack_space
 from tests.attack.network import attack_clients, attack_http, attack_soak
 from tests.attack.place import Place
+from tests.attack.words import attack_words
 from tests.pipeline.runs import ROOT
 
 from densepath.io import read_json, write_json_atomic

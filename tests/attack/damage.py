@@ -50,7 +50,7 @@ def attack_files(place: Place, rng: random.Random, most: int) -> tuple[str, Coun
     """A file is damaged, and the command comes to the same bits, or names it in one line; (state, counts)."""
     state, damage = rng.choice(list(STATES)), rng.choice(list(DAMAGES))
     command = STATES[state][0]
-    source = _left(place, state)
+    source = left(place, state)
     victims = [path for path in sorted(source.rglob("*")) if path.is_file() and path.name not in PASSING]
     victim = rng.choice(victims).relative_to(source)
     # the same place each time: where a model lies is part of what a run began with
@@ -66,17 +66,17 @@ def attack_files(place: Place, rng: random.Random, most: int) -> tuple[str, Coun
         different = []  # its game is judged, or its part sealed by the stage: nothing reads it again
     if different == [victim.as_posix()] and f"{victim} is damaged" in said:
         different = []  # nothing is computed from it, and it is said
-    outcome = _outcome(code, said, different, victim)
+    outcome = outcome_of_damage(code, said, different, victim)
     if outcome != "survived":
         print(f"{state}: {victim}, {damage}: {outcome}, exit {code}: {different}: {said[-400:]}", file=sys.stderr)
     shutil.rmtree(target, ignore_errors=True)
     return state.partition(",")[0], Counter({"tried": 1, outcome: 1})
 
 
-def _left(place: Place, state: str) -> Path:
+def left(place: Place, state: str) -> Path:
     """What a command left that was killed at that place, or ended; made once."""
     command, hook = STATES[state]
-    around = place.folder / "damaged" / state.replace(", ", "-").replace(" ", "_")
+    around = place.folder / "harmed" / state.replace(", ", "-").replace(" ", "_")
     kept = around / "kept" / command
     if not kept.exists():
         place.done(command)
@@ -87,12 +87,18 @@ def _left(place: Place, state: str) -> Path:
     return kept
 
 
-def _outcome(code: int, said: str, different: list[str], victim: Path) -> str:
+def outcome_of_damage(code: int, said: str, different: list[str], victim: Path) -> str:
+    """What a command came to whose file was damaged; an error has to name the file, or say that one is damaged."""
     if "Traceback" in said:
         return "tracebacks"
     if code == 0:
         return "silent" if different else "survived"
     with contextlib.suppress(IndexError):
         last = said.strip().splitlines()[-1]
-        return "survived" if "densepath: error: " in last and ("damaged" in last or victim.name in last) else "lost"
+        return "survived" if "densepath: error: " in last and _names(last, victim) else "lost"
     return "lost"
+
+
+def _names(line: str, victim: Path) -> bool:
+    """Whether it says that a file is damaged, or which was: no word of the folder where all of this lies counts."""
+    return any(word in line for word in (" is damaged", "not what", victim.as_posix()))

@@ -1,20 +1,24 @@
-"""Rows that no data set should hold, and command lines that nobody should type."""
+"""Rows that no data set should hold."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import json
 import random
+import shutil
 import sys
+import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.attack.place import Place
+from tests.attack.words import outcome_of
 from tests.support import tiny_tokenizer
 
-from densepath.cli.main import COMMANDS, main
 from densepath.data.encode import encode_pairs
 from densepath.data.formats import check_row
+from densepath.data.sources import load_rows
 from densepath.errors import DensepathError
 
 TEXTS = (
@@ -35,57 +39,17 @@ SCALARS: tuple[Any, ...] = (None, True, 0, -1, 10**30, 1.5, float("nan"), float(
 ROLES: tuple[Any, ...] = ("user", "assistant", "system", "tool", "robot", None, 3, [])
 BATCH = 1000
 """Rows of a trial."""
+FILED = 20
+"""Of these, in a file among the rows that a scoring job is to grade: some of it, and the good ones as without them."""
 COLUMNS = ("prompt", "completion", "messages", "text", "tools", "chat_template_kwargs", "chosen", "answer", "id")
-WORDS = (
-    *("--seed", "--output_dir", "--dataset_name", "--model_name_or_path", "--sft_max_steps", "--beta", "--config"),
-    *(
-        "--dpr_learning_rate",
-        "--eval_temperatures",
-        "--reference",
-        "--verifier",
-        "--num_generations",
-        "--debugg",
-        "--",
-    ),
-    *("--max_train_samples", "--window_size", "--output_file", "--port", "--host", "--arms", "--save_steps", "-x"),
-)
-VALUES = (
-    *(
-        "",
-        "0",
-        "-1",
-        "1e400",
-        "nan",
-        "inf",
-        "none",
-        "true",
-        "[1, 2",
-        "{a: b}",
-        "~",
-        "/",
-        ".",
-        "\x00",
-        "\ud800",
-        "é" * 500,
-    ),
-    *(
-        "text_tasks",
-        "nowhere.jsonl",
-        "/dev/null",
-        "/proc/self/mem",
-        "0.5,0.5",
-        "999999999999999999999",
-        "!!python/x",
-        "&a *a",
-    ),
-)
 
 
 def attack_rows(place: Place, rng: random.Random, most: int) -> tuple[str, Counter[str]]:
-    """Rows through the checks and the tokenizer: accepted, or refused in one line."""
+    """Rows through the checks and the tokenizer, some through a loader and a scorer: taken, or refused in a line."""
     found: Counter[str] = Counter()
     tokenizer = tiny_tokenizer()
-    for _ in range(min(most, BATCH)):
+    filed = min(most, FILED)
+    for _ in range(min(most, BATCH) - filed):
         row = {name: _value(rng) for name in rng.sample(COLUMNS, rng.randrange(1, 5))}
         found["tried"] += 1
         try:
@@ -97,7 +61,60 @@ def attack_rows(place: Place, rng: random.Random, most: int) -> tuple[str, Count
         except Exception as error:
             found["tracebacks"] += 1
             print(f"row {row!r:.300}: {type(error).__name__}: {error!s:.200}", file=sys.stderr)
+    found.update(_filed(place, rng, filed))
     return "rows", found
+
+
+def _filed(place: Place, rng: random.Random, count: int) -> Counter[str]:
+    """A file of good and odd rows: the loader has all or says why not, the scorer grades the good ones as ever."""
+    good = [json.loads(line) for line in Path(place.rows).read_text().splitlines()]
+    odd = [{"prompt": _value(rng), "completion": _value(rng)} for _ in range(count)]
+    rows = rng.sample([*good, *odd], k=len(good) + len(odd))
+    around = Path(tempfile.mkdtemp(dir=place.folder, prefix="rows"))
+    try:
+        (around / "rows.jsonl").write_text("".join(json.dumps(row, default=repr) + "\n" for row in rows))
+        found = Counter({"tried": count, "survived": count})
+        for outcome in (_loaded(around / "rows.jsonl", len(rows)), _scored(place, around, len(rows))):
+            if outcome != "survived":
+                found.update({outcome: 1, "survived": -found["survived"]})
+        return found
+    finally:
+        shutil.rmtree(around, ignore_errors=True)
+
+
+def _loaded(file: Path, rows: int) -> str:
+    try:
+        return "survived" if len(load_rows(str(file), "train", None, limit=None, seed=None)) == rows else "silent"
+    except DensepathError:
+        return "survived"
+    except Exception as error:
+        print(f"loader: {type(error).__name__}: {error!s:.300}", file=sys.stderr)
+        return "tracebacks"
+
+
+def _scored(place: Place, around: Path, rows: int) -> str:
+    """What became of the file in a scoring job; `silent` where rows are gone, or a good one has another reward."""
+    place.done("score")
+    words, folder = place.words("score", around / "score"), around / "score"
+    code = place.forks.run([*words, "--dataset_name", str(around / "rows.jsonl")], group=True)
+    outcome = outcome_of(code, place.forks.stderr)
+    if code == 0:
+        graded = _lines(folder / "s.jsonl")
+        kept = len(graded) + len(_lines(folder / "s.rejected.jsonl")) == rows
+        outcome = "survived" if kept and _same(graded, _lines(place.done("score").folder / "s.jsonl")) else "silent"
+    if outcome != "survived":
+        print(f"scorer: {outcome}, exit {code}: {place.forks.stderr[-300:]}", file=sys.stderr)
+    return outcome
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _same(graded: Sequence[Mapping[str, Any]], good: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each good row has the reward that it has among others, up to what packing does to the last bits."""
+    found = {json.dumps(row["prompt"]): row["reward"] for row in graded}
+    return all(abs(found.get(json.dumps(row["prompt"]), 1e9) - row["reward"]) < 1e-5 for row in good)
 
 
 def _value(rng: random.Random) -> Any:
@@ -117,33 +134,3 @@ def _turn(rng: random.Random) -> Any:
     if rng.random() < 0.2:
         turn["tool_calls"] = rng.choice((None, [], [{}], [{"function": {"name": "f", "arguments": "{"}}], "x", [3]))
     return turn
-
-
-def attack_words(place: Place, rng: random.Random, most: int) -> tuple[str, Counter[str]]:
-    """Command lines that end before any work: exit code 1 or 2 and one line, or help."""
-    found: Counter[str] = Counter()
-    commands = [name for name in COMMANDS if name not in ("serve", "view", "env", "theory")]
-    for _ in range(min(most, BATCH // 20)):
-        argv = [rng.choice(commands)] if rng.random() < 0.95 else [rng.choice(VALUES)]
-        for _ in range(rng.randrange(1, 5)):
-            argv += [rng.choice(WORDS), *rng.choices(VALUES, k=rng.randrange(3))]
-        argv += [
-            "--dataset_name",
-            "nowhere.jsonl",
-            "--output_dir",
-            "/proc/none",
-            "--output_file",
-            "/proc/none/x.jsonl",
-        ]
-        said = io.StringIO()
-        found["tried"] += 1
-        try:
-            with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-                main(argv)
-            found["survived"] += 1
-        except SystemExit:
-            found["survived"] += 1
-        except Exception as error:
-            found["tracebacks"] += 1
-            print(f"{argv!r:.300}: {type(error).__name__}: {error!s:.200}", file=sys.stderr)
-    return "command lines", found

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.attack.disks import CutDisk, SmallDisk
-from tests.attack.place import COMMANDS, CONCURRENCY, Place
+from tests.attack.place import COMMANDS, CONCURRENCY, REPORT, SCORE_BY_TWO, Place
 from tests.power import cut
 
 MOST = 8
@@ -26,7 +26,7 @@ _LINGER = 10.0
 
 def attack_kills(place: Place, rng: random.Random, most: int) -> tuple[str, Counter[str]]:
     """SIGKILL at random moments of a command, then the command to its end; (command, counts)."""
-    command = rng.choice(COMMANDS)
+    command = rng.choice((*COMMANDS, REPORT))
     with _trial(place, command) as folder:
         return command, _attacked(place, rng, command, folder, lambda: None, most)
 
@@ -68,7 +68,7 @@ def _attacked(
     found: Counter[str] = Counter()
     words, seconds = place.words(command, folder), place.done(command).seconds
     place.paid_twice()
-    ways = ("main", "group", "worker") if command == "experiment" else ("main",)
+    ways = ("main", "group", "worker") if command in ("experiment", SCORE_BY_TWO) else ("main",)
     for number in range(rng.randrange(1, min(MOST, most) + 1)):
         moment = rng.random() * seconds / (3 if number else 1)  # what is left takes less
         code = _killed(place, words, moment, rng.choice(ways), request)

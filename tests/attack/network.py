@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
@@ -106,8 +107,12 @@ def attack_http(place: Place, rng: random.Random, most: int) -> tuple[str, Count
     server, found = _server(place), Counter[str]()
     before, address = server.tracebacks, _address(server)
     for _ in range(min(most, 500)):
-        status = _sent(address, _request(rng))
-        found.update(("tried", "survived" if status != 500 else "lost"))
+        request = _request(rng)
+        status = _sent(address, request)
+        kept = status not in (0, 500) or (status == 0 and not is_whole(request))
+        found.update(("tried", "survived" if kept else "lost"))
+        if not kept:
+            print(f"status {status} for {request[:300]!r}", file=sys.stderr)
     found["tracebacks"] += server.tracebacks - before
     found["lost"] += abs(_sum(server.ask()) - server.right) > 1e-9
     return "HTTP requests", found
@@ -165,15 +170,22 @@ def _request(rng: random.Random) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
 
+def is_whole(request: bytes) -> bool:
+    """Whether the client sent all that it announced before it closed its side: else it need not be answered."""
+    head, end, body = request.partition(b"\r\n\r\n")
+    lengths = re.findall(rb"\r\nContent-Length: (\S+)", head)
+    return bool(end) and b"Transfer-Encoding" not in head and all(each == b"%d" % len(body) for each in lengths)
+
+
 def _sent(address: tuple[str | None, int | None], request: bytes) -> int:
-    """The status that came back; 0 for none."""
+    """The status that came back, also to a client that the server did not let end; 0 for none."""
+    head = b""
     with socket.create_connection(address, timeout=20) as client:
-        try:
+        with contextlib.suppress(OSError):
             client.sendall(request)
             client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):
             head = client.recv(64)
-        except OSError:
-            return 0
     words = head.split()
     return int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
 

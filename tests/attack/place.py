@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,19 +15,35 @@ from tests.judging.fake_endpoint import MODEL, FakeEndpoint
 from tests.pipeline.folders import differences
 from tests.pipeline.runs import ForkServer, run_argv, save_tiny_model
 
+SCORE_BY_TWO, REPORT = "score --num_processes 2", "report"
+"""A form of its own, and what writes into a folder that `run` has left."""
 COMMANDS = (
-    *("run", "purify", "experiment", "diagnose"),
+    *("run", "purify", "experiment", "diagnose", "reward-eval", "judge-eval"),
     *(2 * ("run", "sft", "dpr", "score", "generate", "judge", "eval", "audit", "rank")),
+    SCORE_BY_TWO,
 )
-"""What is attacked; those that take a second or more less often."""
+"""What is attacked in a folder of its own; those that take a second or more less often."""
 CONCURRENCY = 2
 """Calls of the judge under way at once: those that a kill may have paid for in vain."""
 _MODULES = (
     *("experiment", "judge", "generate", "eval_command", "diagnose", "audit", "ranking", "purify"),
     *("reward_eval", "judge_eval"),
 )
-_SPENT = ("spent.json", "report.json", "report.html")
+_SPENT = {
+    "judge": ("spent.json", "report.json", "report.html"),
+    "judge-eval": ("spent.json",),
+}
 """Of a judge: they count the calls of all commands, or of the last."""
+_LEFT = {
+    "run": ("sft/model", "dpr/model", "results.json", "report.html"),
+    "sft": ("model", "references/0.4"),
+    "dpr": ("model",),
+    "purify": ("model", "purification.json", "kept.jsonl"),
+    "experiment": ("results.json",),
+    "judge": ("report.html",),
+    "report": ("report.html", "report.json"),
+}
+"""What a command has to leave: one that came to its end by a shorter way is not the one to attack."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +74,14 @@ class Place:
         self._done: dict[str, Done] = {}
         self.at_end: list[Callable[[], None]] = [self.forks.close, self.endpoint.__exit__]
         rows = [{"prompt": f"Say {i}:", "completion": f"{i}", "answer": f"{i}"} for i in range(70)]
-        self._rows = self._write("rows", rows)
+        self.rows = self._write("rows", rows)
         self._held_out = self._write("held_out", [{**row, "prompt": f"Tell {row['answer']}:"} for row in rows[:6]])
         several = {"completions": ["7", "no", "8 and"]}
+        altered = [
+            {"prompt": row["prompt"], "chosen": row["answer"], "rejected": f"{row['answer']} or so"}
+            for row in rows[:12]
+        ]
+        self._pairs = self._write("pairs", altered)
         self._many = self._write("many", [{"prompt": row["prompt"], **several} for row in rows[:16]])
         self._answers = [
             self._write(
@@ -73,7 +95,7 @@ class Place:
         ]
         self._questions = self._write("questions", [{**row, "id": row["answer"]} for row in rows[:12]])
         self._recipe = folder / "recipe.yaml"
-        self._recipe.write_text(json.dumps(_recipe(self.model, self._rows)))
+        self._recipe.write_text(json.dumps(_recipe(self.model, self.rows)))
 
     def _write(self, name: str, rows: list[dict[str, Any]]) -> str:
         path = self.folder / f"{name}.jsonl"
@@ -91,15 +113,24 @@ class Place:
             folder = self.folder / "whole" / command
             folder.parent.mkdir(exist_ok=True)
             self.forks.run(["--version"])  # until all is imported
+            words = self.words(command, folder)
             started = time.monotonic()
-            code = self.forks.run(self.words(command, folder), group=True)
+            code = self.forks.run(words, group=True)
             assert code == 0, (command, self.forks.stdout, self.forks.stderr)
+            missing = [name for name in _LEFT.get(command, ()) if not (folder / name).exists()]
+            assert not missing, (command, missing, self.forks.stdout)
             self._done[command] = Done(folder, time.monotonic() - started)
         return self._done[command]
 
     def words(self, command: str, folder: Path) -> list[str]:
         """The command line that writes into that folder, which holds nothing else."""
         pair = {"model_name_or_path": self.model, "ref_model_name_or_path": self.before}
+        if command == REPORT:
+            if not folder.exists():
+                shutil.copytree(self.done("run").folder, folder)
+            return [command, str(folder)]
+        if command == SCORE_BY_TWO:
+            return [*self.words("score", folder), "--num_processes", "2"]
         if command == "run":
             return run_argv(self.model, folder, sft_max_steps=4, dpr_max_steps=3, arms=["sft", "dpr"])
         made: dict[str, Callable[[], dict[str, Any]]] = {
@@ -119,10 +150,13 @@ class Place:
             "diagnose": lambda: {**_DIAGNOSIS, "run_dir": self.done("sft").folder, **_pages(folder, "d.json")},
             "audit": lambda: {**pair, "drop_lowest": 0.2, **_parts(folder), **_pages(folder, "a.jsonl")},
             "rank": lambda: {**pair, **_ranked(folder)},
+            "reward-eval": lambda: {**pair, "output_file": folder / "figures.json"},
+            "judge-eval": lambda: {**self._judge(), **_pages(folder, "figures.json")},
         }
-        given = {**made[command](), **({"dataset_name": self._many} if command == "rank" else {})}
-        if command not in ("rank", "experiment", "judge"):
-            given["dataset_name"] = self._rows
+        rows = {"rank": self._many, "reward-eval": self._pairs, "judge-eval": self._pairs}
+        given = made[command]()
+        if command not in ("experiment", "judge"):
+            given["dataset_name"] = rows.get(command, self.rows)
         return [command, *(word for name, value in given.items() for word in (f"--{name}", *_texts(value)))]
 
     def _training(self, folder: Path, steps: int = 5) -> dict[str, Any]:
@@ -136,8 +170,10 @@ class Place:
     def _judged(self, folder: Path) -> dict[str, Any]:
         one, other = self._answers
         asked = {"benchmark": self._questions, "models": [one, self.model], "baseline": other, "output_dir": folder}
-        judge = {"judge": f"openai:{MODEL}", "judge_base_url": self.endpoint.url, "judge_concurrency": CONCURRENCY}
-        return {**asked, **judge, "max_completion_length": 4}
+        return {**asked, **self._judge(), "max_completion_length": 4}
+
+    def _judge(self) -> dict[str, Any]:
+        return {"judge": f"openai:{MODEL}", "judge_base_url": self.endpoint.url, "judge_concurrency": CONCURRENCY}
 
     def paid_twice(self) -> int:
         """Replies that the endpoint gave again, since this was last asked."""
@@ -148,7 +184,7 @@ class Place:
 
     def differences(self, command: str, folder: Path) -> list[str]:
         """Names of files that are missing, too many, or not what an unattacked run wrote, clocks apart."""
-        return differences(folder, self.done(command).folder, _SPENT if command == "judge" else ())
+        return differences(folder, self.done(command).folder, _SPENT.get(command, ()))
 
 
 _SHORT = {"max_completion_length": 4}
@@ -156,9 +192,10 @@ _CHECKED = {"verifier": "exact_match"}
 _SAMPLING = {"num_generations": 2, "max_completion_length": 5}
 _DIAGNOSIS = {"betas": 0.5, "num_generations": 2, "max_samples": 4, **_SHORT}
 _PURIFY = {
-    **{"purify_behaviours": 2, "purify_steps": 2, "purify_final_steps": 3, "purify_samples": 8, "purify_kinds": 1},
-    **{"purify_learning_rate": 1e-3, **_SHORT},
+    **{"purify_behaviours": 2, "purify_steps": 4, "purify_final_steps": 3, "purify_samples": 64, "purify_kinds": 1},
+    **{"purify_learning_rate": 0.03, **_SHORT},
 }
+"""Its models differ so much that a lift is told from 0, as nothing is trained but then (see `_LEFT`)."""
 
 
 def _recipe(model: str, rows: str) -> dict[str, Any]:

@@ -8,18 +8,23 @@ import os
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks.gpu import speed
+from benchmarks.gpu import check, extras, kit, smoke, speed, vllm_sample
 from benchmarks.gpu import tests as gpu_tests
 from benchmarks.gpu.boxes import SUMMARY, Box, Report, compared, failures, in_boxes
-from benchmarks.gpu.check import Settings
+from benchmarks.gpu.check import BOXES, MINUTES, Settings, boxes_of
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from tests.pipeline.runs import save_tiny_model
 from tests.tiny_models import tiny_llama
 
-from densepath.models import sampling
+from densepath.models import flat_attention, sampling
+from densepath.models.load import load_model
 from densepath.models.packing import Layout
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +87,177 @@ def test_time_may_end_a_part_that_is_open_ended(tmp_path):
     assert records["slow"]["state"] == "cut off"
     assert failures(records) == []
     assert failures({"slow": {**records["slow"], "state": "failed"}}) == ["slow: failed"]
+
+
+def test_the_time_is_for_the_parts_that_are_asked_for():
+    for asked, minutes in (([box.name for box in BOXES], MINUTES), (["smoke", "speed"], 6.0), (["noise"], 2.0)):
+        boxes = boxes_of(asked, minutes)
+        assert [box.name for box in boxes] == asked
+        assert sum(box.seconds for box in boxes) == pytest.approx(60 * minutes)
+    smoke_box, speed_box = boxes_of(["smoke", "speed"], 6.0)
+    assert speed_box.seconds / smoke_box.seconds == pytest.approx(210 / 150)
+    assert sum(box.seconds for box in BOXES) <= 60 * MINUTES
+
+
+def required(names):
+    """Names of distributions and of all that they require here, their extras left out."""
+    seen, todo = set(), list(names)
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name not in seen:
+            seen.add(name)
+            lines = map(Requirement, metadata.requires(name) or ())
+            todo += [each.name for each in lines if each.marker is None or each.marker.evaluate({"extra": ""})]
+    return seen
+
+
+def test_the_machine_and_the_kit_have_all_that_is_required():
+    travels = {*kit.TRAVEL, *kit.WHEELS, "densepath"}
+    assert required(["densepath", "pytest"]) - travels <= required(kit.MACHINE)
+    said = (ROOT / "docs/gpu.md").read_text(encoding="utf-8").split("The machine needs")[1].split("pip is not")[0]
+    assert [name for name in kit.MACHINE if name not in said.lower()] == []
+
+
+def test_a_wrong_part_is_named_before_a_gpu_is_missed(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(check.torch.cuda, "is_available", lambda: False)
+    for words, said in (
+        (["--parts", "smoke,foo"], "no part 'foo'; there are smoke, speed"),
+        (["--minutes", "0"], "0 is no number above 0"),
+        ([], "torch finds no CUDA device"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["check", "--output_dir", str(tmp_path / "out"), *words])
+        with pytest.raises(SystemExit) as ended:
+            check.main()
+        told = capsys.readouterr().err
+        assert (ended.value.code, told.count("\n")) == (2, 1)
+        assert said in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+def test_a_flat_rows_gradients_are_compared_in_bfloat16(model, monkeypatch):
+    found = smoke.flat_against_padded(model, "cpu")
+    assert found["layout"] == "FLAT"
+    records = {"smoke": {"state": "done", "open_ended": False, "found": {"gradients": found}}}
+    assert failures(records) == []
+    right = flat_attention._attended
+    # Right forward, which the trial of a model's layout would find too, and half as much again of a gradient backward.
+    monkeypatch.setattr(
+        flat_attention,
+        "_attended",
+        lambda query, key, value, mask, **given: right(query, key, 1.5 * value - 0.5 * value.detach(), mask, **given),
+    )
+    records["smoke"]["found"]["gradients"] = smoke.flat_against_padded(model, "cpu")
+    assert [line.split(":")[0] for line in failures(records)] == ["smoke, gradients, gradients"]
+
+
+def test_a_training_says_on_which_device_it_ran(tmp_path):
+    report = Report(tmp_path / "smoke.json")
+    figures = {"weights": torch.ones(2)}
+    for name, device in (("as asked", "meta"), ("elsewhere", "cpu")):
+        smoke._trained(report, name, lambda where, device=device: smoke.Trained(torch.device(device), figures), "meta")
+    assert [report.found[name]["device"] for name in ("as asked", "elsewhere")] == ["meta", "cpu"]
+    records = {"smoke": {"state": "done", "open_ended": False, "found": report.found}}
+    assert failures(records) == ["smoke, elsewhere, another device: 1.0, more than 0"]
+
+
+def test_extras_decode_few_tokens_and_start_processes_last(tmp_path, monkeypatch):
+    """A decoding step of a small model takes the same 40 ms whatever is decoded: the dispatch of its kernels."""
+    work, seconds = extras.LONG_PROMPTS, 0.04
+    counted = speed.roofline(
+        {"seconds by phase": {"sampling": 1.0}, "parameters": 1e9}, {"bytes": 1e12, "flops": 1e15}, work
+    )
+    assert 2 * speed.STEPS * counted["sampling batches"] * work.completion * seconds < 15
+    tokens = [w.rows // w.group * w.prompt + w.rows * w.completion for w in (work, speed.FULL)]
+    assert tokens[0] == pytest.approx(tokens[1], rel=0.15)
+    for name in ("_four_bit", "_fsdp", "_vllm", "dpr_step"):
+        monkeypatch.setattr(extras, name, lambda *given, **named: {})
+    report = Report(tmp_path / "extras.json")
+    extras.run(Settings("cpu", True, tmp_path), report)
+    assert list(report.found) == [
+        "4 bits",
+        "gradient checkpointing on",
+        "gradient checkpointing off",
+        "FSDP2 on one device",
+        "vLLM",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        (lambda weight: weight + 0.02, []),
+        (lambda weight: weight, ["as if never quantised"]),
+        (lambda weight: weight * torch.nan, ["scores that are not finite"]),
+    ],
+    ids=["quantised", "not", "broken"],
+)
+def test_scores_in_4_bits_are_finite_and_others(model, change, wrong, monkeypatch):
+    def load(name, **options):
+        loaded = load_model(name)
+        if options:
+            weight = loaded.model.layers[0].mlp.up_proj.weight
+            weight.data = change(weight.data)
+        return loaded
+
+    def score(loaded, prompts, completions):  # `score_completions` itself refuses NaN
+        ids = torch.tensor([[*prompts[0], *completions[0]]])
+        return SimpleNamespace(logprobs=[loaded(input_ids=ids).logits.detach().log_softmax(-1)[0, 2:, 9]])
+
+    monkeypatch.setattr(extras, "_package", lambda name: {"version": "made up"})
+    monkeypatch.setattr(extras, "check_four_bit", lambda: None)
+    monkeypatch.setattr("densepath.config.mixins.TrainableArguments.model_options", lambda self: {"in": 4})
+    monkeypatch.setattr(extras, "load_model", load)
+    monkeypatch.setattr(extras, "score_completions", score)
+    found = extras._four_bit(model, "cpu")
+    assert [name for name, value in found.items() if isinstance(value, dict) and not value["ok"]] == wrong
+
+
+def test_vllm_answers_or_it_is_said_why_not(model, monkeypatch):
+    own = load_model(model)
+
+    class LLM:
+        """An engine that takes a model's first tokens, and knows their log-probabilities."""
+
+        def __init__(self, **given):
+            assert given["model"] == model
+
+        def generate(self, given, params, use_tqdm):
+            answers = []
+            for each in given:
+                logprobs = own(input_ids=torch.tensor([each["prompt_token_ids"]])).logits[0, -1].log_softmax(-1)
+                at = {7: SimpleNamespace(logprob=float(logprobs[7]))}
+                one = SimpleNamespace(token_ids=[7], logprobs=[at], finish_reason="length")
+                answers.append(SimpleNamespace(outputs=[one]))
+            return answers
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=LLM, SamplingParams=SimpleNamespace))
+    told = vllm_sample.sampled(model)
+    assert told["completions"] == [[7]] * 3
+    assert told["largest difference"] < 1e-5
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    absent = vllm_sample.sampled(model)
+    assert absent["not used"].startswith("it does not import here: ")
+
+    monkeypatch.setattr(extras, "_package", lambda name: {"version": "made up"})
+    done = SimpleNamespace(returncode=0, stdout=f"loading\n{json.dumps(told)}\n", stderr="one\ntwo")
+    monkeypatch.setattr(extras.subprocess, "run", lambda *given, **named: done)
+    assert extras._vllm(model)["log-probabilities"]["ok"]
+    done.stdout = json.dumps(absent)
+    assert extras._vllm(model) == {"version": "made up", **absent}
+    done.returncode = 1
+    with pytest.raises(RuntimeError, match="vLLM ended with 1: one two"):
+        extras._vllm(model)
+
+    def late(*given, **named):
+        raise subprocess.TimeoutExpired("vllm", named["timeout"])
+
+    monkeypatch.setattr(extras.subprocess, "run", late)
+    assert extras._vllm(model)["not used"] == "it has not answered within 35 s"
 
 
 def test_each_item_of_speed_begins_with_nothing_in_memory(tmp_path, monkeypatch):

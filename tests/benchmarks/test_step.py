@@ -38,8 +38,10 @@ def test_the_floor_by_hand(rates):
     assert found["update"] == pytest.approx(28 * weights / 1e9)
 
 
-def test_it_measures_what_is_missing(rates, tmp_path, monkeypatch, capsys):
-    asked = []
+@pytest.fixture
+def asked(rates, monkeypatch):
+    """The arms that were asked for a step, one after the other, by stand-ins of their processes."""
+    steps = []
 
     class Worker:
         def __init__(self, arm, setting, options):
@@ -52,12 +54,30 @@ def test_it_measures_what_is_missing(rates, tmp_path, monkeypatch, capsys):
             pass
 
         def step(self):
-            asked.append(self.arm)
+            steps.append(self.arm)
             seconds = 1.0 if self.arm == ARMS[0] else 3.0
             return {"cpu_s": seconds, "wall_s": seconds, "peak_bytes": 2**30 * seconds}
 
     monkeypatch.setattr(step, "Worker", Worker)
     monkeypatch.setattr(step, "load", lambda name: (tiny_llama(), tiny_tokenizer()))
+    return steps
+
+
+def test_arms_that_are_measured_a_few_at_a_time_are_all_kept(asked, tmp_path, monkeypatch):
+    written = tmp_path / "step.json"
+    few, others = ARMS, ["densepath, all actions", "TRL GRPO"]
+    for arms, turns in ((few, 2), (others, 2), (few, 0), ([few[0]], 0)):
+        asked.clear()
+        options = ["--settings", "2x4x64", "--threads", "1", "--pairs", "1", "--json", written, "--arms", *arms]
+        monkeypatch.setattr(sys, "argv", ["x", *map(str, options)])
+        step.main()
+        assert asked == arms * turns
+    found = json.loads(written.read_text())["tables"]["2x4x64"]
+    assert [list(turn) for turn in found["turns"]] == [few, others]
+    assert set(found["arms"]) == {*few, *others}
+
+
+def test_it_measures_what_is_missing(asked, tmp_path, monkeypatch, capsys):
     written, drawn = tmp_path / "step.json", tmp_path / "step.svg"
     options = ["--settings", "2x4x64", "--arms", *ARMS, "--threads", "1", "--json", str(written), "--plot", str(drawn)]
     for pairs, turns in (("1", 2), ("3", 3), ("3", 0)):  # each time one more, which is not counted

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from trl import SFTConfig
 
 from densepath.cli.arguments import parse
 from densepath.config.coerce import coerce
 from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
-from densepath.config.reward import ScoreArguments
+from densepath.config.reward import AuditArguments, RewardEvalArguments, ScoreArguments
 from densepath.config.run import RunArguments
 from densepath.config.training import SFTArguments
 from densepath.errors import ConfigError, MissingFileError, UsageError
@@ -321,3 +323,37 @@ def test_a_reference_before_sft_and_every_kept_one_are_accepted():
 def test_yaml_that_pyyaml_stumbles_over_is_one_line(text):
     with pytest.raises(ConfigError, match=r"recipe\.yaml: not valid YAML: [^\n]+$"):
         read_yaml(text, "recipe.yaml")
+
+
+def test_a_recipe_takes_hyphens_as_the_command_line_does(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("max-length: 9\nper-device-train-batch-size: 2\nmodel-name-or-path: a-b\ndataset_name: d\n")
+    found, others = parse(
+        SFTArguments, ["--config", str(recipe)], prog="sft", description="", passthrough={"": "SFTConfig"}
+    )
+    assert (found.max_length, found.model_name_or_path) == (9, "a-b")
+    assert others == {"per_device_train_batch_size": 2}
+    recipe.write_text("max-length: 9\nmax_length: 8\n")
+    with pytest.raises(ConfigError, match=r"recipe.yaml: max_length is given twice, with - and with _; remove one"):
+        parse(SFTArguments, ["--config", str(recipe)], prog="sft", description="")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (RewardEvalArguments, "output_file", ""),
+        (AuditArguments, "clean_file", "."),
+        (RewardEvalArguments, "output_file", "a\0b"),
+        (SFTArguments, "output_dir", "\0"),
+    ],
+)
+def test_what_is_no_name_of_a_file_or_folder_is_refused_before_the_work(kind, name, value):
+    with pytest.raises(ConfigError, match=f"^{name}=.* is no name of a f"):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize(("kind", "name"), [(ScoreArguments, "reward_scale"), (RunArguments, "eval_temperatures")])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_number_of_a_command_is_infinite_or_none_at_all(kind, name, value):
+    with pytest.raises(ConfigError, match=f"^{name}={value} must be a number"):
+        kind(**{name: [value] if name.endswith("s") else value})

@@ -400,6 +400,8 @@ def test_report_and_env(models, tmp_path, capsys):
     assert main(["env", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["torch"] == torch.__version__
+    assert re.search(r"\d+ float32 GFLOP/s a core$", found["matrix products"])  # what a figure of speed rests on
+    assert re.fullmatch(r"one core reads \d+ GB/s", found["memory"])
     assert main(["env"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1] == "| --- | --- |"

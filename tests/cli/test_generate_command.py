@@ -172,12 +172,18 @@ def test_a_killed_generation_goes_on_and_ends_with_the_same_bytes(answer, write_
     assert read_json(tmp_path / "again.manifest.json")["result"]["answers"] == 10
 
 
-def test_eval_is_generate_with_a_check(models, answer, write_jsonl, tmp_path):
+def test_eval_is_generate_with_a_check(models, answer, write_jsonl, tmp_path, capsys):
     source = write_jsonl("prompts.jsonl", PROMPTS)
     rows = answer("--dataset_name", source)
     argv = ["eval", "--model_name_or_path", models["sft"], "--dataset_name", source, "--dataset_train_split", "train"]
     output = tmp_path / "eval.jsonl"
     assert main([*argv, "--max_completion_length", "5", "--output_file", str(output)]) == 0
+    cut = sum(row["truncated"] for row in rows)
+    told = (
+        f"{len(rows)} answers, 4.2 tokens on average, {100 * cut / len(rows):.1f} % cut off at max_completion_length=5"
+    )
+    assert cut > 0
+    assert f"{told}: raise it\n" in capsys.readouterr().out.partition("exact_match: ")[2]
     checked = read_jsonl(output)
     assert [row.pop("metric") for row in checked] == [float(r["text"].strip() == r["answer"]) for r in rows]
     assert checked == rows

@@ -451,7 +451,10 @@ def test_a_judge_that_keeps_failing_ends_with_1_and_keeps_what_was_paid_for(judg
         (["--judge", "openai:gpt"], "OPENAI_API_KEY"),
         (["--judge", "verifier:exact_match", "--second_judge", "verifier:exact_match"], "is judge itself"),
         (["--judge", "verifier:exact_match", "--models", "SHORT"], "no answer of short to q3"),
-        (["--judge", "verifier:exact_match", "--models", "EMPTY"], "row 1: the answer to q0 is empty"),
+        (
+            ["--judge", "verifier:exact_match", "--models", "EMPTY"],
+            "row 1: the answer to q0 is empty; give its text, leave empty out, or give allow_empty",
+        ),
         (["--judge", "verifier:exact_match", "--models", "OTHER"], "row 1: it answers 'Something else', where q0"),
         (["--judge", "verifier:exact_match", "--models", "RIGHT", "RIGHT"], "are both called right"),
         (["--judge", "verifier:exact_match", "--baseline"], "has no baseline of its own"),
@@ -492,6 +495,24 @@ def test_mistakes_are_one_line(judge, write_jsonl, capsys, tmp_path, monkeypatch
     assert re.fullmatch(r"densepath: error: [^\n]+\n", err)
     assert message in err
     assert not (tmp_path / "out/games.jsonl").exists()
+
+
+def test_what_is_left_out_of_the_questions_and_answers_is_told_in_the_figures(judge, write_jsonl, capsys):
+    """Empty answers that are let in, answers to questions of another file, and questions that are not asked."""
+    said = [*answers("said", ["", " ", *"23456789ab"]), {"id": "x7", "generator": "said", "text": "?"}]
+    words = ["--judge", "verifier:exact_match", "--allow_empty", "--models", write_jsonl("said.jsonl", said)]
+    code, folder = judge(*words, "--max_samples", "10", models=())
+    assert code == 0
+    found = figures(folder)
+    assert found.win_rates[0].wins == 8
+    benchmark = str(folder.parent / "questions.jsonl")
+    assert found.notes == (
+        f"max_samples=10: the first 10 of 12 questions, and not all of {benchmark}",
+        f"{folder.parent / 'said.jsonl'}: answers of said to questions that the benchmark lacks are passed over: 1, "
+        "the first in row 13, to 'x7'",
+        "said: 2 of 10 answers are empty",
+    )
+    assert "2 of 10 answers are empty" in " ".join(capsys.readouterr().out.split())
 
 
 def test_difficulties_by_place_are_doubted_where_the_order_is_not_alpaca_evals(monkeypatch, tmp_path):

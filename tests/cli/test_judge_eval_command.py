@@ -47,7 +47,12 @@ def test_a_local_model_as_judge(judge_eval, models, capsys):
 
 def test_a_dry_run_asks_nobody(judge_eval, capsys):
     assert judge_eval("--judge", "verifier:exact_match", "--dry_run") == {}
-    assert "40 judgements of 20 pairs: 0 calls" in " ".join(capsys.readouterr().out.split())
+    assert "40 judgements of 20 pairs: no call of an endpoint" in " ".join(capsys.readouterr().out.split())
+    words = ["--judge", "openai:m", "--judge_base_url", "http://127.0.0.1:9/v1", "--judge_prompt_price", "2"]
+    assert judge_eval(*words, "--judge_completion_price", "8", "--dry_run") == {}
+    out = " ".join(capsys.readouterr().out.split())
+    assert "40 judgements of 20 pairs: 40 calls, " in out
+    assert "cost about " in out  # four bytes a token, and no retries: it may be more
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
@@ -109,7 +110,19 @@ def test_version_and_unknown_commands(capsys):
     assert main(["evaluate"]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "no command 'evaluate'; choose one of: run, sft" in err
+    assert "no command 'evaluate'; did you mean eval? There are run, sft" in err
+    moved = "what it did is in diagnose"
+    for word, told in {"runs": "did you mean run?", "select": moved, "x": "choose one of: run"}.items():
+        assert main([word]) == 2
+        assert f"no command {word!r}; {told}" in capsys.readouterr().err
+
+
+def test_the_package_is_the_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["densepath", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("densepath", run_name="__main__")
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"densepath {__version__}\n"
 
 
 @pytest.fixture
@@ -213,3 +226,48 @@ def test_a_model_that_the_hub_is_asked_for_is_told_at_once(monkeypatch, tmp_path
     assert " ".join(told.split()) == (
         "model_name_or_path=nobody/has-this-model is no folder here, nor in the hub's cache: asking the hub for it"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "function", "told"),
+    [
+        (
+            "judge --benchmark lima --models no/a HERE --baseline no/b --judge local:no/c --second_judge reward:no/d",
+            "pipeline.judge.run_judge_command",
+            ["models=no/a", "baseline=no/b", "judge=no/c", "second_judge=no/d"],
+        ),
+        ("judge --benchmark lima --models no/a --judge local:no/c --dry_run", "pipeline.judge.run_judge_command", []),
+        (
+            "judge --benchmark alpaca_eval --models HERE --baseline gpt4_turbo --judge dense:no/c",
+            "pipeline.judge.run_judge_command",
+            [],
+        ),
+        (
+            "view --port 0 --model_name_or_path no/a HERE --ref_model_name_or_path no/b",
+            "serve.view_models.RewardChoices",
+            ["model_name_or_path=no/a", "ref_model_name_or_path=no/b"],
+        ),
+        (
+            "serve --port 0 --model_name_or_path no/a --dense_reward logprob",
+            "rewards.dense.DenseReward.from_models",
+            ["model_name_or_path=no/a"],
+        ),
+        (
+            "run --model_name_or_path HERE --dataset_name d --reference no/a --judge local:no/c --dry_run",
+            "pipeline.dry_run.run_run_command",
+            ["reference=no/a", "judge=no/c"],
+        ),
+        ("run --model_name_or_path HERE --dataset_name d --reference 0.5", "pipeline.dry_run.run_run_command", []),
+    ],
+)
+def test_the_hub_is_told_of_by_every_command_that_loads_models(words, function, told, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+
+    def stop(*given, **named):
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(f"densepath.{function}", stop)
+    assert main(words.replace("HERE", str(tmp_path)).split()) == 2
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if "asking the hub" in line]
+    assert sorted(line.split()[0] for line in lines) == sorted(told)

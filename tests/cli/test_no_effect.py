@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import pytest
 
 from densepath.cli.arguments import parse
+from densepath.cli.commands import RECIPE_KEYS
 from densepath.cli.main import main
 from densepath.config.experiment import ExperimentArguments
-from densepath.config.run import RunArguments
+from densepath.config.run import READ_BY_ARMS, RunArguments
 from densepath.errors import ConfigError
+from densepath.methods import get_method, method_names
 from densepath.pipeline.recipe import read_recipe
 
 RUN = "run --model_name_or_path m --dataset_name d"
@@ -35,6 +38,54 @@ RUN = "run --model_name_or_path m --dataset_name d"
             "purify_samples=9 has no effect with purify_rounds=0",
         ),
         (f"{RUN} --arms dpr --continued_sft samples", "has no effect without continued_sft among arms: leave it out"),
+        (
+            f"{RUN} --arms sft --dpr_learning_rate 1",
+            "dpr_learning_rate=1.0 has no effect with arms=sft, none of which",
+        ),
+        (
+            f"{RUN} --arms base sft --dpr_max_steps 5 --max_prompt_length 9",
+            "dpr_max_steps=5 have no effect with arms=",
+        ),
+        (f"{RUN} --arms sft --num_generations 8", "num_generations=8 has no effect with arms=sft"),
+        (f"{RUN} --arms sft --dpr_weight_decay .3", "dpr_weight_decay=0.3 has no effect with arms=sft"),
+        (f"{RUN} --arms sft dft --dpr_learning_rate 1", "dpr_learning_rate=1.0 has no effect with arms=sft dft"),
+        (
+            f"{RUN} --arms sft dpr --continued_sft_learning_rate 1e-3",
+            "continued_sft_learning_rate=0.001 has no effect",
+        ),
+        (f"{RUN} --purify_dft true", "purify_dft=True has no effect without verifier or judge"),
+        (
+            f"{RUN} --sft_model_name_or_path x --arms dpr --sft_learning_rate 1e-3",
+            "sft_learning_rate=0.001 has no effect where the SFT model is given, with arms=dpr, none of which reads",
+        ),
+        (
+            f"{RUN} --sft_model_name_or_path x --arms dpr --sft_weight_decay .1",
+            "sft_weight_decay=0.1 has no effect where the SFT model is given",
+        ),
+        (
+            "score --model_name_or_path m --ref_model_name_or_path r --dataset_name d --reference_mean geometric",
+            "reference_mean='geometric' has no effect with fewer than two references",
+        ),
+        (
+            "generate --model_name_or_path m --dataset_name d --vllm_gpu_memory_utilization .5",
+            "vllm_gpu_memory_utilization=0.5 has no effect without use_vllm",
+        ),
+        (
+            "judge --benchmark b --models m --judge verifier:exact_match --dense_reward logprob",
+            "dense_reward='logprob' has no effect without model_name_or_path",
+        ),
+        ("diagnose --run_dir r --num_generations 0 --betas 2", "betas=[2.0] has no effect with num_generations=0"),
+        (
+            "dpr --model_name_or_path m --dataset_name d --max_eval_samples 9",
+            "has no effect without eval_dataset_name",
+        ),
+        (
+            "reward-eval --model_name_or_path m --dense_reward logprob --dataset_name d --task preference "
+            "--step_separator x",
+            "step_separator='x' has no effect with task=preference",
+        ),
+        ("view scores.jsonl --html_file a.html --port 9", "port=9 has no effect with html_file"),
+        ("view scores.jsonl --chat false", "chat=False has no effect without model_name_or_path"),
         ("diagnose --run_dir r --judge_both_orders false", "judge_both_orders=False has no effect without judge"),
     ],
 )
@@ -64,6 +115,66 @@ def test_what_the_command_line_makes_a_recipe_lose_is_left_out(words, left, tmp_
         found, _ = parse(RunArguments, ["--config", str(recipe), *words.split()], prog="run", description="")
     assert {str(each.message).partition(" has no effect")[0] for each in said} == left
     assert found.candidate_betas == ([0.5, 1.0] if "candidate_betas=[0.5]" in left else [0.5])
+
+
+def shipped(words):
+    """The arguments and other keys of the quickstart with words of the command line, and what was said."""
+    recipe = Path(__file__).parents[2] / "recipes/quickstart.yaml"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        argv = ["--config", str(recipe), *words.split()]
+        found = parse(RunArguments, argv, prog="run", description="", passthrough=RECIPE_KEYS)
+    return *found, [str(each.message) for each in said]
+
+
+def test_what_belongs_together_is_left_out_together():
+    found, others, said = shipped("--arms base sft --save_steps 7")
+    assert (found.num_generations, found.dpr_per_device_train_batch_size) == (4, 32)
+    assert others == {}
+    (told,) = (each for each in said if "dpr_max_steps=5" in each)
+    assert "dpr_per_device_train_batch_size=24" in told
+    with pytest.raises(ConfigError, match=r"^dpr_max_steps=6 has no effect with arms=sft, none of which"):
+        shipped("--arms sft --dpr_max_steps 6")
+    assert shipped("--dpr_weight_decay 0.1 --dpr_use_vllm true")[1:] == (
+        {"dpr_weight_decay": 0.1, "dpr_use_vllm": True},
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--arms sft --beta 2",  # the choice of the reference previews it
+        "--arms sft --rl_prompts p.jsonl",  # of plain text they are the prompts
+        "--arms sft dft --dpr_max_steps 5 --dpr_num_iterations 2 --continued_sft_learning_rate 1",
+        "--arms sft filtered_sft --num_generations 8 --max_prompt_length 400",
+        "--arms sft spin --dpr_learning_rate 1 --dpr_adam_beta1 .9",
+        "--arms sft purified_sft --max_prompt_length 400 --sft_model_name_or_path x --sft_learning_rate 1 --beta 1",
+        "--arms sft --sft_weight_decay .1 --dpr_chat_template_kwargs {} --gpu_memory 24 --max_prompt_length 9",
+        "--purify_dft true --verifier exact_match",
+    ],
+)
+def test_what_any_stage_reads_is_taken(words):
+    argv = ["--model_name_or_path", "m", "--dataset_name", "d", *words.split()]
+    parse(RunArguments, argv, prog="run", description="", passthrough=RECIPE_KEYS)
+
+
+def test_what_arms_read_is_what_their_methods_are_trained_as():
+    assert READ_BY_ARMS.keys() <= {*method_names()}
+    prefixes = {None: [], "SFT": ["sft_"], "DPR": ["dpr_"], "self-play": ["dpr_"]}
+    for name, keys in READ_BY_ARMS.items():
+        assert [key for key in keys if key.endswith("_") and key[:-1] in ("sft", "dpr")] == prefixes[
+            get_method(name).stage
+        ], name
+
+
+def test_what_the_command_line_gives_effect_is_no_mistake_of_the_recipe(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model_name_or_path: m\ndataset_name: d\njudge_repeats: 2\npurify_rounds: 2\n")
+    argv = ["--config", str(recipe), "--judge", "local:j", "--arms", "sft", "dpr"]
+    with pytest.warns(UserWarning, match="purify_rounds=2 has no effect without purified_sft among arms as the"):
+        found, _ = parse(RunArguments, argv, prog="run", description="")
+    assert (found.judge_repeats, found.purify_rounds) == (2, 1)
 
 
 def test_a_recipe_by_itself_and_the_command_line_are_not_excused(tmp_path):

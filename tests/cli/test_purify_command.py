@@ -12,6 +12,7 @@ from tests.trainers.test_sft import StopAt
 from densepath.cli.main import main
 from densepath.config.training import PurifyCommandArguments
 from densepath.data.splits import split_by_content
+from densepath.errors import DataError
 from densepath.io import read_json, read_jsonl
 from densepath.methods import _behaviours
 from densepath.pipeline.purify import _rows, _write_page
@@ -56,13 +57,14 @@ def test_it_sorts_trains_and_tells(argv, tmp_path, source, capsys, monkeypatch):
     assert main(argv()) == 0
     out = capsys.readouterr().out
     assert "24 demonstrations to sort, 6 rows held out" in out
+    assert f"num_validation_samples=200 of {tmp_path}/held-out.jsonl, and there are 6: give more rows there" in out
     trained = "The SFT model was trained again, on 8 rows drawn from the 12 of 24 demonstrations that are kept."
     assert trained in " ".join(out.split())  # two steps of four
     assert "raise purify_final_steps" in " ".join(out.split())
     assert "did not end within 6 tokens; raise max_completion_length" in " ".join(out.split())
     assert "- told to" in out
     assert "2 of 2 ✓" in out
-    assert all(len(line) <= 80 or line.startswith(("page: ", "model: ")) for line in out.splitlines())
+    assert all(len(line) <= 80 or line.startswith(("page: ", "model: ", "warning: ")) for line in out.splitlines())
     folder = tmp_path / "out"
     assert f"page: {(folder / 'purification.html').resolve()}" in " ".join(out.split())
     page = (folder / "purification.html").read_text(encoding="utf-8")
@@ -101,7 +103,7 @@ def test_a_killed_command_goes_on_and_another_configuration_is_refused(argv, tmp
 
 
 def test_the_sft_model_is_kept_as_an_answer(argv, tmp_path, source, capsys):
-    (tmp_path / "rows.jsonl").write_text((json.dumps(ROWS[0]) + "\n") * 12)
+    (tmp_path / "rows.jsonl").write_text((json.dumps(ROWS[0]) + "\n") * 14)
     assert main(argv()) == 0
     out = capsys.readouterr().out
     assert "the demonstrations are one behaviour" in out
@@ -174,6 +176,13 @@ def test_of_a_sorted_file_every_kind_is_held_out(tmp_path):
         assert held_out == [row for row in rows if row in held_out]  # in the source's order
 
 
+def test_rows_of_one_prompt_are_told_why_none_is_left_to_sort(tmp_path):
+    (tmp_path / "rows.jsonl").write_text((json.dumps({"prompt": "q?", "completion": "a"}) + "\n") * 60)
+    asked = {"dataset_name": str(tmp_path / "rows.jsonl"), "num_validation_samples": 6}
+    with pytest.raises(DataError, match="all 60 rows have a prompt in common, so that none is left to sort"):
+        _rows(PurifyCommandArguments("sft", ref_model_name_or_path="base", **asked))
+
+
 def test_answers_may_be_as_long_as_the_demonstrations(argv, tmp_path, capsys):
     """A token for each character, and EOS: 40 tokens need three times 16."""
     long = [{**row, "completion": "x" * (37 + i % 3)} for i, row in enumerate(ROWS)]
@@ -191,10 +200,13 @@ def test_answers_may_be_as_long_as_the_demonstrations(argv, tmp_path, capsys):
         ({"ref_model_name_or_path": None}, "ref_model_name_or_path is missing: The model before SFT"),
         ({"model_name_or_path": None}, "model_name_or_path is missing: The SFT model"),
         ({"purify_behaviours": 1}, "give numbers of 2 or more"),
-        ({"purify_behaviours": 30}, "24 demonstrations are too few for 30 behaviours"),
+        ({"purify_behaviours": 30}, "24 demonstrations are too few for 30 behaviours (a band of them would"),
+        ({"purify_behaviours": 8}, "would hold 3, and 4 are the fewest); give 32 or more, lower purify_behaviours"),
         ({"learning_rate": 1e-3}, "learning_rate is not taken here; set purify_learning_rate"),
         ({"max_steps": 3}, "max_steps is not taken here; set purify_steps and purify_final_steps"),
-        ({"wieght_decay": 0.1}, "did you mean sft_weight_decay?"),
+        ({"wieght_decay": 0.1}, "did you mean weight_decay?"),
+        ({"dataloader_num_workers": -1}, "error: dataloader_num_workers=-1 must be at least 0"),
+        ({"weight_decay": "inf"}, "error: weight_decay=inf must be at least 0, and finite"),
         ({"verifier": "nonsense"}, "nonsense"),
         ({"judge": "nonsense"}, "is no judge"),
         ({"judge": "verifier:exact_match", "verifier": "exact_match"}, "give one of them"),
@@ -207,9 +219,12 @@ def test_answers_may_be_as_long_as_the_demonstrations(argv, tmp_path, capsys):
         "no-sft",
         "one",
         "thirty",
+        "eight",
         "rate",
         "steps",
         "key",
+        "workers",
+        "decay",
         "verifier",
         "judge",
         "both",
@@ -221,7 +236,8 @@ def test_a_mistake_is_one_line(argv, tmp_path, capsys, changes, message):
     if changes.get("eval_dataset_name"):
         changes = {**changes, "eval_dataset_name": tmp_path / "rows.jsonl"}
         if "verifier" in changes:
-            changes["dataset_name"] = tmp_path / "held-out.jsonl"
+            changes["dataset_name"] = tmp_path / "others.jsonl"
+            changes["dataset_name"].write_text((tmp_path / "held-out.jsonl").read_text() * 3)
     assert main(argv(**changes)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("densepath: error: ")

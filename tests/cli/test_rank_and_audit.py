@@ -9,7 +9,9 @@ import pytest
 
 from densepath import DenseReward, audit_demonstrations, rank_completions
 from densepath.cli.main import main
+from densepath.evals.ranking import Ranking
 from densepath.pipeline.audit import dropped_rows
+from densepath.pipeline.ranking import _lengths
 from densepath.report.scored import ScoredFile
 
 GROUPS = [
@@ -71,6 +73,27 @@ def test_rank_groups_rows_by_prompt_and_asks_the_verifier(run, write_jsonl):
     right = sum(record["order"][0] == 0 for record in lines(output)) / 4
     assert f"right: {right:.3f} [" in out
     assert "0.500 of all, 1.000 if one always chose well" in out
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        # Of six prompts whose best is longer in all a sign-flip test says p = 2^-5; of three it says p = .25.
+        (
+            [[9, 3], [8, 3], [9, 4], [8, 3], [9, 3], [9, 4]],
+            ["are longer than the rest", "difference +5.3 [+5.0, +5.8]"],
+        ),
+        (
+            [[7, 3], [4, 3], [9, 4]],
+            ["are not shown to be longer or shorter than the rest", ", p = 0.25 for 3 prompts"],
+        ),
+        ([[7, 7], [3, 3], [9, 9]], ["are not shown to be longer or shorter than the rest", "+0.0 [+0.0, +0.0]"]),
+    ],
+)
+def test_rank_says_of_lengths_what_is_shown(lengths, words):
+    (line,) = _lengths([Ranking([0, 1], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0], each) for each in lengths])
+    assert all(each in line for each in words), line
+    assert ("p = " in line) == ("p = " in words[1])
 
 
 def test_single_completions_leave_nothing_to_choose(run, write_jsonl):

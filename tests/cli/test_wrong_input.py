@@ -265,6 +265,7 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
         ({"dpr_num_generation": 3}, "unknown key 'dpr_num_generation': DPRConfig has no such argument; did you mean "),
         ({"sft_max_steps": "many"}, "sft_max_steps='many' must be a number"),
         ({"sft_weight_decay": "abc"}, "sft_weight_decay='abc' must be a number"),
+        ({"sft_weight_decay": "inf"}, "sft_weight_decay=inf must be at least 0, and finite"),
         ({"sft_dataloader_num_workers": "1.5"}, "sft_dataloader_num_workers=1.5 must be a whole number"),
         ({"dpr_bf16": "perhaps"}, "dpr_bf16='perhaps' must be true or false"),
         ({"sft_lr_scheduler_type": "zigzag"}, "zigzag is not a valid SchedulerType"),
@@ -299,7 +300,7 @@ def test_training_that_diverges_names_the_step(refused, tmp_path):
         ({"num_report_samples": -1}, "num_report_samples=-1 must be at least 0"),
         ({"dpr_per_device_train_batch_size": -4}, "dpr_per_device_train_batch_size=-4 must be at least 1"),
         ({"beta": "inf"}, "beta=inf must be auto or a number above 0"),
-        ({"candidate_betas": ["1", "inf"]}, "candidate_betas: inf must be a number above 0"),
+        ({"candidate_betas": ["1", "inf"]}, "candidate_betas=inf must be a number"),
         ({"candidate_betas": [1, "1.0"]}, "candidate_betas=[1.0, 1.0]: give each once"),
         ({"eval_temperatures": [1, 0.5, "1.0000001"]}, "eval_temperatures=[1.0, 0.5, 1.0000001]: give each once"),
         ({"reference": 0.3}, "reference=0.3 is not among reference_fractions (0, 0.25, 0.5, 0.75)"),
@@ -410,6 +411,11 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         (
             "dpr --model_name_or_path SFT --report_to clearml --dataset_name good",
             "report_to=clearml needs a package that is missing",
+        ),
+        ("sft --model_name_or_path SFT --seed -1 --dataset_name good", "seed=-1 must lie in [0, 4294967295]"),
+        (
+            "sft --model_name_or_path SFT --num_train_epochs inf --dataset_name good",
+            "num_train_epochs=inf must lie in (0, 1000000]",
         ),
         (
             "sft --model_name_or_path SFT --max_step 2 --dataset_name good",

@@ -11,7 +11,9 @@ from densepath.data import benchmarks
 from densepath.data.answers import (
     alpaca_eval_rows,
     answers_to,
+    answers_to_none,
     arena_hard_rows,
+    check_not_empty,
     generators,
     read_answers,
     with_references,
@@ -231,7 +233,6 @@ QUESTIONS = [Question("a", "", ("Q 1",), 1), Question("b", "", ("Q 2",), 2)]
             [Answer("a", "m", ("x",), 1), Answer("a", "m", ("y",), 7)],
             "f, row 7: a second answer of m to a, after row 1",
         ),
-        ([Answer("a", "m", ("x",), 1), Answer("b", "m", (" ",), 2)], "f, row 2: the answer to b is empty; generate"),
         ([Answer("a", "m", ("x", "y"), 1), Answer("b", "m", ("x",), 2)], "f, row 1: 2 answers to 1 turns of a"),
         (
             [Answer("a", "m", ("x",), 1, ("Q 0",)), Answer("b", "m", ("x",), 2)],
@@ -239,7 +240,7 @@ QUESTIONS = [Question("a", "", ("Q 1",), 1), Question("b", "", ("Q 2",), 2)]
         ),
         ([Answer("a", "m", ("x",), 1), Answer("a", "n", ("x",), 2)], "f: answers of m, n; name one of them"),
     ],
-    ids=["missing", "twice", "empty", "turns", "other_text", "two_models"],
+    ids=["missing", "twice", "turns", "other_text", "two_models"],
 )
 def test_answers_that_do_not_fit(answers, said):
     with pytest.raises(DataError, match=said):
@@ -251,6 +252,34 @@ def test_answers_to_more_questions_are_passed_over():
     assert [each.id for each in answers_to(QUESTIONS, answers, "f")] == ["a", "b"]
     with pytest.raises(DataError, match="no answers of 'n'; there are those of m"):
         answers_to(QUESTIONS, answers, "f", "n")
+    by_text = Answer("", "m", ("x",), 4, ("Q  2",))
+    assert [each.id for each in answers_to_none(QUESTIONS, [*answers, by_text])] == ["c"]
+
+
+def test_an_answer_that_is_empty_is_named():
+    answers = [Answer("a", "m", ("x",), 1), Answer("b", "m", ("x", " "), 2)]
+    check_not_empty(answers[:1], "f", "write it")
+    with pytest.raises(DataError, match="f, row 2: the answer to b is empty; write it"):
+        check_not_empty(answers, "f", "write it")
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "other"),
+    [
+        ("lima", ALPACA, "alpaca_eval"),
+        ("alpaca_eval", ARENA, "arena_hard"),
+        ("arena_hard", [{"id": "x", "prompt": "Known  first."}, {"id": "y", "prompt": "Q"}], "lima"),
+    ],
+    ids=["categories", "categories_of_v2", "first_prompt"],
+)
+def test_a_file_of_another_benchmark_is_refused(tmp_path, monkeypatch, name, rows, other):
+    monkeypatch.setitem(benchmarks._FIRST_PROMPTS, content_hash({"prompt": "Known first."}), "lima")
+    file = put(tmp_path / "q.jsonl", rows)
+    with pytest.raises(
+        DataError, match=f"q.jsonl: its prompts are those of {other}, and not of {name}; give .* or {other}"
+    ):
+        read_benchmark(f"{name}:{file}")
+    assert read_benchmark(f"{other}:{file}").notes  # its own name, and not the whole of it
 
 
 @pytest.mark.parametrize(

@@ -228,6 +228,22 @@ def test_an_unknown_flag_would_be_seen():
     assert set(flags) - known_flags(command) == {"betta"}
 
 
+def test_the_readme_has_the_order_of_a_reader():
+    """What it does with the measured table and the heat map, what to type, the proof, how it works, the limits."""
+    order = [
+        *("What to expect", "What the reward sees", "Which command when", "Two commands"),
+        *("On your own model and data", "Does it get better, against every control?", "How it works", "Limits"),
+    ]
+    headings = re.findall(r"^## (.+)$", TEXTS["README.md"], flags=re.MULTILINE)
+    assert [heading for heading in headings if heading in order] == order
+    top, *sections = re.split(r"^## ", TEXTS["README.md"], flags=re.MULTILINE)
+    (status,) = re.findall(r"^\*\*Status\.\*\* (.+?)\n\n", top, flags=re.DOTALL | re.MULTILINE)
+    assert "GPU" in status
+    assert "quickstart-table" in sections[0]
+    assert "images/view.png" in sections[1]
+    assert "```python" in sections[1]
+
+
 def test_every_command_stands_in_the_readme():
     assert {command for command, _ in commands(TEXTS["README.md"])} == set(COMMANDS)
 

@@ -200,6 +200,6 @@ def test_whatever_is_written_is_read_or_not_and_alone_means_the_same(text: str) 
 
 @pytest.mark.parametrize("text", ["9" * 50_000, "1," * 50_000, "1 " * 50_000, "5" + " " * 50_000, r"\frac{" * 20_000])
 def test_long_texts_are_read_in_no_time(text: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     number_in(text)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2

@@ -55,6 +55,18 @@ def test_keys_of_the_recipe_the_setting_and_the_method_win_in_that_order(tmp_pat
     assert settings["habit"].others == {"sft_warmup_steps": 3}
 
 
+def test_hyphens_in_a_setting_and_a_method_are_underscores(tmp_path):
+    methods = {"sft": {}, "my-dpr": {"method": "dpr", "dpr-gamma": 0.9, "tune": {"dpr-max-steps": [1, 2]}}}
+    settings = {"my-habit": {"dataset-name": "regime:habit", "sft-warmup-steps": 3}}
+    (habit,) = read(tmp_path, {"settings": settings, "methods": methods}).values()
+    assert (habit.name, habit.others) == ("my-habit", {"sft_warmup_steps": 3})
+    assert [each.arguments.dpr_max_steps for each in habit.methods["my-dpr"].variants] == [1, 2]
+    assert habit.methods["my-dpr"].variants[0].others["dpr_gamma"] == 0.9
+    twice = {"sft": {}, "dpr": {"dpr-gamma": 0.9, "dpr_gamma": 0.8}}
+    with pytest.raises(ConfigError, match=r"methods.dpr: dpr_gamma is given twice, with - and with _"):
+        read(tmp_path, {"methods": twice})
+
+
 def test_the_command_line_overrides_what_all_cells_share(tmp_path):
     settings = read(tmp_path, words=["--dpr_max_steps", "2", "--seeds", "5", "--dpr_gamma", "0.5"])
     (variant,) = settings["habit"].methods["sft"].variants

@@ -142,6 +142,21 @@ def test_a_method_that_is_secretly_sft_ties_and_is_named():
     assert [line for line in setting["warnings"] if "Is it the SFT model?" in line and line.startswith("DPR")]
 
 
+def test_where_nothing_tells_two_models_apart_none_is_taken_for_sft():
+    """All answers wrong and cut off: any two models agree in that, and the likelihood tells, where there is one."""
+    wrong = [cell(name, 0, [0.0] * 9, split=split) for name in ("sft", "dpr") for split in SPLITS]
+
+    def asked(likelihoods):
+        cells = [replace(one, nll=likelihoods.get(one.arm.name)) for one in wrong]
+        return any("Is it the SFT model?" in line for line in made(cells, (SFT, DPR))["settings"][0]["warnings"])
+
+    sft, other = (1.0,) * 9, (1.5,) * 9
+    assert not asked({})
+    assert not asked({"sft": sft})
+    assert not asked({"sft": sft, "dpr": other})
+    assert asked({"sft": sft, "dpr": sft})
+
+
 def test_words_say_the_difference_and_both_verdicts():
     cells = both("sft", 30, 30) + both("contrastive", 50, 50) + both("dpr", 52, 52)
     shifted = [  # contrastive decoding gains what DPR gains, but not in the same seeds

@@ -184,6 +184,25 @@ def test_one_that_only_fails_is_given_up(tmp_path):
     assert len(served.calls) < 20
 
 
+def test_a_model_that_an_endpoint_fails_of_is_given_up_soon_and_named(tmp_path):
+    """transformers' own server answers 500 to each request for a model that it lacks."""
+    with FakeEndpoint() as served:
+        served.always = "broken"
+        judge = judge_of(served, tmp_path, concurrency=4)
+        with pytest.raises(
+            JudgeError, match=rf"\(3 times\); .* check that {served.url} runs, and has the model 'judge-1'"
+        ):
+            list(judge.judge([request(n) for n in range(50)]))
+    assert len(served.calls) <= 3 * 12
+
+
+def test_a_500_after_the_first_reply_is_waited_for(tmp_path):
+    with FakeEndpoint() as served:
+        served.faults = dict.fromkeys(range(1, 6), "broken")
+        found = list(judge_of(served, tmp_path, concurrency=1).judge([request(n) for n in range(3)]))
+    assert [each.invalid for each in found] == [None] * 3
+
+
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [("wrong_letters", "[[D]] is not one of A, B, C"), ("empty", "empty reply")],

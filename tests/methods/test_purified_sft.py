@@ -623,8 +623,8 @@ def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(source, tmp_path
 
 
 def test_demonstrations_that_are_all_too_long_are_counted(source, tmp_path):
-    place = linked(source, tmp_path / "source", rows=[{**row, "prompt": "x " * 200} for row in ROWS[:3]])
-    with pytest.raises(DataError, match=r"no row is left of 3 \(3 with too long a prompt\); raise max_length"):
+    place = linked(source, tmp_path / "source", rows=[{**row, "prompt": "x " * 200} for row in ROWS])
+    with pytest.raises(DataError, match=r"no row is left of 24 \(24 with too long a prompt\); raise max_length"):
         purified_sft.train(stage_of(place, tmp_path / "cell"))
 
 

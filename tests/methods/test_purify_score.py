@@ -16,6 +16,8 @@ from densepath.terminal import terminal
 
 def test_bands_are_made_of_what_was_asked_for_and_the_reward_stays_what_it_is(source, tmp_path):
     write_jsonl_atomic(source / "data/validation.jsonl", [{"prompt": "Count from 30:", "answer": "x"}])
+    rows = [{"prompt": f"Count from {i}:", "completion": f"{i + 1} {i + 2}"} for i in range(20)]
+    write_jsonl_atomic(source / "data/train.jsonl", rows)  # the fewest that the bands of three behaviours need
 
     def scores(score, seed=0):
         given = {"purify_score": score, "purify_samples": 2, "purify_kinds": 1, "seed": seed}

@@ -227,6 +227,7 @@ def test_weights_in_half_precision_take_the_kernel(dtype, monkeypatch):
     assert set(calls) == {dtype}
 
 
+@pytest.mark.slow  # the compiler takes ten seconds
 def test_a_compiler_is_told_what_the_kernel_takes(monkeypatch):
     """Its trace would call torch's kernel with tensors that are not there, and find it on every device."""
     monkeypatch.setattr(kinds, "_found", [])
@@ -269,6 +270,16 @@ def test_all_segments_in_one_call(monkeypatch):
     for found, p, c in zip(score_completions(model, prompts, completions).logprobs, prompts, completions, strict=True):
         torch.testing.assert_close(found, own(model, p, c).detach(), atol=2e-6, rtol=0)
     assert len(calls) == 3  # one looks whether the kernel groups heads
+
+
+def test_one_call_for_all_segments_makes_none_of_their_masks(monkeypatch):
+    """Each mask would wait for the device twice."""
+    model = tiny_llama(dtype=torch.float64)
+    assert layout_of(model) is Layout.FLAT
+    monkeypatch.setattr(flat_attention, "_takes_lengths", lambda query, value: True)
+    monkeypatch.setattr(flat_attention, "varlen_attn", lengths_one_by_one)
+    monkeypatch.setattr(flat_attention, "_parts", lambda *given: pytest.fail("a mask was made"))
+    score_completions(model, [[1, 2, 3, 4]] * 3, [[6, 7, 8], [9], [3] * 12])
 
 
 @pytest.mark.parametrize("in_one_call", [False, True])

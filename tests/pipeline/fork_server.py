@@ -13,7 +13,6 @@ import functools
 import gc
 import importlib
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -71,6 +70,11 @@ def _child(request: dict[str, Any]) -> None:
         if request.get("group"):
             os.setpgid(0, 0)
             _fork_workers()
+        if request.get("cwd"):
+            os.chdir(request["cwd"])
+        if request.get("memory"):
+            held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, 2 * (held + request["memory"],))
         if request.get("fsize"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["fsize"], request["fsize"]))
         if request.get("power"):
@@ -100,12 +104,16 @@ def _child(request: dict[str, Any]) -> None:
 
 
 def _fork_workers() -> None:
-    """Have the workers of an experiment forked from this process, in which all that they import is there."""
+    """Have workers of `experiment` and `score` forked from this process, in which all that they import is there."""
     from densepath.pipeline import scheduler
+    from densepath.scoring import job
 
-    get_context = multiprocessing.get_context
-    fork = types.SimpleNamespace(get_context=lambda method: get_context("fork"))
-    scheduler.multiprocessing = types.SimpleNamespace(**{**vars(multiprocessing), **vars(fork)})  # type: ignore
+    # a worker that is spawned has none of its parent's handlers
+    os.register_at_fork(after_in_child=functools.partial(signal.signal, signal.SIGTERM, signal.SIG_DFL))
+    for module in (scheduler, job):
+        get_context = module.multiprocessing.get_context
+        fork = {"get_context": functools.partial(lambda make, method: make("fork"), get_context)}
+        module.multiprocessing = types.SimpleNamespace(**{**vars(module.multiprocessing), **fork})  # type: ignore
 
 
 # --- places to stop at ----------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,7 +36,10 @@ def save_tiny_model(folder: Path, seed: int = 0, tokenizer: Any = None, **config
 
 
 def run_argv(model: str, output: Path, **changes: Any) -> list[str]:
-    """`densepath run` in a second or two: 8 SFT steps over one and a half epochs, 7 of DPR, both arms evaluated."""
+    """`densepath run` in a second or two: 8 SFT steps over one and a half epochs, 7 of DPR, both arms evaluated.
+
+    A change to None leaves the argument out.
+    """
     values: dict[str, Any] = {
         "model_name_or_path": model,
         "output_dir": output,
@@ -60,7 +65,10 @@ def run_argv(model: str, output: Path, **changes: Any) -> list[str]:
         "num_report_samples": 2,
         **changes,
     }
-    return ["run", *(word for key, value in values.items() for word in (f"--{key}", *_words(value)))]
+    return [
+        "run",
+        *(word for key, value in values.items() if value is not None for word in (f"--{key}", *_words(value))),
+    ]
 
 
 def _words(value: Any) -> list[str]:
@@ -96,6 +104,11 @@ class ForkServer:
         code = self._read()
         self.stdout, self.stderr = ((self.scratch / name).read_text() for name in ("stdout", "stderr"))
         return code
+
+    def kill(self, pid: int) -> None:
+        """End a command that was started in a group of its own, with all that it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
 
     def run(self, argv: list[str], **request: Any) -> int:
         """`start` and `wait`."""

@@ -17,8 +17,17 @@ from densepath.errors import ConfigError, DataError
 from densepath.evals.verifiers import instruction_format
 from densepath.io import read_json, read_jsonl
 from densepath.models.load import model_context
-from densepath.pipeline.data import answer_budget, fitting_rows, longest_prompt, prepare_data
+from densepath.pipeline.data import (
+    AnswerBudget,
+    answer_budget,
+    fewer_text,
+    fitting_rows,
+    longest_prompt,
+    prepare_data,
+    tell_data,
+)
 from densepath.pipeline.run_folder import RunFolder
+from densepath.terminal import terminal
 
 CONTEXT = 256
 
@@ -272,7 +281,7 @@ def test_answers_may_be_as_long_as_99_of_100_demonstrations(write, tmp_path):
 
     def budget(*words: str) -> int:
         rows = [{"prompt": f"{number}:", "completion": word} for number, word in enumerate(words)]
-        return answer_budget(RunArguments(model_name_or_path=model, dataset_name=write("rows.jsonl", rows)))
+        return answer_budget(RunArguments(model_name_or_path=model, dataset_name=write("rows.jsonl", rows))).tokens
 
     assert budget(*["b"] * 199, "b" * 90) == 16  # one in 200 may be cut
     assert budget(*["b"] * 49, "b" * 20) == 16 * -(-lengths[0] // 16)
@@ -280,6 +289,37 @@ def test_answers_may_be_as_long_as_99_of_100_demonstrations(write, tmp_path):
     assert budget("b" * 3000, "b") == model_context(model) // 2
     # A column `text` beside prompt and completion (Alpaca's) is no plain text, which has no answer to measure.
     rows = [{"prompt": f"{number}:", "completion": "b", "text": "Below."} for number in range(9)]
-    assert answer_budget(RunArguments(model_name_or_path=model, dataset_name=write("beside.jsonl", rows))) == 16
+    assert answer_budget(RunArguments(model_name_or_path=model, dataset_name=write("beside.jsonl", rows))).tokens == 16
     plain = write("plain.jsonl", [{"text": "b"}])
-    assert answer_budget(RunArguments(model_name_or_path=model, dataset_name=plain)) == 64
+    assert answer_budget(RunArguments(model_name_or_path=model, dataset_name=plain)).tokens == 64
+
+
+@pytest.mark.parametrize(
+    ("lengths", "context", "text"),
+    [
+        ([20] * 99 + [400], 1024, "32 tokens, within which 99 of 100 demonstrations end"),
+        (
+            [100] * 877 + [900] * 123,
+            1024,
+            "512 tokens, half the context, within which 87.7 % of the demonstrations end (99 of 100 need 900): give "
+            "max_completion_length to let answers be longer",
+        ),
+        ([510] * 9, 1023, "511 tokens, within which 99 of 100 demonstrations end"),
+        ([], 1024, "64 tokens, the default: there is no demonstration with an answer to measure"),
+    ],
+)
+def test_the_share_of_demonstrations_that_end_within_the_budget_is_said(lengths, context, text):
+    assert AnswerBudget.of(lengths, context).text == f"max_completion_length: {text}"
+
+
+def test_fewer_held_out_rows_than_asked_for_are_said_with_the_remedy(prepare, write, tmp_path, capsys):
+    rows = [{"prompt": f"{number}:", "completion": "y"} for number in range(60)]
+    found = prepare(dataset_name=write("rows.jsonl", rows), num_validation_samples=1, num_test_samples=50)
+    tell_data(RunFolder(tmp_path / "run-1", read_only=True), terminal(), "")
+    out, count = " ".join(capsys.readouterr().out.split()), len(found["test"])
+    assert f"num_test_samples=50 of {tmp_path}/rows.jsonl, and there are {count}, a tenth of the rows at most:" in out
+    assert "give more rows, or held-out ones of their own (eval_dataset_name)" in out
+    assert "num_validation_samples" not in out
+    own = RunArguments(dataset_name="rows.jsonl", eval_dataset_name="held.jsonl", num_test_samples=9)
+    assert fewer_text(own, "test", 3) == "num_test_samples=9 of held.jsonl, and there are 3: give more rows there"
+    assert fewer_text(own, "test", 9) is None

@@ -15,12 +15,19 @@ import densepath
 from densepath.choice.inputs import SFTModels
 from densepath.cli.main import main
 from densepath.config.run import RunArguments
+from densepath.errors import ConfigError
 from densepath.io import read_json
 from densepath.methods import SFTRun
 from densepath.models.load import load_tokenizer
+from densepath.pipeline.plan import plan_recipe
+from densepath.pipeline.run import begin, run_pipeline, what_runs
 from densepath.pipeline.run_folder import RunFolder
+from densepath.terminal import terminal
 
 QUICK = {"dpr_max_steps": 1, "eval_temperatures": [0], "dpr_eval_strategy": "no", "sft_max_steps": "none"}
+
+DPR_ALONE = {"arms": ["dpr"], "sft_learning_rate": None, "sft_per_device_train_batch_size": None}
+"""Beside a given SFT model nothing reads what SFT is told."""
 
 
 def argv(tiny_model, folder, **changes):
@@ -42,7 +49,7 @@ def test_the_folder_of_an_sft_run_knows_the_model_before_it(tmp_path, finished, 
     words = argv(tiny_model, tmp_path / "run", sft_from=source, dry_run=True)
     at = words.index("--model_name_or_path")
     assert main([*words[:at], *words[at + 2 :]]) == 0
-    assert f"{tiny_model} on text_tasks" in capsys.readouterr().out
+    assert f"{tiny_model} on text_tasks, with the SFT model {source}/sft/model, into " in capsys.readouterr().out
     other = save_tiny_model(tmp_path / "other", seed=7)
     assert main([*words[:at], "--model_name_or_path", str(other), *words[at + 2 :]]) == 2
     told = f"model_name_or_path={other} is not the model before the SFT of sft_from={source}, which is {tiny_model}"
@@ -121,6 +128,36 @@ def test_a_stage_after_sft_has_one_way_to_its_tokenizer():
     assert not after & loading
 
 
+def test_a_reference_that_is_not_there_is_said_before_anything_is_written(tmp_path, tiny_model, capsys):
+    """The corrected command goes into the same folder."""
+    given = {"sft_model_name_or_path": tiny_model, "ref_model_name_or_path": "org/checkpoint-4"}
+    assert main(argv(tiny_model, tmp_path / "run", **given, reference=0.5)) == 2
+    said = "reference=0.5: none was kept there; choose one of 0, checkpoint-4, auto, or a path"
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    on_hub = RunArguments(model_name_or_path=tiny_model, sft_model_name_or_path="a", ref_model_name_or_path=["org/b"])
+    assert SFTRun(tmp_path, on_hub).reference("b") == "org/b"
+
+
+def test_a_run_from_python_is_told_what_is_missing_and_takes_the_model_that_a_folder_knows(tmp_path, finished, capsys):
+    source, _ = finished
+    for missing, others in (
+        ("dataset_name", {"model_name_or_path": "a"}),
+        ("model_name_or_path", {"dataset_name": "b"}),
+    ):
+        with pytest.raises(ConfigError, match=f"^{missing} is missing: "):
+            run_pipeline(RunArguments(output_dir=str(tmp_path / "run"), **others))
+    with pytest.raises(ConfigError, match=r"^model_name_or_path is missing: "):
+        plan_recipe(RunArguments(), {})
+    recipe = RunArguments(output_dir="out", dataset_name="text_tasks", sft_from=str(source), max_completion_length=6)
+    found, _ = begin(recipe, {}, terminal())
+    assert found.model_name_or_path == SFTRun(tmp_path, recipe).base
+    own = f"{found.model_name_or_path} on text_tasks, with the SFT model {source}/sft/model, into out"
+    assert own in " ".join(capsys.readouterr().out.split())
+    assert what_runs(RunArguments(model_name_or_path="a", dataset_name="b", output_dir="c")) == "a on b, into c"
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_shortest_context_of_the_given_models_is_that_of_the_run(tmp_path, tiny_model):
     short = save_tiny_model(tmp_path / "checkpoint-1", max_position_embeddings=40)
     given = {"model_name_or_path": tiny_model, "sft_model_name_or_path": tiny_model}
@@ -159,7 +196,7 @@ def test_checkpoints_of_another_tool_are_references_by_the_names_of_their_folder
         sft_model_name_or_path=tmp_path / "mine",
         ref_model_name_or_path=tmp_path / "checkpoint-4",
         reference="auto",
-        arms=["dpr"],
+        **DPR_ALONE,
     )
     assert main(words) == 0
     findings = read_json(tmp_path / "run/selection.json")["findings"]
@@ -171,7 +208,7 @@ def test_checkpoints_of_another_tool_are_references_by_the_names_of_their_folder
         ref_model_name_or_path=tmp_path / "checkpoint-4",
         reference="checkpoint-4",
         beta=1,
-        arms=["dpr"],
+        **DPR_ALONE,
     )
     assert main(words) == 0
     assert read_json(tmp_path / "fixed/selection.json")["chosen"]["reference"] == "checkpoint-4"
@@ -188,7 +225,7 @@ def test_checkpoints_of_another_tool_are_references_by_the_names_of_their_folder
         ({"ref_model_name_or_path": "a"}, "has no effect without sft_model_name_or_path: leave it out"),
         ({"sft_from": "nowhere"}, "nowhere: no such folder; give the output_dir of densepath sft or run"),
         ({"sft_from": "a", "sft_model_name_or_path": "b"}, "both name the SFT model; give one of them"),
-        ({"sft_model_name_or_path": "./nothing"}, "no such model folder: ./nothing"),
+        ({"sft_model_name_or_path": "./nothing", "reference": "auto"}, "no such model folder: ./nothing"),
     ],
 )
 def test_what_is_not_there_is_said_at_once(tmp_path, tiny_model, capsys, monkeypatch, changes, message):

@@ -70,7 +70,12 @@ ADAPTER = [
     ("kills", "changes"),
     [
         pytest.param(FULL, {"sft_gradient_accumulation_steps": 2}, id="all weights"),
-        pytest.param(ADAPTER, {"use_peft": "true", "lora_r": 4, "dpr_num_iterations": 2}, id="adapter"),
+        pytest.param(
+            ADAPTER,
+            {"use_peft": "true", "lora_r": 4, "dpr_num_iterations": 2},
+            id="adapter",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_killed_in_every_stage_equals_uninterrupted(tmp_path, tiny_model, forks, kills, changes):

@@ -62,6 +62,7 @@ def test_another_configuration_is_refused_with_the_difference(again, capsys, wor
     assert out.count("\n") <= 1  # what runs on what, and into which folder
     assert err.count("\n") == 1
     assert f"{folder} holds a run with another configuration {difference}: undo the change" in err
+    assert f"({folder / 'config.yaml'} says what it was made with)" in err
     assert "another output_dir" in err
     assert times(folder) == before
 

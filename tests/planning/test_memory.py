@@ -16,10 +16,12 @@ from densepath.core.heads import Head, chunked_token_logprobs, default_chunk_tok
 from densepath.models.decoding import cache_argument
 from densepath.models.logits import plain_head
 from densepath.models.sampling import inverse_cdf
-from densepath.planning.architecture import read_architecture
+from densepath.planning.architecture import Architecture, read_architecture
 from densepath.planning.plan import (
     CPU_LOSS_COPIES,
     LOSS_COPIES,
+    Machine,
+    Training,
     cache_bytes,
     layer_bytes,
     optimizer_bytes,
@@ -65,10 +67,18 @@ def with_lora(model: Any) -> Any:
     return get_peft_model(model, LoraConfig(r=RANK, target_modules="all-linear", task_type="CAUSAL_LM"))
 
 
-def saved(family: str, layers: int, *, half: bool, lora: bool, checkpointing: bool = False) -> int:
+def saved(
+    family: str,
+    layers: int,
+    *,
+    half: bool,
+    lora: bool,
+    dtype: torch.dtype = torch.float32,
+    checkpointing: bool = False,
+) -> int:
     """Bytes that autograd keeps of one forward pass over packed rows."""
     torch.manual_seed(0)
-    model = build(family, layers)
+    model = build(family, layers).to(dtype)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if lora:
@@ -87,17 +97,63 @@ def saved(family: str, layers: int, *, half: bool, lora: bool, checkpointing: bo
     return total[0]
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-@pytest.mark.parametrize("half", [False, True], ids=["float32", "autocast"])
+def training(sizes: Architecture, *, half: bool, lora: bool, dtype: torch.dtype, **changes: Any) -> Training:
+    """A stage on a CPU with that model."""
+    values: dict[str, Any] = {
+        "machine": Machine(cuda=False, memory=None, process=0.0),
+        "adapter": sizes.adapter(RANK) if lora else 0,
+        "adapter_reads": sizes.adapter_reads() if lora else 0,
+        "four_bit": False,
+        "rows": ROWS,
+        "accumulation": 1,
+        "optimizer": "adamw_torch",
+        "checkpointing": False,
+    }
+    return Training(model=sizes, weights=dtype.itemsize, autocast=half, **{**values, **changes})
+
+
+KINDS = {  # weights, autocast, LoRA
+    "float32-full": (torch.float32, False, False),
+    "float32-lora": (torch.float32, False, True),
+    "autocast-full": (torch.float32, True, False),
+    "autocast-lora": (torch.float32, True, True),
+    "bfloat16-lora": (torch.bfloat16, False, True),
+    "bfloat16-autocast-lora": (torch.bfloat16, True, True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_layer_keeps_what_the_formula_says(family, half, lora):
-    two, one = (saved(family, layers, half=half, lora=lora) for layers in (2, 1))
+def test_a_layer_keeps_what_the_formula_says(family, kind):
+    dtype, half, lora = KINDS[kind]
+    two, one = (saved(family, layers, half=half, lora=lora, dtype=dtype) for layers in (2, 1))
     sizes = read_architecture(build(family, 1), family)
+    stage = training(sizes, half=half, lora=lora, dtype=dtype)
     planned = (
-        ROWS * WIDTH * layer_bytes(sizes, 4, 2 if half else 4, WIDTH, full=not lora) + half * sizes.layer_linears * 2
+        ROWS
+        * WIDTH
+        * layer_bytes(sizes, stage.weights, stage.compute, WIDTH, full=not lora, adapter_copies=stage.adapter_copies)
     )
-    # Left out: what LoRA's own matrices read and cast, and Gemma's norms in float32.
-    assert planned == pytest.approx(two - one, rel=0.1)
+    casts = (stage.compute < stage.weights) * sizes.layer_linears * stage.compute
+    # Left out: what LoRA's second matrix reads, casts of both, and Gemma's norms in float32.
+    assert planned + casts == pytest.approx(two - one, rel=0.1)
+
+
+def test_an_adapter_copies_what_is_in_another_type():
+    sizes = read_architecture(build("llama", 1), "llama")
+    # q, k, v, gate and up read 32 numbers, o 4 heads of 16, down 96
+    assert sizes.adapter_reads() == 5 * 32 + 64 + 96
+    assert sizes.adapter_reads(["self_attn.q_proj", "down_proj"]) == 32 + 96
+
+    def copied(dtype: torch.dtype, half: bool, **changes: Any) -> float:
+        stage = training(sizes, half=half, lora=True, dtype=dtype, **changes)
+        return stage.adapter_copies / sizes.adapter_reads()
+
+    assert [copied(dtype, False) for dtype in (torch.float32, torch.bfloat16)] == [0, 4]
+    assert [copied(dtype, True) for dtype in (torch.float32, torch.bfloat16)] == [2, 2]
+    assert [copied(torch.bfloat16, half, four_bit=True) for half in (False, True)] == [4, 0]
+    zero = Machine(cuda=True, memory=None, process=0.0, processes=2, sharding="zero2")
+    assert copied(torch.bfloat16, True, machine=zero) == 0
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])

@@ -114,6 +114,21 @@ def test_the_terminal_shows_the_same_in_80_columns():
     assert text.rstrip().endswith("- behaviour 2 of 2 is the largest that SFT raised")
 
 
+def test_the_terminal_shows_every_example_and_the_worst_rows_on_a_line_each():
+    """Three of each behaviour, of every number of behaviours, however long they are."""
+    behaviours = [dataclasses.replace(each, examples=(7, 8, 9)) for each in TWO.behaviours]
+    long = tuple(dataclasses.replace(row_of(number, "y" * 90), prompt="x" * 90) for number in (3, 4, 7, 8, 9))
+    record = dataclasses.replace(FOUND, mixtures=(THREE, Mixture(tuple(behaviours), -12.5)), rows=long)
+    lines = text_of(record).split("what they look like")[1].splitlines()
+    shown = [line.split()[:4] for line in lines if "xxx" in line]
+    two = [[str(k), "of", "2", str(row)] for k in (1, 2) for row in (7, 8, 9)]
+    three = [[str(k), "of", "3", str(row)] for k, row in ((1, 3), (2, 8), (3, 9))]
+    assert [words[:4] for words in shown[:9]] == [*two, *three]  # those of the chosen one first
+    assert [words[:3] for words in shown[9:]] == [["set", "aside", "4"], ["set", "aside", "3"]]
+    assert all("x…" in line and "y…" in line and len(line) <= 80 for line in lines if "xxx" in line)
+    assert sum("yyy" in line for line in lines) == len(shown)
+
+
 def test_where_sft_is_kept_it_says_so_first():
     kept = dataclasses.replace(FOUND, trained=False, behaviour=None, of=None, reason="all new", worst=(), dropped=0)
     page = html_of(kept)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import math
+import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.support import tiny_tokenizer
 from tests.tiny_models import randomize_adapter, tiny_gpt2, tiny_llama, tiny_mistral, with_lora
 
 from densepath.config.mixins import REWARDS
 from densepath.core.estimator import Estimator
-from densepath.data.encode import encode_row_prompt
+from densepath.data.encode import encode_pairs, encode_row_prompt
 from densepath.errors import DataError, ModelError, NumericalError, UsageError
 from densepath.models.adapters import add_frozen_copy
 from densepath.rewards.dense import DenseReward, FrozenPolicy, RewardKind
@@ -195,3 +200,58 @@ def test_no_sequences_have_no_rewards():
     scores = DenseReward(tiny_llama(), kind="logprob").score_ids([], [])
     assert scores.rewards == []
     assert scores.sums.shape == (0,)
+
+
+# --- what is neither text nor turns ----------------------------------------------------------------------------------
+
+_LEAF = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just("\ud800")
+_JSON = st.recursive(
+    _LEAF, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
+)
+_TURN = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"]) | _JSON, "content": st.just("a") | _JSON},
+    optional={"tool_calls": _JSON, "reasoning_content": _JSON, "name": _JSON},
+)
+_SIDE = _JSON | st.just("a") | st.lists(_TURN | _JSON, min_size=1, max_size=2)
+
+
+@functools.cache
+def _tiny_reward():
+    return DenseReward(tiny_llama(), kind="logprob", tokenizer=tiny_tokenizer())
+
+
+@settings(deadline=None, max_examples=25)
+@given(prompt=_SIDE, completion=_SIDE)
+def test_any_json_is_scored_or_refused(prompt, completion):
+    reward = _tiny_reward()
+    calls = (
+        lambda: reward.score([prompt], [completion]),
+        lambda: reward([prompt], [completion]),
+        lambda: reward([prompt], [completion], [[5, EOS]]),
+        lambda: encode_pairs({"prompt": prompt, "completion": completion}, reward.tokenizer),
+        lambda: encode_pairs({"messages": prompt}, reward.tokenizer),
+    )
+    for call in calls:
+        with warnings.catch_warnings(), contextlib.suppress(DataError, UsageError):
+            warnings.simplefilter("ignore")  # a turn that is not simply prompt and answer
+            call()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "message"),
+    [
+        ("a", 3, '"completion" is 3, not a string or a list of turns'),
+        ("a", None, '"completion" is null; give a string'),
+        (3, "b", '"prompt" is 3, not a string or a list of turns'),
+        ([3], "b", '"prompt" turn 1 is 3; a turn is an object'),
+        ("a", {"role": "assistant", "content": "b"}, r"\"completion\" is {'role': 'assistant', .*, not a string or a"),
+        (
+            [{"role": "user", "content": "a"}],
+            [{"role": "assistant", "content": "b", "tool_calls": [3]}],
+            r'"completion" turn 1 has the tool_calls \[3\]; give a list of objects',
+        ),
+    ],
+)
+def test_what_is_no_pair_is_named(prompt, completion, message):
+    with pytest.raises(DataError, match=rf"^completion 0: {message}"):
+        _tiny_reward().score([prompt], [completion])

@@ -667,7 +667,8 @@ def test_a_finished_file_is_kept(score, data, tmp_path):
     mine.write_text("my own")
     code, said = score(data, mine)
     assert code == 2
-    assert "is there already; move it away, or give another output_file" in said
+    assert f"{mine} is there already, and {tmp_path / 'mine.manifest.json'}, which says of which job it is, is" in said
+    assert "move it away to begin anew, or give another output_file" in said
     assert mine.read_text() == "my own"
 
 

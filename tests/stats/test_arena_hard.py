@@ -167,3 +167,43 @@ def test_a_judge_without_a_menu_and_several_baselines():
     assert (against_c.score.mean, against_c.baseline) == (0.5, "c")
     with pytest.raises(ValueError, match="no prompt has a verdict"):
         arena_hard([game("q0", None)])
+
+
+def ruled(rule, lengths=lambda rng: int(rng.integers(50, 200)), prompts=40, models=("m", "n")):
+    """Figures of models whose games end as a rule says by name, length and chance; the baseline writes 100 tokens."""
+    rng = np.random.default_rng(0)
+    games, styles = [], {}
+    for index in range(prompts):
+        styles["b", f"q{index}"] = Style(100, 0, 0, 0)
+        for model in models:
+            length = lengths(rng)
+            styles[model, f"q{index}"] = Style(length, 0, 0, 0)
+            wins = rule(model, length, rng.uniform())
+            for switched in (False, True):
+                games.append(game(f"q{index}", ">" if wins != switched else "<", switched=switched, model=model))
+    return arena_hard(games, styles)
+
+
+def test_style_that_tells_all_wins_apart_has_no_figure():
+    """Any slope above some would fit: the figure is where the search ended (0.0 at a weight of hundreds)."""
+    (found,) = ruled(lambda model, length, chance: length > 100, models=("m",))
+    length, markdown, both = found.styles
+    assert (length.rate, length.equal_style, dict(length.weights)) == (None, None, {})
+    assert (both.rate, both.equal_style) == (None, None)
+    assert markdown.rate.mean == markdown.equal_style.mean == pytest.approx(found.score.mean)  # there is no Markdown
+
+
+def test_a_model_that_wins_all_takes_no_figure_from_the_others():
+    first, second = ruled(lambda model, length, chance: model == "m" or chance < 0.4)
+    assert (first.score.mean, first.bradley_terry.mean) == (1.0, pytest.approx(1.0))  # the score in another form
+    assert [(each.rate, each.equal_style) for each in first.styles] == [(None, None)] * 3
+    for style in second.styles:
+        assert style.rate.low < style.rate.mean < style.rate.high
+        assert style.equal_style is not None
+    assert set(second.styles[2].weights) == {"length"}  # nothing varies but that
+
+
+def test_a_length_that_never_varies_has_no_rate_at_equal_lengths():
+    (found,) = ruled(lambda model, length, chance: chance < 0.4, lengths=lambda rng: 150, models=("m",))
+    assert found.styles[0].rate.mean == pytest.approx(found.score.mean)
+    assert found.styles[0].equal_style is None

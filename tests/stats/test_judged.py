@@ -125,3 +125,21 @@ def test_what_cannot_be_told_of_the_repeats_that_are_there_is_a_note():
     found = figures("arena_hard", games)
     assert (len(found.win_rates), found.arena_hard) == (1, ())
     assert "no prompt has a verdict in each of its games" in found.notes[-1]
+
+
+def test_a_rate_that_is_not_determined_is_told():
+    longer = [len(own.turns[0]) % 10 > 3 for own in ANSWERS[:20]]
+    base = [replace(each, turns=("x" * 33,)) for each in ANSWERS[40:]]
+    games = both_orders([float(each) for each in longer])
+    lengths = [
+        replace(each, turns=("x" * (40 if won else 20),)) for each, won in zip(ANSWERS[:20], longer, strict=True)
+    ]
+    found = figures("alpaca_eval", games, [*lengths, *base])
+    assert "m: length and model tell all that it won from all that it lost" in found.notes[0]
+    words = [
+        replace(each, turns=("x " * (40 if won else 20),)) for each, won in zip(ANSWERS[:20], longer, strict=True)
+    ]
+    base = [replace(each, turns=("x " * 33,)) for each in base]
+    found = figures("arena_hard", games, [*words, *base])
+    assert "m against b: no rate with length or with length, headers, lists, bold held fixed" in found.notes[0]
+    assert found.arena_hard[0].styles[0].rate is None

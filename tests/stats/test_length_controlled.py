@@ -5,6 +5,8 @@ from __future__ import annotations
 import builtins
 import math
 import os
+import warnings
+from inspect import Parameter
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from densepath.data.gamed import is_published, read_gamed
 from densepath.errors import DataError, MissingFileError, UsageError
 from densepath.records.estimates import Interval
 from densepath.stats import length_controlled as module
-from densepath.stats.length_controlled import Gamed, length_controlled
+from densepath.stats.length_controlled import Gamed, _lasso, length_controlled
 from densepath.stats.win_rate import alpaca_eval
 
 THEIRS = {
@@ -48,8 +50,12 @@ def test_as_alpaca_eval_has_it(cases, name, monkeypatch):
     monkeypatch.setattr(module, "RESAMPLES", 99)
     gamed, models = cases
     preferences, deltas = ours(next(model for model in models if model["model"] == name))
-    exact = length_controlled(preferences, deltas, gamed.difficulties[:805], gamed)
-    adjusted = length_controlled(preferences, deltas)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # arguments that scikit-learn will forget
+        exact = length_controlled(preferences, deltas, gamed.difficulties[:805], gamed)
+        adjusted = length_controlled(preferences, deltas)
+    assert exact.determined
+    assert adjusted.determined
     found = (100 * exact.rate.mean, 100 * exact.published_error, 100 * adjusted.rate.mean)
     assert found == pytest.approx(THEIRS[name], abs=1e-6)
     assert (exact.name, adjusted.name) == ("length_controlled", "length_adjusted")
@@ -154,3 +160,26 @@ def test_the_file_of_gamed_rows(tmp_path):
             read_gamed(str(file))
     with pytest.raises(MissingFileError, match="download df_gamed"):
         read_gamed(str(tmp_path / "none.csv"))
+
+
+@pytest.mark.parametrize(
+    ("defaults", "words"),
+    [
+        ({"penalty": "l2", "l1_ratios": None}, {"penalty": "l1"}),  # 1.5 to 1.7
+        (
+            {"penalty": "deprecated", "l1_ratios": "warn", "use_legacy_attributes": "warn"},
+            {"l1_ratios": (1.0,), "use_legacy_attributes": False},
+        ),
+        ({"l1_ratios": (0.0,), "use_legacy_attributes": False}, {"l1_ratios": (1.0,)}),  # 1.10
+    ],
+)
+def test_each_scikit_learn_is_told_of_the_penalty_in_its_words(defaults, words):
+    parameters = {name: Parameter(name, Parameter.KEYWORD_ONLY, default=value) for name, value in defaults.items()}
+    assert _lasso(parameters) == words
+
+
+def test_lengths_that_tell_all_wins_apart_determine_no_rate(monkeypatch):
+    monkeypatch.setattr(module, "RESAMPLES", 9)
+    deltas = np.linspace(-300.0, 300.0, 60)
+    assert not length_controlled((deltas > 50).astype(float), deltas).determined
+    assert not length_controlled(np.ones(60), deltas).determined

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from densepath.stats.logistic import logistic_fit
+from densepath.stats.logistic import determined, logistic_fit
 
 
 def rows(seed=0, n=300):
@@ -40,3 +40,14 @@ def test_a_feature_that_is_constant_zero_has_no_weight():
     found = logistic_fit(features, targets, weights)
     assert found[:, 1] == pytest.approx(0)
     assert np.isfinite(found).all()
+
+
+def test_what_the_rows_determine():
+    """A feature that tells the labels of its own rows apart takes nothing from the others; two alike none."""
+    features, targets, weights = rows()
+    apart = np.zeros((len(targets), 1))
+    apart[:20, 0], targets[:20] = 1, 1.0
+    features = np.column_stack([features, apart, features[:, 0], features[:, 1]])
+    (fitted,) = logistic_fit(features, targets, weights[:1])
+    points = np.array([[0, 0, 1.0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 1, 0]])
+    assert determined(features, weights[0], fitted, points).tolist() == [True, False, False, True]

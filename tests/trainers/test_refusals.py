@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from trl import DPOConfig, GRPOConfig, SFTConfig
 
 from densepath.errors import ConfigError
 from densepath.trainers import dpr_config, self_play, sft
+from densepath.trainers.bounds import BOUNDS
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.refusals import check_startable, refusing
 from densepath.trainers.self_play import SelfPlayConfig
 from densepath.trainers.sft import check_sft_arguments
+from densepath.trainers.trl_config import checked_values, device_defaults, trl_config
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/trainer.md").read_text(encoding="utf-8")
 
@@ -148,7 +151,11 @@ def test_self_play_refuses_what_would_change_a_loss_that_is_its_own():
     [
         ({"lr_scheduler_kwargs": {"num_cycles": 1}}, "lr_scheduler_kwargs: get_linear.*'num_cycles'"),
         ({"lr_scheduler_type": "warmup_stable_decay"}, "lr_scheduler_type, lr_scheduler_kwargs: .*decay"),
-        ({"adam_beta1": 2.0}, "optim: Invalid beta parameter at index 0: 2.0"),
+        ({"adam_beta1": 2.0}, r"adam_beta1=2.0 must lie in \[0, 1\)"),
+        ({"adam_epsilon": math.inf}, r"adam_epsilon=inf must lie in \[0, 1\]"),
+        ({"max_steps": 0}, "max_steps=0 must lie in .*; -1 counts epochs"),
+        ({"optim_target_modules": ["q_proj"]}, "optim_target_modules has no effect with optim=adamw"),
+        ({"dataloader_persistent_workers": True}, "dataloader_num_workers and its like: persistent_workers"),
         ({"report_to": "nothing"}, "report_to='nothing' does not exist; choose none, all, or some of .*wandb"),
         ({"report_to": ["wandb"]}, "report_to=wandb needs a package that is missing: pip install wandb"),
         ({"report_to": ["mlflow"]}, "report_to=mlflow needs a package that is missing: pip install mlflow"),
@@ -175,6 +182,52 @@ def test_ordinary_arguments_can_start():
         {"optim": "sgd", "max_steps": 3},
     ):
         check_startable(SFTConfig("out", report_to="none", bf16=False, **changes))
+
+
+BEYOND = {
+    "seed": (-1, 2**32),
+    "data_seed": (-1,),
+    "max_steps": (0, -5, 10**12),
+    "num_train_epochs": (0, -1, "inf", 1e30),
+    "learning_rate": (-1, "inf"),
+    "weight_decay": (-1, "inf"),
+    "adam_epsilon": ("inf", 1e30),
+    "save_steps": (0, -1),
+    "dataloader_num_workers": (-1,),
+    "train_sampling_strategy": ("nosuch",),
+    "dataloader_multiprocessing_context": ("nosuch",),
+    "log_level": ("nosuch",),
+    "label_smoothing_factor": (5, "inf"),
+    "optim_target_modules": (3,),
+    "max_grad_norm": (-1,),
+}
+
+
+@pytest.mark.parametrize(("kind", "prefix"), [(SFTConfig, ""), (DPRConfig, "dpr_")])
+def test_what_no_training_could_use_is_refused_by_the_name_that_was_given(kind, prefix):
+    for name, values in BEYOND.items():
+        for value in values:
+            with pytest.raises(ConfigError, match=rf"^{prefix}{name}=.* (must|does not exist)") as error:
+                trl_config(kind, {"output_dir": "out", name: value}, prefix)
+            assert "\n" not in str(error.value)
+
+
+def test_what_is_unusual_and_has_a_meaning_is_taken():
+    usual = {"max_steps": -1, "max_grad_norm": "inf", "learning_rate": 0, "seed": 2**32 - 1, "save_steps": 0.5}
+    config = trl_config(SFTConfig, {**device_defaults(), "output_dir": "out", "report_to": "none", **usual})
+    check_startable(config)
+    assert (config.max_grad_norm, config.save_steps) == (math.inf, 0.5)
+    listed = checked_values(SFTConfig, {"include_for_metrics": "inputs, loss"})
+    assert listed == {"include_for_metrics": ["inputs", "loss"]}
+
+
+def test_a_float_without_a_bound_of_its_own_must_be_finite():
+    with pytest.raises(ConfigError, match=r"^dpr_kl_sequence_threshold=inf must be a finite number$"):
+        trl_config(DPRConfig, {"output_dir": "out", "kl_sequence_threshold": "inf"}, "dpr_")
+
+
+def test_every_bound_is_of_an_argument_that_there_is():
+    assert set(BOUNDS) <= _names(DPRConfig) | _names(SFTConfig)
 
 
 @pytest.mark.parametrize(

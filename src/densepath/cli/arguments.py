@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import typing
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from densepath.config.coerce import coerce, expanded
 from densepath.config.listed import Listed
 from densepath.config.options import Arguments, check_required
-from densepath.config.recipe_yaml import load_mapping, read_yaml, settled
+from densepath.config.recipe_yaml import load_mapping, read_yaml, settled, underscored
 from densepath.errors import ConfigError, NoEffectError, UsageError
 
 T = TypeVar("T")
@@ -73,7 +73,8 @@ def parse(
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
     if config_path is not None:
-        for key, value in load_mapping(config_path, f"--config {config_path}").items():
+        recipe = load_mapping(config_path, f"--config {config_path}")
+        for key, value in underscored(recipe, config_path).items():
             values[key], sources[key] = value, config_path
     for key, value in [*given.items(), *_pairs(rest, prog).items()]:
         values[key], sources[key] = value, "the command line"
@@ -94,37 +95,56 @@ def parse(
 
         own = with_model_before(own)
     check_required(kind, own)
-    return _effective(kind, own, {key for key, source in sources.items() if source == config_path}), others
+    return _effective(kind, own, others, {key for key, source in sources.items() if source == config_path})
 
 
-def _effective(kind: type[T], own: Mapping[str, Any], of_recipe: Collection[str]) -> T:
-    """The arguments of a command, all of which take effect.
+def _effective(
+    kind: type[T], own: Mapping[str, Any], others: Mapping[str, Any], of_recipe: Collection[str]
+) -> tuple[T, dict[str, Any]]:
+    """The arguments of a command, and the keys for TRL's configs, all of which take effect.
 
     What a recipe gives may lose its effect where the command line asks for less (fewer arms, no judge): it is left
     out, and that is said. What else has none is a mistake.
 
     Raises:
-        NoEffectError: an argument of the command line, or one that has no effect in the recipe by itself.
+        NoEffectError: arguments of the command line, or of a recipe that have no effect in it by itself.
     """
-    found, lost = _with_loss(kind, own)
-    if lost is None:
-        return found
-    by_itself = {name: value for name, value in own.items() if name in of_recipe}
-    if lost.name not in of_recipe or _with_loss(kind, by_itself)[1] is not None:
-        raise lost
-    warnings.warn(f"{str(lost).removesuffix(': leave it out')} as the command line has it: left out", stacklevel=2)
-    return _effective(kind, {name: value for name, value in own.items() if name != lost.name}, of_recipe)
+    left = own.keys() | others.keys()
+    for lost in _losses(kind, own, others):
+        of_itself = _lost_by_itself(kind, _among(own, of_recipe), _among(others, of_recipe))
+        mistaken = {name: value for name, value in lost.given.items() if name not in of_recipe or name in of_itself}
+        if mistaken:
+            raise NoEffectError(mistaken, lost.where)
+        warnings.warn(f"{lost.fact} as the command line has it: left out", stacklevel=2)
+        left -= lost.given.keys()
+    return kind(**_among(own, left)), _among(others, left)
 
 
-def _with_loss(kind: type[T], own: Mapping[str, Any]) -> tuple[T, NoEffectError | None]:
-    """The arguments, and what says that one of them has no effect."""
-    found = kind(**own)
+def _losses(kind: type[Any], own: Mapping[str, Any], others: Mapping[str, Any]) -> Iterator[NoEffectError]:
+    """What says that some arguments, or keys for TRL's configs, have no effect; then the same without these."""
+    while True:
+        found = kind(**own)
+        try:
+            if isinstance(found, Arguments):
+                found.check_effect()
+                found.check_others_effect(others)
+            return
+        except NoEffectError as error:
+            yield error
+            own, others = (_among(values, values.keys() - error.given.keys()) for values in (own, others))
+
+
+def _lost_by_itself(kind: type[Any], own: Mapping[str, Any], others: Mapping[str, Any]) -> set[str]:
+    """Names of a recipe that have no effect whatever the command line adds; none where it is no recipe by itself."""
     try:
-        if isinstance(found, Arguments):
-            found.check_effect()
-    except NoEffectError as error:
-        return found, error
-    return found, None
+        return {name for lost in _losses(kind, own, others) for name in lost.given}
+    except UsageError:
+        return set()
+
+
+def _among(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Those of the values whose names are among some."""
+    return {name: value for name, value in values.items() if name in names}
 
 
 def _parser(kind: type[Any], prog: str, description: str, passthrough: Mapping[str, str], listed: Listed) -> Parser:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from densepath.cli.arguments import parse
 from densepath.config import listed
 from densepath.config.listed import Listed
-
-if TYPE_CHECKING:
-    from densepath.terminal import Console
 
 RECIPE_KEYS = {"sft_": "TRL's SFTConfig", "dpr_": "DPRConfig"}
 """Keys of a recipe that go to TRL's configs."""
@@ -46,27 +43,16 @@ class Command:
         kind: type[Any] = _named(f"config.{self.arguments}")
         told = {"prog": f"densepath {name}", "description": self.description}
         arguments, others = parse(kind, argv, **told, passthrough=self.passthrough, listed=self.listed)
+        from densepath.models.hub import tell_hub
         from densepath.models.quiet import quiet_libraries
         from densepath.terminal import terminal
 
         quiet_libraries()
         console = terminal()
-        _tell_hub(arguments, console)
+        tell_hub(arguments, console)
         given = (arguments, others) if self.passthrough else (arguments,)
         _named(self.function)(*given, console)
         return 0
-
-
-def _tell_hub(arguments: Any, console: Console) -> None:
-    """Say of each model that is not on this machine that the hub is asked for it, which may take a while."""
-    from densepath.models.locate import asks_the_hub
-    from densepath.terminal import say
-
-    for f in fields(arguments):
-        given = getattr(arguments, f.name) if f.name.endswith("model_name_or_path") else None
-        for name in [given] if isinstance(given, str) else given or []:
-            if name and asks_the_hub(name):
-                say(console, f"{f.name}={name} is no folder here, nor in the hub's cache: asking the hub for it")
 
 
 def _named(place: str) -> Any:

@@ -27,7 +27,10 @@ def run(argv: Sequence[str]) -> int:
         passthrough=RECIPE_KEYS,
         listed=EXPERIMENT,
     )
+    from densepath.models.hub import tell_hub
     from densepath.pipeline.experiment import run_experiment
+    from densepath.terminal import terminal
 
+    tell_hub(arguments, terminal())
     run_experiment(arguments, others, command=shlex.join(["densepath", "experiment", *argv]))
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import errno
 import os
 import re
@@ -55,6 +56,8 @@ GROUPS = {
     },
 }
 """What a reader wants to do -> the commands for it."""
+MOVED = {"select": "diagnose"}
+"""Command that there was -> the one that took it in."""
 COMMANDS = {name: text for commands in GROUPS.values() for name, text in commands.items()}
 
 
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     command, rest = _known_as(words[0]), list(map(_underscored, words[1:]))
     if command not in COMMANDS:
-        print(f"densepath: no command {command!r}; choose one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(f"densepath: no command {command!r}; {_instead(command)}", file=sys.stderr)
         return 2
     debug = "--debug" in rest
     if not debug:
@@ -129,6 +132,15 @@ def _run(command: str, rest: list[str], debug: bool) -> int:
             raise
         print(f"{_who()}: error: {message}", file=sys.stderr)
         return 1
+
+
+def _instead(word: str) -> str:
+    """What to type for a command that there is not."""
+    if word in MOVED:
+        return f"what it did is in {MOVED[word]}"
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    hint = f"did you mean {near[0]}? There are" if near else "choose one of:"
+    return f"{hint} {', '.join(COMMANDS)}"
 
 
 def _known_as(word: str) -> str:

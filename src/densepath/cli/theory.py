@@ -32,6 +32,9 @@ def run(argv: list[str]) -> int:
     """Run the command; the return value is its exit status."""
     arguments = _parser().parse_args(argv)
 
+    from densepath.data.outputs import check_outputs
+
+    check_outputs({name: getattr(arguments, name) for name in ("output_file", "html_file")}, {})
     import torch
     from rich.text import Text
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import FrozenArguments, SamplingArguments
-from densepath.config.options import check_html_name, option
+from densepath.config.options import check_html_name, check_no_effect, option
 from densepath.errors import ConfigError
 
 
@@ -59,3 +59,9 @@ class DiagnoseArguments(SamplingArguments, JudgeArguments, FrozenArguments):
         if not self.betas or not fit or len({f"{beta:g}" for beta in self.betas}) < len(self.betas):
             raise ConfigError(f"betas={self.betas} must be different positive numbers")
         check_html_name(self.html_file, "its JSON twin is output_file")
+
+    def check_effect(self) -> None:
+        """Without samples there are no previews."""
+        super().check_effect()
+        if self.num_generations == 0:
+            check_no_effect(self, ["betas"], "with num_generations=0: nothing is previewed")

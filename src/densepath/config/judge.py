@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from densepath.config.options import Arguments, check_finite, check_no_effect, option
+from densepath.config.options import Arguments, check_no_effect, option
 from densepath.errors import ConfigError
 
 JUDGES = {
@@ -74,9 +74,6 @@ class EndpointArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("judge_prompt_price", "judge_completion_price", "max_cost", *_ABOVE_ZERO):
-            if getattr(self, name) is not None:
-                check_finite(name, getattr(self, name))
         for name in _ABOVE_ZERO:
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0")

@@ -8,7 +8,7 @@ from typing import Any
 from densepath.config.answers import AnswerArguments
 from densepath.config.judge import WHO_JUDGES, JudgeArguments, parse_judge
 from densepath.config.mixins import DenseRewardArguments, FrozenArguments
-from densepath.config.options import check_temperature, option
+from densepath.config.options import check_no_effect, check_temperature, option
 from densepath.errors import ConfigError
 
 
@@ -48,6 +48,9 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
         None, "Colours the answers on the page: the SFT model of a dense reward, or the folder of a saved one."
     )
     ref_model_name_or_path: list[str] = option([], "The reference of that reward, or several.")
+    allow_empty: bool = option(
+        False, "Judge answers of a file that are empty as they are, and count them; they are an error else."
+    )
     num_shown: int = option(10, "Pairs on the page, the most decisive ones of each model.", least=0)
     output_dir: str = option("judged", "Where answers, games, results and the page go. The same command goes on.")
     dry_run: bool = option(False, "Only say what judging would take: calls, tokens, cost.")
@@ -69,6 +72,12 @@ class JudgeCommandArguments(JudgeArguments, DenseRewardArguments, FrozenArgument
             raise ConfigError(
                 "ref_model_name_or_path needs model_name_or_path, the SFT model that it is the reference of"
             )
+
+    def check_effect(self) -> None:
+        """A reading is of the models that colour the page."""
+        super().check_effect()
+        if self.model_name_or_path is None:
+            check_no_effect(self, ["dense_reward"], "without model_name_or_path")
 
     def answering(self, model: str, generator: str) -> AnswerArguments:
         """How one of the models is asked."""

@@ -86,7 +86,10 @@ class EngineArguments(Arguments):
 
     use_vllm: bool = option(False, "Let vLLM sample or score; it must be installed (docs/engines.md).")
     vllm_gpu_memory_utilization: float = option(
-        0.3, "Share of the device's memory that vLLM takes for each model, its cache included.", least=0
+        0.3,
+        "Share of the device's memory that vLLM takes for each model, its cache included.",
+        least=0,
+        needs="use_vllm",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from densepath.errors import ConfigError, NoEffectError
@@ -46,6 +47,11 @@ class Arguments:
                 check_choice(f.name, value, f.metadata["choices"])
             if least is not None and value is not None:
                 check_at_least(f.name, value, least)
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, float):
+                    check_finite(f.name, each)
+            if f.name.endswith(("_file", "_dir")) and isinstance(value, str):
+                check_place(f.name, value, is_file=f.name.endswith("_file"))
 
     def check_effect(self) -> None:
         """Refuse what was given and cannot take effect beside the others, with a `ConfigError`."""
@@ -53,25 +59,52 @@ class Arguments:
             if f.metadata["needs"] and not getattr(self, f.metadata["needs"]):
                 check_no_effect(self, [f.name], f"without {f.metadata['needs']}")
 
+    def check_others_effect(self, others: Mapping[str, Any]) -> None:
+        """Refuse keys for TRL's configs that cannot take effect beside these arguments, with a `ConfigError`.
+
+        Args:
+            others: name -> value.
+        """
+
 
 def check_no_effect(arguments: Any, names: Collection[str], where: str) -> None:
-    """Refuse arguments that were given and cannot take effect, with a `NoEffectError` that names the first.
+    """Refuse arguments that were given and cannot take effect, with a `NoEffectError` that names them.
 
     Args:
         arguments: a dataclass of options.
         names: of its arguments that have no effect.
         where: why, such as "without judge".
     """
-    for f in fields(arguments):
-        default = f.default if f.default_factory is MISSING else f.default_factory()
-        if f.name in names and getattr(arguments, f.name) != default:
-            raise NoEffectError(f.name, f"{f.name}={getattr(arguments, f.name)!r} has no effect {where}: leave it out")
+    if given := given_among(arguments, names):
+        raise NoEffectError(given, where)
+
+
+def given_among(arguments: Any, names: Collection[str]) -> dict[str, Any]:
+    """Those of some arguments that were given, by name: whose value is not the default.
+
+    Args:
+        arguments: a dataclass of options.
+        names: of the arguments that are looked at.
+    """
+    values = {f.name: getattr(arguments, f.name) for f in fields(arguments) if f.name in names}
+    return {name: value for name, value in values.items() if value != _default(arguments, name)}
+
+
+def _default(arguments: Any, name: str) -> Any:
+    (f,) = (f for f in fields(arguments) if f.name == name)
+    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Refuse a value that is not among the allowed ones, with a `ConfigError`."""
     if value not in allowed:
         raise ConfigError(f"{name}={value!r} does not exist; choose one of: {', '.join(allowed)}")
+
+
+def check_place(name: str, value: str, *, is_file: bool) -> None:
+    """Refuse what cannot be the name of a file (or folder) before there is anything to write, with a `ConfigError`."""
+    if "\0" in value or (is_file and Path(value).name in ("", "..")):
+        raise ConfigError(f"{name}={value!r} is no name of a {'file' if is_file else 'folder'}: give one")
 
 
 def check_at_least(name: str, value: float, least: float) -> None:

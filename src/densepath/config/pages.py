@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from densepath.config.mixins import (
     REWARDS,
@@ -11,7 +11,7 @@ from densepath.config.mixins import (
     HostArguments,
     RewardArguments,
 )
-from densepath.config.options import Arguments, check_reference, option
+from densepath.config.options import Arguments, check_no_effect, check_reference, option
 from densepath.errors import UsageError
 
 SORTS = ("row", "reward", "reward_per_token", "tokens", "lowest")
@@ -109,6 +109,15 @@ class ViewArguments(HostArguments, PageArguments, DenseRewardArguments, FrozenAr
             check_reference(self.dense_reward, None)
         if self.html_file is not None:
             self._check_page(self.html_file)
+
+    def check_effect(self) -> None:
+        """What is written is not served, and what scores texts needs models."""
+        super().check_effect()
+        if self.html_file is not None:
+            served = [f.name for f in fields(HostArguments)]
+            check_no_effect(self, served, "with html_file: the page is written, not served")
+        if not self.model_name_or_path:
+            check_no_effect(self, ["dense_reward", "chat"], "without model_name_or_path")
 
     def _check_page(self, html: str) -> None:
         if html.endswith(".json"):

@@ -6,6 +6,7 @@ By itself PyYAML reads YAML 1.1: `save_strategy: no` is false there, `1e-5` a te
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,25 @@ def load_mapping(path: str, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected `key: value` lines, got a {type(value).__name__}")
     return {str(key): item for key, item in value.items()}
+
+
+def underscored(keys: Mapping[str, Any], place: str) -> dict[str, Any]:
+    """Keys of a recipe with underscores for hyphens, which the command line takes too.
+
+    Args:
+        keys: name -> value.
+        place: what they stand in, for messages.
+
+    Raises:
+        ConfigError: one of them is given with both.
+    """
+    found: dict[str, Any] = {}
+    for key, value in keys.items():
+        name = key.replace("-", "_")
+        if name in found:
+            raise ConfigError(f"{place}: {name} is given twice, with - and with _; remove one")
+        found[name] = value
+    return found
 
 
 def settled(value: Any) -> Any:

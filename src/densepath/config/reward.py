@@ -12,7 +12,7 @@ from densepath.config.mixins import (
     RewardArguments,
     RowsArguments,
 )
-from densepath.config.options import Arguments, check_choice, check_html_name, check_reference, option
+from densepath.config.options import Arguments, check_choice, check_html_name, check_no_effect, check_reference, option
 from densepath.errors import ConfigError, UsageError
 
 AGGREGATIONS = ("mean", "sum", "min")
@@ -84,6 +84,12 @@ class ScoreArguments(ShardArguments, ShapeArguments, EngineArguments, RowsArgume
             )
         if Path(self.output_file).suffix not in OUTPUT_SUFFIXES:
             raise ConfigError(f"output_file={self.output_file} must end in {' or '.join(OUTPUT_SUFFIXES)}")
+
+    def check_effect(self) -> None:
+        """A mean is of several."""
+        super().check_effect()
+        if len(self.ref_model_name_or_path) < 2:
+            check_no_effect(self, ["reference_mean"], "with fewer than two references")
 
 
 @dataclass
@@ -179,3 +185,9 @@ class RewardEvalArguments(PairArguments):
     max_samples: int | None = option(None, "Rows drawn; all if None.", least=1)
     seed: int = option(0, "Seed of the draw, the altered digits and the bootstrap.", least=0)
     output_file: str | None = option(None, "Write all figures here as JSON.")
+
+    def check_effect(self) -> None:
+        """Only first-error rows have steps."""
+        super().check_effect()
+        if self.task in ("preference", "altered_numbers"):
+            check_no_effect(self, ["step_separator"], f"with task={self.task}, whose rows have no steps")

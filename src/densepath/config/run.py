@@ -17,8 +17,8 @@ from densepath.config.mixins import (
     TrainableArguments,
     TrainingRowsArguments,
 )
-from densepath.config.options import Arguments, check_no_effect, check_temperature, option
-from densepath.errors import ConfigError
+from densepath.config.options import Arguments, check_no_effect, check_temperature, given_among, option
+from densepath.errors import ConfigError, NoEffectError
 
 
 @dataclass
@@ -229,6 +229,26 @@ class PurifyArguments(Arguments):
             check_no_effect(self, OF_BEHAVIOURS, "with purify_rounds=0")
 
 
+_GOES_ON = ("sft_", "sft_learning_rate", "sft_per_device_train_batch_size", "continued_sft_learning_rate")
+"""What a training with SFT's loss and batch reads; `sft_` stands for every other such key."""
+_BUDGET = (
+    *("dpr_max_steps", "dpr_per_device_train_batch_size", "num_generations"),
+    *("dpr_gradient_accumulation_steps", "dpr_num_iterations"),
+)
+"""What says how many completions DPR samples, which is the budget of controls too; by `num_generations` the batch is
+divided."""
+_DPR = ("dpr_", "dpr_learning_rate", *_BUDGET, "max_prompt_length")
+READ_BY_ARMS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("base", "sft", "contrastive", "subtractive", "extrapolation"), ()),
+    **dict.fromkeys(("continued_sft", "dft", "rejection_sampling"), (*_GOES_ON, *_BUDGET)),
+    "filtered_sft": (*_GOES_ON, *_BUDGET, "max_prompt_length"),
+    "purified_sft": (*_GOES_ON, "max_prompt_length"),
+    **dict.fromkeys(("dpr", "dpr_capped", "spin", "gsil"), _DPR),
+}
+"""Arm -> what its training reads of the arguments that not every stage of a run reads. SFT reads `_GOES_ON` but for
+the last. A method that is not here may read anything."""
+_OF_TRAININGS = tuple(dict.fromkeys(key for keys in READ_BY_ARMS.values() for key in keys))
+
 OF_BEHAVIOURS = ("purify_behaviours", "purify_steps", "purify_keep", "purify_kinds", "purify_samples")
 """Arguments that decide nothing without rounds of EM."""
 _OF_PURIFICATION = tuple(f.name for f in fields(PurifyArguments) if f.name.startswith("purify_"))
@@ -358,6 +378,34 @@ class RunArguments(
                 check_no_effect(self, names, f"without {arm} among arms")
         if self.gives_sft:
             check_no_effect(self, ["sft_max_steps", "sft_num_train_epochs"], "where the SFT model is given")
+        if self.verifier is None and self.judge is None:
+            check_no_effect(self, ["purify_dft"], "without verifier or judge")
+        self._check_read(given_among(self, {f.name for f in fields(RunArguments)} & {*_OF_TRAININGS}))
+
+    def check_others_effect(self, others: Mapping[str, Any]) -> None:
+        """The keys of a stage that is not trained are for nothing; a template is every stage's."""
+        super().check_others_effect(others)
+        self._check_read({key: value for key, value in others.items() if key[4:] not in TEMPLATE_SETTINGS})
+
+    def _check_read(self, given: Mapping[str, Any]) -> None:
+        """Refuse what no training of the run reads.
+
+        Args:
+            given: name -> value, of arguments in `READ_BY_ARMS` and of `sft_*` and `dpr_*` keys.
+        """
+        read = {key for arm in self.arms for key in READ_BY_ARMS.get(arm, _OF_TRAININGS)} | self._read_elsewhere()
+        unread = {name: value for name, value in given.items() if name not in read and name[:4] not in read}
+        of_sft = {name: value for name, value in unread.items() if name.startswith("sft_")}
+        arms = f"arms={' '.join(self.arms)}, none of which reads that"
+        if of_sft:
+            raise NoEffectError(of_sft, f"where the SFT model is given, with {arms}")
+        if unread:
+            raise NoEffectError(unread, f"with {arms}")
+
+    def _read_elsewhere(self) -> set[str]:
+        """What is read by SFT, and by the memory plan."""
+        by_sft = set() if self.gives_sft else {key for key in _GOES_ON if key.startswith("sft_")}
+        return by_sft | ({"max_prompt_length"} if self.gpu_memory is not None else set())
 
 
 @dataclass
@@ -377,6 +425,9 @@ class PlanArguments(RunArguments):
 
     dataset_name: str = option("", "Demonstrations, which are not read.")
     json: bool = option(False, "Print every term of every moment as JSON, in bytes.")
+
+    def _read_elsewhere(self) -> set[str]:
+        return super()._read_elsewhere() | {"max_prompt_length"}  # of the answers that are planned
 
 
 def with_one_template(

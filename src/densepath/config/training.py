@@ -12,7 +12,7 @@ from densepath.config.mixins import (
     TrainableArguments,
     TrainingRowsArguments,
 )
-from densepath.config.options import check_temperature, option
+from densepath.config.options import check_no_effect, check_temperature, option
 from densepath.config.run import PurifyArguments, RunArguments
 
 
@@ -38,7 +38,9 @@ class DPRArguments(TrainingRowsArguments, TrainableArguments):
     max_train_samples: int | None = option(None, "Prompts used; all if None.", least=1)
     eval_dataset_name: str | None = option(None, "Held-out demonstrations, whose NLL is logged every eval_steps.")
     dataset_test_split: str = option("test", "Split of eval_dataset_name.", needs="eval_dataset_name")
-    max_eval_samples: int | None = option(100, "Held-out demonstrations scored; all if None.", least=1)
+    max_eval_samples: int | None = option(
+        100, "Held-out demonstrations scored; all if None.", least=1, needs="eval_dataset_name"
+    )
     held_out_ref_model_name_or_path: str | None = option(
         None, "A second reference: the reward under it is logged and never optimised."
     )
@@ -84,6 +86,12 @@ class PurifyCommandArguments(JudgeArguments, PurifyArguments, TrainingRowsArgume
     def __post_init__(self) -> None:
         super().__post_init__()
         check_temperature("temperature=", self.temperature)
+
+    def check_effect(self) -> None:
+        """Without anything to judge by, DFT is not tried."""
+        super().check_effect()
+        if self.verifier is None and self.judge is None:
+            check_no_effect(self, ["purify_dft"], "without verifier or judge")
 
     def recipe(self, batch: int, save_steps: int) -> RunArguments:
         """The same as a run's recipe, which starts from the model before SFT.

@@ -11,7 +11,7 @@ a benchmark       {"id", "references": {generator: text}}
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def generators(answers: Sequence[Answer]) -> tuple[str, ...]:
 def answers_to(
     questions: Sequence[Question], answers: Sequence[Answer], source: str, generator: str | None = None
 ) -> tuple[Answer, ...]:
-    """One generator's answers, one to each question, in their order. Answers to other questions are passed over.
+    """One generator's answers, one to each question, in their order. Those to others (`answers_to_none`) are left out.
 
     Args:
         questions: of the benchmark.
@@ -59,8 +59,8 @@ def answers_to(
         generator: its name; None where there is but one.
 
     Raises:
-        DataError: several generators, a question without its answer or with two, an answer to another text, with
-            another number of turns, or empty; file and row are named.
+        DataError: several generators, a question without its answer or with two, an answer to another text or with
+            another number of turns; file and row are named.
     """
     names = generators(answers)
     if generator is None and len(names) > 1:
@@ -70,6 +70,32 @@ def answers_to(
         raise DataError(f"{source}: no answers of {generator!r}; there are those of {short(', '.join(names), 100)}")
     found = _by_question(questions, mine, source)
     return tuple(_checked(question, found.get(question.id), mine, source) for question in questions)
+
+
+def answers_to_none(questions: Sequence[Question], answers: Sequence[Answer]) -> tuple[Answer, ...]:
+    """The answers to questions that are none of these."""
+    question_of = _finder(questions)
+    return tuple(answer for answer in answers if not question_of(answer))
+
+
+def check_not_empty(answers: Sequence[Answer], source: str, remedy: str) -> None:
+    """Refuse answers in which a turn holds nothing but spaces.
+
+    Args:
+        answers: that were read.
+        source: where they are, for the message.
+        remedy: what to do.
+
+    Raises:
+        DataError: the first such answer; file and row are named.
+    """
+    if empty := empty_answers(answers):
+        raise DataError(f"{source}, row {empty[0].row}: the answer to {short(empty[0].id)} is empty; {remedy}")
+
+
+def empty_answers(answers: Iterable[Answer]) -> tuple[Answer, ...]:
+    """Those in which a turn holds nothing but spaces."""
+    return tuple(answer for answer in answers if not all(text.strip() for text in answer.turns))
 
 
 def with_references(questions: Sequence[Question], answers: Sequence[Answer]) -> tuple[Question, ...]:
@@ -190,11 +216,10 @@ def _prompt(row: Row) -> tuple[str, ...] | None:
 
 def _by_question(questions: Sequence[Question], answers: Sequence[Answer], source: str) -> dict[str, Answer]:
     """Question's id -> its answer: by id, and by the text of the prompt where the answer names no id."""
-    ids = {question.id for question in questions}
-    by_text = {asked: question.id for question in questions for asked in _ways_to_ask(question)}
+    question_of = _finder(questions)
     found: dict[str, Answer] = {}
     for answer in answers:
-        own = answer.id if answer.id in ids else by_text.get(_normal(answer.prompt or ()), "")
+        own = question_of(answer)
         if own and own in found:
             raise DataError(
                 f"{source}, row {answer.row}: a second answer of {answer.generator} to {short(own)}, after row "
@@ -203,6 +228,13 @@ def _by_question(questions: Sequence[Question], answers: Sequence[Answer], sourc
         if own:
             found[own] = replace(answer, id=own)
     return found
+
+
+def _finder(questions: Sequence[Question]) -> Callable[[Answer], str]:
+    """The id of the question that an answer is to; empty for none of them."""
+    ids = {question.id for question in questions}
+    by_text = {asked: question.id for question in questions for asked in _ways_to_ask(question)}
+    return lambda answer: answer.id if answer.id in ids else by_text.get(_normal(answer.prompt or ()), "")
 
 
 def _normal(texts: Sequence[str]) -> tuple[str, ...]:
@@ -242,9 +274,5 @@ def _checked(question: Question, answer: Answer | None, all_of: Sequence[Answer]
     if len(answer.turns) != len(question.turns):
         raise DataError(
             f"{where}: {len(answer.turns)} answers to {len(question.turns)} turns of {short(question.id)}; answer each"
-        )
-    if not all(text.strip() for text in answer.turns):
-        raise DataError(
-            f"{where}: the answer to {short(question.id)} is empty; generate it again, or leave the model out"
         )
     return answer

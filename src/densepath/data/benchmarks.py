@@ -39,6 +39,18 @@ _MT_BENCH_TEMPERATURES = {
 """FastChat's temperatures of the answers, by category."""
 _IN_LIMA_TRAINING = "666c0b9f6ed8ab3932ea05e6291c41397f21c9b96c34cf54ce4ec922c70d08d2"
 """`content_hash` of the one test prompt of LIMA that its training set has too."""
+_FIRST_PROMPTS = {
+    "ff3d07330a5dc85cc5743cd446a6a129b42f7c2062eebe3147815a51e71de71d": "alpaca_eval",
+    "fb84a79300305cc985c58d3c2b0c465717b5eb8c820a9f70650fc451a4f5c395": "arena_hard",
+    "ba9cc767a72f5153647f8b8c5fafb103699558bebaa715cca1e154edbda16f04": "mt_bench",
+    "cbc68dcfc43db8a04a669188b44f0da53aad6b28a68f4548425b339b8596aec7": "lima",
+}
+"""`content_hash` of the first prompt of each published file, by which a file of another benchmark is told."""
+_CATEGORIES = {
+    **dict.fromkeys(("helpful_base", "koala", "oasst", "selfinstruct", "vicuna"), "alpaca_eval"),
+    **dict.fromkeys(("hard_prompt", "creative_writing", "arena-hard-v0.1"), "arena_hard"),
+}
+"""Categories that are those of one benchmark alone."""
 _OLD_ARENA = Benchmark(
     "arena_hard",
     prompts=500,
@@ -120,9 +132,9 @@ def read_benchmark(name: str) -> BenchmarkRows:
     questions, answers = [question for question, _ in found], [answer for _, own in found for answer in own]
     if preset is None:
         return BenchmarkRows(Benchmark(name, turns=0), source, tuple(questions), tuple(answers))
+    _check_benchmark(preset, questions, source)
     if preset.table == "arena_hard" and not {each.category for each in questions} & _NEW_ARENA:
         preset = _OLD_ARENA
-    _check_turns(preset, questions, source)
     kept, notes = _without_left_out(preset, questions)
     if len(kept) != preset.prompts:
         notes += (f"{len(kept)} prompts where {preset.name} has {preset.prompts}: not the published benchmark",)
@@ -281,8 +293,25 @@ def _check_id(key: str, place: SourceRow, places: dict[str, SourceRow]) -> None:
         raise DataError(f"the id {short(key)!r} is that of {there} too; give each question an id of its own")
 
 
+def _check_benchmark(preset: Benchmark, questions: list[Question], source: str) -> None:
+    """Raise for a file of another benchmark: by its turns, its first prompt, or its categories, where all are known.
+
+    A file that none of these tells may be a part of any benchmark: it is read, and a note says that it is not whole.
+    """
+    _check_turns(preset, questions, source)
+    hashes = (content_hash({"prompt": question.turns[0]}) for question in questions)
+    known = {_FIRST_PROMPTS[each] for each in hashes if each in _FIRST_PROMPTS}
+    known = known or {_CATEGORIES.get(question.category, preset.name) for question in questions}
+    if preset.name not in known:
+        other = sorted(known)[0]
+        raise DataError(
+            f"{source}: its prompts are those of {other}, and not of {preset.name}; give the file of {preset.name}, "
+            f"or {other}:{source}"
+        )
+
+
 def _check_turns(preset: Benchmark, questions: list[Question], source: str) -> None:
-    """Raise for a file of another benchmark: what tells them apart is how often the user speaks."""
+    """Raise for questions in which the user speaks more or less often than in the benchmark's."""
     for question in questions:
         if len(question.turns) != preset.turns:
             counts = Counter(len(each.turns) for each in questions)

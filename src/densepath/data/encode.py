@@ -13,9 +13,10 @@ and it is said. Actions are marked by position, never by token id, so that an EO
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from densepath.data.rows import (
     DataFormat,
     Row,
     Turns,
+    check_types,
     conversation_of,
     detect_format,
     is_conversational,
@@ -122,9 +124,10 @@ def encode_prompt(
     """
     if isinstance(prompt, str):
         return text_ids(prompt, tokenizer)
-    return tokenise(
-        render(prompt, tokenizer, {**(chat_template_kwargs or {}), "add_generation_prompt": True}), tokenizer
-    )
+    with _explained({"prompt": prompt}):
+        return tokenise(
+            render(prompt, tokenizer, {**(chat_template_kwargs or {}), "add_generation_prompt": True}), tokenizer
+        )
 
 
 def encode_row_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -137,7 +140,22 @@ def encode_row_prompt(row: Row, tokenizer: PreTrainedTokenizerBase) -> list[int]
     Raises:
         DataError, ModelError: as `prompt_of` and `encode_prompt`.
     """
-    return encode_prompt(prompt_of(row), tokenizer, template_arguments(row))
+    with _explained(row):
+        return encode_prompt(prompt_of(row), tokenizer, template_arguments(row))
+
+
+@contextlib.contextmanager
+def _explained(row: Row) -> Iterator[None]:
+    """What is wrong with a row that was not checked before, where reading it fails: checked rows cost nothing.
+
+    Raises:
+        DataError: a malformed column or turn.
+    """
+    try:
+        yield
+    except (TypeError, AttributeError, KeyError, IndexError, RecursionError):
+        check_types(row)
+        raise
 
 
 def encode_pair(
@@ -156,11 +174,16 @@ def encode_pair(
         chat_template_kwargs: further arguments of the chat template.
 
     Raises:
-        DataError, ModelError: as `encode_demonstration`; or several turns (use `encode_pairs`).
+        DataError, ModelError: as `encode_demonstration`; or what is neither text nor well-formed turns, or several
+            turns (use `encode_pairs`).
     """
+    row = {"prompt": prompt, "completion": completion}
+    for name, value in row.items():
+        if value is None:
+            raise DataError(f'"{name}" is null; give a string or a list of turns')
+    check_types(row)
     if is_conversational(completion) and len(completion) != 1:
         raise DataError(f"the completion has {len(completion)} turns, not one; use encode_pairs")
-    row = {"prompt": prompt, "completion": completion}
     return encode_pairs(row, tokenizer, chat_template_kwargs=chat_template_kwargs)[0]
 
 
@@ -393,6 +416,16 @@ def _demonstration(
     max_length: int | None = None,
 ) -> _Demonstration:
     """The whole row; of its actions the first and those that begin within `max_length`."""
+    with _explained(row):
+        return _read_demonstration(row, tokenizer, chat_template_kwargs, max_length)
+
+
+def _read_demonstration(
+    row: Row,
+    tokenizer: PreTrainedTokenizerBase,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    max_length: int | None,
+) -> _Demonstration:
     found = detect_format(row)
     if found is DataFormat.PROMPT:
         raise DataError('a prompt without "completion" is no demonstration; use encode_prompt')

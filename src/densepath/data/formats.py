@@ -17,22 +17,17 @@ import numpy as np
 
 from densepath.data.convert import empty_answer
 from densepath.data.rows import (
-    COLUMNS_HINT,
-    ROLES,
-    TEMPLATE_COLUMNS,
     DataFormat,
     Row,
     Turns,
     canonical_json,
-    check_unicode,
+    check_types,
     detect_format,
     is_answered,
     is_conversational,
     jsonable,
     prompt_of,
-    short,
     split_turns,
-    template_arguments,
     turn_text,
 )
 from densepath.data.streaming import RowStream, SourceRow
@@ -223,7 +218,7 @@ def _checked(rows: Iterable[SourceRow], needs: Needs | None, source: str) -> Ite
             if row.row is None:
                 raise DataError(row.error)
             if needs is None:
-                _check_types(row.row)
+                check_types(row.row)
             else:
                 found, conversational = check_row(row.row, needs)
         except DataError as error:
@@ -244,7 +239,7 @@ def _checked(rows: Iterable[SourceRow], needs: Needs | None, source: str) -> Ite
 
 def check_row(row: Row, needs: Needs) -> tuple[DataFormat, bool]:
     """Raise for a row that cannot serve `needs`; else its format (of prompts, without the completion) and kind."""
-    _check_types(row)
+    check_types(row)
     found = detect_format(row)
     if needs != "demonstrations":
         if needs == "held-out prompts" and found is DataFormat.PROMPT_COMPLETION and not split_turns(row):
@@ -303,54 +298,3 @@ def _check_assistant_turns(turns: Turns, column: str) -> None:
         )
     if not all(turn.get("tool_calls") or turn_text(turn).strip() for turn in answers):
         raise DataError(f'an assistant turn in "{column}" is empty; remove the row or add the answer')
-
-
-def _check_types(row: Row) -> None:
-    """Raise where a column of TRL's formats, if present, is neither text nor a list of well-formed turns."""
-    if not isinstance(row, Mapping):
-        raise DataError(f"a row must be an object with named columns, not {type(row).__name__}; {COLUMNS_HINT}")
-    text = row.get("text")
-    if text is not None and not isinstance(text, str):
-        raise DataError(f'"text" is {short(repr(text))}, not a string; quote it')
-    for column in ("text", "prompt", "completion", "messages", *TEMPLATE_COLUMNS):
-        _check_unicode(column, row.get(column))
-    conversational = False
-    for column in ("prompt", "completion", "messages"):
-        value = row.get(column)
-        if value is None or (isinstance(value, str) and column != "messages"):
-            continue
-        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-            wanted = "a list of turns" if column == "messages" else "a string or a list of turns"
-            raise DataError(f'"{column}" is {short(repr(value))}, not {wanted}; see TRL\'s data set formats')
-        if not value:
-            raise DataError(f'"{column}" is an empty list of turns; remove the row or fill it')
-        conversational = True
-        for index, turn in enumerate(value):
-            _check_turn(turn, f'"{column}" turn {index + 1}')
-    if conversational:
-        template_arguments(row)
-
-
-def _check_unicode(column: str, value: Any) -> None:
-    try:
-        check_unicode(value)
-    except DataError as error:
-        raise DataError(f'"{column}": {error}') from None
-
-
-def _check_turn(turn: object, where: str) -> None:
-    if not isinstance(turn, Mapping):
-        raise DataError(f'{where} is {short(repr(turn))}; a turn is an object {{"role": ..., "content": ...}}')
-    if turn.get("role") not in ROLES:
-        raise DataError(f"{where} has the role {short(repr(turn.get('role')))}; the roles are {', '.join(ROLES)}")
-    calls = turn.get("tool_calls")
-    if calls is not None and not (isinstance(calls, Sequence) and all(isinstance(call, Mapping) for call in calls)):
-        raise DataError(f"{where} has the tool_calls {short(repr(calls))}; give a list of objects")
-    content = turn.get("content")
-    if isinstance(content, (list, tuple)):
-        try:
-            turn_text(turn)
-        except DataError as error:
-            raise DataError(f"{where} has {error}") from None
-    elif not isinstance(content, str) and not (content is None and calls and turn["role"] == "assistant"):
-        raise DataError(f"{where} has the content {short(repr(content))}, not a string; only text can be tokenised")

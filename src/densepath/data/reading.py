@@ -76,6 +76,24 @@ def find_source(name: str, split: str) -> tuple[list[Path] | list[Dataset], str]
     return ([path] if path.is_file() else _find_in_folder(path, found[1])), found[2] or ""
 
 
+def files_of(name: str, split: str) -> list[Path]:
+    """Files that the data set with that name would be read from; none for a hub id, or where nothing can be read.
+
+    Args:
+        name: a file, a folder or a hub id.
+        split: the split to take where a folder has several, with or without a slice.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    if _is_saved(path):
+        return [each for each in path.rglob("*") if each.is_file()]
+    try:
+        return _chosen_files(path, split.partition("[")[0].strip())
+    except (DataError, MissingFileError):  # which reading it will say
+        return []
+
+
 def _read_hub(name: str, split: str) -> Dataset:
     import datasets
 
@@ -89,8 +107,20 @@ def _read_hub(name: str, split: str) -> Dataset:
 
 
 def _find_in_folder(folder: Path, split: str) -> list[Path] | list[Dataset]:
-    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return [_read_saved(folder, split)]
+    return [_read_saved(folder, split)] if _is_saved(folder) else _chosen_files(folder, split)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether `datasets` saved it."""
+    return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
+
+
+def _chosen_files(folder: Path, split: str) -> list[Path]:
+    """The files of a split among those of a folder.
+
+    Raises:
+        MissingFileError, DataError: there is none, or two of one name, or they lie in several folders.
+    """
     files = _data_files(folder)
     if not files:
         raise MissingFileError(f"no data set in {folder}: no {', '.join(FILE_SUFFIXES)} file; check the path")

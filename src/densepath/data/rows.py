@@ -317,6 +317,61 @@ def check_unicode(value: Any) -> None:
         raise DataError(f"{short(repr(type(value)))} is no text ({error})") from None
 
 
+def check_types(row: Row) -> None:
+    """Refuse a row in which a column of TRL's formats, if present, is neither text nor a list of well-formed turns.
+
+    Raises:
+        DataError: the first such column, turn or template argument.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"a row must be an object with named columns, not {type(row).__name__}; {COLUMNS_HINT}")
+    text = row.get("text")
+    if text is not None and not isinstance(text, str):
+        raise DataError(f'"text" is {short(repr(text))}, not a string; quote it')
+    for column in ("text", "prompt", "completion", "messages", *TEMPLATE_COLUMNS):
+        _check_unicode(column, row.get(column))
+    conversational = False
+    for column in ("prompt", "completion", "messages"):
+        value = row.get(column)
+        if value is None or (isinstance(value, str) and column != "messages"):
+            continue
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            wanted = "a list of turns" if column == "messages" else "a string or a list of turns"
+            raise DataError(f'"{column}" is {short(repr(value))}, not {wanted}; see TRL\'s data set formats')
+        if not value:
+            raise DataError(f'"{column}" is an empty list of turns; remove the row or fill it')
+        conversational = True
+        for index, turn in enumerate(value):
+            _check_turn(turn, f'"{column}" turn {index + 1}')
+    if conversational:
+        template_arguments(row)
+
+
+def _check_unicode(column: str, value: Any) -> None:
+    try:
+        check_unicode(value)
+    except DataError as error:
+        raise DataError(f'"{column}": {error}') from None
+
+
+def _check_turn(turn: object, where: str) -> None:
+    if not isinstance(turn, Mapping):
+        raise DataError(f'{where} is {short(repr(turn))}; a turn is an object {{"role": ..., "content": ...}}')
+    if turn.get("role") not in ROLES:
+        raise DataError(f"{where} has the role {short(repr(turn.get('role')))}; the roles are {', '.join(ROLES)}")
+    calls = turn.get("tool_calls")
+    if calls is not None and not (isinstance(calls, Sequence) and all(isinstance(call, Mapping) for call in calls)):
+        raise DataError(f"{where} has the tool_calls {short(repr(calls))}; give a list of objects")
+    content = turn.get("content")
+    if isinstance(content, (list, tuple)):
+        try:
+            turn_text(turn)
+        except DataError as error:
+            raise DataError(f"{where} has {error}") from None
+    elif not isinstance(content, str) and not (content is None and calls and turn["role"] == "assistant"):
+        raise DataError(f"{where} has the content {short(repr(content))}, not a string; only text can be tokenised")
+
+
 def short(text: str, length: int = 60) -> str:
     """One line of at most `length` characters, for messages."""
     line = " ".join(text.split())

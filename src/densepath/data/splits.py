@@ -6,7 +6,7 @@ import hashlib
 import math
 import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from densepath.data.rows import (
     DataFormat,
@@ -25,6 +25,7 @@ from densepath.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+R = TypeVar("R", bound=Row)
 DEFAULT_SHARES: Mapping[str, float] = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _HASH_BITS = 64  # of the 256, as many as decide a row's place in [0, 1)
 
@@ -116,7 +117,7 @@ def split_by_content(rows: Dataset | Sequence[Row], shares: Mapping[str, float] 
     return {name: rows.select(indices) for name, indices in members.items()}
 
 
-def hold_out_by_content(rows: Sequence[Row], share: float) -> tuple[list[Row], list[Row]]:
+def hold_out_by_content(rows: Sequence[R], share: float) -> tuple[list[R], list[R]]:
     """Rows in two parts, of which the second holds the share of contents with the highest hashes; at least one.
 
     On rows of all contents these are the last splits of `split_by_content`. On rows that went through a split before,
@@ -136,7 +137,7 @@ def hold_out_by_content(rows: Sequence[Row], share: float) -> tuple[list[Row], l
     openings = [_opening(row, asked) for row in rows]
     contents = sorted(set(openings))
     highest = set(contents[-math.ceil(share * len(contents)) :])
-    parts: tuple[list[Row], list[Row]] = ([], [])
+    parts: tuple[list[R], list[R]] = ([], [])
     for row, opening in zip(rows, openings, strict=True):
         parts[opening in highest].append(row)
     return parts

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from densepath.evidence.cells import Place, SettingCells, is_measured, verdicts
 from densepath.evidence.comparisons import EQUAL_COMPUTE, LENGTH_SHARE, SEES_VALIDATION
-from densepath.records.arm import BASE, SFT, TRUNCATED_WATCH
+from densepath.records.arm import BASE, SFT, TRUNCATED_WATCH, ArmResult
 from densepath.records.estimates import Interval, Verdict
 from densepath.records.judged import PositionBias
 from densepath.records.results import ArmComparison, ArmRow, Statement
@@ -162,11 +162,23 @@ def _row_warnings(row: ArmRow) -> list[str]:
 
 
 def _is_sft(cells: SettingCells, method: str) -> bool:
-    """Whether every test value of a method is that of SFT at the same decoding and seed."""
-    mine = [cell for cell in cells.of_method(method) if cell.split == "test"]
+    """Whether every test value of a method is that of SFT at the same decoding and seed, and that says something.
+
+    Where all answers are wrong and cut off, any two models agree in them; the likelihood of demonstrations tells them
+    apart wherever it was measured of both.
+    """
     theirs = {(cell.decoding, cell.seed): cell for cell in cells.of_method(SFT) if cell.split == "test"}
-    pairs = [(cell, theirs.get((cell.decoding, cell.seed))) for cell in mine]
-    return bool(pairs) and all(
-        other is not None and is_measured(cell) and verdicts(cell) == verdicts(other) and cell.lengths == other.lengths
+    mine = [cell for cell in cells.of_method(method) if cell.split == "test"]
+    pairs = [(cell, theirs[place]) for cell in mine if (place := (cell.decoding, cell.seed)) in theirs]
+    if len(pairs) < len(mine) or not all(is_measured(cell) and _agree(cell, other) for cell, other in pairs):
+        return False
+    return any(
+        len(set(verdicts(cell))) > 1 or len(set(cell.lengths)) > 1 or (cell.nll is not None and cell.nll == other.nll)
         for cell, other in pairs
     )
+
+
+def _agree(cell: ArmResult, other: ArmResult) -> bool:
+    """Whether two cells have the same verdicts, lengths and, where both have it, likelihood of demonstrations."""
+    same = cell.nll is None or other.nll is None or cell.nll == other.nll
+    return same and verdicts(cell) == verdicts(other) and cell.lengths == other.lengths

@@ -33,12 +33,15 @@ class Unwell(Exception):
     Attributes:
         wait: seconds after which the endpoint wants to be asked again; None where it says nothing.
         charged: whether the endpoint may charge for it.
-        reached: whether anything came back.
+        promising: whether it tells of an endpoint that answers others: nothing that came back does not, nor does a
+            plain 500, which some servers say of each request for a model that they do not have.
     """
 
-    def __init__(self, reason: str, *, wait: float | None = None, charged: bool = True, reached: bool = True) -> None:
+    def __init__(
+        self, reason: str, *, wait: float | None = None, charged: bool = True, promising: bool = True
+    ) -> None:
         super().__init__(reason)
-        self.wait, self.charged, self.reached = wait, charged, reached
+        self.wait, self.charged, self.promising = wait, charged, promising
 
 
 class Refused(Exception):
@@ -154,7 +157,7 @@ class Client:
         try:
             body = await asyncio.wait_for(self._body(model, messages, parameters), self.timeout)
         except (asyncio.TimeoutError, openai.APITimeoutError):
-            raise Unwell(f"no whole reply within {self.timeout:g} s", reached=False) from None
+            raise Unwell(f"no whole reply within {self.timeout:g} s", promising=False) from None
         except openai.APIStatusError as error:
             raise self._of_status(error, model) from None
         except openai.APIConnectionError as error:
@@ -162,7 +165,7 @@ class Client:
             why = self.access.without_key(f"{type(cause).__name__}: {cause}" if cause else str(error))
             refused = isinstance(cause, Exception) and "Connect" in type(cause).__name__
             where = f"{self.access.base_url} cannot be reached" if refused else "the connection broke"
-            raise Unwell(f"{where} ({short(why)})", charged=not refused, reached=not refused) from None
+            raise Unwell(f"{where} ({short(why)})", charged=not refused, promising=not refused) from None
         except openai.OpenAIError as error:
             raise Refused(short(self.access.without_key(str(error)))) from None
         return self._read(body)
@@ -200,7 +203,8 @@ class Client:
             return UsageError(f"{self.access.base_url}: the account is used up ({status}: {said})")
         if status in _AGAIN or status >= 500:
             wait = retry_after(error.response.headers, time.time())
-            return Unwell(f"status {status}: {said}", wait=wait, charged=False)
+            promising = status != 500 or wait is not None
+            return Unwell(f"status {status}: {said}", wait=wait, charged=False, promising=promising)
         return Refused(f"status {status}: {said}")
 
     def _said(self, error: Any) -> str:

@@ -28,7 +28,7 @@ _LENGTHS = ("max_completion_tokens", "max_tokens")
 _HALF = re.compile("[\ud800-\udfff]")  # of a surrogate pair
 _LONGEST_PAUSE = 60.0  # seconds between two tries
 _LONGEST_WAIT = 600.0  # seconds that an endpoint may ask to wait
-_FIRST_TRIES = 2  # retries while nothing has ever come back: what is not there is said soon
+_FIRST_TRIES = 2  # retries while nothing was ever answered: what is not there is said soon
 _FAILURES = 8  # requests in a row without a reply after which the endpoint is given up
 
 
@@ -192,17 +192,20 @@ class EndpointJudge:
                 return str(error) if known else self._failure(str(error))
             except Unwell as error:
                 tries += 1
-                most = self.settings.retries
-                if not (error.reached or self._has_spoken):
-                    most = min(most, _FIRST_TRIES)
-                if tries > most:
-                    return self._failure(f"{error} ({tries} times)")
+                early = not (error.promising or self._has_spoken)
+                if tries > (min(self.settings.retries, _FIRST_TRIES) if early else self.settings.retries):
+                    return self._failure(f"{error} ({tries} times){self._doubt() if early else ''}")
                 await halt.sleep(self._pause(error, tries))
                 if halt:
                     raise
             else:
                 self._has_spoken, self._failed_in_a_row = True, 0
                 return reply
+
+    def _doubt(self) -> str:
+        """What to look at where nothing was ever answered."""
+        access, model = self.settings.access, self.settings.model
+        return f"; nothing was ever answered: check that {access.base_url} runs, and has the model {model!r}"
 
     async def _call(self, client: Client, asked: Asked, halt: Halt) -> Reply:
         """One call, held and settled."""

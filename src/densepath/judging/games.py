@@ -130,7 +130,8 @@ def play(
                 reason, count = reasons.most_common(1)[0]
                 raise JudgeError(
                     f"{judge.name}: {reasons.total()} of {games} judgements are invalid, and max_invalid="
-                    f"{max_invalid:g} allows {allowed}; {count} of them: {reason}"
+                    f"{max_invalid:g} allows {allowed}; {count} of them: {reason}; mend that and run the same command "
+                    "again, or raise max_invalid"
                 )
 
 

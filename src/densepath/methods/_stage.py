@@ -137,9 +137,12 @@ class SFTRun:
         if name == BASE:
             return self.base
         own = self.path / f"sft/references/{name}"
-        path = str(own) if self.given is None else self.given.references.get(name)
-        if path is None or not Path(path).exists():
-            raise ConfigError(f"reference={name}: none was kept there; there are {', '.join(self.references)}")
+        kept = {name: str(own)} if self.given is None and own.exists() else {}
+        path = (kept if self.given is None else self.given.references).get(name)  # a given one may lie on the hub
+        if path is None:
+            raise ConfigError(
+                f"reference={name}: none was kept there; choose one of {', '.join(self.references)}, auto, or a path"
+            )
         return path
 
 

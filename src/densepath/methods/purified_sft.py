@@ -20,6 +20,7 @@ demonstrations, and one over their prompts where these are clustered. Source: de
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,6 +60,8 @@ NO_SIGNAL = 1e-4
 BAND_SHARE = {2: 0.3}
 OTHER_BAND_SHARE = 0.2
 """Share of the demonstrations in one band, by the number of bands."""
+LEAST_IN_BAND = 4
+"""Demonstrations in a band: a model that is trained on fewer learns their words by heart, and no behaviour."""
 LEAST_SHARE = 0.1
 """What is kept of each kind for a behaviour that owns no demonstration, where rows are drawn by responsibility."""
 EXAMPLES, WORST = 3, 5
@@ -140,7 +143,8 @@ def check_rows(arguments: RunArguments, rows: Sequence[Row]) -> None:
     """Refuse training rows that cannot be sorted.
 
     Raises:
-        ConfigError: plain text where behaviours are looked for, or a row without its kind.
+        ConfigError: plain text where behaviours are looked for, too few rows for as many behaviours, or a row without
+            its kind.
     """
     if arguments.purify_rounds and detect_format(rows[0]) is DataFormat.TEXT:
         raise ConfigError(
@@ -148,6 +152,8 @@ def check_rows(arguments: RunArguments, rows: Sequence[Row]) -> None:
             "give prompt and completion, or purify_rounds: 0, or leave purified_sft out (in an experiment: settings)"
         )
     check_kinds(rows, arguments.purify_kind_column)
+    for number in arguments.purify_behaviours if arguments.purify_rounds else ():
+        _check_band(len(rows), number, math.floor(_band_share(number) * len(rows)))
 
 
 METHOD = Method("purified SFT", control=False, train=train, policy=trained_or_sft, check_rows=check_rows, stage="SFT")
@@ -314,7 +320,8 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
         reason = "drawn by max(0, 1 - exp(median R - R)); no behaviours were looked for"
         aside = "its reward is at most the median"
         return replace(kept, reason=reason, keep=weights > 0, weights=weights, reasons=(aside, aside))
-    fits = {number: _fitted(stage, corpus, scores, number) for number in arguments.purify_behaviours}
+    bands = {number: _bands(scores, number) for number in arguments.purify_behaviours}  # before any is trained on
+    fits = {number: fit(stage, corpus, bands[number], number) for number in bands}
     tokens, flops = (sum(getattr(each, name) for each in fits.values()) for name in ("tokens", "flops"))
     steps = sum(fits) * arguments.purify_rounds * arguments.purify_steps
     models = {
@@ -337,17 +344,32 @@ def _sorted(stage: Stage, corpus: Corpus, scores: _Scores) -> _Sorted:
     return replace(kept, keep=keep, weights=weights, evidence=evidence, reasons=asides, warnings=told)
 
 
-def _fitted(stage: Stage, corpus: Corpus, scores: _Scores, number: int) -> Fitted:
-    """EM with that many behaviours, which bands of the scores begin."""
-    share = BAND_SHARE.get(number, OTHER_BAND_SHARE)
+def _band_share(number: int) -> float:
+    """Share of the demonstrations in one of so many bands."""
+    return min(BAND_SHARE.get(number, OTHER_BAND_SHARE), 1 / number)
+
+
+def _bands(scores: _Scores, number: int) -> Tensor:
+    """(rows,) int64, the bands of the scores that EM with so many behaviours begins with; -1 outside of all."""
+    share, rows = _band_share(number), len(scores.banded)
     try:
-        bands = rank_bands(scores.banded, _large_kinds(scores.kinds, number, share), number, min(share, 1 / number))
+        bands = rank_bands(scores.banded, _large_kinds(scores.kinds, number, share), number, share)
     except ValueError as error:
         raise ConfigError(
-            f"{len(corpus.train)} demonstrations are too few for {number} behaviours ({error}); give more, or "
-            "lower purify_behaviours or purify_kinds"
+            f"{rows} demonstrations are too few for {number} behaviours ({error}); give more, or lower "
+            "purify_behaviours or purify_kinds"
         ) from None
-    return fit(stage, corpus, bands, number)
+    _check_band(rows, number, int(bands[bands >= 0].bincount(minlength=number).min()))
+    return bands
+
+
+def _check_band(rows: int, number: int, smallest: int) -> None:
+    if smallest < LEAST_IN_BAND:
+        raise ConfigError(
+            f"{rows} demonstrations are too few for {number} behaviours (a band of them would hold {smallest}, and "
+            f"{LEAST_IN_BAND} are the fewest); give {math.ceil(LEAST_IN_BAND / _band_share(number))} or more, "
+            "lower purify_behaviours or purify_kinds, or leave purified_sft out of a run's arms"
+        )
 
 
 def _nothing_to_sort(scores: Tensor) -> str | None:

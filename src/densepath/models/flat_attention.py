@@ -78,7 +78,6 @@ class FlatMask:
     """What stands for a mask in a flat row.
 
     Attributes:
-        parts: of the row, in the order of its columns.
         causal: each segment sees all of its past.
         segments: of the row.
         device: of the row.
@@ -91,7 +90,12 @@ class FlatMask:
         self.segments, self.device = segments, device
         self.before = max(0, *(-start for segment in segments for start, _ in segment.context), 0)
         self.causal = bool(sees(0, 0, everything[-1:], everything).all())
-        self.parts = [part for segment in segments for part in _parts(segment, sees, self.causal, device)]
+        self._sees = sees
+
+    @functools.cached_property
+    def parts(self) -> list[_Part]:
+        """Calls of the kernel in the order of the row's columns; one call for all segments reads none of them."""
+        return [part for segment in self.segments for part in _parts(segment, self._sees, self.causal, self.device)]
 
     @functools.cached_property
     def lengths(self) -> tuple[Tensor, Tensor, Tensor]:

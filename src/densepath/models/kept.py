@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from densepath.config.run import RunArguments
 from densepath.errors import ConfigError, DamagedFileError, MissingFileError
 from densepath.io import REMEDY, read_json, read_text
 from densepath.models import locate
@@ -69,6 +70,16 @@ def with_model_before(given: Mapping[str, Any]) -> dict[str, Any]:
         return dict(given)
     before = kept_models(Path(given["sft_from"]).expanduser()).references.get(BASE)
     return {**given, **({} if before is None else {"model_name_or_path": before})}
+
+
+def with_known_model(arguments: RunArguments) -> RunArguments:
+    """A recipe with the model before SFT that the folder of `sft_from` knows, where it names none itself.
+
+    Raises:
+        MissingFileError, DamagedFileError, ConfigError: as `kept_models`.
+    """
+    known = with_model_before(vars(arguments))
+    return replace(arguments, model_name_or_path=known["model_name_or_path"])
 
 
 def _recipe(config: Path) -> dict[str, Any]:

@@ -10,12 +10,13 @@ from typing import Any
 
 from densepath.config.reward import AuditArguments
 from densepath.data.kept_rows import write_kept_rows
+from densepath.data.outputs import check_outputs, with_twin
 from densepath.data.rows import Row
 from densepath.data.sources import load_rows
 from densepath.errors import DataError
 from densepath.evals.audit import Flag, audit_demonstrations
 from densepath.io import write_jsonl_atomic
-from densepath.pipeline.reward_eval import load_dense_reward
+from densepath.pipeline.reward_eval import load_dense_reward, pair_inputs
 from densepath.progress import StageProgress
 from densepath.report.audit import audit_table, audit_view, flag_text
 from densepath.report.console import print_parts
@@ -31,6 +32,8 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
         DensepathError: data, model or configuration that cannot be used.
     """
     source = arguments.dataset_name
+    outputs = {name: getattr(arguments, name) for name in ("output_file", "clean_file", "dropped_file")}
+    check_outputs({**outputs, **with_twin(arguments.html_file)}, pair_inputs(arguments))
     rows = load_rows(source, arguments.dataset_train_split, "demonstrations", limit=arguments.max_samples, seed=None)
     reward = load_dense_reward(arguments, console)
     with StageProgress(console, "audit", None, "completion") as progress:

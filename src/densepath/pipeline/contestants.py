@@ -7,8 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from densepath.data.answers import answers_to, generators, read_answers
+from densepath.data.answers import (
+    answers_to,
+    answers_to_none,
+    check_not_empty,
+    empty_answers,
+    generators,
+    read_answers,
+)
 from densepath.data.benchmarks import parsed
+from densepath.data.rows import short
 from densepath.errors import ConfigError, DataError, UsageError
 from densepath.judging.games import Match
 from densepath.judging.protocol import JudgeRequest, right_answers
@@ -24,11 +32,27 @@ class Contestant:
         name: distinct among all.
         source: the model, or the file of its answers.
         answers: question's id -> answer; None where the model is still to be asked.
+        passed_over: answers of its file to questions that the benchmark lacks.
     """
 
     name: str
     source: str
     answers: Mapping[str, Answer] | None
+    passed_over: tuple[Answer, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader must know of its answers."""
+        notes = []
+        if other := self.passed_over:
+            what = short(other[0].id or " / ".join(other[0].prompt or ()))
+            notes.append(
+                f"{self.source}: answers of {self.name} to questions that the benchmark lacks are passed over: "
+                f"{len(other)}, the first in row {other[0].row}, to {what!r}"
+            )
+        if empty := empty_answers((self.answers or {}).values()):
+            notes.append(f"{self.name}: {len(empty)} of {len(self.answers or {})} answers are empty")
+        return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -69,33 +93,79 @@ class Contest:
         )
 
 
-def contest(models: Sequence[str], baseline: Sequence[str], found: BenchmarkRows) -> Contest:
+@dataclass(frozen=True)
+class Entries:
+    """Where contestants come from.
+
+    Attributes:
+        found: the benchmark, with the questions that are asked.
+        questions: all that it has.
+        allow_empty: whether an answer of a file may be empty.
+    """
+
+    found: BenchmarkRows
+    questions: Sequence[Question]
+    allow_empty: bool = False
+
+    def of(self, source: str, of_category: Mapping[str, str]) -> Iterator[Contestant]:
+        """Those whom a word of the command means: all generators of a file, or one model.
+
+        Args:
+            source: the word.
+            of_category: category -> name of its baseline, which needs no answers to questions of others.
+
+        Raises:
+            DataError: answers that are missing, empty, or of other questions; file and row are named.
+        """
+        if Path(source).expanduser().is_file():
+            answers = read_answers(source)
+            for name in generators(answers):
+                own = [answer for answer in answers if answer.generator == name]
+                one = self._read(name, answers, source, of_category)
+                yield replace(one, passed_over=answers_to_none(self.questions, own))
+        elif source in generators(self.found.answers):
+            yield self._read(source, self.found.answers, self.found.source, of_category)
+        else:
+            yield Contestant(generator_name(source), source, None)
+
+    def _read(self, name: str, answers: Sequence[Answer], where: str, of_category: Mapping[str, str]) -> Contestant:
+        asked = self.found.questions
+        if name in of_category.values():
+            asked = tuple(each for each in asked if of_category.get(each.category) == name)
+        mine = answers_to(asked, answers, where, name)
+        if not self.allow_empty:
+            check_not_empty(mine, where, f"give its text, leave {name} out, or give allow_empty to judge it as it is")
+        return Contestant(name, where, {each.id: each for each in mine})
+
+
+def contest(models: Sequence[str], baseline: Sequence[str], entries: Entries) -> Contest:
     """Who is compared with whom.
 
     Args:
         models: hub ids, folders, files with answers, or generators whose answers come with the benchmark.
         baseline: the same; empty for the benchmark's own.
-        found: the benchmark, with the questions that are asked.
+        entries: the benchmark, and which answers are let in.
 
     Raises:
-        DataError: answers that are missing, or of other questions; file and row are named.
+        DataError: answers that are missing, empty, or of other questions; file and row are named.
         ConfigError: no baseline where the benchmark has none of its own.
         UsageError: two of one name, or one model twice.
     """
+    found = entries.found
     of_category = _of_category(baseline, found)
     wanted = set(of_category.values())
-    chosen = [each for source in baseline or sorted(wanted) for each in _contestants(source, found, of_category)]
+    chosen = [each for source in baseline or sorted(wanted) for each in entries.of(source, of_category)]
     if not baseline and of_category:
         _check_own(chosen, found)
     if len(chosen) == 1 and baseline:  # of all categories, even where the benchmark has it for one of them
-        chosen = list(_contestants(baseline[0], found, {}))
+        chosen = list(entries.of(baseline[0], {}))
         of_category = {"": chosen[0].name}
     elif baseline and not of_category:
         names = ", ".join(each.name for each in chosen)
         raise ConfigError(f"baseline: {found.benchmark.name} compares with one, and these are {names}; give one")
     elif missing := sorted(set(of_category.values()) - {each.name for each in chosen}):
         raise ConfigError(f"baseline: {found.benchmark.name} compares with {missing[0]} too; give its answers as well")
-    judged = _distinct([each for source in models for each in _contestants(source, found, {})], chosen)
+    judged = _distinct([each for source in models for each in entries.of(source, {})], chosen)
     return Contest(judged, {each.name: each for each in chosen}, of_category)
 
 
@@ -120,22 +190,6 @@ def _check_own(chosen: Sequence[Contestant], found: BenchmarkRows) -> None:
                 f"the answers of {each.name}, which {found.benchmark.name} compares with, did not come with "
                 f"{found.source}: give baseline, a file with them or another model"
             )
-
-
-def _contestants(source: str, found: BenchmarkRows, of_category: Mapping[str, str]) -> Iterator[Contestant]:
-    """Those whom a word of the command means: all generators of a file, or one model."""
-
-    def mine(name: str, answers: Sequence[Answer], where: str) -> Contestant:
-        asked = [q for q in found.questions if name not in of_category.values() or of_category.get(q.category) == name]
-        return Contestant(name, where, {each.id: each for each in answers_to(asked, answers, where, name)})
-
-    if Path(source).expanduser().is_file():
-        answers = read_answers(source)
-        yield from (mine(name, answers, source) for name in generators(answers))
-    elif source in generators(found.answers):
-        yield mine(source, found.answers, found.source)
-    else:
-        yield Contestant(generator_name(source), source, None)
 
 
 def _distinct(models: Sequence[Contestant], baselines: Sequence[Contestant]) -> tuple[Contestant, ...]:

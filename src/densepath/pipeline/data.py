@@ -6,17 +6,20 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import REGIME, TEXT_TASKS, SamplingArguments
 from densepath.config.run import RunArguments
+from densepath.config.training import PurifyCommandArguments
 from densepath.data.benchmarks import references_of
 from densepath.data.context import check_context, room_for_prompts
 from densepath.data.encode import Encoded, encode_demonstrations, encode_pairs, encode_row_prompt
 from densepath.data.formats import dataset_fingerprint
+from densepath.data.outputs import check_outputs, rows_read
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.data.rows import DataFormat, Row, detect_format, has_prompt, is_answered, jsonable
 from densepath.data.sources import load_rows, place
@@ -32,8 +35,15 @@ from densepath.terminal import Console, say, warn
 
 BUDGET_ROWS = 2000
 """Demonstrations whose lengths decide how long an answer may be."""
+NEEDED_SHARE = 0.99
+"""Of these demonstrations, that are to end within it."""
 GENERATED_ROWS = 960
 """Training rows that text_tasks generates when `max_train_samples` is None."""
+WRITTEN = (
+    *(f"data/{name}.jsonl" for name in ("train", "validation", "test", "rl")),
+    *("data.json", "selection.json", "samples.jsonl", "results.json", "report.json"),
+)
+"""Files of a run's folder that are written over."""
 REGIME_ROWS = 4000
 """Demonstrations of a regime when `max_train_samples` is None."""
 
@@ -46,6 +56,7 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
             room for a completion.
     """
     started = time.monotonic()
+    check_sources(arguments, run.path, WRITTEN)
     splits, unused = _splits(arguments)
     _check_prompts_exist(arguments, splits)
 
@@ -59,11 +70,13 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         check_answers(arguments.verifier, splits[name], *_origin(arguments, name))
         check_right_answers(arguments, splits[name], *_origin(arguments, name))
         check_demonstrations(splits[name], tokenizer, *_origin(arguments, name))
-    record = {}
+    record: dict[str, dict[str, Any]] = {}
     for name, rows in splits.items():
         if name != "train":
             check_prompts(rows, tokenizer, context, arguments.completion_tokens, *_origin(arguments, name))
         record[name] = {"source": _origin(arguments, name)[0], "rows": len(rows), "sha256": dataset_fingerprint(rows)}
+        if name in ("validation", "test") and (fewer := fewer_text(arguments, name, len(rows))) is not None:
+            record[name]["note"] = fewer
         write_jsonl_atomic(run / f"data/{name}.jsonl", rows)
     limit = min(arguments.max_length or context, context)
     _, counts = encode_demonstrations(
@@ -93,8 +106,88 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
     run.finish("data", started)
 
 
-def answer_budget(arguments: RunArguments) -> int:
-    """Tokens that 99 of 100 demonstrations' completions need, a multiple of 16, at most half of the context.
+def check_sources(arguments: RunArguments | PurifyCommandArguments, folder: Path, written: Iterable[str]) -> None:
+    """Refuse a data set that is a file which the folder's stages would write, with a `UsageError`.
+
+    Args:
+        arguments: which data sets are read.
+        folder: `output_dir`, or that of a stage below it.
+        written: names of its files.
+    """
+    read = {
+        "dataset_name": rows_read(arguments.dataset_name, arguments.dataset_train_split),
+        "eval_dataset_name": rows_read(arguments.eval_dataset_name, arguments.dataset_test_split),
+        "rl_prompts": rows_read(getattr(arguments, "rl_prompts", None), arguments.dataset_train_split),
+    }
+    check_outputs({f"{name} of output_dir": folder / name for name in written}, read)
+
+
+def fewer_text(arguments: RunArguments | PurifyCommandArguments, split: str, found: int) -> str | None:
+    """Of a user's held-out rows that are fewer than asked for how many there are, why, and what to do; else None.
+
+    Args:
+        arguments: which ask for them.
+        split: "validation" or "test".
+        found: rows that there are.
+    """
+    asked, own = getattr(arguments, f"num_{split}_samples"), arguments.eval_dataset_name
+    if found >= asked or (own is None and arguments.dataset_name.endswith(TEXT_TASKS)):
+        return None  # a hash splits toy tasks, and there are about as many
+    start = f"num_{split}_samples={asked} of {own or arguments.dataset_name}, and there are {found}"
+    if own is not None:
+        return f"{start}: give more rows there"
+    return f"{start}, a tenth of the rows at most: give more rows, or held-out ones of their own (eval_dataset_name)"
+
+
+@dataclass(frozen=True)
+class AnswerBudget:
+    """How long a sampled answer may be.
+
+    Attributes:
+        tokens: at most, EOS included.
+        needed: tokens within which 99 of 100 demonstrations end; None where none was measured.
+        share: of the demonstrations that end within `tokens`.
+    """
+
+    tokens: int
+    needed: int | None = None
+    share: float = 1.0
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], context: int) -> AnswerBudget:
+        """What 99 of 100 demonstrations need, a multiple of 16, at most half of the context; a default for none.
+
+        Args:
+            lengths: of the demonstrations' completions in tokens.
+            context: tokens that the model reads.
+        """
+        if not lengths:
+            return cls(SamplingArguments().max_completion_length)
+        needed = sorted(lengths)[max(0, math.ceil(NEEDED_SHARE * len(lengths)) - 1)]
+        tokens = min(16 * math.ceil(needed / 16), max(1, context // 2))
+        return cls(tokens, needed, sum(length <= tokens for length in lengths) / len(lengths))
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the context bounds it below what demonstrations need."""
+        return self.needed is not None and self.tokens < self.needed
+
+    @property
+    def text(self) -> str:
+        """What it is, and why."""
+        start = f"max_completion_length: {self.tokens} tokens"
+        if self.needed is None:
+            return f"{start}, the default: there is no demonstration with an answer to measure"
+        if not self.is_short:
+            return f"{start}, within which 99 of 100 demonstrations end"
+        return (
+            f"{start}, half the context, within which {100 * self.share:.1f} % of the demonstrations end (99 of 100 "
+            f"need {self.needed}): give max_completion_length to let answers be longer"
+        )
+
+
+def answer_budget(arguments: RunArguments) -> AnswerBudget:
+    """How long answers may be after the demonstrations' lengths.
 
     What is plain text, and what is drawn for each seed alone, gives the default of a command.
 
@@ -106,11 +199,7 @@ def answer_budget(arguments: RunArguments) -> int:
     rows = [row for row in found if detect_format(row) is not DataFormat.TEXT]
     origin = arguments.dataset_name, arguments.dataset_train_split
     lengths = [len(_encoded(row, tokenizer, *origin)[-1].completion_ids) for row in rows]
-    if not lengths:
-        return SamplingArguments().max_completion_length
-    needed = sorted(lengths)[max(0, math.ceil(0.99 * len(lengths)) - 1)]
-    most = max(1, model_context(arguments.model_name_or_path, arguments.trust_remote_code) // 2)
-    return min(16 * math.ceil(needed / 16), most)
+    return AnswerBudget.of(lengths, model_context(arguments.model_name_or_path, arguments.trust_remote_code))
 
 
 def _demonstrations(arguments: RunArguments, limit: int | None) -> Rows:
@@ -134,11 +223,8 @@ def with_answer_budget(arguments: RunArguments, console: Console) -> RunArgument
     if arguments.max_completion_length is not None:
         return arguments
     budget = answer_budget(arguments)
-    say(
-        console,
-        f"max_completion_length: {budget} tokens, within which 99 of 100 demonstrations end",
-    )
-    return replace(arguments, max_completion_length=budget)
+    (warn if budget.is_short else say)(console, budget.text)
+    return replace(arguments, max_completion_length=budget.tokens)
 
 
 def tell_data(run: RunFolder, console: Console, title: str) -> None:
@@ -154,7 +240,7 @@ def tell_data(run: RunFolder, console: Console, title: str) -> None:
     )
     left_out = "; ".join(f"{train[name]} {text}" for name, text in notes if train.get(name))
     say(console, f"{title}data: {counts} rows" + (f" ({left_out})" if left_out else ""))
-    for note in train.get("notes", []):
+    for note in (*train.get("notes", []), *(each["note"] for each in record.values() if "note" in each)):
         warn(console, note)
 
 

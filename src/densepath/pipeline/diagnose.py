@@ -12,6 +12,7 @@ from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import measure
 from densepath.config.choice import DiagnoseArguments
 from densepath.config.judge import JudgeArguments
+from densepath.data.outputs import check_outputs, models_read, rows_read
 from densepath.data.sources import load_rows
 from densepath.data.splits import answered_hashes, content_hash
 from densepath.data.training_rows import Rows, measured_rows
@@ -44,6 +45,15 @@ def run_diagnose_command(arguments: DiagnoseArguments, console: Console) -> dict
     """
     run_dir = Path(arguments.run_dir)
     kept = kept_models(run_dir)
+    split, own = arguments.dataset_train_split, (run_dir / name for name in ("config.yaml", "inputs.json"))
+    check_outputs(
+        {"output_file": arguments.output_file, "html_file": arguments.html_file},
+        {
+            "dataset_name": rows_read(arguments.dataset_name, split),
+            "preference_dataset_name": rows_read(arguments.preference_dataset_name, split),
+            "run_dir": [*own, *(run_dir / "data").glob("*"), *models_read(kept.sft, *kept.references.values())],
+        },
+    )
     models = _models(arguments, kept, console)
     evidence, length = _evidence(arguments, run_dir, kept, models, console)
     plan = MeasurePlan(

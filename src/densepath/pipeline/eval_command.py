@@ -10,7 +10,14 @@ from typing import Any
 from densepath.config.answers import EvalArguments
 from densepath.evals.verifiers import get_verifier
 from densepath.pipeline.data import check_answers
-from densepath.pipeline.generate import AnswerJob, answer_length, file_prompts, write_answers
+from densepath.pipeline.generate import (
+    AnswerJob,
+    answer_length,
+    check_answers_file,
+    file_prompts,
+    lengths_text,
+    write_answers,
+)
 from densepath.records.codec import from_json, to_json
 from densepath.records.estimates import Interval
 from densepath.stats.intervals import mean_interval, metric_interval
@@ -26,6 +33,8 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
     get_verifier(arguments.verifier)
     asked = file_prompts(arguments, arguments.max_samples, arguments.temperature, draw=True)
     source = arguments.dataset_name
+    if arguments.output_file is not None:
+        check_answers_file(arguments.output_file, source, arguments.dataset_train_split)
     check_answers(arguments.verifier, [dict(each.row) for each in asked], source, arguments.dataset_train_split)
     job = AnswerJob(arguments, asked, source, "eval", arguments.verifier)
 
@@ -52,6 +61,8 @@ def run_eval_command(arguments: EvalArguments, console: Console) -> dict[str, An
         f"{arguments.verifier}: {interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}] "
         f"on {len(asked)} prompts, 95 % interval",
     )
+    count, limit = len(asked) * arguments.num_generations, arguments.max_completion_length
+    say(console, lengths_text(count, from_json(Interval, result["length"]).mean, result["truncated"], limit))
     if arguments.output_file is not None:
         say(console, f"answers: {output.resolve()}")
     return result

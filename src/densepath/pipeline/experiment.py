@@ -138,9 +138,10 @@ def _run_grid(
     failed = ["/".join(map(str, key)) for key, result in ended.items() if result.error and isinstance(key, tuple)]
     if failed:
         named = ", ".join(failed[:3]) + (", ..." if len(failed) > 3 else "")
+        first = next(result.error for result in ended.values() if result.error)  # the others may wait for that one
         raise ExperimentError(
-            f"{len(failed)} of {len(ended)} tasks failed ({named}): "
-            f"see log.txt in their folders and {failures}; the same command runs them again"
+            f"{len(failed)} of {len(ended)} tasks failed ({named}), the first with: {first.rstrip('.')}. The same "
+            f"command runs them again; see log.txt in their folders and {failures}"
         )
     return paths.html
 

@@ -17,6 +17,7 @@ from densepath.config.mixins import CONSTRAINED, TEXT_TASKS
 from densepath.data.answers import alpaca_eval_rows, arena_hard_rows
 from densepath.data.benchmarks import question_id, read_benchmark
 from densepath.data.formats import row_order
+from densepath.data.outputs import check_outputs, rows_read
 from densepath.data.rows import canonical_json
 from densepath.data.sources import load_rows
 from densepath.errors import ConfigError, DataError
@@ -27,6 +28,7 @@ from densepath.judging.identity import verifier_inputs
 from densepath.models.identity import model_identity
 from densepath.models.load import load_frozen, load_tokenizer, model_context
 from densepath.progress import StageProgress
+from densepath.records.arm import TRUNCATED_WATCH
 from densepath.records.benchmark import Answer, BenchmarkRows, Question
 from densepath.rewards.vllm_policy import load_vllm_policies
 from densepath.scoring.parts import Parts
@@ -104,6 +106,7 @@ def run_generate_command(arguments: GenerateArguments, console: Console) -> Path
     else:
         source = arguments.dataset_name
         asked = file_prompts(arguments, arguments.max_samples, arguments.temperature or 0.0, draw=False)
+    check_answers_file(arguments.output_file, source, arguments.dataset_train_split)
     job = AnswerJob(arguments, asked, source, layout=arguments.output_format)
     temperatures = ", ".join(decoding_name(each) for each in sorted({each.temperature for each in asked}))
     say(console, f"{job.generator} answers {len(asked)} prompts of {source}: {temperatures}")
@@ -114,14 +117,33 @@ def run_generate_command(arguments: GenerateArguments, console: Console) -> Path
 
     path = Path(arguments.output_file)
     result = write_answers(job, path, console, conclude=lengths, write=write)
-    cut = result["truncated"] / result["answers"]
-    say(
-        console,
-        f"{result['answers']} answers, {result['tokens'] / result['answers']:.1f} tokens on average, "
-        f"{100 * cut:.1f} % cut off at max_completion_length={arguments.max_completion_length}",
-    )
+    count = result["answers"]
+    mean, cut = result["tokens"] / count, result["truncated"] / count
+    say(console, lengths_text(count, mean, cut, arguments.max_completion_length))
     say(console, f"answers: {path.resolve()}")
     return path
+
+
+def check_answers_file(output: str, source: str, split: str) -> None:
+    """Refuse an output that is a file of the prompts, with a `UsageError`."""
+    check_outputs({"output_file": output}, {"the prompts": rows_read(source, split)})
+
+
+def lengths_text(answers: int, tokens: float, cut: float, limit: int) -> str:
+    """How long answers are, and what to do where more than a few were cut off.
+
+    Args:
+        answers: how many there are.
+        tokens: of one on average.
+        cut: share of them without EOS.
+        limit: tokens of the longest that was let.
+
+    >>> lengths_text(12, 64.0, 1.0, 64)
+    '12 answers, 64.0 tokens on average, 100.0 % cut off at max_completion_length=64: raise it'
+    """
+    remedy = ": raise it" if cut > TRUNCATED_WATCH else ""
+    text = f"{answers} answers, {tokens:.1f} tokens on average, {100 * cut:.1f} % cut off"
+    return f"{text} at max_completion_length={limit}{remedy}"
 
 
 def write_answers(

@@ -16,9 +16,10 @@ from typing import Any
 
 from densepath.config.judge import parse_judge
 from densepath.config.judging import JudgeCommandArguments
-from densepath.data.answers import answers_to, read_answers, with_references
+from densepath.data.answers import answers_to, check_not_empty, read_answers, with_references
 from densepath.data.benchmarks import read_benchmark
 from densepath.data.gamed import in_published_order, is_published, read_gamed
+from densepath.data.outputs import check_outputs, rows_read
 from densepath.errors import ConfigError, DensepathError
 from densepath.io import hold_lock, read_jsonl, remove, write_json_atomic
 from densepath.judging.build import check_judge, make_judge, template_of
@@ -27,7 +28,7 @@ from densepath.judging.game_log import GameLog
 from densepath.judging.games import Match, PlannedGame, key_of, plan_games
 from densepath.judging.identity import judge_identity
 from densepath.judging.protocol import Judge
-from densepath.pipeline.contestants import Contest, Contestant, contest, matches_of
+from densepath.pipeline.contestants import Contest, Contestant, Entries, contest, matches_of
 from densepath.pipeline.generate import AnswerJob, answer_of, benchmark_prompts, lengths, write_answers
 from densepath.pipeline.judge_report import check_colours, judge_report
 from densepath.progress import StageProgress
@@ -41,8 +42,10 @@ from densepath.stats.agreement import cohens_kappa
 from densepath.stats.judged import JudgedInputs, judged
 from densepath.terminal import Console, say, warn
 
+WRITTEN = ("games.jsonl", "results.json", "report.html", "report.json")
+"""Files of the folder that are written over."""
 HALF_WRITTEN = (
-    *(f".{name}.*.tmp" for name in ("games.jsonl", "results.json", "report.html", "report.json")),
+    *(f".{name}.*.tmp" for name in WRITTEN),
     *("judge_cache/.*.tmp", "judge_cache/*/.*.tmp"),
 )
 """What a kill leaves of files that were being written; while the folder is locked, nobody writes them."""
@@ -62,14 +65,21 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
     folder = Path(arguments.output_dir)
     check_colours(arguments)
     found = read_benchmark(arguments.benchmark)
+    read: dict[str, Sequence[str | Path]] = {
+        "benchmark": rows_read(found.source),
+        "models": [*arguments.models, *arguments.baseline],
+        "gamed_file": rows_read(arguments.gamed_file),
+        "reference_answers": rows_read(arguments.reference_answers),
+    }
+    check_outputs({f"{name} of output_dir": folder / name for name in WRITTEN}, read)
     everything = found.questions
     said = filter(None, (arguments.judge, arguments.second_judge))
     reads = any(parse_judge(each)[0] in ("openai", "local") for each in said)
-    found = replace(found, questions=everything[: arguments.max_samples])
+    found = _first(found, arguments.max_samples)
     found = _referenced(found, arguments.reference_answers, reads)
     for note in found.notes:
         warn(console, note)
-    entered = contest(arguments.models, arguments.baseline, found)
+    entered = contest(arguments.models, arguments.baseline, Entries(found, everything, arguments.allow_empty))
     if arguments.second_judge is not None and not entered.baselines:
         raise ConfigError("second_judge compares pairs, and here answers are graded alone: give baseline")
     gamed = None if arguments.gamed_file is None else read_gamed(arguments.gamed_file)
@@ -85,13 +95,16 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         for half in (path for pattern in HALF_WRITTEN for path in folder.glob(pattern)):
             remove(half)
         entered = entered.answered(lambda who: run.ask(who, console))
+        of_answers = tuple(note for who in entered.everyone for note in who.notes)
+        for note in of_answers:
+            warn(console, note)
         matches = matches_of(entered, found)
         judge = early.get(arguments.judge) or run.judge(arguments.judge)
         games = run.play(judge, arguments.judge, matches, console)
         second = _second(run, early.get(arguments.second_judge), judge.name, games, matches, console)
         answers = [each for who in entered.everyone for each in (who.answers or {}).values()]
         benchmark = found.benchmark
-        notes = (*found.notes, *_gamed_notes(arguments.gamed_file, everything), *second.notes)
+        notes = (*found.notes, *of_answers, *_gamed_notes(arguments.gamed_file, everything), *second.notes)
         given = JudgedInputs(
             benchmark.name, benchmark.table, judge.name, found.questions, answers, games, gamed, notes
         )
@@ -112,6 +125,15 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         lock.release()
 
 
+def _first(found: BenchmarkRows, limit: int | None) -> BenchmarkRows:
+    """The benchmark with its first questions alone, and a note where that leaves any out."""
+    total = len(found.questions)
+    if limit is None or limit >= total:
+        return found
+    note = f"max_samples={limit}: the first {limit} of {total} questions, and not all of {found.benchmark.name}"
+    return replace(found, questions=found.questions[:limit], notes=(*found.notes, note))
+
+
 def _referenced(found: BenchmarkRows, file: str | None, reads: bool) -> BenchmarkRows:
     """The benchmark with the right answers of a file, or with a note that its own stand beside the questions.
 
@@ -122,7 +144,9 @@ def _referenced(found: BenchmarkRows, file: str | None, reads: bool) -> Benchmar
     """
     shown = [each for each in found.questions if found.benchmark.shows_reference(each)]
     if file is not None:
-        return replace(found, questions=with_references(found.questions, answers_to(shown, read_answers(file), file)))
+        right = answers_to(shown, read_answers(file), file)
+        check_not_empty(right, file, "give the right answer, or leave reference_answers out")
+        return replace(found, questions=with_references(found.questions, right))
     if not (reads and shown and found.benchmark.referenced):
         return found
     note = (
@@ -209,9 +233,6 @@ class _Run:
         asked = benchmark_prompts(self.found, self.arguments.temperature, None)
         write_answers(AnswerJob(arguments, asked, self.found.source, "answers"), output, console, conclude=lengths)
         answers = [answer_of(row) for row in read_jsonl(output)]
-        empty = sum(not all(text.strip() for text in each.turns) for each in answers)
-        if empty:
-            warn(console, f"{who.name}: {empty} of {len(answers)} answers are empty")
         return {each.id: each for each in answers}
 
     def play(self, judge: Judge, said: str | None, matches: Sequence[Match], console: Console) -> list[Game]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from densepath.config.judge_eval import JudgeEvalArguments
+from densepath.data.outputs import check_outputs, rows_read
 from densepath.data.sources import load_rows
 from densepath.io import write_json_atomic, write_text_atomic
 from densepath.judging.build import make_judge, shows_reference
@@ -17,6 +18,7 @@ from densepath.records.judge_eval import JudgeEvaluation
 from densepath.report.console import print_parts
 from densepath.report.html import page_html
 from densepath.report.judge_eval import judge_eval_page, judge_eval_parts
+from densepath.report.judged import spending_text
 from densepath.terminal import Console, say
 
 
@@ -29,6 +31,10 @@ def run_judge_eval_command(arguments: JudgeEvalArguments, console: Console) -> J
         DensepathError: data, judge or configuration that cannot be used, or a judge that keeps failing.
     """
     source, output = arguments.dataset_name, Path(arguments.output_file)
+    check_outputs(
+        {"output_file": output, "html_file": arguments.html_file},
+        {"dataset_name": rows_read(source, arguments.dataset_train_split)},
+    )
     rows = load_rows(source, arguments.dataset_train_split, None, limit=None, seed=None)
     shows = shows_reference(arguments)
     pairs, set_aside = labelled_pairs(
@@ -39,13 +45,8 @@ def run_judge_eval_command(arguments: JudgeEvalArguments, console: Console) -> J
         [pair.match for pair in pairs], both_orders=arguments.judge_both_orders, repeats=arguments.judge_repeats
     )
     if arguments.dry_run:
-        needed = judge.estimate([game.request for game in planned])
-        cost = "" if needed.cost is None else f", cost at most {needed.cost:.4g}"
-        say(
-            console,
-            f"{len(planned)} judgements of {len(pairs)} pairs: {needed.calls} calls, {needed.cached} known, "
-            f"{needed.prompt_tokens} tokens read and at most {needed.completion_tokens} written{cost}",
-        )
+        needed = spending_text(judge.estimate([game.request for game in planned]), expected=True)
+        say(console, f"{len(planned)} judgements of {len(pairs)} pairs: {needed}")
         return None
     games = []
     with StageProgress(console, "judge-eval", len(planned), "judgement") as progress:

@@ -13,13 +13,15 @@ from trl import SFTConfig
 
 from densepath.choice.measure import PREVIEW_TEMPERATURES, SFT_TEMPERATURES
 from densepath.config.coerce import coerce
+from densepath.config.options import check_required
 from densepath.config.recipe_yaml import load_mapping, settled
-from densepath.config.run import RunArguments
+from densepath.config.run import PlanArguments, RunArguments
 from densepath.errors import ConfigError
 from densepath.io import read_json
 from densepath.methods import get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.methods.dpr import reference_names
+from densepath.models.kept import with_known_model
 from densepath.models.load import dtype_of
 from densepath.pipeline.environment import resident_bytes
 from densepath.pipeline.inputs import is_kept
@@ -69,12 +71,14 @@ def plan_recipe(arguments: RunArguments, others: Mapping[str, Any], *, process: 
             imported what a run imports, and `CPU_RESERVE`.
 
     Raises:
-        ConfigError: keys that contradict each other, that TRL's configs do not take, lengths beyond the context, or an
-            accelerate file that there are no formulas for.
+        ConfigError: no model, keys that contradict each other, that TRL's configs do not take, lengths beyond the
+            context, or an accelerate file that there are no formulas for.
         UsageError: an unknown dtype.
         ModelError: a model whose configuration cannot be had, or that there are no formulas for.
         MissingFileError: an accelerate file that is not there, or the DeepSpeed file that it names.
     """
+    arguments = with_known_model(arguments)
+    check_required(PlanArguments, vars(arguments))
     machine = machine_of(arguments, process)
     model = architecture_of(arguments.model_name_or_path, trust_remote_code=arguments.trust_remote_code)
     if arguments.max_completion_length is None:
@@ -154,15 +158,17 @@ def _training(
     dtype = dtype_of(arguments.dtype)
     weights = dtype.itemsize if isinstance(dtype, torch.dtype) else model.saved
     bf16, fp16 = (_said(others, f"{prefix}_{name}") for name in HALF)
-    half = fp16 or (machine.cuda if bf16 is None else bf16)
+    half = bool(fp16 or (machine.cuda if bf16 is None else bf16))
     names = [f"{prefix}_{name}" for name in ("gradient_checkpointing", "activation_checkpointing")]
     checkpointing = [said for name in names if (said := _said(others, name)) is not None]
+    adapter, reads = _adapter(arguments, model) if arguments.use_peft else (0, 0)
     return Training(
         model=model,
         machine=machine,
         weights=weights,
-        compute=min(weights, 2) if half else weights,
-        adapter=_adapter(arguments, model) if arguments.use_peft else 0,
+        autocast=half,
+        adapter=adapter,
+        adapter_reads=reads,
         four_bit=arguments.load_in_4bit,
         rows=config.per_device_train_batch_size,
         accumulation=config.gradient_accumulation_steps,
@@ -177,11 +183,11 @@ def _said(others: Mapping[str, Any], key: str) -> bool | None:
     return value
 
 
-def _adapter(arguments: RunArguments, model: Architecture) -> int:
-    """Parameters of the recipe's adapter."""
+def _adapter(arguments: RunArguments, model: Architecture) -> tuple[int, int]:
+    """Parameters of the recipe's adapter, and the numbers of a token that it reads in one layer."""
     targets = arguments.lora_target_modules
     if targets == "all-linear":
-        return model.adapter(arguments.lora_r)
+        return model.adapter(arguments.lora_r), model.adapter_reads()
     names = targets.replace(",", " ").split()
     unknown = {name.rpartition(".")[2] for name in names} - {*model.linears, "lm_head", "embed_tokens"}
     if unknown or not names:
@@ -189,7 +195,7 @@ def _adapter(arguments: RunArguments, model: Architecture) -> int:
             f"lora_target_modules={targets}: no module of {model.name} is called {', '.join(sorted(unknown))}; name "
             f"some of {', '.join(model.linears)}, or all-linear"
         )
-    return model.adapter(arguments.lora_r, names)
+    return model.adapter(arguments.lora_r, names), model.adapter_reads(names)
 
 
 def _trained(arguments: RunArguments) -> set[str | None]:
@@ -261,7 +267,7 @@ def _stages(
 
 def _answering(dpr: Training, prompts: int, temperatures: int, models: int) -> Terms:
     """What it takes to answer prompts at all temperatures at once, without autocast; each prompt is read once."""
-    return sampling_terms(replace(dpr, compute=dpr.weights, group=temperatures), temperatures * prompts, models)
+    return sampling_terms(replace(dpr, autocast=False, group=temperatures), temperatures * prompts, models)
 
 
 # -- the machine -------------------------------------------------------------------------------------------------

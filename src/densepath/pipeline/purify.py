@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trl import SFTConfig
+
 from densepath.config.coerce import coerce
 from densepath.config.mixins import TEXT_TASKS
 from densepath.config.run import RunArguments
@@ -32,6 +34,8 @@ from densepath.pipeline.data import (
     check_demonstrations,
     check_prompts,
     check_right_answers,
+    check_sources,
+    fewer_text,
     with_answer_budget,
 )
 from densepath.pipeline.inputs import data_inputs, machine_inputs, model_inputs, places, template_inputs
@@ -44,7 +48,13 @@ from densepath.report.console import print_parts
 from densepath.report.html import page_html
 from densepath.terminal import Console, say, warn
 from densepath.trainers.processes import from_first
+from densepath.trainers.trl_config import checked_values
 
+WRITTEN = (
+    *("data/train.jsonl", "data/validation.jsonl", "data.json"),
+    *("kept.jsonl", "dropped.jsonl", "purification.json"),
+)
+"""Files of its folder that are written over."""
 BATCH, SAVE_STEPS = 16, 20
 """Of each training, unless per_device_train_batch_size and save_steps are given."""
 OWN_KEYS = {
@@ -71,6 +81,7 @@ def run_purify_command(arguments: PurifyCommandArguments, others: dict[str, Any]
     Raises:
         DensepathError: data, model or configuration that cannot be used.
     """
+    check_sources(arguments, Path(arguments.output_dir), WRITTEN)
     asked, keys = _recipe(arguments, others)
     config = sft_config(asked, keys, Path(arguments.output_dir))
     _ = config.device  # several processes are joined when it is asked for
@@ -127,7 +138,7 @@ def _recipe(arguments: PurifyCommandArguments, others: Mapping[str, Any]) -> tup
     for key, own in OWN_KEYS.items():
         if key in others:
             raise ConfigError(f"{key} is not taken here; set {own}")
-    rest = dict(others)
+    rest = checked_values(SFTConfig, others)  # under the names that the user gave
     batch = coerce(rest.pop("per_device_train_batch_size", BATCH), int, "per_device_train_batch_size")
     save_steps = coerce(rest.pop("save_steps", SAVE_STEPS), int, "save_steps")
     recipe = arguments.recipe(batch, save_steps)
@@ -180,6 +191,8 @@ def _prepare(folder: RunFolder, sft: SFTRun, arguments: PurifyCommandArguments, 
     write_json_atomic(folder / "data.json", record)
     told = f" ({unused} used nowhere: they share a prompt with these)" if unused else ""
     say(console, f"data: {len(train)} demonstrations to sort, {len(held_out)} rows held out{told}")
+    if (fewer := fewer_text(arguments, "validation", len(held_out))) is not None:
+        warn(console, fewer)
     if arguments.judge is not None and not folder.is_done("sft_answers"):
         answer_with_sft(folder, sft, console, "SFT answers what the judge will see", ("validation",))
 
@@ -218,7 +231,9 @@ def _rows(arguments: PurifyCommandArguments) -> tuple[Rows, Rows, int]:
         shared = [row for row in beyond if content_hash(row) in taken or not asked.isdisjoint(answered_hashes(row))]
         aside = {id(row) for row in (*held_out, *shared)}
         rows, unused = [row for row in rows if id(row) not in aside], len(shared)
-    for name, part in (("to sort", rows), ("to hold out", held_out)):
-        if not part:
-            raise DataError(f"{arguments.dataset_name}: no row is left {name}; give more, or eval_dataset_name")
+    if not rows:
+        raise DataError(
+            f"{arguments.dataset_name}: all {len(held_out) + unused} rows have a prompt in common, so that none is "
+            "left to sort beside what is held out; give demonstrations of other prompts too, or eval_dataset_name"
+        )
     return rows, held_out, unused

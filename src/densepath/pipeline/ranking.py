@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from densepath.config.reward import RankArguments
+from densepath.data.outputs import check_outputs
 from densepath.data.rows import is_conversational, template_columns, turn_text
 from densepath.data.sources import load_rows
 from densepath.errors import DataError
 from densepath.evals.ranking import CompletionGroup, Ranking, group_completions, rank_completions
 from densepath.evals.verifiers import get_verifier, verdict_on
 from densepath.io import write_jsonl_atomic
-from densepath.pipeline.reward_eval import load_dense_reward
+from densepath.pipeline.reward_eval import load_dense_reward, pair_inputs
 from densepath.progress import StageProgress
-from densepath.records.estimates import Verdict
+from densepath.records.estimates import Difference, Verdict
 from densepath.stats.comparisons import paired_difference
 from densepath.stats.intervals import mean_interval, metric_interval
 from densepath.terminal import Console, say
@@ -28,6 +29,8 @@ def run_rank_command(arguments: RankArguments, console: Console) -> Path:
         DensepathError: data, model or configuration that cannot be used.
     """
     source = arguments.dataset_name
+    outputs = {name: getattr(arguments, name) for name in ("output_file", "best_file", "pairs_file")}
+    check_outputs(outputs, pair_inputs(arguments))
     groups = group_completions(load_rows(source, arguments.dataset_train_split, None, limit=None, seed=None), source)
     groups = groups[: arguments.max_samples]
     verdicts = None if arguments.verifier is None else _verdicts(arguments.verifier, groups, source)
@@ -101,13 +104,20 @@ def _lengths(rankings: Sequence[Ranking]) -> list[str]:
     best = [float(r.num_tokens[r.order[0]]) for r in several]
     rest = [(sum(r.num_tokens) - own) / (len(r.num_tokens) - 1) for r, own in zip(several, best, strict=True)]
     found = paired_difference(best, rest)
-    difference, verdict = found.interval, found.verdict
-    words = {Verdict.BETTER: "longer than", Verdict.WORSE: "shorter than"}.get(verdict, "as long as")
+    verdict = found.verdict
+    words = {Verdict.BETTER: "longer", Verdict.WORSE: "shorter"}.get(verdict, "not shown to be longer or shorter")
     return [
-        f"length: the best completions are {words} the rest: {sum(best) / len(best):.1f} tokens against "
-        f"{sum(rest) / len(rest):.1f} on average, difference {difference.mean:+.1f} "
-        f"[{difference.low:+.1f}, {difference.high:+.1f}]"
+        f"length: the best completions are {words} than the rest: {sum(best) / len(best):.1f} tokens against "
+        f"{sum(rest) / len(rest):.1f} on average, difference {_difference(found, 1)}"
     ]
+
+
+def _difference(found: Difference, digits: int) -> str:
+    """A mean with its interval; and the p-value where that calls a tie what the interval does not."""
+    value = found.interval
+    mean, low, high = (f"{number:+.{digits}f}" for number in (value.mean, value.low, value.high))
+    alone = found.verdict is Verdict.TIE and not value.low <= 0 <= value.high
+    return f"{mean} [{low}, {high}]" + (f", p = {found.p:.2g} for {value.n} prompts" if alone else "")
 
 
 def _verdicts(name: str, groups: Sequence[CompletionGroup], source: str) -> list[list[float]]:
@@ -130,10 +140,9 @@ def _shares_right(verdicts: Sequence[Sequence[float]], rankings: Sequence[Rankin
     best = [values[ranking.order[0]] for values, ranking in zip(verdicts, rankings, strict=True)]
     mean = [sum(values) / len(values) for values in verdicts]
     found = paired_difference(best, mean)
-    difference, verdict = found.interval, found.verdict
     chosen, guessed = metric_interval(best), mean_interval(mean)
     return [
         f"right: {chosen.mean:.3f} [{chosen.low:.3f}, {chosen.high:.3f}] of the best, {guessed.mean:.3f} of all, "
         f"{sum(map(max, verdicts)) / len(verdicts):.3f} if one always chose well",
-        f"best less all: {difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]: {verdict.value}",
+        f"best less all: {_difference(found, 3)}: {found.verdict.value}",
     ]

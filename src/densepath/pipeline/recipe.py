@@ -16,7 +16,7 @@ from densepath.config.experiment import ExperimentArguments
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import TEMPLATE_SETTINGS
 from densepath.config.options import check_no_effect
-from densepath.config.recipe_yaml import settled
+from densepath.config.recipe_yaml import settled, underscored
 from densepath.config.run import OF_BEHAVIOURS, GivenSFTArguments, RecipeRowsArguments, RunArguments, one_template
 from densepath.errors import ConfigError
 from densepath.methods import get_method, method_names
@@ -259,8 +259,9 @@ def _choosing(setting: Setting) -> Setting:
     keys: dict[str, Any] = {key: "auto" for plan in setting.methods.values() for key in left_open(plan)}
     try:
         arguments = replace(setting.arguments, **keys)
-        none = RunArguments()  # what is shared may have an effect in another setting, or in a method with rounds
-        without = {} if arguments.purify_rounds else {name: getattr(none, name) for name in OF_BEHAVIOURS}
+        none = RunArguments()  # may have an effect in another setting, or in a method with rounds
+        excused = ("purify_dft",) if arguments.purify_rounds else (*OF_BEHAVIOURS, "purify_dft")
+        without = {name: getattr(none, name) for name in excused}
         replace(arguments, **without).check_effect()
     except ConfigError as error:
         raise ConfigError(f"settings.{setting.name}: {error}") from None
@@ -309,11 +310,12 @@ def _check_budget(plan: MethodPlan, setting: Setting) -> None:
 
 
 def _mapping(place: str, value: Any) -> dict[str, Any]:
+    """Keys of a part of the recipe."""
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise ConfigError(f"{place}: expected `key: value` lines, got {value!r}")
-    return {str(key): item for key, item in value.items()}
+    return underscored({str(key): item for key, item in value.items()}, place)
 
 
 def _check_name(place: str, name: Any) -> None:

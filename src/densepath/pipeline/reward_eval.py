@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from densepath.config.reward import PairArguments, RewardEvalArguments
+from densepath.data.outputs import check_outputs, models_read, rows_read
 from densepath.data.sources import load_rows
 from densepath.evals.reward_eval import evaluate_reward
 from densepath.io import write_json_atomic
@@ -47,14 +48,27 @@ def load_dense_reward(arguments: PairArguments, console: Console) -> DenseReward
     return reward
 
 
+def pair_inputs(arguments: PairArguments) -> dict[str, list[Path]]:
+    """Files that a command reads which makes the reward of two models and reads rows, by argument."""
+    template = arguments.chat_template_path
+    return {
+        "dataset_name": rows_read(arguments.dataset_name, arguments.dataset_train_split),
+        "model_name_or_path": models_read(arguments.model_name_or_path),
+        "ref_model_name_or_path": models_read(*arguments.ref_model_name_or_path),
+        "chat_template_path": [] if template is None else [Path(template)],
+    }
+
+
 def run_reward_eval_command(arguments: RewardEvalArguments, console: Console) -> dict[str, Any]:
     """Print how well the reward agrees with labels beside its baselines; returns (and writes) the record.
 
     Raises:
         DensepathError: data, model or configuration that cannot be used.
     """
-    rows = load_rows(arguments.dataset_name, arguments.dataset_train_split, None, limit=None, seed=None)
     base_name = arguments.base_model_name_or_path
+    read = {**pair_inputs(arguments), "base_model_name_or_path": models_read(base_name)}
+    check_outputs({"output_file": arguments.output_file}, read)
+    rows = load_rows(arguments.dataset_name, arguments.dataset_train_split, None, limit=None, seed=None)
     if base_name is not None:
         trust = arguments.trust_remote_code
         check_same_tokenizer(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from densepath.config.options import check_required
 from densepath.config.run import RunArguments, with_one_template
 from densepath.errors import ConfigError
 from densepath.evals.verifiers import get_verifier
@@ -19,11 +20,12 @@ from densepath.methods import SFTRun, get_method
 from densepath.methods._stage import dpr_config, sft_config
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.identity import CARD
+from densepath.models.kept import with_known_model
 from densepath.models.load import load_tokenizer
 from densepath.models.quantized import check_four_bit
 from densepath.models.quiet import quiet_libraries
 from densepath.pipeline.cells import prepare, run_cell
-from densepath.pipeline.data import with_answer_budget
+from densepath.pipeline.data import WRITTEN, check_sources, with_answer_budget
 from densepath.pipeline.environment import environment
 from densepath.pipeline.grid import Grid
 from densepath.pipeline.plan import UNKNOWN_COMPLETION, plan_recipe, require_fit
@@ -123,9 +125,19 @@ def begin(
     quiet_libraries()
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
+    arguments = with_known_model(arguments)
+    check_required(RunArguments, vars(arguments))
+    check_sources(arguments, Path(arguments.output_dir), WRITTEN)
     check_configuration(arguments, keys)
-    say(console, f"{arguments.model_name_or_path} on {arguments.dataset_name}, into {arguments.output_dir}")
+    say(console, what_runs(arguments))
     return with_answer_budget(arguments, console), keys
+
+
+def what_runs(arguments: RunArguments) -> str:
+    """The models that a run begins with, its data, and where it goes."""
+    given = SFTRun(Path(arguments.output_dir), arguments).given
+    sft = "" if given is None else f", with the SFT model {given.sft}"
+    return f"{arguments.model_name_or_path} on {arguments.dataset_name}{sft}, into {arguments.output_dir}"
 
 
 def run_setting(arguments: RunArguments, others: Mapping[str, Any]) -> Setting:
@@ -164,7 +176,7 @@ def prepared(run: RunFolder, grid: Grid, console: Console) -> Grid:
         say(console, f"3/{steps} reference {found.reference}, {strength_name(found.beta, found.capped)}: {reason}")
         return _with_arms(grid, ["dpr_capped" if name == "dpr" else name for name in names]) if found.capped else grid
     gone = _without_reference(setting)
-    say(console, f"3/{steps} reference: none helps: {reason}. {_left_out(gone)}")
+    say(console, f"3/{steps} reference: {_none_helps(reason, gone)}")
     return _with_arms(grid, [name for name in names if name not in gone])
 
 
@@ -179,6 +191,15 @@ def _without_reference(setting: Setting) -> dict[str, str]:
     """Name -> label of the arms that mean nothing where no reference helps."""
     plans = setting.methods.values()
     return {plan.name: plan.arm.label for plan in plans if get_method(plan.method).needs_reference}
+
+
+def _none_helps(reason: str, gone: Mapping[str, str]) -> str:
+    """That no reference helps, why, and what that leaves out; a reason is one sentence or several.
+
+    >>> _none_helps("The reward is zero.", {"dpr": "DPR"})
+    'none helps: The reward is zero. Left out: DPR.'
+    """
+    return f"none helps: {reason.removesuffix('.')}. {_left_out(gone)}"
 
 
 def _left_out(gone: Mapping[str, str]) -> str:
@@ -228,7 +249,7 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
 
     Raises:
         ConfigError: a verifier that does not exist, a key or value that TRL's configs do not take, a package that is
-            missing, or a plan that needs more than `gpu_memory`.
+            missing, a reference that a given SFT model does not have, or a plan that needs more than `gpu_memory`.
         ModelError: a quantisation that cannot be had here.
     """
     for key, own in OWN_KEYS.items():
@@ -238,6 +259,7 @@ def check_configuration(arguments: RunArguments, others: Mapping[str, Any]) -> N
         get_verifier(arguments.verifier)
     check_judge(arguments)
     _check_before_sft(arguments)
+    _check_given_reference(arguments)
     if arguments.load_in_4bit:
         check_four_bit()
     sft = sft_config(arguments, dict(others), Path(arguments.output_dir) / "sft")
@@ -263,6 +285,12 @@ def _check_before_sft(arguments: RunArguments) -> None:
             f"model_name_or_path={own} is not the model before the SFT of sft_from={arguments.sft_from}, which is "
             f"{before}: leave it out"
         )
+
+
+def _check_given_reference(arguments: RunArguments) -> None:
+    """A reference by its name must be one of those that are beside a given SFT model."""
+    if arguments.gives_sft and arguments.reference != "auto":
+        SFTRun(Path(arguments.output_dir), arguments).reference(arguments.reference)
 
 
 def _check_reference_tokenizer(sft: SFTRun) -> None:

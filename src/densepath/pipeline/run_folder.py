@@ -158,7 +158,7 @@ class RunFolder:
         if differences and self._has_work():
             raise ResumeError(
                 f"{self.path} holds a run with another configuration ({'; '.join(differences)}): "
-                "undo the change to go on with it, or give another output_dir"
+                f"undo the change to go on with it ({path} says what it was made with), or give another output_dir"
             )
         if differences:
             remove(self.path / "stages")

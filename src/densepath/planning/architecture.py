@@ -76,10 +76,19 @@ class Architecture:
 
         Source: Hu et al. 2021, LoRA, section 4.1.
         """
-        names = None if targets is None else {target.rpartition(".")[2] for target in targets}
-        inside = [sum(widths) for name, widths in self.linears.items() if names is None or name in names]
-        outside = len({"lm_head", "embed_tokens"} & (names or set())) * (self.hidden + self.vocabulary)
-        return rank * (self.layers * sum(inside) + outside)
+        names = set() if targets is None else _last_parts(targets)
+        inside = sum(map(sum, self._targeted(targets)))
+        outside = len({"lm_head", "embed_tokens"} & names) * (self.hidden + self.vocabulary)
+        return rank * (self.layers * inside + outside)
+
+    def adapter_reads(self, targets: Collection[str] | None = None) -> int:
+        """Numbers of a token that a LoRA adapter on these targets reads in one layer: `sum_m in_m`."""
+        return sum(inputs for inputs, _ in self._targeted(targets))
+
+    def _targeted(self, targets: Collection[str] | None) -> list[tuple[int, int]]:
+        """Widths of the linear maps of a layer that a LoRA adapter stands on."""
+        names = None if targets is None else _last_parts(targets)
+        return [widths for name, widths in self.linears.items() if names is None or name in names]
 
 
 @lru_cache(maxsize=1)
@@ -174,6 +183,10 @@ def read_architecture(model: PreTrainedModel, name: str) -> Architecture:
         linears=first,
         saved=(getattr(torch, saved) if isinstance(saved, str) else saved).itemsize,
     )
+
+
+def _last_parts(targets: Collection[str]) -> set[str]:
+    return {target.rpartition(".")[2] for target in targets}
 
 
 def _linears(layer: nn.Module) -> dict[str, tuple[int, int]]:

@@ -73,8 +73,9 @@ class Training:
         model: its sizes.
         machine: where it is trained.
         weights: bytes of a stored parameter.
-        compute: bytes of a computed number: 2 under autocast or with half-precision weights.
+        autocast: matrix products are computed in half precision whatever the weights are in.
         adapter: parameters of a LoRA adapter, which PEFT keeps in float32; 0: all weights are trained.
+        adapter_reads: numbers of a token that the adapter's matrices read in one layer.
         four_bit: the base is quantised.
         rows: sequences of one micro-batch.
         accumulation: micro-batches of one step.
@@ -89,8 +90,9 @@ class Training:
     model: Architecture
     machine: Machine
     weights: int
-    compute: int
+    autocast: bool
     adapter: int
+    adapter_reads: int
     four_bit: bool
     rows: int
     accumulation: int
@@ -100,6 +102,24 @@ class Training:
     completion: int = 1
     group: int = 1
     whole_vocabulary: bool = False
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a computed number."""
+        return min(self.weights, 2) if self.autocast else self.weights
+
+    @property
+    def adapter_copies(self) -> int:
+        """Bytes of a token that the adapter's matrices of one layer read as copies of their own.
+
+        PEFT casts what they read to their own float32, and autocast that to half precision; nothing is copied that is
+        in the type already, and under autocast a layer in 4 bits hands on what it was given. DeepSpeed's adapters are
+        in the type of its weights.
+        """
+        if self.autocast:
+            alike = self.four_bit or self.machine.sharding.startswith("zero")
+            return 0 if alike else self.adapter_reads * self.compute
+        return self.adapter_reads * FLOAT32 * (self.weights < FLOAT32)
 
     @property
     def trained(self) -> int:
@@ -172,22 +192,37 @@ def optimizer_bytes(trained: int, optimizer: str, width: int) -> float:
     return float(trained * (2 if "8bit" in optimizer else states * width))
 
 
-def layer_bytes(model: Architecture, weights: int, compute: int, mask: int, *, full: bool) -> float:
+def layer_bytes(
+    model: Architecture, weights: int, compute: int, mask: int, *, full: bool, adapter_copies: int = 0
+) -> float:
     """What autograd keeps of a token in one decoder layer until the backward pass reaches it.
 
     With hidden width d, n normalised numbers, query width q, MLP width f, m columns of a mask, b bytes of a weight and
-    c of what a matrix product reads; what LoRA's own matrices read is left out:
+    c of what a matrix product reads:
 
         norms        n (4 + b)    input in float32, and normalised for the gain, which only `full` training trains
         linear maps  2 d c        read by attention and by the MLP; under autocast each map casts its own copy
         attention    (4 q + m) c  query, key and value repeated to all heads, output; the mask as a bias
         MLP          4 f c        gate, its activation, up, their product
 
-    Source: derived from transformers' modelling code with scaled-dot-product attention, and counted in tests/planning.
+    Where LoRA's matrices read copies of their own, these are kept in place of what frozen linear maps read, which is
+    `2 d c` and the MLP's product.
+
+    Args:
+        model: its sizes.
+        weights: bytes of a stored parameter.
+        compute: bytes of a computed number.
+        mask: columns of a mask; 0: none.
+        full: the norms are trained.
+        adapter_copies: bytes that LoRA's matrices read as copies of their own (`Training.adapter_copies`).
+
+    Source: derived from transformers' modelling code with scaled-dot-product attention and from PEFT's LoRA, and
+    counted in tests/planning.
     """
     copies = 2 if compute == weights else len(model.linears) - 2
-    computed = copies * model.hidden + 4 * model.query + mask + 4 * model.intermediate
-    return float(model.normed * (FLOAT32 + full * weights) + computed * compute)
+    shared = 0 if adapter_copies else copies * model.hidden + model.intermediate
+    computed = shared + 4 * model.query + mask + 3 * model.intermediate
+    return float(model.normed * (FLOAT32 + full * weights) + computed * compute + adapter_copies)
 
 
 def cache_bytes(model: Architecture, width: int, rows: int, length: int) -> float:
@@ -245,12 +280,14 @@ def training_moments(training: Training) -> Moments:
     # Autocast casts each weight that is not quantised; those of trained weights stay through the forward pass.
     casts = 0 if t.four_bit or t.compute == t.weights else model.layer_linears * t.compute
     mask = t.padded * (t.prompt + t.completion)
-    layer = tokens * layer_bytes(model, t.weights, t.compute, mask, full=full or t.four_bit) + casts
+    trained_norms, copies = full or t.four_bit, t.adapter_copies
+    layer = casts + tokens * layer_bytes(model, t.weights, t.compute, mask, full=trained_norms, adapter_copies=copies)
     stream = tokens * model.hidden * t.weights
     kept = model.layers * (stream if t.checkpointing else layer)
     # While a layer is passed, its activations are there: kept, or computed again where checkpointing kept its input.
-    # The gradients of its MLP are those of two factors, when what the product was is gone.
-    passed = stream + 2 * tokens * model.intermediate * t.compute
+    # The gradients of its MLP are those of two factors, when what the product was is gone; or the two of the product,
+    # of which that of LoRA's copy comes in PEFT's float32.
+    passed = stream + tokens * model.intermediate * (t.compute + (FLOAT32 if copies else t.compute))
     again = passed + layer if t.checkpointing else passed
     # DDP's buckets hold the gradients a second time.
     width = FLOAT32 if t.adapter and t.stored == t.weights else t.stored

@@ -123,12 +123,15 @@ class LengthControlled:
         published_error: what AlpacaEval publishes as its standard error: of the predictions over prompts, which is no
             sampling error.
         weights: feature -> weight.
+        determined: whether the prompts determine it. They do not where length and model tell all wins from all
+            losses: the rate is then that of the penalty, and its interval says nothing.
     """
 
     name: str
     rate: Interval
     published_error: float
     weights: Mapping[str, float]
+    determined: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,14 +161,16 @@ class StyleControlled:
 
     Attributes:
         features: what is held fixed: `length`, `headers`, `lists`, `bold`.
-        rate: at the mean style difference of the baseline's battles, where Arena-Hard puts its zero.
-        equal_style: where both answers have the same style.
-        weights: feature -> weight of one standard deviation.
+        rate: at the mean style difference of the baseline's battles, where Arena-Hard puts its zero; None where the
+            battles do not determine it: style or model tells all that were won from all that were lost.
+        equal_style: where both answers have the same style; None likewise, or where the style never varies.
+        weights: feature -> weight of one standard deviation; a feature without one that the battles determine is
+            left out.
     """
 
     features: tuple[str, ...]
-    rate: Interval
-    equal_style: Interval
+    rate: Interval | None
+    equal_style: Interval | None
     weights: Mapping[str, float]
 
 

@@ -27,8 +27,8 @@ from densepath.report.parse import clean
 from densepath.report.sections import warnings_notice
 from densepath.report.words import Words, interval, nats, number, share, short
 
-LONGEST_QUOTE = 44
-"""Characters of a prompt or an answer in a terminal's row."""
+LONGEST_QUOTE = 28
+"""Characters of a prompt or an answer in a terminal's row, which is then one line of 80 columns."""
 _WORDS = (
     "A behaviour is a consistent way to answer. Share: of the demonstrations. Lift: how much SFT raised it over the "
     "model before SFT, ± its standard error; below 0 it is being unlearned, and from 2 on it is new, which the reward "
@@ -187,13 +187,14 @@ def _heat_maps(samples: tuple[Sample, ...]) -> Samples | None:
 
 
 def _brief_rows(record: Purification) -> Table | None:
-    """The first example of each behaviour and the worst row: prompt and answer on a line each."""
-    mixture = _shown_mixture(record)
-    if mixture is None or not record.rows:
+    """The examples of each behaviour and the worst rows, each on a line: the beginnings of prompt and answer."""
+    shown = _shown_mixture(record)
+    if shown is None or not record.rows:
         return None
     known = {row.number: row for row in record.rows}
-    named = [(_name(each, mixture), row) for each in mixture.behaviours for row in each.examples[:1]]
-    named += [("set aside", row) for row in record.worst[:2]]
+    mixtures = [shown, *(mixture for mixture in record.mixtures if mixture is not shown)]
+    named = [(_name(each, of), row) for of in mixtures for each in of.behaviours for row in each.examples]
+    named += [("set aside", row) for row in record.worst]
     rows = tuple(
         Row((name, str(row), quoted(known[row].prompt or "", LONGEST_QUOTE), quoted(_text(known[row]), LONGEST_QUOTE)))
         for name, row in named

@@ -9,7 +9,7 @@ from densepath import __version__
 from densepath.io import read_json, write_json_atomic, write_text_atomic
 from densepath.records.codec import from_json, to_json
 from densepath.records.completion import Sample
-from densepath.records.estimates import Verdict
+from densepath.records.estimates import Interval, Verdict
 from densepath.records.judge_report import JudgeReport, ShownPair
 from densepath.records.judged import Judged, WinRate
 from densepath.records.judging import Spending
@@ -77,7 +77,9 @@ def judged_parts(found: Judged) -> tuple[Part, ...]:
         _brief_table(found),
         _alpaca_table(found),
         _arena_table(found, brief=True),
-        _grades_table(found, brief=True),
+        _style_table(found),
+        _grades_table(found),
+        _pairwise_table(found),
     )
     return present([*tables, _kappa_table(found), _verdict(found)])
 
@@ -233,8 +235,12 @@ def _rates_table(found: Judged) -> Table | None:
 
 
 def _own_figures(found: Judged) -> tuple[Section, ...]:
-    parts = present([_alpaca_table(found), _arena_table(found), _grades_table(found), _pairwise_table(found)])
-    words = "As the benchmark computes them. They stand beside a leaderboard only with its judge and all its prompts."
+    tables = (_alpaca_table(found), _arena_table(found), _style_table(found))
+    parts = present([*tables, _grades_table(found), _pairwise_table(found)])
+    words = (
+        "As the benchmark computes them. They stand beside a leaderboard only with its judge, its published judge "
+        "prompt, its order of the answers and all its prompts."
+    )
     return (
         (Section("own", "The benchmark's own figures", (Paragraph(words, "muted"), *_titled(parts))),) if parts else ()
     )
@@ -249,44 +255,85 @@ def _alpaca_table(found: Judged) -> Table | None:
     columns = _columns("model", "win rate", "error", "discrete", "at equal length")
     rows = []
     for each in found.alpaca_eval:
-        figures = tuple(number(100 * value, ".2f") for value in (each.win_rate, each.standard_error))
+        figures = (each.win_rate, each.standard_error, each.discrete_win_rate)
         equal = DASH
         if each.length is not None:  # the two fits are different figures: each says which it is
-            equal = f"{number(100 * each.length.rate.mean, '.2f')} ({each.length.name.removeprefix('length_')})"
-        rows.append(Row((each.model, *figures, number(100 * each.discrete_win_rate, ".2f"), equal)))
+            equal = f"{each.length.name.removeprefix('length_')} {_percent(each.length.rate, 2)}"
+        rows.append(Row((each.model, *(number(100 * value, ".2f") for value in figures), equal)))
     return Table(columns, tuple(rows), "AlpacaEval 2, percent") if rows else None
+
+
+def _percent(rate: Interval | None, digits: int = 1) -> str:
+    """`mean [low, high]` in percent, as the leaderboards print it.
+
+    >>> _percent(Interval(0.5, 0.25, 1.0, 10)), _percent(None)
+    ('50.0 [25.0, 100.0]', '–')
+    """
+    if rate is None:
+        return DASH
+    return interval_text(Interval(100 * rate.mean, 100 * rate.low, 100 * rate.high, rate.n), digits)
 
 
 def _arena_table(found: Judged, *, brief: bool = False) -> Table | None:
     """Arena-Hard's figures; brief without its own interval and without the score's other form."""
-    more = () if brief else ("published as", "Bradley-Terry")
-    columns = _columns("model", "score", *more, "style controlled", "dropped")
+    columns = _columns("model", "score", *(() if brief else ("published as", "Bradley-Terry")), "dropped")
     rows = []
     for each in found.arena_hard:
-        score, published = each.score, f"[{100 * each.published_low:.1f}, {100 * each.published_high:.1f}]"
-        mean = f"{100 * score.mean:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
-        also = () if brief else (published, number(100 * each.bradley_terry.mean, ".1f"))
-        styled = number(100 * each.styles[-1].rate.mean, ".1f") if each.styles else DASH
-        rows.append(Row((each.model, mean, *also, styled, str(each.dropped)), group=f"against {each.baseline}"))
+        published = f"[{100 * each.published_low:.1f}, {100 * each.published_high:.1f}]"
+        also = () if brief else (published, _percent(each.bradley_terry))
+        rows.append(
+            Row((each.model, _percent(each.score), *also, str(each.dropped)), group=f"against {each.baseline}")
+        )
     return Table(columns, tuple(rows), "Arena-Hard, percent") if rows else None
 
 
-def _grades_table(found: Judged, *, brief: bool = False) -> Table | None:
-    """The mean grades; brief without the intervals of each turn."""
+def _style_table(found: Judged) -> Table | None:
+    """Arena-Hard's score with style held fixed: length alone, Markdown alone, and both."""
+    names = ("model", "held fixed")
+    rates = ("at mean style", "at equal style")
+    columns = (*(Column(name, fold=True) for name in names), *(Column(name, numeric=True) for name in rates))
+    rows = [
+        Row(
+            (each.model, _held(style.features), _percent(style.rate), _percent(style.equal_style)),
+            group=f"against {each.baseline}",
+        )
+        for each in found.arena_hard
+        for style in each.styles
+    ]
+    caption = (
+        "Arena-Hard reads its style-controlled score at the mean style difference of all battles, with length and "
+        "Markdown held fixed. At equal style both answers are as long and as marked up."
+    )
+    return Table(columns, tuple(rows), "Arena-Hard with style held fixed, percent", caption) if rows else None
+
+
+def _held(features: Sequence[str]) -> str:
+    """What is held fixed, in a word for headers, lists and bold together.
+
+    >>> _held(("length",)), _held(("length", "headers", "lists", "bold"))
+    ('length', 'length, Markdown')
+    """
+    markdown = ["Markdown"] if {"headers", "lists", "bold"} <= set(features) else []
+    return ", ".join([*(name for name in features if name == "length"), *markdown])
+
+
+def _grades_table(found: Judged) -> Table | None:
     turns = max((len(each.turns) for each in found.mt_bench), default=0)
     columns = _columns("model", "mean", *(f"turn {turn}" for turn in range(1, turns + 1)), "no grade")
     rows = []
     for each in found.mt_bench:
-        by_turn = [number(turn.mean, ".2f") if brief else interval_text(turn, 2) for turn in each.turns]
-        by_turn += [DASH] * (turns - len(each.turns))
+        by_turn = [interval_text(turn, 2) for turn in each.turns] + [DASH] * (turns - len(each.turns))
         rows.append(Row((each.model, interval_text(each.mean, 2), *by_turn, str(each.invalid))))
     return Table(columns, tuple(rows), "Grades") if rows else None
 
 
 def _pairwise_table(found: Judged) -> Table | None:
-    columns = _columns("model", "adjusted win rate", "won", "tied", "lost", "without a verdict")
+    columns = _columns("model", "adjusted win rate", "won", "tied", "lost", "no verdict")
     rows = [
-        Row((each.model, interval(each.rate), *map(str, (each.wins, each.ties, each.losses, each.invalid))))
+        Row(
+            (each.model, interval_text(each.rate), *map(str, (each.wins, each.ties, each.losses, each.invalid))),
+            group=f"against {each.baseline}",
+        )
         for each in found.mt_bench_pairs
     ]
     return Table(columns, tuple(rows), "MT-Bench in pairs") if rows else None

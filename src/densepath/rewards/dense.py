@@ -332,7 +332,8 @@ class DenseReward:
             DataError, NumericalError: as `score`.
         """
         for index, completion in enumerate(completions):
-            if not isinstance(completion, str) and any(turn.get("role") == "tool" for turn in completion):
+            turns = completion if isinstance(completion, (list, tuple)) else ()
+            if any(isinstance(turn, Mapping) and turn.get("role") == "tool" for turn in turns):
                 raise UsageError(
                     f"completion {index} holds a tool's turn, whose tokens would be graded as the policy's: train "
                     "with DPRTrainer, which leaves them out"

@@ -20,6 +20,7 @@ from torch import multiprocessing
 
 from densepath.config.options import check_reference
 from densepath.config.reward import ScoreArguments
+from densepath.data.outputs import check_outputs, rows_read
 from densepath.data.sources import stream_rows
 from densepath.errors import ConfigError, DataError, DensepathError, StorageError
 from densepath.models import locate
@@ -88,6 +89,11 @@ def run_score_command(arguments: ScoreArguments, console: Console) -> Path:
 def _look(arguments: ScoreArguments) -> tuple[Job, dict[str, Any]]:
     """The job, and all that decides its result; no model is loaded for it."""
     named = _named(arguments)
+    folder = Job(arguments, 0).folder
+    check_outputs(
+        {"output_file": folder.output, "output_file's rejected rows": folder.rejected},
+        {"dataset_name": rows_read(arguments.dataset_name, arguments.dataset_train_split)},
+    )
     stream = stream_rows(arguments.dataset_name, arguments.dataset_train_split, arguments.max_samples)
     for name in SCORE_COLUMNS:
         if stream.schema is not None and name in stream.schema.names and name not in arguments.remove_columns:

@@ -155,7 +155,10 @@ class Parts:
             self._tidy()
             return True
         if self.output.exists() and not self.folder.exists():
-            raise UsageError(f"{self.output} is there already; move it away, or give another output_file")
+            raise UsageError(
+                f"{self.output} is there already, and {self.manifest}, which says of which job it is, is not; "
+                "move it away to begin anew, or give another output_file"
+            )
         begun = self.folder / "manifest.json"
         if begun.exists():
             away = f"remove {self.folder} to begin anew"

@@ -10,6 +10,7 @@ import torch
 from densepath.config.options import check_reference
 from densepath.config.pages import ServeArguments
 from densepath.errors import ConfigError
+from densepath.models.hub import tell_hub
 from densepath.rewards.dense import REWARD_FILE, DenseReward
 from densepath.serve.access import read_api_key, warn_if_open
 from densepath.serve.app import create_app
@@ -41,7 +42,7 @@ def run_serve_command(arguments: ServeArguments, console: Console) -> int:
         warn_if_open(arguments.host, access, console)
         if arguments.num_threads is not None:
             torch.set_num_threads(arguments.num_threads)
-        app = create_app(load_reward(arguments), limits=limits, access=access)
+        app = create_app(load_reward(arguments, console), limits=limits, access=access)
         url = url_of(bound)
 
         def ready() -> None:
@@ -54,8 +55,12 @@ def run_serve_command(arguments: ServeArguments, console: Console) -> int:
     return _INTERRUPTED if server.force_exit else 0
 
 
-def load_reward(arguments: ServeArguments) -> DenseReward:
+def load_reward(arguments: ServeArguments, console: Console | None = None) -> DenseReward:
     """The reward that the arguments name: a saved one, or one made of models.
+
+    Args:
+        arguments: of the command.
+        console: where it is said of a model that the hub is asked for it; None for nowhere.
 
     Raises:
         ConfigError: a saved one, and beside it a reference or reading; or no reference where one is needed.
@@ -73,6 +78,8 @@ def load_reward(arguments: ServeArguments) -> DenseReward:
             )
         return DenseReward.from_pretrained(arguments.model_name_or_path, token_budget=arguments.token_budget, **places)
     check_reference(arguments.dense_reward, arguments.ref_model_name_or_path)
+    if console is not None:
+        tell_hub(arguments, console)
     return DenseReward.from_models(
         arguments.model_name_or_path,
         arguments.ref_model_name_or_path,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn
 
 from densepath.config.pages import ViewArguments
+from densepath.data.outputs import check_outputs, models_read, rows_read, with_twin
 from densepath.report.compare import compare
 from densepath.report.scored import RowQuery, ScoredFile
 from densepath.report.view import ScoreView
@@ -27,7 +28,10 @@ def run_view_command(arguments: ViewArguments, console: Console) -> int:
         DensepathError: a file that was not scored, models that cannot be loaded, a port that cannot be had.
     """
     if arguments.html_file is not None:
-        view = _file_view(arguments, console) if arguments.scores_file else _text_view(arguments)
+        models = (*arguments.model_name_or_path, *arguments.ref_model_name_or_path)
+        read = {"scores_file": rows_read(arguments.scores_file), "model_name_or_path": models_read(*models)}
+        check_outputs(with_twin(arguments.html_file), read)
+        view = _file_view(arguments, console) if arguments.scores_file else _text_view(arguments, console)
         for path in view.save(arguments.html_file):
             say(console, str(path.resolve()))
         return 0
@@ -47,7 +51,7 @@ def _serve(arguments: ViewArguments, console: Console) -> int:
         file = _open(arguments.scores_file, console) if arguments.scores_file else None
         app = create_view_app(
             file=file,
-            choices=_load(arguments) if arguments.model_name_or_path else None,
+            choices=_load(arguments, console) if arguments.model_name_or_path else None,
             chat=arguments.chat,
             max_characters=arguments.max_characters,
             access=access,
@@ -86,9 +90,9 @@ def _file_view(arguments: ViewArguments, console: Console) -> ScoreView:
     )
 
 
-def _text_view(arguments: ViewArguments) -> ScoreView:
+def _text_view(arguments: ViewArguments, console: Console) -> ScoreView:
     answers = [answer for answer in (arguments.completion, arguments.other_completion) if answer is not None]
-    return _load(arguments).view(
+    return _load(arguments, console).view(
         str(arguments.prompt),
         answers,
         sft=arguments.model_name_or_path[0],
@@ -98,11 +102,13 @@ def _text_view(arguments: ViewArguments) -> ScoreView:
     )
 
 
-def _load(arguments: ViewArguments) -> RewardChoices:
+def _load(arguments: ViewArguments, console: Console) -> RewardChoices:
+    from densepath.models.hub import tell_hub
     from densepath.models.quiet import quiet_libraries
     from densepath.serve.view_models import RewardChoices
 
     quiet_libraries()
+    tell_hub(arguments, console)
     return RewardChoices(
         arguments.model_name_or_path,
         arguments.ref_model_name_or_path,

@@ -14,7 +14,8 @@ left out.
 Strengths are less that of the baseline. Each baseline has a fit of its own, to all models against it: v2.0 has two
 categories with a baseline each, and Arena-Hard takes one category before it standardises and fits. It reads its rate
 where z is 0, which is the mean style difference of those battles and not equal style; both are given. Length alone and
-Markdown alone work too, where Arena-Hard's own code drops its columns of models.
+Markdown alone work too, where Arena-Hard's own code drops its columns of models. A rate that the battles do not
+determine, since style or model tells all that were won from all that were lost, is left out.
 
 Source: Li et al., From Crowdsourced Data to High-Quality Benchmarks (2406.11939), and `show_result.py` of
 arena-hard-auto.
@@ -34,7 +35,7 @@ from densepath.records.estimates import Interval
 from densepath.records.judged import ArenaHard, StyleControlled
 from densepath.records.judging import Game
 from densepath.stats.bootstrap import bootstrap, ratio_interval, replicate_interval
-from densepath.stats.logistic import logistic_fit
+from densepath.stats.logistic import determined, logistic_fit
 
 Floats = NDArray[np.float64]
 
@@ -188,7 +189,7 @@ def _figures(battles: Battles, styles: Mapping[tuple[str, str], Style] | None, s
             score=ratio_interval(battles.won[mine], battles.weight[mine], seed),
             published_low=low,
             published_high=high,
-            bradley_terry=terry.rate(model, int(mine.sum())),
+            bradley_terry=terry.limit(model, int(mine.sum())),
             dropped=battles.dropped[name],
             styles=tuple(
                 StyleControlled(
@@ -233,7 +234,7 @@ def _style_columns(battles: Battles, styles: Mapping[tuple[str, str], Style], fe
     mean = weight @ raw
     # over battles with their copies, as they stand in Arena-Hard's table
     variance = battles.weight @ (raw - mean) ** 2 / max(battles.weight.sum() - 1, 1)
-    scale = np.where(variance > 0, np.sqrt(variance), 1.0)
+    scale = np.where(np.ptp(raw, axis=0) > 0, np.sqrt(variance), 1.0)  # of one value the variance is but rounding
     return _Columns((raw - mean) / scale, -mean / scale)
 
 
@@ -259,27 +260,40 @@ class _Fit:
         fitted: (1 + resamples, models + features).
         at_equal: (features,) where equal style lies.
         at_mean: (1 + resamples, features) where the mean style difference of the same battles lies.
+        known: (2 * models + features,) whether the rows determine each model's rate, its rate at equal style, and
+            each feature's weight.
     """
 
     models: int
     fitted: Floats
     at_equal: Floats
     at_mean: Floats
+    known: NDArray[np.bool_]
 
-    def rate(self, model: int, n: int, *, equal_style: bool = False) -> Interval:
+    def rate(self, model: int, n: int, *, equal_style: bool = False) -> Interval | None:
+        """None where the rows do not determine it."""
+        known = self.known[model + self.models * equal_style]
+        return self.limit(model, n, equal_style=equal_style) if known else None
+
+    def limit(self, model: int, n: int, *, equal_style: bool = False) -> Interval:
+        """What the rate of the model tends to: without style there is but one way, to 1 where it wins all battles."""
         style = self.fitted[:, self.models :]
         logits = self.fitted[:, model] + (style * (self.at_equal if equal_style else self.at_mean)).sum(axis=1)
         rates = 0.5 * (1 + np.tanh(0.5 * logits))
         return replicate_interval(float(rates[0]), rates[1:], n, parameters=1 + style.shape[1])
 
     def weights(self, features: Sequence[str]) -> dict[str, float]:
-        return dict(zip(features, map(float, self.fitted[0, self.models :]), strict=True))
+        """Of the features that have one."""
+        found = zip(features, map(float, self.fitted[0, self.models :]), self.known[2 * self.models :], strict=True)
+        return {name: weight for name, weight, known in found if known}
 
 
 def _strengths(battles: Battles, columns: _Columns | None, seed: int) -> _Fit:
     """Maximum likelihood over all rows, and over prompts drawn with all their battles."""
-    indicators = np.eye(len(battles.models))[battles.model]
+    count = len(battles.models)
+    indicators = np.eye(count)[battles.model]
     features = indicators if columns is None else np.column_stack([indicators, columns.values])
+    at_equal = np.zeros(0) if columns is None else columns.at_equal
     targets = battles.won / battles.weight
     styles = np.zeros((len(targets), 0)) if columns is None else columns.values
 
@@ -290,5 +304,9 @@ def _strengths(battles: Battles, columns: _Columns | None, seed: int) -> _Fit:
 
     whole = fits(np.ones((1, len(battles.prompts)), dtype=np.int64))
     drawn = bootstrap(len(battles.prompts), fits, seed=seed, resamples=RESAMPLES)
+    units = np.eye(features.shape[1])
+    alike = np.column_stack([np.eye(count), np.tile(at_equal, (count, 1))])
+    points = np.concatenate([units[:count], alike, units[count:]])
+    known = determined(features, battles.weight, whole[0, : features.shape[1]], points)
     fitted, at_mean = np.split(np.concatenate([whole, drawn]), [features.shape[1]], axis=1)
-    return _Fit(len(battles.models), fitted, np.zeros(0) if columns is None else columns.at_equal, at_mean)
+    return _Fit(count, fitted, at_equal, at_mean, known)

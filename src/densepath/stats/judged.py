@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 
 from densepath.errors import UsageError
 from densepath.records.benchmark import Answer, Question
-from densepath.records.judged import AdjustedWinRate, AlpacaEval, ArenaHard, Judged, LengthControlled, WinRate
+from densepath.records.judged import (
+    AdjustedWinRate,
+    AlpacaEval,
+    ArenaHard,
+    Judged,
+    LengthControlled,
+    StyleControlled,
+    WinRate,
+)
 from densepath.records.judging import Game
 from densepath.stats.arena_hard import arena_hard, battles_of, style_of
 from densepath.stats.games import PairGames, pair_games, pairs_of
@@ -122,10 +130,16 @@ def _controlled(
             notes.append(f"{games.model}: a prompt has no difficulty in the gamed rows; the fit of two terms is given")
             difficulties, gamed = None, None
     try:
-        return length_controlled(games.by_prompt, deltas, difficulties, gamed)
+        found = length_controlled(games.by_prompt, deltas, difficulties, gamed)
     except UsageError as error:
         notes.append(str(error))
         return None
+    if not found.determined:
+        notes.append(
+            f"{games.model}: length and model tell all that it won from all that it lost, so its judgements do not "
+            "determine a rate at equal lengths: the interval of the one that is given says nothing"
+        )
+    return found
 
 
 def _turns_won(given: JudgedInputs, games: PairGames, notes: list[str]) -> AdjustedWinRate | None:
@@ -150,4 +164,15 @@ def _arena_hard(given: JudgedInputs, notes: list[str]) -> tuple[ArenaHard, ...]:
     if not all(pair in styles for pair in pairs):
         notes.append("an answer is not there, so style is not controlled")
         return arena_hard(given.games)
-    return arena_hard(given.games, styles)
+    found = arena_hard(given.games, styles)
+    for each in found:
+        if lacking := [style for style in each.styles if style.rate is None or style.equal_style is None]:
+            notes.append(
+                f"{each.model} against {each.baseline}: no rate with {_or(lacking)} held fixed, since they, or the "
+                "model, tell all that was won from all that was lost, or never vary: any rate would fit"
+            )
+    return found
+
+
+def _or(styles: Sequence[StyleControlled]) -> str:
+    return " or with ".join(", ".join(style.features) for style in styles)

@@ -15,8 +15,10 @@ Source: Dubois et al., Length-Controlled AlpacaEval (2404.04475), and the settin
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +29,7 @@ from densepath.errors import UsageError
 from densepath.records.estimates import Interval
 from densepath.records.judged import LengthControlled
 from densepath.stats.bootstrap import bootstrap, replicate_interval
-from densepath.stats.logistic import logistic_fit
+from densepath.stats.logistic import determined, logistic_fit
 
 Floats = NDArray[np.float64]
 
@@ -104,6 +106,7 @@ def length_controlled(
         replicate_interval(rate, replicates, int(known.sum())),
         float(predicted.std(ddof=1)) / math.sqrt(len(predicted)),
         dict(zip(names, map(float, weights), strict=True)),
+        rows.determine(),
     )
 
 
@@ -136,6 +139,11 @@ class _Rows:
         predicted = _predicted(self.at_zero, fits.T).T
         return np.asarray((counts * predicted).sum(axis=1) / counts.sum(axis=1))
 
+    def determine(self) -> bool:
+        """Whether all rows determine the predictions without a penalty."""
+        (fitted,) = logistic_fit(self.features, self.targets, self.shares[None])
+        return bool(determined(self.features, self.shares, fitted, self.at_zero).all())
+
 
 def _predicted(features: Floats, weights: Floats) -> Floats:
     return np.asarray(0.5 * (1 + np.tanh(0.5 * (features @ weights))))
@@ -149,6 +157,7 @@ def _alpaca_eval_fit(features: Floats, targets: Floats, shares: Floats) -> Float
     """
     try:
         import sklearn
+        from sklearn.exceptions import ConvergenceWarning
         from sklearn.linear_model import LogisticRegressionCV
         from sklearn.metrics import make_scorer
         from sklearn.model_selection import GroupKFold
@@ -159,17 +168,18 @@ def _alpaca_eval_fit(features: Floats, targets: Floats, shares: Floats) -> Float
     twice = np.concatenate([shares, shares])
     labels = np.repeat([1, 0], rows)
     with sklearn.config_context(enable_metadata_routing=True), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of arguments that later versions rename
+        # Where rows can be told apart liblinear gives up at AlpacaEval's number of iterations, and so must this.
+        warnings.simplefilter("ignore", ConvergenceWarning)
         scorer = make_scorer(_negative_loss, response_method="predict_proba")
         scorer = scorer.set_score_request(chances=True, shares=True)
         model: Any = LogisticRegressionCV(
             Cs=PENALTIES,
             cv=GroupKFold(FOLDS),
             scoring=scorer,
-            penalty="l1",
             solver="liblinear",
             fit_intercept=False,
             random_state=SEED,
+            **_lasso(inspect.signature(LogisticRegressionCV).parameters),
         ).set_fit_request(sample_weight=True)
         model.fit(
             np.concatenate([features, features]),
@@ -180,6 +190,21 @@ def _alpaca_eval_fit(features: Floats, targets: Floats, shares: Floats) -> Float
             shares=twice,
         )
     return np.asarray(model.coef_[0], dtype=np.float64)
+
+
+def _lasso(parameters: Mapping[str, inspect.Parameter]) -> dict[str, Any]:
+    """The L1 penalty in the words of the scikit-learn that is there: 1.8 renamed it, and 1.10 forgets the old name.
+
+    Args:
+        parameters: that its LogisticRegressionCV takes.
+    """
+    defaults = {name: each.default for name, each in parameters.items()}
+    found: dict[str, Any] = {"l1_ratios": (1.0,)}
+    if defaults.get("penalty", "deprecated") != "deprecated":
+        found = {"penalty": "l1"}
+    if defaults.get("use_legacy_attributes") == "warn":  # of 1.8 and 1.9, about attributes that are not read here
+        found["use_legacy_attributes"] = False
+    return found
 
 
 def _negative_loss(y_true: Floats, y_pred: Floats, *, chances: Floats, shares: Floats) -> float:

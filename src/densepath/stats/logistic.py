@@ -16,6 +16,9 @@ _ENOUGH = 1e-13
 weights grow until this ends it, where the prediction is 0 or 1 to many digits."""
 _RIDGE = 1e-9
 """Keeps a feature that is constant from making the Newton step undefined."""
+_UNKNOWN = 50.0
+"""Standard error of a logit, from which on its rate may as well be 0 as 1. Rows that can be told apart, and features
+that cannot, have one of hundreds and more, whatever the scale of the features."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,27 @@ def logistic_fit(features: Floats, targets: Floats, weights: Floats) -> Floats:
         if not active.size:
             break
     return found
+
+
+def determined(features: Floats, weights: Floats, fitted: Floats, points: Floats) -> NDArray[np.bool_]:
+    """Whether the rows determine the logit at each point, by the curvature of the objective at its minimum.
+
+    They do not where there is no minimum, since some weights of the features tell all labels apart, nor where the
+    features do not tell what belongs to which of them; a point in whose logit that makes no difference has one.
+
+    Args:
+        features: (n, k) x of `logistic_fit`.
+        weights: (n,) of the rows.
+        fitted: (k,) what it found.
+        points: (m, k) features of the logits.
+
+    Returns:
+        (m,).
+    """
+    _, (curvature,) = _Problem(features, np.zeros(len(features)), weights[None]).slopes(fitted[None])
+    values, vectors = np.linalg.eigh(curvature)  # at least the ridge
+    errors = np.sqrt(((points @ vectors) ** 2 / np.maximum(values, _RIDGE)).sum(axis=1))
+    return np.asarray(errors < _UNKNOWN)
 
 
 def _halved(problem: _Problem, at: Floats, step: Floats, value: Floats) -> tuple[Floats, Floats]:

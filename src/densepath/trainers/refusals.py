@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import warnings
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.optimization import get_scheduler
+from transformers.training_args import OptimizerNames
 from trl.import_utils import is_liger_kernel_available, is_vllm_available
 
 from densepath.errors import ConfigError, DensepathError
 from densepath.io import UNWRITABLE
+from densepath.trainers.bounds import check_bounds
 
 _UNLISTED_TRACKERS = ("azure_ml", "flyte")
 """Trackers that transformers knows, and whose package it does not look for under their name."""
 _LAYERWISE = ("galore", "apollo", "lomo")
 """Optimizers that are made from the model itself."""
+_OF_MODULES = ("galore", "apollo")
+"""Those that treat some modules otherwise than the rest."""
 
 
 def without_effect(config: type, used: Collection[str], also: Collection[str] = ()) -> dict[str, Any]:
@@ -164,17 +170,20 @@ def check_packages(args: TrainingArguments) -> None:
 
 
 def check_optimization(args: TrainingArguments) -> None:
-    """Refuse what transformers would refuse only when training begins: an optimizer or a schedule that cannot be made.
+    """Refuse what transformers would refuse only when training begins: an optimizer, schedule or loader of batches.
 
-    And what it would leave out without a word: float16 on a CPU; or notice at the end: ZeRO-3 that saves no model.
+    And what it would take without a word: numbers that nothing can be trained with, float16 on a CPU; or notice at the
+    end: ZeRO-3 that saves no model.
 
     Raises:
         ConfigError: with the cause.
     """
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if not getattr(args, name) >= 1:
-            raise ConfigError(f"{name}={getattr(args, name)} must be at least 1")
+    check_bounds(type(args), {field.name: getattr(args, field.name) for field in dataclasses.fields(args)})
     check_deepspeed(args)
+    _check_loader(args)
+    optim = OptimizerNames(args.optim).value
+    if args.optim_target_modules is not None and not any(name in optim for name in _OF_MODULES):
+        raise ConfigError(f"optim_target_modules has no effect with optim={optim}: leave it out")
     if args.fp16 and (args.use_cpu or not torch.accelerator.is_available()):
         raise ConfigError("fp16=True has no effect on a CPU: leave it out, or set bf16")
     optimizer = _optimizer(args)
@@ -217,11 +226,24 @@ def check_evaluation(trainer: Trainer) -> None:
         raise ConfigError("eval_on_start=True needs held-out rows, and there are none: leave it out")
 
 
+def _check_loader(args: TrainingArguments) -> None:
+    """Refuse `dataloader_*` that torch takes no batches with; it starts no worker before the first batch."""
+    with refusing("dataloader_num_workers and its like"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # more workers than cores: it is said when training begins
+        DataLoader(
+            [0],  # type: ignore[arg-type]  # whatever has a length
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+        )
+
+
 def _optimizer(args: TrainingArguments) -> torch.optim.Optimizer:
     """The optimizer on one weight, where it is torch's own; a plain one in the place of another's."""
     layer = nn.Linear(1, 1)
     plain = torch.optim.SGD(layer.parameters(), lr=0.1)
-    if any(name in str(args.optim) for name in _LAYERWISE):
+    if any(name in OptimizerNames(args.optim).value for name in _LAYERWISE):
         try:
             Trainer.get_optimizer_cls_and_kwargs(args, layer)
         except ImportError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from trl import SFTConfig
 
 from densepath.config.coerce import coerce, expanded
 from densepath.errors import ConfigError
+from densepath.trainers.bounds import check_bounds
 from densepath.trainers.refusals import refusing
 from densepath.trainers.sft import check_sft_arguments
 
@@ -60,9 +62,25 @@ def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         prefix: put before field names in messages, e.g. "sft_".
 
     Raises:
-        ConfigError: an unknown field, or a value that the config refuses.
+        ConfigError: an unknown field, a value that no training could use, or one that the config refuses.
     """
-    names = [f.name for f in dataclasses.fields(kind) if f.init]  # type: ignore[arg-type]
+    checked = checked_values(kind, values, prefix)
+    with refusing(kind.__name__):
+        config = kind(**checked)
+    if isinstance(config, SFTConfig):
+        check_sft_arguments(config)
+    return config
+
+
+def checked_values(kind: type[Any], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The values of a TRL config's fields, each of its field's type and within its bounds (`trainers.bounds`).
+
+    Args: as of `trl_config`.
+
+    Raises:
+        ConfigError: an unknown field, or a value that no training could use.
+    """
+    names = [f.name for f in dataclasses.fields(kind) if f.init]
     hints = typing.get_type_hints(kind)
     checked: dict[str, Any] = {}
     for key, value in values.items():
@@ -73,20 +91,28 @@ def trl_config(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
         if key in _COMMANDS_OWN:
             raise ConfigError(f"{prefix + key} is not taken here: {_COMMANDS_OWN[key]}")
         checked[key] = _fitting(value, hints[key], prefix + key)
-    with refusing(kind.__name__):
-        config = kind(**checked)
-    if isinstance(config, SFTConfig):
-        check_sft_arguments(config)
-    return config
+    check_bounds(kind, checked, prefix)
+    return checked
 
 
 def _fitting(value: Any, hint: Any, name: str) -> Any:
-    """A value as a field's type where that is a number, a truth value or text; any other as it is."""
-    options = typing.get_args(hint) or (hint,)
+    """A value as a field's type where that is a number, a truth value, text or a list; any other as it is.
+
+    Raises:
+        ConfigError: it is of none of the field's types.
+    """
+    is_one_of = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    options = typing.get_args(hint) if is_one_of else (hint,)
     if all(option in (int, float, bool, type(None)) for option in options):
         return coerce(value, hint, name)
     if all(option in (str, type(None)) for option in options) and value is not None:
         return coerce(value, str, name)
+    kinds = [typing.get_origin(option) or option for option in options]
+    if set(kinds) <= {list, type(None)}:
+        return coerce(value, hint, name)
+    if all(isinstance(kind, type) for kind in kinds) and not isinstance(value, tuple(kinds)):
+        names = " or ".join(kind.__name__ for kind in kinds if kind is not type(None))
+        raise ConfigError(f"{name}={value!r} must be {names}")
     return expanded(value, name)
 
 

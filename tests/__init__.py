@@ -1,0 +1,1 @@
+"""A package, so that no other package called `tests`, as some distributions install one, is found in its place."""
