@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+import statistics
 from types import SimpleNamespace
 
 import numpy as np
@@ -227,7 +228,7 @@ class PrefersA:
     def judged(self, answers, rows):
         silent = {row["prompt"] for row in ROWS[: self.silent]}
         won = (None if row["prompt"] in silent else text == "A" for text, row in zip(answers, rows, strict=True))
-        return [Preference(None if each is None else 0.5 + 0.5 * each) for each in won]
+        return [Preference(None) if each is None else Preference(0.5 + 0.5 * each, (1.0, each)) for each in won]
 
 
 @pytest.mark.parametrize("silent", [0, 20])
@@ -238,6 +239,11 @@ def test_a_judge_decides_as_a_verifier_does_and_what_it_could_not_say_counts_for
     assert found.decision.answer == Answer.CANDIDATE
     assert found.decision.reference == checked.decision.reference == "0"
     assert found.findings.prompts == PROMPTS - silent
+    wrong = [1 - 2 * (each.value.mean - 0.5) for each in (*found.findings.candidates, *found.findings.sft)]
+    assert found.findings.position.follows_place.mean == pytest.approx(statistics.fmean(wrong))
+    assert found.findings.position.follows_place.n == found.findings.prompts
+    assert any("it goes by the place" in each for each in found.decision.warnings)
+    assert checked.findings.position is None
     pairs = zip(found.findings.candidates, checked.findings.candidates, strict=True)
     for mine, other in (*pairs, *zip(found.findings.sft, checked.findings.sft, strict=True)):
         assert mine.verdicts == tuple(0.5 + 0.5 * right for right in other.verdicts[silent:])

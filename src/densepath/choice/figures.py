@@ -28,9 +28,11 @@ from densepath.evals.scored_texts import Texts, dense_rewards
 from densepath.evals.signals import SFT, Floats
 from densepath.records.choice import Agreement, Answers, Criterion, Findings, Likelihood, RewardFigures, Spread
 from densepath.records.estimates import Comparison, Interval
+from densepath.records.judged import PositionBias
 from densepath.stats.bootstrap import mean_replicates
 from densepath.stats.comparisons import compare_pairs
 from densepath.stats.intervals import mean_interval, metric_interval
+from densepath.stats.win_rate import position_bias
 
 BINS = 30
 
@@ -122,7 +124,18 @@ def make_findings(measured: Measured) -> Findings:
         comparisons=best_against_others(criterion, agreed),
         betas=plan.betas,
         preferences_set_aside=texts.unused,
+        position=_position(measured),
     )
+
+
+def _position(measured: Measured) -> PositionBias | None:
+    """A judge's bias for a place, each prompt one unit."""
+    lists = [*measured.sampled.values(), *(preview.completions for preview in measured.previews.values())]
+    found = [(each.row, each.by_order) for completions in lists for each in completions if each.by_order is not None]
+    if not found:
+        return None
+    prompts, orders = zip(*found, strict=True)
+    return position_bias(np.array(orders), np.array(prompts))
 
 
 def _judged_everywhere(measured: Measured) -> Measured:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from densepath.choice.training import overfitted
 from densepath.records.choice import Answers, Findings, RewardFigures
+from densepath.report.verdict import place_warning
 
 LENGTH_CHANGE = 0.2
 """Share of the SFT model's length by which a candidate must differ to be warned of."""
@@ -15,10 +16,9 @@ TRUNCATED_MORE = 0.1
 
 
 def all_warnings(findings: Findings, taken: Answers | None) -> tuple[str, ...]:
-    """On the end of SFT, on lengths and ends of the candidate taken (or of all), and on the reward, in sentences."""
-    overfit = overfitted(findings.likelihoods)
-    training = () if overfit is None else (overfit,)
-    return (*training, *_drift_warnings(findings, taken), *_length_warnings(findings.rewards))
+    """On the judge, the end of SFT, lengths and ends of the candidate taken (or of all), and the reward: sentences."""
+    known = (place_warning(findings.position, "the pairs"), overfitted(findings.likelihoods))
+    return (*filter(None, known), *_drift_warnings(findings, taken), *_length_warnings(findings.rewards))
 
 
 def _drift_warnings(findings: Findings, taken: Answers | None) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from enum import Enum
 
 from densepath.records.brief import brief
 from densepath.records.estimates import Comparison, Interval, Verdict
+from densepath.records.judged import PositionBias
 
 
 class Answer(str, Enum):
@@ -225,6 +226,8 @@ class Findings:
         comparisons: the best reference by that criterion (or the first one of the reward) less each other.
         betas: candidates of DPR's beta.
         preferences_set_aside: pairs of equal tokens, or longer than the context.
+        position: how far a judge goes by the place in which an answer is shown, over all answers that it compared;
+            None without a judge that was shown both orders.
     """
 
     prompts: int
@@ -239,6 +242,7 @@ class Findings:
     comparisons: tuple[Comparison, ...] = ()
     betas: tuple[float, ...] = ()
     preferences_set_aside: int = 0
+    position: PositionBias | None = None
 
     __repr__ = brief
 
