@@ -55,7 +55,7 @@ class DiagnoseArguments(SamplingArguments, JudgeArguments, FrozenArguments):
         super().__post_init__()
         if self.judge is not None and self.verifier is not None:
             raise ConfigError("judge and verifier both say what is better; give one of them")
-        fit = all(0 < beta < float("inf") for beta in self.betas)
+        fit = all(beta > 0 for beta in self.betas)
         if not self.betas or not fit or len({f"{beta:g}" for beta in self.betas}) < len(self.betas):
             raise ConfigError(f"betas={self.betas} must be different positive numbers")
         check_html_name(self.html_file, "its JSON twin is output_file")

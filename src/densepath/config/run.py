@@ -156,13 +156,13 @@ class StageArguments(Arguments):
         if len(set(self.arms)) < len(self.arms):
             raise ConfigError(f"arms={self.arms}: give each once")
         epochs = self.sft_num_train_epochs
-        if epochs is not None and not 0 < epochs < float("inf"):
+        if epochs is not None and epochs <= 0:
             raise ConfigError(f"sft_num_train_epochs={epochs} must be a number above 0")
         if epochs is not None and self.sft_max_steps is not None:
             raise ConfigError("sft_max_steps and sft_num_train_epochs both say how long SFT is; give one of them")
         for name in ("sft_learning_rate", "dpr_learning_rate", "continued_sft_learning_rate"):
             rate = getattr(self, name)
-            if rate is not None and not 0 <= rate < float("inf"):
+            if rate is not None and rate < 0:
                 raise ConfigError(f"{name}={rate} must be a number, at least 0")
 
 
@@ -219,7 +219,7 @@ class PurifyArguments(Arguments):
         if self.purify_keep is not None and not 0 < self.purify_keep < 1:
             raise ConfigError(f"purify_keep={self.purify_keep} must lie between 0 and 1, or be left to None")
         rate = self.purify_learning_rate
-        if rate is not None and not 0 < rate < float("inf"):
+        if rate is not None and rate <= 0:
             raise ConfigError(f"purify_learning_rate={rate} must be a number above 0")
 
     def check_effect(self) -> None:
@@ -275,7 +275,7 @@ class ChoiceArguments(GivenSFTArguments, ReferencesArguments, DenseRewardArgumen
         if self.beta != "auto" and not 0 < _number(self.beta) < float("inf"):
             raise ConfigError(f"beta={self.beta} must be auto or a number above 0")
         for beta in self.candidate_betas:
-            if not 0 < beta < float("inf"):
+            if beta <= 0:
                 raise ConfigError(f"candidate_betas: {beta} must be a number above 0")
         if len({f"{beta:g}" for beta in self.candidate_betas}) < len(self.candidate_betas):
             raise ConfigError(f"candidate_betas={self.candidate_betas}: give each once")
@@ -326,7 +326,7 @@ class MachineArguments(Arguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gpu_memory is not None and not 0 < self.gpu_memory < float("inf"):
+        if self.gpu_memory is not None and self.gpu_memory <= 0:
             raise ConfigError(f"gpu_memory={self.gpu_memory} must be a number of GiB above 0")
 
 
