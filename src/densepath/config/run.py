@@ -127,7 +127,13 @@ class StageArguments(Arguments):
     sft_learning_rate: float = option(5e-5, "Peak learning rate of SFT.")
     sft_max_steps: int | None = option(None, "Optimizer steps of SFT, in the place of epochs.", least=1)
     sft_num_train_epochs: float | None = option(
-        None, "Passes of SFT over the demonstrations; 1 where neither is given."
+        None, "Passes of SFT over the demonstrations; where neither is given 1, or more as sft_most_epochs allows."
+    )
+    sft_most_epochs: int = option(
+        2,
+        "Most passes of SFT where neither steps nor passes are given: while the held-out NLL was still falling at its "
+        "end, it begins anew with twice as many.",
+        least=1,
     )
     sft_per_device_train_batch_size: int = option(16, "Demonstrations in one SFT step and device.", least=1)
     save_steps: int = option(20, "Optimizer steps between checkpoints for resuming, in every training stage.", least=1)
@@ -355,6 +361,11 @@ class RunArguments(
     seed: int = option(0, "Seed of data, training and sampling.", least=0)
 
     @property
+    def open_ended(self) -> bool:
+        """Whether how long SFT is was left to what the held-out demonstrations say."""
+        return self.sft_max_steps is None and self.sft_num_train_epochs is None and not self.gives_sft
+
+    @property
     def completion_tokens(self) -> int:
         """`max_completion_length`, once it is settled."""
         assert self.max_completion_length is not None
@@ -376,8 +387,11 @@ class RunArguments(
         for arm, names in (("purified_sft", _OF_PURIFICATION), ("continued_sft", ("continued_sft",))):
             if arm not in self.arms:
                 check_no_effect(self, names, f"without {arm} among arms")
+        lengths = ["sft_max_steps", "sft_num_train_epochs"]
         if self.gives_sft:
-            check_no_effect(self, ["sft_max_steps", "sft_num_train_epochs"], "where the SFT model is given")
+            check_no_effect(self, [*lengths, "sft_most_epochs"], "where the SFT model is given")
+        if not self.open_ended:
+            check_no_effect(self, ["sft_most_epochs"], f"beside {' or '.join(lengths)}")
         if self.verifier is None and self.judge is None:
             check_no_effect(self, ["purify_dft"], "without verifier or judge")
         self._check_read(given_among(self, {f.name for f in fields(RunArguments)} & {*_OF_TRAININGS}))

@@ -145,7 +145,7 @@ _UNREAD = (
     (_names(RecipeRowsArguments) - {"max_length", "max_prompt_length", "rl_prompts"})
     | _names(GivenSFTArguments)
     | {"model_name_or_path", "eval_dataset_name", "dataset_test_split"}
-    | {"num_validation_samples", "num_test_samples", "sft_max_steps", "sft_num_train_epochs"}
+    | {"num_validation_samples", "num_test_samples", "sft_max_steps", "sft_num_train_epochs", "sft_most_epochs"}
     | {"reference_fractions", "reference_ema_decay", *TEMPLATE_SETTINGS}
 )
 """Keys that a setting's rows and SFT model are made by: a method's own would have no effect."""

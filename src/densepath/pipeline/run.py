@@ -35,6 +35,7 @@ from densepath.pipeline.results import grid_results
 from densepath.pipeline.run_folder import RunFolder, resolved
 from densepath.pipeline.samples import grid_samples
 from densepath.pipeline.selection import read_choice
+from densepath.pipeline.sft import passes_said
 from densepath.records.arm import Arm
 from densepath.records.choice import strength_name
 from densepath.records.codec import read_record, to_json
@@ -220,10 +221,10 @@ def train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
 
 
 def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
-    """The grid's results, with what the choice of the reference has to say first, and which arms it left out."""
+    """The grid's results, with how long SFT is and what the choice says first, and which arms it left out."""
     found = grid_results(grid, read_json(run / "environment.json"))
     choice = read_choice(run.path)
-    said = choice.warnings
+    said = (*passes_said(run.path), *choice.warnings)
     if choice.chosen is None and (gone := _without_reference(asked)):
         said += (f"{_left_out(gone)} {choice.reason}",)
     (setting,) = found.settings

@@ -53,7 +53,7 @@ _OF_JUDGE = frozenset(f.name for f in dataclasses.fields(JudgeArguments))
 STAGES = ("sft", "dpr", "continued_sft")
 _NAMES = (
     *("config.yaml", "environment.json", INPUTS, "data.json", "selection.json", "results.json", "samples.jsonl"),
-    "sft_answers.json",
+    *("sft", "sft_passes.json", "sft_answers.json"),
     *("report.html", "report.json", "metrics.jsonl", "README.md", "model", "data", "stages", "eval", "checkpoint-*"),
     f"{ASIDE}checkpoint-*",
     *("samples.json", "scores.json", "size.json", "log_ratios.json", "purification.json", "kept.json"),
@@ -68,7 +68,7 @@ HALF_WRITTEN = (*(f".{name}.*tmp" for name in _NAMES), *(f"{place}/.*.tmp" for p
 """Temporary names that a kill leaves. In the folder itself, which may hold anything, no name but these is touched."""
 _FILES = {
     "data": ("data.json", "data/*.jsonl"),
-    "sft": ("sft/model/**/*", "sft/references/**/*", "sft/metrics.jsonl"),
+    "sft": ("sft_passes.json", "sft/model/**/*", "sft/references/**/*", "sft/metrics.jsonl"),
     "sft_answers": ("sft_answers.json",),
     "selection": ("selection.json", "selection/*.json"),
     "train": (
@@ -215,9 +215,8 @@ class RunFolder:
     def _has_work(self) -> bool:
         """Whether something was trained: if not, a mistake in the configuration can still be corrected."""
         trained = (self.path / "model").exists() or self.is_done("sft") or self.is_done("train")
-        begun = any(
-            any(self.path.glob(name)) for name in ("checkpoint-*", "*/checkpoint-*", "samples.json", "size.json")
-        )
+        traces = ("checkpoint-*", "*/checkpoint-*", "sft_passes.json", "samples.json", "size.json")
+        begun = any(any(self.path.glob(name)) for name in traces)
         return trained or begun
 
     def is_done(self, stage: str) -> bool:
@@ -309,6 +308,11 @@ class RunFolder:
             before += max([0.0, *(time - since for time in logged)])  # none where that process logged nothing
         write_json_atomic(clock, {"before": before, "since": time.time()})
         return now - before
+
+    def forget(self, stage: str) -> None:
+        """Remove what a training in a folder of its own has left, and that it was begun; before it is finished."""
+        remove(self._place(stage))
+        remove(self.path / "stages" / f"{stage}.clock")
 
     def finish(self, stage: str, started: float, outcome: Outcome | None = None) -> None:
         """Record that a stage is done, with what its files hold, and tidy.

@@ -2,18 +2,21 @@
 
 DPR is run with the candidate that is shown to beat the SFT model at its best. Where that cannot be told, it is run
 with the one that looks best, and the test prompts will tell; where none is better, it is left out. A reference that
-was given is used regardless. SFT that is not finished is a warning, said before any arm is trained.
+was given is used regardless. SFT that is not finished is made longer where the recipe leaves its length open
+(`unfinished`), and else a warning, said before any arm is trained.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from densepath.choice.decide import best_candidate, best_of_sft, decide
 from densepath.choice.inputs import Evidence, MeasurePlan, SFTModels
 from densepath.choice.measure import judged_answers, measure
+from densepath.choice.training import train_on
 from densepath.config.run import RunArguments
 from densepath.data.rows import is_answered
 from densepath.data.training_rows import measured_rows
@@ -21,6 +24,7 @@ from densepath.errors import DataError
 from densepath.io import remembered, write_json_atomic
 from densepath.methods import SFTRun
 from densepath.models.compat import weights_differ
+from densepath.models.references import fraction_of
 from densepath.pipeline.against_sft import judge_of_run
 from densepath.pipeline.run_folder import RunFolder
 from densepath.progress import StageProgress
@@ -87,7 +91,7 @@ def check_choice(sft: SFTRun) -> None:
     judged = sft.arguments.verifier is not None or sft.arguments.judge is not None
     if _given(sft) is None and not judged and not any(map(is_answered, sft.rows("validation"))):
         raise DataError(
-            f"{sft.path / 'data/validation.jsonl'}: reference=auto needs a verifier or a judge, or held-out rows with "
+            f"{_source(sft)}: reference=auto needs a verifier or a judge, or held-out rows with "
             "a completion to compare with; give one of them, or fix the reference and beta"
         )
 
@@ -153,29 +157,59 @@ def _plan(arguments: RunArguments, capped: bool) -> MeasurePlan:
     )
 
 
+def unfinished(sft: SFTRun, console: Console, title: str) -> str | None:
+    """Why SFT is to be longer, by the NLL of held-out demonstrations; None where it is finished or nothing tells.
+
+    Args:
+        sft: the SFT run, trained.
+        console: where progress goes.
+        title: of the progress.
+    """
+    kept = sorted((name for name in sft.references if fraction_of(name) is not None), key=float)
+    rows = list(filter(is_answered, sft.rows("validation"))) if kept else []
+    rows = measured_rows(rows, sft.tokenizer(), sft.context, judged=False)
+    if not rows:
+        return None
+    models, plan = _models(sft, dict.fromkeys((kept[0], kept[-1]))), _plan(sft.arguments, capped=False)
+    with StageProgress(console, title, None, "completion") as progress:
+        findings = measure(
+            models,
+            Evidence(rows, source=_source(sft)),
+            dataclasses.replace(plan, num_generations=0),
+            on_progress=lambda done, total: progress.update(done, total),
+        )
+    return train_on(findings.likelihoods)
+
+
 def _measure(run: RunFolder, sft: SFTRun, console: Console, title: str, capped: bool) -> Findings:
     arguments = sft.arguments
-    tokenizer = sft.tokenizer()
-    (policy,) = load_policies([sft.model], **arguments.model_options(), device="auto")
-    models = SFTModels(
-        policy,
-        {name: sft.reference(name) for name in candidate_references(sft)},
-        tokenizer,
-        model_options={**arguments.model_options(), "device": "auto"},
-    )
-    plan = _plan(arguments, capped)
+    models = _models(sft, candidate_references(sft))
     judged = arguments.verifier is not None or arguments.judge is not None
     rows = sft.rows("validation")
-    rows = measured_rows(rows if judged else list(filter(is_answered, rows)), tokenizer, sft.context, judged=judged)
-    checks = arguments.verifier if arguments.judge is None else judge_of_run(sft, arguments, policy)
+    rows = measured_rows(
+        rows if judged else list(filter(is_answered, rows)), models.tokenizer, sft.context, judged=judged
+    )
+    checks = arguments.verifier if arguments.judge is None else judge_of_run(sft, arguments, models.sft)
     with StageProgress(console, title, None, "completion") as progress:
         return measure(
             models,
-            Evidence(rows, checks, source=str(sft.path / "data/validation.jsonl")),
-            plan,
+            Evidence(rows, checks, source=_source(sft)),
+            _plan(arguments, capped),
             on_progress=lambda done, total: progress.update(done, total),
             keep=lambda name, compute: remembered(run / f"selection/{name}.json", compute),
         )
+
+
+def _models(sft: SFTRun, references: Iterable[str]) -> SFTModels:
+    """The SFT model, loaded, and some of its references."""
+    options = sft.arguments.model_options()
+    (policy,) = load_policies([sft.model], **options, device="auto")
+    named = {name: sft.reference(name) for name in references}
+    return SFTModels(policy, named, sft.tokenizer(), model_options={**options, "device": "auto"})
+
+
+def _source(sft: SFTRun) -> str:
+    return str(sft.path / "data/validation.jsonl")
 
 
 def _choose(arguments: RunArguments, findings: Findings) -> ReferenceChoice:
