@@ -8,11 +8,13 @@ import os
 import shutil
 import struct
 import subprocess
+import time
 from pathlib import Path
 
 _SHUTDOWN, _WITHOUT_LOG = 0x8004587D, 2
 """ext4's ioctl that ends a file system at once, and not even its journal is written: as xfstests cut the power."""
 _MEGABYTES = 96
+_SECONDS = 60
 
 
 def may_mount() -> bool:
@@ -44,13 +46,22 @@ class CutDisk:
             fcntl.ioctl(descriptor, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG))
         finally:
             os.close(descriptor)
-        _unmount(self.place)
+        self._let_go()
         _mount(["-o", "loop", str(self.image)], self.place)
 
     def close(self) -> None:
         """Take it away."""
-        _unmount(self.place)
+        self._let_go()
         self.image.unlink()
+
+    def _let_go(self) -> None:
+        """Unmount, and wait for processes of other work that have taken a copy of all mounts along: who mounts it$
+        while they hold the disk gets the dead one."""
+        _unmount(self.place)
+        deadline = time.monotonic() + _SECONDS
+        while subprocess.run(["losetup", "-j", str(self.image)], check=True, capture_output=True).stdout:
+            assert time.monotonic() < deadline, f"{self.image} is still mounted somewhere"
+            time.sleep(0.05)
 
 
 class SmallDisk:
@@ -81,4 +92,4 @@ def _mount(words: list[str], place: Path) -> None:
 
 def _unmount(place: Path) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
-        subprocess.run(["umount", str(place)], check=True, timeout=60)
+        subprocess.run(["umount", str(place)], check=True, timeout=_SECONDS)
