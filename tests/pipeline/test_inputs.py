@@ -151,9 +151,11 @@ def test_another_number_of_processes_is_refused(
 
 def test_a_folder_without_the_record_goes_on_and_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cut_short(sft("cut"))
+    before = Path("cut/inputs.json").read_text()
     Path("cut/inputs.json").unlink()
     assert main(sft("cut")) == 0
     assert "cut does not say what its training began with" in capsys.readouterr().out
+    assert Path("cut/inputs.json").read_text() == before  # since then it does
 
 
 def test_before_the_first_checkpoint_other_data_replace_the_first(place: Path) -> None:

@@ -182,10 +182,10 @@ class RunFolder:
             ResumeError: one of them has changed; the message shows each difference.
         """
         path = self.path / INPUTS
-        has_work = self._has_work()
-        if self.writes and not has_work:
+        has_work, known = self._has_work(), path.exists()
+        if self.writes and not (has_work and known):  # from here on a call has something to compare with
             write_json_atomic(path, {"inputs": dict(inputs), "places": dict(places or {})})
-        if not path.exists():
+        if not known:
             if not has_work:
                 return None
             return (
