@@ -13,9 +13,10 @@ from densepath.cli.main import main
 from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
 from densepath.io import read_json, read_jsonl
-from densepath.methods import method_names
+from densepath.methods import SFTRun, Stage, get_method, method_names, purified_sft
 from densepath.methods._stage import sft_config
 from densepath.pipeline.run import run_setting
+from densepath.terminal import terminal
 
 
 def arms(*names: str, **changes):
@@ -60,6 +61,7 @@ def test_the_help_names_every_method():
 def test_a_run_with_arms_of_every_sort(tiny_model, tmp_path):
     """Trained, sorted, filtered and decoded ones; the one that matches another is trained after it."""
     names = ["continued_sft", "sft", "dft", "dpr", "dpr_capped", "purified_sft", "filtered_sft", "subtractive"]
+    names += ["purified_random"]
     purify = {"purify_behaviours": 2, "purify_steps": 1, "purify_final_steps": 1, "purify_samples": 4}
     short = {"sft_max_steps": 2, "dpr_max_steps": 1, "save_steps": 10, "beta": 1, "eval_temperatures": 1}
     run = tmp_path / "run"
@@ -68,10 +70,20 @@ def test_a_run_with_arms_of_every_sort(tiny_model, tmp_path):
     (setting,) = results["settings"]
     assert [method["name"] for method in results["methods"]] == names
     assert {row["method"] for row in setting["rows"]} == set(names)
-    assert (run / "purified_sft/purification.json").exists()
+    sorted_by = {name: read_json(run / f"{name}/purification.json") for name in ("purified_sft", "purified_random")}
+    assert read_json(run / "report.json")["purification"] == sorted_by["purified_sft"]
     assert (run / "dpr_capped/model").is_dir()
     shown = read_jsonl(run / "samples.jsonl")[0]["completions"]
     assert set(shown) == {"sft", "dpr", "dpr_capped", "purified_sft"}  # SFT and what is no control
+
+
+@pytest.mark.parametrize(("name", "score"), [("purified_random", "random"), ("purified_sft_logprob", "sft_logprob")])
+def test_controls_of_purification_sort_by_something_else(monkeypatch, tmp_path, name, score):
+    asked = []
+    monkeypatch.setattr(purified_sft, "train", lambda stage: asked.append(stage.arguments))
+    given = RunArguments(purify_steps=3)
+    get_method(name).train(Stage(SFTRun(tmp_path, given), tmp_path, given, {}, terminal(), ""))
+    assert asked == [dataclasses.replace(given, purify_score=score)]
 
 
 @pytest.mark.parametrize(

@@ -146,8 +146,8 @@ class StageArguments(Arguments):
     arms: list[str] = option(
         ["base", "sft", "continued_sft", "dft", "dpr", "purified_sft"],
         "What the table compares, in its order; sft is always there. base: the model before SFT; sft; controls: "
-        "continued_sft, dft, rejection_sampling, filtered_sft, contrastive, subtractive, extrapolation, spin, gsil; "
-        "and dpr, dpr_capped, purified_sft.",
+        "continued_sft, dft, rejection_sampling, filtered_sft, contrastive, subtractive, extrapolation, spin, gsil, "
+        "purified_random, purified_sft_logprob; and dpr, dpr_capped, purified_sft.",
     )
     continued_sft: str = option(
         "flops",
@@ -235,6 +235,8 @@ class PurifyArguments(Arguments):
             check_no_effect(self, OF_BEHAVIOURS, "with purify_rounds=0")
 
 
+PURIFICATIONS = ("purified_sft", "purified_random", "purified_sft_logprob")
+"""Arms that sort the demonstrations: by the reward, and its controls."""
 _GOES_ON = ("sft_", "sft_learning_rate", "sft_per_device_train_batch_size", "continued_sft_learning_rate")
 """What a training with SFT's loss and batch reads; `sft_` stands for every other such key."""
 _BUDGET = (
@@ -248,7 +250,7 @@ READ_BY_ARMS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("base", "sft", "contrastive", "subtractive", "extrapolation"), ()),
     **dict.fromkeys(("continued_sft", "dft", "rejection_sampling"), (*_GOES_ON, *_BUDGET)),
     "filtered_sft": (*_GOES_ON, *_BUDGET, "max_prompt_length"),
-    "purified_sft": (*_GOES_ON, "max_prompt_length"),
+    **dict.fromkeys(PURIFICATIONS, (*_GOES_ON, "max_prompt_length")),
     **dict.fromkeys(("dpr", "dpr_capped", "spin", "gsil"), _DPR),
 }
 """Arm -> what its training reads of the arguments that not every stage of a run reads. SFT reads `_GOES_ON` but for
@@ -384,9 +386,9 @@ class RunArguments(
     def check_effect(self) -> None:
         """A given SFT model is not trained, and what an arm is told needs that arm."""
         super().check_effect()
-        for arm, names in (("purified_sft", _OF_PURIFICATION), ("continued_sft", ("continued_sft",))):
-            if arm not in self.arms:
-                check_no_effect(self, names, f"without {arm} among arms")
+        for arms, names in ((PURIFICATIONS, _OF_PURIFICATION), (("continued_sft",), ("continued_sft",))):
+            if not {*arms}.intersection(self.arms):
+                check_no_effect(self, names, f"without {arms[0]} among arms")
         lengths = ["sft_max_steps", "sft_num_train_epochs"]
         if self.gives_sft:
             check_no_effect(self, [*lengths, "sft_most_epochs"], "where the SFT model is given")

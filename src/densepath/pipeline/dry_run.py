@@ -13,7 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from densepath.config.judge import parse_judge
-from densepath.config.run import RunArguments, RunCommandArguments
+from densepath.config.run import PURIFICATIONS, RunArguments, RunCommandArguments
 from densepath.data.encode import encode_demonstration
 from densepath.data.spans import decode_spans
 from densepath.errors import ConfigError, DataError, ModelError
@@ -154,7 +154,8 @@ def _show_judging(setting: Setting, folder: Path, console: Console) -> None:
     against = make_judge_against(arguments, arguments, fixed, Path(arguments.output_dir) / CACHE)
     found = against.estimate([f"{number} {text}" for _, number in asked], [row for row, _ in asked])
     prompts = " and ".join(f"{len(job.sft.rows(split))} {split}" for split in each)
-    also = "; what purified SFT asks beside is not counted" if "purified_sft" in setting.methods else ""
+    sorts = {*PURIFICATIONS}.intersection(setting.methods)
+    also = "; what purified SFT asks beside is not counted" if sorts else ""
     say(
         console,
         f"{arguments.judge}: about {found.games} games of {prompts} prompts; "

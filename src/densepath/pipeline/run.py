@@ -216,7 +216,7 @@ def train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
         (variant,) = plan.variants
         cell = grid.job(setting, plan, variant, seed, ("validation", "test"))
         run_cell(cell, console, f"{number}/{steps} {plan.arm.label}")
-        if told:
+        if told and not plan.arm.control:
             show_purification(cell.folder, console)
 
 

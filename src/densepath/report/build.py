@@ -57,7 +57,11 @@ def build_report(run_dir: Path) -> Report:
     warnings = [*parts.warnings, *curve_alarms(parts.curves)]
     results = _record(Results, parts.results, "results.json", warnings)
     selection = _record(ReferenceChoice, parts.selection, "selection.json", warnings)
-    purification = _record(Purification, parts.purification, "purification.json", warnings)
+    sorted_by = {
+        arm: record
+        for arm, value in parts.purifications.items()
+        if (record := _record(Purification, value, f"{arm}/purification.json", warnings)) is not None
+    }
     model = next((parts.config[key] for key in ("model", "model_name_or_path") if parts.config.get(key)), None)
     return Report(
         run=parse.clean(run_dir.resolve().name),
@@ -67,7 +71,7 @@ def build_report(run_dir: Path) -> Report:
         made_by=__version__,
         results=results,
         selection=selection,
-        purification=purification,
+        purification=sorted_by.get("purified_sft"),
         curves=tuple(parts.curves),
         samples=tuple(parts.samples),
         samples_total=parts.samples_total,
@@ -75,19 +79,20 @@ def build_report(run_dir: Path) -> Report:
         environment=parts.environment,
         data=parts.data,
         warnings=tuple(dict.fromkeys(warnings)),
-        missing=(*parts.missing, *_unlogged(parts, results, purification)),
+        missing=(*parts.missing, *_unlogged(parts, results, sorted_by)),
         glossary=GLOSSARY,
     )
 
 
-def _unlogged(parts: RunParts, results: Results | None, purification: Purification | None) -> list[str]:
+def _unlogged(parts: RunParts, results: Results | None, sorted_by: Mapping[str, Purification]) -> list[str]:
     """The logs that trainings of this run left and that are not there: of SFT, and of arms that saw tokens."""
     given = any(parts.config.get(key) is not None for key in ("sft_from", "sft_model_name_or_path"))
     trained = {} if given else {"sft": "SFT"}
     rows = [row for setting in (results.settings if results else ()) for row in setting.rows]
     trained |= {row.method: row.label for row in rows if row.budget.get("tokens")}
-    if purification is not None and not purification.trained:
-        trained.pop("purified_sft", None)  # its tokens are those of the behaviours: the SFT model was kept
+    for arm, purification in sorted_by.items():
+        if not purification.trained:
+            trained.pop(arm, None)  # its tokens are those of the behaviours: the SFT model was kept
     return [
         f"the training log of {label} ({name}/{LOG})" for name, label in trained.items() if name not in parts.logged
     ]

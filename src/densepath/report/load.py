@@ -41,7 +41,7 @@ class RunParts:
     data: dict[str, Any] = field(default_factory=dict)
     selection: Any = None
     results: Any = None
-    purification: Any = None
+    purifications: dict[str, Any] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     samples_total: int = 0
     curves: list[Curve] = field(default_factory=list)
@@ -93,7 +93,7 @@ def load_run(run_dir: Path) -> RunParts:
     for path in sorted(run_dir.glob("*/purification.json")):
         name = path.relative_to(run_dir).as_posix()
         found[name] = True
-        parts.purification = read(name)
+        parts.purifications[path.parent.name] = read(name)
     for log in logs:
         rows = read(f"{log.parent.name}/{LOG}")
         if rows:

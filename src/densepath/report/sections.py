@@ -118,6 +118,7 @@ class Panel(NamedTuple):
     watch: float | None = None
 
 
+_BY_OWN_LOSS = ("dft", "purified_sft", "purified_random", "purified_sft_logprob")
 PANELS = (
     Panel("reward", "Dense reward", "nats per completion", "A rise alone is not evidence of quality."),
     Panel(
@@ -131,7 +132,7 @@ PANELS = (
     Panel("completions/clipped_ratio", "Share truncated", "share of completions", "Cut off at the length limit."),
     Panel("entropy", "Entropy", "nats per token"),
     Panel("loss", "Loss: SFT", "nats per token", "", ("sft", "continued_sft", "rejection_sampling", "filtered_sft")),
-    Panel("loss", "Loss: DFT, purification", "of each its own", "Not to be compared.", ("dft", "purified_sft")),
+    Panel("loss", "Loss: DFT, purification", "of each its own", "Not to be compared.", _BY_OWN_LOSS),
     Panel("loss", "Loss: DPR", "surrogate", "Only its gradient has a meaning.", ("dpr", "dpr_capped")),
     Panel("grad_norm", "Gradient norm", "before clipping"),
 )
