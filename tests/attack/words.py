@@ -18,6 +18,7 @@ from typing import Any
 from tests.attack.place import REPORT, Place
 
 from densepath.cli.commands import RECIPE_KEYS, ROWS
+from densepath.trainers.bounds import BOUNDS
 
 BATCH = 20
 """Command lines of a trial."""
@@ -155,9 +156,13 @@ def _run_for(place: Place, argv: list[str], **request: Any) -> int:
 
 
 def means_nothing(name: str, value: str) -> bool:
-    """Whether no command can take a number at its word: what is not finite, and seeds, rates and counts below 0."""
+    """Whether no command can take a number at its word: what is not finite, and seeds, rates and counts below 0.
+
+    Of a few infinity says that nothing is cut.
+    """
     below = ("seed", "num_workers", "learning_rate", "adam_epsilon", "batch_size", "warmup_steps", "decay")
-    endless = value.lstrip("-") in ("inf", "nan", "1e400")
+    uncut = BOUNDS.get(name.removeprefix("sft_").removeprefix("dpr_"))
+    endless = value.lstrip("-") in ("inf", "nan", "1e400") and not (uncut and uncut.holds(float(value)))
     return endless or (value.startswith("-") and any(part in name for part in below))
 
 

@@ -343,13 +343,32 @@ def test_a_recipe_takes_hyphens_as_the_command_line_does(tmp_path):
     [
         (RewardEvalArguments, "output_file", ""),
         (AuditArguments, "clean_file", "."),
-        (RewardEvalArguments, "output_file", "a\0b"),
-        (SFTArguments, "output_dir", "\0"),
     ],
 )
 def test_what_is_no_name_of_a_file_or_folder_is_refused_before_the_work(kind, name, value):
     with pytest.raises(ConfigError, match=f"^{name}=.* is no name of a f"):
         kind(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value", "what"),
+    [
+        (RewardEvalArguments, "output_file", "a\0b", "a null character"),
+        (SFTArguments, "output_dir", "\0", "a null character"),
+        (AuditArguments, "chat_template_path", "\0", "a null character"),
+        (RunArguments, "judge_cache", "\ud800", "half of a surrogate pair"),
+        (RunArguments, "report_to", ["none", "\0"], "a null character"),
+    ],
+)
+def test_what_neither_a_files_name_nor_a_text_holds_is_refused(kind, name, value, what):
+    with pytest.raises(ConfigError, match=f"^{name}=.* holds {what}: "):
+        kind(**{name: value})
+    RunArguments(dataset_name="\udcff.jsonl")  # a byte of a name that is no UTF-8
+
+
+def test_repeats_that_would_never_end_are_refused():
+    with pytest.raises(ConfigError, match="judge_repeats=1000000 must be at most 100"):
+        RunArguments(judge_repeats=10**6)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(ScoreArguments, "reward_scale"), (RunArguments, "eval_temperatures")])

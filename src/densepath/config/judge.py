@@ -94,7 +94,7 @@ class JudgeArguments(EndpointArguments):
         None, "What the judge is asked: a template's name, or a YAML file. None: the benchmark's, or ours."
     )
     judge_both_orders: bool = option(True, "Show each pair in both orders; a disagreement counts one half.")
-    judge_repeats: int = option(1, "Times that each is judged; shows the judge's own noise.", least=1)
+    judge_repeats: int = option(1, "Times that each is judged; shows the judge's own noise.", least=1, most=100)
     max_invalid: float = option(0.2, "Share of judgements that may be invalid before judging stops.", least=0)
 
     def __post_init__(self) -> None:

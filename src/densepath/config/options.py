@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ def option(
     text: str,
     *,
     least: float | None = None,
+    most: float | None = None,
     choices: Sequence[str] = (),
     required: bool = False,
     needs: str | None = None,
@@ -26,11 +28,13 @@ def option(
         default: its value when the command says nothing.
         text: its help.
         least: the lowest number that `Arguments` takes; None for any.
+        most: the highest, where more would never end; None for any.
         choices: the words that `Arguments` takes; empty for any.
         required: a command without it does not begin; nor does one with an empty value.
         needs: the argument without which it has no effect, and is refused by `Arguments.check_effect`.
     """
-    metadata = {"help": text, "least": least, "choices": tuple(choices), "required": required, "needs": needs}
+    limits = {"least": least, "most": most, "choices": tuple(choices)}
+    metadata = {"help": text, **limits, "required": required, "needs": needs}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -42,14 +46,18 @@ class Arguments:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, least = getattr(self, f.name), f.metadata["least"]
+            value, least, most = getattr(self, f.name), f.metadata["least"], f.metadata["most"]
             if f.metadata["choices"]:
                 check_choice(f.name, value, f.metadata["choices"])
             if least is not None and value is not None:
                 check_at_least(f.name, value, least)
+            if most is not None and value is not None and value > most:
+                raise ConfigError(f"{f.name}={value} must be at most {most}")
             for each in value if isinstance(value, list) else [value]:
                 if isinstance(each, float):
                     check_finite(f.name, each)
+                if isinstance(each, str):
+                    check_characters(f.name, each)
             if f.name.endswith(("_file", "_dir")) and isinstance(value, str):
                 check_place(f.name, value, is_file=f.name.endswith("_file"))
 
@@ -103,8 +111,23 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 def check_place(name: str, value: str, *, is_file: bool) -> None:
     """Refuse what cannot be the name of a file (or folder) before there is anything to write, with a `ConfigError`."""
-    if "\0" in value or (is_file and Path(value).name in ("", "..")):
+    if is_file and Path(value).name in ("", ".."):
         raise ConfigError(f"{name}={value!r} is no name of a {'file' if is_file else 'folder'}: give one")
+
+
+def check_characters(name: str, value: str) -> None:
+    """Refuse what neither the name of a file nor a text can hold, with a `ConfigError`.
+
+    Bytes of a file's name that are no UTF-8 come as halves of surrogate pairs which the system takes back.
+    """
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        raise ConfigError(
+            f"{name}={value!r} holds half of a surrogate pair: no file's name and no text does"
+        ) from None
+    if "\0" in value:
+        raise ConfigError(f"{name}={value!r} holds a null character: no file's name and no text does")
 
 
 def check_at_least(name: str, value: float, least: float) -> None:
