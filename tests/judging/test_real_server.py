@@ -87,7 +87,7 @@ def server(request, judge_model, tmp_path_factory):
 
 
 def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(600):  # vLLM takes a minute on a busy machine
+    for _ in range(1200):  # vLLM takes a minute, and several beside other work
         assert process.poll() is None, log.read_text()
         try:
             with urllib.request.urlopen(url, timeout=5):
