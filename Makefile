@@ -3,7 +3,7 @@
 # make check        what CI runs: format, lint, types, tests
 # make check-newest the default tests on what pip resolves without constraints, in .venv-newest
 # make gpu-kit      the wheels that a bare GPU machine lacks, in build/gpu-kit; make gpu-check there: docs/gpu.md
-# make bench        speed and memory beside TRL and transformers, two hours; docs/performance.md says what it prints
+# make bench        speed and memory beside TRL and transformers, for hours; docs/performance.md says what it prints
 # make attack       kills, power cuts, damaged files, odd rows, words and requests, for hours; ATTACK="--scale 0.01" for less
 # make browser      Chromium for the tests that click in pages (Debian, as root); without it they are skipped
 # make pictures     the table of the README and the picture below it, from the run folder RUN_DIR, and with VIEW_SFT, the model

@@ -1,19 +1,21 @@
 """Side-by-side timing: arms run in turn within one process, and ratios are reported beside seconds.
 
-Every table ends with the processor and what it reaches, and `--json` keeps all of them. Memory: each arm in a process
-of its own that loads the model and runs it once; the most that was resident (VmHWM), libraries and weights included.
+Every table gives CPU and wall seconds, how many times its floor an arm takes (`Floor`), and at its end the processor
+and what it reaches; `--json` keeps all of them. Memory: each arm in a process of its own that loads the model and runs
+it once; the most that was resident (VmHWM), libraries and weights included.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import random
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from densepath.data.encode import encode_pairs
 from densepath.data.formats import load_dataset_rows
 from densepath.data.tasks import generate_tasks
 from densepath.models.load import load_model, load_tokenizer
-from densepath.pipeline.environment import environment, resident_bytes, speed
+from densepath.pipeline.environment import environment, rates, resident_bytes, speed
 
 Pairs = tuple[list[list[int]], list[list[int]]]
 MEDIAN_PROMPT, MEDIAN_COMPLETION, SPREAD = 90, 110, 0.5  # tokens of made-up rows: about those of GSM8K
@@ -32,7 +34,7 @@ MEDIAN_PROMPT, MEDIAN_COMPLETION, SPREAD = 90, 110, 0.5  # tokens of made-up row
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"default": "smollm2-135m-instruct"},
-    "rounds": {"type": count, "default": 3},
+    "rounds": {"type": count, "default": 5},
     "prompts": {"type": count, "default": 8},
     "num-generations": {"type": count, "default": 4},
     "dataset_name": {"help": "rows in any TRL format; made up, of real lengths, if left out"},
@@ -82,8 +84,9 @@ def rows(options, tokenizer) -> Pairs:
         pairs = [pair for row in found for pair in encode_pairs(row, tokenizer)]
         prompts = [list(pair.prompt_ids) for pair in pairs]
         completions = [list(pair.completion_ids) for pair in pairs]
-    if options.num_generations > 1:  # the others are completions of other prompts: of real lengths
-        several = [[c, *rng.choices(completions, k=options.num_generations - 1)] for c in completions]
+    if options.num_generations > 1:  # the others are of real lengths, and none is there twice: it would be read once
+        others = options.num_generations - 1
+        several = [[c, *(rng.sample(o, len(o)) for o in rng.choices(completions, k=others))] for c in completions]
         prompts = [prompt for prompt, group in zip(prompts, several, strict=True) for _ in group]
         completions = [completion for group in several for completion in group]
     return prompts, completions
@@ -93,12 +96,61 @@ def _ids(rng: random.Random, vocabulary: int, median: int) -> list[int]:
     return [rng.randrange(vocabulary) for _ in range(max(4, round(median * rng.lognormvariate(0, SPREAD))))]
 
 
+class Floor:
+    """CPU seconds that work on a model takes at least at this machine's rates.
+
+    2 FLOPs a weight and distinct token forward, 4 backward, at the rate of torch's BLAS, and the head at completion
+    tokens alone; a decoding step reads all weights at the bandwidth of memory if that takes longer; AdamW reads four
+    numbers a weight and writes three. Attention counts nothing.
+    """
+
+    def __init__(self, model) -> None:
+        products, self._bandwidth = rates()
+        self._rate = products.blas * 1e9
+        self._weights = sum(p.numel() for p in model.parameters())
+        self._head = model.get_output_embeddings().weight.numel()
+
+    def forward(self, tokens: float, projected: float) -> float:
+        """Of so many distinct tokens, `projected` of them through the head; backward takes twice as long."""
+        return (2 * (self._weights - self._head) * tokens + 2 * self._head * projected) / self._rate
+
+    def decode(self, rows: int, length: int) -> float:
+        """Of `length` steps, a token for each row."""
+        return length * max(2 * self._weights * rows / self._rate, 4 * self._weights / self._bandwidth)
+
+    def update(self) -> float:
+        """Of AdamW."""
+        return 7 * 4 * self._weights / self._bandwidth
+
+
+def distinct(sequences: Iterable[Sequence[int]]) -> int:
+    """Tokens of all sequences; what several begin with alike counts once.
+
+    >>> distinct([[1, 2, 3], [1, 2, 4], [5]])
+    5
+    """
+    ordered = sorted(map(list, sequences))
+    beside = (zip(*each, strict=False) for each in itertools.pairwise(ordered))
+    alike = (itertools.takewhile(lambda pair: pair[0] == pair[1], each) for each in beside)
+    return sum(map(len, ordered)) - sum(len(list(each)) for each in alike)
+
+
 def side_by_side(
-    arms: dict[str, Callable[[], object]], rounds: int, *, tokens: int | None = None, warm_up: bool = True
+    arms: dict[str, Callable[[], object]],
+    rounds: int,
+    *,
+    tokens: int,
+    floor: Mapping[str, float],
+    warm_up: bool = True,
 ) -> dict[str, dict[str, float]]:
     """Run the arms in turn, once to warm up and then `rounds` times; print and return medians and ratios to the last.
 
-    With `tokens`, those that one run of an arm handles, also tokens per CPU second.
+    Args:
+        arms: name -> what to run.
+        rounds: that count.
+        tokens: that one run of an arm handles.
+        floor: phase -> CPU seconds that it takes at least.
+        warm_up: run all once before.
     """
     wall: dict[str, list[float]] = {name: [] for name in arms}
     cpu: dict[str, list[float]] = {name: [] for name in arms}
@@ -110,20 +162,26 @@ def side_by_side(
                 wall[name].append(time.perf_counter() - started)
                 cpu[name].append(time.process_time() - started_cpu)
     last, found = list(arms)[-1], {}
-    rate = "" if tokens is None else f"{'tokens/CPU s':>14}"
-    print(f"{'arm':<34}{'wall s':>9}{'CPU s':>9}{rate}{'CPU ratio, min-max over rounds':>34}")
+    columns = f"{'wall s':>9}{'CPU s':>9}{'tokens/CPU s':>14}{'x floor':>9}"
+    print(f"{'arm':<34}{columns}{'CPU ratio, min-max over rounds':>34}")
     for name in arms:
         ratios = [mine / other for mine, other in zip(cpu[name], cpu[last], strict=True)]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
         seconds = statistics.median(cpu[name])
+        rate, times = tokens / seconds, seconds / sum(floor.values())
         found[name] = {"wall_s": statistics.median(wall[name]), "cpu_s": seconds, "ratio": statistics.median(ratios)}
         found[name] |= {"ratio_min": min(ratios), "ratio_max": max(ratios)}
-        if tokens is not None:
-            found[name]["tokens_per_cpu_s"] = tokens / seconds
-        rate = "" if tokens is None else f"{tokens / seconds:>14.0f}"
-        print(f"{name:<34}{statistics.median(wall[name]):>9.2f}{seconds:>9.2f}{rate}{spread:>34}")
-    print("; ".join(machine().values()), end="\n\n")
+        found[name] |= {"tokens_per_cpu_s": rate, "times_floor": times}
+        print(f"{name:<34}{found[name]['wall_s']:>9.2f}{seconds:>9.2f}{rate:>14.0f}{times:>9.2f}{spread:>34}")
+    end_table(floor)
     return found
+
+
+def end_table(floor: Mapping[str, float]) -> None:
+    """The last lines of a table: its floor in CPU seconds by phase, if it has one, and what its figures rest on."""
+    if floor:
+        print("floor: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in floor.items()) + " CPU s")
+    print("; ".join(machine().values()), end="\n\n")
 
 
 @functools.cache

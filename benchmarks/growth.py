@@ -1,6 +1,6 @@
 """How the cost of each part of a step grows: sampling, scoring, and the policy's forward and backward pass.
 
-    python -m benchmarks.growth [--rounds 3] [--json growth.json] [--plot growth.svg]
+    python -m benchmarks.growth [--rounds 5] [--json growth.json] [--plot growth.svg]
 
 A small random Llama, so that an axis takes a minute; one axis moves at a time, the others stand at `BASE`. The
 exponent is the slope of log CPU seconds over log size, by least squares over the larger half of the sizes: 1 is
@@ -20,7 +20,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from benchmarks.common import keep, machine, parser
+from benchmarks.common import Floor, end_table, keep, parser
 from benchmarks.words import count, output, run_command
 from densepath.models.packed_forward import add_packed_forward
 from densepath.models.sampling import sample
@@ -44,8 +44,8 @@ def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     return statistics.linear_regression(across, up).slope
 
 
-def parts_of(setting: dict[str, int]) -> dict[str, Callable[[], object]]:
-    """The parts of a step of one size, ready to run."""
+def parts_of(setting: dict[str, int]) -> dict[str, tuple[Callable[[], object], float]]:
+    """The parts of a step of one size, ready to run, each with its floor in CPU seconds."""
     rng, vocabulary = random.Random(0), setting["vocabulary"]
     torch.manual_seed(0)
     config = LlamaConfig(vocab_size=vocabulary, max_position_embeddings=2048, tie_word_embeddings=True, **WIDTHS)
@@ -66,25 +66,38 @@ def parts_of(setting: dict[str, int]) -> dict[str, Callable[[], object]]:
         policy(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).loss.backward()
 
     lengths = {"num_generations": generations, "max_completion_length": length}
+    least, read, answered = Floor(frozen), len(prompts) * PROMPT, len(repeated) * length
+    forward = least.forward(read + answered, answered)
     return {
-        "sample": lambda: sample(frozen, prompts, eos_token_ids=(), **lengths),
-        "score": lambda: score_completions(frozen, repeated, completions),
-        "train": train,
+        "sample": (
+            lambda: sample(frozen, prompts, eos_token_ids=(), **lengths),
+            least.forward(read, 0) + least.decode(len(repeated), length),
+        ),
+        "score": (lambda: score_completions(frozen, repeated, completions), forward),
+        "train": (train, 3 * forward),
     }
 
 
-def measured(axis: str, sizes: Sequence[int], rounds: int) -> dict[str, list[float]]:
-    """Median CPU seconds of each part at each size; the sizes take turns."""
+def measured(axis: str, sizes: Sequence[int], rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Of each part at each size: median CPU and wall seconds, and CPU by floor; the sizes take turns."""
     ready = [parts_of({**BASE, axis: size}) for size in sizes]
-    found: dict[str, list[list[float]]] = {part: [[] for _ in sizes] for part in ready[0]}
+    cpu: dict[str, list[list[float]]] = {part: [[] for _ in sizes] for part in ready[0]}
+    wall: dict[str, list[list[float]]] = {part: [[] for _ in sizes] for part in ready[0]}
     for turn in range(-1, rounds):
         for place, parts in enumerate(ready):
-            for part, run in parts.items():
-                started = time.process_time()
+            for part, (run, _) in parts.items():
+                started, started_cpu = time.perf_counter(), time.process_time()
                 run()
                 if turn >= 0:
-                    found[part][place].append(time.process_time() - started)
-    return {part: [statistics.median(each) for each in seconds] for part, seconds in found.items()}
+                    wall[part][place].append(time.perf_counter() - started)
+                    cpu[part][place].append(time.process_time() - started_cpu)
+    seconds = {part: list(map(statistics.median, each)) for part, each in cpu.items()}
+    times = {
+        part: [mine / parts[part][1] for mine, parts in zip(each, ready, strict=True)]
+        for part, each in seconds.items()
+    }
+    walls = {part: list(map(statistics.median, each)) for part, each in wall.items()}
+    return {"cpu_s": seconds, "wall_s": walls, "times_floor": times}
 
 
 def plot(path: Path, found: dict[str, dict]) -> None:
@@ -113,13 +126,15 @@ def main() -> None:
         given.error(f"--most {options.most} leaves less than two sizes of {few[0]}, and no exponent: give more")
     for axis in options.axes:
         sizes = [size for size in AXES[axis] if size <= most]
-        seconds = measured(axis, sizes, options.rounds)
-        found[axis] = {"sizes": sizes, "cpu_s": seconds}
-        found[axis]["exponents"] = {part: exponent(sizes, each) for part, each in seconds.items()}
+        figures = measured(axis, sizes, options.rounds)
+        exponents = {part: exponent(sizes, each) for part, each in figures["cpu_s"].items()}
+        found[axis] = {"sizes": sizes, **figures, "exponents": exponents}
         print(f"{axis:<20}" + "".join(f"{size:>10}" for size in sizes) + f"{'exponent':>10}")
-        for part, each in seconds.items():
-            print(f"{part:<20}" + "".join(f"{s:>10.2f}" for s in each) + f"{exponent(sizes, each):>10.2f}")
-        print("; ".join(machine().values()), end="\n\n")
+        for part, slope in exponents.items():
+            for figure, name in (("cpu_s", "CPU s"), ("wall_s", "wall s"), ("times_floor", "x floor")):
+                values = "".join(f"{each:>10.2f}" for each in figures[figure][part])
+                print(f"{part + ', ' + name:<20}{values}" + (f"{slope:>10.2f}" if figure == "cpu_s" else ""))
+        end_table({})
     if options.plot is not None:
         plot(options.plot, found)
     keep(options, **found)

@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.common import OPTIONS, keep, parser, peaks, print_peak, rows, side_by_side
+from benchmarks.common import OPTIONS, Floor, distinct, keep, parser, peaks, print_peak, rows, side_by_side
 from benchmarks.words import count, run_command
 from densepath.models.load import load_model, load_tokenizer
 from densepath.models.sampling import sample
@@ -49,15 +49,22 @@ def main() -> None:
     tokenizer = load_tokenizer(options.model)
     prompt_ids, _ = rows(options, tokenizer)
     memory = {} if options.only else peaks("benchmarks.sampling", ARMS)  # before this process holds a model
-    setting = load_model(options.model), tokenizer, prompt_ids[:: options.num_generations], options
+    model, distinct_prompts = load_model(options.model), prompt_ids[:: options.num_generations]
+    setting = model, tokenizer, distinct_prompts, options
     if options.only:
         ARMS[options.only](*setting)
         print_peak()
         return
     tokens = len(prompt_ids) * options.length
     print(f"{len(prompt_ids)} completions of {options.length} tokens each")
-    time = side_by_side({arm: partial(run, *setting) for arm, run in ARMS.items()}, options.rounds, tokens=tokens)
-    keep(options, completion_tokens=tokens, time=time, peak_bytes=memory)
+    least = Floor(model)
+    floor = {
+        "read prompts": least.forward(distinct(distinct_prompts), 0),
+        "decode": least.decode(len(prompt_ids), options.length),
+    }
+    arms = {arm: partial(run, *setting) for arm, run in ARMS.items()}
+    time = side_by_side(arms, options.rounds, tokens=tokens, floor=floor)
+    keep(options, completion_tokens=tokens, floor=floor, time=time, peak_bytes=memory)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import httpx2
 import torch
 
+from benchmarks.common import Floor, distinct, end_table
 from benchmarks.words import Parser, count, run_command
 from densepath.data.formats import load_dataset_rows
 from densepath.data.tasks import generate_tasks
@@ -32,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--ref", default=None, help="A second model; without it the reward is logprob.")
     parser.add_argument("--data", default=None, help="Rows with prompt and completion; text tasks without it.")
     parser.add_argument("--requests", type=count, default=200)
-    parser.add_argument("--rounds", type=count, default=2)
+    parser.add_argument("--rounds", type=count, default=5)
     parser.add_argument("--threads", type=count, default=torch.get_num_threads())
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
@@ -131,10 +132,12 @@ def main() -> None:
                 runs[name].append(ask(url, items, clients))
     print(
         f"{len(items)} requests, {tokens} tokens, {scored} of them scored, {reward.passes} model(s), {kind}; "
-        f"{torch.get_num_threads()} thread(s), torch {torch.__version__}; medians of {options.rounds} rounds in turn"
+        f"{torch.get_num_threads()} thread(s); medians of {options.rounds} rounds in turn"
     )
-    columns = f"{'wall s':>8}{'CPU s':>8}{'tokens/s':>10}{'per CPU s':>10}{'p50 s':>8}{'p95 s':>8}{'worst diff':>12}"
-    print(f"{'arm':<34}{columns}")
+    forward = Floor(reward.sft.model).forward(distinct([*p.prompt_ids, *p.completion_ids] for p in pairs), scored)
+    floor = {"score": reward.passes * forward}
+    columns = f"{'wall s':>8}{'CPU s':>8}{'x floor':>9}{'tokens/s':>10}{'per CPU s':>10}{'p50 s':>8}{'p95 s':>8}"
+    print(f"{'arm':<34}{columns}{'worst diff':>12}")
     for name, found in runs.items():
         wall = statistics.median(run.wall for run in found)
         cpu = statistics.median(run.cpu for run in found)
@@ -147,9 +150,10 @@ def main() -> None:
             for a, b in zip(mine, theirs, strict=True)
         )
         print(
-            f"{name:<34}{wall:>8.1f}{cpu:>8.1f}{tokens / wall:>10.0f}{tokens / cpu:>10.0f}"
+            f"{name:<34}{wall:>8.1f}{cpu:>8.1f}{cpu / floor['score']:>9.2f}{tokens / wall:>10.0f}{tokens / cpu:>10.0f}"
             f"{p50:>8.2f}{p95:>8.2f}{worst:>12.1e}"
         )
+    end_table(floor)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.common import OPTIONS, keep, load, parser, peaks, print_peak, rows, side_by_side
+from benchmarks.common import OPTIONS, Floor, distinct, keep, load, parser, peaks, print_peak, rows, side_by_side
 from benchmarks.words import count, run_command
 from densepath.models.load import load_tokenizer
 from densepath.trainers.sft import sft_trainer
@@ -80,10 +80,14 @@ def main() -> None:
         return
     memory = peaks("benchmarks.sft", ARMS)
     trainers = {arm: trainer_of(arm, options) for arm in ARMS}
-    tokens = sum(map(len, trainers["densepath"].train_dataset["input_ids"]))
+    data = trainers["densepath"].train_dataset
+    tokens, completion_tokens = sum(map(len, data["input_ids"])), sum(map(sum, data["completion_mask"]))
     print(f"{options.prompts} rows of {tokens} tokens")
-    time = side_by_side({arm: partial(epoch, each) for arm, each in trainers.items()}, options.rounds, tokens=tokens)
-    keep(options, tokens=tokens, time=time, peak_bytes=memory)
+    forward = Floor(trainers["densepath"].model).forward(distinct(data["input_ids"]), completion_tokens)
+    floor = {"forward": forward, "backward": 2 * forward}
+    arms = {arm: partial(epoch, each) for arm, each in trainers.items()}
+    time = side_by_side(arms, options.rounds, tokens=tokens, floor=floor)
+    keep(options, tokens=tokens, floor=floor, time=time, peak_bytes=memory)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ take turns, a step each, after one that is not counted. A file of `--json` that 
 `--pairs 5` measures what is missing of five, and `--arms` some of them, beside those that are there; turns of another
 model, machine, commit or number of threads are refused.
 
-The floor is computed: 2 FLOPs a weight and distinct token forward, 4 backward, at the measured rate of torch's BLAS,
-heads at completion tokens alone; a decoding step reads all weights at the measured bandwidth if that takes longer;
-AdamW reads four numbers a weight and writes three.
+The floor is computed (`benchmarks.common.Floor`).
 """
 
 from __future__ import annotations
@@ -39,10 +37,9 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 from trl.trainer.utils import selective_log_softmax
 
-from benchmarks.common import commit, keep, load, machine, parser
+from benchmarks.common import Floor, commit, end_table, keep, load, machine, parser
 from benchmarks.words import count, output, run_command
 from densepath.io import read_json
-from densepath.models.linear import measure_rates, memory_bandwidth
 from densepath.pipeline.environment import resident_bytes
 from densepath.trainers.dpr import DPRTrainer
 from densepath.trainers.dpr_config import DPRConfig
@@ -208,16 +205,10 @@ class Worker:
 
 def floor(setting: Setting, model, prompt_tokens: float) -> dict[str, float]:
     """CPU seconds that a step takes at least at this machine's rates, by phase."""
-    rate, bandwidth = measure_rates().blas * 1e9, memory_bandwidth()
-    weights = sum(p.numel() for p in model.parameters())
-    head = model.get_output_embeddings().weight.numel()
-    distinct = setting.prompts * prompt_tokens + setting.tokens
-    forward = 2 * (weights - head) * distinct + 2 * head * setting.tokens
-    rows = setting.prompts * setting.generations
-    read = 2 * (weights - head) * setting.prompts * prompt_tokens / rate
-    decoded = setting.length * max(2 * weights * rows / rate, 4 * weights / bandwidth)
-    update = 7 * 4 * weights / bandwidth
-    return {"sample": read + decoded, "score": 2 * forward / rate, "train": 3 * forward / rate, "update": update}
+    least, read = Floor(model), setting.prompts * prompt_tokens
+    forward = least.forward(read + setting.tokens, setting.tokens)
+    sample = least.forward(read, 0) + least.decode(setting.prompts * setting.generations, setting.length)
+    return {"sample": sample, "score": 2 * forward, "train": 3 * forward, "update": least.update()}
 
 
 def measured(name: str, arms: list[str], before: list[dict], options, done) -> list[dict]:
@@ -262,8 +253,7 @@ def table(setting: Setting, turns: list[dict], least: dict[str, float]) -> dict[
             print(f"{middle[f'to {other}']:>16.2f} ({min(ratios):.2f}-{max(ratios):.2f})".rjust(30), end="")
         print()
         found[arm] = middle
-    print("floor: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in least.items()), end=" CPU s\n")
-    print("; ".join(machine().values()), end="\n\n")
+    end_table(least)
     return found
 
 

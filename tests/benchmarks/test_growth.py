@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -30,6 +31,7 @@ def test_it_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(growth, "PROMPT", 4)
     monkeypatch.setattr(growth, "WIDTHS", {**growth.WIDTHS, "hidden_size": 32, "intermediate_size": 32})
     monkeypatch.setattr(common, "speed", lambda: {"matrix products": "not measured"})
+    monkeypatch.setattr(common, "rates", lambda: (SimpleNamespace(blas=1.0), 1e9))
     monkeypatch.setitem(growth.AXES, "generations", (2, 4, 8))
     written, drawn = tmp_path / "growth.json", tmp_path / "growth.svg"
     options = ["--axes", "generations", "--rounds", "1", "--threads", "1", "--json", written, "--plot", drawn]

@@ -18,8 +18,7 @@ ARMS = ["densepath, sampled", "TRL RLOO"]
 @pytest.fixture
 def rates(monkeypatch):
     """A machine of a thousand million operations and bytes a second."""
-    monkeypatch.setattr(step, "measure_rates", lambda: SimpleNamespace(blas=1.0))
-    monkeypatch.setattr(step, "memory_bandwidth", lambda: 1e9)
+    monkeypatch.setattr(common, "rates", lambda: (SimpleNamespace(blas=1.0), 1e9))
     monkeypatch.setattr(common, "speed", lambda: {"matrix products": "made up"})
     common.machine.cache_clear()
     yield

@@ -1,9 +1,8 @@
-"""Judged over a socket by a server that is not ours: transformers' own, which speaks the protocol of OpenAI."""
+"""Judged over a socket by servers that are not ours, transformers' and vLLM's: they speak the protocol of OpenAI."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.launching import ENVIRONMENT, NEEDS_VLLM
 from tests.support import tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
@@ -35,7 +35,12 @@ def judge_model(tmp_path_factory) -> Path:
     prompt = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
     last = tokenizer(prompt, add_special_tokens=False)["input_ids"][-1]
     verdict = tokenizer.convert_tokens_to_ids(VERDICT)
-    model = tiny_llama(vocab_size=len(tokenizer), max_position_embeddings=4096, tie_word_embeddings=False)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 4096,
+        "head_dim": 32,
+    }  # vLLM takes no narrower heads
+    model = tiny_llama(**shape, tie_word_embeddings=False)
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
@@ -49,19 +54,26 @@ def judge_model(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def server(judge_model, tmp_path_factory):
+def serving(kind: str, model: Path) -> list[str]:
+    """The command that serves a model, but for host and port."""
+    if kind == "vllm":  # the CPU build's own command asks for metadata that are the GPU build's
+        module = ["-W", "ignore", "-m", "vllm.entrypoints.openai.api_server"]
+        return [sys.executable, *module, "--model", str(model), "--dtype", "float32", "--enforce-eager"]
+    return [str(Path(sys.executable).with_name("transformers")), "serve", str(model), "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", params=["transformers", pytest.param("vllm", marks=NEEDS_VLLM)])
+def server(request, judge_model, tmp_path_factory):
     """The server's address, and the file that it logs its requests to."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     log = tmp_path_factory.mktemp("served") / "log"
-    words = ["serve", str(judge_model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    program = str(Path(sys.executable).with_name("transformers"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*serving(request.param, judge_model), "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1"}
     with (
         log.open("w") as out,
-        subprocess.Popen([program, *words], stdout=out, stderr=subprocess.STDOUT, env=environment) as process,
+        subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment) as process,
     ):
         try:
             _wait(f"http://127.0.0.1:{port}/health", process, log)
@@ -75,7 +87,7 @@ def server(judge_model, tmp_path_factory):
 
 
 def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
+    for _ in range(1200):  # vLLM takes a minute, and several beside other work
         assert process.poll() is None, log.read_text()
         try:
             with urllib.request.urlopen(url, timeout=5):
@@ -107,8 +119,8 @@ def test_a_killed_judgement_by_a_real_server_asks_for_each_game_once(server, jud
         while len(list(kept.rglob("??/*.json"))) < 5 and first.poll() is None:
             time.sleep(0.02)
         first.kill()
-        first.communicate(timeout=60)
-    assert first.returncode == -signal.SIGKILL
+        said, _ = first.communicate(timeout=60)
+    assert first.returncode == -signal.SIGKILL, said
     paid, calls = len(list(kept.rglob("??/*.json"))), asked(log)["200"]
     assert 5 <= paid <= calls <= paid + 2  # as many as may be under way
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)

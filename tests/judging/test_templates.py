@@ -111,6 +111,12 @@ def test_the_wording_of_mt_bench_is_the_benchmarks():
         assert "Apache License, Version 2.0" in (WORDING / f"{name}.yaml").read_text()
 
 
+@pytest.mark.parametrize("name", ["letters", "grade"])
+def test_templates_of_ours_ask_for_as_many_first_tokens_as_there_are(name):
+    """Of five first tokens one was a letter alone in half of a weak judge's replies, and the other counted nothing."""
+    assert load_template(name).parameters["top_logprobs"] == 20
+
+
 def test_a_conversation_before_the_answer_is_shown_whole():
     turns = ({"role": "system", "content": "Be brief."}, *ASKED)
     text = load_template("pair").messages(JudgeRequest(turns, (("a",), ("b",))))[-1]["content"]

