@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -160,11 +161,17 @@ def test_two_rooms_of_one_layer_that_import_each_other_are_seen(monkeypatch):
     assert violations(files[:1]) == set()
 
 
+@functools.cache
+def modules(path: Path) -> frozenset[str]:
+    """What a file imports; each is read once, however many commands lead to it."""
+    return frozenset(module for module, _ in imported(path))
+
+
 def reached(path: Path) -> tuple[set[Path], set[str]]:
     """Files of densepath that a file leads to, packages included, and the other packages that these import."""
     seen, others, todo = {path}, set(), [path]
     while todo:
-        for module, _ in imported(todo.pop()):
+        for module in modules(todo.pop()):
             parts = module.split(".")
             if parts[0] != "densepath":
                 others.add(parts[0])

@@ -112,6 +112,7 @@ def test_the_sft_model_is_kept_as_an_answer(argv, tmp_path, source, capsys):
     assert read_json(tmp_path / "out/purification.json")["trained"] is False
 
 
+@pytest.mark.slow
 def test_a_judge_decides_against_the_sft_models_own_answers(argv, tmp_path, capsys):
     assert main(argv(judge="verifier:tests.pipeline.test_judged_run:longer_is_better")) == 0
     fixed = read_json(tmp_path / "out/sft_answers.json")
@@ -123,6 +124,7 @@ def test_a_judge_decides_against_the_sft_models_own_answers(argv, tmp_path, caps
     assert "another configuration (judge: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_verifier_needs_no_held_out_rows_of_their_own(argv, tmp_path, capsys):
     rows = [{**row, "answer": "0"} for row in ROWS]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows * 1))
@@ -183,6 +185,7 @@ def test_rows_of_one_prompt_are_told_why_none_is_left_to_sort(tmp_path):
         _rows(PurifyCommandArguments("sft", ref_model_name_or_path="base", **asked))
 
 
+@pytest.mark.slow
 def test_answers_may_be_as_long_as_the_demonstrations(argv, tmp_path, capsys):
     """A token for each character, and EOS: 40 tokens need three times 16."""
     long = [{**row, "completion": "x" * (37 + i % 3)} for i, row in enumerate(ROWS)]

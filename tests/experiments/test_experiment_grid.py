@@ -194,6 +194,7 @@ def test_a_cell_of_another_recipe_is_not_mixed_in(finished, tmp_path):
     assert (dpr["status"], list(dpr["by_seed"])) == ("incomplete", ["1"])
 
 
+@pytest.mark.slow
 def test_a_variant_of_another_recipe_is_not_chosen(finished, tmp_path):
     copy = moved(finished, tmp_path)
     (chosen,) = (sweep["variant"] for sweep in finished[1]["sweeps"] if sweep["chosen"])
@@ -207,6 +208,7 @@ def test_a_variant_of_another_recipe_is_not_chosen(finished, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_new_method_that_refuses_the_rows_takes_nothing_out_of_a_finished_table(finished, tmp_path):
     copy = moved(finished, tmp_path)
     first = r"2 of .* tasks failed \(.*\), the first with: .*training row 1 has no such column"
@@ -220,6 +222,7 @@ def test_a_new_method_that_refuses_the_rows_takes_nothing_out_of_a_finished_tabl
     }
 
 
+@pytest.mark.slow
 def test_a_cell_that_was_given_what_its_setting_decides_goes_on_without(finished, tmp_path):
     copy = moved(finished, tmp_path)
     for path in cells(copy).glob("*/config.yaml"):
@@ -230,6 +233,7 @@ def test_a_cell_that_was_given_what_its_setting_decides_goes_on_without(finished
     assert {path: path.stat().st_mtime_ns for path in copy.rglob("model.safetensors")} == before
 
 
+@pytest.mark.slow
 def test_of_a_cell_that_failed_when_it_was_asked_what_was_found_counts_and_no_test_begins(
     finished, tmp_path, monkeypatch
 ):

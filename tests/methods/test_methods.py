@@ -55,6 +55,7 @@ def test_spin_costs_what_it_says_and_is_done_once(source, tmp_path):
     assert not equal(weights(tmp_path / "model"), weights(source / "sft/model"))
 
 
+@pytest.mark.slow
 def test_the_opponent_of_a_round_is_the_policy_of_the_round_before(source, tmp_path):
     outcome = gsil.train(stage_of(source, tmp_path, method="gsil", iterations=3, gsil_loss="brier", dpr_max_steps=7))
     assert outcome.budget.samples == 42  # 14 in each round: three steps, the last of two pairs

@@ -373,6 +373,7 @@ def test_dft_on_all_demonstrations_is_taken_where_the_verifier_finds_it_better(s
     assert not (tmp_path / "dft").exists()
 
 
+@pytest.mark.slow
 def test_the_adapter_of_dft_names_its_base_from_where_it_is_left(source, tmp_path, monkeypatch):
     """It is trained a folder deeper; what a tree that is moved with its base goes by is the relative path."""
     planted(monkeypatch, {"DFT on all demonstrations": 12, "behaviour 2 of 2": 1})
@@ -427,6 +428,7 @@ def test_how_many_answers_were_cut_off_is_counted(source, tmp_path):
     ],
     ids=["one-prompt", "six-of-six"],
 )
+@pytest.mark.slow
 def test_a_lead_is_followed_that_is_shown_before_the_correction(
     source, tmp_path, monkeypatch, right, prompts, behaviour, words
 ):
@@ -605,6 +607,7 @@ def test_nothing_above_the_median_keeps_sft(source, tmp_path, monkeypatch):
     assert kept_sft(tmp_path).startswith("no demonstration has a reward above the median")
 
 
+@pytest.mark.slow
 def test_prompts_that_leave_no_room_for_an_answer_are_not_asked(source, tmp_path, monkeypatch):
     asked = []
 

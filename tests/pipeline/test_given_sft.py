@@ -80,6 +80,7 @@ def test_dpr_starts_from_the_given_model_and_the_control_has_its_compute(tmp_pat
     assert main([*words, "--sft_model_name_or_path", str(source / "sft/references/0.5")]) == 2
 
 
+@pytest.mark.slow
 def test_every_arm_of_a_given_model_trains_an_adapter_where_one_is_asked_for(tmp_path, finished, tiny_model):
     source, _ = finished
     names = ["continued_sft", "spin", "dpr"]
@@ -91,6 +92,7 @@ def test_every_arm_of_a_given_model_trains_an_adapter_where_one_is_asked_for(tmp
         assert not (model / "model.safetensors").exists(), name
 
 
+@pytest.mark.slow
 def test_every_stage_after_a_given_model_reads_as_the_recipe_says(tmp_path, tiny_model):
     """Its folder was told nothing of the template: what is counted, trained on, sampled and saved is the recipe's."""
     told = CHATML.replace("You help.", "Reply with the answer only. " * 5)
@@ -166,6 +168,7 @@ def test_the_shortest_context_of_the_given_models_is_that_of_the_run(tmp_path, t
     assert SFTModels(tiny_model, {"0": tiny_model, "1": short}, None).context == 40
 
 
+@pytest.mark.slow
 def test_no_setting_of_an_experiment_trains_the_given_model_again(tmp_path, finished, tiny_model):
     source, _ = finished
     recipe = {
@@ -187,6 +190,7 @@ def test_no_setting_of_an_experiment_trains_the_given_model_again(tmp_path, fini
     assert {row["method"] for row in setting["rows"]} == {"sft", "contrastive"}
 
 
+@pytest.mark.slow
 def test_checkpoints_of_another_tool_are_references_by_the_names_of_their_folders(tmp_path, finished, tiny_model):
     source, _ = finished
     for name, kept in (("mine", "sft/model"), ("checkpoint-4", "sft/references/0.5")):

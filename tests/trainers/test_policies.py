@@ -383,6 +383,7 @@ def test_the_policy_itself_is_no_frozen_model(tmp_path, tokenizer, prompts, make
         trainer_of(tmp_path, make_model, tokenizer, prompts, model=policy, ref=FrozenPolicy(policy, "default"))
 
 
+@pytest.mark.slow
 def test_frozen_adapters_take_names_that_are_free(tmp_path, folders, prompts, tokenizer):
     """Where the policy's adapter has their name, and where an earlier trainer left its own on the base."""
     ids = [[5, 6, 7]], [[8, 9, 2]]

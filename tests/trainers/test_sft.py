@@ -297,6 +297,7 @@ def test_tokens_of_a_resumed_training_are_counted_however_seldom_it_logs(tmp_pat
     assert [row["num_tokens"] for row in rows if "num_tokens" in row][-1] == 5 * 23  # as in the test above
 
 
+@pytest.mark.slow
 def test_a_log_after_a_resume_is_of_all_steps_since_the_log_before(tmp_path, make_model, tokenizer):
     """The checkpoint at 4 is in the midst of a mean over three steps, and that at 8 in the last one."""
     changes = {**ADAM, "save_strategy": "steps", "save_steps": 2, "logging_steps": 3}
