@@ -223,7 +223,8 @@ def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
     """The grid's results, with what the choice of the reference has to say first, and which arms it left out."""
     found = grid_results(grid, read_json(run / "environment.json"))
     choice = read_choice(run.path)
-    said = choice.warnings
+    seen = (each["seen"] for each in read_json(run / "data.json").values() if "seen" in each)
+    said = (*seen, *choice.warnings)
     if choice.chosen is None and (gone := _without_reference(asked)):
         said += (f"{_left_out(gone)} {choice.reason}",)
     (setting,) = found.settings
