@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 from tests.pipeline.runs import run_argv, save_tiny_model
 from tests.support import CHATML
+from trl import SFTConfig
 
 import densepath
 from densepath.choice.inputs import SFTModels
@@ -21,7 +22,7 @@ from densepath.io import read_json, read_jsonl
 from densepath.methods import SFTRun
 from densepath.models.kept import kept_models
 from densepath.models.load import load_tokenizer
-from densepath.pipeline.data import prompts_of_sft
+from densepath.pipeline.data import SFT_SEED, prompts_of_sft
 from densepath.pipeline.plan import plan_recipe
 from densepath.pipeline.run import begin, run_pipeline, what_runs
 from densepath.pipeline.run_folder import RunFolder
@@ -271,3 +272,4 @@ def test_held_out_prompts_that_the_given_model_was_trained_on_are_told(tmp_path,
     assert (found, len(hashes)) == (str(trained), 3)
     assert hashes < set(map(content_hash, rows))
     assert prompts_of_sft(tmp_path, {"dataset_name": "owner/name"}) == ("owner/name", set())
+    assert SFTConfig.seed == SFT_SEED

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trl import SFTConfig
-
 from densepath.config.judge import JudgeArguments
 from densepath.config.mixins import REGIME, TEXT_TASKS, SamplingArguments
 from densepath.config.run import RunArguments
@@ -47,6 +45,8 @@ WRITTEN = (
     *("data.json", "selection.json", "samples.jsonl", "results.json", "report.json"),
 )
 """Files of a run's folder that are written over."""
+SFT_SEED = 42
+"""Of `densepath sft` where none is given: SFTConfig's, which what trains nothing does not import."""
 REGIME_ROWS = 4000
 """Demonstrations of a regime when `max_train_samples` is None."""
 
@@ -165,7 +165,7 @@ def prompts_of_sft(run_dir: Path, recipe: Mapping[str, Any]) -> tuple[str, set[s
         source, rows = str(own), read_jsonl(own)
     elif source and Path(source).expanduser().exists():
         split, most = recipe.get("dataset_train_split") or "train", recipe.get("max_train_samples")
-        rows = load_rows(source, split, "demonstrations", limit=most, seed=recipe.get("seed", SFTConfig.seed))
+        rows = load_rows(source, split, "demonstrations", limit=most, seed=recipe.get("seed", SFT_SEED))
     else:
         rows = []
     return source, {one for row in rows for one in answered_hashes(row)}
