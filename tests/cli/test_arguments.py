@@ -279,7 +279,7 @@ def test_a_word_of_the_command_line_that_is_no_yaml_is_text():
         run_arguments("--sft_lr_scheduler_kwargs", "{a: 1")
 
 
-@pytest.mark.parametrize("key", ["model_init_kwargs", "trust_remote_code", "resume_from_checkpoint"])
+@pytest.mark.parametrize("key", ["model_init_kwargs", "trust_remote_code", "device", "resume_from_checkpoint"])
 def test_what_a_command_decides_itself_is_refused(key):
     with pytest.raises(ConfigError, match=f"sft_{key} is not taken here: "):
         trl_config(SFTConfig, {"output_dir": "out", key: None}, "sft_")

@@ -246,7 +246,8 @@ def test_sft_learns_any_format_and_keeps_references(models, tmp_path, write_json
     words += ["--learning_rate", "5e-3", "--per_device_train_batch_size", "3", "--lr_scheduler_type", "constant"]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert f"{len(ROWS[kind])} rows: 0 dropped (prompt too long), 0 cut" in out
+    assert f"{len(ROWS[kind])} rows: 0 dropped (the prompt alone fills " in out
+    assert " tokens), 0 cut there, without an end to learn" in out
     assert str(output / "model") in out
     assert sorted(path.name for path in (output / "references").iterdir()) == ["0.5"]
     before, half, after = (
@@ -397,8 +398,15 @@ def test_report_and_env(models, tmp_path, capsys):
     html, twin = capsys.readouterr().out.splitlines()
     assert Path(html).read_text() == page
     assert json.loads(Path(twin).read_text())["run"] == "run"
-    assert main(["env", "--json"]) == 0
+    own = tmp_path / "sent.html"
+    assert main(["report", str(tmp_path / "run"), "--html_file", str(own)]) == 0
+    assert own.read_text() == page
+    assert own.with_suffix(".json").read_text() == Path(twin).read_text()
+    capsys.readouterr()
+    kept = tmp_path / "env.json"
+    assert main(["env", "--json", "--output_file", str(kept)]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert json.loads(kept.read_text()) == found
     assert found["torch"] == torch.__version__
     assert re.search(r"\d+ float32 GFLOP/s a core$", found["matrix products"])  # what a figure of speed rests on
     assert re.fullmatch(r"one core reads \d+ GB/s", found["memory"])

@@ -258,6 +258,19 @@ def test_a_model_that_the_hub_is_asked_for_is_told_at_once(monkeypatch, tmp_path
             ["reference=no/a", "judge=no/c"],
         ),
         ("run --model_name_or_path HERE --dataset_name d --reference 0.5", "pipeline.dry_run.run_run_command", []),
+        (
+            "judge-eval --dataset_name d --judge local:no/c --dry_run",
+            "pipeline.judge_eval.run_judge_eval_command",
+            ["judge=no/c"],
+        ),
+        ("plan --model_name_or_path no/a", "pipeline.plan.plan_recipe", ["model_name_or_path=no/a"]),
+        ("plan --model_name_or_path no/a --json", "pipeline.plan.plan_recipe", ["model_name_or_path=no/a"]),
+        ("plan --model_name_or_path Qwen/Qwen3-0.6B", "pipeline.plan.plan_recipe", []),
+        (
+            "experiment --config RECIPE",
+            "pipeline.experiment.run_experiment",
+            ["model_name_or_path=no/a", "judge=no/c", "reference=no/b"],
+        ),
     ],
 )
 def test_the_hub_is_told_of_by_every_command_that_loads_models(words, function, told, monkeypatch, tmp_path, capsys):
@@ -267,7 +280,14 @@ def test_the_hub_is_told_of_by_every_command_that_loads_models(words, function, 
         raise ConfigError("enough")
 
     monkeypatch.setattr(f"densepath.{function}", stop)
-    assert main(words.replace("HERE", str(tmp_path)).split()) == 2
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "dataset_name: d\nsettings:\n  one: {model_name_or_path: no/a, judge: local:no/c}\n"
+        "  two: {model_name_or_path: no/a, verifier: exact_match}\n"
+        "methods:\n  sft: {}\n  dpr: {tune: {reference: ['0.5', no/b]}}\n",
+        encoding="utf-8",
+    )
+    assert main(words.replace("HERE", str(tmp_path)).replace("RECIPE", str(recipe)).split()) == 2
     said = capsys.readouterr()
     lines = [line for line in (said.out + said.err).splitlines() if "asking the hub" in line]
     assert sorted(line.split()[0] for line in lines) == sorted(told)

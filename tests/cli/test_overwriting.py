@@ -32,6 +32,8 @@ DROP = "--drop duplicate"
         ("judge-eval --judge local:./j --dataset_name rows.json --output_file p.html --html_file p.html", "own name"),
         ("judge --judge local:./j --models a b --benchmark results.json --output_dir .", "as benchmark"),
         ("view rows.json --html_file rows.html", "as html_file's JSON twin"),
+        ("report . --html_file results.html", "as html_file's JSON twin"),
+        ("plan --model_name_or_path model --output_file model/config.json", "as model_name_or_path"),
         ("theory --output_file p.html --html_file p.html", "its own name"),
         (f"run {MODEL} --dataset_name data/train.jsonl --output_dir .", "as data/train.jsonl of output_dir"),
         (f"run {MODEL} --dataset_name data --output_dir .", "as data/train.jsonl of output_dir"),
@@ -40,10 +42,18 @@ DROP = "--drop duplicate"
 )
 def test_nothing_is_lost(tmp_path, monkeypatch, capsys, command, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "data").mkdir()
+    for name in ("sub", "data", "model"):
+        (tmp_path / name).mkdir()
     line = json.dumps(ROW) + "\n"
-    for name in ("rows.jsonl", "rows.json", "results.json", "kept.jsonl", "s.rejected.jsonl", "data/train.jsonl"):
+    for name in (
+        "rows.jsonl",
+        "rows.json",
+        "results.json",
+        "kept.jsonl",
+        "s.rejected.jsonl",
+        "data/train.jsonl",
+        "model/config.json",
+    ):
         (tmp_path / name).write_text(line)
     before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
     assert main(command.split()) == 2

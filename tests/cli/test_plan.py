@@ -22,10 +22,11 @@ def test_a_recipe_is_planned_as_a_table(capsys):
     assert max(map(len, out.splitlines())) <= 100
 
 
-def test_json_has_every_moment(capsys):
+def test_json_has_every_moment(tmp_path, capsys):
     argv = ["plan", *BIG, "--use_peft", "--gpu_memory", "79", "--json", "--reference", "0.5", "--beta", "1"]
-    assert main([*argv, "--sft_per_device_train_batch_size", "4"]) == 0
+    assert main([*argv, "--sft_per_device_train_batch_size", "4", "--output_file", str(tmp_path / "plan.json")]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "plan.json").read_text()) == found
     assert found["fits"]
     assert found["reason"] is None
     for stage in found["stages"].values():

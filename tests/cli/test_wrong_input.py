@@ -374,7 +374,7 @@ def test_a_mistake_can_be_corrected_in_the_same_folder(models, tmp_path, write_j
         ("report nowhere", "nowhere: no such run folder; give the output_dir of run, experiment or judge"),
         ("report nowhere --fast", "unrecognized arguments: --fast"),
         ("theory --seed x", "argument --seed: invalid int value: 'x' (see densepath theory --help)"),
-        ("env --fast", "unexpected argument '--fast'"),
+        ("env --fast", "unrecognized arguments: --fast"),
         ("score --model_name_or_path SFT", "dataset_name is missing"),
         ("score", "model_name_or_path is missing: The SFT model"),
         ("sft --model_name_or_path SFT", "dataset_name is missing: Demonstrations"),

@@ -136,7 +136,7 @@ def test_prompt_and_completion_of_turns() -> None:
     assert encoded["completion_mask"] == [0] * len(state) + [1] * len(action)
 
 
-@pytest.mark.filterwarnings("ignore:.*also holds the end of their prompt")
+@pytest.mark.filterwarnings("ignore:.*also holds the end of the prompt")
 def test_prompt_and_completion_of_text_are_tokenised_together() -> None:
     row = {"prompt": "the ans", "completion": "wer"}
     encoded = encode_demonstration(row, TOKENIZER)
@@ -148,7 +148,7 @@ def test_prompt_and_completion_of_text_are_tokenised_together() -> None:
 def test_a_newline_at_the_border_begins_the_action_where_it_merges_and_it_is_said() -> None:
     row = {"prompt": [user("what?")], "completion": [assistant("\n\n three")]}
     together = ids_of(TOKENIZER.apply_chat_template([*row["prompt"], *row["completion"]], tokenize=False))
-    with pytest.warns(UserWarning, match="also holds the end of their prompt"):
+    with pytest.warns(UserWarning, match="also holds the end of the prompt"):
         encoded = encode_demonstration(row, TOKENIZER)
     prompt = encode_prompt(row["prompt"], TOKENIZER)
     assert together[: len(prompt)] != prompt  # the border does merge with this tokenizer
@@ -332,7 +332,7 @@ def test_an_end_of_the_prompt_that_the_template_drops_later_stays_before_the_ans
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHATML.replace("assistant\n' }}{% endif", "assistant\n<nothink>' }}{% endif")
     turns = [user("a"), assistant("x"), user("c"), assistant(answer)]
-    with pytest.warns(UserWarning, match=r"^1 assistant turn: stand behind the end of the prompt"):
+    with pytest.warns(UserWarning, match=r"^1 assistant turn: behind the end of the prompt"):
         (pair,) = encode_pairs({"messages": turns}, tokenizer)
     assert list(pair.prompt_ids) == encode_prompt(turns[:3], tokenizer)
     assert tokenizer.decode(pair.prompt_ids).endswith("assistant\n<nothink>")

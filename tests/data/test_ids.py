@@ -140,7 +140,7 @@ def test_the_state_of_each_turn_is_the_prompt_that_rl_samples_after(
         assert whole["input_ids"][: len(joined)] == list(joined)
         mask[len(pair.prompt_ids) : len(joined)] = [1] * len(pair.completion_ids)
     assert mask == whole["completion_mask"]
-    if not any("also holds the end of their prompt" in line for line in said):
+    if not any("also holds the end of the prompt" in line for line in said):
         assert [list(pair.prompt_ids) for pair in pairs] == [
             encode_prompt(turns[:index], tokenizer) for index in range(1, len(turns), 2)
         ]
@@ -200,8 +200,7 @@ def test_a_template_that_strips_reasoning_is_read_as_it_renders_and_it_is_said()
         "<think>\nso\n</think>\n\ngreen</s>",
     ]
     assert said == [
-        "1 assistant turn: are read as the chat template renders them later on, without what it strips "
-        "(earlier reasoning)"
+        "1 assistant turn: read as the chat template renders it later on, without what it strips (earlier reasoning)"
     ]
     _, counts = encode_demonstrations([{"messages": turns}] * 3, tokenizer)
     assert (counts.rewritten, counts.left_out, counts.merged) == (3, 0, 0)
@@ -234,7 +233,7 @@ def test_an_answer_is_not_trained_inside_a_thought_that_only_the_prompt_opens(tu
             encode_pairs(row, tokenizer)
     (pair,), notes = quietly({"prompt": [asked], "completion": [turns_of(["", "blue"])[1]]}, tokenizer)
     assert tokenizer.decode(pair.prompt_ids).endswith("assistant\n<think>\n")
-    assert [note[:41] for note in notes] == ["1 assistant turn: stand behind the end of"]
+    assert [note[:35] for note in notes] == ["1 assistant turn: behind the end of"]
     tokenizer.chat_template = THINKS.replace(".split('</think>')[-1]", "")
     (pair,), notes = quietly({"prompt": [asked], "completion": [turns_of(["", THOUGHT])[1]]}, tokenizer)
     assert tokenizer.decode(pair.completion_ids) == f"{THOUGHT[len('<think>') :].lstrip()}</s>"
@@ -250,7 +249,7 @@ def test_an_answer_behind_a_prompt_that_leaves_no_thought_open_may_lose_its_own(
     (pair,), notes = quietly({"prompt": [asked], "completion": [said]}, tokenizer)
     assert tokenizer.decode(pair.prompt_ids).endswith(end)
     assert tokenizer.decode(pair.completion_ids) == "blue</s>"
-    assert [note.partition(",")[0][:21] for note in notes] == ["1 assistant turn: sta", "1 assistant turn: los"]
+    assert [note.partition(",")[0][:21] for note in notes] == ["1 assistant turn: beh", "1 assistant turn: wit"]
 
 
 def test_pairs_of_a_row_that_is_trained_up_to_a_length_are_those_of_the_turns_within_it() -> None:
@@ -274,12 +273,12 @@ def test_reasoning_that_the_template_drops_of_every_answer_is_said(turn: dict[st
     pairs, said = quietly({"messages": [question, answer, question, answer]}, tokenizer)
     assert [tokenizer.decode(pair.completion_ids).strip() for pair in pairs] == ["blue</s>"] * 2
     assert said == [
-        "2 assistant turns: lose text or reasoning, which the chat template drops; another chat_template_path may "
+        "2 assistant turns: without text or reasoning that the chat template drops; another chat_template_path may "
         "keep it"
     ]
     _, counts = encode_demonstrations([{"messages": [question, answer]}] * 3, tokenizer)
     assert counts.shortened == 3
-    assert counts.notes[0].startswith("3 assistant turns: lose")
+    assert counts.notes[0].startswith("3 assistant turns: without")
 
 
 def test_reasoning_beside_a_call_that_the_answer_drops_may_be_left_out() -> None:
@@ -367,7 +366,7 @@ def test_a_turn_whose_state_is_never_asked_for_again_is_no_action() -> None:
     ]
     pairs, said = quietly({"messages": turns}, tokenizer)
     assert [list(pair.prompt_ids) for pair in pairs] == [encode_prompt(turns[:k], tokenizer) for k in (1, 5)]
-    assert any("are no actions" in line and line.startswith("1 ") for line in said)
+    assert any("no actions" in line and line.startswith("1 ") for line in said)
 
 
 def test_a_border_that_a_token_crosses_is_trls_and_is_said() -> None:
@@ -377,7 +376,7 @@ def test_a_border_that_a_token_crosses_is_trls_and_is_said() -> None:
     trls = trl_row(row, tokenizer)
     assert list(pairs[0].prompt_ids + pairs[0].completion_ids) == trls["input_ids"]
     assert trls["labels"].count(-100) == len(pairs[0].prompt_ids)
-    assert ["also holds the end of their prompt" in line for line in said] == [True]
+    assert ["also holds the end of the prompt" in line for line in said] == [True]
 
 
 def test_template_arguments_of_the_tokenizer_of_the_call_and_of_the_row() -> None:

@@ -62,7 +62,7 @@ def test_the_tutorial_runs_from_raw_rows_to_a_judged_answer(tmp_path, monkeypatc
     answers = read_jsonl(Path("answers.jsonl"))
     assert len(answers) == len(read_jsonl(Path("test.jsonl"))) == 60
     report = read_json(Path("judged/report.json"))
-    assert report["judged"]["win_rates"][0]["rate"]["n"] == 60
+    assert report["judged"]["win_rates"][0]["rate"]["n"] == 12
     for page in ("audit", "diagnosis", "purified/purification", "judged/report", "view"):
         html = Path(f"{page}.html").read_text(encoding="utf-8")
         assert "What next: " in html, page

@@ -10,15 +10,19 @@ import pytest
 from safetensors.torch import load_file
 from tests.pipeline.runs import run_argv, save_tiny_model
 from tests.support import CHATML
+from trl import SFTConfig
 
 import densepath
 from densepath.choice.inputs import SFTModels
 from densepath.cli.main import main
 from densepath.config.run import RunArguments
+from densepath.data.splits import content_hash
 from densepath.errors import ConfigError
-from densepath.io import read_json
+from densepath.io import read_json, read_jsonl
 from densepath.methods import SFTRun
+from densepath.models.kept import kept_models
 from densepath.models.load import load_tokenizer
+from densepath.pipeline.data import SFT_SEED, prompts_of_sft
 from densepath.pipeline.plan import plan_recipe
 from densepath.pipeline.run import begin, run_pipeline, what_runs
 from densepath.pipeline.run_folder import RunFolder
@@ -28,6 +32,11 @@ QUICK = {"dpr_max_steps": 1, "eval_temperatures": [0], "dpr_eval_strategy": "no"
 
 DPR_ALONE = {"arms": ["dpr"], "sft_learning_rate": None, "sft_per_device_train_batch_size": None}
 """Beside a given SFT model nothing reads what SFT is told."""
+UNREAD_BY_SFT = (
+    *(*QUICK, *DPR_ALONE, "dpr_per_device_train_batch_size", "dpr_learning_rate", "dpr_eval_steps"),
+    *("dpr_predict_with_generate", "num_generations", "save_steps"),
+)
+"""What a run that trains nothing is not told."""
 
 
 def argv(tiny_model, folder, **changes):
@@ -236,3 +245,35 @@ def test_what_is_not_there_is_said_at_once(tmp_path, tiny_model, capsys, monkeyp
     monkeypatch.chdir(tmp_path)
     assert main(argv(tiny_model, tmp_path / "run", **changes)) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_model_of_the_catalogue_keeps_its_name(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "config.yaml").write_text("model_name_or_path: smollm2-135m-instruct\n")
+    assert kept_models(tmp_path).references == {"0": "smollm2-135m-instruct"}
+
+
+def test_held_out_prompts_that_the_given_model_was_trained_on_are_told(tmp_path, finished, tiny_model, capsys):
+    source, _ = finished
+    trained = source / "data/train.jsonl"
+    words = argv(
+        *(tiny_model, tmp_path / "run"),
+        sft_from=source,
+        arms=["sft"],
+        task_families="sort_words",  # other prompts than those that SFT has seen
+        eval_dataset_name=trained,
+        **dict.fromkeys(key for key in UNREAD_BY_SFT if key != "arms"),
+    )
+    assert main(words) == 0
+    assert "4 of 4 test prompts were trained on" in " ".join(capsys.readouterr().out.split())
+    (setting,) = read_json(tmp_path / "run/results.json")["settings"]
+    assert [said.partition(" were ")[0] for said in setting["warnings"][:2]] == [
+        "4 of 4 validation prompts",
+        "4 of 4 test prompts",
+    ]
+    rows = read_jsonl(trained)
+    found, hashes = prompts_of_sft(tmp_path, {"dataset_name": str(trained), "max_train_samples": 3})  # densepath sft's
+    assert (found, len(hashes)) == (str(trained), 3)
+    assert hashes < set(map(content_hash, rows))
+    assert prompts_of_sft(tmp_path, {"dataset_name": "owner/name"}) == ("owner/name", set())
+    assert SFTConfig.seed == SFT_SEED

@@ -71,6 +71,12 @@ STEPS = {
     "purification, kept": purification(trained=False),
     "scores": next_step.after_view(),
     "audit": next_step.after_audit([("file", "my rows.jsonl"), ("SFT model", "sft"), ("reference", "a, b")]),
+    "audit, otherwise": next_step.after_audit(
+        [
+            *(("file", "rows"), ("SFT model", "sft"), ("reference", "none"), ("reward", "logprob")),
+            *(("worst first by", "mean of the reward"), ("max_length", "192")),
+        ]
+    ),
     "reward-eval": next_step.after_reward_eval("sft", ["a", "b"]),
     "judge, graded": next_step.after_judging(judged()),
     "judge, tie": next_step.after_judging(judged(win_rates=(SimpleNamespace(verdict=Verdict.TIE),))),
@@ -122,6 +128,7 @@ def test_names_that_the_page_knows_are_in_the_command():
     assert "--baseline org/sft" in STEPS["run, unchecked, given SFT"].command
     assert "--judge local:JUDGE" in STEPS["diagnosis, unchecked"].command
     assert "--ref_model_name_or_path a b --dataset_name 'my rows.jsonl' --drop" in STEPS["audit"].command
+    assert " --dense_reward logprob --aggregation mean --max_length 192 --drop" in STEPS["audit, otherwise"].command
     assert "--judge local:a/judge" in STEPS["judge, tie"].command
     assert next_step.after_theory().command == "densepath theory --only 5 --instances 100"
 

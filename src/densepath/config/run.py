@@ -441,6 +441,7 @@ class PlanArguments(RunArguments):
 
     dataset_name: str = option("", "Demonstrations, which are not read.")
     json: bool = option(False, "Print every term of every moment as JSON, in bytes.")
+    output_file: str | None = option(None, "Also write that JSON here.")
 
     def _read_elsewhere(self) -> set[str]:
         return super()._read_elsewhere() | {"max_prompt_length"}  # of the answers that are planned

@@ -360,15 +360,19 @@ def note_lines(merged: int, rewritten: int, left_out: int, prompted: int, shorte
         merged, rewritten, left_out, prompted, shortened: turns, as `EncodeCounts` counts them.
     """
     lines = (
-        (merged, "begin with a token that also holds the end of their prompt; RL samples what comes after it"),
-        (rewritten, "are read as the chat template renders them later on, without what it strips (earlier reasoning)"),
-        (left_out, "are no actions: the chat template renders what stands before them otherwise later on"),
+        (
+            merged,
+            "the first token also holds the end of the prompt, as where an answer begins with a line break; RL "
+            "samples what comes after it",
+        ),
+        (rewritten, "read as the chat template renders it later on, without what it strips (earlier reasoning)"),
+        (left_out, "no actions, since the chat template renders what stands before them otherwise later on"),
         (
             prompted,
-            "stand behind the end of the prompt that the model is asked with (such as <think>), which the template "
-            "drops later on",
+            "behind the end of the prompt that the model is asked with (such as <think>), which the template drops "
+            "later on",
         ),
-        (shortened, "lose text or reasoning, which the chat template drops; another chat_template_path may keep it"),
+        (shortened, "without text or reasoning that the chat template drops; another chat_template_path may keep it"),
     )
     return [f"{count} assistant turn{'s' * (count > 1)}: {what}" for count, what in lines if count]
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from densepath.config.judge import parse_judge
-from densepath.config.run import RunArguments
+from densepath.config.judging import JudgeCommandArguments
 from densepath.models.locate import asks_the_hub
 from densepath.terminal import Console, say
 
@@ -25,21 +24,34 @@ def tell_hub(arguments: Any, console: Console) -> None:
         arguments: a dataclass of options.
         console: where it is said.
     """
-    for argument, model in _named(arguments):
-        if asks_the_hub(model):
-            say(console, f"{argument}={model} is no folder here, nor in the hub's cache: asking the hub for it")
-
-
-def _named(arguments: Any) -> Iterator[tuple[str, str]]:
-    """(argument, model) of all that may be loaded; none where a dry run loads none."""
-    if getattr(arguments, "dry_run", False) and not isinstance(arguments, RunArguments):
+    if isinstance(arguments, JudgeCommandArguments) and arguments.dry_run:  # which loads none
         return
-    for f in fields(arguments):
-        given = getattr(arguments, f.name)
+    for argument, model in dict.fromkeys(_named(vars(arguments))):
+        tell_model(argument, model, console)
+
+
+def tell_model(argument: str, model: str, console: Console) -> None:
+    """Say that the hub is asked for a model, if it is.
+
+    Args:
+        argument: that names the model.
+        model: folder, catalogue name or hub id.
+        console: where it is said.
+    """
+    if asks_the_hub(model):
+        say(console, f"{argument}={model} is no folder here, nor in the hub's cache: asking the hub for it")
+
+
+def _named(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(argument, model) of all that may be loaded, those of an experiment's settings and methods too."""
+    for name, given in values.items():
+        if isinstance(given, Mapping):
+            yield from _named(given)
+            continue
         for value in given if isinstance(given, list) else [given]:
             if not isinstance(value, str) or not value:
                 continue
-            if f.name.endswith("model_name_or_path") or (f.name in _MODELS_OR_WORDS and "/" in value):
-                yield f.name, value
-            elif f.name in _JUDGES and parse_judge(value, f.name)[0] in _WITH_MODELS:
-                yield f.name, parse_judge(value, f.name)[1]
+            if name.endswith("model_name_or_path") or (name in _MODELS_OR_WORDS and "/" in value):
+                yield name, value
+            elif name in _JUDGES and parse_judge(value, name)[0] in _WITH_MODELS:
+                yield name, parse_judge(value, name)[1]

@@ -12,7 +12,7 @@ import yaml
 from densepath.config.run import RunArguments
 from densepath.errors import ConfigError, DamagedFileError, MissingFileError
 from densepath.io import REMEDY, read_json, read_text
-from densepath.models import locate
+from densepath.models import locate, smollm2
 
 INPUTS = "inputs.json"
 """What a training began with beside its configuration: digests of data and models, the number of processes."""
@@ -93,7 +93,12 @@ def _recipe(config: Path) -> dict[str, Any]:
 
 
 def _base(run_dir: Path, name: str) -> str:
-    """The model before SFT, which the recipe names as it was typed: from the folder where the run was begun."""
+    """The model before SFT, which the recipe names as it was typed: from the folder where the run was begun.
+
+    One of the catalogue is called by its name wherever it was converted to.
+    """
+    if name == smollm2.NAME:
+        return name
     record = read_json(run_dir / INPUTS) if (run_dir / INPUTS).is_file() else {"inputs": {}, "places": {}}
     try:
         parts = {

@@ -66,6 +66,8 @@ def run_audit_command(arguments: AuditArguments, console: Console) -> Path:
             ("reward", arguments.dense_reward),
             ("worst first by", f"{arguments.aggregation} of the reward"),
         ]
+        if arguments.max_length is not None:
+            facts.append(("max_length", str(arguments.max_length)))
         paths = audit_view(records, arguments.num_shown, facts).save(arguments.html_file)
         say(console, f"page: {paths.html.resolve()}")
     return path

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,13 @@ from densepath.data.outputs import check_outputs, rows_read
 from densepath.data.regimes import SFT, Regime, regime_rows
 from densepath.data.rows import DataFormat, Row, detect_format, has_prompt, is_answered, jsonable
 from densepath.data.sources import load_rows, place
-from densepath.data.splits import check_disjoint, split_by_content
+from densepath.data.splits import answered_hashes, check_disjoint, content_hash, split_by_content
 from densepath.data.training_rows import Rows, fitting_rows, longest_prompt
 from densepath.errors import ConfigError, DataError, ModelError
 from densepath.evals.verifiers import VERIFIERS
-from densepath.io import read_json, write_json_atomic, write_jsonl_atomic
+from densepath.io import read_json, read_jsonl, write_json_atomic, write_jsonl_atomic
 from densepath.judging.build import shows_reference
+from densepath.models.kept import kept_models
 from densepath.models.load import load_tokenizer, model_context
 from densepath.pipeline.run_folder import RunFolder
 from densepath.terminal import Console, say, warn
@@ -44,6 +45,8 @@ WRITTEN = (
     *("data.json", "selection.json", "samples.jsonl", "results.json", "report.json"),
 )
 """Files of a run's folder that are written over."""
+SFT_SEED = 42
+"""Of `densepath sft` where none is given: SFTConfig's, which what trains nothing does not import."""
 REGIME_ROWS = 4000
 """Demonstrations of a regime when `max_train_samples` is None."""
 
@@ -77,6 +80,8 @@ def prepare_data(run: RunFolder, arguments: RunArguments, tokenizer: Any, contex
         record[name] = {"source": _origin(arguments, name)[0], "rows": len(rows), "sha256": dataset_fingerprint(rows)}
         if name in ("validation", "test") and (fewer := fewer_text(arguments, name, len(rows))) is not None:
             record[name]["note"] = fewer
+        if name in ("validation", "test") and (seen := seen_text(arguments, name, rows)) is not None:
+            record[name]["seen"] = seen
         write_jsonl_atomic(run / f"data/{name}.jsonl", rows)
     limit = min(arguments.max_length or context, context)
     _, counts = encode_demonstrations(
@@ -120,6 +125,50 @@ def check_sources(arguments: RunArguments | PurifyCommandArguments, folder: Path
         "rl_prompts": rows_read(getattr(arguments, "rl_prompts", None), arguments.dataset_train_split),
     }
     check_outputs({f"{name} of output_dir": folder / name for name in written}, read)
+
+
+def seen_text(arguments: RunArguments, split: str, rows: Rows) -> str | None:
+    """Of held-out rows whose prompts the given SFT model was trained on how many there are; None for none.
+
+    Args:
+        arguments: which may name the folder of the SFT run, `sft_from`.
+        split: "validation" or "test".
+        rows: of that split.
+    """
+    if arguments.sft_from is None:
+        return None
+    folder = Path(arguments.sft_from).expanduser()
+    source, trained = prompts_of_sft(folder, kept_models(folder).recipe)
+    seen = sum(content_hash(row) in trained for row in rows)
+    if not seen:
+        return None
+    return (
+        f"{seen} of {len(rows)} {split} prompts were trained on by the SFT model that is given ({source}): they say "
+        "little of new prompts; keep rows out of SFT, and name them with eval_dataset_name"
+    )
+
+
+def prompts_of_sft(run_dir: Path, recipe: Mapping[str, Any]) -> tuple[str, set[str]]:
+    """Where the SFT run of a folder read its demonstrations, and the hashes of all prompts that are answered there.
+
+    These are the folder's own `data/train.jsonl`, else what its recipe names; no prompt where that is no file here.
+
+    Args:
+        run_dir: output_dir of `densepath sft` or `run`.
+        recipe: of that run.
+
+    Raises:
+        DataError: rows that cannot be read.
+    """
+    own, source = run_dir / "data/train.jsonl", str(recipe.get("dataset_name") or "")
+    if own.is_file():
+        source, rows = str(own), read_jsonl(own)
+    elif source and Path(source).expanduser().exists():
+        split, most = recipe.get("dataset_train_split") or "train", recipe.get("max_train_samples")
+        rows = load_rows(source, split, "demonstrations", limit=most, seed=recipe.get("seed", SFT_SEED))
+    else:
+        rows = []
+    return source, {one for row in rows for one in answered_hashes(row)}
 
 
 def fewer_text(arguments: RunArguments | PurifyCommandArguments, split: str, found: int) -> str | None:
@@ -240,7 +289,8 @@ def tell_data(run: RunFolder, console: Console, title: str) -> None:
     )
     left_out = "; ".join(f"{train[name]} {text}" for name, text in notes if train.get(name))
     say(console, f"{title}data: {counts} rows" + (f" ({left_out})" if left_out else ""))
-    for note in (*train.get("notes", []), *(each["note"] for each in record.values() if "note" in each)):
+    of_splits = (each[key] for each in record.values() for key in ("note", "seen") if key in each)
+    for note in (*train.get("notes", []), *of_splits):
         warn(console, note)
 
 

@@ -14,7 +14,7 @@ from densepath.config.choice import DiagnoseArguments
 from densepath.config.judge import JudgeArguments
 from densepath.data.outputs import check_outputs, models_read, rows_read
 from densepath.data.sources import load_rows
-from densepath.data.splits import answered_hashes, content_hash
+from densepath.data.splits import content_hash
 from densepath.data.training_rows import Rows, measured_rows
 from densepath.errors import ConfigError, DataError
 from densepath.evals.generation import Decoding
@@ -25,7 +25,13 @@ from densepath.judging.build import CACHE, make_judge_against
 from densepath.models.compat import check_same_tokenizer, weights_differ
 from densepath.models.kept import KeptModels, kept_models
 from densepath.models.load import load_frozen, load_tokenizer
-from densepath.pipeline.data import check_answers, check_demonstrations, check_prompts, check_right_answers
+from densepath.pipeline.data import (
+    check_answers,
+    check_demonstrations,
+    check_prompts,
+    check_right_answers,
+    prompts_of_sft,
+)
 from densepath.progress import StageProgress
 from densepath.records.choice import Criterion
 from densepath.records.codec import to_json
@@ -185,20 +191,19 @@ def _rows(arguments: DiagnoseArguments, run_dir: Path, console: Console, recipe:
     source = str(own) if arguments.dataset_name is None else arguments.dataset_name
     split = arguments.dataset_train_split
     rows = load_rows(source, split, "held-out prompts", limit=arguments.max_samples, seed=arguments.seed)
-    if recipe.get("dataset_name") == source:
-        warn(console, f"{source} is what SFT was trained on: the diagnosis is only honest on other rows")
     hashes = [content_hash(row) for row in rows]
-    for name, hashes_of in (("test", lambda row: [content_hash(row)]), ("train", answered_hashes)):
-        file = run_dir / f"data/{name}.jsonl"
-        taken = {one for row in read_jsonl(file) for one in hashes_of(row)} if file.is_file() else set()
-        shared = sum(one in taken for one in hashes)
-        if shared and name == "test":
-            raise DataError(
-                f"{source}: {shared} of {len(rows)} prompts are test prompts of this run ({file}); choose by "
-                "validation rows, so that the test stays untouched"
-            )
-        if shared:
-            warn(console, f"{source}: {shared} of {len(rows)} prompts were trained on ({file})")
+    file = run_dir / "data/test.jsonl"
+    tested = {content_hash(row) for row in read_jsonl(file)} if file.is_file() else set()
+    if shared := sum(one in tested for one in hashes):
+        raise DataError(
+            f"{source}: {shared} of {len(rows)} prompts are test prompts of this run ({file}); choose by validation "
+            "rows, so that the test stays untouched"
+        )
+    demonstrations, trained = prompts_of_sft(run_dir, recipe)
+    if shared := sum(one in trained for one in hashes):
+        warn(console, f"{source}: {shared} of {len(rows)} prompts were trained on ({demonstrations})")
+    if shared or source == demonstrations:
+        warn(console, "the diagnosis is only honest on rows that SFT has not seen")
     return source, rows
 
 

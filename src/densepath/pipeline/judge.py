@@ -115,7 +115,9 @@ def run_judge_command(arguments: JudgeCommandArguments, console: Console) -> Pat
         for each in judges:
             say(console, f"{each.name}: {spending_text(each.spent)}")
         report = judge_report(arguments, figures, found, entered, matches, games)
-        paths = write_judged_page(replace(report, spent=_together(each.spent for each in judges)), folder)
+        paths = write_judged_page(
+            replace(report, spent=_together(each.spent for each in judges)), folder / "report.html"
+        )
         say(console, f"results: {(folder / 'results.json').resolve()}")
         say(console, f"page: {paths.html.resolve()}")
         if second.failure is not None:

@@ -221,10 +221,11 @@ def train_and_ask(grid: Grid, console: Console, *, told: bool) -> None:
 
 
 def _results(run: RunFolder, grid: Grid, asked: Setting) -> Results:
-    """The grid's results, with how long SFT is and what the choice says first, and which arms it left out."""
+    """The grid's results, with what data, SFT and the choice say first, and which arms it left out."""
     found = grid_results(grid, read_json(run / "environment.json"))
     choice = read_choice(run.path)
-    said = (*passes_said(run.path), *choice.warnings)
+    seen = (each["seen"] for each in read_json(run / "data.json").values() if "seen" in each)
+    said = (*seen, *passes_said(run.path), *choice.warnings)
     if choice.chosen is None and (gone := _without_reference(asked)):
         said += (f"{_left_out(gone)} {choice.reason}",)
     (setting,) = found.settings

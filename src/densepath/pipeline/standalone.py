@@ -186,7 +186,8 @@ def run_sft_command(arguments: SFTArguments, others: dict[str, Any], console: Co
             where=functools.partial(place, arguments.dataset_name, arguments.dataset_train_split),
         )
         _open_inputs(folder, config, {"model": arguments.model_name_or_path}, tokenizer, {"data": encoded}, console)
-        say(console, f"{counts.rows} rows: {counts.dropped} dropped (prompt too long), {counts.truncated} cut")
+        dropped = f"{counts.dropped} dropped (the prompt alone fills {limit} tokens)"
+        say(console, f"{counts.rows} rows: {dropped}, {counts.truncated} cut there, without an end to learn")
         for note in counts.notes:
             warn(console, note)
         model = load_trainable(arguments, arguments.model_name_or_path)

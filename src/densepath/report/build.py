@@ -30,16 +30,25 @@ class ReportPaths(NamedTuple):
     html: Path
     json: Path
 
+    @classmethod
+    def of(cls, html: Path) -> ReportPaths:
+        """The page, and its twin beside it."""
+        return cls(html, html.with_suffix(".json"))
 
-def write_report(run_dir: Path) -> ReportPaths:
-    """Write `report.html` and its twin `report.json` into the run folder, each atomically.
+
+def write_report(run_dir: Path, html: Path | None = None) -> ReportPaths:
+    """Write the page of a run and its twin, each atomically.
+
+    Args:
+        run_dir: the run folder.
+        html: where the page goes; `report.html` of the run folder if None.
 
     Raises:
         MissingFileError: no such folder, or nothing of a run in it.
         StorageError: writing failed.
     """
     report = build_report(run_dir)
-    paths = ReportPaths(Path(run_dir) / "report.html", Path(run_dir) / "report.json")
+    paths = ReportPaths.of(html or Path(run_dir) / "report.html")
     page = page_html(run_page(report))
     write_json_atomic(paths.json, report.to_dict())
     write_text_atomic(paths.html, page)

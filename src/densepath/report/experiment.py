@@ -97,19 +97,23 @@ def is_experiment(folder: Path) -> bool:
     return (Path(folder) / "experiment.yaml").is_file()
 
 
-def rewrite_experiment_page(folder: Path) -> Path:
-    """Make `results.html` again from the `results.json` beside it, atomically; returns its path.
+def rewrite_experiment_page(folder: Path, html: Path | None = None) -> Path:
+    """Make the page again from the folder's `results.json`, atomically; returns its path.
+
+    Args:
+        folder: of the experiment.
+        html: where the page goes; `results.html` of the folder if None.
 
     Raises:
         MissingFileError: the experiment has no table yet.
         DamagedFileError: the record is none. StorageError: it cannot be read, or the page cannot be written.
     """
-    record, page = Path(folder) / "results.json", Path(folder) / "results.html"
+    record, page = Path(folder) / "results.json", html or Path(folder) / "results.html"
     try:
-        html = page_html(experiment_page(read_record(Results, record)))
+        text = page_html(experiment_page(read_record(Results, record)))
     except MissingFileError:
         raise MissingFileError(f"{record}: no such file yet; run densepath experiment again to go on") from None
-    write_text_atomic(page, html)
+    write_text_atomic(page, text)
     return page
 
 

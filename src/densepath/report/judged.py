@@ -44,13 +44,13 @@ _WHAT = {
 }
 
 
-def write_judged_page(report: JudgeReport, folder: Path) -> ReportPaths:
-    """Write `report.html` and its twin `report.json` into a folder, each atomically.
+def write_judged_page(report: JudgeReport, html: Path) -> ReportPaths:
+    """Write the page and its twin beside it, each atomically.
 
     Raises:
         StorageError: writing failed.
     """
-    paths = ReportPaths(folder / "report.html", folder / "report.json")
+    paths = ReportPaths.of(html)
     page = page_html(judged_page(report))
     write_json_atomic(paths.json, to_json(report))
     write_text_atomic(paths.html, page)
@@ -62,13 +62,18 @@ def is_judged(folder: Path) -> bool:
     return (folder / "games.jsonl").is_file()
 
 
-def rewrite_judged_page(folder: Path) -> ReportPaths:
+def rewrite_judged_page(folder: Path, html: Path | None = None) -> ReportPaths:
     """Make the page again, from its twin.
+
+    Args:
+        folder: of the judging.
+        html: where the page goes; `report.html` of the folder if None.
 
     Raises:
         MissingFileError: judging has not ended. DataError: the twin holds no such record.
     """
-    return write_judged_page(from_json(JudgeReport, read_json(folder / "report.json")), folder)
+    report = from_json(JudgeReport, read_json(folder / "report.json"))
+    return write_judged_page(report, html or folder / "report.html")
 
 
 def judged_parts(found: Judged) -> tuple[Part, ...]:

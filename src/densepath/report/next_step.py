@@ -183,15 +183,24 @@ def after_view(facts: Sequence[tuple[str, str]] = ()) -> Next:
 
 def after_audit(facts: Sequence[tuple[str, str]]) -> Next:
     """Of an audit: the rows without those that are flagged, for another SFT."""
-    words = "leave out what is flagged, and train on the rest with densepath sft; read what is dropped first."
-    return Next(words, f"{_audit(dict(facts))} --drop duplicate cut_off --clean_file clean.jsonl")
+    words = (
+        "leave out what repeats another row, and train on the rest with densepath sft; drop what is flagged cut off "
+        "only where you have read it, since whole answers that end without a full stop are flagged too."
+    )
+    return Next(words, f"{_audit(dict(facts))} --drop duplicate --clean_file clean.jsonl")
 
 
 def _audit(facts: Mapping[str, str]) -> str:
     names = {"model_name_or_path": facts.get("SFT model") or SFT}
     refs = [each for each in facts.get("reference", BEFORE).split(", ") if each != "none"]
     rows = facts.get("file", ROWS) if "SFT model" in facts else ROWS
-    return typed("audit", **names, ref_model_name_or_path=refs, dataset_name=rows)
+    said = {
+        "dense_reward": facts.get("reward", "baseline_relative"),
+        "aggregation": facts.get("worst first by", "min").partition(" ")[0],
+        "max_length": facts.get("max_length"),
+    }
+    changed = {name: value for name, value in said.items() if value not in ("baseline_relative", "min")}
+    return typed("audit", **names, ref_model_name_or_path=refs, dataset_name=rows, **changed)
 
 
 def after_reward_eval(sft: str, refs: Sequence[str]) -> Next:

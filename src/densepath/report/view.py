@@ -82,7 +82,7 @@ class ScoreView:
             UsageError: the twin would have the page's own name.
             StorageError: writing failed.
         """
-        paths = ReportPaths(Path(path), Path(path).with_suffix(".json"))
+        paths = ReportPaths.of(Path(path))
         if paths.html == paths.json:
             raise UsageError(f"{path}: give the page a name that ends in .html; its JSON twin takes .json")
         page = page_html(view_page(self, beside=True))

@@ -37,9 +37,10 @@ the newest may be the one that a kill cuts short."""
 _COMMANDS_OWN: Mapping[str, str] = {
     "model_init_kwargs": "a command loads its models itself; set dtype and trust_remote_code",
     "trust_remote_code": "set trust_remote_code, which holds for every stage",
+    "device": "a training takes the GPU that there is; set use_cpu: true, or choose with CUDA_VISIBLE_DEVICES",
     "resume_from_checkpoint": "the same command on the same output_dir goes on from its last checkpoint",
 }
-"""Arguments of TRL's configs that would have no effect in a command, and what has."""
+"""Arguments of TRL's configs, or of other commands, that a training does not take, and what it takes."""
 
 
 def device_defaults() -> dict[str, Any]:
@@ -84,12 +85,12 @@ def checked_values(kind: type[Any], values: Mapping[str, Any], prefix: str = "")
     hints = typing.get_type_hints(kind)
     checked: dict[str, Any] = {}
     for key, value in values.items():
+        if key in _COMMANDS_OWN:
+            raise ConfigError(f"{prefix + key} is not taken here: {_COMMANDS_OWN[key]}")
         if key not in names:
             near = difflib.get_close_matches(key, names, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
             raise ConfigError(f"unknown key {prefix + key!r}: {kind.__name__} has no such argument{hint}")
-        if key in _COMMANDS_OWN:
-            raise ConfigError(f"{prefix + key} is not taken here: {_COMMANDS_OWN[key]}")
         checked[key] = _fitting(value, hints[key], prefix + key)
     check_bounds(kind, checked, prefix)
     return checked
