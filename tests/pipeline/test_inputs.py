@@ -16,6 +16,7 @@ from transformers import TrainingArguments
 
 from densepath.cli.main import main
 from densepath.errors import ConfigError, ModelError, StorageError
+from densepath.io import read_sealed_json, write_sealed_json
 from densepath.models.kept import kept_models
 from densepath.pipeline.inputs import is_kept
 
@@ -141,12 +142,16 @@ def test_another_number_of_processes_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_short(sft("cut"))
-    record = json.loads(Path("cut/inputs.json").read_text())
+    record = read_sealed_json(Path("cut/inputs.json"))
     assert record["inputs"]["processes"] == 1
     record["inputs"]["processes"] = 2  # as if two had begun it
-    Path("cut/inputs.json").write_text(json.dumps(record))
+    write_sealed_json(Path("cut/inputs.json"), record)
     assert main(sft("cut")) == 2
     assert "(processes: 2 -> 1)" in capsys.readouterr().err
+    text = Path("cut/inputs.json").read_text()
+    Path("cut/inputs.json").write_text(text.replace('"processes": 2', '"processes": 3'))
+    assert main(sft("cut")) == 1  # a digit that a disk has changed is no other training
+    assert "cut/inputs.json is damaged" in capsys.readouterr().err
 
 
 def test_a_folder_without_the_record_goes_on_and_says_so(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

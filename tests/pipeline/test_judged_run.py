@@ -10,7 +10,7 @@ from tests.pipeline.runs import run_argv
 
 from densepath.config.run import RunArguments
 from densepath.errors import ConfigError
-from densepath.io import read_json, read_jsonl
+from densepath.io import read_json, read_jsonl, read_sealed_json, write_sealed_json
 from densepath.pipeline.results import WIN_RATE
 
 LONGER = "verifier:tests.pipeline.test_judged_run:longer_is_better"
@@ -82,9 +82,9 @@ def test_another_judge_is_another_run_and_a_higher_limit_is_not(judged, forks):
     assert forks.run([*argv, "--judge", "verifier:exact_match"]) == 2
     assert "another configuration (judge: " in forks.stderr
     kept = (run / "inputs.json").read_text()
-    record = json.loads(kept)
+    record = read_sealed_json(run / "inputs.json")
     record["inputs"]["judge source"] = "0" * 16  # as if another program had judged under this name
-    (run / "inputs.json").write_text(json.dumps(record))
+    write_sealed_json(run / "inputs.json", record)
     assert forks.run(argv) == 2
     assert "began with something else (judge source: 0000000000000000 -> " in forks.stderr
     (run / "inputs.json").write_text(kept)

@@ -11,7 +11,7 @@ import yaml
 
 from densepath.config.run import RunArguments
 from densepath.errors import ConfigError, DamagedFileError, MissingFileError
-from densepath.io import REMEDY, read_json, read_text
+from densepath.io import REMEDY, read_sealed_json, read_text
 from densepath.models import locate, smollm2
 
 INPUTS = "inputs.json"
@@ -99,14 +99,15 @@ def _base(run_dir: Path, name: str) -> str:
     """
     if name == smollm2.NAME:
         return name
-    record = read_json(run_dir / INPUTS) if (run_dir / INPUTS).is_file() else {"inputs": {}, "places": {}}
+    path = run_dir / INPUTS
+    record = read_sealed_json(path, old=True) if path.is_file() else {"inputs": {}, "places": {}}
     try:
         parts = {
             key.removeprefix("model "): each for key, each in record["inputs"].items() if key.startswith("model ")
         }
         where = str(record["places"].get("model", name))
     except (KeyError, TypeError, AttributeError):
-        raise DamagedFileError(f"{run_dir / INPUTS} is damaged, it names no inputs: {REMEDY}") from None
+        raise DamagedFileError(f"{path} is damaged, it names no inputs: {REMEDY}") from None
     return locate.stored_model(
         where, run_dir, (f"{run_dir}: its model", "put it back where it was"), {"identity": parts}
     )

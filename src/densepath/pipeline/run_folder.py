@@ -184,17 +184,17 @@ class RunFolder:
         path = self.path / INPUTS
         has_work, known = self._has_work(), path.exists()
         if self.writes and not (has_work and known):  # from here on a call has something to compare with
-            write_json_atomic(path, {"inputs": dict(inputs), "places": dict(places or {})})
+            write_sealed_json(path, {"inputs": dict(inputs), "places": dict(places or {})})
         if not known:
             if not has_work:
                 return None
             return (
                 f"{self.path} does not say what its training began with: whether data and models are the same is open"
             )
+        remedy = "put a whole copy in its place, or remove it: the inputs are then not compared"
         try:
-            before = dict(read_json(path)["inputs"])
+            before = dict(read_sealed_json(path, remedy, old=True)["inputs"])
         except (KeyError, TypeError, ValueError):
-            remedy = "put a whole copy in its place, or remove it: the inputs are then not compared"
             raise DamagedFileError(f"{path} is damaged, it names no inputs: {remedy}") from None
         changed = {name: value for name, value in inputs.items() if name in before and before[name] != value}
         if changed:
