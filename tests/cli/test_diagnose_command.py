@@ -107,7 +107,8 @@ def test_the_reward_alone_says_which_reference_to_try(run_dir, write_jsonl, caps
     assert main(words) == 0
     record = json.loads(Path("diagnosis.json").read_text())
     out = " ".join(capsys.readouterr().out.split())
-    assert "honest on rows that SFT has not seen" in out
+    split = (run_dir / "data/train.jsonl").exists()  # which says of each row whether it was trained on: here none was
+    assert ("honest on rows that SFT has not seen" in out) is not split
     assert (record["criterion"], record["sft"], record["candidates"]) == ("altered", [], [])
     assert [one["reference"] for one in record["agreement"]] == ["0", "0.25", "all"]
     assert record["decision"]["answer"] in ("cannot_tell", "none")
