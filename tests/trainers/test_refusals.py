@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import math
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,10 @@ import torch
 from transformers import TrainingArguments
 from trl import DPOConfig, GRPOConfig, SFTConfig
 
+from densepath.config.reward import ScoreArguments
 from densepath.errors import ConfigError
 from densepath.trainers import dpr_config, self_play, sft
-from densepath.trainers.bounds import BOUNDS
+from densepath.trainers.bounds import BOUNDS, check_bounds
 from densepath.trainers.dpr_config import DPRConfig
 from densepath.trainers.refusals import check_startable, refusing
 from densepath.trainers.self_play import SelfPlayConfig
@@ -268,6 +270,13 @@ def test_a_tracker_that_is_no_name_is_one_line(tmp_path):
 def test_half_precision_that_would_be_left_out_on_a_cpu_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="fp16=True has no effect on a CPU"):
         check_startable(DPRConfig(str(tmp_path), fp16=True, bf16=False, use_cpu=True, report_to="none"))
+
+
+def test_a_count_that_no_machine_holds_is_refused():
+    with pytest.raises(ConfigError, match=f"per_device_train_batch_size={10**30} must be at most {sys.maxsize}"):
+        check_bounds(SFTConfig, {"per_device_train_batch_size": 10**30})
+    with pytest.raises(ConfigError, match=f"max_samples={10**30} must be at most {sys.maxsize}"):
+        ScoreArguments(max_samples=10**30)
 
 
 @pytest.mark.parametrize("name", ["per_device_train_batch_size", "gradient_accumulation_steps"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -56,6 +57,8 @@ class Arguments:
             for each in value if isinstance(value, list) else [value]:
                 if isinstance(each, float):
                     check_finite(f.name, each)
+                if isinstance(each, int) and abs(each) > sys.maxsize:
+                    raise ConfigError(f"{f.name}={each} must be at most {sys.maxsize}")
                 if isinstance(each, str):
                     check_characters(f.name, each)
             if f.name.endswith(("_file", "_dir")) and isinstance(value, str):

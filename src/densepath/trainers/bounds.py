@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -120,6 +121,8 @@ def check_bounds(kind: type, values: Mapping[str, Any], prefix: str = "") -> Non
             bound = BOUNDS.get(name, _FINITE)
             if not bound.holds(value):
                 raise ConfigError(f"{prefix}{name}={value} {bound}")
+            if isinstance(value, int) and value > sys.maxsize:  # no row can have such a number
+                raise ConfigError(f"{prefix}{name}={value} must be at most {sys.maxsize}")
         choices = metadata[name].get("choices") if name in metadata else None
         if choices and value is not None and value not in list(choices):
             raise ConfigError(f"{prefix}{name}={value!r} does not exist; choose one of: {', '.join(choices)}")
