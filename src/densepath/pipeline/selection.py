@@ -166,7 +166,7 @@ def unfinished(sft: SFTRun, console: Console, title: str) -> str | None:
         title: of the progress.
     """
     kept = sorted((name for name in sft.references if fraction_of(name) is not None), key=float)
-    rows = list(filter(is_answered, sft.rows("validation"))) if kept else []
+    rows = list(filter(is_answered, sft.rows("validation"))) if len(kept) > 1 else []  # one has no pace
     rows = measured_rows(rows, sft.tokenizer(), sft.context, judged=False)
     if not rows:
         return None

@@ -43,7 +43,9 @@ def run_sft(run: RunFolder, sft: SFTRun, others: Mapping[str, Any], console: Con
         if 2 * passes > most:
             break
         free_models()
+        asked = time.monotonic()
         reason = unfinished(sft, console, f"{title}: is it finished?")
+        started += time.monotonic() - asked  # which is no training
         if reason is None:
             break
         made, passes = "1 pass" if passes == 1 else f"{passes} passes", 2 * passes
