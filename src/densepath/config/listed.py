@@ -47,7 +47,8 @@ _STEPS = {
 RUN = Listed(
     own=(
         *("model_name_or_path", "dataset_name", "eval_dataset_name", "verifier", "judge", "output_dir"),
-        *("sft_from", "sft_model_name_or_path", "sft_num_train_epochs", "sft_max_steps", "sft_learning_rate"),
+        *("sft_from", "sft_model_name_or_path", "sft_num_train_epochs", "sft_most_epochs", "sft_max_steps"),
+        "sft_learning_rate",
         *("reference", "reference_fractions", "beta", "dpr_max_steps", "max_completion_length", "arms"),
         *("use_peft", "report_to", "dry_run"),
     ),
